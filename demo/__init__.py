@@ -1,0 +1,1 @@
+"""The demo: run it with ``make demo``."""

@@ -1,0 +1,5 @@
+"""``python -m loadmaster``."""
+
+from loadmaster.cli.main import entry
+
+entry()

@@ -1,0 +1,228 @@
+"""DeepSeek-V3 and its relatives: V3, R1, V3.1, V3.2, Kimi-K2, GLM-5, GLM-5.1, GLM-5.2.
+
+Latent attention (MLA), a sparse-attention indexer on some or all layers (V3.2, GLM), dense layers first and then routed
+experts, and MTP layers stored after the decoder layers. GLM's MTP layer shares the model's embedding and head;
+DeepSeek's stores copies of its own: what the headers hold decides.
+
+Sources: the released configs and headers; ``modeling_deepseek_v3.py``, ``modeling_deepseek_v32.py`` and
+``modeling_glm_moe_dsa.py`` of transformers.
+"""
+
+from __future__ import annotations
+
+from loadmaster.architectures.config import Config
+from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_columns, by_rows, linear
+from loadmaster.errors import ConfigError, UnsupportedError
+
+
+def schema(c: Config) -> Schema:
+    """Return the logical tensors that ``c`` describes."""
+    num_layers = c.size("num_hidden_layers")
+    num_dense = min(c.size("first_k_dense_replace", 0, least=0), num_layers)
+    if c.size("moe_layer_freq", 1) != 1:
+        raise UnsupportedError("config.json: moe_layer_freq other than 1 is not supported")
+    indexers = indexer_types(c)
+    mlps = c.strings("mlp_layer_types") or ("dense",) * num_dense + ("sparse",) * (num_layers - num_dense)
+    if len(mlps) != num_layers or not set(mlps) <= {"dense", "sparse"}:
+        raise ConfigError(f"config.json: mlp_layer_types must give dense or sparse for each of {num_layers} layers")
+
+    kinds: dict[str, tuple[Tensor, ...]] = {}
+    for mlp in ("dense", "sparse"):
+        for indexer in ("full", "shared", "none"):
+            parts = (*_attention(c), *(_indexer(c) if indexer == "full" else ()))
+            kinds[f"{mlp}/{indexer}"] = (*parts, *(_dense(c) if mlp == "dense" else _experts(c)))
+    draft = "none" if c.values.get("index_topk") is None else "full"
+    kinds["mtp"] = (*kinds[f"sparse/{draft}"], *_draft(c))
+
+    hidden, vocab = c.size("hidden_size"), c.size("vocab_size")
+    tied = c.flag("tie_word_embeddings")
+    top = [Tensor("embed", (vocab, hidden), by_rows()), Tensor("norm", (hidden,))]
+    if not tied:
+        top.append(Tensor("head", (vocab, hidden), by_rows()))
+    return Schema(
+        top=tuple(top),
+        kinds=kinds,
+        layers=tuple(f"{mlp}/{indexer}" for mlp, indexer in zip(mlps, indexers, strict=True)),
+        drafts=("mtp",) * c.size("num_nextn_predict_layers", 0, least=0),
+        carries=tuple(("topk_indices",) if i == "shared" else () for i in indexers),
+        tied=tied,
+        waived=((r"lm_head\.weight", "tied to the embedding"),) if tied else (),
+    )
+
+
+def indexer_types(c: Config) -> tuple[str, ...]:
+    """Return for each layer whether it selects tokens (``full``), reuses the last selection (``shared``) or has ``none``.
+
+    The rule is that of ``GlmMoeDsaConfig``: an explicit list, else a pattern of F and S, else a frequency and an offset.
+    """
+    num_layers = c.size("num_hidden_layers")
+    if c.values.get("index_topk") is None:
+        return ("none",) * num_layers
+    types = c.strings("indexer_types")
+    pattern = c.values.get("index_topk_pattern")
+    if not types and isinstance(pattern, str):
+        types = tuple({"F": "full", "S": "shared"}.get(letter, letter) for letter in pattern)
+    elif not types:
+        freq, offset = c.size("index_topk_freq", 1), c.size("index_skip_topk_offset", 2, least=0)
+        types = tuple("full" if max(i - offset + 1, 0) % freq == 0 else "shared" for i in range(num_layers))
+    if len(types) < num_layers or not set(types) <= {"full", "shared"}:
+        raise ConfigError(f"config.json: indexer_types must give full or shared for each of {num_layers} layers")
+    if types[0] == "shared":
+        raise ConfigError("config.json: indexer_types begins with shared, which has nothing before it to share")
+    return types[:num_layers]
+
+
+def _attention(c: Config) -> tuple[Tensor, ...]:
+    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
+    if c.values.get("q_lora_rank") is None:
+        raise UnsupportedError("config.json: q_lora_rank is null; uncompressed queries are not supported yet")
+    if c.flag("attention_bias"):
+        raise UnsupportedError("config.json: attention_bias is true; MLA with biases is not supported yet")
+    q_lora, kv_lora = c.size("q_lora_rank"), c.size("kv_lora_rank")
+    nope, rope, value = c.size("qk_nope_head_dim"), c.size("qk_rope_head_dim"), c.size("v_head_dim")
+    return (
+        Tensor("input_norm", (hidden,)),
+        linear("attn.q_a", q_lora, hidden),
+        Tensor("attn.q_a_norm", (q_lora,)),
+        linear("attn.q_b", heads * (nope + rope), q_lora, by_rows(nope + rope)),
+        linear("attn.kv_a", kv_lora + rope, hidden),
+        Tensor("attn.kv_a_norm", (kv_lora,)),
+        linear("attn.kv_b", heads * (nope + value), kv_lora, by_rows(nope + value)),
+        linear("attn.o", hidden, heads * value, by_columns(value)),
+        Tensor("post_norm", (hidden,)),
+    )
+
+
+def _indexer(c: Config) -> tuple[Tensor, ...]:
+    if c.values.get("index_topk") is None:
+        return ()
+    hidden, q_lora = c.size("hidden_size"), c.size("q_lora_rank")
+    heads, head = c.size("index_n_heads"), c.size("index_head_dim")
+    return (
+        linear("indexer.wq_b", heads * head, q_lora),
+        linear("indexer.wk", head, hidden),
+        Tensor("indexer.weights_proj", (heads, hidden), usual=("F32",)),
+        Tensor("indexer.k_norm", (head,), usual=("F32",)),
+        Tensor("indexer.k_norm_bias", (head,), usual=("F32",)),
+    )
+
+
+def _dense(c: Config) -> tuple[Tensor, ...]:
+    hidden, intermediate = c.size("hidden_size"), c.size("intermediate_size")
+    return (
+        linear("mlp.gate", intermediate, hidden, by_rows()),
+        linear("mlp.up", intermediate, hidden, by_rows()),
+        linear("mlp.down", hidden, intermediate, by_columns()),
+    )
+
+
+def _experts(c: Config) -> tuple[Tensor, ...]:
+    hidden, inner, experts = c.size("hidden_size"), c.size("moe_intermediate_size"), c.size("n_routed_experts")
+    shared = inner * c.size("n_shared_experts", 1)
+    return (
+        Tensor("moe.router", (experts, hidden), usual=("F32",)),
+        Tensor("moe.router_bias", (experts,), keep="F32"),  # decides between near equals: never narrowed
+        linear("moe.gate", inner, hidden, by_rows(), experts=experts),
+        linear("moe.up", inner, hidden, by_rows(), experts=experts),
+        linear("moe.down", hidden, inner, by_columns(), experts=experts),
+        linear("shared.gate", shared, hidden, by_rows()),
+        linear("shared.up", shared, hidden, by_rows()),
+        linear("shared.down", hidden, shared, by_columns()),
+    )
+
+
+def _draft(c: Config) -> tuple[Tensor, ...]:
+    hidden, vocab = c.size("hidden_size"), c.size("vocab_size")
+    return (
+        Tensor("mtp.eh_proj", (hidden, 2 * hidden)),
+        Tensor("mtp.enorm", (hidden,)),
+        Tensor("mtp.hnorm", (hidden,)),
+        Tensor("mtp.norm", (hidden,)),
+        Tensor("mtp.embed", (vocab, hidden), by_rows(), optional="the draft's own embedding and head"),
+        Tensor("mtp.head", (vocab, hidden), by_rows(), optional="the draft's own embedding and head"),
+    )
+
+
+SPELLING = {
+    "embed": "model.embed_tokens.weight",
+    "norm": "model.norm.weight",
+    "head": "lm_head.weight",
+    "input_norm": "model.layers.{layer}.input_layernorm.weight",
+    "post_norm": "model.layers.{layer}.post_attention_layernorm.weight",
+    "attn.q_a": "model.layers.{layer}.self_attn.q_a_proj.weight",
+    "attn.q_a_norm": "model.layers.{layer}.self_attn.q_a_layernorm.weight",
+    "attn.q_b": "model.layers.{layer}.self_attn.q_b_proj.weight",
+    "attn.kv_a": "model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight",
+    "attn.kv_a_norm": "model.layers.{layer}.self_attn.kv_a_layernorm.weight",
+    "attn.kv_b": "model.layers.{layer}.self_attn.kv_b_proj.weight",
+    "attn.o": "model.layers.{layer}.self_attn.o_proj.weight",
+    "indexer.wq_b": "model.layers.{layer}.self_attn.indexer.wq_b.weight",
+    "indexer.wk": "model.layers.{layer}.self_attn.indexer.wk.weight",
+    "indexer.weights_proj": "model.layers.{layer}.self_attn.indexer.weights_proj.weight",
+    "indexer.k_norm": "model.layers.{layer}.self_attn.indexer.k_norm.weight",
+    "indexer.k_norm_bias": "model.layers.{layer}.self_attn.indexer.k_norm.bias",
+    "mlp.gate": "model.layers.{layer}.mlp.gate_proj.weight",
+    "mlp.up": "model.layers.{layer}.mlp.up_proj.weight",
+    "mlp.down": "model.layers.{layer}.mlp.down_proj.weight",
+    "moe.router": "model.layers.{layer}.mlp.gate.weight",
+    "moe.router_bias": "model.layers.{layer}.mlp.gate.e_score_correction_bias",
+    "moe.gate": "model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight",
+    "moe.up": "model.layers.{layer}.mlp.experts.{expert}.up_proj.weight",
+    "moe.down": "model.layers.{layer}.mlp.experts.{expert}.down_proj.weight",
+    "shared.gate": "model.layers.{layer}.mlp.shared_experts.gate_proj.weight",
+    "shared.up": "model.layers.{layer}.mlp.shared_experts.up_proj.weight",
+    "shared.down": "model.layers.{layer}.mlp.shared_experts.down_proj.weight",
+    "mtp.eh_proj": "model.layers.{layer}.eh_proj.weight",
+    "mtp.enorm": "model.layers.{layer}.enorm.weight",
+    "mtp.hnorm": "model.layers.{layer}.hnorm.weight",
+    "mtp.norm": "model.layers.{layer}.shared_head.norm.weight",
+    "mtp.embed": "model.layers.{layer}.embed_tokens.weight",
+    "mtp.head": "model.layers.{layer}.shared_head.head.weight",
+}
+
+NATIVE = (
+    Param("embed_tokens.weight", ("embed",), stage="first"),
+    Param("norm.weight", ("norm",), stage="last"),
+    Param("lm_head.weight", ("head",), otherwise="embed_tokens.weight", stage="last"),
+    Param("{block}.input_layernorm.weight", ("input_norm",)),
+    Param("{block}.post_attention_layernorm.weight", ("post_norm",)),
+    Param("{block}.self_attn.fused_qkv_a_proj.weight", ("attn.q_a", "attn.kv_a")),
+    Param("{block}.self_attn.q_a_layernorm.weight", ("attn.q_a_norm",)),
+    Param("{block}.self_attn.q_b_proj.weight", ("attn.q_b",)),
+    Param("{block}.self_attn.kv_a_layernorm.weight", ("attn.kv_a_norm",)),
+    Param("{block}.self_attn.kv_b_proj.weight", ("attn.kv_b",)),
+    Param("{block}.self_attn.o_proj.weight", ("attn.o",)),
+    Param("{block}.self_attn.indexer.wq_b.weight", ("indexer.wq_b",)),
+    Param("{block}.self_attn.indexer.wk_weights_proj.weight", ("indexer.wk", "indexer.weights_proj"), "decoded"),
+    Param("{block}.self_attn.indexer.k_norm.weight", ("indexer.k_norm",)),
+    Param("{block}.self_attn.indexer.k_norm.bias", ("indexer.k_norm_bias",)),
+    Param("{block}.mlp.gate_up_proj.weight", ("mlp.gate", "mlp.up")),
+    Param("{block}.mlp.down_proj.weight", ("mlp.down",)),
+    Param("{block}.mlp.gate.weight", ("moe.router",)),
+    Param("{block}.mlp.gate.e_score_correction_bias", ("moe.router_bias",)),
+    Param("{block}.mlp.experts.w13_weight", ("moe.gate", "moe.up")),
+    Param("{block}.mlp.experts.w2_weight", ("moe.down",)),
+    Param("{block}.mlp.shared_experts.gate_up_proj.weight", ("shared.gate", "shared.up")),
+    Param("{block}.mlp.shared_experts.down_proj.weight", ("shared.down",)),
+    Param("{block}.eh_proj.weight", ("mtp.eh_proj",)),
+    Param("{block}.enorm.weight", ("mtp.enorm",)),
+    Param("{block}.hnorm.weight", ("mtp.hnorm",)),
+    Param("{block}.shared_head.norm.weight", ("mtp.norm",)),
+    Param("{block}.embed_tokens.weight", ("mtp.embed",), otherwise="embed_tokens.weight"),
+    Param("{block}.shared_head.head.weight", ("mtp.head",), otherwise="lm_head.weight"),
+)
+
+FAMILY = Family(
+    name="deepseek",
+    architectures=(
+        "DeepseekV3ForCausalLM",
+        "DeepseekV32ForCausalLM",
+        "GlmMoeDsaForCausalLM",
+        "KimiK2ForCausalLM",
+        "KimiK2",
+    ),
+    schema=schema,
+    spelling=SPELLING,
+    native=NATIVE,
+    waived=((r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "rotary frequencies are recomputed"),),
+)

@@ -1,0 +1,111 @@
+"""From a localised expression to pieces: what is written where, and from which boxes.
+
+A piece is one source (a view of a stored tensor, or an operation over views) and the box of the parameter that it fills.
+`Concat` and `Each` disappear here: they only gave positions. One piece never means one object a run or an expert: a
+piece over experts keeps the list of ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from loadmaster.architectures.algebra import (
+    Cast,
+    Concat,
+    Decode,
+    Each,
+    Expression,
+    Fill,
+    Region,
+    Stored,
+    compose,
+    whole,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One source and its destination.
+
+    ``source`` is a `Stored` view (a plain copy), or a `Cast`, `Decode` or `Fill` to be computed. ``box`` is where it goes
+    in the parameter. With ``ids``, ``box`` covers ``len(ids)`` slots of the first dim and ``source`` fills one slot.
+    """
+
+    source: Expression
+    box: Region
+    ids: tuple[int, ...] | None = None
+
+
+def pieces(e: Expression) -> tuple[Piece, ...]:
+    """Return the pieces that make up a localised expression, in order of position."""
+    return tuple(_pieces(e, whole(e.shape), None))
+
+
+def _pieces(e: Expression, box: Region, ids: tuple[int, ...] | None) -> Iterator[Piece]:
+    match e:
+        case Concat():
+            lead = 0 if ids is None else 1  # inside a family the box has the slots in front
+            at = 0
+            for part in e.parts:
+                n = part.shape[e.dim]
+                inner = list(whole(tuple(b - a for a, b in box)))
+                inner[e.dim + lead] = (at, at + n)
+                yield from _pieces(part, compose(box, tuple(inner)), ids)
+                at += n
+        case Each():
+            assert ids is None, "families do not nest"
+            yield from _pieces(e.member, box, e.ids)
+        case Stored() | Decode() | Cast() | Fill():
+            yield Piece(e, box, ids)
+        case _:
+            raise AssertionError(f"{type(e).__name__} cannot be lowered: localise first")
+
+
+def multiplicity(boxes: Sequence[Region], shape: tuple[int, ...]) -> tuple[tuple[list[int], ...], np.ndarray]:
+    """Return how many of ``boxes`` cover each part of ``shape``.
+
+    The dims are cut wherever a box begins or ends; the answer is those cuts and the counts of the cells between them.
+    Complete: two elements of one cell lie in exactly the same boxes.
+
+    >>> cuts, counts = multiplicity([((0, 2), (0, 4)), ((1, 2), (0, 4))], (3, 4))
+    >>> cuts, counts.tolist()
+    (([0, 1, 2, 3], [0, 4]), [[1], [2], [0]])
+    """
+    cuts = tuple(sorted({0, n, *(edge for box in boxes for edge in box[d])}) for d, n in enumerate(shape))
+    counts = np.zeros([len(c) - 1 for c in cuts], dtype=np.int64)
+    for cells in _cells(cuts, boxes):
+        counts[cells] += 1
+    return cuts, counts
+
+
+def coverage(cuts: tuple[list[int], ...], boxes: Sequence[Region]) -> np.ndarray:
+    """Return which cells between ``cuts`` lie in any of ``boxes``, whose edges are among the cuts."""
+    covers = np.zeros([len(c) - 1 for c in cuts], dtype=np.bool_)
+    for cells in _cells(cuts, boxes):
+        covers[cells] = True
+    return covers
+
+
+def _cells(cuts: tuple[list[int], ...], boxes: Sequence[Region]) -> Iterator[tuple[slice, ...]]:
+    places = [{edge: i for i, edge in enumerate(c)} for c in cuts]
+    for box in boxes:
+        yield tuple(slice(p[a], p[b]) for p, (a, b) in zip(places, box, strict=True))
+
+
+def tiles(boxes: Sequence[Region], shape: tuple[int, ...]) -> bool:
+    """Return whether ``boxes`` cover every element of ``shape`` exactly once."""
+    if any(a < 0 or b > n for box in boxes for (a, b), n in zip(box, shape, strict=True)):
+        return False
+    _, counts = multiplicity(boxes, shape)
+    return bool((counts == 1).all())
+
+
+def num_elements(cuts: tuple[list[int], ...], mask: np.ndarray) -> int:
+    """Return how many elements lie in the cells that ``mask`` selects."""
+    sizes: np.ndarray = np.ones((), dtype=np.int64)
+    for edges in cuts:
+        sizes = np.multiply.outer(sizes, np.diff(np.array(edges, dtype=np.int64)))
+    return int((sizes * mask).sum())

@@ -1,0 +1,23 @@
+"""Checkpoints on disk: headers as columns, index, config, and stores that read byte ranges.
+
+Knows files and formats of files, never a model or a rank. What is wrong with a checkpoint comes back as findings; an
+error is raised only where there is nothing to look at.
+"""
+
+from loadmaster.checkpoint.folder import Checkpoint, ShardFile, open_checkpoint
+from loadmaster.checkpoint.hub import resolve_model
+from loadmaster.checkpoint.index import Index
+from loadmaster.checkpoint.store import LocalStore, Store
+from loadmaster.checkpoint.table import Signature, TensorTable
+
+__all__ = [
+    "Checkpoint",
+    "Index",
+    "LocalStore",
+    "ShardFile",
+    "Signature",
+    "Store",
+    "TensorTable",
+    "open_checkpoint",
+    "resolve_model",
+]

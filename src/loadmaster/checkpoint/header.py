@@ -1,0 +1,173 @@
+"""One shard's header, held against the published safetensors format.
+
+    8 bytes   N, the header's length, little-endian
+    N bytes   a JSON object: name → {"dtype", "shape", "data_offsets": [begin, end]}, and "__metadata__", strings
+    the rest  the tensors, which touch one another and fill the file exactly
+
+Source: https://github.com/huggingface/safetensors (README, "Format", and ``SafeTensors::read_metadata``): N is at most
+100,000,000; the JSON begins with ``{`` and may be padded with spaces; offsets leave no gap, overlap or tail. Writers pad
+the header so that the data begins at a multiple of 8; readers, the official one included, do not ask for it, nor do we.
+
+JSON parsers keep the last of duplicate keys in silence, so the entries are counted against the text and parsed again,
+strictly, where the counts differ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import orjson
+
+from loadmaster.dtypes import DTYPES
+from loadmaster.findings import Finding
+
+MAX_HEADER_BYTES = 100_000_000
+_KEYS = {"dtype", "shape", "data_offsets"}
+_LIMIT = 2**63
+
+
+@dataclass(slots=True)
+class Header:
+    """The entries of one header as parallel lists, in the order of the text. ``shapes`` are tuples."""
+
+    names: list[str]
+    dtypes: list[str]
+    shapes: list[tuple[int, ...]]
+    begins: list[int]
+    ends: list[int]
+
+
+class HeaderError(Exception):
+    """A header that cannot be used; carries its finding."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.message)
+        self.finding = finding
+
+
+def _refuse(
+    file: str, message: str, *, code: str = "header-invalid", tensor: str | None = None, hint: str | None = None
+) -> HeaderError:
+    return HeaderError(Finding(code, "error", message, tensor=tensor, file=file, hint=hint))
+
+
+def check_length(file: str, first: bytes, size: int) -> int:
+    """Return a header's length in bytes, from the first bytes of its file of ``size`` bytes.
+
+    Raises:
+        HeaderError: the file is no safetensors file, or its header does not fit it.
+    """
+    if size == 0:
+        raise _refuse(file, "the file is empty", code="file-truncated", hint="download it again")
+    if first.startswith(b"version https://git-lfs"):
+        raise _refuse(file, "the file is a Git LFS pointer, not the shard itself", hint="fetch it with `git lfs pull`")
+    if size < 8:
+        raise _refuse(file, f"the file has {size} bytes, too few for a header", code="file-truncated")
+    length = int.from_bytes(first[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        raise _refuse(file, f"the header's length is {length:,} bytes, and the format allows {MAX_HEADER_BYTES:,}")
+    if length < 2:
+        raise _refuse(file, f"the header's length is {length}, too short for a JSON object")
+    if 8 + length > size:
+        raise _refuse(
+            file,
+            f"the header should end at byte {8 + length:,}, and the file has {size:,}",
+            code="file-truncated",
+            hint="the download is incomplete, or this is no safetensors file",
+        )
+    return length
+
+
+def parse_header(file: str, text: bytes) -> Header:
+    """Return the entries of a header's JSON.
+
+    Raises:
+        HeaderError: it is not what the format allows; says the first reason.
+    """
+    if not text.startswith(b"{"):
+        raise _refuse(file, f"the header begins with {text[:1]!r}, expected '{{'")
+    try:
+        value = orjson.loads(text)
+    except ValueError as error:
+        raise _refuse(file, f"the header is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise _refuse(file, "the header is not a JSON object")
+    metadata = value.pop("__metadata__", None)
+    if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
+        raise _refuse(file, "__metadata__ is not an object of strings")
+    entries = list(value.values())
+    if text.count(b'"data_offsets"') != len(entries):
+        _refuse_duplicates(file, text)
+    if set(map(type, entries)) - {dict}:
+        name = next(n for n, e in value.items() if not isinstance(e, dict))
+        raise _refuse(file, "its entry is not an object", tensor=name)
+    try:
+        dtypes = [e["dtype"] for e in entries]
+        shapes = [e["shape"] for e in entries]
+        offsets = [e["data_offsets"] for e in entries]
+    except KeyError as error:
+        name = next(n for n, e in value.items() if not e.keys() >= _KEYS)
+        raise _refuse(file, f"its entry has no {error}", tensor=name) from error
+    if set(map(len, entries)) - {3}:
+        name, more = next((n, e.keys() - _KEYS) for n, e in value.items() if len(e) != 3)
+        raise _refuse(file, f"its entry has unknown keys: {', '.join(sorted(more))}", tensor=name)
+    names = list(value)
+    _check_values(file, names, dtypes, shapes, offsets)
+    begins, ends = zip(*offsets, strict=True) if offsets else ((), ())
+    return Header(names, dtypes, list(map(tuple, shapes)), list(begins), list(ends))
+
+
+def _check_values(
+    file: str, names: list[str], dtypes: Sequence[Any], shapes: Sequence[Any], offsets: Sequence[Any]
+) -> None:
+    """Check types and ranges of all entries at once; look for the culprit only where there is one."""
+    for name, dtype in zip(names, dtypes, strict=True) if set(map(type, dtypes)) - {str} else ():
+        if not isinstance(dtype, str):
+            raise _refuse(file, f"its dtype is {dtype!r}, expected a string", tensor=name)
+    if unknown := set(dtypes) - DTYPES.keys():
+        name = names[next(i for i, d in enumerate(dtypes) if d in unknown)]
+        raise _refuse(
+            file,
+            f"its dtype is {dtypes[names.index(name)]!r}, which the format does not have",
+            code="header-unknown-dtype",
+            tensor=name,
+            hint=f"known: {', '.join(DTYPES)}",
+        )
+    for what, lists in (("shape", shapes), ("data_offsets", offsets)):
+        sound = (
+            not set(map(type, lists)) - {list}
+            and not set(map(type, chain.from_iterable(lists))) - {int}
+            and min(chain.from_iterable(lists), default=0) >= 0
+            and max(chain.from_iterable(lists), default=0) < _LIMIT
+            and (what == "shape" or not set(map(len, lists)) - {2})
+        )
+        if sound:
+            continue
+        for name, value in zip(names, lists, strict=True):
+            good = isinstance(value, list) and all(type(n) is int and 0 <= n < _LIMIT for n in value)
+            if not good or (what == "data_offsets" and len(value) != 2):
+                wanted = "two integers" if what == "data_offsets" else "a list of integers"
+                raise _refuse(
+                    file, f"its {what} is {str(value)[:80]}, expected {wanted} from 0 to 2^63 − 1", tensor=name
+                )
+
+
+def _refuse_duplicates(file: str, text: bytes) -> None:
+    """Parse strictly, and refuse the first key that an object has twice."""
+
+    def strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in made:
+                raise _refuse(file, "the header names it twice", code="header-duplicate-key", tensor=key)
+            made[key] = value
+        return made
+
+    try:
+        json.loads(text, object_pairs_hook=strict)
+    except (ValueError, RecursionError) as error:
+        raise _refuse(file, f"the header is not JSON: {error}") from error

@@ -1,0 +1,53 @@
+"""All tensors of a checkpoint as columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from loadmaster.dtypes import num_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A number format and a shape: what a header says of a tensor beside its place."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of such a tensor.
+
+        Raises:
+            ValueError: sub-byte elements that do not fill whole bytes.
+        """
+        return num_bytes(self.dtype, prod(self.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class TensorTable:
+    """Columns over all tensors. ``names`` are in file order (by file, then offset): a tensor's id is its position.
+
+    ``file`` numbers the checkpoint's files; ``start`` is the absolute offset in the file of the tensor's first byte,
+    header included; ``nbytes`` its length; ``signature`` an index into ``signatures``.
+    """
+
+    names: list[str]
+    ids: dict[str, int]
+    file: npt.NDArray[np.int32]
+    start: npt.NDArray[np.int64]
+    nbytes: npt.NDArray[np.int64]
+    signature: npt.NDArray[np.int32]
+    signatures: tuple[Signature, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return int(self.nbytes.sum())

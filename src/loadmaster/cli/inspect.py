@@ -1,0 +1,33 @@
+"""``loadmaster inspect MODEL``: what a checkpoint holds."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("model", metavar="MODEL", help="a folder, or a Hugging Face hub id")
+    parser.add_argument("--revision", help="the hub revision: branch, tag or commit")
+    parser.add_argument("--match", metavar="TEXT", help="list the tensors whose name contains TEXT")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the checkpoint; exit 1 if its files are defective."""
+    from loadmaster.checkpoint import open_checkpoint, resolve_model
+    from loadmaster.findings import errors
+
+    checkpoint = open_checkpoint(resolve_model(args.model, args.revision))
+    names = [n for n in checkpoint.table.names if args.match in n] if args.match else None
+    if args.json:
+        from loadmaster.report.json import dumps, inspection_object
+
+        print(dumps(inspection_object(checkpoint, names)))
+    else:
+        from rich.console import Console
+
+        from loadmaster.report.text import print_checkpoint
+
+        print_checkpoint(Console(), checkpoint, names)
+    return 1 if errors(checkpoint.findings) else 0

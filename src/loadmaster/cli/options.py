@@ -1,0 +1,88 @@
+"""Options that commands share, with vLLM's names."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from typing import Any
+
+DTYPES = {"bfloat16": "BF16", "float16": "F16", "half": "F16", "float32": "F32", "float": "F32"}
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add MODEL, the layout and what else decides a plan."""
+    parser.add_argument("model", metavar="MODEL", help="a folder, or a Hugging Face hub id")
+    parser.add_argument("--revision", help="the hub revision: branch, tag or commit")
+    layout = parser.add_argument_group("layout")
+    layout.add_argument(
+        "--pipeline-parallel-size", "-pp", type=_positive, default=1, metavar="N", help="number of stages"
+    )
+    layout.add_argument(
+        "--tensor-parallel-size", "-tp", type=_positive, default=1, metavar="N", help="ranks of each stage"
+    )
+    layout.add_argument(
+        "--enable-expert-parallel",
+        action="store_true",
+        help="divide whole experts over the tensor-parallel ranks instead of slicing each",
+    )
+    layout.add_argument(
+        "--layer-partition", type=_counts, metavar="N,N,…", help="layers of each stage (default: even, as vLLM)"
+    )
+    layout.add_argument(
+        "--speculative-config",
+        type=_json_object,
+        metavar="JSON",
+        help="""'{"method": "mtp"}' loads the MTP layer on the last stage""",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", *DTYPES],
+        default="auto",
+        help="cast unquantised weights to this (default: as stored), and compute in it",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+
+
+def add_capacity_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what memory is held against."""
+    parser.add_argument(
+        "--device-memory", type=size, metavar="SIZE", help="memory of each device, such as 80GiB: parameters must fit"
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 10,10,12")
+    return tuple(int(n) for n in text.split(","))
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("not a JSON object")
+    return value
+
+
+def size(text: str) -> int:
+    """Return bytes.
+
+    >>> size("80GiB"), size("1GB")
+    (85899345920, 1000000000)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 80GiB")
+    unit = match[2] or "B"
+    power = "BKMGT".index(unit[0])
+    return int(float(match[1]) * (1024 if "i" in unit else 1000) ** power)

@@ -1,0 +1,60 @@
+"""From a command line to a proof: what `plan`, `load`, `generate` and `serve` begin with."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from loadmaster.cli.options import DTYPES
+from loadmaster.errors import PlanError, UnsupportedError
+
+if TYPE_CHECKING:
+    from loadmaster.checkpoint import Checkpoint
+    from loadmaster.parallel import ParallelLayout
+    from loadmaster.plan import Plan, Proof
+
+
+def prove_arguments(args: argparse.Namespace) -> Proof:
+    """Resolve the model, plan it and prove the plan.
+
+    Raises:
+        InputError: nothing could be planned.
+    """
+    from loadmaster.checkpoint import open_checkpoint, resolve_model
+    from loadmaster.plan import build_plan, prove
+
+    checkpoint = open_checkpoint(resolve_model(args.model, args.revision))
+    plan = build_plan(checkpoint, _layout(args, checkpoint), dtype=DTYPES.get(args.dtype))
+    return prove(plan, capacity_bytes=getattr(args, "device_memory", None))
+
+
+def proven_plan(args: argparse.Namespace) -> Plan:
+    """Return the plan of a command line, proven.
+
+    Raises:
+        PlanError: the proof failed; it carries the proof and its findings.
+        InputError: nothing could be planned.
+    """
+    proof = prove_arguments(args)
+    if not proof.proven:
+        raise PlanError("the plan is not proven", findings=proof.findings, proof=proof)
+    return proof.plan
+
+
+def _layout(args: argparse.Namespace, checkpoint: Checkpoint) -> ParallelLayout:
+    from loadmaster.parallel import ParallelLayout
+
+    drafts = 0
+    if args.speculative_config is not None:
+        method = args.speculative_config.get("method")
+        if method not in ("mtp", "deepseek_mtp"):
+            raise UnsupportedError(f"--speculative-config: method {method!r} is not supported", hint="supported: mtp")
+        stored = (checkpoint.config or {}).get("num_nextn_predict_layers")
+        drafts = stored if isinstance(stored, int) and stored > 0 else 1
+    return ParallelLayout(
+        pipeline_parallel_size=args.pipeline_parallel_size,
+        tensor_parallel_size=args.tensor_parallel_size,
+        enable_expert_parallel=args.enable_expert_parallel,
+        layer_partition=args.layer_partition,
+        num_draft_layers=drafts,
+    )

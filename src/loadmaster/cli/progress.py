@@ -1,0 +1,40 @@
+"""A progress bar in bytes, with rate and time left, on standard error."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+
+class ByteProgress:
+    """Shows bytes done of a plan's bytes. `advance` may be called from any thread; shown only on a terminal."""
+
+    def __init__(self, total: int, what: str) -> None:
+        self._progress = Progress(
+            TextColumn(what),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not Console(stderr=True).is_terminal,
+        )
+        self._task = self._progress.add_task(what, total=total)
+        self._lock = threading.Lock()
+
+    def advance(self, num_bytes: int) -> None:
+        """Add bytes that are done."""
+        with self._lock:
+            self._progress.advance(self._task, num_bytes)
+
+    def __enter__(self) -> ByteProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()

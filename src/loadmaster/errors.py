@@ -1,0 +1,113 @@
+"""The errors that users meet, in one tree.
+
+    LoadmasterError
+    ├── InputError                exit 1: something is wrong with checkpoint, config or layout
+    │   ├── CheckpointError       files, headers, index
+    │   ├── ConfigError           config.json
+    │   ├── LayoutError           a parallel layout that cannot be
+    │   ├── PlanError             a plan that is not proven; carries its findings
+    │   └── UnsupportedError      sound, but not supported yet; says what is
+    ├── UsageError                exit 2: the command line alone
+    ├── LoadError                 exit 3: reading or placing failed; names file, tensor and rank
+    ├── RunError                  exit 3: a stage failed while running
+    └── RequestError              one request is refused; the engine goes on
+
+A user's fault raises one of these with what, where, evidence and hint; ``assert`` is for bugs of this package.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loadmaster.findings import Finding
+    from loadmaster.plan.verify import Proof
+
+
+class LoadmasterError(Exception):
+    """Base of all errors a user can cause or mend. ``hint`` says what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n\nhint: {self.hint}" if self.hint else self.message
+
+
+class InputError(LoadmasterError):
+    """Checkpoint, config or layout are at fault.
+
+    ``code`` is that of the finding which the error amounts to. ``findings`` are given where there is more than that to
+    say; they are what is reported then.
+    """
+
+    code = "checkpoint-missing"
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, findings: tuple[Finding, ...] = (), code: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.findings = findings
+        self.code = code or type(self).code
+
+
+class CheckpointError(InputError):
+    """Files, headers or the index are not a sound checkpoint."""
+
+
+class ConfigError(InputError):
+    """config.json is missing, malformed, or lacks what the architecture needs."""
+
+    code = "config-invalid"
+
+
+class LayoutError(InputError):
+    """The parallel layout is impossible for this model; the hint names legal sizes."""
+
+    code = "layout-stages"
+
+
+class PlanError(InputError):
+    """A plan is not proven. ``proof`` has the figures where they could be had."""
+
+    code = "plan-invalid"
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, findings: tuple[Finding, ...] = (), proof: Proof | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, findings=findings)
+        self.proof = proof
+
+
+class UnsupportedError(InputError):
+    """The input is sound, but this version does not do what was asked with it."""
+
+    code = "unsupported"
+
+
+class UsageError(LoadmasterError):
+    """The command line contradicts itself."""
+
+    exit_code = 2
+
+
+class LoadError(LoadmasterError):
+    """Loading failed: a short read, a changed file, a disagreement between ranks. The model is unusable."""
+
+    exit_code = 3
+
+
+class RunError(LoadmasterError):
+    """A running stage failed or was lost."""
+
+    exit_code = 3
+
+
+class RequestError(LoadmasterError):
+    """A request is refused (too long, malformed); the engine goes on serving others."""
+
+    exit_code = 1

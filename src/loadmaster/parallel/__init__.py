@@ -1,0 +1,10 @@
+"""Who holds what: the layout, ranks and their coordinates, layers to stages, and how one dim is divided.
+
+Pure arithmetic on sizes. Nothing here reads a file or knows a model.
+"""
+
+from loadmaster.parallel.layout import Coordinate, ParallelLayout
+from loadmaster.parallel.placement import Cut, cut, legal_counts
+from loadmaster.parallel.stages import partition
+
+__all__ = ["Coordinate", "Cut", "ParallelLayout", "cut", "legal_counts", "partition"]

@@ -1,0 +1,55 @@
+"""How one dim of a tensor is divided over the ranks of an axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loadmaster.errors import LayoutError
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One coordinate's part of a dim, half open, and over how many coordinates each element is repeated."""
+
+    start: int
+    stop: int
+    replicas: int = 1
+
+
+def cut(size: int, unit: int, count: int, index: int, *, repeat: bool = False) -> Cut:
+    """Return coordinate ``index``'s part of a dim of ``size`` elements, divided over ``count`` in whole units.
+
+    ``u = size / unit`` units over ``c = count`` coordinates: where ``c`` divides ``u`` each takes ``u / c``. With
+    ``repeat`` (key/value heads), where ``u`` divides ``c`` coordinate ``i`` takes unit ``i // (c / u)``, and each unit is
+    held ``c / u`` times.
+
+    >>> cut(1024, 128, 2, 1), cut(256, 128, 4, 3, repeat=True)
+    (Cut(start=512, stop=1024, replicas=1), Cut(start=128, stop=256, replicas=2))
+
+    Raises:
+        LayoutError: neither divides the other; the hint names the legal sizes.
+    """
+    units, rest = divmod(size, unit)
+    if rest:
+        raise LayoutError(f"{size} elements are no multiple of the unit {unit}")
+    if units % count == 0:
+        each = units // count * unit
+        return Cut(index * each, (index + 1) * each)
+    if repeat and count % units == 0:
+        replicas = count // units
+        start = index // replicas * unit
+        return Cut(start, start + unit, replicas)
+    raise LayoutError(
+        f"{units} units of {unit} cannot be divided over {count} ranks",
+        hint=f"legal sizes here: {', '.join(map(str, legal_counts(units)))}"
+        + (f", or a multiple of {units}" if repeat else ""),
+    )
+
+
+def legal_counts(units: int) -> tuple[int, ...]:
+    """Return the numbers of coordinates over which ``units`` divide evenly.
+
+    >>> legal_counts(12)
+    (1, 2, 3, 4, 6, 12)
+    """
+    return tuple(c for c in range(1, units + 1) if units % c == 0)

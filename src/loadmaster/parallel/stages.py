@@ -1,0 +1,46 @@
+"""Layers to pipeline stages."""
+
+from __future__ import annotations
+
+from loadmaster.errors import LayoutError
+
+
+def partition(num_layers: int, num_stages: int, explicit: tuple[int, ...] | None = None) -> tuple[tuple[int, int], ...]:
+    """Return each stage's layers as half-open intervals.
+
+    Without ``explicit`` layers are divided as vLLM's ``get_pp_indices`` does: evenly, and what remains goes one each to
+    the stages before the last, backwards from the last but one, because the last also holds the head.
+
+    >>> [end - first for first, end in partition(78, 8)]
+    [9, 10, 10, 10, 10, 10, 10, 9]
+    >>> partition(4, 2, (1, 3))
+    ((0, 1), (1, 4))
+
+    Raises:
+        LayoutError: more stages than layers, an empty stage, or a partition that does not sum to the layers.
+    """
+    if explicit is None:
+        if num_stages > num_layers:
+            raise LayoutError(
+                f"{num_stages} pipeline stages for {num_layers} layers",
+                hint=f"--pipeline-parallel-size can be at most {num_layers} for this model",
+            )
+        each, remainder = divmod(num_layers, num_stages)
+        counts = [each] * num_stages
+        for i in range(2, remainder + 2):
+            counts[-i] += 1
+    else:
+        counts = list(explicit)
+        if sum(counts) != num_layers:
+            raise LayoutError(
+                f"the layer partition {','.join(map(str, counts))} sums to {sum(counts)}, "
+                f"and the model has {num_layers} layers",
+                hint=f"the {num_stages} numbers of --layer-partition must sum to {num_layers}",
+            )
+        if min(counts) < 1:
+            raise LayoutError(
+                f"the layer partition {','.join(map(str, counts))} leaves a stage without layers",
+                hint="every pipeline stage needs at least one layer",
+            )
+    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+    return tuple(zip([0, *ends[:-1]], ends, strict=True))

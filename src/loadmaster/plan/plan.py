@@ -1,0 +1,461 @@
+"""The plan: pure data from which every rank's parameters and reads are derived on demand.
+
+A plan is made of its inputs (headers, config, layout, dtype) and of what follows from them: the classes of layers, bound
+to stored ids and composed once for each tensor-parallel rank. Its JSON holds the inputs and the hash; reading it back
+composes again and compares, so two versions of this package that would plan differently are noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from loadmaster.architectures.config import Config
+from loadmaster.architectures.lower import Piece
+from loadmaster.architectures.registry import find_family
+from loadmaster.architectures.schema import Family, Param, Schema
+from loadmaster.checkpoint import Checkpoint, ShardFile, Signature, TensorTable
+from loadmaster.errors import ConfigError, LayoutError, PlanError
+from loadmaster.findings import Finding
+from loadmaster.parallel import ParallelLayout, cut, partition
+from loadmaster.plan.bind import TOP, Binding, LayerClass, bind
+from loadmaster.plan.claims import Claims, read_claims
+from loadmaster.plan.compose import Composed, Numerics, Whole, compose, coordinates
+from loadmaster.plan.rank import I32, Batch, RankPlan, make_batch
+from loadmaster.plan.specs import ParamSpec
+
+PLAN_VERSION = 1
+"""Raised whenever the meaning of a plan's JSON or hash changes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every rank reads, moves and computes.
+
+    Made by `build_plan`. ``findings`` are those met on the way; `loadmaster.plan.prove` adds the laws and says whether
+    the plan is a promise. Two plans are equal when their hashes are.
+    """
+
+    checkpoint: Checkpoint = field(repr=False)
+    layout: ParallelLayout
+    dtype: str
+    hash: str
+    family: Family = field(repr=False)
+    schema: Schema = field(repr=False)
+    binding: Binding = field(repr=False)
+    stages: tuple[tuple[int, int], ...]
+    composed: Mapping[tuple[int, int], tuple[Composed, ...]] = field(repr=False)
+    top: Mapping[int, Mapping[str, tuple[Composed, ...]]] = field(repr=False)
+    findings: tuple[Finding, ...]
+    explicit_dtype: str | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.hash == other.hash
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The model's config.json."""
+        return self.checkpoint.config or {}
+
+    @property
+    def model_path(self) -> Path:
+        """The checkpoint's folder."""
+        return self.checkpoint.path
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks in all."""
+        return self.layout.num_ranks
+
+    @cached_property
+    def classes(self) -> tuple[LayerClass, ...]:
+        """The classes of layers and wanted drafts."""
+        return self.binding.classes
+
+    def stage_of(self, layer: int) -> int:
+        """Return the pipeline stage of a stored layer number; MTP layers live on the last."""
+        return next((i for i, (a, b) in enumerate(self.stages) if a <= layer < b), len(self.stages) - 1)
+
+    def rank(self, rank: int) -> RankPlan:
+        """Derive one rank's parameters and reads."""
+        return _derive(self, rank)
+
+    def to_json(self) -> bytes:
+        """Return the plan as JSON: its inputs and its hash."""
+        c = self.checkpoint
+        t = c.table
+        return orjson.dumps(
+            {
+                "plan_version": PLAN_VERSION,
+                "hash": self.hash,
+                "path": str(c.path),
+                "digest": c.digest,
+                "config": c.config,
+                "layout": self.layout.as_json(),
+                "dtype": self.explicit_dtype,
+                "files": [[f.name, f.size, f.header_bytes, f.mtime_ns] for f in c.files],
+                "signatures": [[s.dtype, s.shape] for s in t.signatures],
+                "tensors": {
+                    "name": t.names,
+                    "file": t.file,
+                    "start": t.start,
+                    "nbytes": t.nbytes,
+                    "signature": t.signature,
+                },
+            },
+            option=orjson.OPT_SERIALIZE_NUMPY,
+        )
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Plan:
+        """Return the plan that `to_json` gave.
+
+        Raises:
+            PlanError: the JSON is not a plan of this version, or this version plans the same inputs differently.
+        """
+        try:
+            v = orjson.loads(data)
+            if v["plan_version"] != PLAN_VERSION:
+                raise PlanError(f"a plan of version {v['plan_version']}, expected {PLAN_VERSION}")
+            columns = v["tensors"]
+            names = columns["name"]
+            table = TensorTable(
+                names=names,
+                ids={n: i for i, n in enumerate(names)},
+                file=np.array(columns["file"], dtype=np.int32),
+                start=np.array(columns["start"], dtype=np.int64),
+                nbytes=np.array(columns["nbytes"], dtype=np.int64),
+                signature=np.array(columns["signature"], dtype=np.int32),
+                signatures=tuple(Signature(d, tuple(s)) for d, s in v["signatures"]),
+            )
+            checkpoint = Checkpoint(
+                path=Path(v["path"]),
+                files=tuple(ShardFile(*f) for f in v["files"]),
+                table=table,
+                config=v["config"],
+                index=None,
+                findings=(),
+                digest=v["digest"],
+            )
+            layout = ParallelLayout.from_json(v["layout"])
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"not a plan: {error!r}") from error
+        plan = build_plan(checkpoint, layout, dtype=v["dtype"])
+        if plan.hash != v["hash"]:
+            raise PlanError(
+                f"the plan's hash is {v['hash'][:16]}, and this version plans {plan.hash[:16]} from the same inputs",
+                hint="all ranks must run the same version",
+            )
+        return plan
+
+
+def build_plan(checkpoint: Checkpoint, layout: ParallelLayout | None = None, *, dtype: str | None = None) -> Plan:
+    """Plan ``checkpoint`` on ``layout``.
+
+    ``dtype`` (a safetensors name such as ``F32``) is the dtype that the user asks unquantised weights to be cast to;
+    None keeps them as stored, and decodes into the config's dtype.
+
+    Raises:
+        InputError: nothing can be planned: the config or the layout is impossible. What is wrong with single tensors is
+            in the plan's findings.
+    """
+    layout = layout or ParallelLayout()
+    if checkpoint.config is None:
+        raise ConfigError("the checkpoint has no readable config.json", findings=checkpoint.findings)
+    config = Config(checkpoint.config)
+    family = find_family(checkpoint.config)
+    schema = family.schema(config)
+    claims = read_claims(config, _commonest_plain(checkpoint.table))
+    if layout.num_draft_layers > len(schema.drafts):
+        raise LayoutError(
+            f"{layout.num_draft_layers} MTP layer(s) asked for, and the model has {len(schema.drafts)}",
+            hint="leave out --speculative-config" if not schema.drafts else None,
+            code="draft-missing",
+        )
+    stages = partition(len(schema.layers), layout.pipeline_parallel_size, layout.layer_partition)
+    _check_divisible(family, schema, layout, claims)
+    binding = bind(checkpoint, family, schema, claims, num_drafts=layout.num_draft_layers)
+    numerics = Numerics(dtype or claims.model_dtype, dtype is not None, claims.format)
+    composed, top = _compose_all(family, binding, layout, numerics)
+    findings = (*checkpoint.findings, *_findings(binding, schema, layout, stages))
+    plan = Plan(
+        checkpoint=checkpoint,
+        layout=layout,
+        dtype=numerics.model_dtype,
+        hash="",
+        family=family,
+        schema=schema,
+        binding=binding,
+        stages=stages,
+        composed=composed,
+        top=top,
+        findings=findings,
+        explicit_dtype=dtype,
+    )
+    return replace(plan, hash=_hash(plan))
+
+
+def _commonest_plain(table: TensorTable) -> str:
+    counts: dict[str, int] = {}
+    for number, count in zip(*np.unique(table.signature, return_counts=True), strict=True):
+        d = table.signatures[number].dtype
+        if d in ("BF16", "F16", "F32"):
+            counts[d] = counts.get(d, 0) + int(count)
+    return max(counts, key=lambda d: counts[d], default="BF16")
+
+
+def _check_divisible(family: Family, schema: Schema, layout: ParallelLayout, claims: Claims) -> None:
+    """Refuse a tensor-parallel size that some dim does not divide by, with the sizes that all divide by."""
+    size = layout.tensor_parallel_size
+    tensors = [
+        *schema.top,
+        *(t for kind in {*schema.layers, *schema.drafts[: layout.num_draft_layers]} for t in schema.kinds[kind]),
+    ]
+    dims: dict[str, tuple[int, int, bool]] = {}
+    for t in tensors:
+        if t.experts and layout.enable_expert_parallel:
+            dims[f"the {t.experts} experts"] = (t.experts, 1, False)
+        elif t.placement:
+            dims[f"{t.name} ({family.spelling[t.name]})"] = (
+                t.shape[t.placement.dim],
+                t.placement.unit,
+                t.placement.repeat,
+            )
+    bad = {name: d for name, d in dims.items() if not _divides(*d, size)}
+    if bad:
+        legal = [str(n) for n in range(1, 257) if all(_divides(*d, n) for d in dims.values())]
+        name, (n, unit, _) = min(bad.items(), key=lambda item: item[1][0] // item[1][1])  # heads before rows
+        more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise LayoutError(
+            f"{name}: {n // unit} unit(s) of {unit} do not divide over {size} tensor-parallel ranks{more}",
+            hint=f"tensor-parallel sizes that divide this model: {', '.join(legal)}",
+            code="layout-indivisible",
+        )
+
+
+def _divides(size: int, unit: int, repeat: bool, count: int) -> bool:
+    try:
+        cut(size, unit, count, 0, repeat=repeat)
+    except LayoutError:
+        return False
+    return True
+
+
+def _compose_all(
+    family: Family, binding: Binding, layout: ParallelLayout, numerics: Numerics
+) -> tuple[dict[tuple[int, int], tuple[Composed, ...]], dict[int, dict[str, tuple[Composed, ...]]]]:
+    """Compose every class, and the model's own parameters, for every tensor-parallel rank."""
+    ranks = range(layout.tensor_parallel_size)
+    divide = layout.enable_expert_parallel
+
+    def wholes(params: Sequence[Param], bound: LayerClass) -> list[Whole]:
+        made = (compose(p, bound, numerics, divide_experts=divide) for p in params)
+        return [w for w in made if w is not None]
+
+    in_blocks = [p for p in family.native if p.stage is None]
+    composed = {}
+    for number, bound in enumerate(binding.classes):
+        made = wholes(in_blocks, bound)
+        for tp in ranks:
+            at = coordinates(tp, layout.tensor_parallel_size)
+            composed[number, tp] = tuple(c for w in made for c in w.at(at))
+    own = wholes([p for p in family.native if p.stage is not None], binding.top)
+    top = {tp: {w.param.name: tuple(w.at(coordinates(tp, layout.tensor_parallel_size))) for w in own} for tp in ranks}
+    return composed, top
+
+
+def _findings(
+    binding: Binding, schema: Schema, layout: ParallelLayout, stages: tuple[tuple[int, int], ...]
+) -> tuple[Finding, ...]:
+    """Give the defects their ranks, and join those that are alike."""
+    last = len(stages) - 1
+    groups: dict[tuple[str, str, str, str], list[Finding]] = {}
+    for d in binding.defects:
+        if d.layer == TOP:
+            on = {0} if d.logical == "embed" else {last}
+            if d.logical == "embed" and (schema.tied or layout.num_draft_layers):
+                on.add(last)
+        else:
+            on = {next((i for i, (a, b) in enumerate(stages) if a <= d.layer < b), last)}
+        ranks = [r for stage in sorted(on) for r in layout.stage_ranks(stage)]
+        if d.expert is not None and layout.enable_expert_parallel:
+            experts = next(t.experts for tensors in schema.kinds.values() for t in tensors if t.name == d.logical)
+            holder = d.expert // (experts // layout.tensor_parallel_size)
+            ranks = [r for r in ranks if r % layout.tensor_parallel_size == holder]
+        waived = d.finding.severity == "warning" and d.layer >= len(schema.layers) and not layout.num_draft_layers
+        finding = replace(d.finding, ranks=() if waived else tuple(ranks))
+        what = re_message(finding.message)
+        groups.setdefault((finding.code, finding.severity, d.logical, what), []).append(finding)
+    return tuple(f for group in groups.values() for f in _join(group))
+
+
+def re_message(message: str) -> str:
+    """Return a message without the names in it, so that findings that are alike group together."""
+    return " ".join(word for word in message.split() if ".layers." not in word)
+
+
+def _join(group: list[Finding]) -> list[Finding]:
+    """Return up to four findings as they are; more become one that counts them."""
+    if len(group) <= 4:
+        return group
+    ranks = tuple(sorted({r for f in group for r in f.ranks}))
+    names = ", ".join(f.tensor or "" for f in group[1:4])
+    first = group[0]
+    return [replace(first, message=f"{first.message} (and {len(group) - 1} more like it: {names}, …)", ranks=ranks)]
+
+
+def _hash(plan: Plan) -> str:
+    """Hash the inputs and everything composed from them."""
+    digest = hashlib.sha256()
+    digest.update(
+        orjson.dumps(
+            [PLAN_VERSION, plan.checkpoint.digest, plan.config, plan.layout.as_json(), plan.dtype, plan.explicit_dtype],
+            option=orjson.OPT_SORT_KEYS,
+        )
+    )
+    for bound in plan.binding.classes:
+        digest.update(repr((bound.kind, bound.layers, sorted(bound.forms.items()))).encode())
+        for leaf, ids in bound.ids.items():
+            digest.update(leaf.encode())
+            digest.update(ids.tobytes())
+    for key, params in plan.composed.items():
+        digest.update(repr((key, [(p.spec, p.pieces) for p in params])).encode())
+    for tp, own in plan.top.items():
+        digest.update(repr((tp, [(p.spec, p.pieces) for ps in own.values() for p in ps])).encode())
+    return digest.hexdigest()
+
+
+# One rank -------------------------------------------------------------------------------------------------------------
+
+
+def _derive(plan: Plan, rank: int) -> RankPlan:
+    at = plan.layout.coordinate(rank)
+    first, end = plan.stages[at.pp_rank]
+    is_first, is_last = at.pp_rank == 0, at.pp_rank == len(plan.stages) - 1
+    builder = _RankBuilder(plan, at.tp_rank)
+    own = {p.name: p for p in plan.family.native if p.stage is not None}
+    if is_first:
+        builder.add_top([p for p in own.values() if p.stage == "first"])
+    drafts = range(len(plan.schema.layers), len(plan.schema.layers) + plan.layout.num_draft_layers) if is_last else ()
+    for layer in (*range(first, end), *drafts):
+        builder.add_block(layer)
+    if is_last:
+        builder.add_top([p for p in own.values() if p.stage == "last"])
+        for layer in drafts:
+            builder.add_substitutes(layer)
+    return RankPlan(
+        rank=rank,
+        pp_rank=at.pp_rank,
+        tp_rank=at.tp_rank,
+        ep_rank=at.ep_rank,
+        layers=(first, end),
+        draft_layers=tuple(drafts),
+        carries=plan.schema.carried_into(first),
+        specs=tuple(builder.specs),
+        batches=tuple(builder.batches()),
+        table=plan.checkpoint.table,
+    )
+
+
+class _RankBuilder:
+    """Collects one rank's specs, and which pieces fill them."""
+
+    def __init__(self, plan: Plan, tp_rank: int) -> None:
+        self.plan = plan
+        self.tp_rank = tp_rank
+        self.specs: list[ParamSpec] = []
+        self.holders: dict[str, str] = {}  # a parameter of the model itself -> its name on this rank
+        self.rows: dict[int, tuple[list[int], list[int]]] = {}  # class -> rows, and the first spec of each
+        self.top: list[tuple[tuple[Composed, ...], int]] = []
+        self.place = {
+            layer: (number, row) for number, bound in enumerate(plan.classes) for row, layer in enumerate(bound.layers)
+        }
+
+    def block(self, layer: int) -> str:
+        """Return the running name of a stored layer: ``layers.7``, or ``mtp.0`` for the first draft layer."""
+        num_layers = len(self.plan.schema.layers)
+        return f"layers.{layer}" if layer < num_layers else f"mtp.{layer - num_layers}"
+
+    def add_block(self, layer: int) -> None:
+        number, row = self.place[layer]
+        rows, bases = self.rows.setdefault(number, ([], []))
+        rows.append(row)
+        bases.append(len(self.specs))
+        self._add_specs(self.plan.composed[number, self.tp_rank], self.block(layer))
+
+    def _add_specs(self, composed: tuple[Composed, ...], block: str) -> None:
+        for c in composed:
+            spec = c.spec
+            scale = spec.scale.replace("{block}", block) if spec.scale else None
+            self.specs.append(ParamSpec(spec.name.replace("{block}", block), spec.shape, spec.dtype, scale, spec.grids))
+
+    def add_top(self, params: list[Param]) -> None:
+        for p in params:
+            made = self.plan.top[self.tp_rank].get(p.name)
+            if made:
+                self._add_own(made, p.name)
+            elif p.otherwise and p.parts[0] not in {t.name for t in self.plan.schema.top}:
+                self._substitute(p.name, p.otherwise)
+
+    def add_substitutes(self, layer: int) -> None:
+        """Add what a draft layer shares with the model: the same memory, or a copy where this rank has none."""
+        number, _ = self.place[layer]
+        exists = {t.name for t in self.plan.classes[number].tensors}
+        for p in self.plan.family.native:
+            if p.stage is None and p.otherwise and p.parts[0] not in exists and layer >= len(self.plan.schema.layers):
+                self._substitute(p.name.replace("{block}", self.block(layer)), p.otherwise)
+
+    def _substitute(self, name: str, original: str) -> None:
+        if holder := self.holders.get(original):
+            spec = next(s for s in self.specs if s.name == holder)
+            self.specs.append(replace(spec, name=name, alias=holder))
+            self.holders.setdefault(name, holder)
+        elif made := self.plan.top[self.tp_rank].get(original):
+            self._add_own(made, name)
+            self.holders[original] = name
+
+    def _add_own(self, made: tuple[Composed, ...], name: str) -> None:
+        self.top.append((made, len(self.specs)))
+        self.holders[name] = name
+        original = made[0].spec.name
+        for c in made:
+            self.specs.append(replace(c.spec, name=c.spec.name.replace(original, name)))
+
+    def batches(self) -> list[Batch]:
+        plan = self.plan
+        made = []
+        for composed, base in self.top:
+            made += _batches(composed, plan.binding.top, [0], [base])
+        for number, (rows, bases) in self.rows.items():
+            made += _batches(plan.composed[number, self.tp_rank], plan.classes[number], rows, bases)
+        return made
+
+
+def _batches(composed: tuple[Composed, ...], bound: LayerClass, rows: list[int], bases: list[int]) -> list[Batch]:
+    """Return the batches of one class over some of its layers, whose specs begin at ``bases``."""
+    at, base = np.array(rows), np.array(bases, dtype=np.int32)
+    return [_batch(piece, bound, at, base + local) for local, c in enumerate(composed) for piece in c.pieces]
+
+
+def _batch(piece: Piece, bound: LayerClass, rows: np.ndarray, params: I32) -> Batch:
+    from loadmaster.architectures.algebra import leaves
+
+    names = [(v.leaf.name, v.leaf.member) for v in leaves(piece.source)]
+    if piece.ids is None:
+        tensors = np.stack([bound.ids[n][rows] for n, _ in names], axis=-1)
+        return make_batch(piece, tensors, params, np.zeros(len(rows), dtype=np.int32))
+    ids = np.array(piece.ids)
+    tensors = np.stack([bound.ids[n][np.ix_(rows, ids)].reshape(-1) for n, _ in names], axis=-1)
+    first_slot = piece.box[0][0]
+    slots = np.tile(np.arange(first_slot, first_slot + len(ids), dtype=np.int32), len(rows))
+    return make_batch(piece, tensors, np.repeat(params, len(ids)), slots)

@@ -1,0 +1,43 @@
+"""What a parameter of the running model is: name, shape, number format, and the grid of its scales.
+
+These values are all that allocation and the model's modules know of a parameter: modules declare no shapes of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The grid of quantisation blocks over one run of rows of a weight (its last but one dim).
+
+    A fused weight has one grid a part, because a ragged part ends inside a block. ``rows`` are the weight's rows and
+    ``scale_rows`` those of the scale parameter, both half open. ``block`` is the block's size (rows, columns), and
+    ``phase`` how many rows and columns of the first block lie before the weight's first element: zero unless a cut of
+    the layout fell inside a block. Element ``(i, j)`` of the weight, ``rows[0] <= i < rows[1]``, is scaled by
+
+        scale[scale_rows[0] + (i - rows[0] + phase[0]) // block[0], (j + phase[1]) // block[1]]
+    """
+
+    rows: tuple[int, int]
+    scale_rows: tuple[int, int]
+    block: tuple[int, int]
+    phase: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ParamSpec:
+    """One parameter on one rank.
+
+    ``dtype`` is a name of `loadmaster.dtypes`. A quantised weight names its ``scale`` parameter and has ``grids``, in
+    row order; leading dims (experts) share them. ``alias`` names the parameter of the same rank whose memory this one
+    shares (tied embeddings); an alias is never read or written on its own.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    scale: str | None = None
+    grids: tuple[Grid, ...] = ()
+    alias: str | None = None

@@ -1,0 +1,98 @@
+"""Proofs and failures as the JSON object that ``loadmaster plan --json`` prints."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import orjson
+
+from loadmaster.checkpoint import Checkpoint
+from loadmaster.errors import InputError, LoadmasterError
+from loadmaster.findings import Finding
+from loadmaster.plan.verify import SCOPE, Proof
+
+
+def proof_object(proof: Proof, elapsed_s: float) -> dict[str, Any]:
+    """Return the one object of a proof; sizes are bytes, ``layers`` half open."""
+    plan = proof.plan
+    return {
+        "proven": proof.proven,
+        "scope": SCOPE,
+        "findings": [f.as_json() for f in proof.findings],
+        "waivers": [{"reason": w.reason, "num_tensors": w.num_tensors, "bytes": w.num_bytes} for w in proof.waivers],
+        "checkpoint": checkpoint_object(plan.checkpoint),
+        "layout": plan.layout.as_json(),
+        "ranks": [dataclasses.asdict(r) for r in proof.ranks],
+        "plan_hash": plan.hash,
+        "elapsed_s": round(elapsed_s, 4),
+    }
+
+
+def checkpoint_object(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return a checkpoint's counts."""
+    return {
+        "num_tensors": len(checkpoint.table),
+        "num_files": len(checkpoint.files),
+        "payload_bytes": checkpoint.table.payload_bytes,
+    }
+
+
+def failure_object(error: LoadmasterError, elapsed_s: float) -> dict[str, Any]:
+    """Return the same object for a failure that left nothing to prove: its findings, everything else empty."""
+    if isinstance(error, InputError) and (proof := getattr(error, "proof", None)) is not None:
+        return proof_object(proof, elapsed_s)
+    return {
+        "proven": False,
+        "scope": SCOPE,
+        "findings": [f.as_json() for f in findings_of(error)],
+        "waivers": [],
+        "checkpoint": None,
+        "layout": None,
+        "ranks": [],
+        "plan_hash": None,
+        "elapsed_s": round(elapsed_s, 4),
+        "error": {"type": type(error).__name__, "message": error.message, "hint": error.hint},
+    }
+
+
+def findings_of(error: LoadmasterError) -> tuple[Finding, ...]:
+    """Return what an error amounts to as findings."""
+    if not isinstance(error, InputError):
+        return ()
+    if error.findings:
+        return error.findings
+    return (Finding(error.code, "error", error.message, hint=error.hint),)
+
+
+def dumps(value: Any) -> str:
+    """Return indented JSON."""
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode()
+
+
+def inspection_object(checkpoint: Checkpoint, names: list[str] | None) -> dict[str, Any]:
+    """Return what a checkpoint holds; ``tensors`` only where ``names`` asks for them."""
+    table = checkpoint.table
+    tensors = []
+    for name in names or ():
+        number = table.ids[name]
+        signature = table.signatures[table.signature[number]]
+        tensors.append(
+            {
+                "name": name,
+                "dtype": signature.dtype,
+                "shape": list(signature.shape),
+                "file": checkpoint.files[table.file[number]].name,
+                "start": int(table.start[number]),
+                "bytes": int(table.nbytes[number]),
+            }
+        )
+    config = checkpoint.config or {}
+    return {
+        "path": str(checkpoint.path),
+        "architectures": config.get("architectures"),
+        "checkpoint": checkpoint_object(checkpoint),
+        "files": [{"name": f.name, "bytes": f.size} for f in checkpoint.files],
+        "findings": [f.as_json() for f in checkpoint.findings],
+        "tensors": tensors,
+    }

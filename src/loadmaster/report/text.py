@@ -1,0 +1,183 @@
+"""Proofs, findings and checkpoints for people: tables, in colour only on a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from loadmaster.checkpoint import Checkpoint
+from loadmaster.errors import LoadmasterError
+from loadmaster.findings import Finding
+from loadmaster.plan.verify import Proof
+
+_STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+def gib(num_bytes: int) -> str:
+    """Return bytes as GiB, or MiB and KiB where small.
+
+    >>> gib(3 * 2**30), gib(5 * 2**20), gib(100)
+    ('3.00 GiB', '5.0 MiB', '0.1 KiB')
+    """
+    if num_bytes >= 2**30:
+        return f"{num_bytes / 2**30:.2f} GiB"
+    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.1f} KiB"
+
+
+def _unit(num_bytes: int) -> tuple[str, int]:
+    """Return the unit that the sizes of a table are told in, and its bytes."""
+    return ("GiB", 2**30) if num_bytes >= 2**30 else ("MiB", 2**20)
+
+
+def _print_wide(console: Console, table: Table) -> None:
+    """Print a table whole, even where it is wider than the terminal."""
+    width = console.width
+    console.width = max(width, table.__rich_measure__(console, console.options.update(width=500)).maximum)
+    console.print(table)
+    console.width = width
+
+
+def print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """Print findings, the worst first, each with where it is, what was expected and found, and a hint."""
+    for f in findings:
+        ranks = f"  rank {_ranks(f.ranks)}" if f.ranks else ""
+        console.print(f"[{_STYLE[f.severity]}]{f.severity}[/] {f.code}{ranks}", highlight=False)
+        for what, value in (("tensor", f.tensor), ("param", f.param), ("file", f.file)):
+            if value:
+                console.print(f"    {what:7s} {escape(value)}", highlight=False, soft_wrap=True)
+        console.print(f"    {escape(f.message)}", highlight=False, soft_wrap=True)
+        if f.hint:
+            console.print(f"    hint: {escape(f.hint)}", highlight=False, soft_wrap=True)
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    """Return rank numbers with runs joined.
+
+    >>> _ranks((0, 1, 2, 5))
+    '0-2, 5'
+    """
+    runs: list[list[int]] = []
+    for r in ranks:
+        if runs and r == runs[-1][-1] + 1:
+            runs[-1].append(r)
+        else:
+            runs.append([r])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+
+
+def print_proof(console: Console, proof: Proof, elapsed_s: float) -> None:
+    """Print the verdict, each rank's figures, the waivers and the findings."""
+    plan, table = proof.plan, proof.plan.checkpoint.table
+    layout = plan.layout
+    console.print(
+        f"[bold]{escape(str(plan.model_path))}[/]  {plan.config.get('architectures', ['?'])[0]}, "
+        f"{len(table):,} tensors in {len(plan.checkpoint.files)} file(s), {gib(table.payload_bytes)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    experts = ", experts divided" if layout.enable_expert_parallel else ""
+    console.print(
+        f"pipeline {layout.pipeline_parallel_size} × tensor {layout.tensor_parallel_size}{experts}", highlight=False
+    )
+    unit, size = _unit(max((r.resident_bytes for r in proof.ranks), default=0))
+    ranks = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for column in ("rank", "pp", "tp", "layers", "params", f"resident {unit}", "needed", "fetched", "replica", "reads"):
+        ranks.add_column(column, justify="left" if column == "layers" else "right", no_wrap=True)
+    ranks.add_column("is handed", no_wrap=True)
+    for r in proof.ranks:
+        sizes = (r.resident_bytes, r.needed_bytes, r.fetched_bytes, r.replica_bytes)
+        ranks.add_row(
+            str(r.rank),
+            str(r.pp_rank),
+            str(r.tp_rank),
+            f"{r.layers[0]}-{r.layers[1] - 1}" + "".join(f", mtp {d}" for d in r.draft_layers),
+            f"{r.num_params:,}",
+            *(f"{n / size:.2f}" for n in sizes),
+            f"{r.num_reads:,}",
+            ", ".join(r.carries),
+        )
+    _print_wide(console, ranks)
+    for w in proof.waivers:
+        console.print(f"waived: {escape(w.reason)}: {w.num_tensors:,} tensors, {gib(w.num_bytes)}", highlight=False)
+    print_findings(console, proof.findings)
+    if proof.proven:
+        console.print(
+            f"[bold green]proven[/] in {elapsed_s:.2f} s: placement, from headers alone; payload bytes not read, "
+            f"numerics not checked. plan {plan.hash[:16]}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    else:
+        count = sum(f.severity == "error" for f in proof.findings)
+        console.print(f"[bold red]not proven[/]: {count} error(s)", highlight=False)
+
+
+def print_error(console: Console, error: LoadmasterError, findings: Sequence[Finding]) -> None:
+    """Print an error that ended a command."""
+    console.print(f"[bold red]{type(error).__name__}[/]: {escape(error.message)}", highlight=False, soft_wrap=True)
+    if error.hint:
+        console.print(f"hint: {escape(error.hint)}", highlight=False, soft_wrap=True)
+    print_findings(console, [f for f in findings if f.message != error.message])
+
+
+def print_checkpoint(console: Console, checkpoint: Checkpoint, names: Iterable[str] | None) -> None:
+    """Print what a checkpoint holds; with ``names``, those tensors one a line."""
+    table = checkpoint.table
+    config = checkpoint.config or {}
+    console.print(
+        f"[bold]{escape(str(checkpoint.path))}[/]  {escape(str(config.get('architectures', ['no config'])[0]))}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"{len(table):,} tensors in {len(checkpoint.files)} file(s), {gib(table.payload_bytes)} of payload",
+        highlight=False,
+    )
+    if names is not None:
+        for name in names:
+            number = table.ids[name]
+            s = table.signatures[table.signature[number]]
+            file = checkpoint.files[table.file[number]].name
+            console.print(
+                f"{escape(name)}  {s.dtype} {list(s.shape)}  {file} @ {table.start[number]:,}".replace("[", r"\["),
+                highlight=False,
+                soft_wrap=True,
+            )
+    else:
+        counts: Counter[str] = Counter()
+        sizes: Counter[str] = Counter()
+        for number, size in zip(table.signature.tolist(), table.nbytes.tolist(), strict=True):
+            counts[table.signatures[number].dtype] += 1
+            sizes[table.signatures[number].dtype] += size
+        dtypes = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("dtype", "tensors", "bytes"):
+            dtypes.add_column(column, justify="left" if column == "dtype" else "right")
+        for dtype, count in counts.most_common():
+            dtypes.add_row(dtype, f"{count:,}", gib(sizes[dtype]))
+        console.print(dtypes)
+    print_findings(console, checkpoint.findings)
+
+
+def print_load(console: Console, result: dict[str, Any]) -> None:
+    """Print a load report: what each rank read, and how fast."""
+    unit, size = _unit(max((r["resident_bytes"] for r in result["ranks"]), default=0))
+    ranks = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for column in ("rank", f"needed {unit}", "fetched", "resident", "direct", "staged", "seconds", "GB/s"):
+        ranks.add_column(column, justify="right", no_wrap=True)
+    for r in result["ranks"]:
+        sizes = (r[k] for k in ("needed_bytes", "fetched_bytes", "resident_bytes", "direct_bytes", "staged_bytes"))
+        ranks.add_row(
+            str(r["rank"]),
+            *(f"{n / size:.2f}" for n in sizes),
+            f"{r['seconds']:.2f}",
+            f"{r['bytes_per_s'] / 1e9:.2f}",
+        )
+        for name, p in r.get("params", {}).items():
+            console.print(f"{p['sha256'][:16]}  {p['dtype']} {p['shape']}  {name}".replace("[", r"\["), highlight=False)
+    console.print(ranks)
+    console.print(f"[bold green]loaded[/] {gib(result['needed_bytes'])} in {result['seconds']:.2f} s", highlight=False)

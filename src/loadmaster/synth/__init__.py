@@ -1,0 +1,9 @@
+"""Makes checkpoints: tiny ones with random weights in the real layout, and full-size ones without the bytes.
+
+For tests, demonstrations and rehearsals: `loadmaster synth` writes them, everything else reads them like any other.
+"""
+
+from loadmaster.synth.presets import PRESETS, Preset
+from loadmaster.synth.write import write_full_size, write_tiny
+
+__all__ = ["PRESETS", "Preset", "write_full_size", "write_tiny"]

@@ -1,0 +1,155 @@
+"""Writes checkpoints: shards, index, config, and for tiny ones a tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from loadmaster.dtypes import num_bytes
+from loadmaster.errors import InputError
+from loadmaster.synth.inventory import Entry, config_of, inventory
+from loadmaster.synth.presets import Preset
+from loadmaster.synth.tokenizer import write_tokenizer
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+NUMPY: dict[str, Any] = {
+    "BF16": ml_dtypes.bfloat16,
+    "F16": np.float16,
+    "F32": np.float32,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+}
+"""numpy's dtypes for the formats that are written."""
+
+
+def write_full_size(preset: Preset, out: Path, *, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Write the published model with true headers and sparse bodies, which take no disk and read as zeros.
+
+    Returns:
+        ``num_tensors``, ``num_files`` and ``payload_bytes`` of what was written.
+    """
+    config = config_of(preset, tiny=False) | (overrides or {})
+    return _write(preset, out, config, preset.num_shards, body=None)
+
+
+def write_tiny(
+    preset: Preset,
+    out: Path,
+    *,
+    seed: int = 0,
+    overrides: dict[str, Any] | None = None,
+    num_shards: int | None = None,
+) -> dict[str, Any]:
+    """Write a small model in the real layout: random weights, really quantised, with a working tokenizer.
+
+    The same seed gives the same bytes. ``overrides`` change single config values.
+
+    Returns:
+        ``num_tensors``, ``num_files`` and ``payload_bytes`` of what was written.
+    """
+    config = config_of(preset, tiny=True) | (overrides or {})
+    random = np.random.default_rng(seed)
+    pending: dict[str, bytes] = {}
+    block = config.get("quantization_config", {}).get("weight_block_size")
+
+    def body(entry: Entry) -> bytes:
+        if entry.component:
+            return pending.pop(entry.name)
+        values = _random(entry, random)
+        if entry.signature.dtype != "F8_E4M3":
+            return values.astype(NUMPY[entry.signature.dtype]).tobytes()
+        weight, scale = quantise_blocks(values, (block[0], block[1]))
+        pending[entry.name.removesuffix("weight") + "weight_scale_inv"] = scale.tobytes()
+        return weight.tobytes()
+
+    made = _write(preset, out, config, num_shards or preset.tiny_shards, body)
+    write_tokenizer(out, config)
+    return made
+
+
+def quantise_blocks(values: np.ndarray, block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Quantise ``values`` ``[rows, columns]`` to E4M3 with one F32 factor a block; the last blocks may be ragged."""
+    rows, columns = values.shape
+    shape = (-(-rows // block[0]), -(-columns // block[1]))
+    scale = np.empty(shape, dtype=np.float32)
+    out = np.empty(values.shape, dtype=ml_dtypes.float8_e4m3fn)
+    for i in range(shape[0]):
+        for j in range(shape[1]):
+            at = np.s_[i * block[0] : (i + 1) * block[0], j * block[1] : (j + 1) * block[1]]
+            scale[i, j] = max(float(np.abs(values[at]).max()), 1e-6) / 448.0
+            out[at] = (values[at] / scale[i, j]).astype(ml_dtypes.float8_e4m3fn)
+    return out, scale
+
+
+def _random(entry: Entry, random: np.random.Generator) -> Floats:
+    shape = entry.signature.shape
+    draw: Floats = random.standard_normal(shape, dtype=np.float32)
+    if len(shape) == 2:
+        scale = 1.0 if entry.logical == "embed" else float(np.sqrt(shape[1]))
+        return (draw / scale).astype(np.float32)
+    small = (draw * 0.1).astype(np.float32)
+    return small if "bias" in entry.logical else (1 + small).astype(np.float32)  # the rest are norms
+
+
+def _write(
+    preset: Preset, out: Path, config: dict[str, Any], num_shards: int, body: Callable[[Entry], bytes] | None
+) -> dict[str, Any]:
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty", hint="give a folder that does not exist yet")
+    out.mkdir(parents=True, exist_ok=True)
+    entries = inventory(preset, config)
+    payload = sum(e.signature.num_bytes for e in entries)
+    weight_map = {}
+    shards = _divide(entries, payload, num_shards)
+    for i, shard in enumerate(shards, 1):
+        name = "model.safetensors" if len(shards) == 1 else preset.shard_name.format(i=i, n=len(shards))
+        write_shard(
+            out / name,
+            [(e.name, e.signature.dtype, e.signature.shape) for e in shard],
+            map(body, shard) if body else None,
+        )
+        weight_map.update(dict.fromkeys((e.name for e in shard), name))
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": payload}, "weight_map": dict(sorted(weight_map.items()))}
+        (out / "model.safetensors.index.json").write_bytes(orjson.dumps(index, option=orjson.OPT_INDENT_2))
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return {"num_tensors": len(entries), "num_files": len(shards), "payload_bytes": payload}
+
+
+def _divide(entries: Sequence[Entry], payload: int, num_shards: int) -> list[list[Entry]]:
+    """Divide entries over shards of about equal size, in order; a scale stays beside its weight."""
+    shards: list[list[Entry]] = [[] for _ in range(num_shards)]
+    done = 0
+    for e in entries:
+        if e.component == 0:
+            at = min(done * num_shards // payload, num_shards - 1)
+        shards[at].append(e)
+        done += e.signature.num_bytes
+    return [s for s in shards if s]
+
+
+def write_shard(
+    path: Path, tensors: Sequence[tuple[str, str, tuple[int, ...]]], bodies: Iterable[bytes] | None
+) -> None:
+    """Write one safetensors file of (name, dtype, shape); without ``bodies`` a sparse one."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, dtype, shape in tensors:
+        size = num_bytes(dtype, int(np.prod(shape, dtype=np.int64)))
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = orjson.dumps(header)
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        if bodies is None:
+            file.truncate(8 + len(text) + offset)
+        else:
+            file.writelines(bodies)

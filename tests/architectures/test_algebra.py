@@ -1,0 +1,191 @@
+"""The laws of the weight algebra, on random expressions against numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadmaster.architectures.algebra import (
+    Cast,
+    Concat,
+    Each,
+    Expression,
+    Fill,
+    Leaf,
+    Region,
+    Shard,
+    Stored,
+    compose,
+    decode,
+    encoded,
+    leaves,
+    localise,
+    permute,
+    pick,
+    restrict,
+    split,
+    stored,
+    whole,
+)
+from loadmaster.architectures.lower import coverage, multiplicity, num_elements, pieces, tiles
+from loadmaster.errors import LayoutError
+from loadmaster.formats import Component, Format, Grain, fp8_block
+from tests.architectures.evaluate import evaluate
+
+Made = tuple[Expression, dict[str, np.ndarray]]
+BLOCK = fp8_block((3, 2))
+
+
+@st.composite
+def operands(draw: st.DrawFn, rows: int, columns: int, name: str, member: int = 0) -> Made:
+    """A source of [rows, columns] values: a stored tensor in some storage order, a decoded one, or a constant."""
+    lead = (member,) if member else ()
+    kind = draw(st.sampled_from(["plain", "transposed", "interleaved", "decoded", "fill"]))
+    random = np.random.default_rng(draw(st.integers(0, 99)))
+
+    def array(*shape: int) -> np.ndarray:
+        return random.integers(1, 1000, (*lead, *shape)).astype(np.float32)
+
+    if kind == "plain":
+        return stored(Leaf(name, "F32", (rows, columns), bool(member))), {name: array(rows, columns)}
+    if kind == "transposed":
+        return permute(stored(Leaf(name, "F32", (columns, rows), bool(member))), (1, 0)), {name: array(columns, rows)}
+    if kind == "interleaved":  # every second row of a tensor of twice the rows
+        e = pick(split(stored(Leaf(name, "F32", (2 * rows, columns), bool(member))), 0, (rows, 2)), 1, 1)
+        return e, {name: array(2 * rows, columns)}
+    if kind == "fill":
+        return Fill((rows, columns), "F32", 7.0), {}
+    grid = (-(-rows // 3), -(-columns // 2))
+    e = decode(
+        BLOCK,
+        (stored(Leaf(name, "F32", (rows, columns), bool(member))), stored(Leaf(name + "s", "F32", grid, bool(member)))),
+        (rows, columns),
+    )
+    return e, {name: array(rows, columns), name + "s": array(*grid)}
+
+
+@st.composite
+def expressions(draw: st.DrawFn) -> Made:
+    """A fused parameter: parts one after another, perhaps cast, perhaps a stack over experts."""
+    columns = draw(st.integers(1, 7))
+    member = draw(st.sampled_from([0, 0, 3, 4]))
+    parts, arrays = [], {}
+    for i in range(draw(st.integers(1, 3))):
+        part, more = draw(operands(draw(st.integers(1, 7)), columns, f"t{i}", member))
+        parts.append(Cast(part, "F32") if draw(st.booleans()) else part)
+        arrays.update(more)
+    e: Expression = parts[0] if len(parts) == 1 else Concat(0, tuple(parts))
+    if member:
+        e = Each(e, tuple(draw(st.permutations(range(member)))))
+    return e, arrays
+
+
+def regions(shape: tuple[int, ...]) -> st.SearchStrategy[Region]:
+    return st.tuples(
+        *(
+            st.tuples(st.integers(0, n - 1), st.integers(1, n)).map(lambda p: (min(p), max(p[1], p[0] + 1)))
+            for n in shape
+        )
+    )
+
+
+@given(st.data())
+def test_restricting_then_evaluating_is_evaluating_then_slicing(data: st.DataObject) -> None:
+    e, arrays = data.draw(expressions())
+    r = data.draw(regions(e.shape))
+    assert np.array_equal(evaluate(restrict(e, r), arrays), evaluate(e, arrays)[tuple(slice(a, b) for a, b in r)])
+
+
+@given(st.data())
+def test_restricting_twice_is_restricting_once_by_the_composed_region(data: st.DataObject) -> None:
+    e, _ = data.draw(expressions())
+    r = data.draw(regions(e.shape))
+    s = data.draw(regions(tuple(b - a for a, b in r)))
+    assert restrict(restrict(e, r), s) == restrict(e, compose(r, s))
+
+
+@given(st.data())
+def test_an_expression_knows_its_shape(data: st.DataObject) -> None:
+    e, arrays = data.draw(expressions())
+    assert evaluate(e, arrays).shape == e.shape
+
+
+@given(st.data())
+def test_pieces_fill_the_parameter_exactly_once_with_the_right_values(data: st.DataObject) -> None:
+    e, arrays = data.draw(expressions())
+    r = data.draw(regions(e.shape))
+    e = restrict(e, r)
+    made = pieces(e)
+    assert tiles([p.box for p in made], e.shape)
+    out = np.full(e.shape, -1.0)
+    for p in made:
+        at = tuple(slice(a, b) for a, b in p.box)
+        out[at] = evaluate(p.source if p.ids is None else Each(p.source, p.ids), arrays)
+    assert np.array_equal(out, evaluate(e, arrays))
+
+
+@given(
+    units=st.integers(1, 6), unit=st.integers(1, 5), columns=st.integers(1, 5), count=st.integers(1, 6), data=st.data()
+)
+def test_localised_operands_tile_the_operand_with_the_declared_multiplicity(
+    units: int, unit: int, columns: int, count: int, data: st.DataObject
+) -> None:
+    e, arrays = data.draw(operands(units * unit, columns, "t"))
+    shard = Shard(e, 0, "tp", unit, repeat=True)
+    if units % count and count % units:
+        with pytest.raises(LayoutError, match="cannot be divided"):
+            localise(shard, {"tp": (0, count)})
+        return
+    parts = [localise(shard, {"tp": (i, count)}) for i in range(count)]
+    replicas = max(count // units, 1)
+    joined = np.concatenate([evaluate(p, arrays) for p in parts[::replicas]])
+    assert np.array_equal(joined, evaluate(e, arrays))
+    views = [v for p in parts for v in leaves(p) if v.leaf.name == "t" and v.factors == v.leaf.shape]
+    if views:
+        _, counts = multiplicity([v.box for v in views], views[0].factors)
+        assert (counts == replicas).all()
+
+
+def test_a_cut_inside_a_block_keeps_the_grid_of_the_whole_tensor() -> None:
+    e = decode(fp8_block((4, 4)), (stored(Leaf("w", "F32", (10, 8))), stored(Leaf("s", "F32", (3, 2)))), (10, 8))
+    part = restrict(e, ((5, 9), (0, 8)))
+    assert part.origin == (5, 0)
+    assert part.phase == (1, 0)
+    assert part.operands[1].shape == (2, 2)  # rows 5 to 8 lie in blocks 1 and 2
+    assert encoded(part, 1) == restrict(stored(Leaf("s", "F32", (3, 2))), ((1, 3), (0, 2)))
+
+
+def test_a_cut_inside_a_packed_word_is_refused_with_the_legal_step() -> None:
+    packed = Format(
+        "packed",
+        (
+            Component("qweight", ("I32",), (Grain(0, 1, True), Grain(1, 8, True))),
+            Component("scales", ("F16",), (Grain(0, 1, False), Grain(1, 4, False))),
+        ),
+    )
+    e = decode(packed, (stored(Leaf("w", "I32", (4, 2))), stored(Leaf("s", "F16", (4, 4)))), (4, 16))
+    assert restrict(e, ((0, 4), (8, 16))).operands[0].shape == (4, 1)
+    with pytest.raises(LayoutError, match="splits a packed word of 8"):
+        restrict(e, ((0, 4), (4, 16)))
+
+
+def test_interleaved_rows_are_a_box_in_the_factored_shape() -> None:
+    view = pick(split(stored(Leaf("gate_up", "F32", (8, 3))), 0, (4, 2)), 1, 1)
+    assert view == Stored(Leaf("gate_up", "F32", (8, 3)), (4, 2, 3), ((0, 4), (1, 2), (0, 3)), (0, 2))
+
+
+def test_tiling_notices_gaps_overlaps_and_overhang() -> None:
+    assert tiles([((0, 2), (0, 4)), ((2, 3), (0, 4))], (3, 4))
+    assert not tiles([((0, 2), (0, 4))], (3, 4))
+    assert not tiles([((0, 2), (0, 4)), ((1, 3), (0, 4))], (3, 4))
+    assert not tiles([((0, 4), (0, 4))], (3, 4))
+
+
+def test_elements_are_counted_by_cell() -> None:
+    boxes = [((0, 2), (0, 4)), ((1, 3), (0, 2))]
+    cuts, counts = multiplicity(boxes, (3, 4))
+    assert num_elements(cuts, counts == 2) == 2
+    assert num_elements(cuts, coverage(cuts, boxes)) == 10
+    assert whole((3, 4)) == ((0, 3), (0, 4))

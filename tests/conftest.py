@@ -1,0 +1,57 @@
+"""What holds for every test: one thread a process, no network, no surprise from the terminal."""
+
+import os
+
+# The tests run side by side and start processes of their own; a thread pool in each would only make them wait for each
+# other. Set before torch or numpy is imported, and inherited by every process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(HF_HUB_OFFLINE="1", NO_COLOR="1", COLUMNS="100")
+os.environ.pop("FORCE_COLOR", None)
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+Tiny = Callable[[str], Path]
+"""A preset's name → the folder of its tiny checkpoint."""
+
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU, and there is none here")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Tiny checkpoints by preset, written once a test process; not to be changed."""
+    from loadmaster.synth import PRESETS, write_tiny
+
+    made: dict[str, Path] = {}
+
+    def path(family: str) -> Path:
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp(family)
+            write_tiny(PRESETS[family], made[family])
+        return made[family]
+
+    return path
+
+
+@pytest.fixture
+def tiny_copy(tiny: Tiny, tmp_path: Path) -> Tiny:
+    """A copy of a tiny checkpoint that a test may damage."""
+
+    def path(family: str) -> Path:
+        return Path(shutil.copytree(tiny(family), tmp_path / family))
+
+    return path

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+
+from loadmaster.errors import LayoutError
+from loadmaster.parallel import Cut, ParallelLayout, cut, partition
+
+
+def test_layers_divide_as_vllm_divides_them() -> None:
+    # get_pp_indices of vLLM 0.32: the remainder goes backwards from the last but one
+    counts = [b - a for a, b in partition(61, 8)]
+    assert sum(counts) == 61
+    assert counts == [7, 7, 8, 8, 8, 8, 8, 7]
+
+
+def test_an_explicit_partition_must_sum_to_the_layers() -> None:
+    assert partition(5, 2, (4, 1)) == ((0, 4), (4, 5))
+    with pytest.raises(LayoutError, match="sums to 6"):
+        partition(5, 2, (4, 2))
+    with pytest.raises(LayoutError, match="without layers"):
+        partition(5, 2, (5, 0))
+    with pytest.raises(LayoutError, match="has 1 stages, expected pipeline_parallel_size = 2"):
+        ParallelLayout(2, layer_partition=(5,))
+
+
+def test_more_stages_than_layers_are_refused_with_the_most_that_go() -> None:
+    with pytest.raises(LayoutError, match="9 pipeline stages for 8 layers") as refused:
+        partition(8, 9)
+    assert "at most 8" in str(refused.value.hint)
+
+
+def test_ranks_are_numbered_stage_by_stage() -> None:
+    layout = ParallelLayout(2, 4)
+    assert [layout.coordinate(r).pp_rank for r in range(8)] == [0] * 4 + [1] * 4
+    assert layout.stage_ranks(1) == (4, 5, 6, 7)
+    assert ParallelLayout.from_json(layout.as_json()) == layout
+
+
+def test_key_value_heads_fewer_than_ranks_are_repeated_and_query_heads_are_not() -> None:
+    assert [cut(256, 128, 4, i, repeat=True) for i in range(4)] == [
+        Cut(0, 128, 2),
+        Cut(0, 128, 2),
+        Cut(128, 256, 2),
+        Cut(128, 256, 2),
+    ]
+    with pytest.raises(LayoutError, match="cannot be divided over 4 ranks"):
+        cut(256, 128, 4, 0)

@@ -1,0 +1,63 @@
+"""The planning half installs and runs without ``loadmaster[run]``.
+
+The layer contract (pyproject.toml, ``make layers``) reads imports; these tests run without what it forbids.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN_EXTRA = ("torch", "transformers", "tokenizers", "jinja2", "fastapi", "uvicorn")
+
+WITHOUT_RUN_EXTRA = f"""
+import sys
+sys.modules.update(dict.fromkeys({RUN_EXTRA!r}))  # None: "not found" to import statements and to find_spec
+"""
+
+
+def run_without_extra(script: str, *args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_RUN_EXTRA + script, *map(str, args)], capture_output=True, text=True, timeout=120
+    )
+
+
+def loadmaster(*args: object) -> subprocess.CompletedProcess[str]:
+    return run_without_extra("from loadmaster.cli.main import entry; sys.exit(entry())", *args)
+
+
+def test_what_is_blocked_cannot_be_imported() -> None:
+    done = run_without_extra("import torch.nn")
+    assert done.returncode == 1
+    assert "torch" in done.stderr
+
+
+@pytest.mark.parametrize("module", ["loadmaster.plan", "loadmaster.report", "loadmaster.synth", "loadmaster.cli.main"])
+def test_planning_half_imports_without_torch(module: str) -> None:
+    done = run_without_extra(f"import {module}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_module_of_the_planning_rooms_imports_without_torch() -> None:
+    done = run_without_extra(
+        """
+import importlib, pkgutil
+for room in ("checkpoint", "formats", "parallel", "architectures", "plan", "report", "synth"):
+    package = importlib.import_module(f"loadmaster.{room}")
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+"""
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_synth_inspect_and_plan_run_without_torch(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "tiny"
+    for args in (
+        ("synth", "glm-5.1-fp8", checkpoint, "--tiny"),
+        ("inspect", checkpoint),
+        ("plan", checkpoint, "-pp", "2"),
+    ):
+        done = loadmaster(*args)
+        assert done.returncode == 0, f"{args}\n{done.stdout}\n{done.stderr}"

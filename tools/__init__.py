@@ -1,0 +1,1 @@
+"""What developers of this repository run; no part of the package."""
