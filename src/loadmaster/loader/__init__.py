@@ -1,0 +1,9 @@
+"""Carries a plan out: reads a rank's bytes into its parameters, or receives tensors that are pushed.
+
+It decides nothing about where anything goes: that is the plan.
+"""
+
+from loadmaster.loader.load import LoadedRank, LoadReport, load_rank
+from loadmaster.loader.receiver import Receiver
+
+__all__ = ["LoadReport", "LoadedRank", "Receiver", "load_rank"]

@@ -1,0 +1,339 @@
+"""Loading one rank: a plan's reads, carried out by several readers into the rank's parameters.
+
+Where nothing stands between file and parameter, bytes are read straight to their final address. Strided cuts and
+operands of operations pass through staging, a fixed budget divided among the readers; staged memory is never handed out.
+Reads go in file order. The files are held against the plan before the first byte and after the last, and nothing is
+returned unless every byte came: there is no half-loaded model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from loadmaster.architectures.algebra import Expression, Region, leaves
+from loadmaster.checkpoint import LocalStore, Store
+from loadmaster.errors import LoadError
+from loadmaster.loader.memory import Arena
+from loadmaster.loader.operations import evaluate, slabs, span_bytes, view_of_span
+from loadmaster.plan import ParamSpec, Plan, RankPlan
+from loadmaster.plan.rank import Batch, itemsize, strided_run
+from loadmaster.plan.verify import STAGING_BYTES
+
+CHUNK_BYTES = 8 * 2**20
+"""A task's size: large enough that Python's share is small, small enough to divide well among readers."""
+
+MAX_BUFFERS = 256
+"""Destinations of one scattered read."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading a rank did. ``direct_bytes`` went straight to their place, ``staged_bytes`` through staging."""
+
+    rank: int
+    needed_bytes: int
+    fetched_bytes: int
+    resident_bytes: int
+    direct_bytes: int
+    staged_bytes: int
+    staging_bytes: int
+    num_readers: int
+    num_reads: int
+    seconds: float
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Needed bytes over wall time."""
+        return self.needed_bytes / self.seconds if self.seconds else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {**{k: getattr(self, k) for k in self.__dataclass_fields__}, "bytes_per_s": self.bytes_per_s}
+
+
+@dataclass(frozen=True)
+class LoadedRank:
+    """A rank's parameters, complete: name → tensor, as the plan's ``specs`` say."""
+
+    specs: tuple[ParamSpec, ...]
+    tensors: dict[str, torch.Tensor] = field(repr=False)
+    report: LoadReport
+
+    def digest(self) -> dict[str, dict[str, Any]]:
+        """Return shape, dtype and SHA-256 of every parameter's bytes."""
+        return {
+            s.name: {"shape": list(s.shape), "dtype": s.dtype, "sha256": _sha256(self.tensors[s.name])}
+            for s in self.specs
+        }
+
+
+def _sha256(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def load_rank(
+    plan: Plan,
+    rank: int,
+    *,
+    store: Store | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    num_readers: int | None = None,
+    staging_bytes: int | None = None,
+) -> LoadedRank:
+    """Load one rank's parameters into host memory.
+
+    ``on_progress`` is called, from any reader, with bytes of the plan that are done; the calls sum to the rank's
+    ``needed_bytes``. ``num_readers`` defaults to twice the cores, at most 16; ``staging_bytes`` to 256 MiB.
+
+    Raises:
+        LoadError: a file changed, is shorter than planned, or could not be read; names file, tensor and rank.
+    """
+    begin = time.perf_counter()
+    derived = plan.rank(rank)
+    readers = num_readers or min(2 * (os.cpu_count() or 1), 16)
+    budget = staging_bytes or STAGING_BYTES
+    own = LocalStore(plan.model_path) if store is None else None
+    source = store or own
+    assert source is not None
+    try:
+        _check_files(plan, derived, source, rank)
+        arena = Arena(derived.specs)
+        job = _Job(plan, derived, source, arena, on_progress or (lambda _: None), budget // readers)
+        _run(job, readers)
+        _check_files(plan, derived, source, rank)
+    finally:
+        if own is not None:
+            own.close()
+    report = LoadReport(
+        rank=rank,
+        needed_bytes=derived.needed_bytes,
+        fetched_bytes=derived.fetched_bytes,
+        resident_bytes=derived.resident_bytes,
+        direct_bytes=job.direct_bytes,
+        staged_bytes=derived.needed_bytes - job.direct_bytes,
+        staging_bytes=derived.staging_bytes(budget),
+        num_readers=readers,
+        num_reads=derived.num_reads,
+        seconds=time.perf_counter() - begin,
+    )
+    return LoadedRank(derived.specs, arena.tensors, report)
+
+
+def _check_files(plan: Plan, derived: RankPlan, store: Store, rank: int) -> None:
+    """Hold size and time stamp of every file that the rank reads against the plan."""
+    for number in np.unique(derived.reads[0]):
+        planned = plan.checkpoint.files[number]
+        try:
+            found = store.stamp(planned.name)
+        except OSError as error:
+            raise LoadError(f"rank {rank}: {planned.name}: {error.strerror or error}") from error
+        if found != (planned.size, planned.mtime_ns):
+            raise LoadError(
+                f"rank {rank}: {planned.name} changed since it was planned: "
+                f"{planned.size:,} bytes then, {found[0]:,} bytes now",
+                hint="plan again; nothing of the model was handed out",
+            )
+
+
+def _run(job: _Job, num_readers: int) -> None:
+    """Let the readers take tasks in file order until none is left; the first failure stops them all."""
+    tasks = iter(job.tasks())
+    lock = threading.Lock()
+    failures: list[BaseException] = []
+    local = threading.local()
+
+    def reader() -> None:
+        while not failures:
+            with lock:
+                task = next(tasks, None)
+            if task is None:
+                return
+            try:
+                task(local)
+            except BaseException as error:
+                failures.append(error)
+                return
+
+    with ThreadPoolExecutor(num_readers, thread_name_prefix="reader") as pool:
+        try:
+            for future in [pool.submit(reader) for _ in range(num_readers)]:
+                future.result()
+        except BaseException as error:  # an interrupt while waiting
+            failures.append(error)
+            raise
+    if failures:
+        raise failures[0]
+
+
+Task = Callable[[Any], None]
+
+
+class _Job:
+    """One rank's reads as tasks."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        derived: RankPlan,
+        store: Store,
+        arena: Arena,
+        on_progress: Callable[[int], None],
+        slot_bytes: int,
+    ) -> None:
+        self.plan = plan
+        self.derived = derived
+        self.store = store
+        self.arena = arena
+        self.on_progress = on_progress
+        self.slot_bytes = max(slot_bytes, 2**16)
+        self.direct_bytes = 0
+
+    def tasks(self) -> Iterator[Task]:
+        """Yield tasks in file order; a task takes a reader's local storage."""
+        direct, staged = [], []
+        for batch in self.derived.batches:
+            target = self._direct_target(batch)
+            if target is None:
+                staged.append(batch)
+            else:
+                direct.append((batch, target))
+        made = [*self._direct_tasks(direct), *self._staged_tasks(staged)]
+        made.sort(key=lambda t: t[0])
+        for _, task in made:
+            yield task
+
+    def _direct_target(self, batch: Batch) -> np.ndarray | None:
+        """Return where each place of a batch begins in its parameter, in bytes; None if bytes cannot go there directly."""
+        if not batch.is_copy or batch.runs[0].counts:
+            return None
+        spec = self.derived.specs[batch.params[0]]
+        shape = spec.shape if batch.piece.ids is None else spec.shape[1:]
+        to = strided_run(shape, batch.box, itemsize(spec.dtype))
+        if to.counts:
+            return None
+        slot = int(np.prod(shape)) * itemsize(spec.dtype)
+        return to.offset + batch.slots.astype(np.int64) * slot
+
+    def _direct_tasks(self, batches: Sequence[tuple[Batch, np.ndarray]]) -> Iterator[tuple[tuple[int, int], Task]]:
+        """Join neighbouring reads into scattered ones of about a chunk, and divide large ones."""
+        if not batches:
+            return
+        table = self.plan.checkpoint.table
+        file = np.concatenate([table.file[b.tensors[:, 0]] for b, _ in batches])
+        start = np.concatenate([b.starts(table, 0) for b, _ in batches])
+        length = np.concatenate([np.full(len(b.params), b.runs[0].run) for b, _ in batches])
+        param = np.concatenate([b.params for b, _ in batches])
+        offset = np.concatenate([to for _, to in batches])
+        tensor = np.concatenate([b.tensors[:, 0] for b, _ in batches])
+        order = np.lexsort((start, file))
+        self.direct_bytes = int(length.sum())
+        buffers = [self.arena.buffers.get(s.name) for s in self.derived.specs]
+
+        group: list[tuple[int, int, int, int]] = []  # param, offset, length, tensor
+        group_file = group_start = group_end = -1
+
+        def flush() -> Iterator[tuple[tuple[int, int], Task]]:
+            if group:
+                yield (group_file, group_start), self._read_direct(group_file, group_start, list(group), buffers)
+
+        for f, s, n, p, o, t in zip(
+            *(column[order].tolist() for column in (file, start, length, param, offset, tensor)), strict=True
+        ):
+            done = 0
+            while done < n:
+                fits = f == group_file and s + done == group_end and len(group) < MAX_BUFFERS
+                room = CHUNK_BYTES - (group_end - group_start) if fits else 0
+                if room <= 0:
+                    yield from flush()
+                    group.clear()
+                    group_file, group_start, group_end = f, s + done, s + done
+                    room = CHUNK_BYTES
+                take = min(room, n - done)
+                group.append((p, o + done, take, t))
+                group_end += take
+                done += take
+        yield from flush()
+
+    def _read_direct(
+        self, file: int, start: int, parts: list[tuple[int, int, int, int]], buffers: list[memoryview | None]
+    ) -> Task:
+        name = self.plan.checkpoint.files[file].name
+
+        def read(_: Any) -> None:
+            into = []
+            for param, offset, length, _tensor in parts:
+                buffer = buffers[param]
+                assert buffer is not None, "an alias is never written"
+                into.append(buffer[offset : offset + length])
+            self._read(name, start, into, parts[0][3], parts[-1][3])
+            self.on_progress(sum(p[2] for p in parts))
+
+        return read
+
+    def _read(self, name: str, start: int, into: list[memoryview], first: int, last: int) -> None:
+        try:
+            self.store.readinto(name, start, into)
+        except (LoadError, OSError) as error:
+            names = self.plan.checkpoint.table.names
+            what = names[first] if first == last else f"{names[first]} to {names[last]}"
+            raise LoadError(
+                f"rank {self.derived.rank}: {name}: reading {what} failed: {error}",
+                hint="nothing of the model was handed out",
+            ) from error
+
+    def _staged_tasks(self, batches: Sequence[Batch]) -> Iterator[tuple[tuple[int, int], Task]]:
+        table = self.plan.checkpoint.table
+        for batch in batches:
+            parts = list(slabs(batch.piece.source, self.slot_bytes))
+            for place in range(len(batch.params)):
+                first = int(batch.tensors[place, 0])
+                key = (int(table.file[first]), int(table.start[first]))
+                for i, (region, part) in enumerate(parts):
+                    counted = batch.needed_bytes // len(batch.params) if i == len(parts) - 1 else 0
+                    yield key, self._read_staged(batch, place, region, part, counted)
+
+    def _read_staged(self, batch: Batch, place: int, region: Region, part: Expression, counted: int) -> Task:
+        views = tuple(leaves(part))
+        table = self.plan.checkpoint.table
+
+        def read(local: Any) -> None:
+            if not hasattr(local, "slot"):
+                local.slot = torch.empty(self.slot_bytes, dtype=torch.uint8)
+            slot = local.slot
+            raw = memoryview(slot.numpy())
+            at, operands = 0, []
+            assert span_bytes(views) <= self.slot_bytes
+            for k, view in enumerate(views):
+                run = strided_run(view.factors, view.box, itemsize(view.dtype))
+                tensor = int(batch.tensors[place, k])
+                name = self.plan.checkpoint.files[table.file[tensor]].name
+                start = int(table.start[tensor]) + run.offset
+                self._read(name, start, [raw[at : at + run.span]], tensor, tensor)
+                operands.append(view_of_span(view, slot[at : at + run.span]))
+                at += -(-run.span // 16) * 16
+            self.destination(batch, place, region).copy_(evaluate(part, iter(operands)))
+            self.on_progress(counted)
+
+        return read
+
+    def destination(self, batch: Batch, place: int, region: Region) -> torch.Tensor:
+        """Return the part of a parameter that ``region`` of a batch's source goes to."""
+        return destination(self.arena, self.derived, batch, place, region)
+
+
+def destination(arena: Arena, derived: RankPlan, batch: Batch, place: int, region: Region) -> torch.Tensor:
+    """Return the part of a parameter that ``region`` of a batch's source fills, at one of its places."""
+    param = arena.tensors[derived.specs[batch.params[place]].name]
+    if batch.piece.ids is not None:
+        param = param[int(batch.slots[place])]
+    return param[tuple(slice(a + c, a + d) for (a, _), (c, d) in zip(batch.box, region, strict=True))]

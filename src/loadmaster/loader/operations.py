@@ -1,0 +1,88 @@
+"""What stands between a stored tensor and a parameter: views, casts, dequantisation. The only arithmetic in loading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from loadmaster.architectures.algebra import (
+    Cast,
+    Decode,
+    Expression,
+    Fill,
+    Region,
+    Stored,
+    leaves,
+    restrict,
+    whole,
+)
+from loadmaster.kernels.dequantise import dequantise_blocks
+from loadmaster.loader.memory import TORCH
+from loadmaster.plan.rank import itemsize, strided_run
+
+
+def view_of(view: Stored, tensor: torch.Tensor) -> torch.Tensor:
+    """Return ``view`` of a whole stored tensor ``[*leaf.shape]``, sharing its memory."""
+    picked = tensor.view(view.factors)[tuple(slice(a, b) for a, b in view.box)]
+    return _ordered(view, picked)
+
+
+def view_of_span(view: Stored, span: torch.Tensor) -> torch.Tensor:
+    """Return ``view`` of the bytes (uint8) of a stored tensor from the view's first byte to the end of its last."""
+    width = itemsize(view.dtype)
+    strides: list[int] = []
+    stride = 1
+    for n in reversed(view.factors):
+        strides.insert(0, stride)
+        stride *= n
+    sizes = tuple(b - a for a, b in view.box)
+    return _ordered(
+        view, torch.as_strided(span[: span.numel() // width * width].view(TORCH[view.dtype]), sizes, strides)
+    )
+
+
+def _ordered(view: Stored, box: torch.Tensor) -> torch.Tensor:
+    dropped = [d for d in range(len(view.factors)) if d not in view.order]
+    return box.permute(*view.order, *dropped).reshape(view.shape) if dropped else box.permute(*view.order)
+
+
+def evaluate(e: Expression, operands: Iterator[torch.Tensor]) -> torch.Tensor:
+    """Return the values of a piece's source; ``operands`` are its views of stored tensors, left to right."""
+    match e:
+        case Stored():
+            return next(operands)
+        case Cast():
+            return evaluate(e.operand, operands).to(TORCH[e.dtype])
+        case Decode():
+            assert e.format.name == "fp8_block", e.format.name
+            weight, scale = (evaluate(o, operands) for o in e.operands)
+            block, phase = e.format.block, e.phase
+            return dequantise_blocks(weight, scale, (block[0], block[1]), (phase[0], phase[1]))
+        case Fill():
+            return torch.full(e.shape, e.value, dtype=TORCH[e.dtype])
+        case _:
+            raise AssertionError(f"{type(e).__name__} is not a source")
+
+
+def span_bytes(views: Sequence[Stored]) -> int:
+    """Return the bytes of all spans under a source, each rounded up to 16 so that any dtype is aligned."""
+    return sum(-(-strided_run(v.factors, v.box, itemsize(v.dtype)).span // 16) * 16 for v in views)
+
+
+def slabs(source: Expression, limit: int) -> Iterator[tuple[Region, Expression]]:
+    """Cut a source into regions whose operands take at most ``limit`` bytes of staging each, halving the first dims."""
+
+    def cut(region: Region) -> Iterator[tuple[Region, Expression]]:
+        part = restrict(source, region)
+        if span_bytes(tuple(leaves(part))) <= limit:
+            yield region, part
+            return
+        dim = next((d for d, (a, b) in enumerate(region) if b - a > 1), None)
+        assert dim is not None, "one element is larger than the staging memory"
+        a, b = region[dim]
+        middle = (a + b + 1) // 2
+        yield from cut((*region[:dim], (a, middle), *region[dim + 1 :]))
+        yield from cut((*region[:dim], (middle, b), *region[dim + 1 :]))
+
+    yield from cut(whole(source.shape))

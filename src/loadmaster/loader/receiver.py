@@ -1,0 +1,119 @@
+"""Tensors that are pushed instead of read: the same plan, turned round.
+
+Whoever pushes may do so in any order and over any number of calls, and may reuse their buffers: nothing of the caller's
+memory is kept. What an operation still waits for is held as a copy of just the part that this rank needs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+
+import torch
+
+from loadmaster.architectures.algebra import whole
+from loadmaster.errors import LoadError
+from loadmaster.loader.load import LoadedRank, LoadReport, destination
+from loadmaster.loader.memory import TORCH, Arena
+from loadmaster.loader.operations import evaluate, view_of
+from loadmaster.plan import Plan
+from loadmaster.plan.rank import Batch
+
+
+class Receiver:
+    """Receives one rank's tensors.
+
+    `offer` each stored tensor, whole and under its name in the checkpoint; then `finish`. Until then no parameter can be
+    had, and a rank that lacks anything is never handed out.
+    """
+
+    def __init__(self, plan: Plan, rank: int = 0) -> None:
+        self._begin = time.perf_counter()
+        self._plan = plan
+        self._derived = plan.rank(rank)
+        self._arena = Arena(self._derived.specs)
+        self._uses: dict[int, list[tuple[Batch, int, int]]] = defaultdict(list)  # tensor -> batch, place, view
+        for batch, place in self._derived.moves():
+            for view in range(len(batch.views)):
+                self._uses[int(batch.tensors[place, view])].append((batch, place, view))
+        self._came: set[int] = set()
+        self._held: dict[tuple[int, int], dict[int, torch.Tensor]] = {}  # operands that wait, by (batch, place)
+        self._finished = False
+
+    def offer(self, name: str, tensor: torch.Tensor) -> bool:
+        """Take what this rank needs of a stored tensor; return whether that is anything.
+
+        A tensor that only other ranks need, or that is waived, is ignored. The caller may overwrite the memory as soon as
+        the call returns.
+
+        Raises:
+            LoadError: the checkpoint has no such tensor, its shape or dtype is another, or it was offered before.
+        """
+        if self._finished:
+            raise LoadError(f"{name} was offered after finish()")
+        number = self._plan.checkpoint.table.ids.get(name)
+        if number is None:
+            raise LoadError(f"{name} was offered, and the plan's checkpoint has no such tensor")
+        uses = self._uses.get(number)
+        if not uses:
+            return False
+        signature = self._plan.checkpoint.table.signatures[self._plan.checkpoint.table.signature[number]]
+        if tuple(tensor.shape) != signature.shape or tensor.dtype != TORCH[signature.dtype]:
+            raise LoadError(
+                f"{name} was offered as {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}, "
+                f"expected {signature.dtype} {list(signature.shape)}"
+            )
+        if number in self._came:
+            raise LoadError(f"{name} was offered twice")
+        source = tensor.detach().contiguous()
+        for batch, place, view in uses:
+            part = view_of(batch.views[view], source)
+            if len(batch.views) == 1:
+                self._write(batch, place, [part])
+                continue
+            waiting = self._held.setdefault((id(batch), place), {})
+            waiting[view] = part.clone()
+            if len(waiting) == len(batch.views):
+                del self._held[id(batch), place]
+                self._write(batch, place, [waiting[i] for i in range(len(batch.views))])
+        self._came.add(number)
+        return True
+
+    def _write(self, batch: Batch, place: int, operands: list[torch.Tensor]) -> None:
+        source = batch.piece.source
+        target = destination(self._arena, self._derived, batch, place, whole(source.shape))
+        target.copy_(evaluate(source, iter(operands)))
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes held for operations that still wait for an operand."""
+        return sum(t.numel() * t.element_size() for waiting in self._held.values() for t in waiting.values())
+
+    def finish(self) -> LoadedRank:
+        """Return the rank, complete.
+
+        Raises:
+            LoadError: tensors never came; names them.
+        """
+        missing = [self._plan.checkpoint.table.names[i] for i in self._uses if i not in self._came]
+        if missing:
+            shown = "\n".join(f"  {name}" for name in sorted(missing)[:10])
+            more = f"\n  … and {len(missing) - 10} more" if len(missing) > 10 else ""
+            raise LoadError(
+                f"rank {self._derived.rank}: {len(missing)} of {len(self._uses)} tensors never came:\n{shown}{more}"
+            )
+        self._finished = True
+        derived = self._derived
+        report = LoadReport(
+            rank=derived.rank,
+            needed_bytes=derived.needed_bytes,
+            fetched_bytes=0,
+            resident_bytes=derived.resident_bytes,
+            direct_bytes=0,
+            staged_bytes=0,
+            staging_bytes=0,
+            num_readers=0,
+            num_reads=0,
+            seconds=time.perf_counter() - self._begin,
+        )
+        return LoadedRank(derived.specs, self._arena.tensors, report)

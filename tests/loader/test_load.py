@@ -1,0 +1,126 @@
+"""Loaded parameters, byte for byte, against a reference that shares no code with the planner."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from loadmaster.checkpoint import open_checkpoint
+
+from loadmaster.errors import LoadError
+from loadmaster.loader import load_rank
+from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import Plan, build_plan, prove
+from tests.conftest import Tiny
+from tests.loader.reference import Reference, differences
+
+LAYOUTS = [(1, 1, False), (2, 1, False), (4, 1, False), (1, 2, False), (1, 4, True), (2, 2, False), (2, 2, True)]
+FAMILIES = [
+    "glm-5.1-fp8",
+    "glm-5.2-fp8",
+    "deepseek-v3",
+    "deepseek-v3.2",
+    "kimi-k2",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+]
+
+
+@pytest.mark.parametrize(("pp", "tp", "ep"), LAYOUTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_parameter_of_every_rank_is_the_reference(family: str, pp: int, tp: int, ep: bool, tiny: Tiny) -> None:
+    path = tiny(family)
+    drafts = 1 if family in ("glm-5.1-fp8", "glm-5.2-fp8", "deepseek-v3", "deepseek-v3.2") else 0
+    plan = build_plan(open_checkpoint(path), ParallelLayout(pp, tp, ep, num_draft_layers=drafts))
+    assert prove(plan).proven
+    for rank in range(plan.num_ranks):
+        loaded = load_rank(plan, rank)
+        at = plan.layout.coordinate(rank)
+        expected = Reference(path, pp=(at.pp_rank, pp), tp=(at.tp_rank, tp), ep=ep, mtp=bool(drafts))
+        assert differences(loaded.tensors, expected.params) == []
+
+
+@pytest.mark.parametrize("staging", [2**16, 2**20])
+def test_a_small_staging_budget_changes_nothing(staging: int, tiny: Tiny) -> None:
+    plan = build_plan(open_checkpoint(tiny("glm-5.1-fp8")), ParallelLayout(1, 4))
+    for rank in (0, 3):
+        small = load_rank(plan, rank, staging_bytes=staging, num_readers=1)
+        assert differences(small.tensors, load_rank(plan, rank).tensors) == []
+
+
+def test_tied_embeddings_share_memory_on_one_stage_and_are_copied_on_two(tiny: Tiny) -> None:
+    checkpoint = open_checkpoint(tiny("smollm2"))
+    one = load_rank(build_plan(checkpoint), 0).tensors
+    assert one["lm_head.weight"].data_ptr() == one["embed_tokens.weight"].data_ptr()
+    last = load_rank(build_plan(checkpoint, ParallelLayout(2)), 1).tensors
+    assert "embed_tokens.weight" not in last
+    assert torch.equal(last["lm_head.weight"], one["embed_tokens.weight"])
+
+
+def test_progress_ends_at_the_bytes_of_the_plan(tiny: Tiny) -> None:
+    plan = build_plan(open_checkpoint(tiny("glm-5.1-fp8")), ParallelLayout(2, 2))
+    for rank in range(4):
+        done: list[int] = []
+        loaded = load_rank(plan, rank, on_progress=done.append, staging_bytes=2**18)
+        assert sum(done) == loaded.report.needed_bytes == plan.rank(rank).needed_bytes
+
+
+def test_dtype_float32_casts_plain_weights_and_keeps_quantised_ones(tiny: Tiny) -> None:
+    path = tiny("glm-5.1-fp8")
+    tensors = load_rank(build_plan(open_checkpoint(path), dtype="F32"), 0).tensors
+    expected = Reference(path).params
+    assert torch.equal(tensors["embed_tokens.weight"], expected["embed_tokens.weight"].float())
+    assert tensors["layers.0.self_attn.o_proj.weight"].dtype == torch.float8_e4m3fn
+
+
+def _plan(path: Path) -> Plan:
+    return build_plan(open_checkpoint(path))
+
+
+def test_a_file_that_changed_since_it_was_planned_is_refused(tiny_copy: Tiny) -> None:
+    path = tiny_copy("llama")
+    plan = _plan(path)
+    shard = next(path.glob("*.safetensors"))
+    os.utime(shard, ns=(0, 0))
+    with pytest.raises(LoadError, match=rf"rank 0: {shard.name} changed since it was planned"):
+        load_rank(plan, 0)
+
+
+def test_a_file_that_is_lost_is_named(tiny_copy: Tiny) -> None:
+    path = tiny_copy("llama")
+    plan = _plan(path)
+    shard = next(path.glob("*.safetensors"))
+    shard.unlink()
+    with pytest.raises(LoadError, match=f"rank 0: {shard.name}"):
+        load_rank(plan, 0)
+
+
+class ShrinkingStore:
+    """A store whose files are shorter than their stamps say."""
+
+    def __init__(self, path: Path) -> None:
+        from loadmaster.checkpoint import LocalStore
+
+        self._store = LocalStore(path)
+        self.stamp = self._store.stamp
+
+    def readinto(self, name: str, start: int, buffers: list[memoryview]) -> None:
+        raise LoadError(f"{name} ended early at byte {start}")
+
+
+def test_a_short_read_names_file_tensor_and_rank(tiny: Tiny) -> None:
+    path = tiny("llama")
+    with pytest.raises(LoadError, match=r"rank 0: model-\S+: reading \S+ (to \S+ )?failed") as failed:
+        load_rank(_plan(path), 0, store=ShrinkingStore(path))  # type: ignore[arg-type]
+    assert "nothing of the model was handed out" in str(failed.value.hint)
+
+
+def test_a_plan_survives_json_and_loads_the_same(tiny: Tiny) -> None:
+    plan = build_plan(open_checkpoint(tiny("deepseek-v3.2")), ParallelLayout(2, 2, True, num_draft_layers=1))
+    again = Plan.from_json(plan.to_json())
+    assert again == plan
+    assert differences(load_rank(again, 3).tensors, load_rank(plan, 3).tensors) == []
