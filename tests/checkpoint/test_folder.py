@@ -108,7 +108,9 @@ def test_a_wrong_total_size_is_a_warning(folder: Path) -> None:
     assert (only(folder).code, only(folder).severity) == ("index-total-size", "warning")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../x.safetensors"}}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../x.safetensors"}}']
+)
 def test_an_index_that_is_none_is_found(content: str, folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(content)
     assert only(folder).code == "index-invalid"
@@ -124,8 +126,10 @@ def test_a_tensor_in_two_shards_is_found_with_both_files(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "code"),
-    [(None, "config-missing"), ("{", "config-invalid"), ("[]", "config-invalid"), ('{"a": NaN}', "config-invalid")]
-    + [('{"a": 1, "a": 2}', "config-invalid"), ("[" * 100_000, "config-invalid"), ("\xff", "config-invalid")],
+    [
+        (None, "config-missing"),
+        *((text, "config-invalid") for text in ("{", "[]", '{"a": NaN}', '{"a": 1, "a": 2}', "[" * 100_000, "\xff")),
+    ],
 )
 def test_a_config_that_cannot_be_read_is_found(content: str | None, code: str, folder: Path) -> None:
     (folder / "config.json").unlink()

@@ -88,7 +88,9 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a tail": (packed({"a": entry()}, bytes(9)), "file-overlong"),
     "a file that ends early": (packed({"a": entry(shape=[100], offsets=[0, 400])}, bytes(99)), "file-truncated"),
     "a tensor twice": (
-        packed(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'),
+        packed(
+            b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+        ),
         "header-duplicate-key",
     ),
 }
@@ -140,7 +142,9 @@ def test_a_good_file_with_bytes_changed_is_refused_or_read_as_the_official_reade
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("mutated")
-    save_file({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.int64)}, path / "model.safetensors")
+    save_file(
+        {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, np.int64)}, path / "model.safetensors"
+    )
     content = bytearray((path / "model.safetensors").read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 41))] = data.draw(st.integers(0, 255))

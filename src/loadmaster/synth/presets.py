@@ -337,7 +337,7 @@ PRESETS: dict[str, Preset] = {
                 tie_word_embeddings=True,
                 vocab_size=49152,
             ),
-            {**_TINY_DENSE, "num_attention_heads": 6, "num_key_value_heads": 3},
+            {**_TINY_DENSE, "hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 3},
             1,
             tiny_shards=1,
         ),

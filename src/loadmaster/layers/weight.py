@@ -1,0 +1,78 @@
+"""A weight as it was loaded: plain, or quantised with its scales. Dequantised exactly, at each use.
+
+The plain path for every device: memory stays at what the checkpoint stores, and a product in float32 rounds nothing but
+itself. Kernels that multiply quantised weights directly are an accelerator's matter and would stand beside this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from loadmaster.kernels.dequantise import dequantise_blocks
+from loadmaster.plan import Grid, ParamSpec
+
+
+@dataclass(frozen=True)
+class Weight:
+    """``values`` ``[…, out, in]`` with, where quantised, ``scale`` ``[…, blocks out, blocks in]`` and its ``grids``.
+
+    The geometry is the plan's: nothing is inferred from shapes, because ragged blocks make that ambiguous.
+    """
+
+    values: Tensor
+    scale: Tensor | None = None
+    grids: tuple[Grid, ...] = ()
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """Return the values in ``dtype``: the product value × scale in float32, rounded once."""
+        if self.scale is None:
+            return self.values.to(dtype)
+        parts = [
+            dequantise_blocks(
+                self.values[..., g.rows[0] : g.rows[1], :],
+                self.scale[..., g.scale_rows[0] : g.scale_rows[1], :],
+                g.block,
+                g.phase,
+            ).to(dtype)
+            for g in self.grids
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+
+    def expert(self, index: int) -> Weight:
+        """Return one expert of a stack ``[E, out, in]``."""
+        return Weight(self.values[index], None if self.scale is None else self.scale[index], self.grids)
+
+
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    """Return ``x @ weight.T + bias``, computed in ``x``'s dtype. ``x`` ``[…, in]`` → ``[…, out]``."""
+    return F.linear(x, weight.dense(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+class Params:
+    """A rank's parameters by name, as modules are handed them."""
+
+    def __init__(self, specs: Sequence[ParamSpec], tensors: Mapping[str, Tensor]) -> None:
+        self._specs = {s.name: s for s in specs}
+        self._tensors = tensors
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._specs
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a parameter that is never quantised."""
+        return self._tensors[name]
+
+    def optional(self, name: str) -> Tensor | None:
+        """Return a parameter that not every model of a family has."""
+        return self._tensors[name] if name in self._specs else None
+
+    def weight(self, name: str) -> Weight:
+        """Return a weight, with its scales where it has some."""
+        spec = self._specs[name]
+        scale = self._tensors[spec.scale] if spec.scale is not None else None
+        return Weight(self._tensors[name], scale, spec.grids)

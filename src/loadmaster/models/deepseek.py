@@ -1,0 +1,45 @@
+"""The forward pass of DeepSeek-V3, V3.2, Kimi-K2 and GLM-5."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from loadmaster.architectures.config import Config
+from loadmaster.architectures.deepseek import indexer_types
+from loadmaster.layers.cache import Cache
+from loadmaster.layers.mla import LatentAttention
+from loadmaster.layers.mlp import GatedMLP
+from loadmaster.layers.moe import MixtureOfExperts
+from loadmaster.layers.norm import rms_norm
+from loadmaster.layers.weight import Params
+from loadmaster.models.stage import State
+
+
+class DecoderLayer:
+    """Latent attention and a feed-forward layer (dense, or experts), each after a norm and added to the residual."""
+
+    def __init__(self, config: Mapping[str, Any], params: Params, layer: int) -> None:
+        prefix = f"layers.{layer}"
+        self.eps = float(config["rms_norm_eps"])
+        kind = indexer_types(Config(config))[layer]
+        self.attention = LatentAttention(config, params, f"{prefix}.self_attn", layer, kind)
+        sparse = f"{prefix}.mlp.gate.weight" in params
+        self.mlp = MixtureOfExperts(config, params, f"{prefix}.mlp") if sparse else GatedMLP(params, f"{prefix}.mlp")
+        self.input_norm = params.tensor(f"{prefix}.input_layernorm.weight")
+        self.post_norm = params.tensor(f"{prefix}.post_attention_layernorm.weight")
+
+    def widths(self) -> dict[tuple[int, str], tuple[int, ...]]:
+        """Return what the cache remembers of each token."""
+        return self.attention.widths()
+
+    def __call__(self, state: State, positions_T: Tensor, cache: Cache) -> State:
+        """Return the state after the layer."""
+        x_TH = state["hidden_states"]
+        normed_TH = rms_norm(x_TH, self.input_norm, self.eps)
+        out_TH, topk_TK = self.attention(normed_TH, positions_T, cache, state.get("topk_indices"))
+        x_TH = x_TH + out_TH
+        x_TH = x_TH + self.mlp(rms_norm(x_TH, self.post_norm, self.eps))
+        return {"hidden_states": x_TH} if topk_TK is None else {"hidden_states": x_TH, "topk_indices": topk_TK}

@@ -1,0 +1,130 @@
+"""A pipeline stage: some of a model's layers, what they are handed, and what they hand on.
+
+Between stages go the hidden states with the residual already added, and what the schema names beside them (top-k
+indices where the next stage begins on a layer that shares them). Cutting anywhere gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from loadmaster.architectures.config import Config
+from loadmaster.architectures.registry import find_family
+from loadmaster.errors import UnsupportedError
+from loadmaster.layers.cache import Cache
+from loadmaster.layers.norm import rms_norm
+from loadmaster.layers.weight import Params, linear
+from loadmaster.plan import ParamSpec
+
+State = dict[str, Tensor]
+"""What goes from layer to layer and from stage to stage: ``hidden_states`` ``[T, H]``, perhaps ``topk_indices`` ``[T, K]``."""
+
+
+class Layer(Protocol):
+    """One decoder layer of any family."""
+
+    def widths(self) -> dict[tuple[int, str], tuple[int, ...]]:
+        """Return what the cache remembers of each token."""
+
+    def __call__(self, state: State, positions_T: Tensor, cache: Cache) -> State:
+        """Return the state after the layer."""
+
+
+class Stage:
+    """Layers ``layers`` of a model, with the embedding on the first stage and norm and head on the last."""
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        params: Params,
+        layers: Sequence[Layer],
+        *,
+        first: bool,
+        last: bool,
+        carries_in: tuple[str, ...],
+        carries_out: tuple[str, ...],
+        dtype: torch.dtype,
+    ) -> None:
+        self.layers = layers
+        self.carries_in, self.carries_out = carries_in, carries_out
+        self.dtype = dtype
+        self.eps = float(config["rms_norm_eps"])
+        self.embed = params.tensor("embed_tokens.weight") if first else None
+        self.norm = params.tensor("norm.weight") if last else None
+        self.head = params.weight("lm_head.weight") if last else None
+
+    def new_cache(self, max_tokens: int) -> Cache:
+        """Return an empty cache for one request of at most ``max_tokens`` tokens, prompt included."""
+        widths = {key: width for layer in self.layers for key, width in layer.widths().items()}
+        return Cache(widths, max_tokens, self.dtype)
+
+    @torch.inference_mode()
+    def forward(self, inputs: State, positions_T: Tensor, cache: Cache, *, all_logits: bool = False) -> State:
+        """Run the stage on T tokens of one request at consecutive positions.
+
+        The first stage takes ``token_ids`` ``[T]``, the others what ``carries_in`` names. The last returns ``logits``
+        ``[1, V]`` of the last token, or ``[T, V]`` with ``all_logits``; the others what ``carries_out`` names.
+
+        Raises:
+            RunError: the tokens do not fit the cache, or do not continue it.
+        """
+        _, stop = cache.begin(positions_T)
+        if self.embed is not None:
+            state: State = {"hidden_states": F.embedding(inputs["token_ids"], self.embed).to(self.dtype)}
+        else:
+            state = {name: inputs[name] for name in self.carries_in}
+        for layer in self.layers:
+            state = layer(state, positions_T, cache)
+        cache.length = stop
+        if self.norm is None or self.head is None:
+            return {name: state[name] for name in self.carries_out}
+        hidden_TH = state["hidden_states"] if all_logits else state["hidden_states"][-1:]
+        return {"logits": linear(rms_norm(hidden_TH, self.norm, self.eps), self.head)}
+
+
+def build_stage(
+    config: Mapping[str, Any],
+    specs: Sequence[ParamSpec],
+    tensors: Mapping[str, Tensor],
+    *,
+    layers: range,
+    first: bool,
+    last: bool,
+    dtype: torch.dtype,
+) -> Stage:
+    """Build a stage from the parameters of its rank.
+
+    Raises:
+        UnsupportedError: the architecture is described but has no forward pass here, or the config asks for something
+            that the pass does not have.
+    """
+    from loadmaster.models import deepseek, llama
+
+    makers: dict[str, Callable[[Mapping[str, Any], Params, int], Layer]] = {
+        "deepseek": deepseek.DecoderLayer,
+        "llama": llama.DecoderLayer,
+    }
+    family = find_family(config)
+    if family.name not in makers:
+        raise UnsupportedError(f"models of the family {family.name} can be planned and loaded, not run yet")
+    if config.get("hidden_act", "silu") != "silu":
+        raise UnsupportedError(
+            f"config.json: hidden_act {config['hidden_act']!r} is not supported", hint="supported: silu"
+        )
+    schema = family.schema(Config(config))
+    params = Params(specs, tensors)
+    return Stage(
+        config,
+        params,
+        [makers[family.name](config, params, layer) for layer in layers],
+        first=first,
+        last=last,
+        carries_in=() if first else schema.carried_into(layers.start),
+        carries_out=() if last else schema.carried_into(layers.stop),
+        dtype=dtype,
+    )

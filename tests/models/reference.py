@@ -1,0 +1,44 @@
+"""transformers on hand-dequantised weights: the numerical reference, float32, eager attention."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from tests.loader.reference import dequantise, read_all
+
+
+def transformers_model(path: Path, folder: Path) -> PreTrainedModel:
+    """Write a checkpoint's weights dequantised to float32 into ``folder``, and let transformers load them."""
+    stored = read_all(path)
+    plain = {}
+    for name, tensor in stored.items():
+        if name.endswith("_scale_inv"):
+            continue
+        scale = stored.get(f"{name}_scale_inv")
+        plain[name] = tensor.float() if scale is None else dequantise(tensor, scale)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    config.pop("quantization_config", None)
+    config["dtype"] = "float32"
+    config.pop("torch_dtype", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    for name, module in model.named_modules():
+        if name.endswith(("q_a_layernorm", "kv_a_layernorm")):  # engines take the config's epsilon, transformers 1e-6
+            module.variance_epsilon = config["rms_norm_eps"]
+    return model.eval()
+
+
+def greedy(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> list[int]:
+    """Greedy decoding without a cache: the whole sequence anew for every token."""
+    tokens = list(prompt)
+    with torch.inference_mode():
+        for _ in range(num_tokens):
+            tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+    return tokens[len(prompt) :]

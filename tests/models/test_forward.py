@@ -1,0 +1,160 @@
+"""Stages built from plans against transformers: logits, greedy tokens, any number of stages, caches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from loadmaster.checkpoint import open_checkpoint
+from loadmaster.errors import RunError, UnsupportedError
+from loadmaster.loader import load_rank
+from loadmaster.models import Stage, build_stage
+from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import build_plan, prove
+from tests.conftest import Tiny
+from tests.models.reference import greedy, transformers_model
+
+PROMPT = [7, 250, 31, 99, 14, 3, 200, 180, 66, 45, 12, 301, 77, 5, 5, 41, 260, 19, 130, 8]  # longer than index_topk
+FAMILIES = [
+    "glm-5.1-fp8",
+    "glm-5.2-fp8",
+    "deepseek-v3",
+    "deepseek-v3.2",
+    "llama",
+    "qwen3",
+    "qwen2",
+    "mistral",
+    "smollm2",
+]
+
+
+def stages(path: Path, partition: tuple[int, ...]) -> list[Stage]:
+    plan = build_plan(open_checkpoint(path), ParallelLayout(len(partition), layer_partition=partition), dtype="F32")
+    assert prove(plan).proven
+    made = []
+    for rank in range(len(partition)):
+        derived = plan.rank(rank)
+        made.append(
+            build_stage(
+                plan.config,
+                derived.specs,
+                load_rank(plan, rank).tensors,
+                layers=range(*derived.layers),
+                first=rank == 0,
+                last=rank == len(partition) - 1,
+                dtype=torch.float32,
+            )
+        )
+        assert made[-1].carries_in == derived.carries
+    return made
+
+
+class Pipeline:
+    """Stages one after another in this process."""
+
+    def __init__(self, made: list[Stage], max_tokens: int = 64) -> None:
+        self.stages = made
+        self.caches = [s.new_cache(max_tokens) for s in made]
+        self.length = 0
+
+    def step(self, tokens: list[int], *, all_logits: bool = False) -> torch.Tensor:
+        positions = torch.arange(self.length, self.length + len(tokens))
+        state = {"token_ids": torch.tensor(tokens)}
+        for stage, cache in zip(self.stages, self.caches, strict=True):
+            state = stage.forward(state, positions, cache, all_logits=all_logits)
+        self.length += len(tokens)
+        return state["logits"]
+
+    def greedy(self, num_tokens: int) -> list[int]:
+        tokens = [int(self.step(PROMPT)[-1].argmax())]
+        while len(tokens) < num_tokens:
+            tokens.append(int(self.step(tokens[-1:])[-1].argmax()))
+        return tokens
+
+
+def partitions(family: str) -> list[tuple[int, ...]]:
+    layers = {"glm-5.2-fp8": 8, "llama": 4, "qwen3": 4, "qwen2": 4, "mistral": 4, "smollm2": 4}.get(family, 6)
+    if family == "glm-5.2-fp8":  # layers 0, 1, 2, 6 select; 3, 4, 5, 7 share: cuts before, on and after a shared layer
+        return [(8,), (3, 5), (4, 4), (6, 2), (2, 1, 5), (2, 2, 2, 2)]
+    even = layers // 4
+    return [(layers,), (1, layers - 1), (1, 2, layers - 3), (even, even, even, layers - 3 * even)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_greedy_tokens_are_those_of_transformers_at_any_number_of_stages(
+    family: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    path = tiny(family)
+    model = transformers_model(path, tmp_path)
+    with torch.inference_mode():
+        expected = model(torch.tensor([PROMPT]), use_cache=False).logits[0]
+    tokens = greedy(model, PROMPT, 32)
+    one = None
+    for partition in partitions(family):
+        made = stages(path, partition)
+        logits = Pipeline(made).step(PROMPT, all_logits=True)
+        assert (logits - expected).abs().max() < 1e-4
+        one = logits if one is None else one
+        assert torch.equal(logits, one), partition  # the same bits, wherever the cuts are
+        assert Pipeline(made).greedy(32) == tokens, partition
+
+
+@pytest.mark.parametrize("family", ["glm-5.2-fp8", "deepseek-v3", "qwen3"])
+def test_cached_decoding_equals_full_recomputation(family: str, tiny: Tiny) -> None:
+    made = stages(tiny(family), partitions(family)[1])
+    whole = Pipeline(made).step(PROMPT, all_logits=True)
+    for sizes in ([1] * len(PROMPT), [7, 1, 12], [19, 1]):
+        pipeline, at, rows = Pipeline(made), 0, []
+        for size in sizes:
+            rows.append(pipeline.step(PROMPT[at : at + size], all_logits=True))
+            at += size
+        assert (torch.cat(rows) - whole).abs().max() < 1e-5
+
+
+def test_a_cache_takes_no_more_tokens_than_it_has_room_for_and_no_holes(tiny: Tiny) -> None:
+    (stage,) = stages(tiny("llama"), (4,))
+    cache = stage.new_cache(4)
+    with pytest.raises(RunError, match="5 tokens do not fit a cache of 4"):
+        stage.forward({"token_ids": torch.arange(5)}, torch.arange(5), cache)
+    with pytest.raises(RunError, match="do not continue a cache of 0"):
+        stage.forward({"token_ids": torch.arange(2)}, torch.arange(1, 3), cache)
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "says"),
+    [
+        ("deepseek-v3", {"scoring_func": "softmax"}, "scoring_func 'softmax'"),
+        ("deepseek-v3", {"topk_method": "greedy"}, "topk_method 'greedy'"),
+        ("llama", {"rope_scaling": {"rope_type": "longrope"}}, "'longrope'"),
+        ("llama", {"hidden_act": "gelu"}, "'gelu'"),
+    ],
+)
+def test_what_the_forward_pass_does_not_have_is_refused_by_name(
+    family: str, change: dict[str, object], says: str, tiny: Tiny
+) -> None:
+    plan = build_plan(open_checkpoint(tiny(family)))
+    derived = plan.rank(0)
+    with pytest.raises(UnsupportedError, match=says):
+        build_stage(
+            {**plan.config, **change},
+            derived.specs,
+            load_rank(plan, 0).tensors,
+            layers=range(*derived.layers),
+            first=True,
+            last=True,
+            dtype=torch.float32,
+        )
+
+
+def test_a_sliding_window_is_that_of_transformers(tiny_copy: Tiny, tmp_path: Path) -> None:
+    import json
+
+    path = tiny_copy("mistral")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "sliding_window": 6}))
+    model = transformers_model(path, tmp_path / "plain")
+    with torch.inference_mode():
+        expected = model(torch.tensor([PROMPT]), use_cache=False).logits[0]
+    assert (Pipeline(stages(path, (2, 2))).step(PROMPT, all_logits=True) - expected).abs().max() < 1e-4
