@@ -106,7 +106,6 @@ def ours(path: Path, threads: int) -> dict[str, float]:
 
     before = _ANONYMOUS.setdefault("torch alone", anonymous_bytes())
     from loadmaster.checkpoint import open_checkpoint
-
     from loadmaster.loader import load_rank
     from loadmaster.plan import build_plan, prove
 

@@ -57,7 +57,9 @@ def main() -> None:
     loadmaster = [sys.executable, "-m", "loadmaster"]
     with tempfile.TemporaryDirectory() as folder:
         model = str(Path(folder) / "glm-5.1-fp8")
-        subprocess.run([*loadmaster, "synth", "glm-5.1-fp8", model, "--full-size"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [*loadmaster, "synth", "glm-5.1-fp8", model, "--full-size"], check=True, stdout=subprocess.DEVNULL
+        )
         commands = {
             name: [*loadmaster, *(model if a == "MODEL" else a for a in arguments)]
             for name, (arguments, _, _) in LIMITS.items()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from loadmaster.checkpoint import open_checkpoint
 
+from loadmaster.checkpoint import open_checkpoint
 from loadmaster.findings import Finding
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout

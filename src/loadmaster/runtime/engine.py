@@ -1,0 +1,226 @@
+"""The engine: one model over its pipeline stages, one request at a time.
+
+It checks requests, feeds the stages and hands tokens out. It holds no tensor and imports no torch: the stages are
+processes, see `loadmaster.runtime.executor`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from itertools import count
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from loadmaster.errors import LoadmasterError, RequestError, UnsupportedError
+from loadmaster.runtime.executor import DEFAULT_BUILDER, Executor, State
+from loadmaster.runtime.limits import Limits, read_limits
+from loadmaster.runtime.messages import Begin, Begun, End, Refused, Step, Stepped
+from loadmaster.runtime.params import SamplingParams
+
+if TYPE_CHECKING:
+    from loadmaster.plan import Plan
+
+PREFILL_TOKENS = 2048
+"""A longer prompt is computed in chunks of so many tokens, so that several stages work on it at once."""
+
+DRAFT_METHODS = ("mtp", "deepseek_mtp")
+
+
+class Engine:
+    """Runs a proven plan. Loading begins at once, in the background; `generate` waits for it.
+
+    ``max_model_len`` shortens the model's own length. ``prefill_tokens`` is the longest piece of a prompt computed at
+    once. ``builder`` (``module:name``) makes a stage in each worker; see `loadmaster.runtime.builder`.
+
+    Raises:
+        UnsupportedError: the layout has tensor-parallel ranks or drafts.
+        ConfigError: the model's length is not known, or is exceeded.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        max_model_len: int | None = None,
+        prefill_tokens: int = PREFILL_TOKENS,
+        on_progress: Callable[[int], None] = lambda _: None,
+        builder: str = DEFAULT_BUILDER,
+    ) -> None:
+        refuse_options(plan.layout.tensor_parallel_size, {"method": "mtp"} if plan.layout.num_draft_layers else None)
+        self.limits: Limits = read_limits(plan.config, plan.model_path, max_model_len)
+        num_stages = plan.layout.pipeline_parallel_size
+        self._total_bytes = sum(plan.rank(rank).needed_bytes for rank in range(num_stages))
+        self._done_bytes = 0
+        self._on_progress = on_progress
+        self._prefill_tokens = prefill_tokens
+        self._requests = count(1)
+        self._busy = threading.Lock()
+        self._executor = Executor(plan.to_json(), num_stages, builder=builder, on_progress=self._add_progress)
+
+    @property
+    def state(self) -> State:
+        """``loading``, ``ready``, ``failed`` or ``closed``."""
+        return self._executor.state
+
+    @property
+    def failed(self) -> LoadmasterError | None:
+        """What ended the engine, if something did."""
+        return self._executor.error
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self.limits.max_model_len
+
+    def progress(self) -> tuple[int, int]:
+        """Return bytes loaded and bytes to load, over all stages."""
+        return self._done_bytes, self._total_bytes
+
+    def wait_ready(self) -> None:
+        """Return when the model is loaded.
+
+        Raises:
+            LoadError: loading failed.
+        """
+        self._executor.wait_ready()
+
+    def wait_ended(self) -> LoadmasterError | None:
+        """Return when the engine has failed, with the error, or was closed."""
+        return self._executor.wait_ended()
+
+    def stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
+        """Return the tokens that end an answer. The one that did is its last."""
+        return frozenset(params.stop_token_ids) | (set() if params.ignore_eos else set(self.limits.eos_token_ids))
+
+    def check(self, prompt_token_ids: Sequence[int]) -> None:
+        """Hold a prompt against the model.
+
+        Raises:
+            RequestError: it is empty, leaves no room for a token, or has ids that the model doesn't know.
+        """
+        limits = self.limits
+        if not prompt_token_ids:
+            raise RequestError("the prompt is empty: it has no tokens")
+        if len(prompt_token_ids) >= limits.max_model_len:
+            raise RequestError(
+                f"the prompt has {len(prompt_token_ids)} tokens, and the model's length is {limits.max_model_len} "
+                "tokens, prompt and answer together"
+            )
+        top = limits.vocab_size
+        bad = next((t for t in prompt_token_ids if t < 0 or (top is not None and t >= top)), None)
+        if bad is not None:
+            raise RequestError(
+                f"token id {bad} is not in the model's vocabulary" + (f" of {top} tokens" if top is not None else "")
+            )
+
+    def generate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> Generator[int, None, None]:
+        """Return the tokens that follow ``prompt_token_ids``, one by one, as they are made.
+
+        Closing the iterator gives the request up and leaves the engine usable. One request runs at a time: a second
+        is refused, when its first token is asked for, until the first iterator is exhausted or closed.
+
+        Raises:
+            RequestError: the prompt is refused (at once), or the request (by the iterator); the engine goes on.
+            LoadError, RunError: by the iterator: loading failed, or a stage did. The engine is unusable.
+        """
+        prompt = tuple(prompt_token_ids)
+        self.check(prompt)
+        return self._generate(prompt, params)
+
+    def close(self) -> None:
+        """End all workers; return when they are gone."""
+        self._executor.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _add_progress(self, num_bytes: int) -> None:
+        self._done_bytes += num_bytes
+        self._on_progress(num_bytes)
+
+    def _generate(self, prompt: tuple[int, ...], params: SamplingParams) -> Generator[int, None, None]:
+        self.wait_ready()
+        self._executor.check()
+        if not self._busy.acquire(blocking=False):
+            raise RequestError("another request is running", hint="exhaust or close its iterator first")
+        request = next(self._requests)
+        try:
+            room = self.max_model_len - len(prompt)
+            num_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+            stops = self.stop_token_ids(params)
+            self._begin(request, len(prompt) + num_tokens, params)
+            token = self._prefill(request, prompt)
+            for position in range(len(prompt), len(prompt) + num_tokens):
+                yield token
+                if token in stops or position == len(prompt) + num_tokens - 1:
+                    break
+                self._send_step(request, position, (token,), sample=True)
+                token = self._next_token(request)
+        finally:
+            self._executor.send(End(request))
+            self._busy.release()
+
+    def _begin(self, request: int, num_positions: int, params: SamplingParams) -> None:
+        self._executor.send(Begin(request, num_positions, params))
+        refusals = []
+        for _ in range(self._executor.num_stages):
+            reply = self._executor.reply(request)
+            if isinstance(reply, Refused):
+                refusals.append(reply.reason)
+            else:
+                assert isinstance(reply, Begun)
+        if refusals:
+            raise RequestError(
+                f"there is no memory for a cache of {num_positions} tokens: {refusals[0]}",
+                hint="ask for fewer tokens (max_tokens)",
+            )
+
+    def _prefill(self, request: int, prompt: tuple[int, ...]) -> int:
+        """Send the prompt in chunks, as many ahead as there are stages, and return the token that follows."""
+        chunk, ahead = self._prefill_tokens, 0
+        for first in range(0, len(prompt), chunk):
+            if ahead == self._executor.num_stages:
+                self._executor.reply(request)
+                ahead -= 1
+            last = first + chunk >= len(prompt)
+            self._send_step(request, first, prompt[first : first + chunk], sample=last)
+            ahead += 1
+        for _ in range(ahead - 1):
+            self._executor.reply(request)
+        return self._next_token(request)
+
+    def _send_step(self, request: int, first: int, tokens: tuple[int, ...], *, sample: bool) -> None:
+        self._executor.send(Step(request, first, len(tokens), tokens, sample), [0])
+        self._executor.send(Step(request, first, len(tokens), None, sample), range(1, self._executor.num_stages))
+
+    def _next_token(self, request: int) -> int:
+        reply = self._executor.reply(request)
+        assert isinstance(reply, Stepped)
+        assert reply.token is not None
+        return reply.token
+
+
+def refuse_options(tensor_parallel_size: int, speculative_config: Mapping[str, Any] | None) -> None:
+    """Refuse what can be planned and loaded, but not run.
+
+    Raises:
+        UnsupportedError: names the option.
+    """
+    if tensor_parallel_size > 1:
+        raise UnsupportedError(
+            f"--tensor-parallel-size {tensor_parallel_size}: such a layout is planned, proven and loaded by `plan` and "
+            "`load`, but running tensor-parallel is not supported yet",
+            hint="divide the model by --pipeline-parallel-size alone",
+        )
+    if speculative_config is not None and speculative_config.get("method") in DRAFT_METHODS:
+        raise UnsupportedError(
+            "--speculative-config: drafting with mtp is not supported yet; the MTP layer is planned, proven and loaded "
+            "by `plan` and `load`",
+            hint="leave out --speculative-config",
+        )

@@ -1,0 +1,275 @@
+"""The worker processes of a pipeline, and the thread that watches over them.
+
+One thread starts the workers, waits on their pipes, and ends them; it lives exactly as long as they may (the kernel
+kills them with it). A pipe's end is a worker's end, so nothing is polled and nothing can hang unseen. Whatever goes wrong
+ends all workers, and is kept as one error: the cause, not what the neighbours noticed of it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Literal
+
+from loadmaster.errors import LoadError, LoadmasterError, RunError
+from loadmaster.runtime.messages import Begun, Failed, Job, Progress, Ready, Refused, Rendezvous, Stepped
+
+DEFAULT_BUILDER = "loadmaster.runtime.builder:PlanBuilder"
+
+CAUSE_WITHIN_S = 2.0
+"""How long a stage's report that its neighbour is lost waits for the neighbour's own."""
+
+TERMINATE_WITHIN_S = 2.0
+"""How long a worker has between SIGTERM and SIGKILL."""
+
+State = Literal["loading", "ready", "failed", "closed"]
+Reply = Begun | Refused | Stepped
+
+
+@dataclass(slots=True)
+class Worker:
+    """One worker process, seen from the engine's."""
+
+    stage: int
+    process: subprocess.Popen[bytes]
+    pipe: Connection
+    is_ready: bool = False
+    has_failed: bool = False
+
+
+class Executor:
+    """Starts ``num_stages`` workers at once and returns; they load in the background.
+
+    ``on_progress`` is told of bytes that are done, from the watching thread.
+    """
+
+    def __init__(
+        self,
+        plan: bytes,
+        num_stages: int,
+        *,
+        builder: str = DEFAULT_BUILDER,
+        on_progress: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.num_stages = num_stages
+        self.error: LoadmasterError | None = None
+        self._state: State = "loading"
+        self._plan = plan
+        self._builder = builder
+        self._on_progress = on_progress
+        self._workers: list[Worker] = []
+        self._lock = threading.Lock()  # of what is sent, and of the pipes' ends
+        self._replies: queue.SimpleQueue[Reply | None] = queue.SimpleQueue()
+        self._loaded, self._ended = threading.Event(), threading.Event()
+        self._stop, self._stopped = Pipe()
+        self._suspect: tuple[LoadmasterError, float] | None = None
+        self._thread = threading.Thread(target=self._watch_over, name="executor", daemon=True)
+        atexit.register(self.close)
+        self._thread.start()
+
+    @property
+    def state(self) -> State:
+        """Where the workers are: loading, ready, failed (see ``error``) or closed."""
+        return self._state
+
+    def wait_ready(self) -> None:
+        """Return when every stage is loaded.
+
+        Raises:
+            LoadError: loading failed. Any other error of this package that a worker met keeps its type.
+        """
+        self._loaded.wait()
+        self.check()
+
+    def wait_ended(self) -> LoadmasterError | None:
+        """Return when the workers have failed or were closed; with the error, if there is one."""
+        self._ended.wait()
+        return self.error
+
+    def check(self) -> None:
+        """Raise what has gone wrong, if anything."""
+        if self.error is not None:
+            raise self.error
+        if self._state == "closed":
+            raise RunError("the engine is closed")
+
+    def send(self, message: object, stages: Sequence[int] | None = None) -> None:
+        """Send to ``stages``, or all. A worker that is gone is noticed by the thread that watches."""
+        with self._lock:
+            for worker in self._workers:
+                if stages is None or worker.stage in stages:
+                    with contextlib.suppress(OSError):
+                        worker.pipe.send(message)
+
+    def reply(self, request: int) -> Reply:
+        """Return the next answer to ``request``; those to requests given up are dropped.
+
+        Raises:
+            RunError: a worker failed, or the engine was closed.
+        """
+        while True:
+            reply = self._replies.get()
+            if reply is None:
+                self._replies.put(None)  # for the next who asks
+                self.check()
+            elif reply.request == request:
+                return reply
+
+    def close(self) -> None:
+        """End the workers and return when they are gone. May be called again, from any thread."""
+        with self._lock, contextlib.suppress(OSError):
+            self._stop.send_bytes(b"close")
+        self._thread.join()
+        atexit.unregister(self.close)
+
+    # What follows runs in the watching thread.
+
+    def _watch_over(self) -> None:
+        try:
+            self._start_workers()
+            self._watch()
+        except BaseException as error:
+            if self.error is None:
+                self._fail(error if isinstance(error, LoadmasterError) else RunError(f"starting workers: {error!r}"))
+        finally:
+            if self.error is None:
+                self._state = "closed"
+            self._announce()
+            self._end_workers()
+            self._ended.set()
+
+    def _start_workers(self) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
+            "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
+        }
+        for stage in range(self.num_stages):
+            ours, theirs = Pipe()
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "loadmaster.runtime.worker", str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    env=environment,
+                    pass_fds=[theirs.fileno()],
+                )
+            finally:
+                theirs.close()
+            self._workers.append(Worker(stage, process, ours))
+        for worker in self._workers:
+            threads = max(1, cores // self.num_stages)
+            self.send(Job(worker.stage, self.num_stages, threads, self._builder, self._plan), [worker.stage])
+        self._plan = b""
+
+    def _watch(self) -> None:
+        """Take what the workers say until one fails or `close` is called."""
+        by_pipe: dict[Any, Worker] = {worker.pipe: worker for worker in self._workers}
+        while self.error is None:
+            left = None if self._suspect is None else self._suspect[1] - time.monotonic()
+            if self._suspect is not None and left is not None and left <= 0:
+                self._fail(self._suspect[0])
+                return
+            for source in wait([self._stopped, *by_pipe], left):
+                if source is self._stopped:
+                    return
+                worker = by_pipe[source]
+                try:
+                    message = worker.pipe.recv()
+                except (EOFError, OSError):
+                    del by_pipe[source]
+                    self._take_end(worker)
+                else:
+                    self._take(worker, message)
+
+    def _take(self, worker: Worker, message: object) -> None:
+        if isinstance(message, Reply):
+            self._replies.put(message)
+        elif isinstance(message, Progress):
+            self._on_progress(message.num_bytes)
+        elif isinstance(message, Rendezvous):
+            self.send(message, range(1, self.num_stages))
+        elif isinstance(message, Ready):
+            worker.is_ready = True
+            if all(w.is_ready for w in self._workers):
+                self._state = "ready"
+                self._loaded.set()
+        else:
+            assert isinstance(message, Failed), message
+            worker.has_failed = True
+            if message.is_cause:
+                self._fail(message.error)
+            elif self._suspect is None:
+                self._suspect = message.error, time.monotonic() + CAUSE_WITHIN_S
+
+    def _take_end(self, worker: Worker) -> None:
+        """Make an error of a worker that is gone without a word; one that sent `Failed` has said enough."""
+        if worker.has_failed:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.process.wait(1)
+        status = worker.process.returncode
+        kind = RunError if self._state == "ready" else LoadError
+        where = f"stage {worker.stage} of {self.num_stages} (process {worker.process.pid})"
+        if status is not None and status < 0:
+            self._fail(
+                kind(
+                    f"{where} was killed by {_signal_name(-status)}",
+                    hint="the kernel may have run out of memory: see dmesg" if status == -signal.SIGKILL else None,
+                )
+            )
+        else:
+            self._fail(kind(f"{where} ended unexpectedly, with exit status {status}"))
+
+    def _fail(self, error: LoadmasterError) -> None:
+        """Keep the first error and tell all who wait."""
+        if self.error is None:
+            self.error = error
+            self._state = "failed"
+            self._announce()
+
+    def _announce(self) -> None:
+        self._loaded.set()
+        self._replies.put(None)
+
+    def _end_workers(self) -> None:
+        """Terminate, then kill, all at once; return when none is left, not even as a zombie."""
+        with self._lock:
+            for worker in self._workers:
+                worker.pipe.close()
+        for worker in self._workers:
+            worker.process.terminate()
+        until = time.monotonic() + TERMINATE_WITHIN_S
+        for worker in self._workers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(max(0.01, until - time.monotonic()))
+        for worker in self._workers:
+            worker.process.kill()
+            worker.process.wait()
+        with self._lock:
+            self._stop.close()
+            self._stopped.close()
+
+
+def _signal_name(number: int) -> str:
+    """Return a signal's name.
+
+    >>> _signal_name(9)
+    'SIGKILL'
+    """
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

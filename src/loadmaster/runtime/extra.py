@@ -1,0 +1,23 @@
+"""Whether what running needs is installed: the extra ``loadmaster[run]``. Planning goes without."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from loadmaster.errors import UnsupportedError
+
+MODULES = ("torch", "transformers", "tokenizers", "jinja2", "fastapi", "uvicorn")
+
+
+def require_run_extra() -> None:
+    """Refuse to go on without it, before anything is planned.
+
+    Raises:
+        UnsupportedError: names what is missing.
+    """
+    missing = [name for name in MODULES if find_spec(name) is None]
+    if missing:
+        raise UnsupportedError(
+            f"running a model needs {', '.join(missing)}, which this environment lacks",
+            hint="pip install 'loadmaster[run]'",
+        )

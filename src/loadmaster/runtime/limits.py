@@ -1,0 +1,84 @@
+"""What a model says of its use: how long a text may be, which tokens end it, how its authors sample.
+
+From ``config.json`` and, where there is one, ``generation_config.json`` beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loadmaster.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``max_model_len`` counts prompt and answer together. ``sampling`` holds the authors' own temperature, top_p, top_k."""
+
+    max_model_len: int
+    vocab_size: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    sampling: Mapping[str, float] = field(default_factory=dict)
+
+
+def read_limits(config: Mapping[str, Any], model_path: Path, max_model_len: int | None = None) -> Limits:
+    """Return the limits of a model; ``max_model_len`` is the user's wish.
+
+    Raises:
+        ConfigError: the config names no length and the user neither, or the user wants more than the model can; or
+            generation_config.json is not a JSON object.
+    """
+    text = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else {}
+    merged = {**config, **(text or {})}
+    generation = _generation_config(model_path)
+    vocab_size = merged.get("vocab_size")
+    return Limits(
+        max_model_len=_model_length(merged.get("max_position_embeddings"), max_model_len),
+        vocab_size=vocab_size if isinstance(vocab_size, int) else None,
+        eos_token_ids=_token_ids(generation.get("eos_token_id")) or _token_ids(merged.get("eos_token_id")),
+        sampling={
+            name: generation[name]
+            for name in ("temperature", "top_p", "top_k")
+            if isinstance(generation.get(name), (int, float))
+        },
+    )
+
+
+def _model_length(stated: object, wanted: int | None) -> int:
+    longest = stated if isinstance(stated, int) else None
+    if wanted is not None and wanted < 1:
+        raise ConfigError(f"--max-model-len is {wanted}, expected at least 1")
+    if wanted is None:
+        if longest is None:
+            raise ConfigError("config.json has no max_position_embeddings", hint="give --max-model-len")
+        return longest
+    if longest is not None and wanted > longest:
+        raise ConfigError(f"--max-model-len is {wanted}, and the model's max_position_embeddings is {longest}")
+    return wanted
+
+
+def _generation_config(model_path: Path) -> dict[str, Any]:
+    path = model_path / "generation_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} is not a JSON object")
+    return value
+
+
+def _token_ids(value: object) -> tuple[int, ...]:
+    """Return one id or a list of them as a tuple.
+
+    >>> _token_ids(2), _token_ids([2, 7]), _token_ids(None)
+    ((2,), (2, 7), ())
+    """
+    if isinstance(value, int):
+        return (value,)
+    return tuple(t for t in value if isinstance(t, int)) if isinstance(value, list) else ()

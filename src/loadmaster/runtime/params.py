@@ -1,0 +1,39 @@
+"""What a request asks of sampling. Plain data: it is checked in the engine's process and used in the last stage's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loadmaster.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one request's tokens are chosen, and when it ends. Names, meanings and defaults are vLLM's.
+
+    ``max_tokens`` None means as many as fit. ``temperature`` 0 is greedy. ``top_k`` 0 or -1 keeps all tokens. ``seed``
+    None takes a fresh one. ``ignore_eos`` goes on after the model's own end tokens, not after ``stop_token_ids``.
+
+    Raises:
+        RequestError: a value outside its range; names it.
+    """
+
+    max_tokens: int | None = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise RequestError(f"max_tokens is {self.max_tokens}, expected at least 1")
+        if not 0 <= self.temperature <= 100:  # also refuses NaN
+            raise RequestError(f"temperature is {self.temperature}, expected 0 or more, and finite")
+        if not 0 < self.top_p <= 1:
+            raise RequestError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+        if self.top_k < -1:
+            raise RequestError(f"top_k is {self.top_k}, expected 1 or more, or 0 or -1 for all tokens")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise RequestError(f"seed is {self.seed}, expected a 64-bit integer")

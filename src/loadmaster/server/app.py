@@ -1,0 +1,265 @@
+"""The API's routes. What a request becomes can be read here; what it is made of is elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing, suppress
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from loadmaster import __version__
+from loadmaster.errors import RequestError
+from loadmaster.runtime import SamplingParams
+from loadmaster.server.failures import (
+    describe_validation,
+    error_response,
+    failure_object,
+    failure_status,
+)
+from loadmaster.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from loadmaster.server.responses import Choice, Envelope
+from loadmaster.server.service import Service
+
+RETRY_AFTER_S = 5
+CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody reads it
+
+
+def build_app(service: Service, api_key: str | None = None) -> FastAPI:
+    """Return the API over ``service``. With ``api_key`` all of ``/v1`` wants it as a bearer token."""
+    app = FastAPI(title="Loadmaster", version=__version__)
+    created = int(time.time())
+
+    @app.get("/health")
+    def health() -> Response:
+        if service.failed is not None:
+            return JSONResponse({"status": "failed", **failure_object(service.failed)}, 500)
+        if service.is_ready:
+            return JSONResponse({"status": "ready"})
+        done, total = service.engine.progress()
+        return JSONResponse(
+            {
+                "status": "loading",
+                "loaded_bytes": done,
+                "total_bytes": total,
+                "fraction": done / total if total else 0.0,
+            },
+            503,
+            {"Retry-After": "1"},
+        )
+
+    @app.get("/v1/models")
+    def models() -> Response:
+        return JSONResponse(
+            {
+                "object": "list",
+                "data": [
+                    {
+                        "id": name,
+                        "object": "model",
+                        "created": created,
+                        "owned_by": "loadmaster",
+                        "max_model_len": service.engine.max_model_len,
+                    }
+                    for name in service.names
+                ],
+            }
+        )
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        body.check()
+        if (unknown := unknown_model(service, body)) is not None:
+            return unknown
+        prompts = []
+        for prompt in body.prompts:
+            if isinstance(prompt, str):
+                encode = partial(service.tokenizer.encode, add_special_tokens=body.add_special_tokens)
+                prompt = await asyncio.to_thread(encode, prompt)
+            service.engine.check(prompt)
+            prompts.append(prompt)
+        return await answer(service, body, prompts, body.params(service.engine.limits.sampling, None), request)
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
+        body.check()
+        if (unknown := unknown_model(service, body)) is not None:
+            return unknown
+        ids = await asyncio.to_thread(
+            service.tokenizer.encode_chat,
+            body.conversation(),
+            add_generation_prompt=body.add_generation_prompt,
+            template_options=body.chat_template_kwargs,
+        )
+        service.engine.check(ids)
+        return await answer(service, body, [ids], body.params(service.engine.limits.sampling, None), request)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        return error_response(400, *describe_validation(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        return error_response(error.status_code, str(error.detail), headers=error.headers)
+
+    @app.exception_handler(RequestError)
+    async def refused_request(_: Request, error: RequestError) -> Response:
+        return JSONResponse(failure_object(error), failure_status(error))
+
+    app.add_middleware(Gate, service=service, api_key=api_key)
+    return app
+
+
+class Gate:
+    """Stands before all routes but ``/health``: the key first, then whether the model is loaded."""
+
+    def __init__(self, app: ASGIApp, service: Service, api_key: str | None) -> None:
+        self._app, self._service, self._api_key = app, service, api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request pass, or answer it."""
+        if scope["type"] == "http" and scope["path"] != "/health":
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                return await refusal(scope, receive, send)
+        return await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        if self._api_key is not None and scope["path"].startswith("/v1"):
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, f"Bearer {self._api_key}".encode()):
+                return error_response(401, "the API key is missing or wrong", headers={"WWW-Authenticate": "Bearer"})
+        if self._service.failed is not None:
+            return JSONResponse(failure_object(self._service.failed), 500)
+        if not self._service.is_ready:
+            done, total = self._service.engine.progress()
+            return error_response(
+                503,
+                f"the model is loading: {done:,} of {total:,} bytes",
+                headers={"Retry-After": str(RETRY_AFTER_S)},
+            )
+        return None
+
+
+def unknown_model(service: Service, body: GenerationRequest) -> Response | None:
+    """Return the refusal of a request for a model that is not served here."""
+    if body.model is None or body.model in service.names:
+        return None
+    return error_response(404, f"the model {body.model!r} does not exist; served: {', '.join(service.names)}", "model")
+
+
+async def answer(
+    service: Service,
+    body: GenerationRequest,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    request: Request,
+) -> Response:
+    """Return the answer to a checked request, whole or as a stream. A client that leaves gives it up."""
+    envelope = Envelope(
+        service.names[0],
+        is_chat=isinstance(body, ChatCompletionRequest),
+        is_stream=body.stream,
+        token_ids=bool(body.return_token_ids) or not service.tokenizer.exists,
+        include_usage=body.include_usage,
+    )
+    choices = [Choice(i, ids) for i, ids in enumerate(prompts)]
+    chunks = run(service, choices, params, body.stop_strings, envelope)
+    if body.stream:
+        return EventStream(chunks)
+    failures: list[Exception] = []
+
+    async def finish() -> None:
+        try:
+            async with aclosing(chunks):
+                async for _ in chunks:
+                    pass
+        except Exception as error:
+            failures.append(error)
+
+    if not await unless_disconnected(finish(), request.receive):
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    if failures:
+        return JSONResponse(failure_object(failures[0]), failure_status(failures[0]))
+    return JSONResponse(envelope.whole(choices))
+
+
+async def run(
+    service: Service, choices: list[Choice], params: SamplingParams, stop: Sequence[str], envelope: Envelope
+) -> AsyncGenerator[dict[str, Any], None]:
+    """Generate every choice, one after another, and yield the chunks of a streamed answer on the way."""
+    for choice in choices:
+        if (opening := envelope.opening(choice.index)) is not None:
+            yield opening
+        untold: list[int] = []
+        async with aclosing(service.generate(choice.prompt_token_ids, params, stop)) as pieces:
+            async for piece in pieces:
+                choice.text += piece.text
+                choice.finish_reason = piece.finish_reason
+                if piece.token_id is not None:
+                    choice.token_ids.append(piece.token_id)
+                    untold.append(piece.token_id)
+                if piece.text or piece.finish_reason:
+                    yield envelope.part(choice.index, piece.text, untold, piece.finish_reason)
+                    untold = []
+    if (closing := envelope.closing(choices)) is not None:
+        yield closing
+
+
+class EventStream(Response):
+    """Server-sent events, one a chunk, then ``[DONE]``. An error in the midst is an event too."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, chunks: AsyncGenerator[dict[str, Any], None]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache"})
+        del self.headers["content-length"]
+        self._chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until the last, or until the client leaves."""
+        await unless_disconnected(self._write(send), receive)
+
+    async def _write(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async with aclosing(self._chunks):
+                async for chunk in self._chunks:
+                    await self._event(send, json.dumps(chunk, ensure_ascii=False, separators=(",", ":")))
+        except Exception as error:
+            await self._event(send, json.dumps(failure_object(error)))
+        await self._event(send, "[DONE]")
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _event(self, send: Send, data: str) -> None:
+        await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+
+
+async def unless_disconnected(work: Coroutine[Any, Any, None], receive: Receive) -> bool:
+    """Do ``work``, but give it up when the client leaves; return whether it was done."""
+
+    async def left() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(left())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            tasks[0].result()
+            return True
+        return False
+    finally:
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task

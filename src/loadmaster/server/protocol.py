@@ -1,0 +1,196 @@
+"""What requests may say: the OpenAI API's fields, with vLLM's extras.
+
+A field that would change the answer and isn't supported is refused by name, never ignored, unless it holds the value
+that changes nothing. Fields that nobody knows are ignored, as vLLM does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from loadmaster.errors import RequestError
+from loadmaster.runtime import SamplingParams
+
+NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (),
+    "prompt_logprobs": (),
+    "echo": (False,),
+    "suffix": ("",),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "use_beam_search": (False,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "bad_words": ([],),
+    "allowed_token_ids": (),
+    "prompt_embeds": (),
+    "audio": (),
+}
+"""Fields that are refused, and the values besides null that ask for nothing."""
+
+
+class FieldError(RequestError):
+    """A request is refused because of one field, named ``param``."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class StreamOptions(BaseModel):
+    """Of a streamed answer."""
+
+    include_usage: bool = False
+
+
+class GenerationRequest(BaseModel):
+    """What both kinds of requests have in common."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] = Field(default_factory=list)
+    ignore_eos: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """The stop strings."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a streamed answer ends with its usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def check(self) -> None:
+        """Refuse what is not supported.
+
+        Raises:
+            FieldError: names the field.
+        """
+        for name, value in (self.model_extra or {}).items():
+            if name in NEUTRAL and value is not None and not any(_same(value, n) for n in NEUTRAL[name]):
+                supported = f"; only {NEUTRAL[name][0]!r} is" if NEUTRAL[name] and name in ("n", "best_of") else ""
+                raise FieldError(f"{name}={value!r} is not supported{supported}", name)
+        if self.stream_options is not None and not self.stream:
+            raise FieldError("stream_options is only allowed with stream=true", "stream_options")
+
+    def params(self, defaults: Mapping[str, float], default_max_tokens: int | None) -> SamplingParams:
+        """Return how to sample: the request's wishes, else the model's ``defaults``, else the API's."""
+
+        def chosen(name: str, otherwise: float) -> float:
+            value = getattr(self, name)
+            return defaults.get(name, otherwise) if value is None else value
+
+        return SamplingParams(
+            max_tokens=self.max_tokens if self.max_tokens is not None else default_max_tokens,
+            temperature=chosen("temperature", 1.0),
+            top_p=chosen("top_p", 1.0),
+            top_k=int(chosen("top_k", 0)),
+            seed=self.seed,
+            stop_token_ids=tuple(self.stop_token_ids),
+            ignore_eos=self.ignore_eos,
+        )
+
+
+class CompletionRequest(GenerationRequest):
+    """``POST /v1/completions``. A list of prompts gets a choice each."""
+
+    prompt: str | list[int] | list[str] | list[list[int]]
+    max_tokens: int | None = 16
+    add_special_tokens: bool = True
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts, each a string or token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return self.prompt  # type: ignore[return-value]
+
+    def check(self) -> None:
+        """Refuse what is not supported, and a list without a prompt."""
+        super().check()
+        if self.prompt == []:
+            raise FieldError("prompt is empty", "prompt")
+
+
+class ChatCompletionRequest(GenerationRequest):
+    """``POST /v1/chat/completions``."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    max_completion_tokens: int | None = None
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """Return the messages with their content as plain text, as chat templates expect it.
+
+        Raises:
+            FieldError: a message has no role, or content that isn't text.
+        """
+        return [{**m, "role": _role(m, i), "content": _text(m.get("content"), i)} for i, m in enumerate(self.messages)]
+
+    def params(self, defaults: Mapping[str, float], default_max_tokens: int | None) -> SamplingParams:
+        """Return how to sample; ``max_completion_tokens`` is the newer name of ``max_tokens``."""
+        wanted = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        return super().params(defaults, wanted if wanted is not None else default_max_tokens)
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Return whether values are equal; True and 1 are not.
+
+    >>> _same(1, 1.0), _same(True, 1), _same(0, False)
+    (True, False, False)
+    """
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
+
+
+def _role(message: Mapping[str, Any], number: int) -> str:
+    role = message.get("role")
+    if not isinstance(role, str):
+        raise FieldError(f"messages[{number}] has no role", "messages")
+    return role
+
+
+def _text(content: Any, number: int) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    parts = []
+    for part in content if isinstance(content, list) else [content]:
+        if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise FieldError(f"messages[{number}]: content of type {kind!r} is not supported, only text is", "messages")
+        parts.append(part["text"])
+    return "\n".join(parts)

@@ -1,0 +1,65 @@
+"""Real stage processes behind the command line: the tokens of transformers, at one to four stages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_plan import run
+from tests.conftest import Tiny
+from tests.models.reference import greedy, transformers_model
+from tests.models.test_forward import PROMPT
+
+
+def test_greedy_tokens_are_those_of_transformers_at_one_to_four_stages(tiny: Tiny, tmp_path: Path) -> None:
+    path = tiny("glm-5.2-fp8")
+    expected = greedy(transformers_model(path, tmp_path), PROMPT, 32)
+    ids = ",".join(map(str, PROMPT))
+    # layers 3, 4, 5 and 7 share the selection of an earlier one: these stages begin before, on and after such layers
+    for partition in ("8", "3,5", "4,2,2", "2,3,1,2"):
+        stages = partition.count(",") + 1
+        layout = ["-pp", stages, "--layer-partition", partition]
+        args = ("--prompt-token-ids", ids, "--max-tokens", 32, "--ignore-eos", "--dtype", "float32", "--json")
+        done = run("generate", path, *layout, *args)
+        found = json.loads(done.stdout)
+        assert found["token_ids"] == expected, partition
+        assert sorted(found) == ["finish_reason", "prompt_token_ids", "text", "timings", "token_ids"]
+        assert found["finish_reason"] == "length"
+
+
+def test_the_same_seed_gives_the_same_sampled_tokens(tiny: Tiny) -> None:
+    args = ("generate", tiny("llama"), "--prompt", "Hello", "--temperature", 0.8, "--ignore-eos", "--json", "--seed")
+    same = [json.loads(run(*args, seed).stdout)["token_ids"] for seed in (7, 7, 8)]
+    assert same[0] == same[1] != same[2]
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "says"),
+    [
+        (["--prompt-token-ids", "3,4", "--prompt", "Hello"], 2, "prompt"),
+        ([], 2, "prompt"),
+        (["--prompt-token-ids", "3,x"], 2, "prompt-token-ids"),
+        (["--prompt-token-ids", "3,4", "-tp", "2"], 1, "tensor-parallel"),
+        (["--prompt-token-ids", "3,4", "-pp", "99"], 1, "99 pipeline stages"),
+        (["--prompt-token-ids", ",".join(["3"] * 600)], 1, "512"),
+        (["--prompt-token-ids", "3,99999"], 1, "99999"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(args: list[str], status: int, says: str, tiny: Tiny) -> None:
+    done = run("generate", tiny("llama"), *args)
+    assert done.returncode == status, (done.stdout, done.stderr)
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_plan_that_is_not_proven_is_not_run(tiny_copy: Tiny) -> None:
+    path = tiny_copy("qwen3")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "hidden_size": 256}))
+    for command in (["generate", "--prompt", "Hello"], ["serve"]):
+        done = run(command[0], path, *command[1:], "--json")
+        assert done.returncode == 1
+        if command[0] == "generate":
+            assert json.loads(done.stdout)["findings"][0]["code"] == "shape-mismatch"

@@ -1,0 +1,119 @@
+"""An engine in this process that answers every prompt with the bytes it was told to, and a live server over it.
+
+Tokens are those of the tiny checkpoints' tokenizer: a byte is its own token.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import uvicorn
+
+from loadmaster.errors import LoadmasterError, RequestError
+from loadmaster.runtime import Engine, Limits, SamplingParams, Tokenizer
+from loadmaster.server import Service, build_app, listen
+
+EOS = 257  # <|end|> of the tiny tokenizer
+
+
+@dataclass
+class FakeEngine:
+    """``answer`` is given byte by byte, a token each, then the end token; ``delay_s`` lies between tokens."""
+
+    answer: bytes = b"Hello, world!"
+    delay_s: float = 0.0
+    limits: Limits = field(default_factory=lambda: Limits(64, 262, (EOS,), {"temperature": 0.5}))
+    state: str = "ready"
+    failed: LoadmasterError | None = None
+    fails_after: int | None = None
+    error: LoadmasterError | None = None
+    loaded: tuple[int, int] = (1000, 1000)
+    ready: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+    seen: list[tuple[list[int], SamplingParams]] = field(default_factory=list)
+    running: int = 0
+    given_up: int = 0
+
+    @property
+    def max_model_len(self) -> int:
+        return self.limits.max_model_len
+
+    def progress(self) -> tuple[int, int]:
+        return self.loaded
+
+    def wait_ready(self) -> None:
+        self.ready.wait()
+        if self.failed:
+            raise self.failed
+        self.state = "ready"
+
+    def wait_ended(self) -> LoadmasterError | None:
+        self.ended.wait()
+        return self.failed
+
+    def fail(self, error: LoadmasterError) -> None:
+        self.failed, self.state = error, "failed"
+        self.ready.set()
+        self.ended.set()
+
+    def close(self) -> None:
+        self.ready.set()
+        self.ended.set()
+
+    def stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
+        return frozenset(params.stop_token_ids) | (set() if params.ignore_eos else {EOS})
+
+    def check(self, prompt: Sequence[int]) -> None:
+        if len(prompt) >= self.max_model_len:
+            raise RequestError(f"the prompt has {len(prompt)} tokens, and the model's length is {self.max_model_len}")
+
+    def generate(self, prompt: Sequence[int], params: SamplingParams) -> Generator[int, None, None]:
+        self.seen.append((list(prompt), params))
+        return self._generate(params)
+
+    def _generate(self, params: SamplingParams) -> Generator[int, None, None]:
+        assert self.running == 0, "one at a time"
+        self.running += 1
+        try:
+            for i, token in enumerate([*self.answer, EOS][: params.max_tokens]):
+                if i == self.fails_after:
+                    assert self.error is not None
+                    self.fail(self.error)
+                    raise self.error
+                time.sleep(self.delay_s)
+                yield token
+                if token in self.stop_token_ids(params):
+                    return
+        except GeneratorExit:
+            self.given_up += 1
+            raise
+        finally:
+            self.running -= 1
+
+
+@contextmanager
+def serving(engine: FakeEngine, model_path: Path, *, api_key: str | None = None, ready: bool = True) -> Iterator[str]:
+    """Serve in a thread; yield the base address."""
+    service = Service(cast(Engine, engine), Tokenizer(model_path), ["toy", "alias"])
+    if ready:
+        engine.ready.set()
+        service.load()
+    bound: socket.socket = listen("127.0.0.1", 0)
+    server = uvicorn.Server(
+        uvicorn.Config(build_app(service, api_key), log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        service.close()

@@ -1,0 +1,304 @@
+"""The API with the real client, against a live server over an engine in this process."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from loadmaster.errors import LoadError, RunError
+from tests.server.fake import FakeEngine, serving
+
+
+def client_of(url: str, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=20)
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + 5
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture(scope="module")
+def url(engine: FakeEngine, model_path: Path) -> Iterator[str]:
+    with serving(engine, model_path) as url:
+        yield url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with client_of(url) as client:
+        yield client
+
+
+def test_models_are_listed_by_their_names(client: openai.OpenAI) -> None:
+    models = client.models.list().data
+    assert [m.id for m in models] == ["toy", "alias"]
+    assert models[0].model_extra is not None
+    assert models[0].model_extra["max_model_len"] == 64
+
+
+def test_completion(client: openai.OpenAI, engine: FakeEngine) -> None:
+    done = client.completions.create(model="toy", prompt="hi", max_tokens=40, seed=7, extra_body={"top_k": 5})
+    assert done.object == "text_completion"
+    assert done.choices[0].text == "Hello, world!"
+    assert done.choices[0].finish_reason == "stop"
+    assert done.usage is not None
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.total_tokens) == (2, 14, 16)
+    prompt, params = engine.seen[-1]
+    assert prompt == [*b"hi"]
+    assert (params.seed, params.top_k, params.top_p) == (7, 5, 1.0)
+    assert params.temperature == 0.5, "the model's own, from generation_config.json"
+
+
+def test_max_tokens_is_sixteen_unless_said_and_ends_with_length(client: openai.OpenAI, engine: FakeEngine) -> None:
+    done = client.completions.create(model="alias", prompt=[1, 2, 3], max_tokens=5, temperature=0)
+    assert (done.model, done.choices[0].text, done.choices[0].finish_reason) == ("toy", "Hello", "length")
+    client.completions.create(model="toy", prompt="x")
+    assert engine.seen[-1][1].max_tokens == 16
+
+
+@pytest.mark.parametrize("prompts", [["a", "bc"], [[97], [98, 99]]])
+def test_several_prompts_get_a_choice_each(client: openai.OpenAI, engine: FakeEngine, prompts: Any) -> None:
+    done = client.completions.create(model="toy", prompt=prompts, max_tokens=5)
+    assert [(c.index, c.text) for c in done.choices] == [(0, "Hello"), (1, "Hello")]
+    assert [p for p, _ in engine.seen[-2:]] == [[97], [98, 99]]
+    assert done.usage is not None
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (3, 10)
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "num_tokens"), [(", ", "Hello", 7), (["xyz", "world"], "Hello, ", 12), (["lo", "ell"], "H", 4)]
+)
+def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(
+    client: openai.OpenAI, stop: Any, text: str, num_tokens: int
+) -> None:
+    done = client.completions.create(model="toy", prompt="x", stop=stop, max_tokens=30)
+    assert (done.choices[0].text, done.choices[0].finish_reason) == (text, "stop")
+    assert done.usage is not None
+    assert done.usage.completion_tokens == num_tokens
+    parts = list(client.completions.create(model="toy", prompt="x", stop=stop, max_tokens=30, stream=True))
+    assert "".join(p.choices[0].text for p in parts) == text
+    assert parts[-1].choices[0].finish_reason == "stop"
+
+
+def test_a_streamed_completion_comes_token_by_token_and_ends_with_its_usage(client: openai.OpenAI) -> None:
+    parts = list(
+        client.completions.create(
+            model="toy", prompt="hi", max_tokens=30, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    *texts, end, usage = parts
+    assert [p.choices[0].text for p in texts] == list("Hello, world!")
+    assert all(p.usage is None and p.choices[0].finish_reason is None for p in texts)
+    assert end.choices[0].finish_reason == "stop"
+    assert usage.choices == []
+    assert usage.usage is not None
+    assert usage.usage.completion_tokens == 14
+    assert len({p.id for p in parts}) == 1
+
+
+def test_chat(client: openai.OpenAI, engine: FakeEngine) -> None:
+    done = client.chat.completions.create(
+        model="toy",
+        messages=[
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": [{"type": "text", "text": "u"}, {"type": "text", "text": "v"}]},
+        ],
+        temperature=0,
+    )
+    assert done.object == "chat.completion"
+    assert (done.choices[0].message.role, done.choices[0].message.content) == ("assistant", "Hello, world!")
+    assert done.choices[0].finish_reason == "stop"
+    prompt, params = engine.seen[-1]
+    assert prompt == [261, *b"s", 257, 259, *b"u\nv", 257, 260]
+    assert params.max_tokens is None, "as many as fit"
+
+
+def test_streamed_chat(client: openai.OpenAI, engine: FakeEngine) -> None:
+    parts = list(
+        client.chat.completions.create(
+            model="toy", messages=[{"role": "user", "content": "u"}], max_completion_tokens=5, stream=True
+        )
+    )
+    assert parts[0].choices[0].delta.role == "assistant"
+    assert "".join(p.choices[0].delta.content or "" for p in parts) == "Hello"
+    assert parts[-1].choices[0].finish_reason == "length"
+    assert {p.object for p in parts} == {"chat.completion.chunk"}
+    assert engine.seen[-1][1].max_tokens == 5
+
+
+def test_tokens_are_named_where_asked_for(client: openai.OpenAI) -> None:
+    done = client.completions.create(model="toy", prompt="x", max_tokens=2, extra_body={"return_token_ids": True})
+    assert done.choices[0].model_extra == {"token_ids": [*b"He"], "prompt_token_ids": [*b"x"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"logprobs": 0}, "logprobs"),
+        ({"echo": True}, "echo"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"max_tokens": 0}, None),
+        ({"temperature": -1}, None),
+        ({"temperature": "hot"}, "temperature"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [1.5]}, "prompt"),
+        ({"prompt": "x" * 64}, None),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ],
+)
+def test_what_is_not_supported_or_malformed_is_refused_by_name(
+    client: openai.OpenAI, settings: dict[str, Any], param: str | None
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(**{"model": "toy", "prompt": "x"}, extra_body=settings)
+    error = caught.value.body
+    assert isinstance(error, dict)
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["param"], error["code"]) == ("BadRequestError", param, 400)
+    assert next(iter(settings)) in error["message"]
+
+
+def test_values_that_ask_for_nothing_are_taken(client: openai.OpenAI) -> None:
+    done = client.completions.create(
+        model="toy", prompt="x", n=1, best_of=1, presence_penalty=0, frequency_penalty=0.0, echo=False, logit_bias={}
+    )
+    assert done.choices[0].text == "Hello, world!"
+
+
+def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="'other' does not exist; served: toy, alias"):
+        client.completions.create(model="other", prompt="x")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("completions", "{", 400, "JSON"),
+        ("completions", '{"model": "toy"}', 400, "prompt: Field required"),
+        ("chat/completions", '{"messages": []}', 400, "messages"),
+        ("chat/completions", '{"messages": [{"content": "x"}]}', 400, "no role"),
+        ("chat/completions", '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', 400, "image_url"),
+        ("nothing", "{}", 404, "Not Found"),
+    ],
+)
+def test_every_error_is_worded_as_openai_does(url: str, path: str, body: str, status: int, words: str) -> None:
+    got = httpx.post(f"{url}/v1/{path}", content=body, headers={"Content-Type": "application/json"})
+    assert got.status_code == status
+    error = got.json()["error"]
+    assert words in error["message"]
+    assert error["code"] == status
+
+
+def test_requests_run_one_after_another(client: openai.OpenAI, engine: FakeEngine) -> None:
+    engine.delay_s = 0.01
+    answers: list[str] = []
+
+    def ask() -> None:
+        answers.append(client.completions.create(model="toy", prompt="x").choices[0].text)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    engine.delay_s = 0
+    assert answers == ["Hello, world!"] * 4
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_the_engine(
+    client: openai.OpenAI, url: str, engine: FakeEngine, stream: bool
+) -> None:
+    engine.delay_s, before = 0.2, engine.given_up
+    body = {"model": "toy", "prompt": "x", "stream": stream}
+    try:
+        if stream:
+            with httpx.stream("POST", f"{url}/v1/completions", json=body) as response:
+                next(response.iter_lines())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/completions", json=body, timeout=0.5)
+        eventually(lambda: engine.given_up == before + 1)
+        assert engine.running == 0
+    finally:
+        engine.delay_s = 0
+    assert client.completions.create(model="toy", prompt="x").choices[0].text == "Hello, world!"
+
+
+def test_text_is_cut_between_characters_when_streamed(model_path: Path) -> None:
+    with serving(FakeEngine("für 5 €".encode()), model_path) as url, client_of(url) as client:
+        parts = client.completions.create(model="toy", prompt="x", stream=True)
+        assert [p.choices[0].text for p in parts] == [*"für 5 €", ""]
+
+
+def test_a_model_without_tokenizer_takes_and_gives_token_ids(tmp_path: Path) -> None:
+    with serving(FakeEngine(), tmp_path) as url, client_of(url) as client:
+        done = client.completions.create(model="toy", prompt=[1], max_tokens=2)
+        assert done.choices[0].text == ""
+        assert done.choices[0].model_extra is not None
+        assert done.choices[0].model_extra["token_ids"] == [*b"He"]
+        for refused in ({"prompt": "x"}, {"prompt": [1], "stop": "a"}):
+            with pytest.raises(openai.BadRequestError, match="tokenizer"):
+                client.completions.create(**{"model": "toy", **refused})  # type: ignore[call-overload]
+
+
+def test_while_the_model_loads_the_port_answers_with_progress(model_path: Path) -> None:
+    engine = FakeEngine(state="loading", loaded=(250, 1000))
+    with serving(engine, model_path, ready=False) as url:
+        health = httpx.get(f"{url}/health")
+        assert health.status_code == 503
+        assert health.json() == {"status": "loading", "loaded_bytes": 250, "total_bytes": 1000, "fraction": 0.25}
+        models = httpx.get(f"{url}/v1/models")
+        assert models.status_code == 503
+        assert models.json()["error"] == {
+            "message": "the model is loading: 250 of 1,000 bytes",
+            "type": "ServiceUnavailable",
+            "param": None,
+            "code": 503,
+        }
+        assert int(models.headers["Retry-After"]) > 0
+        engine.fail(LoadError("shard 7 changed"))
+        health = httpx.get(f"{url}/health")
+        assert health.status_code == 500
+        assert health.json()["error"]["message"] == "shard 7 changed"
+
+
+def test_an_engine_that_fails_answers_and_is_unhealthy_from_then_on(model_path: Path) -> None:
+    engine = FakeEngine(fails_after=2, error=RunError("stage 1 of 2 was killed by SIGKILL"))
+    with serving(engine, model_path) as url, client_of(url) as client:
+        assert httpx.get(f"{url}/health").status_code == 200
+        with pytest.raises(openai.APIError, match="killed by SIGKILL"):
+            list(client.completions.create(model="toy", prompt="x", stream=True))
+        with pytest.raises(openai.InternalServerError, match="killed by SIGKILL"):
+            client.completions.create(model="toy", prompt="x")
+        assert httpx.get(f"{url}/health").status_code == 500
+
+
+def test_a_key_opens_what_lies_under_v1(model_path: Path) -> None:
+    with serving(FakeEngine(), model_path, api_key="secret") as url:
+        assert httpx.get(f"{url}/health").status_code == 200
+        with client_of(url, "wrong") as client, pytest.raises(openai.AuthenticationError):
+            client.models.list()
+        with client_of(url, "secret") as client:
+            assert client.models.list().data[0].id == "toy"
+
+
+def test_the_models_own_end_can_be_ignored(client: openai.OpenAI, engine: FakeEngine) -> None:
+    done = client.completions.create(model="toy", prompt="x", max_tokens=14, extra_body={"ignore_eos": True})
+    assert done.choices[0].finish_reason == "length"
+    assert engine.stop_token_ids(engine.seen[-1][1]) == frozenset()
