@@ -4,10 +4,10 @@
 
 The floor reads the same byte ranges of the same files with as many threads in 8 MiB chunks: into a buffer that each thread
 reuses, which stays in the processor's cache and so never pays for memory; and into fresh memory of the checkpoint's size,
-as a loader has to, in pages of 4 KiB and in huge ones. Every measurement is a process of its own, in which the way runs twice: memory that a virtual machine
-touches for the first time costs its host more than the copy, and is another's matter, so the second pass is the figure
-and the first is printed beside it. The order alternates from run to run. Memory is what is anonymous after loading,
-above a process that has only imported torch.
+as a loader has to, in pages of 4 KiB and in huge ones. Every measurement is a process of its own, in which the way runs
+twice: memory that a virtual machine touches for the first time costs its host more than the copy, and is another's matter,
+so the second pass is the figure and the first is printed beside it. The order alternates from run to run. Memory is what
+is anonymous after loading, above a process that has only imported torch.
 """
 
 from __future__ import annotations
