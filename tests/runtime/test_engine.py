@@ -229,12 +229,13 @@ def test_close_ends_a_worker_that_hangs_and_the_request_with_it() -> None:
 # The engine's process ends --------------------------------------------------------------------------------------------
 
 SCRIPT = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
 from loadmaster.parallel import ParallelLayout
 from loadmaster.runtime import Engine, SamplingParams
 
 assert "torch" not in sys.modules
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
 
 class Plan:  # as tests.runtime.toy.ToyPlan, which imports torch
     layout = ParallelLayout(2)
