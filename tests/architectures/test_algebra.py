@@ -29,7 +29,7 @@ from loadmaster.architectures.algebra import (
     stored,
     whole,
 )
-from loadmaster.architectures.lower import coverage, multiplicity, num_elements, pieces, tiles
+from loadmaster.architectures.lower import coverage, edges, multiplicity, num_elements, pieces, tiles
 from loadmaster.errors import LayoutError
 from loadmaster.formats import Component, Format, Grain, fp8_block
 from tests.architectures.evaluate import evaluate
@@ -144,7 +144,8 @@ def test_localised_operands_tile_the_operand_with_the_declared_multiplicity(
     assert np.array_equal(joined, evaluate(e, arrays))
     views = [v for p in parts for v in leaves(p) if v.leaf.name == "t" and v.factors == v.leaf.shape]
     if views:
-        _, counts = multiplicity([v.box for v in views], views[0].factors)
+        boxes = [v.box for v in views]
+        counts = multiplicity(edges(boxes, views[0].factors), boxes)
         assert (counts == replicas).all()
 
 
@@ -161,8 +162,8 @@ def test_a_cut_inside_a_packed_word_is_refused_with_the_legal_step() -> None:
     packed = Format(
         "packed",
         (
-            Component("qweight", ("I32",), (Grain(0, 1, True), Grain(1, 8, True))),
-            Component("scales", ("F16",), (Grain(0, 1, False), Grain(1, 4, False))),
+            Component("qweight", ("I32",), (Grain(0, 1), Grain(1, 8))),
+            Component("scales", ("F16",), (Grain(0, 1, "cover"), Grain(1, 4, "cover"))),
         ),
     )
     e = decode(packed, (stored(Leaf("w", "I32", (4, 2))), stored(Leaf("s", "F16", (4, 4)))), (4, 16))
@@ -185,7 +186,8 @@ def test_tiling_notices_gaps_overlaps_and_overhang() -> None:
 
 def test_elements_are_counted_by_cell() -> None:
     boxes = [((0, 2), (0, 4)), ((1, 3), (0, 2))]
-    cuts, counts = multiplicity(boxes, (3, 4))
+    cuts = edges(boxes, (3, 4))
+    counts = multiplicity(cuts, boxes)
     assert num_elements(cuts, counts == 2) == 2
     assert num_elements(cuts, coverage(cuts, boxes)) == 10
     assert whole((3, 4)) == ((0, 3), (0, 4))

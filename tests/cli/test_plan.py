@@ -14,7 +14,7 @@ from tests.conftest import Tiny
 
 KEYS = ["proven", "scope", "findings", "waivers", "checkpoint", "layout", "ranks", "plan_hash", "elapsed_s"]
 RANK_KEYS = [
-    *("rank", "pp_rank", "tp_rank", "ep_rank", "layers", "draft_layers", "num_params", "resident_bytes"),
+    *("rank", "pp_rank", "tp_rank", "dp_rank", "ep_rank", "layers", "draft_layers", "num_params", "resident_bytes"),
     *("needed_bytes", "fetched_bytes", "replica_bytes", "num_reads", "staging_bytes", "carries"),
 ]
 

@@ -157,7 +157,7 @@ def test_a_layout_that_cannot_be_names_the_legal_sizes(tiny: Tiny) -> None:
     with pytest.raises(LayoutError, match=r"8 unit\(s\) of 40 do not divide over 3") as refused:
         build_plan(checkpoint, ParallelLayout(1, 3))
     assert "1, 2, 4, 8" in str(refused.value.hint)
-    with pytest.raises(LayoutError, match="do not divide over 16"):
+    with pytest.raises(LayoutError, match="8 experts cannot be dealt out evenly to 16 ranks"):
         build_plan(checkpoint, ParallelLayout(1, 16, enable_expert_parallel=True))
     with pytest.raises(LayoutError, match="7 pipeline stages for 6 layers"):
         build_plan(checkpoint, ParallelLayout(7))
@@ -190,8 +190,8 @@ def test_a_capacity_that_is_too_small_is_a_finding(tiny: Tiny) -> None:
         ({"indexer_types": ["full"]}, ConfigError, "each of 6 layers"),
         ({"mlp_layer_types": ["dense"]}, ConfigError, "each of 6 layers"),
         ({"quantization_config": 3}, ConfigError, "quantization_config is not an object"),
-        ({"quantization_config": {"quant_method": "awq"}}, UnsupportedError, "'awq' is not supported"),
-        ({"quantization_config": {"quant_method": "fp8"}}, UnsupportedError, "no weight_block_size"),
+        ({"quantization_config": {"quant_method": "exl2"}}, UnsupportedError, "'exl2' is not supported"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 3}}, UnsupportedError, "bits is 3"),
         ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [0, 1]}}, ConfigError, "two positive"),
     ],
 )

@@ -24,7 +24,7 @@ from math import prod
 from typing import TypeAlias
 
 from loadmaster.errors import LayoutError
-from loadmaster.formats import Format
+from loadmaster.formats import Component, Format
 from loadmaster.parallel import cut
 
 Region: TypeAlias = tuple[tuple[int, int], ...]
@@ -122,7 +122,7 @@ class Decode:
 
     @property
     def phase(self) -> tuple[int, ...]:
-        """Elements of the first block that lie before the first element, for each dim."""
+        """Elements of the first block that lie before the first element, for each dim (of a format with such blocks)."""
         return tuple(o % b for o, b in zip(self.origin, self.format.block, strict=True))
 
 
@@ -251,27 +251,40 @@ def _restricted_parts(e: Concat, region: Region) -> Iterator[Expression]:
 
 
 def _restrict_decode(e: Decode, region: Region) -> Decode:
-    operands = []
-    for component, operand in zip(e.format.components, e.operands, strict=True):
-        part = []
-        for grain in component.grains:
-            origin, (a, b) = e.origin[grain.dim], region[grain.dim]
-            first = origin // grain.span
-            lo, hi = (origin + a) // grain.span, -(-(origin + b) // grain.span)
-            if grain.exact and ((origin + a) % grain.span or ((origin + b) % grain.span and b != e.shape[grain.dim])):
-                raise LayoutError(
-                    f"a cut at elements {origin + a} to {origin + b} of dim {grain.dim} splits a packed word "
-                    f"of {grain.span} ({e.format.name}, {component.suffix})",
-                    hint=f"cuts of this dim must be multiples of {grain.span}",
-                )
-            part.append((lo - first, hi - first))
-        operands.append(restrict(operand, tuple(part)))
+    operands = tuple(
+        restrict(operand, _of_component(e, component, whole(operand.shape), region))
+        for component, operand in zip(e.format.components, e.operands, strict=True)
+    )
     return Decode(
         e.format,
-        tuple(operands),
+        operands,
         tuple(b - a for a, b in region),
         tuple(o + a for o, (a, _) in zip(e.origin, region, strict=True)),
     )
+
+
+def _of_component(e: Decode, component: Component, all_of_it: Region, region: Region) -> Region:
+    """Return the part of a component that covers ``region``: packed words exactly, blocks rounded outward."""
+    if component.is_scalar:
+        return all_of_it
+    part = []
+    for grain, everything in zip(component.grains, all_of_it, strict=True):
+        if grain.kind in ("whole", "inner"):
+            part.append(everything)
+            continue
+        origin, (a, b) = e.origin[grain.dim], region[grain.dim]
+        first = origin // grain.span
+        lo, hi = (origin + a) // grain.span, -(-(origin + b) // grain.span)
+        ragged = b != e.shape[grain.dim] and (origin + b) % grain.span
+        if grain.kind == "exact" and ((origin + a) % grain.span or ragged):
+            raise LayoutError(
+                f"a cut at elements {origin + a} to {origin + b} of dim {grain.dim} splits a packed word "
+                f"of {grain.span} ({e.format.name}, {component.suffix})",
+                hint=f"cuts of this dim must be multiples of {grain.span}",
+                code="layout-block-cut",
+            )
+        part.append((lo - first, hi - first))
+    return tuple(part)
 
 
 def localise(e: Expression, coordinates: Coordinates) -> Expression:
@@ -305,17 +318,51 @@ def localise(e: Expression, coordinates: Coordinates) -> Expression:
 def encoded(e: Expression, component: int) -> Expression:
     """Return one stored component of a localised expression whose values are all encoded alike.
 
-    ``Concat(Decode(w, s), Decode(v, t))`` becomes ``Concat(w, v)`` for component 0 and ``Concat(s, t)`` for 1.
+    ``Concat(Decode(w, s), Decode(v, t))`` becomes ``Concat(w, v)`` for component 0 and ``Concat(s, t)`` for 1, along the
+    component's dim that runs as the concatenated one. A component without such a dim (one number a tensor, ``g_idx``)
+    has one value, or run of values, for each part.
     """
     match e:
         case Decode():
             return e.operands[component]
         case Concat():
-            return Concat(e.dim, tuple(encoded(p, component) for p in e.parts))
+            grains = _format_of(e).components[component].grains
+            along = next((d for d, g in enumerate(grains) if g.dim == e.dim and g.kind != "inner"), 0)
+            return Concat(along, tuple(encoded(p, component) for p in e.parts))
         case Each():
             return Each(encoded(e.member, component), e.ids)
         case _:
             raise AssertionError(f"{type(e).__name__} is not encoded")
+
+
+def _format_of(e: Expression) -> Format:
+    """Return the format of an encoded expression; a stack of experts has one leading dim more than its member."""
+    match e:
+        case Decode():
+            return e.format
+        case Concat():
+            return _format_of(e.parts[0])
+        case Each():
+            return _format_of(e.member).stacked()
+        case _:
+            raise AssertionError(f"{type(e).__name__} is not encoded")
+
+
+def axes(e: Expression) -> frozenset[str]:
+    """Return the axes of the layout that ``e`` is divided over."""
+    match e:
+        case Shard():
+            return axes(e.operand) | {e.axis}
+        case Concat():
+            return frozenset().union(*(axes(p) for p in e.parts))
+        case Decode():
+            return frozenset().union(*(axes(o) for o in e.operands))
+        case Each():
+            return axes(e.member)
+        case Cast():
+            return axes(e.operand)
+        case Stored() | Fill():
+            return frozenset()
 
 
 # Views of stored tensors ----------------------------------------------------------------------------------------------

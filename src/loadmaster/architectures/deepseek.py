@@ -10,8 +10,20 @@ Sources: the released configs and headers; ``modeling_deepseek_v3.py``, ``modeli
 
 from __future__ import annotations
 
+from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_columns, by_rows, linear
+from loadmaster.architectures.schema import (
+    TIED_HEAD,
+    Family,
+    Param,
+    Schema,
+    Tensor,
+    by_columns,
+    by_rows,
+    by_vocabulary,
+    embedding,
+    linear,
+)
 from loadmaster.errors import ConfigError, UnsupportedError
 
 
@@ -34,19 +46,14 @@ def schema(c: Config) -> Schema:
     draft = "none" if c.values.get("index_topk") is None else "full"
     kinds["mtp"] = (*kinds[f"sparse/{draft}"], *_draft(c))
 
-    hidden, vocab = c.size("hidden_size"), c.size("vocab_size")
-    tied = c.flag("tie_word_embeddings")
-    top = [Tensor("embed", (vocab, hidden), by_rows()), Tensor("norm", (hidden,))]
-    if not tied:
-        top.append(Tensor("head", (vocab, hidden), by_rows()))
     return Schema(
-        top=tuple(top),
+        top=embedding(c),
         kinds=kinds,
         layers=tuple(f"{mlp}/{indexer}" for mlp, indexer in zip(mlps, indexers, strict=True)),
         drafts=("mtp",) * c.size("num_nextn_predict_layers", 0, least=0),
         carries=tuple(("topk_indices",) if i == "shared" else () for i in indexers),
-        tied=tied,
-        waived=((r"lm_head\.weight", "tied to the embedding"),) if tied else (),
+        tied=c.flag("tie_word_embeddings"),
+        waived=TIED_HEAD if c.flag("tie_word_embeddings") else (),
     )
 
 
@@ -108,26 +115,14 @@ def _indexer(c: Config) -> tuple[Tensor, ...]:
 
 
 def _dense(c: Config) -> tuple[Tensor, ...]:
-    hidden, intermediate = c.size("hidden_size"), c.size("intermediate_size")
-    return (
-        linear("mlp.gate", intermediate, hidden, by_rows()),
-        linear("mlp.up", intermediate, hidden, by_rows()),
-        linear("mlp.down", hidden, intermediate, by_columns()),
-    )
+    return blocks.gated_mlp(c.size("hidden_size"), c.size("intermediate_size"))
 
 
 def _experts(c: Config) -> tuple[Tensor, ...]:
-    hidden, inner, experts = c.size("hidden_size"), c.size("moe_intermediate_size"), c.size("n_routed_experts")
-    shared = inner * c.size("n_shared_experts", 1)
+    hidden, inner = c.size("hidden_size"), c.size("moe_intermediate_size")
     return (
-        Tensor("moe.router", (experts, hidden), usual=("F32",)),
-        Tensor("moe.router_bias", (experts,), keep="F32"),  # decides between near equals: never narrowed
-        linear("moe.gate", inner, hidden, by_rows(), experts=experts),
-        linear("moe.up", inner, hidden, by_rows(), experts=experts),
-        linear("moe.down", hidden, inner, by_columns(), experts=experts),
-        linear("shared.gate", shared, hidden, by_rows()),
-        linear("shared.up", shared, hidden, by_rows()),
-        linear("shared.down", hidden, shared, by_columns()),
+        *blocks.experts(hidden, inner, c.size("n_routed_experts"), router_bias=True),
+        *blocks.gated_mlp(hidden, inner * c.size("n_shared_experts", 1), logical="shared"),
     )
 
 
@@ -138,17 +133,14 @@ def _draft(c: Config) -> tuple[Tensor, ...]:
         Tensor("mtp.enorm", (hidden,)),
         Tensor("mtp.hnorm", (hidden,)),
         Tensor("mtp.norm", (hidden,)),
-        Tensor("mtp.embed", (vocab, hidden), by_rows(), optional="the draft's own embedding and head"),
-        Tensor("mtp.head", (vocab, hidden), by_rows(), optional="the draft's own embedding and head"),
+        Tensor("mtp.embed", (vocab, hidden), by_vocabulary(), optional="the draft's own embedding and head"),
+        Tensor("mtp.head", (vocab, hidden), by_vocabulary(), optional="the draft's own embedding and head"),
     )
 
 
 SPELLING = {
-    "embed": "model.embed_tokens.weight",
-    "norm": "model.norm.weight",
-    "head": "lm_head.weight",
-    "input_norm": "model.layers.{layer}.input_layernorm.weight",
-    "post_norm": "model.layers.{layer}.post_attention_layernorm.weight",
+    **blocks.TOP_SPELLING,
+    **blocks.NORMS_SPELLING,
     "attn.q_a": "model.layers.{layer}.self_attn.q_a_proj.weight",
     "attn.q_a_norm": "model.layers.{layer}.self_attn.q_a_layernorm.weight",
     "attn.q_b": "model.layers.{layer}.self_attn.q_b_proj.weight",
@@ -161,17 +153,9 @@ SPELLING = {
     "indexer.weights_proj": "model.layers.{layer}.self_attn.indexer.weights_proj.weight",
     "indexer.k_norm": "model.layers.{layer}.self_attn.indexer.k_norm.weight",
     "indexer.k_norm_bias": "model.layers.{layer}.self_attn.indexer.k_norm.bias",
-    "mlp.gate": "model.layers.{layer}.mlp.gate_proj.weight",
-    "mlp.up": "model.layers.{layer}.mlp.up_proj.weight",
-    "mlp.down": "model.layers.{layer}.mlp.down_proj.weight",
-    "moe.router": "model.layers.{layer}.mlp.gate.weight",
-    "moe.router_bias": "model.layers.{layer}.mlp.gate.e_score_correction_bias",
-    "moe.gate": "model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight",
-    "moe.up": "model.layers.{layer}.mlp.experts.{expert}.up_proj.weight",
-    "moe.down": "model.layers.{layer}.mlp.experts.{expert}.down_proj.weight",
-    "shared.gate": "model.layers.{layer}.mlp.shared_experts.gate_proj.weight",
-    "shared.up": "model.layers.{layer}.mlp.shared_experts.up_proj.weight",
-    "shared.down": "model.layers.{layer}.mlp.shared_experts.down_proj.weight",
+    **blocks.gated_mlp_spelling(),
+    **blocks.experts_spelling(),
+    **blocks.gated_mlp_spelling("mlp.shared_experts", logical="shared"),
     "mtp.eh_proj": "model.layers.{layer}.eh_proj.weight",
     "mtp.enorm": "model.layers.{layer}.enorm.weight",
     "mtp.hnorm": "model.layers.{layer}.hnorm.weight",
@@ -181,11 +165,8 @@ SPELLING = {
 }
 
 NATIVE = (
-    Param("embed_tokens.weight", ("embed",), stage="first"),
-    Param("norm.weight", ("norm",), stage="last"),
-    Param("lm_head.weight", ("head",), otherwise="embed_tokens.weight", stage="last"),
-    Param("{block}.input_layernorm.weight", ("input_norm",)),
-    Param("{block}.post_attention_layernorm.weight", ("post_norm",)),
+    *blocks.TOP_NATIVE,
+    *blocks.NORMS_NATIVE,
     Param("{block}.self_attn.fused_qkv_a_proj.weight", ("attn.q_a", "attn.kv_a")),
     Param("{block}.self_attn.q_a_layernorm.weight", ("attn.q_a_norm",)),
     Param("{block}.self_attn.q_b_proj.weight", ("attn.q_b",)),
@@ -196,14 +177,9 @@ NATIVE = (
     Param("{block}.self_attn.indexer.wk_weights_proj.weight", ("indexer.wk", "indexer.weights_proj"), "decoded"),
     Param("{block}.self_attn.indexer.k_norm.weight", ("indexer.k_norm",)),
     Param("{block}.self_attn.indexer.k_norm.bias", ("indexer.k_norm_bias",)),
-    Param("{block}.mlp.gate_up_proj.weight", ("mlp.gate", "mlp.up")),
-    Param("{block}.mlp.down_proj.weight", ("mlp.down",)),
-    Param("{block}.mlp.gate.weight", ("moe.router",)),
-    Param("{block}.mlp.gate.e_score_correction_bias", ("moe.router_bias",)),
-    Param("{block}.mlp.experts.w13_weight", ("moe.gate", "moe.up")),
-    Param("{block}.mlp.experts.w2_weight", ("moe.down",)),
-    Param("{block}.mlp.shared_experts.gate_up_proj.weight", ("shared.gate", "shared.up")),
-    Param("{block}.mlp.shared_experts.down_proj.weight", ("shared.down",)),
+    *blocks.gated_mlp_native(),
+    *blocks.EXPERTS_NATIVE,
+    *blocks.gated_mlp_native("mlp.shared_experts", logical="shared"),
     Param("{block}.eh_proj.weight", ("mtp.eh_proj",)),
     Param("{block}.enorm.weight", ("mtp.enorm",)),
     Param("{block}.hnorm.weight", ("mtp.hnorm",)),
@@ -224,5 +200,5 @@ FAMILY = Family(
     schema=schema,
     spelling=SPELLING,
     native=NATIVE,
-    waived=((r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "rotary frequencies are recomputed"),),
+    waived=(blocks.INV_FREQ,),
 )

@@ -64,24 +64,33 @@ def _pieces(e: Expression, box: Region, ids: tuple[int, ...] | None) -> Iterator
             raise AssertionError(f"{type(e).__name__} cannot be lowered: localise first")
 
 
-def multiplicity(boxes: Sequence[Region], shape: tuple[int, ...]) -> tuple[tuple[list[int], ...], np.ndarray]:
-    """Return how many of ``boxes`` cover each part of ``shape``.
+Cuts = tuple[list[int], ...]
+"""For each dim the edges between cells, ascending, both ends included."""
 
-    The dims are cut wherever a box begins or ends; the answer is those cuts and the counts of the cells between them.
-    Complete: two elements of one cell lie in exactly the same boxes.
 
-    >>> cuts, counts = multiplicity([((0, 2), (0, 4)), ((1, 2), (0, 4))], (3, 4))
-    >>> cuts, counts.tolist()
-    (([0, 1, 2, 3], [0, 4]), [[1], [2], [0]])
+def edges(boxes: Sequence[Region], shape: tuple[int, ...]) -> Cuts:
+    """Return the cuts of ``shape`` wherever a box begins or ends: two elements of one cell lie in the same boxes.
+
+    >>> edges([((0, 2), (0, 4)), ((1, 2), (0, 4))], (3, 4))
+    ([0, 1, 2, 3], [0, 4])
     """
-    cuts = tuple(sorted({0, n, *(edge for box in boxes for edge in box[d])}) for d, n in enumerate(shape))
+    return tuple(sorted({0, n, *(edge for box in boxes for edge in box[d])}) for d, n in enumerate(shape))
+
+
+def multiplicity(cuts: Cuts, boxes: Sequence[Region]) -> np.ndarray:
+    """Return how many of ``boxes``, whose edges are among the cuts, cover each cell.
+
+    >>> boxes = [((0, 2), (0, 4)), ((1, 2), (0, 4))]
+    >>> multiplicity(edges(boxes, (3, 4)), boxes).tolist()
+    [[1], [2], [0]]
+    """
     counts = np.zeros([len(c) - 1 for c in cuts], dtype=np.int64)
     for cells in _cells(cuts, boxes):
         counts[cells] += 1
-    return cuts, counts
+    return counts
 
 
-def coverage(cuts: tuple[list[int], ...], boxes: Sequence[Region]) -> np.ndarray:
+def coverage(cuts: Cuts, boxes: Sequence[Region]) -> np.ndarray:
     """Return which cells between ``cuts`` lie in any of ``boxes``, whose edges are among the cuts."""
     covers = np.zeros([len(c) - 1 for c in cuts], dtype=np.bool_)
     for cells in _cells(cuts, boxes):
@@ -89,7 +98,7 @@ def coverage(cuts: tuple[list[int], ...], boxes: Sequence[Region]) -> np.ndarray
     return covers
 
 
-def _cells(cuts: tuple[list[int], ...], boxes: Sequence[Region]) -> Iterator[tuple[slice, ...]]:
+def _cells(cuts: Cuts, boxes: Sequence[Region]) -> Iterator[tuple[slice, ...]]:
     places = [{edge: i for i, edge in enumerate(c)} for c in cuts]
     for box in boxes:
         yield tuple(slice(p[a], p[b]) for p, (a, b) in zip(places, box, strict=True))
@@ -99,11 +108,10 @@ def tiles(boxes: Sequence[Region], shape: tuple[int, ...]) -> bool:
     """Return whether ``boxes`` cover every element of ``shape`` exactly once."""
     if any(a < 0 or b > n for box in boxes for (a, b), n in zip(box, shape, strict=True)):
         return False
-    _, counts = multiplicity(boxes, shape)
-    return bool((counts == 1).all())
+    return bool((multiplicity(edges(boxes, shape), boxes) == 1).all())
 
 
-def num_elements(cuts: tuple[list[int], ...], mask: np.ndarray) -> int:
+def num_elements(cuts: Cuts, mask: np.ndarray) -> int:
     """Return how many elements lie in the cells that ``mask`` selects."""
     sizes: np.ndarray = np.ones((), dtype=np.int64)
     for edges in cuts:

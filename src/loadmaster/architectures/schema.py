@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from loadmaster.architectures.config import Config
@@ -12,11 +12,15 @@ from loadmaster.dtypes import PLAIN
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """``dim`` is divided over the tensor-parallel ranks in whole ``unit``s; ``repeat``: units may be held several times."""
+    """``dim`` is divided over the tensor-parallel ranks in whole ``unit``s; ``repeat``: units may be held several times.
+
+    ``pad``: where the dim does not divide, zeros are added up to a multiple of ``pad`` × ranks (vocabularies).
+    """
 
     dim: int
     unit: int = 1
     repeat: bool = False
+    pad: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +28,17 @@ class Tensor:
     """One logical tensor: what the architecture says exists, before any file is seen.
 
     ``shape`` comes from the config. ``placement`` None means replicated over tensor-parallel ranks. ``quantised``: may be
-    stored in the checkpoint's quantised format. ``dtypes`` are the plain formats it may be stored in. ``keep`` is a format
-    that the running parameter has whatever was stored (router biases stay F32). ``usual`` are formats that need no
-    remark although they are not the model's. ``experts`` > 0: one such tensor an expert. ``optional`` names a group
-    of which a layer stores all or none.
+    stored in the checkpoint's quantised format; ``rarely``: mostly is not, and that needs no word. ``dtypes`` are the plain
+    formats it may be stored in. ``keep`` is a format that the running parameter has whatever was stored (router biases
+    stay F32). ``usual`` are formats that need no remark although they are not the model's. ``experts`` > 0: one such
+    tensor an expert. ``optional`` names a group of which a layer stores all or none.
     """
 
     name: str
     shape: tuple[int, ...]
     placement: Placement | None = None
     quantised: bool = False
+    rarely: bool = False
     dtypes: tuple[str, ...] = PLAIN
     keep: str | None = None
     usual: tuple[str, ...] = ()
@@ -63,6 +68,27 @@ def by_columns(unit: int = 1) -> Placement:
     return Placement(1, unit)
 
 
+def by_vocabulary() -> Placement:
+    """Rows of an embedding or a head: padded to a multiple of 64 a rank where they do not divide."""
+    return Placement(0, pad=64)
+
+
+def embedding(c: Config, *, tied: bool | None = None) -> tuple[Tensor, ...]:
+    """Return the tensors ``embed``, ``norm`` and, unless it is tied, ``head``: what nearly every model has.
+
+    ``tied`` is for families whose configs leave ``tie_word_embeddings`` out and mean true.
+    """
+    hidden, vocab = c.size("hidden_size"), c.size("vocab_size")
+    top = [Tensor("embed", (vocab, hidden), by_vocabulary()), Tensor("norm", (hidden,))]
+    if not (c.flag("tie_word_embeddings") if tied is None else tied):
+        top.append(Tensor("head", (vocab, hidden), by_vocabulary(), quantised=True, rarely=True))
+    return tuple(top)
+
+
+TIED_HEAD = ((r"(.*\.)?lm_head\.weight", "tied to the embedding"),)
+"""Waiver of a head that is stored although it is tied."""
+
+
 @dataclass(frozen=True, slots=True)
 class Schema:
     """A model's logical tensors.
@@ -88,6 +114,52 @@ class Schema:
         return ("hidden_states", *(self.carries[layer] if self.carries else ()))
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One stored tensor that holds several logical ones, one after another along their out dim; or a stack of experts.
+
+    ``name`` is its stored name, ``parts`` the logical tensors in order (one, where only the storage differs).
+    ``stacked``: all experts in one tensor, along its first dim. ``transposed``: plain weights lie (in, out); encoded ones
+    lie as their format says. Every part is spelled with an equal `Packed`.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    stacked: bool = False
+    transposed: bool = False
+
+
+Spelling = Mapping[str, "str | Packed"]
+"""Logical name -> stored name, with ``{layer}`` and ``{expert}``."""
+
+
+def packed(name: str, *parts: str, stacked: bool = False, transposed: bool = False) -> dict[str, Packed]:
+    """Return the spelling of all ``parts`` of one stored tensor, to be merged into a `Spelling`.
+
+    >>> sorted(packed("model.layers.{layer}.self_attn.qkv_proj.weight", "attn.q", "attn.k", "attn.v"))
+    ['attn.k', 'attn.q', 'attn.v']
+    """
+    return dict.fromkeys(parts, Packed(name, parts, stacked, transposed))
+
+
+def respelled(spelling: Spelling, *changes: tuple[str, str]) -> dict[str, str | Packed]:
+    """Return a spelling whose stored names begin with another prefix; the first change that fits is made.
+
+    >>> respelled({"norm": "model.norm.weight"}, ("model.", "language_model.model."))
+    {'norm': 'language_model.model.norm.weight'}
+    """
+
+    def change(name: str) -> str:
+        for old, new in changes:
+            if name.startswith(old):
+                return new + name.removeprefix(old)
+        return name
+
+    return {
+        logical: change(s) if isinstance(s, str) else replace(s, name=change(s.name)) for logical, s in spelling.items()
+    }
+
+
 Form = Literal["stored", "decoded"]
 
 
@@ -110,15 +182,24 @@ class Param:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A model family. ``spelling`` gives for each logical tensor its stored name, with ``{layer}`` and ``{expert}``.
+    """A model family. ``spelling`` gives for each logical tensor its stored name.
 
-    ``native`` is the target of this package's own runtime. ``waived`` are anchored patterns of stored names that are
-    left unread, with the reason.
+    ``variants`` are other spellings that checkpoints of the family are published in: the one that names most of the
+    stored tensors is taken. ``native`` is the target of this package's own runtime. ``waived`` are anchored patterns of
+    stored names that are left unread, with the reason. ``section`` is the key of the config under which the language
+    model is described, where the config describes more (``text_config``).
     """
 
     name: str
     architectures: tuple[str, ...]
     schema: Callable[[Config], Schema]
-    spelling: Mapping[str, str]
+    spelling: Spelling
     native: tuple[Param, ...]
     waived: tuple[tuple[str, str], ...] = field(default=())
+    variants: tuple[Spelling, ...] = field(default=())
+    section: str | None = None
+
+    @property
+    def spellings(self) -> tuple[Spelling, ...]:
+        """All spellings, the usual one first."""
+        return (self.spelling, *self.variants)

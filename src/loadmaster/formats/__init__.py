@@ -1,9 +1,37 @@
 """How values are encoded: every quantisation format is a table of components and grains.
 
 Data, not code: nothing else in the package knows a format's geometry. What the bytes mean numerically is carried out
-where tensors are touched (`loadmaster.loader` for loading, `loadmaster.layers` for products).
+where tensors are touched (`loadmaster.kernels` for dequantisation, `loadmaster.layers` for products).
 """
 
-from loadmaster.formats.table import Component, Format, Grain, fp8_block
+from loadmaster.formats.table import (
+    FP8_CHANNEL,
+    FP8_TENSOR,
+    INT8_CHANNEL,
+    MXFP4,
+    NVFP4,
+    NVFP4_MODELOPT,
+    Component,
+    Format,
+    Grain,
+    awq,
+    fp8_block,
+    gptq,
+    int4_packed,
+)
 
-__all__ = ["Component", "Format", "Grain", "fp8_block"]
+__all__ = [
+    "FP8_CHANNEL",
+    "FP8_TENSOR",
+    "INT8_CHANNEL",
+    "MXFP4",
+    "NVFP4",
+    "NVFP4_MODELOPT",
+    "Component",
+    "Format",
+    "Grain",
+    "awq",
+    "fp8_block",
+    "gptq",
+    "int4_packed",
+]

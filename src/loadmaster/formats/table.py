@@ -1,21 +1,29 @@
-"""The table of formats: for each stored dim of each component, which logical dim it runs along and in what grain."""
+"""The tables of formats: for each stored dim of each component, which logical dim it runs along and in what grain.
+
+A grain says what becomes of a cut: ``exact`` is packing, and a cut inside is refused; ``cover`` is a scale, and a cut is
+rounded outward, the grid of the whole tensor kept; ``whole`` is never cut, every rank holds all of it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+SCALE = ("F32", "BF16", "F16")
+"""Number formats in which scales of a row, a group or a tensor are published."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grain:
     """One stored dim of a component: element ``k`` belongs to logical elements ``k * span`` to ``(k + 1) * span``.
 
-    ``exact`` grains are packing: a cut inside one is impossible. Covering grains are scales: a cut is rounded outward,
-    and a ragged last block is normal.
+    ``dim`` is the logical dim: 0 out, 1 in. ``inner`` dims belong to none: they have ``span`` elements always.
     """
 
     dim: int
-    span: int
-    exact: bool
+    span: int = 1
+    kind: Literal["exact", "cover", "whole", "inner"] = "exact"
 
     def length(self, size: int) -> int:
         """Return how many stored elements cover ``size`` logical ones, counted from a block edge."""
@@ -24,40 +32,201 @@ class Grain:
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One stored tensor of an encoded weight: its name's suffix, the dtypes it may have, a grain for each stored dim."""
+    """One stored tensor of an encoded weight: its name's suffix, the dtypes it may have, a grain for each stored dim.
+
+    Without grains it is one number for the whole tensor, of shape ``[]`` or ``[1]``. ``optional`` components may be
+    absent. ``waived`` says why a component is left unread.
+    """
 
     suffix: str
     dtypes: tuple[str, ...]
-    grains: tuple[Grain, ...]
+    grains: tuple[Grain, ...] = ()
+    optional: bool = False
+    waived: str | None = None
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether it is one number for the whole tensor."""
+        return not self.grains
 
     def shape(self, logical: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the stored shape for a weight of ``logical`` shape."""
-        return tuple(g.length(logical[g.dim]) for g in self.grains)
+        """Return the stored shape for a weight of ``logical`` shape; that of a scalar is ``[1]``."""
+        if self.is_scalar:
+            return (1,)
+        return tuple(g.span if g.kind == "inner" else g.length(logical[g.dim]) for g in self.grains)
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A quantisation format. The first component holds the values, and its dtype tells the format."""
+    """A quantisation format. The first component holds the values, and its dtype tells the format.
+
+    ``name`` is what the arithmetic goes by (`loadmaster.kernels`); ``stack`` counts leading dims (experts) that all
+    components have before those of the table.
+    """
 
     name: str
     components: tuple[Component, ...]
+    stack: int = 0
 
     @property
     def block(self) -> tuple[int, ...]:
         """Span of the scale (the second component) along each logical dim, in elements."""
         return tuple(g.span for g in self.components[1].grains)
 
+    def stacked(self) -> Format:
+        """Return the format of a stack of such weights: one leading dim more, logical and stored."""
+        lead = Grain(0)
+        components = tuple(
+            replace(
+                c,
+                grains=(lead, *(g if g.kind == "inner" else replace(g, dim=g.dim + 1) for g in c.grains)),
+            )
+            for c in self.components
+        )
+        return Format(self.name, components, self.stack + 1)
 
-def fp8_block(block: tuple[int, int] = (128, 128)) -> Format:
-    """Return the FP8 block format of DeepSeek-V3: E4M3 values, one F32 factor for each block of rows × columns.
+    def exact_span(self, dim: int) -> int:
+        """Return the largest packed word along a logical dim: cuts of it must be multiples."""
+        return max((g.span for c in self.components for g in c.grains if g.dim == dim and g.kind == "exact"), default=1)
+
+
+OUT, IN = Grain(0), Grain(1)
+
+
+@cache
+def fp8_block(
+    block: tuple[int, int] = (128, 128), *, suffix: str = "weight_scale_inv", input_scale: bool = False
+) -> Format:
+    """Return the FP8 block format of DeepSeek-V3: E4M3 values, one factor (F32, or a power of two) for each block.
 
     ``value = weight * weight_scale_inv`` (the scale is multiplied in, whatever its name says). Source:
-    https://huggingface.co/deepseek-ai/DeepSeek-V3/blob/main/README_WEIGHTS.md.
+    https://huggingface.co/deepseek-ai/DeepSeek-V3/blob/main/README_WEIGHTS.md. compressed-tensors calls the scale
+    ``weight_scale``.
     """
+    rows, columns = block
+    scale = Component(suffix, ("F32", "F8_E8M0"), (Grain(0, rows, "cover"), Grain(1, columns, "cover")))
+    more = (_INPUT_SCALE,) if input_scale else ()
+    return Format("fp8_block", (Component("weight", ("F8_E4M3",), (OUT, IN)), scale, *more))
+
+
+_INPUT_SCALE = Component("input_scale", SCALE, optional=True)
+
+FP8_TENSOR = Format(
+    "fp8_tensor",
+    (Component("weight", ("F8_E4M3",), (OUT, IN)), Component("weight_scale", SCALE), _INPUT_SCALE),
+)
+"""FP8 with one factor for the whole tensor, and one for its activations where those are static. vLLM, ModelOpt,
+compressed-tensors."""
+
+FP8_CHANNEL = Format(
+    "fp8_channel",
+    (
+        Component("weight", ("F8_E4M3",), (OUT, IN)),
+        Component("weight_scale", SCALE, (OUT, Grain(-1, 1, "inner"))),
+        _INPUT_SCALE,
+    ),
+)
+"""FP8 with one factor for each output channel, stored ``[out, 1]``. compressed-tensors, ``strategy: channel``."""
+
+INT8_CHANNEL = Format(
+    "int8_channel",
+    (
+        Component("weight", ("I8",), (OUT, IN)),
+        Component("weight_scale", SCALE, (OUT, Grain(-1, 1, "inner"))),
+        _INPUT_SCALE,
+    ),
+)
+"""INT8 with one factor for each output channel. compressed-tensors, ``format: int-quantized``."""
+
+
+@cache
+def int4_packed(group: int | None, *, zero_points: bool = False, bits: int = 4) -> Format:
+    """Return compressed-tensors' ``pack-quantized``: ``32 / bits`` values of a row in each I32, a factor for each group.
+
+    ``group`` None is one group a row. Values are ``(code - 2^(bits-1) - zero_point) * scale``. Zero points are packed
+    along the output dim. ``weight_shape`` restates the shape. Source: ``compressed_tensors/compressors/pack_quantized``.
+    """
+    per_word = 32 // bits
+    by_group = Grain(1, group, "cover") if group else Grain(-1, 1, "inner")
+    components = [
+        Component("weight_packed", ("I32",), (OUT, Grain(1, per_word))),
+        Component("weight_scale", SCALE, (OUT, by_group)),
+        Component("weight_shape", ("I64", "I32"), (Grain(-1, 2, "inner"),), waived="weight_shape restates the shape"),
+    ]
+    if zero_points:
+        components.append(Component("weight_zero_point", ("I32",), (Grain(0, per_word), by_group)))
+    components.append(Component("weight_g_idx", ("I32", "I64"), (IN,), optional=True))
+    return Format(f"int{bits}_packed", tuple(components))
+
+
+NVFP4 = Format(
+    "nvfp4",
+    (
+        Component("weight_packed", ("U8",), (OUT, Grain(1, 2))),
+        Component("weight_scale", ("F8_E4M3",), (OUT, Grain(1, 16, "cover"))),
+        Component("weight_global_scale", ("F32",)),
+        Component("input_global_scale", ("F32",), optional=True),
+    ),
+)
+"""compressed-tensors' NVFP4: two E2M1 values a byte (low nibble first), an E4M3 factor for each 16, and a global one
+that is divided by: ``value = code * weight_scale / weight_global_scale``."""
+
+NVFP4_MODELOPT = Format(
+    "nvfp4_modelopt",
+    (
+        Component("weight", ("U8",), (OUT, Grain(1, 2))),
+        Component("weight_scale", ("F8_E4M3",), (OUT, Grain(1, 16, "cover"))),
+        Component("weight_scale_2", ("F32",)),
+        _INPUT_SCALE,
+    ),
+)
+"""ModelOpt's NVFP4: as above, and the global factor is multiplied in: ``value = code * weight_scale * weight_scale_2``."""
+
+MXFP4 = Format(
+    "mxfp4",
+    (
+        Component("_blocks", ("U8",), (OUT, Grain(1, 32), Grain(-1, 16, "inner"))),
+        Component("_scales", ("U8",), (OUT, Grain(1, 32))),
+    ),
+)
+"""gpt-oss' MXFP4: 32 E2M1 values in 16 bytes (low nibble first), and a biased exponent for each 32:
+``value = code * 2^(scale - 127)``. Values and factors lie in separate tensors, both cut at whole blocks only."""
+
+
+@cache
+def awq(group: int | None) -> Format:
+    """Return AWQ's ``gemm`` packing: eight outputs in each I32 (in the order 0, 2, 4, 6, 1, 3, 5, 7), groups along in.
+
+    ``value = (code - zero) * scale``. ``group`` None is one group for all inputs. Source: AutoAWQ,
+    ``awq/modules/linear/gemm.py``.
+    """
+    by_group = Grain(1, group, "cover") if group else Grain(-1, 1, "inner")
     return Format(
-        "fp8_block",
+        "awq",
         (
-            Component("weight", ("F8_E4M3",), (Grain(0, 1, True), Grain(1, 1, True))),
-            Component("weight_scale_inv", ("F32",), (Grain(0, block[0], False), Grain(1, block[1], False))),
+            Component("qweight", ("I32",), (IN, Grain(0, 8))),
+            Component("scales", ("F16", "BF16"), (by_group, OUT)),
+            Component("qzeros", ("I32",), (by_group, Grain(0, 8))),
+        ),
+    )
+
+
+@cache
+def gptq(group: int | None, *, bits: int = 4, act_order: bool = False) -> Format:
+    """Return GPTQ's packing: ``32 / bits`` inputs in each I32, zero points packed along out, groups along in.
+
+    ``value = (code - (zero + 1)) * scale[g_idx]``. With ``act_order`` the groups are not in the order of the inputs: a
+    cut of the inputs keeps all of them. Source: AutoGPTQ, ``auto_gptq/nn_modules/qlinear``.
+    """
+    per_word = 32 // bits
+    kind: Literal["whole", "cover"] = "whole" if act_order else "cover"
+    by_group = Grain(1, group, kind) if group else Grain(-1, 1, "inner")
+    return Format(
+        f"gptq{bits}",
+        (
+            Component("qweight", ("I32",), (Grain(1, per_word), OUT)),
+            Component("scales", ("F16", "BF16"), (by_group, OUT)),
+            Component("qzeros", ("I32",), (by_group, Grain(0, per_word))),
+            Component("g_idx", ("I32", "I64"), (IN,), optional=True),
         ),
     )

@@ -1,21 +1,176 @@
-"""Block dequantisation, the plain reference: one float32 factor for each block of rows × columns."""
+"""Dequantisation of every format, the plain reference: stored components → float32 values.
+
+Each function takes the components of `loadmaster.formats` in the order of its table, cut alike, with any leading dims, and
+``origin``, where the cut begins in the whole tensor: blocks and groups keep the grid of the whole. One float32 product an
+element, so any split of the rows gives the same bits.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
+from torch import Tensor
+
+from loadmaster.formats import Format
+
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+"""The values of FP4 by code: sign, two exponent bits, one mantissa bit (OCP Microscaling Formats, v1.0)."""
+
+AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Which nibble of a word holds output 0, 1, … of its eight."""
 
 
-def dequantise_blocks(
-    values: torch.Tensor, scale: torch.Tensor, block: tuple[int, int], phase: tuple[int, int] = (0, 0)
-) -> torch.Tensor:
+def dequantise(format_: Format, operands: Sequence[Tensor], shape: Sequence[int], origin: Sequence[int]) -> Tensor:
+    """Return the float32 values ``[*shape]`` of a weight in ``format_`` from its components.
+
+    Raises:
+        KeyError: a format without arithmetic, which is a bug: every table has its function here.
+    """
+    by_suffix = {c.suffix: o for c, o in zip(format_.components, operands, strict=True)}
+    return ARITHMETIC[format_.name](format_, by_suffix, (shape[-2], shape[-1]), (origin[-2], origin[-1]))
+
+
+def dequantise_blocks(values: Tensor, scale: Tensor, block: tuple[int, int], phase: tuple[int, int] = (0, 0)) -> Tensor:
     """Return ``values * scale`` in float32, each factor spread over its block.
 
     ``values`` ``[..., rows, columns]`` in any float format, ``scale`` ``[..., ceil((phase + rows) / block), …]`` in
-    float32. ``phase`` is how many rows and columns of the first block lie before the first element; the last blocks may
-    be ragged. One float32 product an element, so any split of the rows gives the same bits.
+    float32 or a format that it contains. ``phase`` is how many rows and columns of the first block lie before the first
+    element; the last blocks may be ragged.
     """
     rows, columns = values.shape[-2:]
     by_row = torch.arange(phase[0], phase[0] + rows, device=values.device) // block[0]
     by_column = torch.arange(phase[1], phase[1] + columns, device=values.device) // block[1]
-    factors = scale.index_select(-2, by_row).index_select(-1, by_column)
+    factors = scale.to(torch.float32).index_select(-2, by_row).index_select(-1, by_column)
     return values.to(torch.float32).mul_(factors)
+
+
+Pair = tuple[int, int]
+Components = dict[str, Tensor]
+
+
+def _span(format_: Format, suffix: str, dim: int) -> int | None:
+    """Return the span of a component along a logical dim counted from the last two; None where it is not cut by it."""
+    component = next(c for c in format_.components if c.suffix == suffix)
+    return next(
+        (g.span for g in component.grains if g.kind in ("cover", "whole") and g.dim == dim + format_.stack), None
+    )
+
+
+def _groups(format_: Format, suffix: str, count: int, origin: int, device: torch.device) -> Tensor:
+    """Return for each of ``count`` inputs from ``origin`` the group it belongs to, among those that are held."""
+    span = _span(format_, suffix, 1)
+    if span is None:
+        return torch.zeros(count, dtype=torch.int64, device=device)
+    component = next(c for c in format_.components if c.suffix == suffix)
+    held = 0 if any(g.kind == "whole" for g in component.grains) else origin // span
+    return torch.arange(origin, origin + count, device=device) // span - held
+
+
+def _fp8_block(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
+    block = format_.block[-2:]
+    scale = c[format_.components[1].suffix]
+    return dequantise_blocks(c["weight"], scale, (block[0], block[1]), (origin[0] % block[0], origin[1] % block[1]))
+
+
+def _scaled(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
+    """FP8 and INT8 with a factor for the tensor ``[1]`` or for each row ``[rows, 1]``."""
+    return c["weight"].to(torch.float32).mul_(c["weight_scale"].to(torch.float32))
+
+
+def _nibbles(words: Tensor) -> Tensor:
+    """Return the two 4-bit codes of each byte, low nibble first: ``[..., n]`` → ``[..., 2 n]``."""
+    return torch.stack((words & 15, words >> 4), dim=-1).flatten(-2)
+
+
+def _e2m1(codes: Tensor) -> Tensor:
+    return torch.tensor(E2M1, dtype=torch.float32, device=codes.device)[codes.to(torch.int64)]
+
+
+def _nvfp4(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
+    packed = "weight_packed" if "weight_packed" in c else "weight"
+    factors = c["weight_scale"].to(torch.float32)
+    if packed == "weight":
+        factors = factors * c["weight_scale_2"].to(torch.float32)
+    else:
+        factors = factors / c["weight_global_scale"].to(torch.float32)
+    groups = _groups(format_, "weight_scale", shape[1], origin[1], factors.device)
+    values = _e2m1(_nibbles(c[packed])[..., : shape[1]])
+    out: Tensor = values * factors.index_select(-1, groups)
+    return out
+
+
+def _mxfp4(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
+    values = _e2m1(_nibbles(c["_blocks"]))  # [..., rows, blocks, 32]
+    exponents = c["_scales"].to(torch.int32) - 127
+    out: Tensor = torch.ldexp(values, exponents[..., None]).flatten(-2)[..., : shape[1]]
+    return out
+
+
+def _unpack(words: Tensor, bits: int, dim: int) -> Tensor:
+    """Return the codes in I32 words, lowest bits first, along ``dim``: ``n`` words become ``n * 32 / bits`` codes."""
+    shifts = torch.arange(0, 32, bits, device=words.device, dtype=torch.int32)
+    codes = (words.unsqueeze(dim) >> shifts.reshape(*shifts.shape, *([1] * (-dim - 1)))) & (2**bits - 1)
+    out: Tensor = codes.flatten(dim - 1, dim)
+    return out
+
+
+def _packed_int(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
+    bits = int(format_.name.removeprefix("int").removesuffix("_packed"))
+    codes: Tensor = _unpack(c["weight_packed"], bits, -1)[..., : shape[1]].to(torch.float32) - 2 ** (bits - 1)
+    device = codes.device
+    if "weight_g_idx" in c:
+        groups = c["weight_g_idx"].to(torch.int64)
+    else:
+        groups = _groups(format_, "weight_scale", shape[1], origin[1], device)
+    if "weight_zero_point" in c:
+        zeros = _unpack(c["weight_zero_point"], bits, -2)[..., : shape[0], :].to(torch.float32) - 2 ** (bits - 1)
+        codes -= zeros.index_select(-1, groups)
+    out: Tensor = codes * c["weight_scale"].to(torch.float32).index_select(-1, groups)
+    return out
+
+
+def _awq(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
+    order = torch.tensor(AWQ_ORDER, device=c["qweight"].device)
+
+    def unpack(words: Tensor) -> Tensor:
+        codes = _unpack(words, 4, -1).unflatten(-1, (-1, 8)).index_select(-1, order)
+        made: Tensor = codes.flatten(-2)[..., : shape[0]].to(torch.float32)
+        return made
+
+    groups = _groups(format_, "scales", shape[1], origin[1], order.device)
+    codes: Tensor = unpack(c["qweight"]) - unpack(c["qzeros"]).index_select(-2, groups)
+    out: Tensor = codes * c["scales"].to(torch.float32).index_select(-2, groups)
+    return torch.transpose(out, -1, -2)
+
+
+def _gptq(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
+    bits = int(format_.name.removeprefix("gptq"))
+    if "g_idx" in c:
+        span = _span(format_, "scales", 1)
+        act_order = any(g.kind == "whole" for k in format_.components for g in k.grains)
+        groups = c["g_idx"].to(torch.int64) - (0 if act_order or span is None else origin[1] // span)
+    else:
+        groups = _groups(format_, "scales", shape[1], origin[1], c["qweight"].device)
+    codes: Tensor = _unpack(c["qweight"], bits, -2)[..., : shape[1], :].to(torch.float32)
+    zeros = _unpack(c["qzeros"], bits, -1)[..., : shape[0]].to(torch.float32) + 1
+    codes -= zeros.index_select(-2, groups)
+    out: Tensor = codes * c["scales"].to(torch.float32).index_select(-2, groups)
+    return torch.transpose(out, -1, -2)
+
+
+ARITHMETIC: dict[str, Callable[[Format, Components, Pair, Pair], Tensor]] = {
+    "fp8_block": _fp8_block,
+    "fp8_tensor": _scaled,
+    "fp8_channel": _scaled,
+    "int8_channel": _scaled,
+    "nvfp4": _nvfp4,
+    "nvfp4_modelopt": _nvfp4,
+    "mxfp4": _mxfp4,
+    "int4_packed": _packed_int,
+    "int8_packed": _packed_int,
+    "awq": _awq,
+    "gptq4": _gptq,
+    "gptq8": _gptq,
+}
+"""Format name -> arithmetic."""

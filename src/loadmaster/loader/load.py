@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from loadmaster.architectures.algebra import Expression, Region, leaves
+from loadmaster.architectures.algebra import Expression, Region, leaves, whole
 from loadmaster.checkpoint import LocalStore, Store
 from loadmaster.errors import LoadError
 from loadmaster.loader.memory import Arena
@@ -202,6 +202,9 @@ class _Job:
         """Yield tasks in file order; a task takes a reader's local storage."""
         direct, staged = [], []
         for batch in self.derived.batches:
+            if batch.is_fill:
+                fill(self.arena, self.derived, batch)
+                continue
             target = self._direct_target(batch)
             if target is None:
                 staged.append(batch)
@@ -329,6 +332,13 @@ class _Job:
     def destination(self, batch: Batch, place: int, region: Region) -> torch.Tensor:
         """Return the part of a parameter that ``region`` of a batch's source goes to."""
         return destination(self.arena, self.derived, batch, place, region)
+
+
+def fill(arena: Arena, derived: RankPlan, batch: Batch) -> None:
+    """Write a constant to all places of a batch."""
+    source = batch.piece.source
+    for place in range(len(batch.params)):
+        destination(arena, derived, batch, place, whole(source.shape)).copy_(evaluate(source, iter(())))
 
 
 def destination(arena: Arena, derived: RankPlan, batch: Batch, place: int, region: Region) -> torch.Tensor:

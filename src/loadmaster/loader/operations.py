@@ -17,7 +17,7 @@ from loadmaster.architectures.algebra import (
     restrict,
     whole,
 )
-from loadmaster.kernels.dequantise import dequantise_blocks
+from loadmaster.kernels.dequantise import dequantise
 from loadmaster.loader.memory import TORCH
 from loadmaster.plan.rank import itemsize, strided_run
 
@@ -55,10 +55,7 @@ def evaluate(e: Expression, operands: Iterator[torch.Tensor]) -> torch.Tensor:
         case Cast():
             return evaluate(e.operand, operands).to(TORCH[e.dtype])
         case Decode():
-            assert e.format.name == "fp8_block", e.format.name
-            weight, scale = (evaluate(o, operands) for o in e.operands)
-            block, phase = e.format.block, e.phase
-            return dequantise_blocks(weight, scale, (block[0], block[1]), (phase[0], phase[1]))
+            return dequantise(e.format, [evaluate(o, operands) for o in e.operands], e.shape, e.origin)
         case Fill():
             return torch.full(e.shape, e.value, dtype=TORCH[e.dtype])
         case _:
@@ -78,11 +75,23 @@ def slabs(source: Expression, limit: int) -> Iterator[tuple[Region, Expression]]
         if span_bytes(tuple(leaves(part))) <= limit:
             yield region, part
             return
-        dim = next((d for d, (a, b) in enumerate(region) if b - a > 1), None)
+        dim = next((d for d, (a, b) in enumerate(region) if b - a > words[d]), None)
         assert dim is not None, "one element is larger than the staging memory"
         a, b = region[dim]
-        middle = (a + b + 1) // 2
+        middle = a + -(-(b - a) // (2 * words[dim])) * words[dim]
         yield from cut((*region[:dim], (a, middle), *region[dim + 1 :]))
         yield from cut((*region[:dim], (middle, b), *region[dim + 1 :]))
 
+    words = _words(source)
     yield from cut(whole(source.shape))
+
+
+def _words(source: Expression) -> tuple[int, ...]:
+    """Return for each dim the packed words that must not be split."""
+    match source:
+        case Cast():
+            return _words(source.operand)
+        case Decode():
+            return tuple(source.format.exact_span(d) for d in range(len(source.shape)))
+        case _:
+            return (1,) * len(source.shape)

@@ -13,7 +13,7 @@ import torch
 
 from loadmaster.architectures.algebra import whole
 from loadmaster.errors import LoadError
-from loadmaster.loader.load import LoadedRank, LoadReport, destination
+from loadmaster.loader.load import LoadedRank, LoadReport, destination, fill
 from loadmaster.loader.memory import TORCH, Arena
 from loadmaster.loader.operations import evaluate, view_of
 from loadmaster.plan import Plan
@@ -33,6 +33,9 @@ class Receiver:
         self._derived = plan.rank(rank)
         self._arena = Arena(self._derived.specs)
         self._uses: dict[int, list[tuple[Batch, int, int]]] = defaultdict(list)  # tensor -> batch, place, view
+        for batch in self._derived.batches:
+            if batch.is_fill:
+                fill(self._arena, self._derived, batch)
         for batch, place in self._derived.moves():
             for view in range(len(batch.views)):
                 self._uses[int(batch.tensors[place, view])].append((batch, place, view))

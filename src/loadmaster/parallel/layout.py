@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
 
 from loadmaster.errors import LayoutError
+from loadmaster.parallel.placement import legal_counts
+
+ExpertPlacement = Literal["linear", "round_robin"]
+EXPERT_PLACEMENTS: Final[tuple[ExpertPlacement, ...]] = ("linear", "round_robin")
 
 
 @dataclass(frozen=True, slots=True)
 class Coordinate:
-    """Where a rank stands: pipeline stage, tensor-parallel rank, expert-parallel rank (0 where experts are not divided)."""
+    """Where a rank stands: pipeline stage, tensor-, data- and expert-parallel rank (0 where experts are not divided).
+
+    ``place`` is its place among the ranks of its stage: ``dp_rank * tensor_parallel_size + tp_rank``.
+    """
 
     rank: int
     pp_rank: int
     tp_rank: int
+    dp_rank: int
     ep_rank: int
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
 class ParallelLayout:
-    """Pipeline × tensor parallelism, with vLLM's names and numbering: ``rank = pp_rank * tp_size + tp_rank``.
+    """Pipeline × tensor × data parallelism, with vLLM's names and numbering.
 
-    With ``enable_expert_parallel`` whole experts are divided over the tensor-parallel ranks of a stage (expert parallel
-    size = tensor parallel size, never an axis of its own); without it every rank holds a slice of every expert.
-    ``layer_partition`` gives the number of layers of each stage; without it they are divided evenly.
-    ``num_draft_layers`` MTP layers are loaded on the last stage.
+    ``rank = (dp_rank * pp_size + pp_rank) * tp_size + tp_rank``. Attention and dense layers are replicated over the
+    data-parallel ranks; routed experts are divided over tensor × data ranks of a stage: each expert sliced, or with
+    ``enable_expert_parallel`` whole experts dealt out (expert parallel size = tensor × data parallel size, never an axis
+    of its own). ``expert_placement`` deals them in runs (``linear``) or in turns (``round_robin``), with
+    ``num_redundant_experts`` copies, of the first experts, after the last. ``layer_partition`` gives the number of layers
+    of each stage; without it they are divided evenly. ``num_draft_layers`` MTP layers are loaded on the last stage.
 
     Raises:
-        LayoutError: a size below one, or a partition whose length is not the number of stages.
+        LayoutError: a size below one, a partition whose length is not the number of stages, or redundant experts where
+            experts are not divided.
     """
 
     pipeline_parallel_size: int = 1
@@ -36,9 +48,12 @@ class ParallelLayout:
     enable_expert_parallel: bool = False
     layer_partition: tuple[int, ...] | None = None
     num_draft_layers: int = 0
+    data_parallel_size: int = 1
+    expert_placement: ExpertPlacement = "linear"
+    num_redundant_experts: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("pipeline_parallel_size", "tensor_parallel_size"):
+        for name in ("pipeline_parallel_size", "tensor_parallel_size", "data_parallel_size"):
             if getattr(self, name) < 1:
                 raise LayoutError(f"{name} is {getattr(self, name)}, expected at least 1")
         parts = self.layer_partition
@@ -48,35 +63,90 @@ class ParallelLayout:
                 f"expected pipeline_parallel_size = {self.pipeline_parallel_size}",
                 hint="give one number of layers for each pipeline stage",
             )
+        if self.expert_placement not in EXPERT_PLACEMENTS:
+            raise LayoutError(
+                f"the expert placement {self.expert_placement!r} is not known",
+                hint=f"known: {', '.join(EXPERT_PLACEMENTS)}",
+            )
+        if self.num_redundant_experts < 0:
+            raise LayoutError(f"num_redundant_experts is {self.num_redundant_experts}, expected at least 0")
+        if not self.enable_expert_parallel and (self.num_redundant_experts or self.expert_placement != "linear"):
+            raise LayoutError(
+                "redundant experts and their placement are of whole experts, and every rank holds a slice of each",
+                hint="add --enable-expert-parallel",
+            )
 
     @property
     def num_ranks(self) -> int:
-        """Ranks in all: pipeline size × tensor size."""
-        return self.pipeline_parallel_size * self.tensor_parallel_size
+        """Ranks in all: data × pipeline × tensor size."""
+        return self.pipeline_parallel_size * self.stage_size
+
+    @property
+    def stage_size(self) -> int:
+        """Ranks of one stage: tensor × data size, over which experts are divided."""
+        return self.tensor_parallel_size * self.data_parallel_size
 
     def coordinate(self, rank: int) -> Coordinate:
         """Return where ``rank`` stands.
 
         >>> ParallelLayout(2, 4, enable_expert_parallel=True).coordinate(6)
-        Coordinate(rank=6, pp_rank=1, tp_rank=2, ep_rank=2)
+        Coordinate(rank=6, pp_rank=1, tp_rank=2, dp_rank=0, ep_rank=2, place=2)
         """
-        pp_rank, tp_rank = divmod(rank, self.tensor_parallel_size)
-        return Coordinate(rank, pp_rank, tp_rank, tp_rank if self.enable_expert_parallel else 0)
+        replica, tp_rank = divmod(rank, self.tensor_parallel_size)
+        dp_rank, pp_rank = divmod(replica, self.pipeline_parallel_size)
+        place = dp_rank * self.tensor_parallel_size + tp_rank
+        return Coordinate(rank, pp_rank, tp_rank, dp_rank, place if self.enable_expert_parallel else 0, place)
 
     def stage_ranks(self, pp_rank: int) -> tuple[int, ...]:
-        """Return the ranks of a pipeline stage, in tensor-parallel order."""
-        first = pp_rank * self.tensor_parallel_size
-        return tuple(range(first, first + self.tensor_parallel_size))
+        """Return the ranks of a pipeline stage, in order of their places.
+
+        >>> ParallelLayout(2, 2, data_parallel_size=2).stage_ranks(1)
+        (2, 3, 6, 7)
+        """
+        return tuple(
+            (dp_rank * self.pipeline_parallel_size + pp_rank) * self.tensor_parallel_size + tp_rank
+            for dp_rank in range(self.data_parallel_size)
+            for tp_rank in range(self.tensor_parallel_size)
+        )
+
+    def axes(self, place: int) -> dict[str, tuple[int, int]]:
+        """Return the coordinates of a place in a stage, for `localise`: axis -> (index, size).
+
+        ``tp`` divides attention and dense layers, ``moe`` slices experts, ``ep`` deals them out.
+        """
+        among = (place, self.stage_size)
+        return {"tp": (place % self.tensor_parallel_size, self.tensor_parallel_size), "moe": among, "ep": among}
+
+    def expert_slots(self, num_experts: int) -> tuple[int, ...]:
+        """Return the expert in each slot of a stage, by place: equal runs of it are what each place holds.
+
+        >>> ParallelLayout(1, 2, enable_expert_parallel=True, expert_placement="round_robin").expert_slots(4)
+        (0, 2, 1, 3)
+        >>> ParallelLayout(1, 2, enable_expert_parallel=True, num_redundant_experts=2).expert_slots(4)
+        (0, 1, 2, 3, 0, 1)
+
+        Raises:
+            LayoutError: the experts do not divide; the hint names legal sizes.
+        """
+        if not self.enable_expert_parallel:
+            return tuple(range(num_experts))
+        slots = [i % num_experts for i in range(num_experts + self.num_redundant_experts)]
+        size = self.stage_size
+        if len(slots) % size:
+            redundant = -num_experts % size
+            raise LayoutError(
+                f"{len(slots)} experts cannot be dealt out evenly to {size} ranks",
+                hint=f"legal sizes here: {', '.join(map(str, legal_counts(len(slots))))}; or {redundant} redundant experts",
+                code="layout-indivisible",
+            )
+        if self.expert_placement == "round_robin":
+            return tuple(slot for place in range(size) for slot in slots[place::size])
+        return tuple(slots)
 
     def as_json(self) -> dict[str, Any]:
         """Return the layout as JSON values under its own field names."""
-        return {
-            "pipeline_parallel_size": self.pipeline_parallel_size,
-            "tensor_parallel_size": self.tensor_parallel_size,
-            "enable_expert_parallel": self.enable_expert_parallel,
-            "layer_partition": list(self.layer_partition) if self.layer_partition is not None else None,
-            "num_draft_layers": self.num_draft_layers,
-        }
+        value = asdict(self)
+        return value | {"layer_partition": list(self.layer_partition) if self.layer_partition is not None else None}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ParallelLayout:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from loadmaster.architectures.schema import Family, Schema, Tensor
+from loadmaster.architectures.items import Item, items
+from loadmaster.architectures.schema import Family, Schema, Spelling, Tensor
 from loadmaster.checkpoint import Checkpoint, Signature, TensorTable
 from loadmaster.findings import Finding, Severity
-from loadmaster.formats import Format
-from loadmaster.plan.claims import Claims
+from loadmaster.formats import Component, Format
+from loadmaster.plan.claims import KV_CACHE_SCALES, Claims
 
 Ids = npt.NDArray[np.int32]
 TOP = -1
@@ -29,31 +31,45 @@ TOP = -1
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a logical tensor is stored: its number format, and whether in the checkpoint's quantised format."""
+    """How a stored item lies in the checkpoint: the number format of its values and, where it is quantised, the format.
+
+    ``format`` has just the components that are there and are read; ``dtypes`` are theirs.
+    """
 
     dtype: str
-    quantised: bool
+    format: Format | None = None
+    dtypes: tuple[str, ...] = ()
+
+    @property
+    def quantised(self) -> bool:
+        """Whether it is stored in a quantised format."""
+        return self.format is not None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LayerClass:
     """Layers of one kind that meet the same signatures. ``layers`` are stored numbers (`TOP` for the model itself).
 
-    ``forms`` gives the form of each sound tensor, one an expert where experts differ. ``ids`` gives for each leaf
-    (``tensor/suffix``) the stored ids, ``[layers]`` or ``[layers, experts]``.
+    ``items`` are what is stored. ``forms`` gives by an item's key the form of each sound one, one an expert where
+    experts differ. ``ids`` gives for each leaf (``key/suffix``) the stored ids, ``[layers]`` or ``[layers, experts]``.
     """
 
     kind: str
     layers: tuple[int, ...]
-    tensors: tuple[Tensor, ...]
+    items: tuple[Item, ...]
     forms: Mapping[str, tuple[Form, ...]]
     ids: Mapping[str, Ids]
     draft: bool = False
 
+    @cached_property
+    def item_of(self) -> Mapping[str, Item]:
+        """Logical name -> the item that holds it."""
+        return {t.name: item for item in self.items for t in item.parts}
+
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """A finding and the layer (or `TOP`), logical tensor and expert that it touches; ``group`` joins defects that are alike."""
+    """A finding and the layer (or `TOP`), item (by its key) and expert that it touches."""
 
     finding: Finding
     layer: int
@@ -82,7 +98,7 @@ class Binding:
 
 def bind(checkpoint: Checkpoint, family: Family, schema: Schema, claims: Claims, *, num_drafts: int) -> Binding:
     """Bind ``schema`` to the checkpoint's headers. The first ``num_drafts`` MTP layers are wanted, the rest waived."""
-    binder = _Binder(checkpoint, family, claims)
+    binder = _Binder(checkpoint, _spelling(checkpoint.table, family, schema), claims)
     top = binder.classes("top", schema.top, (TOP,))[0]
     kinds: dict[str, list[int]] = defaultdict(list)
     for layer, kind in enumerate(schema.layers):
@@ -95,35 +111,70 @@ def bind(checkpoint: Checkpoint, family: Family, schema: Schema, claims: Claims,
         bound = binder.classes(kind, schema.kinds[kind], (layer,), draft=True)
         (classes if i < num_drafts else unwanted).extend(bound)
     waivers = binder.waive_drafts(unwanted)
-    waivers += binder.waive_names((*family.waived, *schema.waived))
+    waivers += binder.waive_components()
+    waivers += binder.waive_names((*family.waived, *schema.waived, *KV_CACHE_SCALES))
     binder.remark()
     binder.report_strays()
     return Binding(top, tuple(classes), tuple(binder.defects), tuple(waivers))
 
 
+def _spelling(table: TensorTable, family: Family, schema: Schema) -> Spelling:
+    """Return the spelling that names most of what a first layer of each kind stores; the usual one where none does."""
+    if not family.variants:
+        return family.spelling
+    samples = [(TOP, schema.top), *((schema.layers.index(kind), schema.kinds[kind]) for kind in set(schema.layers))]
+
+    def score(spelling: Spelling) -> int:
+        found = (
+            item.stored_name(suffix, layer, 0) in table.ids
+            for layer, tensors in samples
+            for item in items(tensors, spelling)
+            for suffix in ("weight", "weight_packed", "_blocks", "qweight")
+        )
+        return sum(found)
+
+    return max(family.spellings, key=score)
+
+
 @dataclass(frozen=True, slots=True)
 class _Sound:
-    """A sound tensor of some layers, and of some experts of each: what remarks are made of once all layers are seen."""
+    """A sound item of some layers, and of some experts of each: what remarks are made of once all layers are seen."""
 
-    tensor: Tensor
+    item: Item
     form: Form
     layers: tuple[int, ...]
     members: list[int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """Why an item's signatures are not sound: a finding without its name, which is that of the component ``suffix``.
+
+    ``{values}`` in the message stands for the name of the component that holds the values.
+    """
+
+    code: str
+    suffix: str
+    message: str
+    values: str = "weight"
+    hint: str | None = None
+
+
 class _Binder:
     """The state of one binding: which stored tensors are used, and what was found."""
 
-    def __init__(self, checkpoint: Checkpoint, family: Family, claims: Claims) -> None:
+    def __init__(self, checkpoint: Checkpoint, spelling: Spelling, claims: Claims) -> None:
         self.checkpoint = checkpoint
         self.table: TensorTable = checkpoint.table
-        self.spelling = family.spelling
+        self.spelling = spelling
         self.claims = claims
-        self.format: Format | None = claims.format
+        self.suffixes = tuple(dict.fromkeys(["weight", *(c.suffix for f in claims.formats for c in f.components)]))
+        self.padded = np.append(self.table.signature, -1).astype(np.int32)  # id -1 has signature -1
         self.used = np.zeros(len(self.table), dtype=np.bool_)
         self.defects: list[Defect] = []
         self.missing: list[Defect] = []
         self.sound: list[_Sound] = []
+        self.unread: dict[str, list[Ids]] = defaultdict(list)  # reason -> ids of components that are waived
         self.draft_wanted = True
         index = checkpoint.index
         present = {f.name for f in checkpoint.files}
@@ -133,170 +184,192 @@ class _Binder:
         self, kind: str, tensors: tuple[Tensor, ...], layers: tuple[int, ...], *, draft: bool = False
     ) -> list[LayerClass]:
         """Look up the tensors of ``layers``, group the layers by signature, and check each group once."""
+        stored = items(tensors, self.spelling)
         ids: dict[str, Ids] = {}
-        for tensor in tensors:
-            for suffix in self._suffixes(tensor):
-                found = self._look_up(tensor, suffix, layers)
-                self.used[found[found >= 0]] = True
-                ids[f"{tensor.name}/{suffix}"] = found
-        padded = np.append(self.table.signature, -1).astype(np.int32)  # id -1 has signature -1
-        signatures = {leaf: padded[i] for leaf, i in ids.items()}
+        for item in stored:
+            for suffix in self.suffixes if item.first.quantised else ("weight",):
+                found = self._look_up(item, suffix, layers)
+                there = found[found >= 0]
+                self.used[there] = True
+                if len(there):
+                    ids[f"{item.key}/{suffix}"] = found
+        signatures = {leaf: self.padded[i] for leaf, i in ids.items()}
         groups: dict[bytes, list[int]] = defaultdict(list)
         for row in range(len(layers)):
             groups[b"".join(s[row].tobytes() for s in signatures.values())].append(row)
         return [
-            self._class(kind, tensors, tuple(layers[r] for r in rows), {k: v[rows] for k, v in ids.items()}, draft)
+            self._class(kind, stored, tuple(layers[r] for r in rows), {k: v[rows] for k, v in ids.items()}, draft)
             for rows in groups.values()
         ]
 
-    def _suffixes(self, tensor: Tensor) -> tuple[str, ...]:
-        if tensor.quantised and self.format is not None:
-            return tuple(c.suffix for c in self.format.components)
-        return ("weight",)
-
-    def stored_name(self, tensor: str, suffix: str, layer: int, expert: int | None = None) -> str:
-        """Return the checkpoint's name of a component of a logical tensor."""
-        name = self.spelling[tensor].format(layer=layer, expert=expert)
-        return name if suffix == "weight" else name.removesuffix("weight") + suffix
-
-    def _look_up(self, tensor: Tensor, suffix: str, layers: tuple[int, ...]) -> Ids:
+    def _look_up(self, item: Item, suffix: str, layers: tuple[int, ...]) -> Ids:
         get = self.table.ids.get
-        if not tensor.experts:
-            found = [get(self.stored_name(tensor.name, suffix, layer), -1) for layer in layers]
-            return np.array(found, dtype=np.int32)
+        if not item.members:
+            return np.array([get(item.stored_name(suffix, layer), -1) for layer in layers], dtype=np.int32)
         rows = []
         for layer in layers:
-            before, after = self.stored_name(tensor.name, suffix, layer, None).split("None")
-            rows.append([get(f"{before}{e}{after}", -1) for e in range(tensor.experts)])
+            before, after = item.stored_name(suffix, layer, None).split("None")
+            rows.append([get(f"{before}{e}{after}", -1) for e in range(item.members)])
         return np.array(rows, dtype=np.int32)
 
     def _class(
-        self, kind: str, tensors: tuple[Tensor, ...], layers: tuple[int, ...], ids: dict[str, Ids], draft: bool
+        self, kind: str, stored: tuple[Item, ...], layers: tuple[int, ...], ids: dict[str, Ids], draft: bool
     ) -> LayerClass:
-        absent = {t.optional for t in tensors if t.optional} - {
-            t.optional for t in tensors if t.optional and (ids[f"{t.name}/weight"] >= 0).any()
-        }
-        tensors = tuple(t for t in tensors if t.optional is None or t.optional not in absent)
+        present = {i.first.optional for i in stored if any((v >= 0).any() for v in self._components(i, ids).values())}
+        stored = tuple(i for i in stored if i.first.optional is None or i.first.optional in present)
         forms = {}
-        for tensor in tensors:
-            form = self._forms(tensor, layers, ids)
+        for item in stored:
+            form = self._forms(item, layers, self._components(item, ids))
             if form is not None:
-                forms[tensor.name] = form
-        return LayerClass(kind, layers, tensors, forms, ids, draft)
+                forms[item.key] = form
+        return LayerClass(kind, layers, stored, forms, ids, draft)
 
-    def _forms(self, tensor: Tensor, layers: tuple[int, ...], ids: dict[str, Ids]) -> tuple[Form, ...] | None:
-        """Check one logical tensor of a class; return its form (one an expert where they differ), None if defective."""
-        columns = [ids[f"{tensor.name}/{s}"][0].reshape(-1) for s in self._suffixes(tensor)]
-        signatures = [tuple(int(i) for i in pair) for pair in self._signature_rows(columns)]
-        verdicts: dict[tuple[int, ...], Form | Callable[[str, str], Finding]] = {}
+    def _components(self, item: Item, ids: Mapping[str, Ids]) -> dict[str, Ids]:
+        """Return suffix -> ids of what is there of an item."""
+        leaves = ((suffix, f"{item.key}/{suffix}") for suffix in self.suffixes)
+        return {suffix: ids[leaf] for suffix, leaf in leaves if leaf in ids}
+
+    def _forms(self, item: Item, layers: tuple[int, ...], found: Mapping[str, Ids]) -> tuple[Form, ...] | None:
+        """Check one item of a class; return its form (one an expert where they differ), None if defective."""
+        columns = {suffix: self.padded[ids[0].reshape(-1)].tolist() for suffix, ids in found.items()}
+        num = item.members or 1
+        rows = list(zip(*columns.values(), strict=True)) if columns else [()] * num
+        ignored = item.first.rarely or self.claims.ignores(item.stored_name("weight", layers[0], 0))
+        verdicts: dict[tuple[int, ...], Form | _Fault] = {}
         forms: list[Form] = []
-        sound = True
-        for expert, pair in enumerate(signatures):
-            if pair not in verdicts:
-                verdicts[pair] = self._verdict(tensor, pair)
-            verdict = verdicts[pair]
-            member = expert if tensor.experts else None
+        for expert, row in enumerate(rows):
+            if row not in verdicts:
+                signatures = {s: self.table.signatures[n] for s, n in zip(columns, row, strict=True) if n >= 0}
+                verdicts[row] = self._verdict(item, signatures, ignored=ignored)
+            verdict = verdicts[row]
             if isinstance(verdict, Form):
                 forms.append(verdict)
                 continue
-            sound = False
             for layer in layers:
-                name = self.stored_name(tensor.name, "weight", layer, member)
-                scale = self.stored_name(tensor.name, self._suffixes(tensor)[-1], layer, member)
-                self._add(verdict(name, scale), layer, tensor.name, member)
-        if not sound:
+                self._report(item, verdict, layer, expert if item.members else None)
+        if len(forms) < num:
             return None
         for form in dict.fromkeys(forms):
             members = [e for e, f in enumerate(forms) if f == form]
-            self.sound.append(_Sound(tensor, form, layers, members))
+            self.sound.append(_Sound(item, form, layers, members))
+        self._leave_unread(found)
         return (forms[0],) if len(set(forms)) == 1 else tuple(forms)
 
-    def _signature_rows(self, columns: list[Ids]) -> Iterator[tuple[int, ...]]:
-        padded = np.append(self.table.signature, -1)
-        return zip(*(padded[c].tolist() for c in columns), strict=True)
+    def _leave_unread(self, found: Mapping[str, Ids]) -> None:
+        for format_ in self.claims.formats if self.draft_wanted else ():
+            for component in format_.components:
+                if component.waived and component.suffix in found:
+                    self.unread[component.waived].append(found[component.suffix].reshape(-1))
 
-    def _signature(self, number: int) -> Signature | None:
-        return self.table.signatures[number] if number >= 0 else None
+    def _report(self, item: Item, fault: _Fault, layer: int, expert: int | None) -> None:
+        name = item.stored_name(fault.suffix, layer, expert)
+        message = fault.message.replace("{values}", item.stored_name(fault.values, layer, expert))
+        self._add(Finding(fault.code, "error", message, name, hint=fault.hint), layer, item.key, expert)
 
-    def _verdict(self, tensor: Tensor, numbers: tuple[int, ...]) -> Form | Callable[[str, str], Finding]:
-        """Return the form that a weight's signatures give it, or a function from its names to the finding."""
-        weight, *rest = (self._signature(n) for n in numbers)
-        scale = rest[0] if rest else None
-        shape = tensor.shape
-        if weight is None:
-            return lambda name, _: Finding(
-                "tensor-missing", "error", f"expected {' or '.join(tensor.dtypes)} {list(shape)}, in no shard", name
-            )
-        if weight.shape != shape:
-            return lambda name, _: Finding(
-                "shape-mismatch", "error", f"expected {list(shape)} from the config, found {list(weight.shape)}", name
-            )
-        if weight.dtype in tensor.dtypes:
-            if scale is not None:
-                return lambda name, scale_name: Finding(
+    def _verdict(self, item: Item, found: Mapping[str, Signature], *, ignored: bool) -> Form | _Fault:
+        """Return the form that the signatures of an item's components give it, or why they give it none."""
+        formats = self.claims.formats if item.first.quantised else ()
+        plain = item.first.dtypes
+        weight = found.get("weight")
+        if weight is not None and weight.dtype in plain:
+            if weight.shape != item.plain_shape:
+                return _Fault("shape-mismatch", "weight", _shapes(item.plain_shape, weight.shape))
+            beside = next((s for s in found if s != "weight"), None)
+            if beside is not None:
+                return _Fault(
                     "scale-stray",
-                    "error",
-                    f"a scale lies beside {name}, which is {weight.dtype} and not quantised",
-                    scale_name,
+                    beside,
+                    f"it lies beside {{values}}, which is {weight.dtype} and not quantised",
                     hint="either the weight was dequantised and its scale left behind, or the weight is mislabelled",
                 )
-            return Form(weight.dtype, quantised=False)
-        values = self.format.components[0] if self.format else None
-        if not tensor.quantised or (values is not None and weight.dtype not in values.dtypes):
-            allowed = [*tensor.dtypes, *(values.dtypes if tensor.quantised and values else ())]
-            return lambda name, _: Finding(
-                "dtype-inadmissible", "error", f"expected {' or '.join(allowed)}, found {weight.dtype}", name
+            return Form(weight.dtype)
+        met = [f for f in formats if f.components[0].suffix in found]
+        fitting = [f for f in met if found[f.components[0].suffix].dtype in f.components[0].dtypes]
+        if fitting:
+            verdicts = [self._encoded(item, f, found) for f in fitting]
+            return next((v for v in verdicts if isinstance(v, Form)), verdicts[0])
+        if met or weight is not None:
+            return self._inadmissible(item, met, found)
+        return self._missing(item, found, ignored=ignored)
+
+    def _encoded(self, item: Item, format_: Format, found: Mapping[str, Signature]) -> Form | _Fault:
+        """Hold every component of a format against what is stored."""
+        values = format_.components[0].suffix
+        shaped = format_.stacked() if item.stacked else format_
+        for component in shaped.components:
+            signature, expected = found.get(component.suffix), component.shape(item.shape)
+            if signature is None:
+                if component.optional:
+                    continue
+                return _Fault(
+                    "scale-missing",
+                    component.suffix,
+                    f"{{values}} is {found[values].dtype} ({format_.name}) and needs it, "
+                    f"{' or '.join(component.dtypes)} {list(expected)}, in no shard",
+                    values,
+                )
+            if signature.shape != expected and not (component.is_scalar and signature.shape == ()):
+                of = "" if component.suffix == values else f", for {{values}} in {format_.name}"
+                return _Fault("shape-mismatch", component.suffix, _shapes(expected, signature.shape) + of, values)
+            if signature.dtype not in component.dtypes:
+                return _Fault(
+                    "dtype-inadmissible", component.suffix, _dtypes(component.dtypes, signature.dtype), values
+                )
+        known = {c.suffix for c in format_.components}
+        stray = next((s for s in found if s not in known), None)
+        if stray is not None:
+            return _Fault(
+                "scale-stray", stray, f"it lies beside {{values}}, whose format ({format_.name}) has none", values
             )
-        if self.format is None:
-            known = weight.dtype in ("F8_E4M3",)
-            return lambda name, _: Finding(
-                "format-contradiction" if known else "dtype-inadmissible",
-                "error",
-                f"stored as {weight.dtype}, and config.json has no quantization_config that says how"
-                if known
-                else f"expected {' or '.join(tensor.dtypes)}, found {weight.dtype}",
-                name,
-                hint="quantization_config must give quant_method and weight_block_size" if known else None,
+        read = tuple(c for c in format_.components if c.suffix in found and not c.waived)
+        dtypes = tuple(found[c.suffix].dtype for c in read)
+        return Form(dtypes[0], Format(format_.name, read), dtypes)
+
+    def _inadmissible(self, item: Item, met: list[Format], found: Mapping[str, Signature]) -> _Fault:
+        """Say what is wrong with values in a number format that neither the parameter nor a claimed format allows."""
+        suffix = met[0].components[0].suffix if met else "weight"
+        signature = found[suffix]
+        shape = met[0].components[0].shape(item.shape) if met else item.plain_shape
+        if not item.first.quantised and signature.shape != shape:
+            return _Fault("shape-mismatch", suffix, _shapes(shape, signature.shape))
+        if item.first.quantised and not self.claims.formats and signature.dtype in ENCODED:
+            return _Fault(
+                "format-contradiction",
+                suffix,
+                f"stored as {signature.dtype}, and config.json has no quantization_config that says how",
+                hint="quantization_config must give quant_method and what belongs to it",
             )
-        component = self.format.components[1]
-        expected = component.shape(shape)
-        if scale is None:
-            return lambda name, scale_name: Finding(
-                "scale-missing",
-                "error",
-                f"{name} is {weight.dtype} and needs its scale, {component.dtypes[0]} {list(expected)}, in no shard",
-                scale_name,
-            )
-        if scale.shape != expected:
-            return lambda name, scale_name: Finding(
-                "shape-mismatch",
-                "error",
-                f"expected {list(expected)}, one factor for each block of {list(self.format.block) if self.format else ''}"
-                f" of {name}, found {list(scale.shape)}",
-                scale_name,
-            )
-        if scale.dtype not in component.dtypes:
-            return lambda _, scale_name: Finding(
-                "dtype-inadmissible",
-                "error",
-                f"expected {' or '.join(component.dtypes)}, found {scale.dtype}",
-                scale_name,
-            )
-        return Form(weight.dtype, quantised=True)
+        allowed = [*item.first.dtypes, *(d for f in met for d in f.components[0].dtypes)]
+        return _Fault("dtype-inadmissible", suffix, _dtypes(tuple(dict.fromkeys(allowed)), signature.dtype))
+
+    def _missing(self, item: Item, found: Mapping[str, Signature], *, ignored: bool) -> _Fault:
+        """Say which values are missing: those of the claimed format, unless the config leaves the module out of it."""
+        formats = self.claims.formats if item.first.quantised else ()
+        others = [f for f in formats if any(c.suffix in found for c in f.components[1:])] or list(formats)
+        values: Component | None = others[0].components[0] if others and (found or not ignored) else None
+        suffix = values.suffix if values else "weight"
+        plain = [] if suffix != "weight" else [*item.first.dtypes]
+        dtypes = [*plain, *(values.dtypes if values else ())]
+        shape = values.shape(item.shape) if values else item.plain_shape
+        return _Fault("tensor-missing", suffix, f"expected {' or '.join(dtypes)} {list(shape)}, in no shard")
 
     def remark(self) -> None:
         """Report sound forms that are worth a word: contradictions with the config, and formats unlike the others'."""
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         for sound in self.sound:
-            counts[sound.tensor.name][sound.form.dtype] += len(sound.layers)
+            counts[sound.item.key][sound.form.dtype] += len(sound.layers)
         for sound in self.sound:
-            expected = self._expected(sound.tensor, counts[sound.tensor.name])
+            expected = self._expected(sound.item.first, counts[sound.item.key])
             for layer in sound.layers:
                 for code, severity, message, members in self._remarks(sound, layer, expected):
                     for member in members:
-                        name = self.stored_name(sound.tensor.name, "weight", layer, member)
-                        expert = member if sound.tensor.experts else None
-                        self._add(Finding(code, severity, message, name), layer, sound.tensor.name, expert)
+                        expert = member if sound.item.members else None
+                        name = sound.item.stored_name(self._values(sound.form), layer, expert)
+                        self._add(Finding(code, severity, message, name), layer, sound.item.key, expert)
+
+    @staticmethod
+    def _values(form: Form) -> str:
+        return form.format.components[0].suffix if form.format else "weight"
 
     def _expected(self, tensor: Tensor, counts: Counter[str]) -> str:
         """Return the plain format that a tensor is expected in: its own, that of most layers, or the model's."""
@@ -310,8 +383,10 @@ class _Binder:
 
     def _remarks(self, sound: _Sound, layer: int, expected: str) -> Iterator[tuple[str, Severity, str, list[int]]]:
         form = sound.form
-        sample = self.stored_name(sound.tensor.name, "weight", layer, sound.members[0])
-        if sound.tensor.quantised and self.format is not None and form.quantised == self.claims.ignores(sample):
+        sample = sound.item.stored_name("weight", layer, sound.members[0])
+        first = sound.item.first
+        claimed = first.quantised and bool(self.claims.formats) and (form.quantised or not first.rarely)
+        if claimed and form.quantised == self.claims.ignores(sample):
             says = "left unquantised" if form.quantised else "quantised"
             message = (
                 f"quantization_config says that it is to be {says}, stored as {form.dtype}: the headers are followed"
@@ -329,6 +404,14 @@ class _Binder:
             self.missing.append(Defect(finding, layer, logical, expert))
         else:
             self.defects.append(Defect(finding, layer, logical, expert))
+
+    def waive_components(self) -> list[Waiver]:
+        """Waive components that restate what is known."""
+        waivers = []
+        for reason, ids in self.unread.items():
+            every = np.unique(np.concatenate(ids))
+            waivers += self._waiver(reason, every[every >= 0])
+        return waivers
 
     def waive_drafts(self, classes: list[LayerClass]) -> list[Waiver]:
         """Waive the MTP layers that nobody asked for."""
@@ -385,3 +468,15 @@ class _Binder:
         candidates = [n for n in self.table.names if n.startswith(prefix) and n.endswith(tail)]
         close = get_close_matches(name, candidates[:2000], 1, 0.6)
         return close[0] if close else None
+
+
+ENCODED = ("F8_E4M3", "U8", "I8", "I32", "F4")
+"""Number formats whose meaning the config has to tell."""
+
+
+def _shapes(expected: tuple[int, ...], found: tuple[int, ...]) -> str:
+    return f"expected {list(expected)} from the config, found {list(found)}"
+
+
+def _dtypes(allowed: tuple[str, ...], found: str) -> str:
+    return f"expected {' or '.join(allowed)}, found {found}"

@@ -1,23 +1,45 @@
-"""What the config claims of a checkpoint's number formats. The headers decide; claims are checked against them."""
+"""What the config claims of a checkpoint's number formats. The headers decide; claims are checked against them.
+
+Each quantisation method of the field writes its own ``quantization_config``; here they all become the formats that may be
+met (`loadmaster.formats`) and the modules said to be left out.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from loadmaster.architectures.config import Config
 from loadmaster.errors import ConfigError, UnsupportedError
-from loadmaster.formats import Format, fp8_block
+from loadmaster.formats import (
+    FP8_CHANNEL,
+    FP8_TENSOR,
+    INT8_CHANNEL,
+    MXFP4,
+    NVFP4,
+    NVFP4_MODELOPT,
+    Format,
+    awq,
+    fp8_block,
+    gptq,
+    int4_packed,
+)
+
+KV_CACHE_SCALES = (
+    (r".*\.(self_attn|attn)\.([qkv]_proj\.)?([qkv]|kv|prob)_(scale|zero_point)", "scales of a quantised KV cache"),
+    (r".*\.[kv]_proj\.output_scale", "scales of a quantised KV cache"),
+)
+"""Stored beside weights by several methods, for a cache that is not quantised here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """The model's dtype, the quantised format, and the modules said to be left out of it."""
+    """The model's dtype, the quantised formats that may be met, and the modules said to be left out of them."""
 
     model_dtype: str
-    format: Format | None = None
+    formats: tuple[Format, ...] = ()
     ignored: frozenset[str] = frozenset()
     ignored_patterns: tuple[str, ...] = ()
 
@@ -36,7 +58,7 @@ def read_claims(config: Config, default_dtype: str) -> Claims:
 
     Raises:
         ConfigError: the quantization_config is malformed.
-        UnsupportedError: it names a method that is not supported yet.
+        UnsupportedError: it names a method that is not supported.
     """
     dtype = config.dtype or default_dtype
     quantization = config.values.get("quantization_config")
@@ -44,19 +66,25 @@ def read_claims(config: Config, default_dtype: str) -> Claims:
         return Claims(dtype)
     if not isinstance(quantization, Mapping):
         raise ConfigError("config.json: quantization_config is not an object")
+    method = quantization.get("quant_method")
+    if not isinstance(method, str) or method not in METHODS:
+        raise UnsupportedError(
+            f"config.json: quantization_config.quant_method {method!r} is not supported",
+            hint=f"supported: {', '.join(sorted(METHODS))}",
+        )
+    formats = METHODS[method](quantization)
     ignored = _ignored(quantization)
-    return Claims(
-        dtype,
-        _format(quantization),
-        frozenset(n for n in ignored if not n.startswith("re:")),
-        tuple(n.removeprefix("re:") for n in ignored if n.startswith("re:")),
-    )
+    patterns = [n.removeprefix("re:") for n in ignored if n.startswith("re:")]
+    patterns += [_glob(n) for n in ignored if "*" in n and not n.startswith("re:")]
+    names = frozenset(n for n in ignored if not n.startswith("re:") and "*" not in n)
+    return Claims(dtype, formats, names, tuple(patterns))
 
 
 def _ignored(quantization: Mapping[str, Any]) -> list[str]:
-    value = quantization.get("modules_to_not_convert") or quantization.get("ignore") or []
+    keys = ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers")
+    value: object = next((quantization[k] for k in keys if quantization.get(k)), [])
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        raise ConfigError("config.json: quantization_config.modules_to_not_convert is not a list of strings")
+        raise ConfigError("config.json: quantization_config's list of unquantised modules is not a list of strings")
     for pattern in (v.removeprefix("re:") for v in value if v.startswith("re:")):
         try:
             re.compile(pattern)
@@ -65,20 +93,115 @@ def _ignored(quantization: Mapping[str, Any]) -> list[str]:
     return value
 
 
-def _format(quantization: Mapping[str, Any]) -> Format:
-    method = quantization.get("quant_method")
-    if method != "fp8":
+def _glob(pattern: str) -> str:
+    """Return a shell pattern, of a module or of one above it, as an anchored regular expression."""
+    return "".join(".*" if part == "*" else re.escape(part) for part in re.split(r"(\*)", pattern)) + r"(\..*)?\Z"
+
+
+def _fp8(q: Mapping[str, Any]) -> tuple[Format, ...]:
+    if q.get("fmt", "e4m3") != "e4m3":
+        raise UnsupportedError(f"config.json: quantization_config.fmt {q['fmt']!r} is not supported")
+    block = q.get("weight_block_size")
+    return (FP8_TENSOR, FP8_CHANNEL) if block is None else (fp8_block(_block(block, "weight_block_size")),)
+
+
+def _block(value: object, key: str) -> tuple[int, int]:
+    if not (isinstance(value, list) and len(value) == 2 and all(type(b) is int and 0 < b < 2**31 for b in value)):
+        raise ConfigError(f"config.json: quantization_config.{key} must be two positive integers")
+    return value[0], value[1]
+
+
+def _bits(q: Mapping[str, Any], key: str = "bits") -> int:
+    bits = q.get(key)
+    if bits not in (4, 8):
         raise UnsupportedError(
-            f"config.json: quantization_config.quant_method {method!r} is not supported yet",
-            hint="supported: fp8 with weight_block_size",
+            f"config.json: quantization_config: {key} is {bits!r}, and 4 and 8 are supported; others do not fill words"
         )
-    if quantization.get("fmt", "e4m3") != "e4m3":
-        raise UnsupportedError(f"config.json: quantization_config.fmt {quantization['fmt']!r} is not supported yet")
-    block = quantization.get("weight_block_size")
-    if block is None:
+    return int(bits)
+
+
+def _group(q: Mapping[str, Any]) -> int | None:
+    """Return the group size; None is one group a row."""
+    size = q.get("group_size", q.get("q_group_size"))
+    if size is None or size == -1:
+        return None
+    if type(size) is not int or not 0 < size < 2**31:
+        raise ConfigError(f"config.json: quantization_config.group_size is {size!r}, expected a positive integer or -1")
+    return size
+
+
+def _awq(q: Mapping[str, Any]) -> tuple[Format, ...]:
+    version = str(q.get("version", "gemm")).lower()
+    if version != "gemm":
         raise UnsupportedError(
-            "config.json: quantization_config has no weight_block_size; FP8 per tensor is not supported yet"
+            f"config.json: quantization_config.version {version!r} packs otherwise and is not supported",
+            hint="supported: gemm",
         )
-    if not (isinstance(block, list) and len(block) == 2 and all(type(b) is int and 0 < b < 2**31 for b in block)):
-        raise ConfigError("config.json: quantization_config.weight_block_size must be two positive integers")
-    return fp8_block((block[0], block[1]))
+    if _bits(q, "bits" if "bits" in q else "w_bit") != 4:
+        raise UnsupportedError("config.json: quantization_config: AWQ is supported in 4 bits")
+    return (awq(_group(q)),)
+
+
+def _gptq(q: Mapping[str, Any]) -> tuple[Format, ...]:
+    if q.get("checkpoint_format", "gptq") != "gptq":
+        raise UnsupportedError(
+            f"config.json: quantization_config.checkpoint_format {q['checkpoint_format']!r} is not supported",
+            hint="supported: gptq",
+        )
+    return (gptq(_group(q), bits=_bits(q), act_order=bool(q.get("desc_act", False))),)
+
+
+def _modelopt(q: Mapping[str, Any]) -> tuple[Format, ...]:
+    algorithm = str(q.get("quant_algo", "")).upper()
+    known = {"NVFP4": (NVFP4_MODELOPT,), "FP8": (FP8_TENSOR,), "MIXED_PRECISION": (NVFP4_MODELOPT, FP8_TENSOR)}
+    if algorithm not in known:
+        raise UnsupportedError(
+            f"config.json: quantization_config.quant_algo {q.get('quant_algo')!r} is not supported",
+            hint=f"supported: {', '.join(known)}",
+        )
+    return known[algorithm]
+
+
+def _compressed_tensors(q: Mapping[str, Any]) -> tuple[Format, ...]:
+    groups = q.get("config_groups")
+    if not isinstance(groups, Mapping) or not all(
+        isinstance(g, Mapping) and isinstance(g.get("weights"), Mapping) for g in groups.values()
+    ):
+        raise ConfigError("config.json: quantization_config.config_groups must give the weights of each group")
+    made = [_compressed(str(g.get("format") or q.get("format")), g["weights"]) for g in groups.values()]
+    return tuple(dict.fromkeys(f for formats in made for f in formats))
+
+
+def _compressed(kind: str, weights: Mapping[str, Any]) -> tuple[Format, ...]:
+    type_, strategy = weights.get("type"), weights.get("strategy")
+    if kind == "nvfp4-pack-quantized":
+        return (NVFP4,)
+    if kind == "pack-quantized" and type_ == "int" and strategy in ("group", "channel"):
+        group = _group(weights) if strategy == "group" else None
+        return (int4_packed(group, zero_points=not weights.get("symmetric", True), bits=_bits(weights, "num_bits")),)
+    if kind in ("float-quantized", "naive-quantized") and type_ == "float" and weights.get("num_bits") == 8:
+        if strategy == "block":
+            structure = _block(weights.get("block_structure"), "config_groups: block_structure")
+            return (fp8_block(structure, suffix="weight_scale", input_scale=True),)
+        if strategy in ("tensor", "channel"):
+            return (FP8_TENSOR if strategy == "tensor" else FP8_CHANNEL,)
+    if kind in ("int-quantized", "naive-quantized") and type_ == "int" and weights.get("num_bits") == 8:
+        return (INT8_CHANNEL,)
+    raise UnsupportedError(
+        f"config.json: quantization_config: format {kind!r} with {weights.get('num_bits')}-bit {type_} weights by "
+        f"{strategy} is not supported",
+        hint="supported of compressed-tensors: float-quantized (FP8), pack-quantized (INT4, INT8), int-quantized, "
+        "nvfp4-pack-quantized",
+    )
+
+
+METHODS: dict[str, Callable[[Mapping[str, Any]], tuple[Format, ...]]] = {
+    "fp8": _fp8,
+    "compressed-tensors": _compressed_tensors,
+    "modelopt": _modelopt,
+    "modelopt_fp4": _modelopt,
+    "awq": _awq,
+    "gptq": _gptq,
+    "mxfp4": lambda _: (MXFP4,),
+}
+"""``quant_method`` -> the formats that it may store, given the rest of the quantization_config."""

@@ -2,15 +2,16 @@
 
 What a fused parameter becomes follows from the forms of its parts:
 
-    all quantised alike, form "stored"    the encoded components, each a parameter: weight and scale, with the grids
+    all quantised alike, form "stored"    the encoded components, each a parameter: values, scales …, with the grids
     none quantised, form "stored"         one parameter in the format stored (or in --dtype); mixed parts widen
     otherwise                             decoded, in the model's dtype
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from math import lcm
 
@@ -21,34 +22,40 @@ from loadmaster.architectures.algebra import (
     Decode,
     Each,
     Expression,
+    Fill,
     Leaf,
     Shard,
+    axes,
     concat,
     decode,
     encoded,
     localise,
+    permute,
+    restrict,
     stored,
+    whole,
 )
+from loadmaster.architectures.items import Item
 from loadmaster.architectures.lower import Piece, pieces
 from loadmaster.architectures.schema import Param, Tensor
 from loadmaster.dtypes import join, widens
 from loadmaster.formats import Format
+from loadmaster.parallel import ParallelLayout
 from loadmaster.plan.bind import Form, LayerClass
 from loadmaster.plan.specs import Grid, ParamSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """The model's dtype, whether the user asked for it (then plain weights are cast to it), and the quantised format."""
+    """The model's dtype, and whether the user asked for it (then plain weights are cast to it)."""
 
     model_dtype: str
     explicit: bool
-    format: Format | None
 
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """A parameter of one class on one tensor-parallel rank: what it is, and the pieces that make it up.
+    """A parameter of one class at one place of a stage: what it is, and the pieces that make it up.
 
     The spec's name still holds ``{block}``. ``parts`` are the logical tensors it is made of.
     """
@@ -58,36 +65,51 @@ class Composed:
     pieces: tuple[Piece, ...]
 
 
-def compose(param: Param, bound: LayerClass, numerics: Numerics, *, divide_experts: bool) -> Whole | None:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One logical tensor of a parameter, and how it is stored: one form, or one an expert where they differ."""
+
+    tensor: Tensor
+    item: Item
+    forms: tuple[Form, ...]
+
+
+def compose(param: Param, bound: LayerClass, numerics: Numerics, layout: ParallelLayout) -> Whole | None:
     """Return the parameter (not yet localised) that ``param`` becomes in a class.
 
     None where a part is defective (its finding is reported) or does not exist in this class.
     """
-    tensors = {t.name: t for t in bound.tensors}
-    if not all(p in tensors and p in bound.forms for p in param.parts):
+    holders = bound.item_of
+    if not all(p in holders and holders[p].key in bound.forms for p in param.parts):
         return None
-    parts = [(tensors[p], bound.forms[p]) for p in param.parts]
-    every = {f for _, forms in parts for f in forms}
+    parts = [
+        _Part(next(t for t in holders[p].parts if t.name == p), holders[p], bound.forms[holders[p].key])
+        for p in param.parts
+    ]
+    every = {f for part in parts for f in part.forms}
     quantised = {f.quantised for f in every}
     if param.form == "stored" and quantised == {True} and len(every) == 1:
         target = None
     elif param.form == "stored" and quantised == {False}:
-        keep = parts[0][0].keep
+        keep = parts[0].tensor.keep
         target = keep or (numerics.model_dtype if numerics.explicit else join(tuple(f.dtype for f in every)))
     else:
         target = numerics.model_dtype
-    e = _fused(parts, numerics, target, divide_experts=divide_experts)
-    return Whole(param, e, target is None, numerics.format)
+    return Whole(param, _fused(parts, numerics, target, layout), target is None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Whole:
-    """A parameter before placement: its expression, and whether its values stay encoded (weight and scale)."""
+    """A parameter before placement: its expression, and whether its values stay encoded (values and scales apart)."""
 
     param: Param
     expression: Expression
     is_encoded: bool
-    format: Format | None
+
+    @cached_property
+    def axes(self) -> tuple[str, ...]:
+        """The axes of the layout that it is divided over: places that agree in these hold the same."""
+        return tuple(sorted(axes(self.expression)))
 
     def at(self, coordinates: Coordinates) -> Iterator[Composed]:
         """Yield the parameters that one coordinate holds.
@@ -96,62 +118,139 @@ class Whole:
             LayoutError: a dim does not divide over the ranks.
         """
         e = localise(self.expression, coordinates)
-        name = self.param.name
+        name, parts = self.param.name, self.param.parts
         if not self.is_encoded:
-            yield Composed(ParamSpec(name, e.shape, e.dtype), self.param.parts, pieces(e))
+            yield Composed(ParamSpec(name, e.shape, e.dtype), parts, pieces(e))
             return
-        assert self.format is not None
-        weight, scale = encoded(e, 0), encoded(e, 1)
-        scale_name = name.removesuffix("weight") + self.format.components[1].suffix
-        spec = ParamSpec(name, weight.shape, weight.dtype, scale_name, tuple(_grids(e)))
-        yield Composed(spec, self.param.parts, pieces(weight))
-        yield Composed(ParamSpec(scale_name, scale.shape, scale.dtype), self.param.parts, pieces(scale))
-
-
-def _fused(
-    parts: list[tuple[Tensor, tuple[Form, ...]]], numerics: Numerics, target: str | None, *, divide_experts: bool
-) -> Expression:
-    experts = parts[0][0].experts
-    if not experts:
-        return concat(0, tuple(_part(t, forms[0], numerics, target) for t, forms in parts))
-    by_expert = [tuple(forms[e if len(forms) > 1 else 0] for _, forms in parts) for e in range(experts)]
-    runs: list[Expression] = []
-    for forms, group in groupby(range(experts), key=by_expert.__getitem__):
-        member = concat(
-            0,
-            tuple(
-                _part(t, f, numerics, target, divided=not divide_experts)
-                for (t, _), f in zip(parts, forms, strict=True)
+        format_ = _format_of(e)
+        components = [encoded(e, i) for i in range(len(format_.components))]
+        names = [component_name(name, c.suffix) for c in format_.components]
+        blocks = format_.name == "fp8_block"
+        yield Composed(
+            ParamSpec(
+                names[0],
+                components[0].shape,
+                components[0].dtype,
+                scale=names[1] if blocks else None,
+                grids=tuple(_grids(e)) if blocks else (),
+                format=format_.name,
+                components=tuple(names[1:]),
             ),
+            parts,
+            pieces(components[0]),
         )
-        runs.append(Each(member, tuple(group)))
+        for component_of, component in zip(names[1:], components[1:], strict=True):
+            yield Composed(ParamSpec(component_of, component.shape, component.dtype), parts, pieces(component))
+
+
+def component_name(name: str, suffix: str) -> str:
+    """Return the name of the parameter that holds a component of the weight ``name``.
+
+    >>> component_name("q.weight", "weight_scale_inv"), component_name("experts.w13_weight", "_blocks")
+    ('q.weight_scale_inv', 'experts.w13_blocks')
+    """
+    stem = name.removesuffix("weight")
+    return stem + (suffix if not stem.endswith("_") else suffix.removeprefix("_"))
+
+
+def _format_of(e: Expression) -> Format:
+    match e:
+        case Decode():
+            return e.format
+        case Concat():
+            return _format_of(e.parts[0])
+        case Each():
+            return _format_of(e.member)
+        case _:
+            raise AssertionError(f"{type(e).__name__} is not encoded")
+
+
+def _fused(parts: Sequence[_Part], numerics: Numerics, target: str | None, layout: ParallelLayout) -> Expression:
+    """Return the parts one after another along their out dim; for experts, a stack of such, by slot."""
+
+    def fuse(forms: Sequence[Form]) -> Expression:
+        made = [_placed(p, f, numerics, target, layout) for p, f in zip(parts, forms, strict=True)]
+        return concat(1 if parts[0].item.stacked else 0, tuple(made))
+
+    num_experts = parts[0].tensor.experts
+    if not num_experts:
+        return fuse([p.forms[0] for p in parts])
+    slots = layout.expert_slots(num_experts)
+    if parts[0].item.stacked:
+        stack = fuse([p.forms[0] for p in parts])
+        runs = [_experts(stack, first, last + 1) for first, last in _runs(slots)]
+    else:
+        by_expert: Callable[[int], tuple[Form, ...]] = lambda e: tuple(  # noqa: E731
+            p.forms[e if len(p.forms) > 1 else 0] for p in parts
+        )
+        runs = [Each(fuse(forms), tuple(group)) for forms, group in groupby(slots, key=by_expert)]
     e = concat(0, tuple(runs))
-    return Shard(e, 0, "ep") if divide_experts else e
+    return Shard(e, 0, "ep") if layout.enable_expert_parallel else e
 
 
-def _part(tensor: Tensor, form: Form, numerics: Numerics, target: str | None, *, divided: bool = True) -> Expression:
+def _experts(stack: Expression, start: int, stop: int) -> Expression:
+    """Return some experts of a stack that is not sliced, or all of one that may be."""
+    if (start, stop) == (0, stack.shape[0]):
+        return stack
+    return restrict(stack, ((start, stop), *whole(stack.shape[1:])))
+
+
+def _runs(slots: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield runs of consecutive experts in a list of slots, first and last."""
+    for _, group in groupby(enumerate(slots), key=lambda pair: pair[1] - pair[0]):
+        run = [expert for _, expert in group]
+        yield run[0], run[-1]
+
+
+def view(item: Item, form: Form, part: Tensor) -> Expression:
+    """Return one logical tensor as it is stored: decoded where it is quantised, and not placed.
+
+    Where the item is a stack of experts, so is the result.
+    """
+    member = item.members > 0
+    e: Expression
+    if form.format is None:
+        leaf = stored(Leaf(f"{item.key}/weight", form.dtype, item.plain_shape, member))
+        dims = range(len(item.plain_shape))
+        e = permute(leaf, (*dims[:-2], dims[-1], dims[-2])) if item.is_transposed else leaf
+    else:
+        format_ = form.format.stacked() if item.stacked else form.format
+        operands = tuple(
+            stored(Leaf(f"{item.key}/{c.suffix}", dtype, c.shape(item.shape), member))
+            for c, dtype in zip(format_.components, form.dtypes, strict=True)
+        )
+        e = decode(format_, operands, item.shape)
+    if len(item.parts) > 1:
+        region = list(whole(e.shape))
+        region[1 if item.stacked else 0] = item.rows(part.name)
+        e = restrict(e, tuple(region))
+    return e
+
+
+def _placed(part: _Part, form: Form, numerics: Numerics, target: str | None, layout: ParallelLayout) -> Expression:
     """Return one logical tensor with its placement; ``target`` None leaves it as it is stored."""
-    member = tensor.experts > 0
-    e: Expression = stored(Leaf(f"{tensor.name}/weight", form.dtype, tensor.shape, member))
-    unit = tensor.placement.unit if tensor.placement else 1
-    if form.quantised:
-        assert numerics.format is not None
-        scale = numerics.format.components[1]
-        operand = Leaf(f"{tensor.name}/{scale.suffix}", scale.dtypes[0], scale.shape(tensor.shape), member)
-        e = decode(numerics.format, (e, stored(operand)), tensor.shape)
-        if tensor.placement:
-            spans = (
-                g.span
-                for c in numerics.format.components
-                for g in c.grains
-                if g.exact and g.dim == tensor.placement.dim
-            )
-            unit = lcm(unit, *spans)
+    tensor, placement = part.tensor, part.tensor.placement
+    e = view(part.item, form, tensor)
     if target is not None and e.dtype != target:
         e = Cast(e, target, None if widens(e.dtype, target) else _reason(form, numerics))
-    if tensor.placement and divided:
-        return Shard(e, tensor.placement.dim, "tp", unit, tensor.placement.repeat)
-    return e
+    if placement is None or (tensor.experts and layout.enable_expert_parallel):
+        return e
+    dim = placement.dim + (1 if part.item.stacked else 0)
+    if placement.pad and target is not None and (more := padding(e.shape[dim], placement.pad, layout)):
+        e = Concat(dim, (e, Fill((*e.shape[:dim], more, *e.shape[dim + 1 :]), e.dtype, 0.0)))
+    return Shard(e, dim, "moe" if tensor.experts else "tp", unit_of(tensor, form), placement.repeat)
+
+
+def padding(size: int, multiple: int, layout: ParallelLayout) -> int:
+    """Return how many elements are added so that ``size`` divides over the tensor-parallel ranks; 0 if it does."""
+    count = layout.tensor_parallel_size
+    return 0 if size % count == 0 else -size % lcm(multiple, count)
+
+
+def unit_of(tensor: Tensor, form: Form) -> int:
+    """Return the unit in which a placed tensor can be cut: its own, and no packed word split."""
+    assert tensor.placement is not None
+    return lcm(tensor.placement.unit, form.format.exact_span(tensor.placement.dim) if form.format else 1)
 
 
 def _reason(form: Form, numerics: Numerics) -> str:
@@ -166,8 +265,10 @@ def _grids(e: Expression) -> Iterator[Grid]:
         case Each():
             yield from _grids(e.member)
         case Decode():
-            rows, scale_rows = e.shape[0], e.operands[1].shape[0]
-            yield Grid((0, rows), (0, scale_rows), (e.format.block[0], e.format.block[1]), (e.phase[0], e.phase[1]))
+            (rows, columns), phase = e.format.block[-2:], e.phase[-2:]
+            yield Grid((0, e.shape[-2]), (0, e.operands[1].shape[-2]), (rows, columns), (phase[0], phase[1]))
+        case Concat() if e.dim == len(e.shape) - 3:  # runs of experts
+            yield from _grids(e.parts[0])
         case Concat():
             row = scale_row = 0
             for part in e.parts:
@@ -177,12 +278,6 @@ def _grids(e: Expression) -> Iterator[Grid]:
                         rows=(row + grid.rows[0], row + grid.rows[1]),
                         scale_rows=(scale_row + grid.scale_rows[0], scale_row + grid.scale_rows[1]),
                     )
-                rows, scales = part.shape[0], encoded(part, 1).shape[0]
-                row, scale_row = row + rows, scale_row + scales
+                row, scale_row = row + part.shape[-2], scale_row + encoded(part, 1).shape[-2]
         case _:
             raise AssertionError(f"{type(e).__name__} has no grid")
-
-
-def coordinates(tp_rank: int, tp_size: int) -> Mapping[str, tuple[int, int]]:
-    """Return the coordinates of a tensor-parallel rank, for `localise`: experts are divided over the same ranks."""
-    return {"tp": (tp_rank, tp_size), "ep": (tp_rank, tp_size)}

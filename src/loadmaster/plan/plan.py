@@ -17,21 +17,23 @@ from typing import Any
 import numpy as np
 import orjson
 
+from loadmaster.architectures.algebra import leaves
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.lower import Piece
-from loadmaster.architectures.registry import find_family
+from loadmaster.architectures.registry import find_family, language_config
 from loadmaster.architectures.schema import Family, Param, Schema
 from loadmaster.checkpoint import Checkpoint, ShardFile, Signature, TensorTable
 from loadmaster.errors import ConfigError, LayoutError, PlanError
 from loadmaster.findings import Finding
-from loadmaster.parallel import ParallelLayout, cut, partition
+from loadmaster.parallel import ParallelLayout, partition
 from loadmaster.plan.bind import TOP, Binding, LayerClass, bind
-from loadmaster.plan.claims import Claims, read_claims
-from loadmaster.plan.compose import Composed, Numerics, Whole, compose, coordinates
+from loadmaster.plan.claims import read_claims
+from loadmaster.plan.compose import Composed, Numerics, Whole, compose
+from loadmaster.plan.divide import check_divisible
 from loadmaster.plan.rank import I32, Batch, RankPlan, make_batch
 from loadmaster.plan.specs import ParamSpec
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 """Raised whenever the meaning of a plan's JSON or hash changes."""
 
 
@@ -172,8 +174,8 @@ def build_plan(checkpoint: Checkpoint, layout: ParallelLayout | None = None, *, 
     layout = layout or ParallelLayout()
     if checkpoint.config is None:
         raise ConfigError("the checkpoint has no readable config.json", findings=checkpoint.findings)
-    config = Config(checkpoint.config)
     family = find_family(checkpoint.config)
+    config = Config(language_config(family, checkpoint.config))
     schema = family.schema(config)
     claims = read_claims(config, _commonest_plain(checkpoint.table))
     if layout.num_draft_layers > len(schema.drafts):
@@ -183,9 +185,9 @@ def build_plan(checkpoint: Checkpoint, layout: ParallelLayout | None = None, *, 
             code="draft-missing",
         )
     stages = partition(len(schema.layers), layout.pipeline_parallel_size, layout.layer_partition)
-    _check_divisible(family, schema, layout, claims)
     binding = bind(checkpoint, family, schema, claims, num_drafts=layout.num_draft_layers)
-    numerics = Numerics(dtype or claims.model_dtype, dtype is not None, claims.format)
+    check_divisible(binding, schema, layout)
+    numerics = Numerics(dtype or claims.model_dtype, dtype is not None)
     composed, top = _compose_all(family, binding, layout, numerics)
     findings = (*checkpoint.findings, *_findings(binding, schema, layout, stages))
     plan = Plan(
@@ -214,63 +216,36 @@ def _commonest_plain(table: TensorTable) -> str:
     return max(counts, key=lambda d: counts[d], default="BF16")
 
 
-def _check_divisible(family: Family, schema: Schema, layout: ParallelLayout, claims: Claims) -> None:
-    """Refuse a tensor-parallel size that some dim does not divide by, with the sizes that all divide by."""
-    size = layout.tensor_parallel_size
-    tensors = [
-        *schema.top,
-        *(t for kind in {*schema.layers, *schema.drafts[: layout.num_draft_layers]} for t in schema.kinds[kind]),
-    ]
-    dims: dict[str, tuple[int, int, bool]] = {}
-    for t in tensors:
-        if t.experts and layout.enable_expert_parallel:
-            dims[f"the {t.experts} experts"] = (t.experts, 1, False)
-        elif t.placement:
-            dims[f"{t.name} ({family.spelling[t.name]})"] = (
-                t.shape[t.placement.dim],
-                t.placement.unit,
-                t.placement.repeat,
-            )
-    bad = {name: d for name, d in dims.items() if not _divides(*d, size)}
-    if bad:
-        legal = [str(n) for n in range(1, 257) if all(_divides(*d, n) for d in dims.values())]
-        name, (n, unit, _) = min(bad.items(), key=lambda item: item[1][0] // item[1][1])  # heads before rows
-        more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise LayoutError(
-            f"{name}: {n // unit} unit(s) of {unit} do not divide over {size} tensor-parallel ranks{more}",
-            hint=f"tensor-parallel sizes that divide this model: {', '.join(legal)}",
-            code="layout-indivisible",
-        )
-
-
-def _divides(size: int, unit: int, repeat: bool, count: int) -> bool:
-    try:
-        cut(size, unit, count, 0, repeat=repeat)
-    except LayoutError:
-        return False
-    return True
-
-
 def _compose_all(
     family: Family, binding: Binding, layout: ParallelLayout, numerics: Numerics
 ) -> tuple[dict[tuple[int, int], tuple[Composed, ...]], dict[int, dict[str, tuple[Composed, ...]]]]:
-    """Compose every class, and the model's own parameters, for every tensor-parallel rank."""
-    ranks = range(layout.tensor_parallel_size)
-    divide = layout.enable_expert_parallel
+    """Compose every class, and the model's own parameters, for every place of a stage.
+
+    Places that agree in the axes a parameter is divided over share what is composed for it.
+    """
+    places = [layout.axes(place) for place in range(layout.stage_size)]
 
     def wholes(params: Sequence[Param], bound: LayerClass) -> list[Whole]:
-        made = (compose(p, bound, numerics, divide_experts=divide) for p in params)
+        made = (compose(p, bound, numerics, layout) for p in params)
         return [w for w in made if w is not None]
+
+    def at_places(w: Whole) -> list[tuple[Composed, ...]]:
+        known: dict[tuple[tuple[int, int], ...], tuple[Composed, ...]] = {}
+        keys = [tuple(at[axis] for axis in w.axes) for at in places]
+        for key, at in zip(keys, places, strict=True):
+            if key not in known:
+                known[key] = tuple(w.at(at))
+        return [known[key] for key in keys]
 
     in_blocks = [p for p in family.native if p.stage is None]
     composed = {}
     for number, bound in enumerate(binding.classes):
-        made = wholes(in_blocks, bound)
-        for tp in ranks:
-            at = coordinates(tp, layout.tensor_parallel_size)
-            composed[number, tp] = tuple(c for w in made for c in w.at(at))
+        made = [at_places(w) for w in wholes(in_blocks, bound)]
+        for place in range(layout.stage_size):
+            composed[number, place] = tuple(c for by_place in made for c in by_place[place])
     own = wholes([p for p in family.native if p.stage is not None], binding.top)
-    top = {tp: {w.param.name: tuple(w.at(coordinates(tp, layout.tensor_parallel_size))) for w in own} for tp in ranks}
+    own_at = {w.param.name: at_places(w) for w in own}
+    top = {place: {name: at[place] for name, at in own_at.items()} for place in range(layout.stage_size)}
     return composed, top
 
 
@@ -289,9 +264,12 @@ def _findings(
             on = {next((i for i, (a, b) in enumerate(stages) if a <= d.layer < b), last)}
         ranks = [r for stage in sorted(on) for r in layout.stage_ranks(stage)]
         if d.expert is not None and layout.enable_expert_parallel:
-            experts = next(t.experts for tensors in schema.kinds.values() for t in tensors if t.name == d.logical)
-            holder = d.expert // (experts // layout.tensor_parallel_size)
-            ranks = [r for r in ranks if r % layout.tensor_parallel_size == holder]
+            logical = d.logical.partition("+")[0]
+            slots = layout.expert_slots(
+                next(t.experts for tensors in schema.kinds.values() for t in tensors if t.name == logical)
+            )
+            holders = {i * layout.stage_size // len(slots) for i, e in enumerate(slots) if e == d.expert}
+            ranks = [r for place, r in enumerate(ranks) if place in holders]
         waived = d.finding.severity == "warning" and d.layer >= len(schema.layers) and not layout.num_draft_layers
         finding = replace(d.finding, ranks=() if waived else tuple(ranks))
         what = re_message(finding.message)
@@ -328,10 +306,16 @@ def _hash(plan: Plan) -> str:
         for leaf, ids in bound.ids.items():
             digest.update(leaf.encode())
             digest.update(ids.tobytes())
-    for key, params in plan.composed.items():
-        digest.update(repr((key, [(p.spec, p.pieces) for p in params])).encode())
-    for tp, own in plan.top.items():
-        digest.update(repr((tp, [(p.spec, p.pieces) for ps in own.values() for p in ps])).encode())
+    known: dict[int, bytes] = {}  # places share what is composed
+    for key, params in (
+        *plan.composed.items(),
+        *((p, [c for cs in own.values() for c in cs]) for p, own in plan.top.items()),
+    ):
+        digest.update(repr(key).encode())
+        for p in params:
+            if id(p) not in known:
+                known[id(p)] = hashlib.sha256(repr((p.spec, p.pieces)).encode()).digest()
+            digest.update(known[id(p)])
     return digest.hexdigest()
 
 
@@ -342,7 +326,7 @@ def _derive(plan: Plan, rank: int) -> RankPlan:
     at = plan.layout.coordinate(rank)
     first, end = plan.stages[at.pp_rank]
     is_first, is_last = at.pp_rank == 0, at.pp_rank == len(plan.stages) - 1
-    builder = _RankBuilder(plan, at.tp_rank)
+    builder = _RankBuilder(plan, at.place)
     own = {p.name: p for p in plan.family.native if p.stage is not None}
     if is_first:
         builder.add_top([p for p in own.values() if p.stage == "first"])
@@ -357,6 +341,7 @@ def _derive(plan: Plan, rank: int) -> RankPlan:
         rank=rank,
         pp_rank=at.pp_rank,
         tp_rank=at.tp_rank,
+        dp_rank=at.dp_rank,
         ep_rank=at.ep_rank,
         layers=(first, end),
         draft_layers=tuple(drafts),
@@ -370,9 +355,9 @@ def _derive(plan: Plan, rank: int) -> RankPlan:
 class _RankBuilder:
     """Collects one rank's specs, and which pieces fill them."""
 
-    def __init__(self, plan: Plan, tp_rank: int) -> None:
+    def __init__(self, plan: Plan, place: int) -> None:
         self.plan = plan
-        self.tp_rank = tp_rank
+        self.in_stage = place
         self.specs: list[ParamSpec] = []
         self.holders: dict[str, str] = {}  # a parameter of the model itself -> its name on this rank
         self.rows: dict[int, tuple[list[int], list[int]]] = {}  # class -> rows, and the first spec of each
@@ -391,17 +376,15 @@ class _RankBuilder:
         rows, bases = self.rows.setdefault(number, ([], []))
         rows.append(row)
         bases.append(len(self.specs))
-        self._add_specs(self.plan.composed[number, self.tp_rank], self.block(layer))
+        self._add_specs(self.plan.composed[number, self.in_stage], self.block(layer))
 
     def _add_specs(self, composed: tuple[Composed, ...], block: str) -> None:
         for c in composed:
-            spec = c.spec
-            scale = spec.scale.replace("{block}", block) if spec.scale else None
-            self.specs.append(ParamSpec(spec.name.replace("{block}", block), spec.shape, spec.dtype, scale, spec.grids))
+            self.specs.append(_renamed(c.spec, "{block}", block))
 
     def add_top(self, params: list[Param]) -> None:
         for p in params:
-            made = self.plan.top[self.tp_rank].get(p.name)
+            made = self.plan.top[self.in_stage].get(p.name)
             if made:
                 self._add_own(made, p.name)
             elif p.otherwise and p.parts[0] not in {t.name for t in self.plan.schema.top}:
@@ -410,7 +393,7 @@ class _RankBuilder:
     def add_substitutes(self, layer: int) -> None:
         """Add what a draft layer shares with the model: the same memory, or a copy where this rank has none."""
         number, _ = self.place[layer]
-        exists = {t.name for t in self.plan.classes[number].tensors}
+        exists = self.plan.classes[number].item_of
         for p in self.plan.family.native:
             if p.stage is None and p.otherwise and p.parts[0] not in exists and layer >= len(self.plan.schema.layers):
                 self._substitute(p.name.replace("{block}", self.block(layer)), p.otherwise)
@@ -420,7 +403,7 @@ class _RankBuilder:
             spec = next(s for s in self.specs if s.name == holder)
             self.specs.append(replace(spec, name=name, alias=holder))
             self.holders.setdefault(name, holder)
-        elif made := self.plan.top[self.tp_rank].get(original):
+        elif made := self.plan.top[self.in_stage].get(original):
             self._add_own(made, name)
             self.holders[original] = name
 
@@ -429,7 +412,7 @@ class _RankBuilder:
         self.holders[name] = name
         original = made[0].spec.name
         for c in made:
-            self.specs.append(replace(c.spec, name=c.spec.name.replace(original, name)))
+            self.specs.append(_renamed(c.spec, original.removesuffix("weight"), name.removesuffix("weight")))
 
     def batches(self) -> list[Batch]:
         plan = self.plan
@@ -437,8 +420,14 @@ class _RankBuilder:
         for composed, base in self.top:
             made += _batches(composed, plan.binding.top, [0], [base])
         for number, (rows, bases) in self.rows.items():
-            made += _batches(plan.composed[number, self.tp_rank], plan.classes[number], rows, bases)
+            made += _batches(plan.composed[number, self.in_stage], plan.classes[number], rows, bases)
         return made
+
+
+def _renamed(spec: ParamSpec, old: str, new: str) -> ParamSpec:
+    scale = spec.scale.replace(old, new) if spec.scale else None
+    components = tuple(c.replace(old, new) for c in spec.components)
+    return replace(spec, name=spec.name.replace(old, new), scale=scale, components=components)
 
 
 def _batches(composed: tuple[Composed, ...], bound: LayerClass, rows: list[int], bases: list[int]) -> list[Batch]:
@@ -448,14 +437,13 @@ def _batches(composed: tuple[Composed, ...], bound: LayerClass, rows: list[int],
 
 
 def _batch(piece: Piece, bound: LayerClass, rows: np.ndarray, params: I32) -> Batch:
-    from loadmaster.architectures.algebra import leaves
-
-    names = [(v.leaf.name, v.leaf.member) for v in leaves(piece.source)]
+    names = [v.leaf.name for v in leaves(piece.source)]
     if piece.ids is None:
-        tensors = np.stack([bound.ids[n][rows] for n, _ in names], axis=-1)
+        none = np.empty((len(rows), 0), dtype=np.int32)  # a constant has no views
+        tensors = np.concatenate([none, *(bound.ids[n][rows][:, None] for n in names)], axis=1)
         return make_batch(piece, tensors, params, np.zeros(len(rows), dtype=np.int32))
     ids = np.array(piece.ids)
-    tensors = np.stack([bound.ids[n][np.ix_(rows, ids)].reshape(-1) for n, _ in names], axis=-1)
+    tensors = np.stack([bound.ids[n][np.ix_(rows, ids)].reshape(-1) for n in names], axis=-1)
     first_slot = piece.box[0][0]
     slots = np.tile(np.arange(first_slot, first_slot + len(ids), dtype=np.int32), len(rows))
     return make_batch(piece, tensors, np.repeat(params, len(ids)), slots)

@@ -120,6 +120,11 @@ class Batch:
         """Bytes of stored tensors that go into the batch."""
         return len(self.params) * sum(r.num_bytes for r in self.runs)
 
+    @property
+    def is_fill(self) -> bool:
+        """Whether it is a constant: nothing is read for it."""
+        return not self.views
+
     def starts(self, table: TensorTable, view: int) -> I64:
         """Return where in its file each place's view begins, in bytes."""
         return np.asarray(table.start[self.tensors[:, view]] + self.runs[view].offset, dtype=np.int64)
@@ -147,6 +152,7 @@ class RankPlan:
     rank: int
     pp_rank: int
     tp_rank: int
+    dp_rank: int
     ep_rank: int
     layers: tuple[int, int]
     draft_layers: tuple[int, ...]

@@ -30,8 +30,9 @@ class Grid:
 class ParamSpec:
     """One parameter on one rank.
 
-    ``dtype`` is a name of `loadmaster.dtypes`. A quantised weight names its ``scale`` parameter and has ``grids``, in
-    row order; leading dims (experts) share them. ``alias`` names the parameter of the same rank whose memory this one
+    ``dtype`` is a name of `loadmaster.dtypes`. A quantised weight gives the name of its ``format`` and of the parameters
+    that hold its other ``components``. One of the FP8 block format names its ``scale`` and has ``grids``, in row order;
+    leading dims (experts) share them. ``alias`` names the parameter of the same rank whose memory this one
     shares (tied embeddings); an alias is never read or written on its own.
     """
 
@@ -41,3 +42,5 @@ class ParamSpec:
     scale: str | None = None
     grids: tuple[Grid, ...] = ()
     alias: str | None = None
+    format: str | None = None
+    components: tuple[str, ...] = ()

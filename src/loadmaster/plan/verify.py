@@ -1,6 +1,6 @@
 """The proof: the laws that make a plan a promise, checked over all ranks from headers alone.
 
-Laws on elements are checked once for each class of layers and tensor-parallel rank, on boxes, never once a tensor:
+Laws on elements are checked once for each class of layers and place in a stage, on boxes, never once a tensor:
 
 1. every element of every parameter is written exactly once;
 2. every stored element is read by a rank or waived;
@@ -17,20 +17,23 @@ ranks' reads, the right side from boxes and headers.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from itertools import groupby
 
 import numpy as np
 
-from loadmaster.architectures.algebra import Cast, Expression, Leaf, Region, Stored, leaves, whole
-from loadmaster.architectures.lower import coverage, multiplicity, num_elements, tiles
+from loadmaster.architectures.algebra import Cast, Expression, Leaf, Region, Stored, leaves
+from loadmaster.architectures.items import Item
+from loadmaster.architectures.lower import coverage, edges, multiplicity, num_elements, tiles
 from loadmaster.architectures.schema import Tensor
 from loadmaster.dtypes import widens
 from loadmaster.findings import Finding, errors
-from loadmaster.parallel import cut
+from loadmaster.parallel import ParallelLayout, cut
 from loadmaster.plan.bind import Form, LayerClass, Waiver
-from loadmaster.plan.compose import Composed
+from loadmaster.plan.compose import Composed, view
 from loadmaster.plan.plan import Plan
 from loadmaster.plan.rank import RankPlan, itemsize
 
@@ -61,6 +64,7 @@ class RankFigures:
     rank: int
     pp_rank: int
     tp_rank: int
+    dp_rank: int
     ep_rank: int
     layers: tuple[int, int]
     draft_layers: tuple[int, ...]
@@ -95,27 +99,20 @@ def prove(plan: Plan, *, capacity_bytes: int | None = None, staging_bytes: int =
     ``capacity_bytes`` is the device memory that each rank's parameters must fit in, if given.
     """
     findings: list[Finding] = list(plan.findings)
-    tp_size = plan.layout.tensor_parallel_size
-    replicas: dict[int, list[int]] = {}  # class -> for each tensor-parallel rank, replicated bytes a layer
+    places = range(plan.layout.stage_size)
+    replicas: dict[int, list[int]] = {}  # class -> for each place of a stage, replicated bytes a layer
     for number, bound in enumerate(plan.classes):
-        by_rank = [plan.composed[number, tp] for tp in range(tp_size)]
-        for composed in by_rank:
-            findings += _destinations(composed)
-        declared = {t.name: _holders(t, plan) for t in bound.tensors}
-        found, replicas[number] = _sources(bound, [_class_reads(c) for c in by_rank], declared, _hindered(bound, plan))
+        by_place = [plan.composed[number, place] for place in places]
+        findings += _destinations(by_place)
+        sources = _Sources(bound, plan, {})
+        found, replicas[number] = sources.check(_class_reads(by_place))
         findings += found
-    for own in plan.top.values():
-        for composed in own.values():
-            findings += _destinations(composed)
+    findings += _destinations([c for own in plan.top.values() for c in own.values()])
 
-    figures, top_reads = [], []
-    for rank in range(plan.num_ranks):
-        derived = plan.rank(rank)
-        top_reads.append(_top_reads(plan, derived))
-        figures.append(_figures(plan, derived, replicas, staging_bytes))
-    stages = _declared_stages(plan)
-    declared = {t.name: _holders(t, plan) * len(stages[t.name]) for t in plan.binding.top.tensors}
-    found, top_replicas = _sources(plan.binding.top, top_reads, declared, _hindered(plan.binding.top, plan))
+    derived = [plan.rank(rank) for rank in range(plan.num_ranks)]
+    figures = [_figures(plan, rank, replicas, staging_bytes) for rank in derived]
+    stages = {name: len(on) for name, on in _declared_stages(plan).items()}
+    found, top_replicas = _Sources(plan.binding.top, plan, stages).check([_top_reads(plan, rank) for rank in derived])
     findings += found
     ranks = tuple(
         replace(f, replica_bytes=f.replica_bytes + more) for f, more in zip(figures, top_replicas, strict=True)
@@ -132,8 +129,9 @@ def prove(plan: Plan, *, capacity_bytes: int | None = None, staging_bytes: int =
 # Laws 1 and 4 ---------------------------------------------------------------------------------------------------------
 
 
-def _destinations(composed: Sequence[Composed]) -> Iterator[Finding]:
-    for c in composed:
+def _destinations(made: Iterable[Sequence[Composed]]) -> Iterator[Finding]:
+    """Check each parameter once: places that hold the same share it."""
+    for c in {id(c): c for composed in made for c in composed}.values():
         if not tiles([p.box for p in c.pieces], c.spec.shape):
             yield Finding(
                 "law-destination",
@@ -160,23 +158,29 @@ Reads = dict[Leaf, list[Region]]
 """Leaf -> the boxes that one rank reads of it. A leaf over experts has the expert as its first dim."""
 
 
-def _class_reads(composed: Sequence[Composed]) -> Reads:
-    reads: Reads = defaultdict(list)
-    for c in composed:
-        for piece in c.pieces:
-            for view in leaves(piece.source):
-                reads[view.leaf].extend(_boxes(view, piece.ids))
-    return reads
+def _class_reads(by_place: Sequence[Sequence[Composed]]) -> list[Reads]:
+    """Return what each place of a stage reads of a layer."""
+    known: dict[int, list[tuple[Leaf, Region]]] = {}
+    made = []
+    for composed in by_place:
+        reads: Reads = defaultdict(list)
+        for c in composed:
+            if id(c) not in known:
+                known[id(c)] = [(v.leaf, box) for p in c.pieces for v in leaves(p.source) for box in _boxes(v, p.ids)]
+            for leaf, box in known[id(c)]:
+                reads[leaf].append(box)
+        made.append(reads)
+    return made
 
 
 def _top_reads(plan: Plan, rank: RankPlan) -> Reads:
     """Return what a rank reads of the model's own tensors, substitutes (a copy of the embedding) included."""
-    own = {f"{t.name}/" for t in plan.binding.top.tensors}
+    own = {i.key for i in plan.binding.top.items}
     reads: Reads = defaultdict(list)
     for batch in rank.batches:
-        for view in batch.views:
-            if view.leaf.name[: view.leaf.name.index("/") + 1] in own:
-                reads[view.leaf].extend(_boxes(view, batch.piece.ids))
+        for v in batch.views:
+            if v.leaf.name.rpartition("/")[0] in own:
+                reads[v.leaf].extend(_boxes(v, batch.piece.ids))
     return reads
 
 
@@ -193,15 +197,25 @@ def _boxes(view: Stored, ids: tuple[int, ...] | None) -> Iterator[Region]:
             start = i
 
 
-def _holders(tensor: Tensor, plan: Plan) -> int:
-    """Return on how many tensor-parallel ranks of a stage each element is declared to be."""
-    size = plan.layout.tensor_parallel_size
-    if tensor.experts and plan.layout.enable_expert_parallel:
-        return 1
-    if tensor.placement is None:
-        return size
-    d = tensor.placement
-    return cut(tensor.shape[d.dim], d.unit, size, 0, repeat=d.repeat).replicas
+def _holders(tensor: Tensor, plan: Plan, expert: int | None) -> int:
+    """Return on how many ranks of a stage each element of a logical tensor (of one expert) is declared to be."""
+    layout = plan.layout
+    if tensor.experts and layout.enable_expert_parallel:
+        return _copies(layout, tensor.experts)[expert or 0]
+    axis, copies = ("moe", 1) if tensor.experts else ("tp", layout.data_parallel_size)
+    count = layout.axes(0)[axis][1]
+    p = tensor.placement
+    if p is None:
+        return count * copies
+    if p.pad and tensor.shape[p.dim] % count:
+        return copies
+    return cut(tensor.shape[p.dim], p.unit, count, 0, repeat=p.repeat).replicas * copies
+
+
+@cache
+def _copies(layout: ParallelLayout, num_experts: int) -> Mapping[int, int]:
+    """Return on how many ranks of a stage each expert is."""
+    return Counter(layout.expert_slots(num_experts))
 
 
 def _declared_stages(plan: Plan) -> dict[str, set[int]]:
@@ -215,7 +229,7 @@ def _declared_stages(plan: Plan) -> dict[str, set[int]]:
         if own:
             stages[p.parts[0]].add(0 if p.stage == "first" else last)
             continue
-        draft_needs = p.stage is None and any(p.parts[0] not in {t.name for t in c.tensors} for c in drafts)
+        draft_needs = p.stage is None and any(p.parts[0] not in c.item_of for c in drafts)
         if p.otherwise and (p.stage is not None or draft_needs):
             original = native[p.otherwise]
             while original.parts[0] not in stages and original.otherwise:
@@ -225,68 +239,111 @@ def _declared_stages(plan: Plan) -> dict[str, set[int]]:
 
 
 def _hindered(bound: LayerClass, plan: Plan) -> set[str]:
-    """Return the tensors of a class that are defective, or fused with one that is: their defect is reported already."""
-    defective = {t.name for t in bound.tensors} - set(bound.forms)
-    return defective | {part for p in plan.family.native if defective & set(p.parts) for part in p.parts}
+    """Return the items of a class that are defective, or fused with one that is: their defect is reported already."""
+    defective = {i.key for i in bound.items} - set(bound.forms)
+    holders = bound.item_of
+    fused = [{holders[part].key for part in p.parts if part in holders} for p in plan.family.native]
+    return defective.union(*(keys for keys in fused if defective & keys))
 
 
-def _sources(
-    bound: LayerClass, readers: Sequence[Reads], declared: Mapping[str, int], hindered: set[str]
-) -> tuple[list[Finding], list[int]]:
-    """Check that each stored element of a class is read as often as declared; count what each reader repeats.
+class _Sources:
+    """Checks that each stored element of a class is read as often as declared, and counts what readers repeat.
 
-    A reader's replicated bytes are those that a reader before it needs as well. Scales may be read more often than
-    declared, where a cut falls inside a block; nothing else may.
+    ``stages`` says on how many stages each of the model's own tensors is; one for all others.
     """
-    findings = []
-    repeated = [0] * len(readers)
-    for tensor in bound.tensors:
-        if tensor.name in hindered:
-            continue
-        wanted = {leaf for reader in readers for leaf in reader if leaf.name.startswith(f"{tensor.name}/")}
-        names = {leaf.name for leaf in wanted}
-        quantised = any(f.quantised for f in bound.forms[tensor.name])
-        for name in (n for n in bound.ids if n.startswith(f"{tensor.name}/")):
-            if name not in names and (name.endswith("/weight") or quantised):
-                findings.append(
-                    Finding("law-source", "error", f"{name} ({bound.kind}) is read by no parameter of any rank")
-                )
-        for leaf in sorted(wanted, key=lambda leaf: leaf.name):
-            required = _required(tensor, leaf, bound.forms[tensor.name])
-            shape = (tensor.experts, *leaf.shape) if leaf.member else leaf.shape
-            by_reader = [reader.get(leaf, []) for reader in readers]
-            cuts, counts = multiplicity([b for boxes in by_reader for b in boxes] + required, shape)
-            inside = coverage(cuts, required)
-            counts = counts - inside
-            expected = declared[tensor.name] * inside
-            wrong = (
-                counts != expected if leaf.name.endswith("/weight") else (counts < expected) | (counts > 0) & ~inside
+
+    def __init__(self, bound: LayerClass, plan: Plan, stages: Mapping[str, int]) -> None:
+        self.bound, self.plan, self.stages = bound, plan, stages
+        self.hindered = _hindered(bound, plan)
+
+    def check(self, readers: Sequence[Reads]) -> tuple[list[Finding], list[int]]:
+        """Return the findings, and each reader's replicated bytes: those that a reader before it needs as well."""
+        findings: list[Finding] = []
+        repeated = [0] * len(readers)
+        read = {leaf for reader in readers for leaf in reader}
+        for item in self.bound.items:
+            if item.key in self.hindered:
+                continue
+            declared = self._declared(item)
+            for leaf in sorted(declared, key=lambda leaf: leaf.name):
+                if leaf not in read:
+                    what = f"{leaf.name} ({self.bound.kind}) is read by no parameter of any rank"
+                    findings.append(Finding("law-source", "error", what))
+                    continue
+                findings += self._check_leaf(leaf, declared[leaf], readers, repeated)
+        return findings, repeated
+
+    def _declared(self, item: Item) -> dict[Leaf, list[tuple[Region, int]]]:
+        """Return for each leaf of an item the boxes that exist, and how many ranks are declared to hold them."""
+        forms = self.bound.forms[item.key]
+        made: dict[Leaf, list[tuple[Region, int]]] = defaultdict(list)
+        num_experts = item.first.experts
+        for part in item.parts:
+            copies = self.stages.get(part.name, 1)
+            experts: list[tuple[int | None, Form]]
+            if item.members:
+                experts = [(e, forms[e if len(forms) > 1 else 0]) for e in range(num_experts)]
+            else:
+                experts = [(e, forms[0]) for e in (range(num_experts) if num_experts else (None,))]
+            for (holders, form), group in groupby(
+                ((_holders(part, self.plan, e) * copies, form, e) for e, form in experts), key=lambda x: x[:2]
+            ):
+                run = [e for _, _, e in group]
+                for v in leaves(view(item, form, part)):
+                    box = v.box
+                    if run[0] is not None and run[-1] is not None:
+                        slots = (run[0], run[-1] + 1)
+                        box = (slots, *v.box) if item.members else (slots, *v.box[1:])
+                    made[v.leaf].append((box, holders))
+        return made
+
+    def _check_leaf(
+        self, leaf: Leaf, declared: list[tuple[Region, int]], readers: Sequence[Reads], repeated: list[int]
+    ) -> Iterator[Finding]:
+        """Check one leaf; a leaf over experts has the expert as its first dim.
+
+        Values are read exactly as often as declared. Scales may be read more often, where a cut falls inside a block or
+        where they hold for all of a tensor that is cut; nothing outside what exists is read.
+        """
+        of_values = leaf.name.rpartition("/")[2] in self._values
+        num_experts = self.bound_experts(leaf)
+        shape = (num_experts, *leaf.shape) if leaf.member else leaf.shape
+        by_reader = [reader.get(leaf, []) for reader in readers]
+        distinct: Counter[tuple[Region, ...]] = Counter(tuple(boxes) for boxes in by_reader)
+        every = [b for boxes in distinct for b in boxes]
+        cuts = edges(every + [box for box, _ in declared], shape)
+        covers = {boxes: coverage(cuts, boxes) for boxes in distinct}
+        counts = np.zeros([len(c) - 1 for c in cuts], dtype=np.int64)
+        for boxes, times in distinct.items():
+            counts += times * multiplicity(cuts, boxes)
+        expected = np.zeros_like(counts)
+        for box, holders in declared:
+            inside = coverage(cuts, [box])
+            expected = expected + holders * inside if of_values else np.maximum(expected, holders * inside)
+        wrong = counts != expected if of_values else (counts < expected) | (counts > 0) & (expected == 0)
+        if bool(wrong.any()):
+            found, wanted = (sorted({int(n) for n in array[wrong]}) for array in (counts, expected))
+            yield Finding(
+                "law-source",
+                "error",
+                f"elements of {leaf.name} ({self.bound.kind}) are read {found} times, declared {wanted}",
             )
-            if bool(wrong.any()):
-                found = sorted({int(n) for n in counts[wrong]})
-                findings.append(
-                    Finding(
-                        "law-source",
-                        "error",
-                        f"elements of {leaf.name} ({bound.kind}) are read {found} times, declared {declared[tensor.name]}",
-                    )
-                )
-            seen = np.zeros(counts.shape, dtype=np.bool_)
-            for i, boxes in enumerate(by_reader):
-                covers = coverage(cuts, boxes)
-                repeated[i] += itemsize(leaf.dtype) * num_elements(cuts, covers & seen)
-                seen |= covers
-    return findings, repeated
+        seen = np.zeros(counts.shape, dtype=np.bool_)
+        for i, mine_boxes in enumerate(by_reader):
+            if mine_boxes:
+                mine = covers[tuple(mine_boxes)]
+                repeated[i] += itemsize(leaf.dtype) * num_elements(cuts, mine & seen)
+                seen |= mine
 
+    @cached_property
+    def _values(self) -> set[str]:
+        forms = (f.format for forms in self.bound.forms.values() for f in forms)
+        return {"weight", *(f.components[0].suffix for f in forms if f)}
 
-def _required(tensor: Tensor, leaf: Leaf, forms: tuple[Form, ...]) -> list[Region]:
-    """Return the boxes of a leaf that exist: all of it, or the experts that are stored in this form."""
-    if not leaf.member:
-        return [whole(leaf.shape)]
-    if len(forms) == 1:
-        return [whole((tensor.experts, *leaf.shape))]
-    here = [f.dtype == leaf.dtype if leaf.name.endswith("/weight") else f.quantised for f in forms]
-    return [((e, e + 1), *whole(leaf.shape)) for e, exists in enumerate(here) if exists]
+    def bound_experts(self, leaf: Leaf) -> int:
+        """Return how many experts the leaf's item has."""
+        key = leaf.name.rpartition("/")[0]
+        return next(i.first.experts for i in self.bound.items if i.key == key)
 
 
 # The byte law, capacity and the figures -------------------------------------------------------------------------------
@@ -321,15 +378,16 @@ def _check_capacity(ranks: Sequence[RankFigures], capacity: int) -> Iterator[Fin
 
 
 def _figures(plan: Plan, rank: RankPlan, replicas: Mapping[int, Sequence[int]], staging_bytes: int) -> RankFigures:
+    at = plan.layout.coordinate(rank.rank)
     mine = set(range(*rank.layers)) | set(rank.draft_layers)
     repeated = sum(
-        replicas[number][rank.tp_rank] * len(mine.intersection(bound.layers))
-        for number, bound in enumerate(plan.classes)
+        replicas[number][at.place] * len(mine.intersection(bound.layers)) for number, bound in enumerate(plan.classes)
     )
     return RankFigures(
         rank=rank.rank,
         pp_rank=rank.pp_rank,
         tp_rank=rank.tp_rank,
+        dp_rank=rank.dp_rank,
         ep_rank=rank.ep_rank,
         layers=rank.layers,
         draft_layers=rank.draft_layers,

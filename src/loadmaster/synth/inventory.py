@@ -7,27 +7,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.registry import find_family
-from loadmaster.architectures.schema import Tensor
+from loadmaster.architectures.items import Item, items
+from loadmaster.architectures.registry import find_family, language_config
 from loadmaster.checkpoint import Signature
-from loadmaster.formats import fp8_block
+from loadmaster.formats import Component, Format
+from loadmaster.plan.claims import Claims, read_claims
 from loadmaster.synth.presets import Preset, glm_ignored
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor to be written. ``logical`` is its name in the schema; ``component`` 0 holds values, 1 their scale."""
+    """One tensor to be written.
+
+    ``item`` is what it belongs to. An encoded weight has one entry for each ``component`` of its ``format``, in order;
+    ``number`` counts them.
+    """
 
     name: str
     signature: Signature
-    logical: str
-    component: int = 0
+    item: Item
+    format: Format | None = None
+    component: Component | None = None
+    number: int = 0
 
 
 def config_of(preset: Preset, *, tiny: bool) -> dict[str, Any]:
     """Return the config.json of a preset, full size or tiny."""
     config = {**preset.config, **(preset.tiny if tiny else {})}
-    if preset.name.startswith("glm"):
+    if preset.name.startswith("glm-5"):
         ignored = glm_ignored(
             config["num_hidden_layers"], config["first_k_dense_replace"], config["num_nextn_predict_layers"]
         )
@@ -36,32 +43,33 @@ def config_of(preset: Preset, *, tiny: bool) -> dict[str, Any]:
 
 
 def inventory(preset: Preset, config: dict[str, Any]) -> list[Entry]:
-    """Return every tensor of the checkpoint."""
+    """Return every tensor of the checkpoint: what the config quantises in the first format it claims, the rest plain."""
     family = find_family(config)
-    schema = family.schema(Config(config))
-    quantised = "quantization_config" in config
-    block = config.get("quantization_config", {}).get("weight_block_size", (128, 128))
+    language = Config(language_config(family, config))
+    schema = family.schema(language)
+    claims = read_claims(language, "BF16")
     kinds = dict(enumerate((*schema.layers, *schema.drafts)))
-
-    def of(tensor: Tensor, layer: int) -> Iterator[Entry]:
-        for expert in range(tensor.experts) if tensor.experts else (None,):
-            name = family.spelling[tensor.name].format(layer=layer, expert=expert)
-            if quantised and tensor.quantised:
-                weight, scale = fp8_block(tuple(block)).components
-                yield Entry(name, Signature(weight.dtypes[0], tensor.shape), tensor.name)
-                yield Entry(
-                    name.removesuffix("weight") + scale.suffix,
-                    Signature(scale.dtypes[0], scale.shape(tensor.shape)),
-                    tensor.name,
-                    1,
-                )
-            else:
-                dtype = tensor.keep or ("F32" if tensor.name in preset.f32 else "BF16")
-                yield Entry(name, Signature(dtype, tensor.shape), tensor.name)
-
-    entries = [e for t in schema.top for e in of(t, -1)]
+    entries = [e for item in items(schema.top, family.spelling) for e in _entries(preset, claims, item, -1)]
     for layer, kind in kinds.items():
-        for tensor in schema.kinds[kind]:
-            if tensor.optional is None or preset.own_draft_head:
-                entries += of(tensor, layer)
+        for item in items(schema.kinds[kind], family.spelling):
+            if item.first.optional is None or preset.own_draft_head:
+                entries += _entries(preset, claims, item, layer)
     return entries
+
+
+def _entries(preset: Preset, claims: Claims, item: Item, layer: int) -> Iterator[Entry]:
+    first = item.first
+    sample = item.stored_name("weight", layer, 0)
+    quantised = first.quantised and bool(claims.formats) and not first.rarely and not claims.ignores(sample)
+    format_ = claims.formats[0] if quantised else None
+    dtype = first.keep or ("F32" if first.name in preset.f32 else claims.model_dtype)
+    for expert in range(item.members) if item.members else (None,):
+        if format_ is None:
+            yield Entry(item.stored_name("weight", layer, expert), Signature(dtype, item.plain_shape), item)
+            continue
+        shaped = format_.stacked() if item.stacked else format_
+        for number, component in enumerate(c for c in shaped.components if not c.optional or c.suffix == "g_idx"):
+            name = item.stored_name(component.suffix, layer, expert)
+            component_dtype = "BF16" if component.dtypes[-1] == "BF16" else component.dtypes[0]
+            signature = Signature(component_dtype, component.shape(item.shape))
+            yield Entry(name, signature, item, format_, component, number)

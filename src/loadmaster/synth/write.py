@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from loadmaster.checkpoint import Signature
 from loadmaster.dtypes import num_bytes
 from loadmaster.errors import InputError
 from loadmaster.synth.inventory import Entry, config_of, inventory
@@ -57,16 +58,18 @@ def write_tiny(
     config = config_of(preset, tiny=True) | (overrides or {})
     random = np.random.default_rng(seed)
     pending: dict[str, bytes] = {}
-    block = config.get("quantization_config", {}).get("weight_block_size")
 
     def body(entry: Entry) -> bytes:
-        if entry.component:
+        if entry.format is None:
+            return _random(entry, random).astype(NUMPY[entry.signature.dtype]).tobytes()
+        if entry.format.name != "fp8_block":
+            return _codes(entry, random)
+        if entry.number:
             return pending.pop(entry.name)
-        values = _random(entry, random)
-        if entry.signature.dtype != "F8_E4M3":
-            return values.astype(NUMPY[entry.signature.dtype]).tobytes()
-        weight, scale = quantise_blocks(values, (block[0], block[1]))
-        pending[entry.name.removesuffix("weight") + "weight_scale_inv"] = scale.tobytes()
+        block = entry.format.block
+        weight, scale = quantise_blocks(_random(entry, random), (block[0], block[1]))
+        suffix = entry.format.components[1].suffix
+        pending[entry.name.removesuffix("weight") + suffix] = scale.tobytes()
         return weight.tobytes()
 
     made = _write(preset, out, config, num_shards or preset.tiny_shards, body)
@@ -88,14 +91,36 @@ def quantise_blocks(values: np.ndarray, block: tuple[int, int]) -> tuple[np.ndar
     return out, scale
 
 
+def _codes(entry: Entry, random: np.random.Generator) -> bytes:
+    """Return random codes of a packed format, or factors that are positive and small, as a quantiser would leave them."""
+    shape, dtype = entry.signature.shape, entry.signature.dtype
+    assert entry.component is not None
+    if entry.component.waived:
+        return np.array(entry.item.shape, dtype=np.int64 if dtype == "I64" else np.int32).tobytes()
+    if dtype in NUMPY and entry.number:
+        factors = random.uniform(0.5, 1.0, shape)
+        return (factors if dtype == "F8_E4M3" else factors / 128).astype(NUMPY[dtype]).tobytes()
+    if entry.component.suffix == "g_idx":
+        group = entry.format.block[0] if entry.format else 1
+        index = np.arange(shape[0]) // group
+        whole = any(g.kind == "whole" for c in (entry.format.components if entry.format else ()) for g in c.grains)
+        return (random.permutation(index) if whole else index).astype(np.int32).tobytes()
+    if "scale" in entry.component.suffix:
+        return random.integers(118, 122, shape, dtype=np.uint8).tobytes()  # biased exponents
+    if dtype == "F8_E4M3":
+        return _random(entry, random).astype(NUMPY[dtype]).tobytes()
+    return random.integers(0, 256, Signature(dtype, shape).num_bytes, dtype=np.uint8).tobytes()
+
+
 def _random(entry: Entry, random: np.random.Generator) -> Floats:
     shape = entry.signature.shape
     draw: Floats = random.standard_normal(shape, dtype=np.float32)
-    if len(shape) == 2:
-        scale = 1.0 if entry.logical == "embed" else float(np.sqrt(shape[1]))
+    logical = entry.item.first.name
+    if len(entry.item.first.shape) == 2:
+        scale = 1.0 if logical == "embed" else float(np.sqrt(shape[-2] if entry.item.is_transposed else shape[-1]))
         return (draw / scale).astype(np.float32)
     small = (draw * 0.1).astype(np.float32)
-    return small if "bias" in entry.logical else (1 + small).astype(np.float32)  # the rest are norms
+    return small if "bias" in logical else (1 + small).astype(np.float32)  # the rest are norms
 
 
 def _write(
@@ -128,7 +153,7 @@ def _divide(entries: Sequence[Entry], payload: int, num_shards: int) -> list[lis
     shards: list[list[Entry]] = [[] for _ in range(num_shards)]
     done = 0
     for e in entries:
-        if e.component == 0:
+        if e.number == 0:
             at = min(done * num_shards // payload, num_shards - 1)
         shards[at].append(e)
         done += e.signature.num_bytes

@@ -1,0 +1,179 @@
+"""The blocks that families share, each as its three tables: attention with heads, the gated MLP, routed experts.
+
+A family's file composes them and adds what is its own. Spellings are those of the models' classes in transformers, under
+``model.layers.{layer}.``; `loadmaster.architectures.schema.respelled` gives them another prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from loadmaster.architectures.schema import Param, Tensor, by_columns, by_rows, linear
+
+LAYER = "model.layers.{layer}."
+
+TOP_SPELLING = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
+
+TOP_NATIVE = (
+    Param("embed_tokens.weight", ("embed",), stage="first"),
+    Param("norm.weight", ("norm",), stage="last"),
+    Param("lm_head.weight", ("head",), otherwise="embed_tokens.weight", stage="last"),
+)
+
+INV_FREQ = (r"(.*\.)?rotary_emb\.inv_freq", "rotary frequencies are recomputed")
+"""Waived everywhere: older checkpoints store what is computed from the config."""
+
+# Attention with heads --------------------------------------------------------------------------------------------------
+
+
+def attention(
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    head: int,
+    *,
+    bias: bool = False,
+    out_bias: bool = False,
+    q_norm: int = 0,
+    k_norm: int = 0,
+) -> tuple[Tensor, ...]:
+    """Return q, k, v, o of ``heads`` × ``head``; norms of queries and keys of that many elements where given.
+
+    Key and value heads fewer than ranks are repeated. A norm over one head is held by all, one over all heads is cut with
+    them.
+    """
+    kv = by_rows(head, repeat=True)
+    made = [
+        linear("attn.q", heads * head, hidden, by_rows(head)),
+        linear("attn.k", kv_heads * head, hidden, kv),
+        linear("attn.v", kv_heads * head, hidden, kv),
+        linear("attn.o", hidden, heads * head, by_columns(head)),
+    ]
+    if bias:
+        made += [
+            Tensor("attn.q_bias", (heads * head,), by_rows(head)),
+            Tensor("attn.k_bias", (kv_heads * head,), kv),
+            Tensor("attn.v_bias", (kv_heads * head,), kv),
+        ]
+    if out_bias:
+        made.append(Tensor("attn.o_bias", (hidden,)))
+    if q_norm:
+        made.append(Tensor("attn.q_norm", (q_norm,), by_rows(head) if q_norm == heads * head != head else None))
+    if k_norm:
+        made.append(Tensor("attn.k_norm", (k_norm,), kv if k_norm == kv_heads * head != head else None))
+    return tuple(made)
+
+
+ATTENTION_SPELLING = {
+    "attn.q": LAYER + "self_attn.q_proj.weight",
+    "attn.k": LAYER + "self_attn.k_proj.weight",
+    "attn.v": LAYER + "self_attn.v_proj.weight",
+    "attn.o": LAYER + "self_attn.o_proj.weight",
+    "attn.q_bias": LAYER + "self_attn.q_proj.bias",
+    "attn.k_bias": LAYER + "self_attn.k_proj.bias",
+    "attn.v_bias": LAYER + "self_attn.v_proj.bias",
+    "attn.o_bias": LAYER + "self_attn.o_proj.bias",
+    "attn.q_norm": LAYER + "self_attn.q_norm.weight",
+    "attn.k_norm": LAYER + "self_attn.k_norm.weight",
+}
+
+ATTENTION_NATIVE = (
+    Param("{block}.self_attn.qkv_proj.weight", ("attn.q", "attn.k", "attn.v")),
+    Param("{block}.self_attn.qkv_proj.bias", ("attn.q_bias", "attn.k_bias", "attn.v_bias")),
+    Param("{block}.self_attn.o_proj.weight", ("attn.o",)),
+    Param("{block}.self_attn.o_proj.bias", ("attn.o_bias",)),
+    Param("{block}.self_attn.q_norm.weight", ("attn.q_norm",)),
+    Param("{block}.self_attn.k_norm.weight", ("attn.k_norm",)),
+)
+
+# The gated MLP ---------------------------------------------------------------------------------------------------------
+
+
+def gated_mlp(hidden: int, inner: int, *, logical: str = "mlp", bias: bool = False) -> tuple[Tensor, ...]:
+    """Return gate, up and down, ``[inner, hidden]`` and back, under ``logical`` names (``mlp.gate`` …)."""
+    made = [
+        linear(f"{logical}.gate", inner, hidden, by_rows()),
+        linear(f"{logical}.up", inner, hidden, by_rows()),
+        linear(f"{logical}.down", hidden, inner, by_columns()),
+    ]
+    if bias:
+        made += [
+            Tensor(f"{logical}.gate_bias", (inner,), by_rows()),
+            Tensor(f"{logical}.up_bias", (inner,), by_rows()),
+            Tensor(f"{logical}.down_bias", (hidden,)),
+        ]
+    return tuple(made)
+
+
+def gated_mlp_spelling(stored: str = "mlp", *, logical: str = "mlp") -> dict[str, str]:
+    """Return the spelling of a gated MLP that is stored under ``model.layers.{layer}.`` + ``stored``."""
+    return {
+        f"{logical}.{part}{suffix}": f"{LAYER}{stored}.{part}_proj.{kind}"
+        for part in ("gate", "up", "down")
+        for suffix, kind in (("", "weight"), ("_bias", "bias"))
+    }
+
+
+def gated_mlp_native(param: str = "mlp", *, logical: str = "mlp") -> tuple[Param, ...]:
+    """Return its parameters under ``{block}.`` + ``param``."""
+    return (
+        Param(f"{{block}}.{param}.gate_up_proj.weight", (f"{logical}.gate", f"{logical}.up")),
+        Param(f"{{block}}.{param}.gate_up_proj.bias", (f"{logical}.gate_bias", f"{logical}.up_bias")),
+        Param(f"{{block}}.{param}.down_proj.weight", (f"{logical}.down",)),
+        Param(f"{{block}}.{param}.down_proj.bias", (f"{logical}.down_bias",)),
+    )
+
+
+# Routed experts --------------------------------------------------------------------------------------------------------
+
+
+def experts(hidden: int, inner: int, num_experts: int, *, router_bias: bool = False) -> tuple[Tensor, ...]:
+    """Return the router and the experts' gate, up and down; ``router_bias`` is DeepSeek's correction bias."""
+    made = [Tensor("moe.router", (num_experts, hidden), usual=("F32",))]
+    if router_bias:
+        made.append(
+            Tensor("moe.router_bias", (num_experts,), keep="F32")
+        )  # decides between near equals: never narrowed
+    made += [
+        linear("moe.gate", inner, hidden, by_rows(), experts=num_experts),
+        linear("moe.up", inner, hidden, by_rows(), experts=num_experts),
+        linear("moe.down", hidden, inner, by_columns(), experts=num_experts),
+    ]
+    return tuple(made)
+
+
+def experts_spelling(
+    stored: str = "mlp", names: Iterable[str] = ("gate_proj", "up_proj", "down_proj")
+) -> dict[str, str]:
+    """Return the spelling of experts stored one by one under ``stored``: Mixtral's names are w1, w3, w2."""
+    gate, up, down = names
+    return {
+        "moe.router": f"{LAYER}{stored}.gate.weight",
+        "moe.router_bias": f"{LAYER}{stored}.gate.e_score_correction_bias",
+        "moe.gate": f"{LAYER}{stored}.experts.{{expert}}.{gate}.weight",
+        "moe.up": f"{LAYER}{stored}.experts.{{expert}}.{up}.weight",
+        "moe.down": f"{LAYER}{stored}.experts.{{expert}}.{down}.weight",
+    }
+
+
+EXPERTS_NATIVE = (
+    Param("{block}.mlp.gate.weight", ("moe.router",)),
+    Param("{block}.mlp.gate.e_score_correction_bias", ("moe.router_bias",)),
+    Param("{block}.mlp.experts.w13_weight", ("moe.gate", "moe.up")),
+    Param("{block}.mlp.experts.w2_weight", ("moe.down",)),
+)
+
+NORMS_SPELLING = {
+    "input_norm": LAYER + "input_layernorm.weight",
+    "post_norm": LAYER + "post_attention_layernorm.weight",
+}
+
+NORMS_NATIVE = (
+    Param("{block}.input_layernorm.weight", ("input_norm",)),
+    Param("{block}.post_attention_layernorm.weight", ("post_norm",)),
+)
+
+
+def norms(hidden: int) -> tuple[Tensor, ...]:
+    """Return the two norms of a layer, before its attention and before its MLP."""
+    return (Tensor("input_norm", (hidden,)), Tensor("post_norm", (hidden,)))

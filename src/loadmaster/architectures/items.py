@@ -1,0 +1,89 @@
+"""What is looked up in a checkpoint: the stored tensors of a kind of layer, as a schema and a spelling give them.
+
+Mostly an item is one logical tensor. It holds several where a checkpoint packs them into one (`Packed`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from loadmaster.architectures.schema import Packed, Spelling, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One stored tensor of a layer, or with `members` one of each expert.
+
+    ``key`` names it (the logical name, joined by ``+`` where it holds several), ``name`` is its stored name with
+    ``{layer}`` and ``{expert}``, ``parts`` are the logical tensors in it, in order along their out dim.
+    """
+
+    key: str
+    name: str
+    parts: tuple[Tensor, ...]
+    stacked: bool = False
+    transposed: bool = False
+
+    @property
+    def first(self) -> Tensor:
+        """The first logical tensor; what is said of formats holds for all parts alike."""
+        return self.parts[0]
+
+    @property
+    def members(self) -> int:
+        """Number of stored tensors a layer: one an expert, 0 where it is a single one."""
+        return 0 if self.stacked else self.first.experts
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The logical shape of what is stored: all parts, and the experts in front where they are stacked."""
+        rows = sum(t.shape[0] for t in self.parts)
+        lead = (self.first.experts,) if self.stacked else ()
+        return (*lead, rows, *self.first.shape[1:])
+
+    @property
+    def plain_shape(self) -> tuple[int, ...]:
+        """The stored shape of a plain weight: `shape`, its last two dims exchanged where it is transposed."""
+        return (*self.shape[:-2], self.shape[-1], self.shape[-2]) if self.is_transposed else self.shape
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether plain weights lie (in, out); vectors never do."""
+        return self.transposed and len(self.first.shape) == 2
+
+    def rows(self, part: str) -> tuple[int, int]:
+        """Return the rows, half open, that a part takes along the out dim."""
+        at = 0
+        for tensor in self.parts:
+            if tensor.name == part:
+                return at, at + tensor.shape[0]
+            at += tensor.shape[0]
+        raise KeyError(part)
+
+    def stored_name(self, suffix: str, layer: int, expert: int | None = None) -> str:
+        """Return the checkpoint's name of a component: its suffix takes the place of ``weight``, or follows the name."""
+        name = self.name.format(layer=layer, expert=expert)
+        return name if suffix == "weight" else name.removesuffix("weight") + suffix
+
+
+def items(tensors: Iterable[Tensor], spelling: Spelling) -> tuple[Item, ...]:
+    """Return the stored items that hold ``tensors``, in the schema's order.
+
+    >>> from loadmaster.architectures.schema import packed
+    >>> q, k = Tensor("q", (4, 8)), Tensor("k", (2, 8))
+    >>> [(i.key, i.shape, i.rows("k")) for i in items([q, k], packed("layers.{layer}.qk.weight", "q", "k"))]
+    [('q+k', (6, 8), (4, 6))]
+    """
+    return tuple(_items({t.name: t for t in tensors}, spelling))
+
+
+def _items(tensors: dict[str, Tensor], spelling: Spelling) -> Iterator[Item]:
+    for tensor in tensors.values():
+        spelled = spelling[tensor.name]
+        if isinstance(spelled, Packed):
+            if tensor.name == spelled.parts[0]:
+                parts = tuple(tensors[p] for p in spelled.parts)
+                yield Item("+".join(spelled.parts), spelled.name, parts, spelled.stacked, spelled.transposed)
+        else:
+            yield Item(tensor.name, spelled, (tensor,))
