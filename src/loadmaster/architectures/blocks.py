@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from loadmaster.architectures.schema import Param, Tensor, by_columns, by_rows, linear
+from loadmaster.architectures.config import Config
+from loadmaster.architectures.schema import (
+    Packed,
+    Param,
+    Tensor,
+    by_columns,
+    by_rows,
+    by_vocabulary,
+    linear,
+    packed,
+)
 
 LAYER = "model.layers.{layer}."
 
@@ -22,6 +32,8 @@ TOP_NATIVE = (
 
 INV_FREQ = (r"(.*\.)?rotary_emb\.inv_freq", "rotary frequencies are recomputed")
 """Waived everywhere: older checkpoints store what is computed from the config."""
+
+VISION = (r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\..*", "vision is not supported: text only")
 
 # Attention with heads --------------------------------------------------------------------------------------------------
 
@@ -131,9 +143,8 @@ def experts(hidden: int, inner: int, num_experts: int, *, router_bias: bool = Fa
     """Return the router and the experts' gate, up and down; ``router_bias`` is DeepSeek's correction bias."""
     made = [Tensor("moe.router", (num_experts, hidden), usual=("F32",))]
     if router_bias:
-        made.append(
-            Tensor("moe.router_bias", (num_experts,), keep="F32")
-        )  # decides between near equals: never narrowed
+        # It decides between near equals and must not be narrowed.
+        made.append(Tensor("moe.router_bias", (num_experts,), keep="F32"))
     made += [
         linear("moe.gate", inner, hidden, by_rows(), experts=num_experts),
         linear("moe.up", inner, hidden, by_rows(), experts=num_experts),
@@ -156,12 +167,35 @@ def experts_spelling(
     }
 
 
+def stacked_experts_spelling(stored: str = "mlp") -> dict[str, str | Packed]:
+    """Return the spelling of experts stored all in one tensor, gate before up: transformers' own names since v5."""
+    return {
+        "moe.router": f"{LAYER}{stored}.gate.weight",
+        "moe.router_bias": f"{LAYER}{stored}.gate.e_score_correction_bias",
+        **packed(f"{LAYER}{stored}.experts.gate_up_proj", "moe.gate", "moe.up", stacked=True),
+        **packed(f"{LAYER}{stored}.experts.down_proj", "moe.down", stacked=True),
+    }
+
+
 EXPERTS_NATIVE = (
     Param("{block}.mlp.gate.weight", ("moe.router",)),
     Param("{block}.mlp.gate.e_score_correction_bias", ("moe.router_bias",)),
     Param("{block}.mlp.experts.w13_weight", ("moe.gate", "moe.up")),
     Param("{block}.mlp.experts.w2_weight", ("moe.down",)),
 )
+
+SHARED_EXPERT_SPELLING = {
+    **gated_mlp_spelling("mlp.shared_expert", logical="shared"),
+    "shared.router": LAYER + "mlp.shared_expert_gate.weight",
+}
+"""Qwen's shared expert, with the gate that weighs it."""
+
+SHARED_EXPERT_NATIVE = (
+    *gated_mlp_native("mlp.shared_expert", logical="shared"),
+    Param("{block}.mlp.shared_expert_gate.weight", ("shared.router",)),
+)
+
+# Norms ----------------------------------------------------------------------------------------------------------------
 
 NORMS_SPELLING = {
     "input_norm": LAYER + "input_layernorm.weight",
@@ -177,3 +211,44 @@ NORMS_NATIVE = (
 def norms(hidden: int) -> tuple[Tensor, ...]:
     """Return the two norms of a layer, before its attention and before its MLP."""
     return (Tensor("input_norm", (hidden,)), Tensor("post_norm", (hidden,)))
+
+
+# What most decoders have in common ------------------------------------------------------------------------------------
+
+DECODER_SPELLING = {**TOP_SPELLING, **NORMS_SPELLING, **ATTENTION_SPELLING, **gated_mlp_spelling()}
+
+DECODER_NATIVE = (*TOP_NATIVE, *NORMS_NATIVE, *ATTENTION_NATIVE, *gated_mlp_native())
+
+# The MTP layer of DeepSeek and GLM, stored after the decoder layers ----------------------------------------------------
+
+
+def draft(c: Config) -> tuple[Tensor, ...]:
+    """Return what an MTP layer has beside a decoder layer's tensors; DeepSeek's stores an embedding and a head too."""
+    hidden, vocab = c.size("hidden_size"), c.size("vocab_size")
+    return (
+        Tensor("mtp.eh_proj", (hidden, 2 * hidden)),
+        Tensor("mtp.enorm", (hidden,)),
+        Tensor("mtp.hnorm", (hidden,)),
+        Tensor("mtp.norm", (hidden,)),
+        Tensor("mtp.embed", (vocab, hidden), by_vocabulary(), optional="the draft's own embedding and head"),
+        Tensor("mtp.head", (vocab, hidden), by_vocabulary(), optional="the draft's own embedding and head"),
+    )
+
+
+DRAFT_SPELLING = {
+    "mtp.eh_proj": LAYER + "eh_proj.weight",
+    "mtp.enorm": LAYER + "enorm.weight",
+    "mtp.hnorm": LAYER + "hnorm.weight",
+    "mtp.norm": LAYER + "shared_head.norm.weight",
+    "mtp.embed": LAYER + "embed_tokens.weight",
+    "mtp.head": LAYER + "shared_head.head.weight",
+}
+
+DRAFT_NATIVE = (
+    Param("{block}.eh_proj.weight", ("mtp.eh_proj",)),
+    Param("{block}.enorm.weight", ("mtp.enorm",)),
+    Param("{block}.hnorm.weight", ("mtp.hnorm",)),
+    Param("{block}.shared_head.norm.weight", ("mtp.norm",)),
+    Param("{block}.embed_tokens.weight", ("mtp.embed",), otherwise="embed_tokens.weight"),
+    Param("{block}.shared_head.head.weight", ("mtp.head",), otherwise="lm_head.weight"),
+)

@@ -38,6 +38,13 @@ class Config:
         """Return a size, or None where the key is absent or null."""
         return None if self.values.get(key) is None else self.size(key)
 
+    def sizes(self, key: str) -> tuple[int, ...]:
+        """Return a list of counts (of layers, mostly); absent or null is empty."""
+        value = self.values.get(key) or []
+        if not isinstance(value, list) or not all(type(v) is int and 0 <= v < 2**31 for v in value):
+            raise ConfigError(f"config.json: {key} is {_short(value)}, expected a list of integers of at least 0")
+        return tuple(value)
+
     def strings(self, key: str) -> tuple[str, ...]:
         """Return a list of strings; absent or null is empty."""
         value = self.values.get(key) or []

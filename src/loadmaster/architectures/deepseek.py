@@ -13,14 +13,12 @@ from __future__ import annotations
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.schema import (
-    TIED_HEAD,
     Family,
     Param,
     Schema,
     Tensor,
     by_columns,
     by_rows,
-    by_vocabulary,
     embedding,
     linear,
 )
@@ -44,7 +42,7 @@ def schema(c: Config) -> Schema:
             parts = (*_attention(c), *(_indexer(c) if indexer == "full" else ()))
             kinds[f"{mlp}/{indexer}"] = (*parts, *(_dense(c) if mlp == "dense" else _experts(c)))
     draft = "none" if c.values.get("index_topk") is None else "full"
-    kinds["mtp"] = (*kinds[f"sparse/{draft}"], *_draft(c))
+    kinds["mtp"] = (*kinds[f"sparse/{draft}"], *blocks.draft(c))
 
     return Schema(
         top=embedding(c),
@@ -52,8 +50,6 @@ def schema(c: Config) -> Schema:
         layers=tuple(f"{mlp}/{indexer}" for mlp, indexer in zip(mlps, indexers, strict=True)),
         drafts=("mtp",) * c.size("num_nextn_predict_layers", 0, least=0),
         carries=tuple(("topk_indices",) if i == "shared" else () for i in indexers),
-        tied=c.flag("tie_word_embeddings"),
-        waived=TIED_HEAD if c.flag("tie_word_embeddings") else (),
     )
 
 
@@ -126,18 +122,6 @@ def _experts(c: Config) -> tuple[Tensor, ...]:
     )
 
 
-def _draft(c: Config) -> tuple[Tensor, ...]:
-    hidden, vocab = c.size("hidden_size"), c.size("vocab_size")
-    return (
-        Tensor("mtp.eh_proj", (hidden, 2 * hidden)),
-        Tensor("mtp.enorm", (hidden,)),
-        Tensor("mtp.hnorm", (hidden,)),
-        Tensor("mtp.norm", (hidden,)),
-        Tensor("mtp.embed", (vocab, hidden), by_vocabulary(), optional="the draft's own embedding and head"),
-        Tensor("mtp.head", (vocab, hidden), by_vocabulary(), optional="the draft's own embedding and head"),
-    )
-
-
 SPELLING = {
     **blocks.TOP_SPELLING,
     **blocks.NORMS_SPELLING,
@@ -156,12 +140,7 @@ SPELLING = {
     **blocks.gated_mlp_spelling(),
     **blocks.experts_spelling(),
     **blocks.gated_mlp_spelling("mlp.shared_experts", logical="shared"),
-    "mtp.eh_proj": "model.layers.{layer}.eh_proj.weight",
-    "mtp.enorm": "model.layers.{layer}.enorm.weight",
-    "mtp.hnorm": "model.layers.{layer}.hnorm.weight",
-    "mtp.norm": "model.layers.{layer}.shared_head.norm.weight",
-    "mtp.embed": "model.layers.{layer}.embed_tokens.weight",
-    "mtp.head": "model.layers.{layer}.shared_head.head.weight",
+    **blocks.DRAFT_SPELLING,
 }
 
 NATIVE = (
@@ -180,12 +159,7 @@ NATIVE = (
     *blocks.gated_mlp_native(),
     *blocks.EXPERTS_NATIVE,
     *blocks.gated_mlp_native("mlp.shared_experts", logical="shared"),
-    Param("{block}.eh_proj.weight", ("mtp.eh_proj",)),
-    Param("{block}.enorm.weight", ("mtp.enorm",)),
-    Param("{block}.hnorm.weight", ("mtp.hnorm",)),
-    Param("{block}.shared_head.norm.weight", ("mtp.norm",)),
-    Param("{block}.embed_tokens.weight", ("mtp.embed",), otherwise="embed_tokens.weight"),
-    Param("{block}.shared_head.head.weight", ("mtp.head",), otherwise="lm_head.weight"),
+    *blocks.DRAFT_NATIVE,
 )
 
 FAMILY = Family(

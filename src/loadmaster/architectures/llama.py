@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import TIED_HEAD, Family, Schema, embedding
+from loadmaster.architectures.schema import Family, Schema, embedding
 
 
 def schema(c: Config) -> Schema:
@@ -36,8 +36,6 @@ def schema(c: Config) -> Schema:
         top=embedding(c),
         kinds={"dense": layer},
         layers=("dense",) * c.size("num_hidden_layers"),
-        tied=c.flag("tie_word_embeddings"),
-        waived=TIED_HEAD if c.flag("tie_word_embeddings") else (),
     )
 
 
@@ -45,17 +43,7 @@ FAMILY = Family(
     name="llama",
     architectures=("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"),
     schema=schema,
-    spelling={
-        **blocks.TOP_SPELLING,
-        **blocks.NORMS_SPELLING,
-        **blocks.ATTENTION_SPELLING,
-        **blocks.gated_mlp_spelling(),
-    },
-    native=(
-        *blocks.TOP_NATIVE,
-        *blocks.NORMS_NATIVE,
-        *blocks.ATTENTION_NATIVE,
-        *blocks.gated_mlp_native(),
-    ),
+    spelling=blocks.DECODER_SPELLING,
+    native=blocks.DECODER_NATIVE,
     waived=(blocks.INV_FREQ,),
 )

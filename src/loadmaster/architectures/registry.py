@@ -5,13 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from loadmaster.architectures import deepseek, llama
+from loadmaster.architectures import (
+    deepseek,
+    gemma3,
+    glm4_moe,
+    gpt_oss,
+    granite_moe,
+    llama,
+    llama4,
+    mixtral,
+    olmo,
+    phi3,
+    qwen3_next,
+    qwen_moe,
+)
 from loadmaster.architectures.schema import Family
 from loadmaster.errors import ConfigError
 
 FAMILIES: tuple[Family, ...] = (
     deepseek.FAMILY,
     llama.FAMILY,
+    qwen_moe.FAMILY,
+    qwen3_next.FAMILY,
+    mixtral.FAMILY,
+    glm4_moe.FAMILY,
+    gpt_oss.FAMILY,
+    llama4.FAMILY,
+    gemma3.FAMILY,
+    phi3.FAMILY,
+    granite_moe.FAMILY,
+    olmo.FAMILY,
 )
 
 

@@ -73,14 +73,16 @@ def by_vocabulary() -> Placement:
     return Placement(0, pad=64)
 
 
-def embedding(c: Config, *, tied: bool | None = None) -> tuple[Tensor, ...]:
+def embedding(
+    c: Config, *, tied: bool = False, hidden: int | None = None, vocab: int | None = None
+) -> tuple[Tensor, ...]:
     """Return the tensors ``embed``, ``norm`` and, unless it is tied, ``head``: what nearly every model has.
 
-    ``tied`` is for families whose configs leave ``tie_word_embeddings`` out and mean true.
+    The keywords are what a family means where its config leaves ``tie_word_embeddings`` or a size out.
     """
-    hidden, vocab = c.size("hidden_size"), c.size("vocab_size")
+    hidden, vocab = c.size("hidden_size", hidden), c.size("vocab_size", vocab)
     top = [Tensor("embed", (vocab, hidden), by_vocabulary()), Tensor("norm", (hidden,))]
-    if not (c.flag("tie_word_embeddings") if tied is None else tied):
+    if not c.flag("tie_word_embeddings", tied):
         top.append(Tensor("head", (vocab, hidden), by_vocabulary(), quantised=True, rarely=True))
     return tuple(top)
 
@@ -96,7 +98,7 @@ class Schema:
     ``kinds`` are the kinds of layers, each with the tensors that such a layer has. ``layers`` gives the kind of each
     decoder layer, ``drafts`` those of the MTP layers stored after them. ``top`` are the tensors of the model itself,
     held by the ``first`` or the ``last`` stage. ``carries`` says for each layer what must be handed to a stage that
-    begins there, beside the hidden states. ``tied``: the head is the embedding.
+    begins there, beside the hidden states.
     """
 
     top: tuple[Tensor, ...]
@@ -104,8 +106,16 @@ class Schema:
     layers: tuple[str, ...]
     drafts: tuple[str, ...] = ()
     carries: tuple[tuple[str, ...], ...] = ()
-    tied: bool = False
-    waived: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding: there is no ``head`` among the model's own tensors."""
+        return all(t.name != "head" for t in self.top)
+
+    @property
+    def waived(self) -> tuple[tuple[str, str], ...]:
+        """Patterns of stored names that this config makes superfluous, with the reason."""
+        return TIED_HEAD if self.tied else ()
 
     def carried_into(self, layer: int) -> tuple[str, ...]:
         """Return what a stage that begins at ``layer`` must be handed."""

@@ -70,8 +70,18 @@ class Format:
 
     @property
     def block(self) -> tuple[int, ...]:
-        """Span of the scale (the second component) along each logical dim, in elements."""
+        """Span of a scale that is divided over every logical dim, for each in order, in elements."""
         return tuple(g.span for g in self.components[1].grains)
+
+    def scale_dim(self, dim: int) -> int | None:
+        """Return the stored dim of the scale (the second component) that runs along a logical dim; None where none does."""
+        grains = self.components[1].grains
+        return next((d for d, g in enumerate(grains) if g.dim == dim and g.kind != "inner"), None)
+
+    def span(self, dim: int) -> int | None:
+        """Return how many elements of a logical dim share a factor; None where all of them do."""
+        along = self.scale_dim(dim)
+        return None if along is None else self.components[1].grains[along].span
 
     def stacked(self) -> Format:
         """Return the format of a stack of such weights: one leading dim more, logical and stored."""

@@ -13,8 +13,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from loadmaster.errors import UnsupportedError
 from loadmaster.kernels.dequantise import dequantise_blocks
 from loadmaster.plan import Grid, ParamSpec
+
+RUNNABLE_FORMATS = (None, "fp8_block")
+"""Formats of weights that the layers compute with; None is plain."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,12 @@ class Params:
 
     def weight(self, name: str) -> Weight:
         """Return a weight, with its scales where it has some."""
-        spec = self._specs[name]
+        spec = self._specs.get(name)
+        if spec is None or spec.format not in RUNNABLE_FORMATS:
+            stem = name.removesuffix("weight")
+            found = spec.format if spec else next(s.format for n, s in self._specs.items() if n.startswith(stem))
+            raise UnsupportedError(
+                f"{name} is stored in the format {found}, which can be planned and loaded, not run yet"
+            )
         scale = self._tensors[spec.scale] if spec.scale is not None else None
         return Weight(self._tensors[name], scale, spec.grids)

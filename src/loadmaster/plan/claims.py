@@ -44,13 +44,17 @@ class Claims:
     ignored_patterns: tuple[str, ...] = ()
 
     def ignores(self, tensor: str) -> bool:
-        """Return whether the config says that the module of this stored weight is not quantised."""
+        """Return whether the config says that the module of this stored weight is not quantised.
+
+        A name means that module and all below it, wherever it stands (``lm_head``, ``self_attn``, ``layers.3.mlp.gate``).
+        """
         module = tensor.rpartition(".")[0]
         if not self.ignored and not self.ignored_patterns:
             return False
         parts = module.split(".")
-        prefixes = (".".join(parts[:i]) for i in range(len(parts), 0, -1))
-        return any(p in self.ignored for p in prefixes) or any(re.match(p, module) for p in self.ignored_patterns)
+        count = len(parts)
+        runs = (".".join(parts[i:j]) for i in range(count) for j in range(i + 1, count + 1))
+        return any(r in self.ignored for r in runs) or any(re.match(p, module) for p in self.ignored_patterns)
 
 
 def read_claims(config: Config, default_dtype: str) -> Claims:

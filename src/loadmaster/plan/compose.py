@@ -125,14 +125,13 @@ class Whole:
         format_ = _format_of(e)
         components = [encoded(e, i) for i in range(len(format_.components))]
         names = [component_name(name, c.suffix) for c in format_.components]
-        blocks = format_.name == "fp8_block"
         yield Composed(
             ParamSpec(
                 names[0],
                 components[0].shape,
                 components[0].dtype,
-                scale=names[1] if blocks else None,
-                grids=tuple(_grids(e)) if blocks else (),
+                scale=names[1],
+                grids=tuple(_grids(e)),
                 format=format_.name,
                 components=tuple(names[1:]),
             ),
@@ -260,13 +259,12 @@ def _reason(form: Form, numerics: Numerics) -> str:
 
 
 def _grids(e: Expression) -> Iterator[Grid]:
-    """Yield the block grid of each fused part; experts share the member's."""
+    """Yield the scale grid of each fused part; experts share the member's."""
     match e:
         case Each():
             yield from _grids(e.member)
         case Decode():
-            (rows, columns), phase = e.format.block[-2:], e.phase[-2:]
-            yield Grid((0, e.shape[-2]), (0, e.operands[1].shape[-2]), (rows, columns), (phase[0], phase[1]))
+            yield _grid(e)
         case Concat() if e.dim == len(e.shape) - 3:  # runs of experts
             yield from _grids(e.parts[0])
         case Concat():
@@ -278,6 +276,19 @@ def _grids(e: Expression) -> Iterator[Grid]:
                         rows=(row + grid.rows[0], row + grid.rows[1]),
                         scale_rows=(scale_row + grid.scale_rows[0], scale_row + grid.scale_rows[1]),
                     )
-                row, scale_row = row + part.shape[-2], scale_row + encoded(part, 1).shape[-2]
+                row, scale_row = row + grid.rows[1], scale_row + grid.scale_rows[1]
         case _:
             raise AssertionError(f"{type(e).__name__} has no grid")
+
+
+def _grid(e: Decode) -> Grid:
+    """Return the grid of one part. Along a dim that no scale is divided over, one block holds all of it."""
+    block, phase, scale_rows = [], [], 1
+    for dim in (len(e.shape) - 2, len(e.shape) - 1):
+        span = e.format.span(dim)
+        block.append(e.shape[dim] if span is None else span)
+        phase.append(0 if span is None else e.origin[dim] % span)
+    along = e.format.scale_dim(len(e.shape) - 2)
+    if along is not None:
+        scale_rows = e.operands[1].shape[along]
+    return Grid((0, e.shape[-2]), (0, scale_rows), (block[0], block[1]), (phase[0], phase[1]))

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The grid of quantisation blocks over one run of rows of a weight (its last but one dim).
+    """The grid of scales over one run of rows of a weight (out × in, however it is packed).
 
     A fused weight has one grid a part, because a ragged part ends inside a block. ``rows`` are the weight's rows and
-    ``scale_rows`` those of the scale parameter, both half open. ``block`` is the block's size (rows, columns), and
-    ``phase`` how many rows and columns of the first block lie before the weight's first element: zero unless a cut of
-    the layout fell inside a block. Element ``(i, j)`` of the weight, ``rows[0] <= i < rows[1]``, is scaled by
+    ``scale_rows`` those of the scale parameter, both half open. ``block`` is how many rows and columns share a factor (all
+    of them where there is one for the tensor), and ``phase`` how many rows and columns of the first block lie before the
+    weight's first element: zero unless a cut of the layout fell inside a block. Where the format has no ``g_idx``, element
+    ``(i, j)`` of the weight, ``rows[0] <= i < rows[1]``, is scaled by (the scale's dims in the order out, in)
 
         scale[scale_rows[0] + (i - rows[0] + phase[0]) // block[0], (j + phase[1]) // block[1]]
     """
@@ -31,8 +32,8 @@ class ParamSpec:
     """One parameter on one rank.
 
     ``dtype`` is a name of `loadmaster.dtypes`. A quantised weight gives the name of its ``format`` and of the parameters
-    that hold its other ``components``. One of the FP8 block format names its ``scale`` and has ``grids``, in row order;
-    leading dims (experts) share them. ``alias`` names the parameter of the same rank whose memory this one
+    that hold its other ``components``, of which one is its ``scale``, with ``grids``, in row order; leading dims (experts)
+    share them. ``alias`` names the parameter of the same rank whose memory this one
     shares (tied embeddings); an alias is never read or written on its own.
     """
 

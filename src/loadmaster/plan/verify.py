@@ -58,7 +58,7 @@ class RankFigures:
     """What one rank holds and reads; bytes unless named otherwise. ``layers`` is half open.
 
     ``needed_bytes`` go into its parameters, ``fetched_bytes`` are read for them, ``replica_bytes`` are needed by a lower
-    rank as well. ``carries`` is what its stage is handed by the one before.
+    rank as well, or more than once by this one. ``carries`` is what its stage is handed by the one before.
     """
 
     rank: int
@@ -332,7 +332,11 @@ class _Sources:
         for i, mine_boxes in enumerate(by_reader):
             if mine_boxes:
                 mine = covers[tuple(mine_boxes)]
-                repeated[i] += itemsize(leaf.dtype) * num_elements(cuts, mine & seen)
+                again = num_elements(cuts, mine & seen)
+                if len(mine_boxes) > 1:  # parts of one packed tensor share its g_idx, or its one factor
+                    own = multiplicity(cuts, mine_boxes)
+                    again += sum((n - 1) * num_elements(cuts, own == n) for n in range(2, int(own.max(initial=0)) + 1))
+                repeated[i] += itemsize(leaf.dtype) * again
                 seen |= mine
 
     @cached_property

@@ -12,34 +12,27 @@ from loadmaster.architectures.registry import find_family, language_config
 from loadmaster.checkpoint import Signature
 from loadmaster.formats import Component, Format
 from loadmaster.plan.claims import Claims, read_claims
-from loadmaster.synth.presets import Preset, glm_ignored
+from loadmaster.synth.presets import Preset
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One tensor to be written.
 
-    ``item`` is what it belongs to. An encoded weight has one entry for each ``component`` of its ``format``, in order;
-    ``number`` counts them.
+    ``item`` is what it belongs to, None outside the language model. An encoded weight has one entry for each ``component``
+    of its ``format``, in order; ``number`` counts them.
     """
 
     name: str
     signature: Signature
-    item: Item
+    item: Item | None = None
     format: Format | None = None
     component: Component | None = None
     number: int = 0
 
 
-def config_of(preset: Preset, *, tiny: bool) -> dict[str, Any]:
-    """Return the config.json of a preset, full size or tiny."""
-    config = {**preset.config, **(preset.tiny if tiny else {})}
-    if preset.name.startswith("glm-5"):
-        ignored = glm_ignored(
-            config["num_hidden_layers"], config["first_k_dense_replace"], config["num_nextn_predict_layers"]
-        )
-        config["quantization_config"] = {**config["quantization_config"], "modules_to_not_convert": ignored}
-    return config
+STORED_OPTIONS = ("g_idx", "input_scale", "input_global_scale")
+"""Optional components that are written wherever a format has them."""
 
 
 def inventory(preset: Preset, config: dict[str, Any]) -> list[Entry]:
@@ -54,7 +47,7 @@ def inventory(preset: Preset, config: dict[str, Any]) -> list[Entry]:
         for item in items(schema.kinds[kind], family.spelling):
             if item.first.optional is None or preset.own_draft_head:
                 entries += _entries(preset, claims, item, layer)
-    return entries
+    return entries + [Entry(name, Signature(*signature)) for name, signature in preset.extra.items()]
 
 
 def _entries(preset: Preset, claims: Claims, item: Item, layer: int) -> Iterator[Entry]:
@@ -68,8 +61,12 @@ def _entries(preset: Preset, claims: Claims, item: Item, layer: int) -> Iterator
             yield Entry(item.stored_name("weight", layer, expert), Signature(dtype, item.plain_shape), item)
             continue
         shaped = format_.stacked() if item.stacked else format_
-        for number, component in enumerate(c for c in shaped.components if not c.optional or c.suffix == "g_idx"):
+        for number, component in enumerate(
+            c for c in shaped.components if not c.optional or c.suffix in STORED_OPTIONS
+        ):
             name = item.stored_name(component.suffix, layer, expert)
-            component_dtype = "BF16" if component.dtypes[-1] == "BF16" else component.dtypes[0]
+            component_dtype = component.dtypes[0]
+            if preset.e8m0 and "F8_E8M0" in component.dtypes:
+                component_dtype = "F8_E8M0"
             signature = Signature(component_dtype, component.shape(item.shape))
             yield Entry(name, signature, item, format_, component, number)

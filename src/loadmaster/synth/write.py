@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from loadmaster.architectures.registry import find_family, language_config
 from loadmaster.checkpoint import Signature
 from loadmaster.dtypes import num_bytes
 from loadmaster.errors import InputError
-from loadmaster.synth.inventory import Entry, config_of, inventory
+from loadmaster.synth.inventory import Entry, inventory
 from loadmaster.synth.presets import Preset
 from loadmaster.synth.tokenizer import write_tokenizer
 
@@ -29,6 +30,8 @@ NUMPY: dict[str, Any] = {
 }
 """numpy's dtypes for the formats that are written."""
 
+E8M0 = ml_dtypes.float8_e8m0fnu
+
 
 def write_full_size(preset: Preset, out: Path, *, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
     """Write the published model with true headers and sparse bodies, which take no disk and read as zeros.
@@ -36,7 +39,7 @@ def write_full_size(preset: Preset, out: Path, *, overrides: dict[str, Any] | No
     Returns:
         ``num_tensors``, ``num_files`` and ``payload_bytes`` of what was written.
     """
-    config = config_of(preset, tiny=False) | (overrides or {})
+    config = preset.config_of(tiny=False) | (overrides or {})
     return _write(preset, out, config, preset.num_shards, body=None)
 
 
@@ -55,30 +58,36 @@ def write_tiny(
     Returns:
         ``num_tensors``, ``num_files`` and ``payload_bytes`` of what was written.
     """
-    config = config_of(preset, tiny=True) | (overrides or {})
+    config = preset.config_of(tiny=True) | (overrides or {})
     random = np.random.default_rng(seed)
     pending: dict[str, bytes] = {}
 
     def body(entry: Entry) -> bytes:
-        if entry.format is None:
+        if entry.format is None or entry.item is None:
             return _random(entry, random).astype(NUMPY[entry.signature.dtype]).tobytes()
-        if entry.format.name != "fp8_block":
+        if entry.format.name != "fp8_block" or entry.number > 1:
             return _codes(entry, random)
-        if entry.number:
+        if entry.number == 1:
             return pending.pop(entry.name)
-        block = entry.format.block
-        weight, scale = quantise_blocks(_random(entry, random), (block[0], block[1]))
-        suffix = entry.format.components[1].suffix
-        pending[entry.name.removesuffix("weight") + suffix] = scale.tobytes()
+        block, suffix = entry.format.block, entry.format.components[1].suffix
+        weight, scale = quantise_blocks(_random(entry, random), (block[0], block[1]), powers=preset.e8m0)
+        pending[entry.name.removesuffix("weight") + suffix] = scale.astype(
+            E8M0 if preset.e8m0 else np.float32
+        ).tobytes()
         return weight.tobytes()
 
     made = _write(preset, out, config, num_shards or preset.tiny_shards, body)
-    write_tokenizer(out, config)
+    write_tokenizer(out, language_config(find_family(config), config))
     return made
 
 
-def quantise_blocks(values: np.ndarray, block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Quantise ``values`` ``[rows, columns]`` to E4M3 with one F32 factor a block; the last blocks may be ragged."""
+def quantise_blocks(
+    values: np.ndarray, block: tuple[int, int], *, powers: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Quantise ``values`` ``[rows, columns]`` to E4M3 with one F32 factor a block; the last blocks may be ragged.
+
+    ``powers``: the factors are powers of two.
+    """
     rows, columns = values.shape
     shape = (-(-rows // block[0]), -(-columns // block[1]))
     scale = np.empty(shape, dtype=np.float32)
@@ -86,7 +95,8 @@ def quantise_blocks(values: np.ndarray, block: tuple[int, int]) -> tuple[np.ndar
     for i in range(shape[0]):
         for j in range(shape[1]):
             at = np.s_[i * block[0] : (i + 1) * block[0], j * block[1] : (j + 1) * block[1]]
-            scale[i, j] = max(float(np.abs(values[at]).max()), 1e-6) / 448.0
+            factor = max(float(np.abs(values[at]).max()), 1e-6) / 448.0
+            scale[i, j] = 2.0 ** np.ceil(np.log2(factor)) if powers else factor
             out[at] = (values[at] / scale[i, j]).astype(ml_dtypes.float8_e4m3fn)
     return out, scale
 
@@ -95,6 +105,7 @@ def _codes(entry: Entry, random: np.random.Generator) -> bytes:
     """Return random codes of a packed format, or factors that are positive and small, as a quantiser would leave them."""
     shape, dtype = entry.signature.shape, entry.signature.dtype
     assert entry.component is not None
+    assert entry.item is not None
     if entry.component.waived:
         return np.array(entry.item.shape, dtype=np.int64 if dtype == "I64" else np.int32).tobytes()
     if dtype in NUMPY and entry.number:
@@ -115,11 +126,13 @@ def _codes(entry: Entry, random: np.random.Generator) -> bytes:
 def _random(entry: Entry, random: np.random.Generator) -> Floats:
     shape = entry.signature.shape
     draw: Floats = random.standard_normal(shape, dtype=np.float32)
+    small = (draw * 0.1).astype(np.float32)
+    if entry.item is None:
+        return small
     logical = entry.item.first.name
-    if len(entry.item.first.shape) == 2:
+    if len(entry.item.first.shape) >= 2:
         scale = 1.0 if logical == "embed" else float(np.sqrt(shape[-2] if entry.item.is_transposed else shape[-1]))
         return (draw / scale).astype(np.float32)
-    small = (draw * 0.1).astype(np.float32)
     return small if "bias" in logical else (1 + small).astype(np.float32)  # the rest are norms
 
 

@@ -1,0 +1,58 @@
+"""Granite-MoE (3.0, 3.1, 4.0 without state-space layers): all experts of a layer in one tensor, perhaps a shared one.
+
+Sources: the released configs; ``modeling_granitemoe.py`` and ``modeling_granitemoeshared.py`` of transformers.
+"""
+
+from __future__ import annotations
+
+from loadmaster.architectures import blocks
+from loadmaster.architectures.config import Config
+from loadmaster.architectures.schema import Family, Schema, embedding, packed
+
+
+def schema(c: Config) -> Schema:
+    """Return the logical tensors that ``c`` describes."""
+    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
+    bias = c.flag("attention_bias")
+    shared = c.size("shared_intermediate_size", 0, least=0)
+    layer = (
+        *blocks.norms(hidden),
+        *blocks.attention(
+            hidden,
+            heads,
+            c.size("num_key_value_heads", heads),
+            c.size("head_dim", hidden // heads),
+            bias=bias,
+            out_bias=bias,
+        ),
+        *blocks.experts(hidden, c.size("intermediate_size"), c.size("num_local_experts")),
+        *(blocks.gated_mlp(hidden, shared, logical="shared") if shared else ()),
+    )
+    return Schema(
+        top=embedding(c),
+        kinds={"sparse": layer},
+        layers=("sparse",) * c.size("num_hidden_layers"),
+    )
+
+
+_EXPERTS = blocks.LAYER + "block_sparse_moe."
+
+FAMILY = Family(
+    name="granite_moe",
+    architectures=("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"),
+    schema=schema,
+    spelling={
+        **blocks.DECODER_SPELLING,
+        "moe.router": _EXPERTS + "router.layer.weight",
+        **packed(_EXPERTS + "input_linear.weight", "moe.gate", "moe.up", stacked=True),
+        **packed(_EXPERTS + "output_linear.weight", "moe.down", stacked=True),
+        **packed(blocks.LAYER + "shared_mlp.input_linear.weight", "shared.gate", "shared.up"),
+        "shared.down": blocks.LAYER + "shared_mlp.output_linear.weight",
+    },
+    native=(
+        *blocks.DECODER_NATIVE,
+        *blocks.EXPERTS_NATIVE,
+        *blocks.gated_mlp_native("mlp.shared_mlp", logical="shared"),
+    ),
+    waived=(blocks.INV_FREQ,),
+)

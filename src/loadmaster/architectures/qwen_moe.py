@@ -1,0 +1,73 @@
+"""Qwen2-MoE and Qwen3-MoE: every so many layers routed experts; Qwen2's have a shared expert behind a gate of its own.
+
+Sources: the released configs; ``modeling_qwen2_moe.py`` and ``modeling_qwen3_moe.py`` of transformers.
+"""
+
+from __future__ import annotations
+
+from loadmaster.architectures import blocks
+from loadmaster.architectures.config import Config
+from loadmaster.architectures.schema import Family, Schema, Tensor, embedding
+
+
+def schema(c: Config) -> Schema:
+    """Return the logical tensors that ``c`` describes."""
+    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
+    head = c.size("head_dim", hidden // heads)
+    is_qwen2 = c.values["architectures"][0] == "Qwen2MoeForCausalLM"
+    attention = (
+        *blocks.norms(hidden),
+        *blocks.attention(
+            hidden,
+            heads,
+            c.size("num_key_value_heads", heads),
+            head,
+            bias=c.flag("qkv_bias", is_qwen2) or c.flag("attention_bias"),
+            out_bias=c.flag("attention_bias"),
+            q_norm=0 if is_qwen2 else head,
+            k_norm=0 if is_qwen2 else head,
+        ),
+    )
+    sparse = blocks.experts(hidden, c.size("moe_intermediate_size"), c.size("num_experts"))
+    if is_qwen2:
+        sparse += shared_expert(c)
+    return Schema(
+        top=embedding(c),
+        kinds={
+            "dense": (*attention, *blocks.gated_mlp(hidden, c.size("intermediate_size"))),
+            "sparse": (*attention, *sparse),
+        },
+        layers=sparse_layers(c),
+    )
+
+
+def sparse_layers(c: Config) -> tuple[str, ...]:
+    """Return the kind of each layer: ``sparse`` every ``decoder_sparse_step``, unless ``mlp_only_layers`` lists it."""
+    step, dense = c.size("decoder_sparse_step", 1), set(c.sizes("mlp_only_layers"))
+    return tuple(
+        "sparse" if i not in dense and (i + 1) % step == 0 else "dense" for i in range(c.size("num_hidden_layers"))
+    )
+
+
+def shared_expert(c: Config) -> tuple[Tensor, ...]:
+    """Return the expert that every token visits, and the gate that weighs it."""
+    hidden = c.size("hidden_size")
+    return (
+        *blocks.gated_mlp(hidden, c.size("shared_expert_intermediate_size"), logical="shared"),
+        Tensor("shared.router", (1, hidden)),
+    )
+
+
+FAMILY = Family(
+    name="qwen_moe",
+    architectures=("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"),
+    schema=schema,
+    spelling={
+        **blocks.DECODER_SPELLING,
+        **blocks.experts_spelling(),
+        **blocks.SHARED_EXPERT_SPELLING,
+    },
+    variants=({**blocks.DECODER_SPELLING, **blocks.stacked_experts_spelling(), **blocks.SHARED_EXPERT_SPELLING},),
+    native=(*blocks.DECODER_NATIVE, *blocks.EXPERTS_NATIVE, *blocks.SHARED_EXPERT_NATIVE),
+    waived=(blocks.INV_FREQ,),
+)
