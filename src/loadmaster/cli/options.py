@@ -22,9 +22,30 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--tensor-parallel-size", "-tp", type=_positive, default=1, metavar="N", help="ranks of each stage"
     )
     layout.add_argument(
+        "--data-parallel-size",
+        "-dp",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="copies of all but the experts, which are divided over tensor × data ranks",
+    )
+    layout.add_argument(
         "--enable-expert-parallel",
         action="store_true",
-        help="divide whole experts over the tensor-parallel ranks instead of slicing each",
+        help="deal whole experts out to the tensor × data ranks of a stage instead of slicing each",
+    )
+    layout.add_argument(
+        "--expert-placement-strategy",
+        choices=["linear", "round_robin"],
+        default="linear",
+        help="deal experts out in runs (default) or in turns",
+    )
+    layout.add_argument(
+        "--eplb-config",
+        type=_json_object,
+        default={},
+        metavar="JSON",
+        help="""'{"num_redundant_experts": N}' adds copies of the first N experts; other keys do not change the layout""",
     )
     layout.add_argument(
         "--layer-partition", type=_counts, metavar="N,N,…", help="layers of each stage (default: even, as vLLM)"

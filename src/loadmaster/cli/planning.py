@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loadmaster.cli.options import DTYPES
-from loadmaster.errors import PlanError, UnsupportedError
+from loadmaster.errors import PlanError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from loadmaster.checkpoint import Checkpoint
@@ -57,4 +57,14 @@ def _layout(args: argparse.Namespace, checkpoint: Checkpoint) -> ParallelLayout:
         enable_expert_parallel=args.enable_expert_parallel,
         layer_partition=args.layer_partition,
         num_draft_layers=drafts,
+        data_parallel_size=args.data_parallel_size,
+        expert_placement=args.expert_placement_strategy,
+        num_redundant_experts=_redundant(args.eplb_config),
     )
+
+
+def _redundant(eplb_config: dict[str, Any]) -> int:
+    value = eplb_config.get("num_redundant_experts", 0)
+    if type(value) is not int:
+        raise UsageError(f"--eplb-config: num_redundant_experts is {value!r}, expected an integer")
+    return value

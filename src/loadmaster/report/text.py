@@ -13,6 +13,7 @@ from rich.table import Table
 from loadmaster.checkpoint import Checkpoint
 from loadmaster.errors import LoadmasterError
 from loadmaster.findings import Finding
+from loadmaster.parallel import ParallelLayout
 from loadmaster.plan.verify import Proof
 
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -80,21 +81,18 @@ def print_proof(console: Console, proof: Proof, elapsed_s: float) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    experts = ", experts divided" if layout.enable_expert_parallel else ""
-    console.print(
-        f"pipeline {layout.pipeline_parallel_size} × tensor {layout.tensor_parallel_size}{experts}", highlight=False
-    )
+    console.print(_layout(layout), highlight=False)
     unit, size = _unit(max((r.resident_bytes for r in proof.ranks), default=0))
     ranks = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for column in ("rank", "pp", "tp", "layers", "params", f"resident {unit}", "needed", "fetched", "replica", "reads"):
+    places = ["pp", "dp", "tp"] if layout.data_parallel_size > 1 else ["pp", "tp"]
+    for column in ("rank", *places, "layers", "params", f"resident {unit}", "needed", "fetched", "replica", "reads"):
         ranks.add_column(column, justify="left" if column == "layers" else "right", no_wrap=True)
     ranks.add_column("is handed", no_wrap=True)
     for r in proof.ranks:
         sizes = (r.resident_bytes, r.needed_bytes, r.fetched_bytes, r.replica_bytes)
         ranks.add_row(
             str(r.rank),
-            str(r.pp_rank),
-            str(r.tp_rank),
+            *(str(getattr(r, f"{place}_rank")) for place in places),
             f"{r.layers[0]}-{r.layers[1] - 1}" + "".join(f", mtp {d}" for d in r.draft_layers),
             f"{r.num_params:,}",
             *(f"{n / size:.2f}" for n in sizes),
@@ -115,6 +113,19 @@ def print_proof(console: Console, proof: Proof, elapsed_s: float) -> None:
     else:
         count = sum(f.severity == "error" for f in proof.findings)
         console.print(f"[bold red]not proven[/]: {count} error(s)", highlight=False)
+
+
+def _layout(layout: ParallelLayout) -> str:
+    """Return a layout in words.
+
+    >>> _layout(ParallelLayout(8, 4, enable_expert_parallel=True, num_redundant_experts=4))
+    'pipeline 8 × tensor 4, whole experts over 4 ranks, 4 of them redundant'
+    """
+    data = f" × data {layout.data_parallel_size}" if layout.data_parallel_size > 1 else ""
+    experts = f", whole experts over {layout.stage_size} ranks" if layout.enable_expert_parallel else ""
+    turns = " in turns" if layout.expert_placement == "round_robin" else ""
+    more = f", {layout.num_redundant_experts} of them redundant" if layout.num_redundant_experts else ""
+    return f"pipeline {layout.pipeline_parallel_size} × tensor {layout.tensor_parallel_size}{data}{experts}{turns}{more}"
 
 
 def print_error(console: Console, error: LoadmasterError, findings: Sequence[Finding]) -> None:
