@@ -1,0 +1,92 @@
+"""The page of number formats: their components, and what becomes of a cut, read off the tables."""
+
+from __future__ import annotations
+
+from loadmaster.formats import (
+    FP8_CHANNEL,
+    FP8_TENSOR,
+    INT8_CHANNEL,
+    MXFP4,
+    NVFP4,
+    NVFP4_MODELOPT,
+    Component,
+    Format,
+    Grain,
+    awq,
+    fp8_block,
+    gptq,
+    int4_packed,
+)
+
+FORMATS: dict[str, Format] = {
+    "FP8 in blocks (DeepSeek, GLM, Qwen3, MiniMax; compressed-tensors, strategy block)": fp8_block(),
+    "FP8 a tensor (vLLM, ModelOpt, compressed-tensors)": FP8_TENSOR,
+    "FP8 a channel (compressed-tensors)": FP8_CHANNEL,
+    "INT8 a channel (compressed-tensors, int-quantized)": INT8_CHANNEL,
+    "INT4, packed (compressed-tensors, pack-quantized, groups of 32 here)": int4_packed(32, zero_points=True),
+    "NVFP4 (compressed-tensors)": NVFP4,
+    "NVFP4 (ModelOpt)": NVFP4_MODELOPT,
+    "MXFP4 (gpt-oss)": MXFP4,
+    "AWQ (gemm, groups of 128 here)": awq(128),
+    "GPTQ (groups of 128 here)": gptq(128),
+    "GPTQ with desc_act": gptq(128, act_order=True),
+}
+
+DIMS = ("out", "in")
+
+INTRODUCTION = """\
+How each format is stored, and what becomes of a cut of the out dim (column parallel) or the in dim (row parallel). Along a
+dim, a component's element stands for that many elements of the weight.
+
+- **refused**: a packed word cannot be split. The layout's unit of that dim grows to the word, and a size that does not divide
+  is refused with those that do (`layout-indivisible`).
+- **keeps the phase**: a scale covers a block, and a cut inside it is rounded outward. The rank holds the factors that cover
+  its part, on the grid of the whole tensor, and the parameter's `Grid` says where in the first block it begins.
+- **replicated**: every rank of the stage holds all of it.
+
+A weight whose parts are stored in different forms (a quantised `q_proj` beside a plain `k_proj`, a plain expert among
+quantised ones) is dequantised into the model's dtype when it is fused. Components in brackets may be absent."""
+
+
+def parts() -> list[str]:
+    """Return the page's parts: the introduction, then a table a format."""
+    made = [INTRODUCTION]
+    for title, format_ in FORMATS.items():
+        rows = [
+            f"| {_named(c)} | {', '.join(c.dtypes)} | {_shape(c)} | {_cut(c, 0)} | {_cut(c, 1)} |"
+            for c in format_.components
+        ]
+        made += [
+            f"## {title}",
+            "\n".join(
+                ["| component | dtype | stored as | cut of out | cut of in |", "| --- | --- | --- | --- | --- |", *rows]
+            ),
+        ]
+    return made
+
+
+def _named(component: Component) -> str:
+    return f"[`{component.suffix}`]" if component.optional else f"`{component.suffix}`"
+
+
+def _shape(component: Component) -> str:
+    if component.is_scalar:
+        return "one number"
+    return "(" + ", ".join(_length(g) for g in component.grains) + ")"
+
+
+def _length(grain: Grain) -> str:
+    if grain.kind == "inner":
+        return str(grain.span)
+    return DIMS[grain.dim] if grain.span == 1 else f"{DIMS[grain.dim]} / {grain.span}"
+
+
+def _cut(component: Component, dim: int) -> str:
+    if component.waived:
+        return "not read"
+    along = [g for g in component.grains if g.dim == dim and g.kind != "inner"]
+    if not along or along[0].kind == "whole":
+        return "replicated"
+    if along[0].span == 1:
+        return "cut"
+    return f"refused inside {along[0].span}" if along[0].kind == "exact" else "keeps the phase"
