@@ -1,10 +1,11 @@
-"""Planning and proving full-size GLM-5.1-FP8, whole process, against its limits.
+"""Planning and proving full-size checkpoints, whole process, against their limits; and how it grows with ranks.
 
-    python benchmarks/bench_plan.py [--runs 7] [--results DIR]
+    python benchmarks/bench_plan.py [--runs 5] [--results DIR]
 
-Each run is a fresh ``loadmaster plan … --json`` on 142 shards with true headers and sparse bodies: interpreter start, headers
+Each run is a fresh ``loadmaster plan … --json`` on shards with true headers and sparse bodies: interpreter start, headers
 (page cache warm), plan, proof of all ranks, JSON. The floor beside it, taken in the same run, is a process that parses the
-same headers with orjson and does nothing else. Seconds are wall time, memory the peak resident set.
+same headers with orjson and does nothing else. Seconds are wall time, memory the peak resident set. The order of commands
+is the same in each round, so that what a round suffers, all of its commands suffer.
 """
 
 from __future__ import annotations
@@ -19,16 +20,26 @@ import tempfile
 import time
 from pathlib import Path
 
-LIMITS = {
-    "--help": (["--help"], 0.15, None),
-    "-pp 8": (["plan", "MODEL", "-pp", "8", "--json"], 1.0, 200),
-    "-pp 8 -tp 8": (["plan", "MODEL", "-pp", "8", "-tp", "8", "--json"], 1.5, 200),
-    "-pp 8 -tp 8 experts divided": (
-        ["plan", "MODEL", "-pp", "8", "-tp", "8", "--enable-expert-parallel", "--json"],
-        1.5,
-        200,
-    ),
+FORMS = ("glm-5.1-fp8", "deepseek-v3", "kimi-k2", "kimi-k2-int4", "deepseek-v3-modelopt-fp4")
+LAYOUTS = {
+    "-pp 8": 0.8,
+    "-pp 8 -tp 8": 1.2,
+    "-pp 8 -tp 8 --enable-expert-parallel": 1.2,
 }
+LIMIT_MIB = 200
+CURVE = {
+    1: "-pp 1",
+    2: "-pp 2",
+    4: "-pp 4",
+    8: "-pp 8",
+    16: "-pp 8 -tp 2",
+    32: "-pp 8 -tp 4",
+    64: "-pp 8 -tp 8",
+    128: "-pp 8 -tp 8 -dp 2",
+    256: "-pp 8 -tp 8 -dp 4",
+    512: "-pp 8 -tp 8 -dp 8",
+}
+"""Ranks -> layout, of GLM-5.1; every expert is sliced over all tensor × data ranks of its stage."""
 
 FLOOR = """
 import sys, orjson, pathlib, gc
@@ -37,6 +48,8 @@ for p in sorted(pathlib.Path(sys.argv[1]).glob("*.safetensors")):
     with p.open("rb") as f:
         orjson.loads(f.read(int.from_bytes(f.read(8), "little")))
 """
+
+LOADMASTER = [sys.executable, "-m", "loadmaster"]
 
 
 def measure(command: list[str]) -> tuple[float, float]:
@@ -49,35 +62,42 @@ def measure(command: list[str]) -> tuple[float, float]:
     return time.perf_counter() - begin, usage.ru_maxrss / 1024
 
 
+def commands(folder: Path) -> dict[str, tuple[list[str], float | None]]:
+    """Return what is measured: name -> command and its limit in seconds."""
+    made: dict[str, tuple[list[str], float | None]] = {"--help": ([*LOADMASTER, "--help"], 0.15)}
+    for form in FORMS:
+        model = str(folder / form)
+        for layout, limit in LAYOUTS.items():
+            made[f"{form} {layout}"] = ([*LOADMASTER, "plan", model, *layout.split(), "--json"], limit)
+        made[f"{form}, floor: orjson over the headers"] = ([sys.executable, "-c", FLOOR, model], None)
+    for ranks, layout in CURVE.items():
+        arguments = [*LOADMASTER, "plan", str(folder / FORMS[0]), *layout.split(), "--json"]
+        made[f"curve: {ranks} ranks, {layout}"] = (arguments, None)
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--results", type=Path)
     args = parser.parse_args()
-    loadmaster = [sys.executable, "-m", "loadmaster"]
+    taken: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        model = str(Path(folder) / "glm-5.1-fp8")
-        subprocess.run(
-            [*loadmaster, "synth", "glm-5.1-fp8", model, "--full-size"], check=True, stdout=subprocess.DEVNULL
-        )
-        commands = {
-            name: [*loadmaster, *(model if a == "MODEL" else a for a in arguments)]
-            for name, (arguments, _, _) in LIMITS.items()
-        }
-        commands["floor: orjson over the headers"] = [sys.executable, "-c", FLOOR, model]
-        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+        for form in FORMS:
+            arguments = [*LOADMASTER, "synth", form, str(Path(folder) / form), "--full-size"]
+            subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
+        every = commands(Path(folder))
         for run in range(args.runs + 1):
-            for name, command in commands.items():
+            for name, (command, _) in every.items():
                 figures = measure(command)
                 if run:
-                    taken[name].append(figures)
-    print(f"{'what':32s} {'s median':>9s} {'min':>6s} {'max':>6s} {'limit':>6s} {'MiB':>6s} {'limit':>6s}")
+                    taken.setdefault(name, []).append(figures)
+    print(f"{'what':60s} {'s median':>9s} {'min':>6s} {'max':>6s} {'limit':>6s} {'MiB':>5s} (limit {LIMIT_MIB})")
     for name, figures in taken.items():
-        seconds = [s for s, _ in figures]
-        _, limit_s, limit_mib = LIMITS.get(name, ([], "", ""))
+        seconds, limit = [s for s, _ in figures], every[name][1]
         print(
-            f"{name:32s} {statistics.median(seconds):9.3f} {min(seconds):6.3f} {max(seconds):6.3f} {limit_s or '':>6} "
-            f"{max(m for _, m in figures):6.0f} {limit_mib or '':>6}"
+            f"{name:60s} {statistics.median(seconds):9.3f} {min(seconds):6.3f} {max(seconds):6.3f} {limit or '':>6} "
+            f"{max(m for _, m in figures):5.0f}"
         )
     if args.results:
         args.results.mkdir(parents=True, exist_ok=True)
