@@ -26,7 +26,9 @@ from loadmaster.errors import LoadError
 from loadmaster.loader.memory import Arena
 from loadmaster.loader.operations import evaluate, slabs, span_bytes, view_of_span
 from loadmaster.plan import ParamSpec, Plan, RankPlan
-from loadmaster.plan.rank import Batch, itemsize, strided_run
+from loadmaster.plan.rank import Batch
+from loadmaster.plan.specs import itemsize
+from loadmaster.plan.strided import strided_run
 from loadmaster.plan.verify import STAGING_BYTES
 
 CHUNK_BYTES = 8 * 2**20

@@ -9,7 +9,6 @@ from typing import Final
 import torch
 
 from loadmaster.plan import ParamSpec
-from loadmaster.plan.rank import spec_bytes
 
 TORCH: Final[dict[str, torch.dtype]] = {
     "BOOL": torch.bool,
@@ -44,7 +43,7 @@ class Arena:
         offsets, size = {}, 0
         for spec in owners:
             offsets[spec.name] = size
-            size += -(-spec_bytes(spec) // ALIGNMENT) * ALIGNMENT
+            size += -(-spec.num_bytes // ALIGNMENT) * ALIGNMENT
         self._memory = mmap.mmap(-1, max(size, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if size >= 2**22:
             self._memory.madvise(mmap.MADV_HUGEPAGE)
@@ -52,7 +51,7 @@ class Arena:
         self.buffers: dict[str, memoryview] = {}
         view = memoryview(self._memory)
         for spec in owners:
-            start, length = offsets[spec.name], spec_bytes(spec)
+            start, length = offsets[spec.name], spec.num_bytes
             self.buffers[spec.name] = view[start : start + length]
             flat = torch.frombuffer(self._memory, dtype=torch.uint8, count=length, offset=start)
             self.tensors[spec.name] = flat.view(TORCH[spec.dtype]).view(spec.shape)

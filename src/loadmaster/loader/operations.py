@@ -19,7 +19,8 @@ from loadmaster.architectures.algebra import (
 )
 from loadmaster.kernels.dequantise import dequantise
 from loadmaster.loader.memory import TORCH
-from loadmaster.plan.rank import itemsize, strided_run
+from loadmaster.plan.specs import itemsize
+from loadmaster.plan.strided import strided_run
 
 
 def view_of(view: Stored, tensor: torch.Tensor) -> torch.Tensor:

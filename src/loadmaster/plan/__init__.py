@@ -6,8 +6,9 @@ proof = prove(plan)
 """
 
 from loadmaster.plan.plan import Plan, build_plan
-from loadmaster.plan.rank import Batch, RankPlan, StridedRun, strided_run
+from loadmaster.plan.rank import Batch, RankPlan
 from loadmaster.plan.specs import Grid, ParamSpec
+from loadmaster.plan.strided import StridedRun, strided_run
 from loadmaster.plan.verify import Proof, RankFigures, prove
 
 __all__ = [

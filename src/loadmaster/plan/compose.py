@@ -25,10 +25,12 @@ from loadmaster.architectures.algebra import (
     Fill,
     Leaf,
     Shard,
+    Stored,
     axes,
     concat,
     decode,
     encoded,
+    leaves,
     localise,
     permute,
     restrict,
@@ -42,7 +44,8 @@ from loadmaster.dtypes import join, widens
 from loadmaster.formats import Format
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan.bind import Form, LayerClass
-from loadmaster.plan.specs import Grid, ParamSpec
+from loadmaster.plan.specs import Grid, ParamSpec, itemsize
+from loadmaster.plan.strided import StridedRun, strided_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Numerics:
     explicit: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Composed:
     """A parameter of one class at one place of a stage: what it is, and the pieces that make it up.
 
@@ -63,6 +66,30 @@ class Composed:
     spec: ParamSpec
     parts: tuple[str, ...]
     pieces: tuple[Piece, ...]
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Bytes of the parameter."""
+        return self.spec.num_bytes
+
+    @cached_property
+    def moves(self) -> tuple[Move, ...]:
+        """What is read for each piece: shared by all ranks and layers that hold the parameter."""
+        return tuple(_move(piece) for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A piece with the views under its source, left to right, and their bytes in a stored tensor."""
+
+    piece: Piece
+    views: tuple[Stored, ...]
+    runs: tuple[StridedRun, ...]
+
+
+def _move(piece: Piece) -> Move:
+    views = tuple(leaves(piece.source))
+    return Move(piece, views, tuple(strided_run(v.factors, v.box, itemsize(v.dtype)) for v in views))
 
 
 @dataclass(frozen=True, slots=True)

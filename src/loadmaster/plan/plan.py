@@ -17,9 +17,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from loadmaster.architectures.algebra import leaves
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.lower import Piece
 from loadmaster.architectures.registry import find_family, language_config
 from loadmaster.architectures.schema import Family, Param, Schema
 from loadmaster.checkpoint import Checkpoint, ShardFile, Signature, TensorTable
@@ -30,8 +28,7 @@ from loadmaster.plan.bind import TOP, Binding, LayerClass, bind
 from loadmaster.plan.claims import read_claims
 from loadmaster.plan.compose import Composed, Numerics, Whole, compose
 from loadmaster.plan.divide import check_divisible
-from loadmaster.plan.rank import I32, Batch, RankPlan, make_batch
-from loadmaster.plan.specs import ParamSpec
+from loadmaster.plan.rank import RankPlan
 
 PLAN_VERSION = 2
 """Raised whenever the meaning of a plan's JSON or hash changes."""
@@ -84,13 +81,22 @@ class Plan:
         """The classes of layers and wanted drafts."""
         return self.binding.classes
 
+    @cached_property
+    def place_of(self) -> Mapping[int, tuple[int, int]]:
+        """Stored layer -> its class, and its row there."""
+        return {
+            layer: (number, row) for number, bound in enumerate(self.classes) for row, layer in enumerate(bound.layers)
+        }
+
     def stage_of(self, layer: int) -> int:
         """Return the pipeline stage of a stored layer number; MTP layers live on the last."""
         return next((i for i, (a, b) in enumerate(self.stages) if a <= layer < b), len(self.stages) - 1)
 
     def rank(self, rank: int) -> RankPlan:
         """Derive one rank's parameters and reads."""
-        return _derive(self, rank)
+        from loadmaster.plan.derive import derive
+
+        return derive(self, rank)
 
     def to_json(self) -> bytes:
         """Return the plan as JSON: its inputs and its hash."""
@@ -317,133 +323,3 @@ def _hash(plan: Plan) -> str:
                 known[id(p)] = hashlib.sha256(repr((p.spec, p.pieces)).encode()).digest()
             digest.update(known[id(p)])
     return digest.hexdigest()
-
-
-# One rank -------------------------------------------------------------------------------------------------------------
-
-
-def _derive(plan: Plan, rank: int) -> RankPlan:
-    at = plan.layout.coordinate(rank)
-    first, end = plan.stages[at.pp_rank]
-    is_first, is_last = at.pp_rank == 0, at.pp_rank == len(plan.stages) - 1
-    builder = _RankBuilder(plan, at.place)
-    own = {p.name: p for p in plan.family.native if p.stage is not None}
-    if is_first:
-        builder.add_top([p for p in own.values() if p.stage == "first"])
-    drafts = range(len(plan.schema.layers), len(plan.schema.layers) + plan.layout.num_draft_layers) if is_last else ()
-    for layer in (*range(first, end), *drafts):
-        builder.add_block(layer)
-    if is_last:
-        builder.add_top([p for p in own.values() if p.stage == "last"])
-        for layer in drafts:
-            builder.add_substitutes(layer)
-    return RankPlan(
-        rank=rank,
-        pp_rank=at.pp_rank,
-        tp_rank=at.tp_rank,
-        dp_rank=at.dp_rank,
-        ep_rank=at.ep_rank,
-        layers=(first, end),
-        draft_layers=tuple(drafts),
-        carries=plan.schema.carried_into(first),
-        specs=tuple(builder.specs),
-        batches=tuple(builder.batches()),
-        table=plan.checkpoint.table,
-    )
-
-
-class _RankBuilder:
-    """Collects one rank's specs, and which pieces fill them."""
-
-    def __init__(self, plan: Plan, place: int) -> None:
-        self.plan = plan
-        self.in_stage = place
-        self.specs: list[ParamSpec] = []
-        self.holders: dict[str, str] = {}  # a parameter of the model itself -> its name on this rank
-        self.rows: dict[int, tuple[list[int], list[int]]] = {}  # class -> rows, and the first spec of each
-        self.top: list[tuple[tuple[Composed, ...], int]] = []
-        self.place = {
-            layer: (number, row) for number, bound in enumerate(plan.classes) for row, layer in enumerate(bound.layers)
-        }
-
-    def block(self, layer: int) -> str:
-        """Return the running name of a stored layer: ``layers.7``, or ``mtp.0`` for the first draft layer."""
-        num_layers = len(self.plan.schema.layers)
-        return f"layers.{layer}" if layer < num_layers else f"mtp.{layer - num_layers}"
-
-    def add_block(self, layer: int) -> None:
-        number, row = self.place[layer]
-        rows, bases = self.rows.setdefault(number, ([], []))
-        rows.append(row)
-        bases.append(len(self.specs))
-        self._add_specs(self.plan.composed[number, self.in_stage], self.block(layer))
-
-    def _add_specs(self, composed: tuple[Composed, ...], block: str) -> None:
-        for c in composed:
-            self.specs.append(_renamed(c.spec, "{block}", block))
-
-    def add_top(self, params: list[Param]) -> None:
-        for p in params:
-            made = self.plan.top[self.in_stage].get(p.name)
-            if made:
-                self._add_own(made, p.name)
-            elif p.otherwise and p.parts[0] not in {t.name for t in self.plan.schema.top}:
-                self._substitute(p.name, p.otherwise)
-
-    def add_substitutes(self, layer: int) -> None:
-        """Add what a draft layer shares with the model: the same memory, or a copy where this rank has none."""
-        number, _ = self.place[layer]
-        exists = self.plan.classes[number].item_of
-        for p in self.plan.family.native:
-            if p.stage is None and p.otherwise and p.parts[0] not in exists and layer >= len(self.plan.schema.layers):
-                self._substitute(p.name.replace("{block}", self.block(layer)), p.otherwise)
-
-    def _substitute(self, name: str, original: str) -> None:
-        if holder := self.holders.get(original):
-            spec = next(s for s in self.specs if s.name == holder)
-            self.specs.append(replace(spec, name=name, alias=holder))
-            self.holders.setdefault(name, holder)
-        elif made := self.plan.top[self.in_stage].get(original):
-            self._add_own(made, name)
-            self.holders[original] = name
-
-    def _add_own(self, made: tuple[Composed, ...], name: str) -> None:
-        self.top.append((made, len(self.specs)))
-        self.holders[name] = name
-        original = made[0].spec.name
-        for c in made:
-            self.specs.append(_renamed(c.spec, original.removesuffix("weight"), name.removesuffix("weight")))
-
-    def batches(self) -> list[Batch]:
-        plan = self.plan
-        made = []
-        for composed, base in self.top:
-            made += _batches(composed, plan.binding.top, [0], [base])
-        for number, (rows, bases) in self.rows.items():
-            made += _batches(plan.composed[number, self.in_stage], plan.classes[number], rows, bases)
-        return made
-
-
-def _renamed(spec: ParamSpec, old: str, new: str) -> ParamSpec:
-    scale = spec.scale.replace(old, new) if spec.scale else None
-    components = tuple(c.replace(old, new) for c in spec.components)
-    return replace(spec, name=spec.name.replace(old, new), scale=scale, components=components)
-
-
-def _batches(composed: tuple[Composed, ...], bound: LayerClass, rows: list[int], bases: list[int]) -> list[Batch]:
-    """Return the batches of one class over some of its layers, whose specs begin at ``bases``."""
-    at, base = np.array(rows), np.array(bases, dtype=np.int32)
-    return [_batch(piece, bound, at, base + local) for local, c in enumerate(composed) for piece in c.pieces]
-
-
-def _batch(piece: Piece, bound: LayerClass, rows: np.ndarray, params: I32) -> Batch:
-    names = [v.leaf.name for v in leaves(piece.source)]
-    if piece.ids is None:
-        none = np.empty((len(rows), 0), dtype=np.int32)  # a constant has no views
-        tensors = np.concatenate([none, *(bound.ids[n][rows][:, None] for n in names)], axis=1)
-        return make_batch(piece, tensors, params, np.zeros(len(rows), dtype=np.int32))
-    ids = np.array(piece.ids)
-    tensors = np.stack([bound.ids[n][np.ix_(rows, ids)].reshape(-1) for n in names], axis=-1)
-    first_slot = piece.box[0][0]
-    slots = np.tile(np.arange(first_slot, first_slot + len(ids), dtype=np.int32), len(rows))
-    return make_batch(piece, tensors, np.repeat(params, len(ids)), slots)

@@ -7,85 +7,21 @@ once, and numpy columns give the stored tensors, the parameters and the offsets.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
-from loadmaster.architectures.algebra import Region, Stored, leaves
+from loadmaster.architectures.algebra import Region, Stored
 from loadmaster.architectures.lower import Piece
 from loadmaster.checkpoint import TensorTable
-from loadmaster.dtypes import DTYPES
-from loadmaster.errors import UnsupportedError
+from loadmaster.plan.compose import Composed
 from loadmaster.plan.specs import ParamSpec
+from loadmaster.plan.strided import StridedRun
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class StridedRun:
-    """The bytes of a box, in storage order: ``run`` contiguous bytes at each of ``counts`` steps of ``strides`` bytes.
-
-    ``offset`` is from the first byte of the array, ``span`` the distance from the first byte to the end of the last.
-    Where ``counts`` is empty the box is one contiguous run.
-    """
-
-    offset: int
-    run: int
-    counts: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes in the box."""
-        return self.run * prod(self.counts)
-
-    @property
-    def span(self) -> int:
-        """Bytes from the first to the end of the last, gaps included."""
-        return self.run + sum((n - 1) * s for n, s in zip(self.counts, self.strides, strict=True))
-
-
-def strided_run(shape: tuple[int, ...], box: Region, itemsize: int) -> StridedRun:
-    """Return the bytes of ``box`` in a row-major array of ``shape``.
-
-    A cut of dim 0 (column parallel, experts) is one contiguous run; a cut of dim 1 (row parallel) is one run a row.
-
-    >>> strided_run((2, 8), ((0, 2), (4, 8)), 2)
-    StridedRun(offset=8, run=8, counts=(2,), strides=(16,))
-    >>> strided_run((4, 8), ((1, 3), (0, 8)), 2)
-    StridedRun(offset=16, run=32, counts=(), strides=())
-    """
-    stride, offset, run = itemsize, 0, itemsize
-    counts: list[int] = []
-    strides: list[int] = []
-    for n, (a, b) in zip(reversed(shape), reversed(box), strict=True):
-        offset += a * stride
-        if not counts and run == stride:
-            run *= b - a  # everything so far is contiguous
-        elif b - a > 1:
-            if counts and strides[0] * counts[0] == stride:
-                counts[0] *= b - a
-            else:
-                counts.insert(0, b - a)
-                strides.insert(0, stride)
-        stride *= n
-    return StridedRun(offset, run, tuple(counts), tuple(strides))
-
-
-def itemsize(dtype: str) -> int:
-    """Return the bytes of one element.
-
-    Raises:
-        UnsupportedError: a format narrower than a byte.
-    """
-    bits = DTYPES[dtype].bits
-    if bits % 8:
-        raise UnsupportedError(f"cutting tensors of {dtype}, {bits} bits wide, is not supported yet")
-    return bits // 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +70,35 @@ def _is_row_major(view: Stored) -> bool:
     return view.order == tuple(sorted(view.order))
 
 
-def make_batch(piece: Piece, tensors: I32, params: I32, slots: I32) -> Batch:
-    """Return the batch of a piece; see `Batch` for the columns."""
-    views = tuple(leaves(piece.source))
-    runs = tuple(strided_run(v.factors, v.box, itemsize(v.dtype)) for v in views)
-    return Batch(piece, views, runs, tensors, params, slots)
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Parameters that a rank holds under names of its own: in those of ``composed``, ``old`` becomes ``new``.
+
+    ``alias``: it is the memory of that parameter.
+    """
+
+    composed: tuple[Composed, ...]
+    old: str
+    new: str
+    alias: str | None = None
+
+    def specs(self) -> Iterator[ParamSpec]:
+        """Yield the parameters under the rank's names; an alias keeps its components."""
+        for c in self.composed:
+            s, old, new = c.spec, self.old, self.new
+            if self.alias is not None:
+                yield replace(s, name=new, alias=self.alias)
+                continue
+            yield ParamSpec(
+                s.name.replace(old, new),
+                s.shape,
+                s.dtype,
+                s.scale.replace(old, new) if s.scale else None,
+                s.grids,
+                s.alias,
+                s.format,
+                tuple(name.replace(old, new) for name in s.components),
+            )
 
 
 @dataclass(frozen=True)
@@ -146,7 +106,7 @@ class RankPlan:
     """What one rank holds, reads and writes.
 
     ``layers`` is half open; ``draft_layers`` are the stored numbers of its MTP layers. ``carries`` is what the stage is
-    handed by the one before. ``specs`` are its parameters in layer order.
+    handed by the one before. ``held`` are its parameters in layer order.
     """
 
     rank: int
@@ -157,14 +117,24 @@ class RankPlan:
     layers: tuple[int, int]
     draft_layers: tuple[int, ...]
     carries: tuple[str, ...]
-    specs: tuple[ParamSpec, ...]
+    held: tuple[Held, ...]
     batches: tuple[Batch, ...]
     table: TensorTable
+
+    @cached_property
+    def specs(self) -> tuple[ParamSpec, ...]:
+        """The rank's parameters, in layer order."""
+        return tuple(spec for held in self.held for spec in held.specs())
+
+    @property
+    def num_params(self) -> int:
+        """Number of the rank's parameters."""
+        return sum(len(held.composed) for held in self.held)
 
     @property
     def resident_bytes(self) -> int:
         """Bytes of the rank's parameters; an alias takes none."""
-        return sum(spec_bytes(s) for s in self.specs if s.alias is None)
+        return sum(c.num_bytes for held in self.held if held.alias is None for c in held.composed)
 
     @property
     def needed_bytes(self) -> int:
@@ -227,8 +197,3 @@ class RankPlan:
         for batch in self.batches:
             for place in range(len(batch.params)):
                 yield batch, place
-
-
-def spec_bytes(spec: ParamSpec) -> int:
-    """Return the bytes of a parameter."""
-    return prod(spec.shape) * itemsize(spec.dtype)

@@ -6,6 +6,10 @@ These values are all that allocation and the model's modules know of a parameter
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
+
+from loadmaster.dtypes import DTYPES
+from loadmaster.errors import UnsupportedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +49,20 @@ class ParamSpec:
     alias: str | None = None
     format: str | None = None
     components: tuple[str, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the parameter."""
+        return prod(self.shape) * itemsize(self.dtype)
+
+
+def itemsize(dtype: str) -> int:
+    """Return the bytes of one element.
+
+    Raises:
+        UnsupportedError: a format narrower than a byte.
+    """
+    bits = DTYPES[dtype].bits
+    if bits % 8:
+        raise UnsupportedError(f"cutting tensors of {dtype}, {bits} bits wide, is not supported yet")
+    return bits // 8

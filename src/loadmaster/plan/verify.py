@@ -35,7 +35,8 @@ from loadmaster.parallel import ParallelLayout, cut
 from loadmaster.plan.bind import Form, LayerClass, Waiver
 from loadmaster.plan.compose import Composed, view
 from loadmaster.plan.plan import Plan
-from loadmaster.plan.rank import RankPlan, itemsize
+from loadmaster.plan.rank import RankPlan
+from loadmaster.plan.specs import itemsize
 
 STAGING_BYTES = 256 * 2**20
 """Default budget of host memory for staging, a rank."""
@@ -395,7 +396,7 @@ def _figures(plan: Plan, rank: RankPlan, replicas: Mapping[int, Sequence[int]], 
         ep_rank=rank.ep_rank,
         layers=rank.layers,
         draft_layers=rank.draft_layers,
-        num_params=len(rank.specs),
+        num_params=rank.num_params,
         resident_bytes=rank.resident_bytes,
         needed_bytes=rank.needed_bytes,
         fetched_bytes=rank.fetched_bytes,

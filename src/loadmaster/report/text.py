@@ -125,7 +125,9 @@ def _layout(layout: ParallelLayout) -> str:
     experts = f", whole experts over {layout.stage_size} ranks" if layout.enable_expert_parallel else ""
     turns = " in turns" if layout.expert_placement == "round_robin" else ""
     more = f", {layout.num_redundant_experts} of them redundant" if layout.num_redundant_experts else ""
-    return f"pipeline {layout.pipeline_parallel_size} × tensor {layout.tensor_parallel_size}{data}{experts}{turns}{more}"
+    return (
+        f"pipeline {layout.pipeline_parallel_size} × tensor {layout.tensor_parallel_size}{data}{experts}{turns}{more}"
+    )
 
 
 def print_error(console: Console, error: LoadmasterError, findings: Sequence[Finding]) -> None:

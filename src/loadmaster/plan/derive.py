@@ -1,0 +1,139 @@
+"""Derivation: one rank's parameters and what is moved into them, from the plan's classes, on demand.
+
+What places of a stage, or layers of a class, have in common is made once and shared; a rank adds only names and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loadmaster.architectures.schema import Param
+from loadmaster.plan.bind import LayerClass
+from loadmaster.plan.compose import Composed, Move
+from loadmaster.plan.rank import I32, Batch, Held, RankPlan
+
+if TYPE_CHECKING:
+    from loadmaster.plan.plan import Plan
+
+
+def derive(plan: Plan, rank: int) -> RankPlan:
+    """Return what ``rank`` holds, reads and writes."""
+    at = plan.layout.coordinate(rank)
+    first, end = plan.stages[at.pp_rank]
+    is_first, is_last = at.pp_rank == 0, at.pp_rank == len(plan.stages) - 1
+    builder = _RankBuilder(plan, at.place)
+    own = {p.name: p for p in plan.family.native if p.stage is not None}
+    if is_first:
+        builder.add_top([p for p in own.values() if p.stage == "first"])
+    drafts = range(len(plan.schema.layers), len(plan.schema.layers) + plan.layout.num_draft_layers) if is_last else ()
+    for layer in (*range(first, end), *drafts):
+        builder.add_block(layer)
+    if is_last:
+        builder.add_top([p for p in own.values() if p.stage == "last"])
+        for layer in drafts:
+            builder.add_substitutes(layer)
+    return RankPlan(
+        rank=rank,
+        pp_rank=at.pp_rank,
+        tp_rank=at.tp_rank,
+        dp_rank=at.dp_rank,
+        ep_rank=at.ep_rank,
+        layers=(first, end),
+        draft_layers=tuple(drafts),
+        carries=plan.schema.carried_into(first),
+        held=tuple(builder.held),
+        batches=tuple(builder.batches()),
+        table=plan.checkpoint.table,
+    )
+
+
+class _RankBuilder:
+    """Collects what one rank holds, and which pieces fill it."""
+
+    def __init__(self, plan: Plan, place: int) -> None:
+        self.plan = plan
+        self.in_stage = place
+        self.held: list[Held] = []
+        self.num_params = 0
+        self.holders: dict[str, tuple[str, Composed]] = {}  # a parameter of the model itself -> its name here
+        self.rows: dict[int, tuple[list[int], list[int]]] = {}  # class -> rows, and the first spec of each
+        self.top: list[tuple[tuple[Composed, ...], int]] = []
+
+    def block(self, layer: int) -> str:
+        """Return the running name of a stored layer: ``layers.7``, or ``mtp.0`` for the first draft layer."""
+        num_layers = len(self.plan.schema.layers)
+        return f"layers.{layer}" if layer < num_layers else f"mtp.{layer - num_layers}"
+
+    def add_block(self, layer: int) -> None:
+        number, row = self.plan.place_of[layer]
+        rows, bases = self.rows.setdefault(number, ([], []))
+        rows.append(row)
+        bases.append(self.num_params)
+        self._hold(self.plan.composed[number, self.in_stage], "{block}", self.block(layer))
+
+    def add_top(self, params: list[Param]) -> None:
+        for p in params:
+            made = self.plan.top[self.in_stage].get(p.name)
+            if made:
+                self._add_own(made, p.name)
+            elif p.otherwise and p.parts[0] not in {t.name for t in self.plan.schema.top}:
+                self._substitute(p.name, p.otherwise)
+
+    def add_substitutes(self, layer: int) -> None:
+        """Add what a draft layer shares with the model: the same memory, or a copy where this rank has none."""
+        number, _ = self.plan.place_of[layer]
+        exists = self.plan.classes[number].item_of
+        for p in self.plan.family.native:
+            if p.stage is None and p.otherwise and p.parts[0] not in exists and layer >= len(self.plan.schema.layers):
+                self._substitute(p.name.replace("{block}", self.block(layer)), p.otherwise)
+
+    def _hold(self, composed: tuple[Composed, ...], old: str, new: str, alias: str | None = None) -> None:
+        self.held.append(Held(composed, old, new, alias))
+        self.num_params += len(composed)
+
+    def _substitute(self, name: str, original: str) -> None:
+        if found := self.holders.get(original):
+            holder, weight = found
+            self._hold((weight,), weight.spec.name, name, holder)
+            self.holders.setdefault(name, found)
+        elif made := self.plan.top[self.in_stage].get(original):
+            self._add_own(made, name)
+            self.holders[original] = (name, made[0])
+
+    def _add_own(self, made: tuple[Composed, ...], name: str) -> None:
+        self.top.append((made, self.num_params))
+        self.holders[name] = (name, made[0])
+        self._hold(made, made[0].spec.name.removesuffix("weight"), name.removesuffix("weight"))
+
+    def batches(self) -> Iterator[Batch]:
+        plan = self.plan
+        for composed, base in self.top:
+            yield from _batches(composed, plan.binding.top, [0], [base])
+        for number, (rows, bases) in self.rows.items():
+            yield from _batches(plan.composed[number, self.in_stage], plan.classes[number], rows, bases)
+
+
+def _batches(
+    composed: tuple[Composed, ...], bound: LayerClass, rows: Sequence[int], bases: Sequence[int]
+) -> Iterator[Batch]:
+    """Yield the batches of one class over some of its layers, whose specs begin at ``bases``."""
+    at, base = np.array(rows), np.array(bases, dtype=np.int32)
+    for local, c in enumerate(composed):
+        for move in c.moves:
+            yield _batch(move, bound, at, base + local)
+
+
+def _batch(move: Move, bound: LayerClass, rows: np.ndarray, params: I32) -> Batch:
+    names, piece = [v.leaf.name for v in move.views], move.piece
+    if piece.ids is None:
+        none = np.empty((len(rows), 0), dtype=np.int32)  # a constant has no views
+        tensors = np.concatenate([none, *(bound.ids[n][rows][:, None] for n in names)], axis=1)
+        return Batch(piece, move.views, move.runs, tensors, params, np.zeros(len(rows), dtype=np.int32))
+    ids = np.array(piece.ids)
+    tensors = np.stack([bound.ids[n][np.ix_(rows, ids)].reshape(-1) for n in names], axis=-1)
+    first_slot = piece.box[0][0]
+    slots = np.tile(np.arange(first_slot, first_slot + len(ids), dtype=np.int32), len(rows))
+    return Batch(piece, move.views, move.runs, tensors, np.repeat(params, len(ids)), slots)
