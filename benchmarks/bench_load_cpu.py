@@ -32,11 +32,11 @@ def make(path: Path, gb: float) -> None:
     import orjson
 
     from loadmaster.synth import PRESETS
-    from loadmaster.synth.inventory import config_of, inventory
+    from loadmaster.synth.inventory import inventory
     from loadmaster.synth.write import write_shard
 
     preset = PRESETS["glm-5.1-fp8"]
-    config = config_of(preset, tiny=False) | {
+    config = preset.config_of(tiny=False) | {
         "num_hidden_layers": 4,
         "first_k_dense_replace": 1,
         "hidden_size": 2048,

@@ -30,6 +30,9 @@ NUMPY: dict[str, Any] = {
 }
 """numpy's dtypes for the formats that are written."""
 
+COPY_OF = {"mtp.embed": "embed", "mtp.head": "head"}
+"""A draft's own embedding and head are copies of the model's, as published."""
+
 E8M0 = ml_dtypes.float8_e8m0fnu
 
 
@@ -61,10 +64,17 @@ def write_tiny(
     config = preset.config_of(tiny=True) | (overrides or {})
     random = np.random.default_rng(seed)
     pending: dict[str, bytes] = {}
+    originals: dict[str | None, bytes] = {}
 
     def body(entry: Entry) -> bytes:
         if entry.format is None or entry.item is None:
-            return _random(entry, random).astype(NUMPY[entry.signature.dtype]).tobytes()
+            logical = entry.item.first.name if entry.item else ""
+            if (original := COPY_OF.get(logical)) in originals:
+                return originals[original]
+            made = _random(entry, random).astype(NUMPY[entry.signature.dtype]).tobytes()
+            if logical in COPY_OF.values():
+                originals[logical] = made
+            return made
         if entry.format.name != "fp8_block" or entry.number > 1:
             return _codes(entry, random)
         if entry.number == 1:
