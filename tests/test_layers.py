@@ -43,7 +43,7 @@ def test_every_module_of_the_planning_rooms_imports_without_torch() -> None:
     done = run_without_extra(
         """
 import importlib, pkgutil
-for room in ("checkpoint", "formats", "parallel", "architectures", "plan", "report", "synth"):
+for room in ("checkpoint", "formats", "parallel", "architectures", "plan", "payload", "report", "synth"):
     package = importlib.import_module(f"loadmaster.{room}")
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)

@@ -78,12 +78,10 @@ def test_a_missing_shard_is_one_finding_that_counts_its_tensors(folder: Path) ->
     assert "2 tensor(s)" in found.message
 
 
-@pytest.mark.parametrize("name", ["model-3-of-2.safetensors", "consolidated.safetensors"])
-def test_a_stray_shard_is_a_warning_and_not_read(name: str, folder: Path) -> None:
-    save_file({"a": np.zeros(9, np.float32)}, folder / name)
-    found = only(folder)
-    assert (found.code, found.severity, found.file) == ("shard-stray", "warning", name)
-    assert len(open_checkpoint(folder).table) == 3
+def test_an_index_without_any_of_its_shards_is_opened_and_they_are_missing(folder: Path) -> None:
+    for name in ("model-1-of-2.safetensors", "model-2-of-2.safetensors"):
+        (folder / name).unlink()
+    assert [f.code for f in open_checkpoint(folder).findings] == ["shard-missing"] * 2
 
 
 @pytest.mark.parametrize(
@@ -141,10 +139,10 @@ def test_a_config_that_cannot_be_read_is_found(content: str | None, code: str, f
 def test_a_folder_without_shards_says_what_it_holds(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         open_checkpoint(tmp_path / "nowhere")
-    (tmp_path / "model.gguf").touch()
+    (tmp_path / "README.md").touch()
     with pytest.raises(CheckpointError, match=r"no \.safetensors file") as refused:
         open_checkpoint(tmp_path)
-    assert "model.gguf" in str(refused.value.hint)
+    assert "README.md" in str(refused.value.hint)
 
 
 def test_a_read_past_the_end_names_file_and_offset(folder: Path) -> None:

@@ -46,9 +46,11 @@ def official_accepts(path: Path) -> bool:
 
 
 HOSTILE: dict[str, tuple[bytes, str]] = {
-    "an empty file": (b"", "file-truncated"),
+    "an empty file": (b"", "file-empty"),
     "seven bytes": (bytes(7), "file-truncated"),
-    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "header-invalid"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "file-lfs-pointer"),
+    "a web page": (b"<!DOCTYPE html><html>", "header-invalid"),
+    "a pickle": (b"\x80\x02}q\x00(X\x01\x00\x00\x00", "header-invalid"),
     "a header of no bytes": (bytes(8), "header-invalid"),
     "a header longer than allowed": ((10**12).to_bytes(8, "little") + b"{}", "header-invalid"),
     "a header longer than the file": ((10**6).to_bytes(8, "little") + b"{}", "file-truncated"),
@@ -113,6 +115,22 @@ def test_a_truncated_shard_is_one_finding_and_its_tensors_are_still_known(tmp_pa
     checkpoint = opened(tmp_path, content[: len(content) // 2])
     assert [f.code for f in checkpoint.findings] == ["file-truncated"]
     assert len(checkpoint.table) == 50
+
+
+@pytest.mark.parametrize(
+    ("begins", "what"), [(b"<!DOCTYPE html>", "a web page"), (b"PK\x03\x04" + bytes(9), "zip archive")]
+)
+def test_another_format_under_a_shard_s_name_is_called_what_it_is(begins: bytes, what: str, tmp_path: Path) -> None:
+    (found,) = opened(tmp_path, begins).findings
+    assert found.code == "header-invalid"
+    assert what in found.message
+
+
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path) -> None:
+    text = json.dumps({"a": entry()}).encode()
+    content = packed(text + b" " * (0x280 - len(text)))
+    assert content.startswith(b"\x80\x02")
+    assert opened(tmp_path, content).findings == ()
 
 
 @pytest.mark.parametrize("padding", [b"", b" ", b"       "])

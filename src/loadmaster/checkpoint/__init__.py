@@ -4,9 +4,11 @@ Knows files and formats of files, never a model or a rank. What is wrong with a 
 error is raised only where there is nothing to look at.
 """
 
-from loadmaster.checkpoint.folder import Checkpoint, ShardFile, open_checkpoint
+from loadmaster.checkpoint.folder import Checkpoint, open_checkpoint
 from loadmaster.checkpoint.hub import resolve_model
 from loadmaster.checkpoint.index import Index
+from loadmaster.checkpoint.losses import Losses
+from loadmaster.checkpoint.reader import ShardFile
 from loadmaster.checkpoint.store import LocalStore, Store
 from loadmaster.checkpoint.table import Signature, TensorTable
 
@@ -14,6 +16,7 @@ __all__ = [
     "Checkpoint",
     "Index",
     "LocalStore",
+    "Losses",
     "ShardFile",
     "Signature",
     "Store",

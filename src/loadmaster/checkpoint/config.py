@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from loadmaster.checkpoint.pointer import check_content
 from loadmaster.findings import Finding
 
 
@@ -27,7 +28,10 @@ def read_config(folder: Path) -> tuple[dict[str, Any] | None, tuple[Finding, ...
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        value = json.loads(path.read_bytes(), object_pairs_hook=strict, parse_constant=refuse)
+        text = path.read_bytes()
+        if (found := check_content(path.name, text, len(text))) is not None:
+            return None, (found,)
+        value = json.loads(text, object_pairs_hook=strict, parse_constant=refuse)
     except (OSError, ValueError, RecursionError) as error:
         return None, (Finding("config-invalid", "error", f"config.json cannot be read: {error}", file="config.json"),)
     if not isinstance(value, dict):

@@ -22,10 +22,20 @@ from typing import Any
 
 import orjson
 
+from loadmaster.checkpoint.pointer import check_content
 from loadmaster.dtypes import DTYPES
 from loadmaster.findings import Finding
 
 MAX_HEADER_BYTES = 100_000_000
+FETCH = "the download is incomplete; fetch the shard again"
+OTHER_FORMATS = {
+    b"<!DOCTYPE": "a web page",
+    b"<html": "a web page",
+    b"PK\x03\x04": "a zip archive, as torch.save writes it",
+    b"\x80\x02": "a pickle",
+    b"GGUF": "a GGUF file",
+}
+"""What is found under a shard's name instead: how it begins, and what it is."""
 _KEYS = {"dtype", "shape", "data_offsets"}
 _LIMIT = 2**63
 
@@ -61,12 +71,15 @@ def check_length(file: str, first: bytes, size: int) -> int:
     Raises:
         HeaderError: the file is no safetensors file, or its header does not fit it.
     """
-    if size == 0:
-        raise _refuse(file, "the file is empty", code="file-truncated", hint="download it again")
-    if first.startswith(b"version https://git-lfs"):
-        raise _refuse(file, "the file is a Git LFS pointer, not the shard itself", hint="fetch it with `git lfs pull`")
+    if (found := check_content(file, first, size)) is not None:
+        raise HeaderError(found)
     if size < 8:
-        raise _refuse(file, f"the file has {size} bytes, too few for a header", code="file-truncated")
+        raise _refuse(file, f"the file has {size} bytes, too few for a header", code="file-truncated", hint=FETCH)
+    for begins, what in OTHER_FORMATS.items():
+        if first.startswith(begins) and first[8:9] != b"{":
+            raise _refuse(
+                file, f"the file is {what}, not a safetensors file", hint="fetch the shard again, or convert it"
+            )
     length = int.from_bytes(first[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise _refuse(file, f"the header's length is {length:,} bytes, and the format allows {MAX_HEADER_BYTES:,}")

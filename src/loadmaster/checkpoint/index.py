@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from loadmaster.checkpoint.pointer import check_content
+from loadmaster.checkpoint.table import TensorTable
 from loadmaster.findings import Finding
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -26,62 +27,69 @@ class Index:
 def read_index(path: Path) -> tuple[Index | None, tuple[Finding, ...]]:
     """Read an index; None with a finding where it is not one."""
     try:
-        value: Any = orjson.loads(path.read_bytes())
+        text = path.read_bytes()
+        if (found := check_content(path.name, text, len(text))) is not None:
+            return None, (found,)
+        value: Any = orjson.loads(text)
     except (OSError, ValueError) as error:
-        return None, (Finding("index-invalid", "error", f"the index cannot be read: {error}", file=path.name),)
+        return None, (_invalid(path, f"the index cannot be read: {error}"),)
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(weight_map, dict) or set(map(type, weight_map.values())) - {str}:
-        message = "the index has no weight_map of tensor names to file names"
-        return None, (Finding("index-invalid", "error", message, file=path.name),)
+        return None, (_invalid(path, "the index has no weight_map of tensor names to file names"),)
     if outside := sorted(f for f in set(weight_map.values()) if "/" in f or f in ("", ".", "..")):
-        message = f"the index names files outside the folder: {outside[0]!r}"
-        return None, (Finding("index-invalid", "error", message, file=path.name),)
+        return None, (_invalid(path, f"the index names files outside the folder: {outside[0]!r}"),)
     metadata = value.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     return Index(weight_map, int(total) if isinstance(total, int | float) else None), ()
 
 
-def missing_shards(index: Index, present: Iterable[str]) -> list[Finding]:
-    """Report each shard that the index names and the folder lacks, with how many tensors it should hold."""
-    counts = Counter(index.weight_map.values())
-    return [
-        Finding(
-            "shard-missing",
-            "error",
-            f"the index puts {counts[name]} tensor(s) in it, and it is not in the folder",
-            file=name,
-            hint="download it; its tensors are not reported one by one",
-        )
-        for name in sorted(counts.keys() - set(present))
-    ]
+def _invalid(path: Path, message: str) -> Finding:
+    hint = "fetch the index again, or remove it: the shards' headers say all that is in it"
+    return Finding("index-invalid", "error", message, file=path.name, hint=hint)
 
 
-def compare(index: Index, places: Mapping[str, str], payload_bytes: int) -> list[Finding]:
-    """Hold the index against where the headers have the tensors (``places``: tensor → file)."""
-    files = set(places.values())
+def disagreements(index: Index, table: TensorTable, files: Sequence[str], passed_over: Set[str]) -> list[Finding]:
+    """Hold the index against where the headers have the tensors.
+
+    ``files`` are those that were read, in the table's numbers. Tensors in ``passed_over`` have findings of their own, as
+    have files that were not read.
+    """
+    holders = list(map(files.__getitem__, table.file.tolist()))
+    claimed = index.weight_map
+    if len(claimed) == len(table) and list(map(claimed.get, table.names)) == holders:
+        return []
+    known = set(files)
     kinds: dict[str, list[tuple[str, str]]] = {"absent": [], "elsewhere": [], "unlisted": []}
-    if index.weight_map != dict(places):
-        for name, file in index.weight_map.items():
-            found = places.get(name)
-            if found is None and file in files:
-                kinds["absent"].append((name, file))
-            elif found is not None and found != file:
-                kinds["elsewhere"].append((name, file))
-        kinds["unlisted"] = [(name, places[name]) for name in places.keys() - index.weight_map.keys()]
-    says = {
-        "absent": "the index puts it in {file}, whose header has no such tensor",
-        "elsewhere": "the index puts it in {file}, and it is in another shard",
-        "unlisted": "it is in {file}, and the index does not list it",
-    }
-    findings = []
-    for kind, cases in kinds.items():
-        if cases:
-            name, where = min(cases)
-            more = f" (and {len(cases) - 1} more like it)" if len(cases) > 1 else ""
-            findings.append(
-                Finding("index-disagrees", "error", says[kind].format(file=where) + more, tensor=name, file=INDEX_NAME)
-            )
-    if not findings and index.total_size not in (None, payload_bytes):
-        message = f"the index states a total size of {index.total_size:,} bytes, and the tensors have {payload_bytes:,}"
-        findings.append(Finding("index-total-size", "warning", message, file=INDEX_NAME))
-    return findings
+    for name, file in claimed.items():
+        if name in passed_over:
+            continue
+        number = table.ids.get(name)
+        if number is None and file in known:
+            kinds["absent"].append((name, file))
+        elif number is not None and holders[number] != file and file in known:
+            kinds["elsewhere"].append((name, holders[number]))
+    unlisted = table.ids.keys() - claimed.keys() - passed_over
+    kinds["unlisted"] = [(name, holders[table.ids[name]]) for name in unlisted]
+    return [_disagreement(kind, cases) for kind, cases in kinds.items() if cases]
+
+
+_SAYS = {
+    "absent": "the index puts it in {file}, whose header has no such tensor",
+    "elsewhere": "the index puts it in another shard than {file}, which has it",
+    "unlisted": "it is in {file}, and the index does not list it",
+}
+
+
+def _disagreement(kind: str, cases: list[tuple[str, str]]) -> Finding:
+    name, file = min(cases)
+    more = f" (and {len(cases) - 1:,} more like it)" if len(cases) > 1 else ""
+    hint = "the index is stale: fetch it again, or remove it, and the headers decide"
+    return Finding("index-disagrees", "error", _SAYS[kind].format(file=file) + more, name, file=INDEX_NAME, hint=hint)
+
+
+def check_total(index: Index, payload_bytes: int) -> list[Finding]:
+    """Hold the total size that the index states against the tensors' bytes."""
+    if index.total_size in (None, payload_bytes):
+        return []
+    message = f"the index states a total size of {index.total_size:,} bytes, and the tensors have {payload_bytes:,}"
+    return [Finding("index-total-size", "warning", message, file=INDEX_NAME)]

@@ -13,12 +13,13 @@ import time
 from collections.abc import Sequence
 
 from loadmaster import __version__
-from loadmaster.cli import generate, inspect, load, plan, serve, synth
+from loadmaster.cli import generate, inspect, load, plan, serve, synth, verify
 from loadmaster.errors import LoadmasterError, UsageError
 
 COMMANDS = {
     "inspect": (inspect, "show what a checkpoint holds"),
     "plan": (plan, "plan a checkpoint on a parallel layout and prove it, from headers alone"),
+    "verify": (verify, "read every byte, and check values, scales, copies and recorded SHA-256"),
     "load": (load, "carry a plan out in host memory, and report"),
     "generate": (generate, "generate from one prompt"),
     "serve": (serve, "serve the OpenAI API"),

@@ -16,15 +16,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="the hub revision: branch, tag or commit")
     layout = parser.add_argument_group("layout")
     layout.add_argument(
-        "--pipeline-parallel-size", "-pp", type=_positive, default=1, metavar="N", help="number of stages"
+        "--pipeline-parallel-size", "-pp", type=positive, default=1, metavar="N", help="number of stages"
     )
     layout.add_argument(
-        "--tensor-parallel-size", "-tp", type=_positive, default=1, metavar="N", help="ranks of each stage"
+        "--tensor-parallel-size", "-tp", type=positive, default=1, metavar="N", help="ranks of each stage"
     )
     layout.add_argument(
         "--data-parallel-size",
         "-dp",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="N",
         help="copies of all but the experts, which are divided over tensor × data ranks",
@@ -72,7 +72,8 @@ def add_capacity_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Return a number of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")

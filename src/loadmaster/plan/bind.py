@@ -7,11 +7,9 @@ allow, or left over becomes a defect: a finding together with the layer it touch
 
 from __future__ import annotations
 
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -23,10 +21,14 @@ from loadmaster.checkpoint import Checkpoint, Signature, TensorTable
 from loadmaster.findings import Finding, Severity
 from loadmaster.formats import Component, Format
 from loadmaster.plan.claims import KV_CACHE_SCALES, Claims
+from loadmaster.plan.defects import TOP, Defect
+from loadmaster.plan.missing import Missing, explain
+from loadmaster.plan.names import Names
+from loadmaster.plan.remarks import Sound, remarks
+from loadmaster.plan.strays import unexpected
+from loadmaster.plan.waivers import Waiver, waive, waive_names
 
 Ids = npt.NDArray[np.int32]
-TOP = -1
-"""Stands for the model itself where a layer's number is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,25 +70,6 @@ class LayerClass:
 
 
 @dataclass(frozen=True, slots=True)
-class Defect:
-    """A finding and the layer (or `TOP`), item (by its key) and expert that it touches."""
-
-    finding: Finding
-    layer: int
-    logical: str
-    expert: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Waiver:
-    """A named reason for leaving stored tensors unread."""
-
-    reason: str
-    num_tensors: int
-    num_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Binding:
     """Everything that binding found. ``top`` is the model's own class; ``classes`` are those of its layers and drafts."""
 
@@ -110,12 +93,19 @@ def bind(checkpoint: Checkpoint, family: Family, schema: Schema, claims: Claims,
         binder.draft_wanted = i < num_drafts
         bound = binder.classes(kind, schema.kinds[kind], (layer,), draft=True)
         (classes if i < num_drafts else unwanted).extend(bound)
-    waivers = binder.waive_drafts(unwanted)
-    waivers += binder.waive_components()
-    waivers += binder.waive_names((*family.waived, *schema.waived, *KV_CACHE_SCALES))
-    binder.remark()
-    binder.report_strays()
-    return Binding(top, tuple(classes), tuple(binder.defects), tuple(waivers))
+    unread = {"mtp not enabled": [i.reshape(-1) for c in unwanted for i in c.ids.values()], **binder.unread}
+    by_name = waive_names(checkpoint.table, binder.used, (*family.waived, *schema.waived, *KV_CACHE_SCALES))
+    defects = [*binder.defects, *remarks(binder.sound, claims)]
+    if binder.missing or not binder.used.all():
+        names = Names(checkpoint.table, np.flatnonzero(~binder.used).tolist())
+        found, unasked = explain(
+            binder.missing, names, checkpoint.losses, binder.stored, binder.suffixes, len(schema.layers)
+        )
+        unread["mtp not enabled"].append(np.array(unasked, dtype=np.int32))
+        defects += found
+        defects += unexpected(names, checkpoint, len(schema.layers))
+    waivers = [w for reason, ids in unread.items() for w in waive(checkpoint.table, reason, ids)]
+    return Binding(top, tuple(classes), tuple(defects), (*waivers, *by_name))
 
 
 def _spelling(table: TensorTable, family: Family, schema: Schema) -> Spelling:
@@ -137,20 +127,11 @@ def _spelling(table: TensorTable, family: Family, schema: Schema) -> Spelling:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sound:
-    """A sound item of some layers, and of some experts of each: what remarks are made of once all layers are seen."""
-
-    item: Item
-    form: Form
-    layers: tuple[int, ...]
-    members: list[int]
-
-
-@dataclass(frozen=True, slots=True)
 class _Fault:
     """Why an item's signatures are not sound: a finding without its name, which is that of the component ``suffix``.
 
-    ``{values}`` in the message stands for the name of the component that holds the values.
+    ``{values}`` in the message stands for the name of the component that holds the values. ``shape`` is that of a
+    component which is missing.
     """
 
     code: str
@@ -158,6 +139,7 @@ class _Fault:
     message: str
     values: str = "weight"
     hint: str | None = None
+    shape: tuple[int, ...] | None = None
 
 
 class _Binder:
@@ -172,13 +154,11 @@ class _Binder:
         self.padded = np.append(self.table.signature, -1).astype(np.int32)  # id -1 has signature -1
         self.used = np.zeros(len(self.table), dtype=np.bool_)
         self.defects: list[Defect] = []
-        self.missing: list[Defect] = []
-        self.sound: list[_Sound] = []
+        self.missing: list[Missing] = []
+        self.stored: dict[int, tuple[Item, ...]] = {}  # layer -> what it needs
+        self.sound: list[Sound] = []
         self.unread: dict[str, list[Ids]] = defaultdict(list)  # reason -> ids of components that are waived
         self.draft_wanted = True
-        index = checkpoint.index
-        present = {f.name for f in checkpoint.files}
-        self.lost = {n for n, f in index.weight_map.items() if f not in present} if index else set()
 
     def classes(
         self, kind: str, tensors: tuple[Tensor, ...], layers: tuple[int, ...], *, draft: bool = False
@@ -217,6 +197,7 @@ class _Binder:
     ) -> LayerClass:
         present = {i.first.optional for i in stored if any((v >= 0).any() for v in self._components(i, ids).values())}
         stored = tuple(i for i in stored if i.first.optional is None or i.first.optional in present)
+        self.stored.update(dict.fromkeys(layers, stored))
         forms = {}
         for item in stored:
             form = self._forms(item, layers, self._components(item, ids))
@@ -251,7 +232,7 @@ class _Binder:
             return None
         for form in dict.fromkeys(forms):
             members = [e for e, f in enumerate(forms) if f == form]
-            self.sound.append(_Sound(item, form, layers, members))
+            self.sound.append(Sound(item, form, layers, members))
         self._leave_unread(found)
         return (forms[0],) if len(set(forms)) == 1 else tuple(forms)
 
@@ -264,7 +245,13 @@ class _Binder:
     def _report(self, item: Item, fault: _Fault, layer: int, expert: int | None) -> None:
         name = item.stored_name(fault.suffix, layer, expert)
         message = fault.message.replace("{values}", item.stored_name(fault.values, layer, expert))
-        self._add(Finding(fault.code, "error", message, name, hint=fault.hint), layer, item.key, expert)
+        severity: Severity = "error" if self.draft_wanted else "warning"
+        finding = Finding(fault.code, severity, message, name, hint=fault.hint)
+        if fault.shape is not None:
+            self.missing.append(Missing(finding, layer, item, expert, fault.shape))
+        else:
+            experts = () if expert is None else (expert,)
+            self.defects.append(Defect(finding, (layer,), item.key, experts))
 
     def _verdict(self, item: Item, found: Mapping[str, Signature], *, ignored: bool) -> Form | _Fault:
         """Return the form that the signatures of an item's components give it, or why they give it none."""
@@ -307,6 +294,7 @@ class _Binder:
                     f"{{values}} is {found[values].dtype} ({format_.name}) and needs it, "
                     f"{' or '.join(component.dtypes)} {list(expected)}, in no shard",
                     values,
+                    shape=expected,
                 )
             if signature.shape != expected and not (component.is_scalar and signature.shape == ()):
                 of = "" if component.suffix == values else f", for {{values}} in {format_.name}"
@@ -350,124 +338,11 @@ class _Binder:
         suffix = values.suffix if values else "weight"
         plain = [] if suffix != "weight" else [*item.first.dtypes]
         dtypes = [*plain, *(values.dtypes if values else ())]
+        if values and item.stacked:
+            values = others[0].stacked().components[0]
         shape = values.shape(item.shape) if values else item.plain_shape
-        return _Fault("tensor-missing", suffix, f"expected {' or '.join(dtypes)} {list(shape)}, in no shard")
-
-    def remark(self) -> None:
-        """Report sound forms that are worth a word: contradictions with the config, and formats unlike the others'."""
-        counts: dict[str, Counter[str]] = defaultdict(Counter)
-        for sound in self.sound:
-            counts[sound.item.key][sound.form.dtype] += len(sound.layers)
-        for sound in self.sound:
-            expected = self._expected(sound.item.first, counts[sound.item.key])
-            for layer in sound.layers:
-                for code, severity, message, members in self._remarks(sound, layer, expected):
-                    for member in members:
-                        expert = member if sound.item.members else None
-                        name = sound.item.stored_name(self._values(sound.form), layer, expert)
-                        self._add(Finding(code, severity, message, name), layer, sound.item.key, expert)
-
-    @staticmethod
-    def _values(form: Form) -> str:
-        return form.format.components[0].suffix if form.format else "weight"
-
-    def _expected(self, tensor: Tensor, counts: Counter[str]) -> str:
-        """Return the plain format that a tensor is expected in: its own, that of most layers, or the model's."""
-        model = self.claims.model_dtype
-        if tensor.keep:
-            return tensor.keep
-        if not tensor.usual:
-            return model
-        commonest, count = counts.most_common(1)[0]
-        return commonest if commonest in tensor.usual and count > counts[model] else model
-
-    def _remarks(self, sound: _Sound, layer: int, expected: str) -> Iterator[tuple[str, Severity, str, list[int]]]:
-        form = sound.form
-        sample = sound.item.stored_name("weight", layer, sound.members[0])
-        first = sound.item.first
-        claimed = first.quantised and bool(self.claims.formats) and (form.quantised or not first.rarely)
-        if claimed and form.quantised == self.claims.ignores(sample):
-            says = "left unquantised" if form.quantised else "quantised"
-            message = (
-                f"quantization_config says that it is to be {says}, stored as {form.dtype}: the headers are followed"
-            )
-            yield "format-contradiction", "warning", message, sound.members
-        elif not form.quantised and form.dtype != expected:
-            yield "dtype-noted", "note", f"stored as {form.dtype}, expected {expected}; loaded from that", sound.members
-
-    def _add(self, finding: Finding, layer: int, logical: str, expert: int | None) -> None:
-        if finding.severity == "error" and not self.draft_wanted:
-            finding = replace(finding, severity="warning")
-        if finding.code in ("tensor-missing", "scale-missing"):
-            if finding.tensor in self.lost:
-                return  # its shard is missing, which is reported as such
-            self.missing.append(Defect(finding, layer, logical, expert))
-        else:
-            self.defects.append(Defect(finding, layer, logical, expert))
-
-    def waive_components(self) -> list[Waiver]:
-        """Waive components that restate what is known."""
-        waivers = []
-        for reason, ids in self.unread.items():
-            every = np.unique(np.concatenate(ids))
-            waivers += self._waiver(reason, every[every >= 0])
-        return waivers
-
-    def waive_drafts(self, classes: list[LayerClass]) -> list[Waiver]:
-        """Waive the MTP layers that nobody asked for."""
-        ids = np.unique(np.concatenate([i.reshape(-1) for c in classes for i in c.ids.values()] or [np.array([-1])]))
-        return self._waiver("mtp not enabled", ids[ids >= 0])
-
-    def waive_names(self, patterns: tuple[tuple[str, str], ...]) -> list[Waiver]:
-        """Waive unused stored tensors whose whole name matches a pattern of the family."""
-        waivers: list[Waiver] = []
-        unused = np.flatnonzero(~self.used)
-        for pattern, reason in patterns:
-            matches = re.compile(pattern).fullmatch
-            ids = np.array([i for i in unused if matches(self.table.names[i])], dtype=np.int64)
-            self.used[ids] = True
-            waivers += self._waiver(reason, ids)
-        return waivers
-
-    def _waiver(self, reason: str, ids: npt.NDArray[np.integer]) -> list[Waiver]:
-        return [Waiver(reason, len(ids), int(self.table.nbytes[ids].sum()))] if len(ids) else []
-
-    def report_strays(self) -> None:
-        """Pair what is missing with what is left over, and report the rest of both."""
-        strays = {self.table.names[i]: int(i) for i in np.flatnonzero(~self.used)}
-        for defect in self.missing:
-            name = defect.finding.tensor or ""
-            nearest = self._nearest(name, strays)
-            strays.pop(nearest or "", None)  # renamed: one defect, not two
-            hint = f"nearest: {nearest}" if nearest else None
-            self.defects.append(replace(defect, finding=replace(defect.finding, hint=hint)))
-        for name, number in strays.items():
-            signature = self.table.signatures[self.table.signature[number]]
-            layer = re.search(r"\.layers\.(\d+)\.", name)
-            self.defects.append(
-                Defect(
-                    Finding(
-                        "tensor-unexpected",
-                        "error",
-                        f"{signature.dtype} {list(signature.shape)} belongs to no parameter of this architecture",
-                        name,
-                        file=self.checkpoint.files[self.table.file[number]].name,
-                        hint="is config.json the one this checkpoint was published with?",
-                    ),
-                    int(layer[1]) if layer else TOP,
-                    re.sub(r"\d+", "#", name),
-                )
-            )
-
-    def _nearest(self, name: str, strays: Mapping[str, int]) -> str | None:
-        close = get_close_matches(name, strays, 1, 0.6) if len(strays) <= 2000 else []
-        if close:
-            return close[0]
-        prefix = name[: m.end()] if (m := re.search(r"\.layers\.\d+\.", name)) else name.split(".")[0]
-        tail = name.rsplit(".", 1)[-1]
-        candidates = [n for n in self.table.names if n.startswith(prefix) and n.endswith(tail)]
-        close = get_close_matches(name, candidates[:2000], 1, 0.6)
-        return close[0] if close else None
+        message = f"expected {' or '.join(dtypes)} {list(shape)}, in no shard"
+        return _Fault("tensor-missing", suffix, message, shape=shape)
 
 
 ENCODED = ("F8_E4M3", "U8", "I8", "I32", "F4")

@@ -20,13 +20,15 @@ import orjson
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.registry import find_family, language_config
 from loadmaster.architectures.schema import Family, Param, Schema
+from loadmaster.catalogue import ranked
 from loadmaster.checkpoint import Checkpoint, ShardFile, Signature, TensorTable
-from loadmaster.errors import ConfigError, LayoutError, PlanError
+from loadmaster.errors import ConfigError, InputError, LayoutError, PlanError
 from loadmaster.findings import Finding
 from loadmaster.parallel import ParallelLayout, partition
-from loadmaster.plan.bind import TOP, Binding, LayerClass, bind
+from loadmaster.plan.bind import Binding, LayerClass, bind
 from loadmaster.plan.claims import read_claims
 from loadmaster.plan.compose import Composed, Numerics, Whole, compose
+from loadmaster.plan.defects import Holders, gather
 from loadmaster.plan.divide import check_divisible
 from loadmaster.plan.rank import RankPlan
 
@@ -174,10 +176,19 @@ def build_plan(checkpoint: Checkpoint, layout: ParallelLayout | None = None, *, 
     None keeps them as stored, and decodes into the config's dtype.
 
     Raises:
-        InputError: nothing can be planned: the config or the layout is impossible. What is wrong with single tensors is
-            in the plan's findings.
+        InputError: nothing can be planned: the config or the layout is impossible; what is wrong with the files is in its
+            findings. What is wrong with single tensors is in the plan's findings.
     """
-    layout = layout or ParallelLayout()
+    try:
+        return _build(checkpoint, layout or ParallelLayout(), dtype)
+    except InputError as error:
+        if checkpoint.findings and not error.findings:
+            own = Finding(error.code, "error", error.message, hint=error.hint)
+            error.findings = ranked((*checkpoint.findings, own))
+        raise
+
+
+def _build(checkpoint: Checkpoint, layout: ParallelLayout, dtype: str | None) -> Plan:
     if checkpoint.config is None:
         raise ConfigError("the checkpoint has no readable config.json", findings=checkpoint.findings)
     family = find_family(checkpoint.config)
@@ -195,7 +206,7 @@ def build_plan(checkpoint: Checkpoint, layout: ParallelLayout | None = None, *, 
     check_divisible(binding, schema, layout)
     numerics = Numerics(dtype or claims.model_dtype, dtype is not None)
     composed, top = _compose_all(family, binding, layout, numerics)
-    findings = (*checkpoint.findings, *_findings(binding, schema, layout, stages))
+    findings = gather(checkpoint.findings, binding.defects, Holders(schema, layout, stages))
     plan = Plan(
         checkpoint=checkpoint,
         layout=layout,
@@ -253,49 +264,6 @@ def _compose_all(
     own_at = {w.param.name: at_places(w) for w in own}
     top = {place: {name: at[place] for name, at in own_at.items()} for place in range(layout.stage_size)}
     return composed, top
-
-
-def _findings(
-    binding: Binding, schema: Schema, layout: ParallelLayout, stages: tuple[tuple[int, int], ...]
-) -> tuple[Finding, ...]:
-    """Give the defects their ranks, and join those that are alike."""
-    last = len(stages) - 1
-    groups: dict[tuple[str, str, str, str], list[Finding]] = {}
-    for d in binding.defects:
-        if d.layer == TOP:
-            on = {0} if d.logical == "embed" else {last}
-            if d.logical == "embed" and (schema.tied or layout.num_draft_layers):
-                on.add(last)
-        else:
-            on = {next((i for i, (a, b) in enumerate(stages) if a <= d.layer < b), last)}
-        ranks = [r for stage in sorted(on) for r in layout.stage_ranks(stage)]
-        if d.expert is not None and layout.enable_expert_parallel:
-            logical = d.logical.partition("+")[0]
-            slots = layout.expert_slots(
-                next(t.experts for tensors in schema.kinds.values() for t in tensors if t.name == logical)
-            )
-            holders = {i * layout.stage_size // len(slots) for i, e in enumerate(slots) if e == d.expert}
-            ranks = [r for place, r in enumerate(ranks) if place in holders]
-        waived = d.finding.severity == "warning" and d.layer >= len(schema.layers) and not layout.num_draft_layers
-        finding = replace(d.finding, ranks=() if waived else tuple(ranks))
-        what = re_message(finding.message)
-        groups.setdefault((finding.code, finding.severity, d.logical, what), []).append(finding)
-    return tuple(f for group in groups.values() for f in _join(group))
-
-
-def re_message(message: str) -> str:
-    """Return a message without the names in it, so that findings that are alike group together."""
-    return " ".join(word for word in message.split() if ".layers." not in word)
-
-
-def _join(group: list[Finding]) -> list[Finding]:
-    """Return up to four findings as they are; more become one that counts them."""
-    if len(group) <= 4:
-        return group
-    ranks = tuple(sorted({r for f in group for r in f.ranks}))
-    names = ", ".join(f.tensor or "" for f in group[1:4])
-    first = group[0]
-    return [replace(first, message=f"{first.message} (and {len(group) - 1} more like it: {names}, …)", ranks=ranks)]
 
 
 def _hash(plan: Plan) -> str:

@@ -29,14 +29,16 @@ from loadmaster.architectures.algebra import Cast, Expression, Leaf, Region, Sto
 from loadmaster.architectures.items import Item
 from loadmaster.architectures.lower import coverage, edges, multiplicity, num_elements, tiles
 from loadmaster.architectures.schema import Tensor
+from loadmaster.catalogue import ranked
 from loadmaster.dtypes import widens
 from loadmaster.findings import Finding, errors
 from loadmaster.parallel import ParallelLayout, cut
-from loadmaster.plan.bind import Form, LayerClass, Waiver
+from loadmaster.plan.bind import Form, LayerClass
 from loadmaster.plan.compose import Composed, view
 from loadmaster.plan.plan import Plan
 from loadmaster.plan.rank import RankPlan
 from loadmaster.plan.specs import itemsize
+from loadmaster.plan.waivers import Waiver
 
 STAGING_BYTES = 256 * 2**20
 """Default budget of host memory for staging, a rank."""
@@ -123,8 +125,7 @@ def prove(plan: Plan, *, capacity_bytes: int | None = None, staging_bytes: int =
         findings += _check_bytes(plan, ranks)
     if capacity_bytes is not None:
         findings += _check_capacity(ranks, capacity_bytes)
-    order = {"error": 0, "warning": 1, "note": 2}
-    return Proof(plan, tuple(sorted(findings, key=lambda f: order[f.severity])), plan.binding.waivers, ranks)
+    return Proof(plan, ranked(findings), plan.binding.waivers, ranks)
 
 
 # Laws 1 and 4 ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from loadmaster.checkpoint import Checkpoint
 from loadmaster.errors import LoadmasterError
-from loadmaster.findings import Finding
+from loadmaster.findings import Finding, ranges
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan.verify import Proof
 
@@ -46,7 +46,7 @@ def _print_wide(console: Console, table: Table) -> None:
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:
     """Print findings, the worst first, each with where it is, what was expected and found, and a hint."""
     for f in findings:
-        ranks = f"  rank {_ranks(f.ranks)}" if f.ranks else ""
+        ranks = f"  rank {ranges(f.ranks)}" if f.ranks else ""
         console.print(f"[{_STYLE[f.severity]}]{f.severity}[/] {f.code}{ranks}", highlight=False)
         for what, value in (("tensor", f.tensor), ("param", f.param), ("file", f.file)):
             if value:
@@ -54,21 +54,6 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
         console.print(f"    {escape(f.message)}", highlight=False, soft_wrap=True)
         if f.hint:
             console.print(f"    hint: {escape(f.hint)}", highlight=False, soft_wrap=True)
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    """Return rank numbers with runs joined.
-
-    >>> _ranks((0, 1, 2, 5))
-    '0-2, 5'
-    """
-    runs: list[list[int]] = []
-    for r in ranks:
-        if runs and r == runs[-1][-1] + 1:
-            runs[-1].append(r)
-        else:
-            runs.append([r])
-    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
 
 
 def print_proof(console: Console, proof: Proof, elapsed_s: float) -> None:

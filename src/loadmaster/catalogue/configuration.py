@@ -1,0 +1,40 @@
+"""Configuration: what is wrong with config.json, or with what was asked."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from loadmaster.catalogue.entry import Entry
+
+CONFIGURATION: Final[dict[str, Entry]] = {
+    "config-missing": Entry(
+        "there is no config.json",
+        "shards copied without it",
+        "config.json: there is no config.json",
+        "copy the config.json that was published with the checkpoint",
+    ),
+    "config-invalid": Entry(
+        "config.json is not a JSON object, or a key is missing or has an impossible value",
+        "a config edited by hand, or one of another version of the architecture",
+        "config.json: hidden_size is '320', expected an integer of at least 1",
+        "take the published config.json",
+    ),
+    "architecture-unknown": Entry(
+        "the config names an architecture that is not described here",
+        "a model of a family that is not supported, or a misspelt `architectures`",
+        "config.json: the architecture 'GlmForever' is not known",
+        "see the README for the families; a new one is a table of its tensors",
+    ),
+    "unsupported": Entry(
+        "what the config declares, or what was asked, is sound but not supported yet",
+        "a quantisation method or a variant of a family that is not described here",
+        "config.json: quantization_config.quant_method 'exl2' is not supported",
+        "the message says what is supported",
+    ),
+    "plan-invalid": Entry(
+        "what was given as a plan is none, or one that this version would make differently",
+        "ranks that run different versions, a plan kept over an update",
+        "a plan of version 1, expected 2",
+        "plan again, with one version on all hosts",
+    ),
+}

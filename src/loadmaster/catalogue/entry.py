@@ -1,0 +1,14 @@
+"""One entry of the catalogue."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """What is said of one code. ``example`` is a finding's `summary <loadmaster.findings.Finding.summary>`."""
+
+    meaning: str
+    cause: str
+    example: str
+    remedy: str

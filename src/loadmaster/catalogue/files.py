@@ -1,0 +1,178 @@
+"""Files: what is wrong with them before any model is thought of."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from loadmaster.catalogue.entry import Entry
+
+FILES: Final[dict[str, Entry]] = {
+    "checkpoint-missing": Entry(
+        "the folder does not exist, or holds no safetensors file",
+        (
+            "a mistyped path; a repository that holds pickled or GGUF weights only; a download that fetched the"
+            " small files"
+        ),
+        "glm holds no .safetensors file",
+        "give the folder that holds config.json and the shards; convert pickled weights to safetensors",
+    ),
+    "file-lfs-pointer": Entry(
+        "a file is a Git LFS pointer of some 130 bytes in place of what it stands for",
+        "a repository cloned without Git LFS, or with GIT_LFS_SKIP_SMUDGE=1",
+        (
+            "model-00002-of-00003.safetensors: the file is a Git LFS pointer of 79 bytes, not what it stands "
+            "for (5,360,000,000 bytes); lost with it: 62 weights of layers 1-3"
+        ),
+        "run `git lfs install` and `git lfs pull` in the folder, or download it with `hf download`",
+    ),
+    "file-empty": Entry(
+        "a file has no bytes",
+        "a download that was killed as it began, or a full disk",
+        "config.json: the file has no bytes",
+        "fetch the file again",
+    ),
+    "shard-missing": Entry(
+        "a shard is not in the folder: the index names it, or the numbers in the others' names tell of it",
+        "an interrupted download, a copy that left a file out",
+        (
+            "model-00002-of-00003.safetensors: the index puts 106 tensor(s) in it, and it is not in the folder;"
+            " lost with it: 62 weights of layers 1-3"
+        ),
+        "fetch that shard; the tensors lost with it are counted here and not reported one by one",
+    ),
+    "shard-unreadable": Entry(
+        "a shard cannot be opened or read",
+        "permissions, a link to nothing (an emptied hub cache), a failing disk or network mount",
+        (
+            "model-00002-of-00003.safetensors: it cannot be read: No such file or directory; lost with it: 62 "
+            "weights of layers 1-3"
+        ),
+        "mend what the operating system complains of",
+    ),
+    "file-truncated": Entry(
+        "a shard ends before its last tensor does",
+        "an interrupted download or copy, a full disk",
+        (
+            "model-00002-of-00003.safetensors: its tensors end at byte 1,574,280 of the data, and the file has "
+            "1,570,184: 4,096 are missing"
+        ),
+        "fetch the shard again and compare its size with the published one",
+    ),
+    "file-overlong": Entry(
+        "a shard goes on after its last tensor ends",
+        "a download resumed at the wrong place, two files written into one",
+        (
+            "model-00002-of-00003.safetensors: its tensors end at byte 1,574,280 of the data, and the file goes"
+            " on to 1,578,376"
+        ),
+        "fetch the shard again",
+    ),
+    "header-invalid": Entry(
+        "a shard's header is not what the safetensors format allows",
+        "another format under this name (a web page, an archive, a pickle), or damaged bytes",
+        (
+            "model-00002-of-00003.safetensors: the file is a web page, not a safetensors file; lost with it: 62"
+            " weights of layers 1-3"
+        ),
+        "fetch the shard again, or have its writer mended",
+    ),
+    "header-duplicate-key": Entry(
+        "a header names one tensor twice",
+        "a faulty writer: most readers take the last in silence",
+        (
+            "model.layers.1.mlp.experts.1.up_proj.weight: the header names it twice; lost with it: 62 weights "
+            "of layers 1-3"
+        ),
+        "write the shard again; which of the two is meant cannot be told",
+    ),
+    "header-unknown-dtype": Entry(
+        "a header names a number format that the safetensors format does not have",
+        "a writer of a newer format, or a faulty one",
+        (
+            "model.layers.1.mlp.experts.3.gate_proj.weight: its dtype is 'F8_E9M9', which the format does not "
+            "have; lost with it: 62 weights of layers 1-3"
+        ),
+        "update this package, or write the shard with a format that is known",
+    ),
+    "header-extent": Entry(
+        "the bytes a header gives a tensor are not those its dtype and shape need",
+        "a header edited without its data: a shape changed, packed values relabelled",
+        (
+            "model.layers.2.input_layernorm.weight: BF16 [321] needs 642 bytes, and the header gives it 640 "
+            "(368,784 to 369,424)"
+        ),
+        "write the shard again from its source",
+    ),
+    "header-tiling": Entry(
+        "the tensors of a file overlap, or leave a gap between them",
+        "a faulty writer, or tensors cut out of a file in place",
+        (
+            "model.layers.1.mlp.experts.3.gate_proj.weight_scale_inv: "
+            "model.layers.1.mlp.experts.3.gate_proj.weight and "
+            "model.layers.1.mlp.experts.3.gate_proj.weight_scale_inv leave a gap: one ends at byte 30,720, the "
+            "next begins at 30,784"
+        ),
+        "write the shard again from its source",
+    ),
+    "tensor-duplicate": Entry(
+        "two shards hold a tensor of the same name",
+        "two revisions in one folder, tied weights saved twice, shards merged by hand",
+        (
+            "model.layers.1.mlp.experts.3.gate_proj.weight: it is in model-00002-of-00003.safetensors as well "
+            "(and 105 more like it)"
+        ),
+        "remove the shards of the other revision, or add the index that says which counts",
+    ),
+    "shard-unindexed": Entry(
+        "a shard that the index does not name holds tensors that no other shard has",
+        "an index from before a layer or an adapter was added",
+        (
+            "model-00002-of-00003.safetensors: it holds model.layers.1.mlp.experts.3.gate_proj.weight and 105 "
+            "more tensor(s) that no shard of the index has; it is not read; lost with it: 62 weights of layers "
+            "1-3"
+        ),
+        "fetch or make the index anew, or move the file away",
+    ),
+    "shard-stray": Entry(
+        "a safetensors file lies in the folder that does not belong to the checkpoint, and is not read",
+        "shards of an earlier revision, the publisher's own consolidated file, an adapter",
+        (
+            "consolidated.safetensors: the same weights in their publisher's own layout, beside the shards; it "
+            "is not read"
+        ),
+        "none is needed; remove it if it is not wanted",
+    ),
+    "index-invalid": Entry(
+        "the index is not a JSON object with a weight_map of names to files",
+        "a damaged or half-written index; it is left aside, and all shards are read",
+        ("model.safetensors.index.json: the index cannot be read: unexpected end of data: line 6 column 34 (char 100)"),
+        "fetch the index again",
+    ),
+    "index-disagrees": Entry(
+        "the index and the headers of the shards name different tensors or places",
+        "a stale index: shards were written anew (quantised, merged, pruned) and the index was kept",
+        (
+            "model.layers.9.input_layernorm.weight: the index puts it in model-00001-of-00003.safetensors, "
+            "whose header has no such tensor"
+        ),
+        "fetch or make the index anew; the headers are what is loaded",
+    ),
+    "index-total-size": Entry(
+        "the index states a total size that is not that of the tensors",
+        "an index copied from the checkpoint that this one was made of",
+        (
+            "model.safetensors.index.json: the index states a total size of 756,162,687,872 bytes, and the "
+            "tensors have 4,724,128"
+        ),
+        "none is needed for loading",
+    ),
+    "download-partial": Entry(
+        "an unfinished download lies in the folder, although no shard is missing",
+        "an interrupted download that was later finished by other means",
+        (
+            "model-00002-of-00003.safetensors.aria2: aria2 was not done with model-00002-of-00003.safetensors: "
+            "it has its full size from the start, and may have holes"
+        ),
+        "remove it, or finish the download if it belongs to a file that is wanted",
+    ),
+}

@@ -1,0 +1,43 @@
+"""Layout: what is wrong with the parallel layout for this model."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from loadmaster.catalogue.entry import Entry
+
+LAYOUT: Final[dict[str, Entry]] = {
+    "layout-stages": Entry(
+        "the layers cannot be divided over the pipeline stages as asked",
+        "more stages than layers, or a --layer-partition that does not add up",
+        "8 pipeline stages for 4 layers",
+        "the message gives the numbers",
+    ),
+    "layout-indivisible": Entry(
+        "a dimension does not divide over the tensor-parallel ranks",
+        "a tensor-parallel size that does not divide heads, experts or groups of a quantised format",
+        (
+            "attn.q_b (model.layers.{layer}.self_attn.q_b_proj.weight): 8 unit(s) of 40 do not divide over 3 "
+            "tensor-parallel ranks, and 5 more"
+        ),
+        "the hint names the sizes that are legal",
+    ),
+    "layout-block-cut": Entry(
+        "a cut falls inside a quantisation block where that is not possible",
+        "a tensor-parallel size under which a packed format's words or groups would be split",
+        "a cut at elements 4 to 64 of dim 0 splits a packed word of 8 (awq, qweight)",
+        "use a smaller tensor-parallel size and more pipeline stages",
+    ),
+    "draft-missing": Entry(
+        "speculative decoding with MTP was asked for, and the checkpoint has no MTP layer",
+        "num_nextn_predict_layers is 0 or absent",
+        "1 MTP layer(s) asked for, and the model has 0",
+        "leave out --speculative-config",
+    ),
+    "memory-capacity": Entry(
+        "a rank needs more memory than the capacity given",
+        "too few ranks, or an uneven partition: the last stage also holds the head and the MTP layer",
+        "rank 3 needs 4.23 GiB for its parameters, and the capacity is 4.00 GiB",
+        "use more ranks, or another --layer-partition",
+    ),
+}

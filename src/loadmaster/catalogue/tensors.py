@@ -1,0 +1,79 @@
+"""Tensors: what is missing, left over, or in a form that does not fit; whole layers first, remarks last."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from loadmaster.catalogue.entry import Entry
+
+TENSORS: Final[dict[str, Entry]] = {
+    "layer-missing": Entry(
+        "a layer has none of its tensors",
+        "num_hidden_layers of another size of the model, a pruned checkpoint, an MTP layer that was not published",
+        "model.layers.2.*: nothing of layer 2 is in any shard: 31 weights",
+        "take the config.json that belongs to the checkpoint, or the shards that hold the layer",
+    ),
+    "expert-incomplete": Entry(
+        "some experts of a layer have none of their tensors",
+        "pruned experts under the original config, a conversion that lost a rank's experts",
+        "model.layers.2.mlp.experts.1.*: experts 1, 3 (of 4) of layers 2-3 are in no shard",
+        "n_routed_experts (num_experts) must be the number stored; convert again where some were lost",
+    ),
+    "tensor-missing": Entry(
+        "a parameter needs a tensor that no shard holds",
+        "a renamed tensor (a prefix added or lost), a checkpoint of another version of the architecture",
+        "model.layers.2.self_attn.o_proj.weight: expected BF16 or F16 or F32 or F8_E4M3 [320, 256], in no shard",
+        "compare with the nearest name that the hint gives; `loadmaster inspect --match` lists what is stored",
+    ),
+    "tensor-unexpected": Entry(
+        "a stored tensor is neither needed by any parameter nor waived",
+        "a config that describes less than is stored (indexers that it says are shared, a bias that it denies)",
+        "model.layers.3.self_attn.indexer.*: 7 tensors that belong to no parameter of this architecture",
+        "take the config.json that belongs to the checkpoint; remove what does not belong",
+    ),
+    "shape-mismatch": Entry(
+        "a tensor's shape is not the one that the config gives it",
+        "a config of another size of the model, a resized vocabulary, a tensor stored transposed or cut",
+        "lm_head.weight: expected [384, 320] from the config, found [320, 320]",
+        "take the config.json that belongs to the checkpoint",
+    ),
+    "dtype-inadmissible": Entry(
+        "a tensor is stored in a form that its parameter does not allow",
+        "a conversion that quantised what must stay (norms, routers), or another quantisation method than claimed",
+        "model.layers.2.input_layernorm.weight: expected BF16 or F16 or F32, found F8_E4M3",
+        "convert again with these modules left out, or mend quantization_config",
+    ),
+    "scale-missing": Entry(
+        "a quantised weight has no scale",
+        "a conversion that spelled scales otherwise (`weight_scale` for `weight_scale_inv`) or dropped some",
+        (
+            "model.layers.2.self_attn.indexer.wk.weight_scale_inv: model.layers.2.self_attn.indexer.wk.weight "
+            "is F8_E4M3 (fp8_block) and needs it, F32 or F8_E8M0 [1, 3], in no shard"
+        ),
+        "compare with the nearest name that the hint gives; convert again where it is lost",
+    ),
+    "scale-stray": Entry(
+        "a scale lies beside a weight that is not quantised, or whose format has none",
+        "a weight dequantised and its scale left behind, or a weight mislabelled",
+        (
+            "model.layers.2.self_attn.o_proj.weight_scale_inv: it lies beside "
+            "model.layers.2.self_attn.o_proj.weight, which is BF16 and not quantised"
+        ),
+        "remove the scale if the weight is true; else store the weight in its quantised format again",
+    ),
+    "format-contradiction": Entry(
+        "headers and the config's quantization_config say different things",
+        "a list of unquantised modules that is not that of the checkpoint, a BF16 MTP layer in a quantised model",
+        (
+            "model.layers.2.self_attn.o_proj.weight: quantization_config says that it is to be left "
+            "unquantised, stored as F8_E4M3: the headers are followed"
+        ),
+        "as a warning: none, the headers are followed; as an error: give the quantization_config that is missing",
+    ),
+    "dtype-noted": Entry(
+        "a tensor is stored in another form than its neighbours, and is loaded as it is",
+        "a mixed-precision conversion",
+        "model.layers.2.mlp.gate.e_score_correction_bias: stored as BF16, expected F32; loaded from that",
+        "none is needed",
+    ),
+}

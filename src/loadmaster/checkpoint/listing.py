@@ -1,0 +1,153 @@
+"""What lies in a folder: which safetensors files are its shards, which are missing, which lie aside, what is unfinished.
+
+Only names are looked at here. Other files (tokenizers, documents, folders such as ``original/`` and ``.git/``) are
+nobody's business, but where there is no shard at all they say what the folder is instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadmaster.checkpoint.index import Index
+from loadmaster.errors import CheckpointError
+from loadmaster.findings import Finding
+
+PARTIAL = (".incomplete", ".part", ".partial", ".aria2", ".crdownload")
+"""How the names of unfinished downloads end: huggingface_hub, wget and browsers, aria2's control files, Chrome."""
+HUB_PARTIALS = Path(".cache", "huggingface", "download")
+"""Where ``hf download --local-dir`` keeps files until they are whole."""
+ASIDE = re.compile(r"(consolidated|adapter)[^/]*\.safetensors")
+"""The publisher's own file beside the shards (Mistral's), and adapters: not part of the checkpoint."""
+NUMBERED = re.compile(r"(.*?)(\d+)(-of-)(\d{1,6})(.*\.safetensors)")
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Names of a folder's files: ``shards`` to read, ``missing`` ones, others that lie ``aside``, and ``partial`` ones."""
+
+    shards: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    aside: tuple[str, ...] = ()
+    partial: tuple[str, ...] = ()
+
+
+def list_shards(folder: Path, index: Index | None) -> Listing:
+    """List ``folder``: by the index where there is one, else by the numbers in the shards' names.
+
+    Raises:
+        CheckpointError: the folder does not exist, or holds no safetensors file; says what it holds.
+    """
+    if not folder.is_dir():
+        raise _nothing(f"{folder} does not exist", "MODEL is a folder, or a hub id such as owner/name")
+    files = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
+    names = [n for n in files if n.endswith(".safetensors")]
+    partial = _partial(folder, files)
+    if not names and index is None:
+        raise _nothing(f"{folder} holds no .safetensors file", _instead(files, partial))
+    if index is not None:
+        listed = set(index.weight_map.values())
+        shards = listed.intersection(names)
+        missing = listed.difference(names)
+    else:
+        shards = {n for n in names if not ASIDE.fullmatch(n)} or set(names)
+        missing = set(_absent_numbers(shards))
+    return Listing(_ordered(shards), _ordered(missing), _ordered(set(names) - shards), partial)
+
+
+def _ordered(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names in natural order: 2 before 10."""
+    return tuple(sorted(names, key=lambda n: [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", n)]))
+
+
+def _partial(folder: Path, files: Sequence[str]) -> tuple[str, ...]:
+    """Return the unfinished downloads, those that the hub's client keeps in a folder of its own included."""
+    found = [n for n in files if n.endswith(PARTIAL)]
+    if (folder / HUB_PARTIALS).is_dir():
+        found += [f"{HUB_PARTIALS}/{p.name}" for p in (folder / HUB_PARTIALS).iterdir() if p.name.endswith(PARTIAL)]
+    return tuple(sorted(found))
+
+
+def _absent_numbers(shards: set[str]) -> list[str]:
+    """Return the names that a numbered set (``model-00003-of-00142.safetensors``) lacks.
+
+    >>> _absent_numbers({"model-1-of-3.safetensors", "model-3-of-3.safetensors"})
+    ['model-2-of-3.safetensors']
+    """
+    sets: dict[tuple[str, str, str, int], set[int]] = defaultdict(set)
+    for name in shards:
+        if m := NUMBERED.fullmatch(name):
+            sets[m[1], m[4], m[5], len(m[2])].add(int(m[2]))
+    absent = []
+    for (before, total, after, width), numbers in sets.items():
+        first = 0 if 0 in numbers else 1
+        expected = range(first, first + int(total))
+        absent += [f"{before}{i:0{width}d}-of-{total}{after}" for i in expected if i not in numbers]
+    return absent
+
+
+def _nothing(message: str, hint: str) -> CheckpointError:
+    finding = Finding("checkpoint-missing", "error", message, hint=hint)
+    return CheckpointError(message, hint=hint, findings=(finding,))
+
+
+def _instead(files: Sequence[str], partial: Sequence[str]) -> str:
+    """Say what a folder without safetensors files holds, and what to do about it."""
+    gguf = [n for n in files if n.endswith(".gguf")]
+    pickled = [n for n in files if n.endswith(PICKLED)]
+    if partial:
+        return f"a download is unfinished ({_some(partial)}); resume it"
+    if pickled:
+        return (
+            f"it holds pickled weights ({_some(pickled)}), which are not read; convert them: "
+            'AutoModelForCausalLM.from_pretrained(folder, dtype="auto").save_pretrained(new_folder) of transformers, '
+            "or fetch a revision with safetensors"
+        )
+    if gguf:
+        return (
+            f"it holds GGUF files ({_some(gguf)}), made for llama.cpp; fetch the model's safetensors repository instead, "
+            "or AutoModelForCausalLM.from_pretrained(folder, gguf_file=…).save_pretrained(new_folder) of transformers"
+        )
+    return f"it holds {_some(sorted(files))}" if files else "the folder is empty"
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(sorted(names)[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def report_missing(listing: Listing, index: Index | None) -> list[Finding]:
+    """Report each shard that is not there; an unfinished download is the likely cause, if there is one."""
+    counts: Mapping[str, int] = Counter(index.weight_map.values()) if index and listing.missing else {}
+    resume = f"a download is unfinished ({_some(listing.partial)}): resume it" if listing.partial else "fetch it again"
+    return [
+        Finding(
+            "shard-missing",
+            "error",
+            f"the index puts {counts[name]:,} tensor(s) in it, and it is not in the folder"
+            if counts
+            else "the other shards' names count it, and it is not in the folder",
+            file=name,
+            hint=resume,
+        )
+        for name in listing.missing
+    ]
+
+
+def report_partial(listing: Listing) -> list[Finding]:
+    """Report unfinished downloads beside shards that are all there."""
+    if listing.missing:
+        return []  # said with the shards that are missing
+    findings = []
+    for name in listing.partial:
+        whole = name.removesuffix(".aria2")
+        message, hint = "a download is unfinished, and no shard is missing", "remove it, or finish the download"
+        if name.endswith(".aria2") and whole in listing.shards:
+            message = f"aria2 was not done with {whole}: it has its full size from the start, and may have holes"
+            hint = "resume the download with aria2c -c"
+        findings.append(Finding("download-partial", "warning", message, file=name, hint=hint))
+    return findings

@@ -1,0 +1,238 @@
+"""Headers into columns: read ahead in threads, decoded one after another, checked a file at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from loadmaster.checkpoint.header import FETCH, HeaderError, check_length, parse_header
+from loadmaster.checkpoint.table import Signature, TensorTable
+from loadmaster.findings import Finding, joined
+
+FIRST_READ_BYTES = 2**18
+"""Read of each file at first: holds most headers whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """One file: its size and ``header_bytes`` (where its data begins) in bytes, its time stamp in nanoseconds."""
+
+    name: str
+    size: int
+    header_bytes: int
+    mtime_ns: int
+
+
+Read = tuple[bytes, int, int] | HeaderError
+"""A header's text with its file's size and time stamp, or why there is none."""
+
+
+def read_headers(folder: Path, names: Sequence[str]) -> Iterator[Read]:
+    """Yield each file's header text, in order; reading runs ahead in threads, decoding holds the interpreter anyway."""
+
+    def read(name: str) -> Read:
+        try:
+            descriptor = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                stat = os.fstat(descriptor)
+                text = os.pread(descriptor, FIRST_READ_BYTES, 0)
+                length = check_length(name, text, stat.st_size)
+                while len(text) < 8 + length:
+                    more = os.pread(descriptor, 8 + length - len(text), len(text))
+                    if not more:
+                        break
+                    text += more
+                return text[8 : 8 + length], stat.st_size, stat.st_mtime_ns
+            finally:
+                os.close(descriptor)
+        except HeaderError as error:
+            return error
+        except OSError as error:
+            message = f"it cannot be read: {error.strerror or error}"
+            hint = "it is a link to a file that does not exist" if (folder / name).is_symlink() else None
+            return HeaderError(Finding("shard-unreadable", "error", message, file=name, hint=hint))
+
+    ahead = 8
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(read, n) for n in names[:ahead]]
+        for i in range(len(names)):
+            yield waiting.pop(0).result()
+            if i + ahead < len(names):
+                waiting.append(pool.submit(read, names[i + ahead]))
+
+
+class Columns:
+    """Collects headers into columns, file by file, and what is wrong with them.
+
+    ``unread`` are the findings of files that gave nothing, ``dropped`` those of tensors that are left out: one whose extent
+    is wrong, and the second of two.
+    """
+
+    def __init__(self) -> None:
+        self.files: list[ShardFile] = []
+        self.findings: list[Finding] = []
+        self.unread: dict[str, Finding] = {}
+        self.dropped: dict[str, Finding] = {}
+        self.digest = hashlib.sha256()
+        self._names: list[str] = []
+        self._ids: dict[str, int] = {}
+        self._firsts: list[int] = []  # the first id of each file
+        self._columns: list[tuple[np.ndarray, ...]] = []
+        self._signatures: dict[tuple[str, tuple[int, ...]], int] = {}
+        self._sizes: list[int] = []
+
+    def add(self, name: str, read: Read) -> None:
+        """Add one file, or why it has no header."""
+        if isinstance(read, HeaderError):
+            self._unreadable(name, read.finding)
+            return
+        text, size, mtime_ns = read
+        try:
+            header = parse_header(name, text)
+        except HeaderError as error:
+            self._unreadable(name, error.finding)
+            return
+        base = 8 + len(text)
+        self.digest.update(f"{name}\0{size}\0".encode() + text)
+        number = len(self.files)
+        self.files.append(ShardFile(name, size, base, mtime_ns))
+        known = self._signatures
+        signature = np.array(
+            [known.setdefault(key, len(known)) for key in zip(header.dtypes, header.shapes, strict=True)],
+            dtype=np.int32,
+        )
+        begin, end = np.array(header.begins, dtype=np.int64), np.array(header.ends, dtype=np.int64)
+        order = np.lexsort((end, begin))
+        if not bool((order[1:] > order[:-1]).all()):
+            names = [header.names[i] for i in order.tolist()]
+            signature, begin, end = signature[order], begin[order], end[order]
+        else:
+            names = header.names
+        keep = self._check(name, names, signature, begin, end, size - base)
+        if keep is not None:
+            names, signature, begin, end = [names[i] for i in keep], signature[keep], begin[keep], end[keep]
+        first = len(self._names)
+        if not self._ids.keys().isdisjoint(names):
+            self._twice(name, [n for n in names if n in self._ids])
+            at = [i for i, n in enumerate(names) if n not in self._ids]
+            names, signature, begin, end = [names[i] for i in at], signature[at], begin[at], end[at]
+        self._firsts.append(first)
+        self._ids.update(zip(names, range(first, first + len(names)), strict=True))
+        self._names += names
+        self._columns.append((np.full(len(names), number, dtype=np.int32), begin + base, end - begin, signature))
+
+    def _unreadable(self, name: str, finding: Finding) -> None:
+        self.unread[name] = finding
+        self.digest.update(f"{name}\0unreadable\0".encode())
+
+    def _twice(self, file: str, names: list[str]) -> None:
+        """Report tensors that an earlier file has as well: one finding for each such file."""
+        by_other: dict[str, list[str]] = defaultdict(list)
+        for n in names:
+            by_other[self.files[bisect_right(self._firsts, self._ids[n]) - 1].name].append(n)
+        for other, twice in by_other.items():
+            more = f" (and {len(twice) - 1:,} more like it)" if len(twice) > 1 else ""
+            hint = "two revisions in one folder, or shards merged by hand: keep one of them"
+            message = f"it is in {other} as well{more}"
+            finding = Finding("tensor-duplicate", "error", message, tensor=twice[0], file=file, hint=hint)
+            self.findings.append(finding)
+            self.dropped.update(dict.fromkeys(twice, finding))
+
+    def _check(
+        self, file: str, names: list[str], signature: np.ndarray, begin: np.ndarray, end: np.ndarray, data: int
+    ) -> list[int] | None:
+        """Check that each tensor's bytes fit its signature, and that together they fill the file.
+
+        Returns the tensors to keep, None for all: one whose extent is wrong cannot be read.
+        """
+        while len(self._sizes) < len(self._signatures):
+            dtype, shape = list(self._signatures)[len(self._sizes)]
+            try:
+                size = Signature(dtype, shape).num_bytes
+            except ValueError:
+                size = -1
+            self._sizes.append(size if size < 2**62 else -1)
+        expected = np.array(self._sizes, dtype=np.int64)[signature]
+        wrong = np.flatnonzero(expected != end - begin)
+        if len(wrong):
+            self._extents(file, names, signature, begin, end, expected, wrong.tolist())
+            return np.flatnonzero(expected == end - begin).tolist()
+        starts, ends = np.append(begin, data), np.insert(end, 0, 0)
+        gaps = np.flatnonzero(starts[:-1] != ends[:-1])
+        if len(gaps):
+            i = int(gaps[0])
+            what = "overlap" if starts[i] < ends[i] else "leave a gap"
+            before = names[i - 1] if i else "the header"
+            self.findings.append(
+                Finding(
+                    "header-tiling",
+                    "error",
+                    f"{before} and {names[i]} {what}: one ends at byte {int(ends[i]):,}, the next begins at {int(starts[i]):,}",
+                    tensor=names[i],
+                    file=file,
+                )
+            )
+        last = int(ends[-1])
+        if last > data:
+            self.findings.append(
+                Finding(
+                    "file-truncated",
+                    "error",
+                    f"its tensors end at byte {last:,} of the data, and the file has {data:,}: {last - data:,} are missing",
+                    file=file,
+                    hint=FETCH,
+                )
+            )
+        elif last < data:
+            self.findings.append(
+                Finding(
+                    "file-overlong",
+                    "error",
+                    f"its tensors end at byte {last:,} of the data, and the file goes on to {data:,}",
+                    file=file,
+                    hint="two files were written into one, or a download was resumed wrongly; fetch the shard again",
+                )
+            )
+        return None
+
+    def _extents(
+        self,
+        file: str,
+        names: list[str],
+        signature: np.ndarray,
+        begin: np.ndarray,
+        end: np.ndarray,
+        expected: np.ndarray,
+        wrong: list[int],
+    ) -> None:
+        """Report the tensors whose extent is not that of their signature."""
+        signatures = list(self._signatures)
+        findings = []
+        for i in wrong:
+            dtype, shape = signatures[int(signature[i])]
+            needs = f"needs {int(expected[i]):,} bytes" if expected[i] >= 0 else "fills no whole number of bytes"
+            message = (
+                f"{dtype} {list(shape)} {needs}, and the header gives it {int(end[i] - begin[i]):,} "
+                f"({int(begin[i]):,} to {int(end[i]):,})"
+            )
+            findings.append(Finding("header-extent", "error", message, tensor=names[i], file=file))
+        shown = joined(findings)
+        self.findings += shown
+        self.dropped.update({names[i]: shown[min(k, len(shown) - 1)] for k, i in enumerate(wrong)})
+
+    def table(self) -> TensorTable:
+        """Return the columns of all files added."""
+        columns = [np.concatenate(c) for c in zip(*self._columns, strict=True)] if self._columns else []
+        empty = np.empty(0, dtype=np.int64)
+        file, start, nbytes, signature = columns or (empty.astype(np.int32), empty, empty, empty.astype(np.int32))
+        return TensorTable(
+            self._names, self._ids, file, start, nbytes, signature, tuple(Signature(*k) for k in self._signatures)
+        )

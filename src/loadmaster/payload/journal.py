@@ -1,0 +1,108 @@
+"""The state file of a verification: what was found in each file that was read to its end.
+
+JSON lines, appended as files are finished, so that a run which is interrupted goes on from there. A file's line counts for
+just the file, the header and the checks that it was written for; a line that was not written to its end counts for nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from io import BufferedWriter
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import orjson
+
+from loadmaster.errors import UsageError
+from loadmaster.findings import Finding
+
+VERSION: Final = 1
+"""Raised whenever the checks change: what an older version found is found anew."""
+
+_TITLE: Final = b'{"state of":"loadmaster verify"}'
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What was found in one file. ``sha256`` is None where none was wanted; ``blocks`` are digests by tensor."""
+
+    key: str
+    file: str
+    size: int
+    mtime_ns: int
+    sha256: str | None
+    findings: tuple[Finding, ...]
+    blocks: dict[str, list[str]]
+
+    def as_json(self) -> bytes:
+        """Return one line."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return orjson.dumps(values | {"findings": [f.as_json() for f in self.findings]}) + b"\n"
+
+
+class Journal:
+    """Reads a state file, and appends to it. Without a path it remembers nothing.
+
+    Raises:
+        UsageError: the file is there and is no state file; it is left alone.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._entries: dict[str, Entry] = {}
+        self._lock = threading.Lock()
+        self._file: BufferedWriter | None = None
+        if path is None:
+            return
+        try:
+            begun = path.exists() and path.stat().st_size > 0
+            whole = self._read(path) if begun else True
+            self._file = path.open("ab")
+            self._file.write(b"" if begun else _TITLE + b"\n")
+            self._file.write(b"" if whole else b"\n")  # end the line that was cut off
+            self._file.flush()
+        except OSError as error:
+            raise UsageError(f"--resume {path}: {error.strerror or error}") from error
+
+    def _read(self, path: Path) -> bool:
+        """Read all entries; return whether the last line is whole."""
+        with path.open("rb") as file:
+            line = file.readline(1000)
+            if not line.startswith(_TITLE):
+                raise UsageError(f"--resume {path}: the file is there, and is not a state file of this command")
+            for line in file:
+                entry = _entry(line)
+                if entry is not None:
+                    self._entries[entry.key] = entry
+        return line.endswith(b"\n")
+
+    def find(self, key: str, *, hashed: bool) -> Entry | None:
+        """Return what is recorded under a key; with ``hashed`` only if the file's SHA-256 was taken."""
+        entry = self._entries.get(key)
+        return None if entry is None or (hashed and entry.sha256 is None) else entry
+
+    def add(self, entry: Entry) -> None:
+        """Record a finished file. From any thread."""
+        with self._lock:
+            if self._file is not None:
+                self._file.write(entry.as_json())
+                self._file.flush()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _entry(line: bytes) -> Entry | None:
+    try:
+        value: dict[str, Any] = orjson.loads(line)
+        findings = tuple(Finding(**{**f, "ranks": tuple(f["ranks"])}) for f in value.pop("findings"))
+        return Entry(**value, findings=findings)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None  # cut off, or another version's

@@ -1,0 +1,121 @@
+"""The SHA-256 that was recorded of files: in manifests beside them, and by the Hugging Face hub's client.
+
+- manifests in the folder, as coreutils' ``sha256sum`` and BSD's ``shasum --tag`` write them: ``SHA256SUMS``,
+  ``sha256sum.txt`` and the like, ``*.sha256``, ``*.sha256sum``. A file with a bare digest speaks of the one it is named
+  after.
+- the hub's cache: a snapshot's entry is a link to ``blobs/<etag>``, and the etag of a file in LFS is its SHA-256, 64 hex
+  digits. Small files have a Git hash there, 40 digits, which is not looked at. Source:
+  https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+- a folder that the client downloaded into: ``.cache/huggingface/download/<name>.metadata``, the etag on the second line.
+  Source: ``huggingface_hub/_local_folder.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from loadmaster.findings import Finding
+
+_MANIFEST: Final = re.compile(r"sha256sums?(\.(txt|asc))?|.+\.sha256(sums?)?", re.IGNORECASE)
+_LINE: Final = re.compile(r"(?P<escaped>\\?)(?P<sha256>[0-9a-fA-F]{64}) [ *](?P<name>.+)")
+_TAGGED: Final = re.compile(r"(?P<escaped>\\?)SHA256 \((?P<name>.+)\) = (?P<sha256>[0-9a-fA-F]{64})")
+_BARE: Final = re.compile(r"(?P<sha256>[0-9a-fA-F]{64})")
+_ETAG: Final = re.compile(r"[0-9a-f]{64}")
+_ARMOUR: Final = re.compile(r"-----BEGIN PGP SIGNATURE-----.*", re.DOTALL)
+_LARGEST: Final = 2**24
+"""Bytes; what is larger is no manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A SHA-256 (64 lower-case hex digits), and where it is recorded."""
+
+    sha256: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """By file name, for files of one folder. ``findings``: manifests that cannot be read, files that are not there."""
+
+    of: dict[str, tuple[Record, ...]]
+    findings: tuple[Finding, ...] = ()
+
+
+def read_records(folder: Path) -> Records:
+    """Collect what is recorded of a folder's own files; what manifests say of files in folders below it is passed over."""
+    found: dict[str, list[Record]] = defaultdict(list)
+    findings: list[Finding] = []
+    names = sorted(p.name for p in folder.iterdir() if p.is_file())
+    for name in names:
+        if _MANIFEST.fullmatch(name):
+            findings += _read_manifest(folder / name, found)
+        if record := _linked(folder / name) or _downloaded(folder, name):
+            found[name].append(record)
+    absent = sorted(found.keys() - set(names))
+    findings += [
+        Finding("sha256-record", "warning", f"{found[n][0].source} records it, and it is not in the folder", file=n)
+        for n in absent
+    ]
+    return Records({n: tuple(dict.fromkeys(r)) for n, r in found.items() if n not in absent}, tuple(findings))
+
+
+def _read_manifest(path: Path, found: dict[str, list[Record]]) -> Iterator[Finding]:
+    """Add what a manifest records; yield a finding for the first line that says nothing."""
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise ValueError(f"it has more than {_LARGEST:,} bytes")
+        lines = _ARMOUR.sub("", path.read_text(encoding="utf-8")).splitlines()
+    except (OSError, ValueError) as error:
+        yield Finding("sha256-record", "warning", f"the manifest cannot be read: {error}", file=path.name)
+        return
+    strange = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith(("#", "-----BEGIN PGP", "Hash: ")):
+            continue
+        match = _LINE.fullmatch(line) or _TAGGED.fullmatch(line)
+        if match:
+            name = _unescaped(match["name"]) if match["escaped"] else match["name"]
+        elif (match := _BARE.fullmatch(line.strip())) and path.stem:
+            name = path.stem
+        else:
+            strange.append(number)
+            continue
+        name = name.removeprefix("./")
+        if "/" not in name:
+            found[name].append(Record(match["sha256"].lower(), path.name))
+    if strange:
+        message = f"line {strange[0]} gives no SHA-256 and file name" + _more(len(strange) - 1)
+        yield Finding("sha256-record", "warning", message, file=path.name)
+
+
+def _more(count: int) -> str:
+    return f" (nor do {count:,} more)" if count else ""
+
+
+def _unescaped(name: str) -> str:
+    return re.sub(r"\\([\\nr])", lambda m: {"\\": "\\", "n": "\n", "r": "\r"}[m[1]], name)
+
+
+def _linked(path: Path) -> Record | None:
+    if not path.is_symlink():
+        return None
+    target = Path(os.path.realpath(path))
+    if target.parent.name == "blobs" and _ETAG.fullmatch(target.name):
+        return Record(target.name, "the hub's cache")
+    return None
+
+
+def _downloaded(folder: Path, name: str) -> Record | None:
+    try:
+        text = (folder / ".cache" / "huggingface" / "download" / f"{name}.metadata").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    etag = [*text.splitlines(), "", ""][1].strip().lower()
+    return Record(etag, "the hub's download record") if _ETAG.fullmatch(etag) else None

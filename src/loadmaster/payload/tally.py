@@ -1,0 +1,154 @@
+"""What was seen of one tensor, part by part, in any order; and what that amounts to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from loadmaster.checkpoint import Signature
+from loadmaster.findings import Finding, Severity
+from loadmaster.payload.encodings import EXPONENT, Codes, decode, encoding_of
+from loadmaster.payload.roles import SCALES, Role
+
+LEAST_SCALE: Final = 1e-15
+"""Scales below this are absurd. A quantiser writes ``largest / 448`` (or ``/ 7``, ``/ 6``) of a block and guards against
+blocks of zeros with a floor; the lowest floor in use is 1e-12 (torchao), which gives 2.2e-15. Exponents have no such bound:
+a block of zeros is given the smallest one."""
+
+GREATEST_SCALE: Final = 1e4
+"""Scales above this are absurd. With E4M3's largest value, 448, they stand for weights beyond four million; F16, in which
+many of these weights were published first, ends at 65,504."""
+
+BLOCK: Final = 2**20
+"""Bytes of a tensor that are compared as one with its copy's."""
+
+PASS: Final = 2**20
+"""Bytes that are looked at in one go: they stay in a core's own cache between one look and the next."""
+
+_NARROW: Final = ("F16", "F8_E4M3")
+"""Scales in these may have become zero by underflow; that of a wider one was written so."""
+
+
+@dataclass(slots=True)
+class Faults:
+    """How many elements have a fault, and the first of them."""
+
+    count: int = 0
+    first: int = -1
+
+    def add(self, where: npt.NDArray[np.bool_], at: int) -> None:
+        """Count the true elements of a part that begins at element ``at``."""
+        if count := int(np.count_nonzero(where)):
+            self.merge(Faults(count, at + int(where.argmax())))
+
+    def merge(self, other: Faults) -> None:
+        """Add what was counted elsewhere."""
+        if other.count:
+            self.first = other.first if not self.count else min(self.first, other.first)
+            self.count += other.count
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was seen of a tensor so far. ``blocks`` are digests of `BLOCK` bytes, by number; kept of twins only."""
+
+    all_zero: bool = True
+    faults: dict[str, Faults] = field(default_factory=dict)
+    blocks: dict[int, str] = field(default_factory=dict)
+
+    def merge(self, other: Tally) -> None:
+        """Add what was seen of another part."""
+        self.all_zero = self.all_zero and other.all_zero
+        for kind, faults in other.faults.items():
+            self.faults.setdefault(kind, Faults()).merge(faults)
+        self.blocks.update(other.blocks)
+
+    def look(self, data: npt.NDArray[np.uint8], offset: int, dtype: str, role: int, *, twin: bool = False) -> None:
+        """Look at the bytes of a part that begins ``offset`` bytes into the tensor, at an element (of a twin: at a block)."""
+        encoding = EXPONENT if role == Role.EXPONENT else encoding_of(dtype)
+        for begin in range(0, len(data), PASS):
+            part = data[begin : begin + PASS]
+            if twin:
+                number = (offset + begin) // BLOCK
+                self.blocks[number] = hashlib.sha256(part.data).hexdigest()[:32]
+            codes = encoding.codes(part)
+            at = (offset + begin) // encoding.size
+            unsound, zero = encoding.peek(codes)
+            self.all_zero = self.all_zero and zero
+            if unsound:
+                nan, infinite = encoding.unsound(codes)
+                self._add("nan", nan, at)
+                self._add("infinite", infinite, at)
+            if role in SCALES:
+                self._weigh(codes, at, dtype, role)
+
+    def _weigh(self, codes: Codes, at: int, dtype: str, role: int) -> None:
+        factors = decode(codes, dtype)
+        least, greatest = _bounds(role)
+        if factors.min() >= least and factors.max() <= greatest:
+            return
+        finite = np.isfinite(factors)
+        self._add("zero", factors == 0, at)
+        self._add("negative", finite & (factors < 0), at)
+        self._add("small", (factors > 0) & (factors < least), at)
+        self._add("large", finite & (factors > greatest), at)
+
+    def _add(self, kind: str, where: npt.NDArray[np.bool_], at: int) -> None:
+        if where.any():
+            self.faults.setdefault(kind, Faults()).add(where, at)
+
+
+def findings_of(tally: Tally, name: str, signature: Signature, file: str, role: int) -> Iterator[Finding]:
+    """Yield what a tensor's tally amounts to."""
+    shape = signature.shape
+
+    def say(kind: str, what: str) -> str:
+        faults = tally.faults[kind]
+        return f"{faults.count:,} {what}, first at {place(faults.first, signature)}"
+
+    total = int(np.prod(shape, dtype=np.int64))
+    if unsound := [say(k, w) for k, w in (("nan", "NaN"), ("infinite", "infinite")) if k in tally.faults]:
+        message = f"of {total:,} values {signature.dtype}: {'; '.join(unsound)}"
+        hint = "whatever is multiplied by it becomes NaN: fetch the shard again, or have the tensor written again"
+        yield Finding("value-not-finite", "error", message, name, file=file, hint=hint)
+    if role in SCALES:
+        words = {
+            "zero": "zero",
+            "negative": "negative",
+            "small": f"absurdly small (bound {_bounds(role)[0]:g})",
+            "large": f"absurdly large (bound {_bounds(role)[1]:g})",
+        }
+        if found := [k for k in words if k in tally.faults]:
+            message = f"of {total:,} factors {signature.dtype}: {'; '.join(say(k, words[k]) for k in found)}"
+            yield Finding("scale-implausible", _severity(found, signature.dtype), message, name, file=file)
+    elif role == Role.WEIGHT and tally.all_zero and total:
+        message = f"every value of {signature.dtype} {list(shape)} is zero"
+        hint = "was the file made without its bytes, or a download resumed over a hole?"
+        yield Finding("value-all-zero", "warning", message, name, file=file, hint=hint)
+
+
+def _bounds(role: int) -> tuple[float, float]:
+    """Return the least and the greatest plausible factor."""
+    if role == Role.DIVISOR:
+        return 1 / GREATEST_SCALE, 1 / LEAST_SCALE
+    return (0.0 if role == Role.EXPONENT else LEAST_SCALE), GREATEST_SCALE
+
+
+def _severity(kinds: list[str], dtype: str) -> Severity:
+    if "negative" in kinds or ("zero" in kinds and dtype not in _NARROW):
+        return "error"
+    return "warning"
+
+
+def place(element: int, signature: Signature) -> list[int] | str:
+    """Return an element's indices; of formats narrower than a byte, the byte's number."""
+    shape: tuple[int, ...] = signature.shape
+    dims: Any = (*shape, 2) if signature.dtype == "C64" else shape
+    if element >= int(np.prod(dims, dtype=np.int64)):
+        return f"byte {element:,}"
+    return [int(i) for i in np.unravel_index(element, dims)] if dims else []

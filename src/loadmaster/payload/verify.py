@@ -1,0 +1,243 @@
+"""Reading every byte once: looking at the values and hashing on the way, on all cores.
+
+SHA-256 goes through a file from its first byte to its last, so files that are hashed are read by one thread each, the
+largest first. Of all others any thread takes the next chunk. A thread has one buffer, which it reads into again and again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from loadmaster.catalogue import ranked
+from loadmaster.checkpoint import LocalStore
+from loadmaster.errors import LoadError
+from loadmaster.findings import Finding, errors
+from loadmaster.payload.copies import compare
+from loadmaster.payload.journal import Entry, Journal
+from loadmaster.payload.survey import CHUNK, FileTask, Survey
+from loadmaster.payload.tally import Tally, findings_of
+
+Advance = Callable[[int], None]
+Buffer = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What reading all bytes came to. Bytes and seconds are those of this run, findings those of all files.
+
+    ``num_recorded`` files were held against a recorded SHA-256, of which ``num_mismatched`` did not have it;
+    ``num_unrecorded`` shards have no record, or none was wanted. ``num_resumed`` files were read by an earlier run.
+    """
+
+    survey: Survey
+    findings: tuple[Finding, ...]
+    num_files: int
+    num_resumed: int
+    num_recorded: int
+    num_mismatched: int
+    num_unrecorded: int
+    read_bytes: int
+    seconds: float
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong; warnings and notes may remain."""
+        return not errors(self.findings)
+
+
+def verify_payload(
+    survey: Survey,
+    *,
+    journal: Journal | None = None,
+    num_threads: int | None = None,
+    on_progress: Advance | None = None,
+) -> Verification:
+    """Read what the survey asks for, and say what was found.
+
+    ``num_threads`` None: all cores, and up to 16 threads where there are fewer than that, since some wait for the disk.
+    ``on_progress`` is called from any thread with bytes that are done. Memory is `CHUNK` bytes a thread and what is found.
+
+    Raises:
+        LoadError: a file cannot be read, ends early, or changed since its header was read. What was finished before is in
+            the journal.
+    """
+    begin = time.perf_counter()
+    journal = journal or Journal()
+    reading = _Reading(survey, journal, on_progress or (lambda _: None))
+    cores = len(os.sched_getaffinity(0))
+    threads = num_threads or max(cores, min(2 * cores, 16))
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                for done in [pool.submit(reading.work) for _ in range(threads)]:
+                    done.result()
+            finally:
+                reading.stop.set()  # after an interrupt the threads would go on
+    finally:
+        reading.close()
+    entries = survey.done | reading.entries
+    findings = [f for task in survey.tasks for f in entries[task.name].findings]
+    blocks = {name: digests for entry in entries.values() for name, digests in entry.blocks.items()}
+    mismatches = [f for task in survey.tasks for f in _mismatches(task, entries[task.name])]
+    return Verification(
+        survey=survey,
+        findings=ranked([*survey.findings, *mismatches, *findings, *compare(survey, blocks)]),
+        num_files=len(survey.tasks),
+        num_resumed=len(survey.done),
+        num_recorded=sum(bool(t.records) for t in survey.tasks),
+        num_mismatched=len({f.file for f in mismatches}),
+        num_unrecorded=survey.unrecorded,
+        read_bytes=survey.total_bytes,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _mismatches(task: FileTask, entry: Entry) -> Iterator[Finding]:
+    for record in task.records:
+        if record.sha256 != entry.sha256:
+            message = f"its SHA-256 is {entry.sha256}, and {record.source} has {record.sha256}"
+            hint = "fetch the file again; if it was changed on purpose, the record is stale"
+            yield Finding("sha256-mismatch", "error", message, file=task.name, hint=hint)
+
+
+class _Reading:
+    """The work that threads share."""
+
+    def __init__(self, survey: Survey, journal: Journal, advance: Advance) -> None:
+        self.survey = survey
+        self.journal = journal
+        self.advance = advance
+        self.entries: dict[str, Entry] = {}
+        self.stop = threading.Event()
+        self._lock = threading.Lock()
+        self._files: list[_File] = []
+        self._units = self._divide()
+
+    def _divide(self) -> Iterator[tuple[_File, list[tuple[int, int]]]]:
+        """Yield what a thread takes at a time: all chunks of a file that is hashed, else one."""
+        for task in sorted(self.survey.to_read, key=lambda t: (not t.records, -t.size if t.records else 0)):
+            file = _File(self.survey, task)
+            self._files.append(file)
+            chunks = list(task.chunks())
+            file.num_left = len(chunks)
+            units = [chunks] if file.sha256 or not chunks else [[c] for c in chunks]
+            yield from ((file, unit) for unit in units)
+
+    def close(self) -> None:
+        """Close the files that were not read to their end."""
+        for file in self._files:
+            file.close()
+
+    def work(self) -> None:
+        """Take units until there are none, or until another thread failed."""
+        buffer = np.empty(CHUNK + 8, dtype=np.uint8)
+        try:
+            while not self.stop.is_set():
+                with self._lock:
+                    file, chunks = next(self._units, (None, []))
+                if file is None:
+                    return
+                for start, stop in chunks:
+                    if self.stop.is_set():
+                        return
+                    file.read(start, stop, buffer)
+                    self.advance(stop - start)
+                if file.finished(len(chunks)):
+                    entry = file.entry()
+                    with self._lock:
+                        self.entries[entry.file] = entry
+                    self.journal.add(entry)
+        except BaseException:
+            self.stop.set()
+            raise
+
+
+class _File:
+    """One file that is being read."""
+
+    def __init__(self, survey: Survey, task: FileTask) -> None:
+        self.survey = survey
+        self.task = task
+        self.num_left = 0
+        self.sha256 = hashlib.sha256() if task.records else None
+        self._twins = {n for t in survey.twins for n in (t.copy, t.original)}
+        self._tallies: dict[int, Tally] = {}
+        self._lock = threading.Lock()
+        self._store = LocalStore(survey.checkpoint.path)
+
+    def read(self, start: int, stop: int, buffer: Buffer) -> None:
+        """Read a chunk, hash it where that is wanted, and look at what it has of each tensor.
+
+        The chunk lies in the buffer as it does in the file, modulo 8 bytes, so that elements lie on their own widths.
+        """
+        lead = start % 8
+        data = buffer[lead : lead + stop - start]
+        assert len(data) == stop - start
+        try:
+            self._store.readinto(self.task.name, start, [data.data])
+        except OSError as error:
+            what = f"{self.task.name} cannot be read at byte {start:,}: {error.strerror or error}"
+            raise LoadError(what) from error
+        if self.sha256 is not None:
+            self.sha256.update(data.data)
+        seen: dict[int, Tally] = {}
+        table, column = self.survey.checkpoint.table, self.survey.roles.column
+        for i, begin, end in self.task.parts(start, stop):
+            number = int(self.task.ids[i])
+            tally = seen[number] = Tally()
+            dtype = table.signatures[table.signature[number]].dtype
+            offset = begin - int(self.task.start[i])
+            part = data[begin - start : end - start]
+            tally.look(part, offset, dtype, int(column[number]), twin=number in self._twins)
+        with self._lock:
+            for number, tally in seen.items():
+                if number in self._tallies:
+                    self._tallies[number].merge(tally)
+                else:
+                    self._tallies[number] = tally
+
+    def close(self) -> None:
+        """Close the file."""
+        self._store.close()
+
+    def finished(self, num_chunks: int) -> bool:
+        """Count chunks as read; True for the one that was left last."""
+        with self._lock:
+            self.num_left -= num_chunks
+            return self.num_left == 0
+
+    def entry(self) -> Entry:
+        """Return what was found, once all is read.
+
+        Raises:
+            LoadError: the file is not the one whose header was read.
+        """
+        task, table = self.task, self.survey.checkpoint.table
+        stamp = None
+        with suppress(OSError):
+            stamp = self._store.stamp(task.name)
+        self.close()
+        if stamp != (task.size, task.mtime_ns):
+            raise LoadError(f"{task.name} changed while it was read", hint="verify again once it is at rest")
+        findings: list[Finding] = []
+        for number in sorted(self._tallies):
+            signature, role = self.survey.signature(number), int(self.survey.roles.column[number])
+            findings += findings_of(self._tallies[number], table.names[number], signature, task.name, role)
+        blocks = {
+            table.names[n]: [digest for _, digest in sorted(t.blocks.items())]
+            for n, t in self._tallies.items()
+            if n in self._twins
+        }
+        sha256 = self.sha256.hexdigest() if self.sha256 else None
+        self._tallies.clear()
+        return Entry(task.key, task.name, task.size, task.mtime_ns, sha256, tuple(findings), blocks)

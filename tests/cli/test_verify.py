@@ -1,0 +1,83 @@
+"""``loadmaster verify`` as a process: exit codes, one object, nothing else on standard output, and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Tiny
+from tests.payload.inject import put
+
+KEYS = ["sound", "scope", "findings", "checkpoint", "files", "scales", "copies", "sha256", "read_bytes", "seconds"]
+
+
+def run(*args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "loadmaster", "verify", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_sound_payload_is_one_object_and_exit_0(tiny: Tiny) -> None:
+    done = run(tiny("glm-5.1-fp8"), "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(found) == [*KEYS, "bytes_per_s"]
+    assert found["sound"] and found["scales"]["checked"] and found["scales"]["num_tensors"] > 0
+    assert found["sha256"] == {"num_recorded": 0, "num_mismatched": 0, "num_unrecorded": 4}
+
+
+def test_a_defect_is_exit_1_in_either_form(tiny_copy: Tiny) -> None:
+    path = tiny_copy("smollm2")
+    put(path, "model.norm.weight", (0,), float("nan"))
+    done = run(path, "--json")
+    assert (done.returncode, [f["tensor"] for f in json.loads(done.stdout)["findings"]]) == (1, ["model.norm.weight"])
+    text = run(path, "--num-threads", 1, "--no-hash")
+    assert text.returncode == 1
+    assert "value-not-finite" in text.stdout and "not sound: 1 error(s)" in text.stdout
+    assert "\x1b" not in text.stdout
+
+
+@pytest.mark.parametrize("args", [["--num-threads", "0"], ["--nonsense"], ["--resume", "{state}"]])
+def test_the_command_line_alone_is_exit_2(args: list[str], tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("something else\n")
+    done = run(tiny("smollm2"), *(a.format(state=tmp_path / "state") for a in args))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error" in done.stderr
+
+
+def test_no_checkpoint_is_exit_1_and_a_finding(tmp_path: Path) -> None:
+    done = run(tmp_path, "--json")
+    assert (done.returncode, json.loads(done.stdout)["findings"][0]["code"]) == (1, "checkpoint-missing")
+
+
+def test_resumed_files_are_counted(tiny: Tiny, tmp_path: Path) -> None:
+    first, second = (run(tiny("glm-5.1-fp8"), "--resume", tmp_path / "state", "--json") for _ in range(2))
+    assert json.loads(first.stdout)["files"] == {"num_read": 4, "num_resumed": 0}
+    assert json.loads(second.stdout)["files"] == {"num_read": 0, "num_resumed": 4}
+    assert json.loads(second.stdout)["read_bytes"] == 0
+
+
+def test_ctrl_c_ends_it_soon_and_says_how_to_go_on(tmp_path: Path) -> None:
+    sparse = tmp_path / "sparse"
+    synth = [sys.executable, "-m", "loadmaster", "synth", "glm-5.1-fp8", str(sparse), "--full-size"]
+    subprocess.run(synth, check=True, capture_output=True, timeout=60)  # 704 GiB in appearance
+    state = tmp_path / "state"
+    command = [sys.executable, "-m", "loadmaster", "verify", str(sparse), "--resume", str(state), "--num-threads", "2"]
+    reset = signal.signal(signal.SIGINT, signal.default_int_handler)  # may be ignored by who started the tests
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, reset)
+    until = time.monotonic() + 50
+    while not (state.exists() and state.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(1)  # it reads by now
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "")
+    assert "goes on from" in err and "Traceback" not in err
