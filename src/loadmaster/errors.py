@@ -4,6 +4,7 @@
     ├── InputError                exit 1: something is wrong with checkpoint, config or layout
     │   ├── CheckpointError       files, headers, index
     │   ├── ConfigError           config.json
+    │   ├── FamilyError           a family of models that another package brings
     │   ├── LayoutError           a parallel layout that cannot be
     │   ├── PlanError             a plan that is not proven; carries its findings
     │   └── UnsupportedError      sound, but not supported yet; says what is
@@ -63,6 +64,12 @@ class ConfigError(InputError):
     """config.json is missing, malformed, or lacks what the architecture needs."""
 
     code = "config-invalid"
+
+
+class FamilyError(InputError):
+    """A family that another package brings cannot be used; the message names the distribution and the entry point."""
+
+    code = "architecture-unknown"
 
 
 class LayoutError(InputError):

@@ -175,4 +175,5 @@ FAMILY = Family(
     spelling=SPELLING,
     native=NATIVE,
     waived=(blocks.INV_FREQ,),
+    runs=True,
 )

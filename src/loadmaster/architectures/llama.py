@@ -46,4 +46,5 @@ FAMILY = Family(
     spelling=blocks.DECODER_SPELLING,
     native=blocks.DECODER_NATIVE,
     waived=(blocks.INV_FREQ,),
+    runs=True,
 )

@@ -197,7 +197,8 @@ class Family:
     ``variants`` are other spellings that checkpoints of the family are published in: the one that names most of the
     stored tensors is taken. ``native`` is the target of this package's own runtime. ``waived`` are anchored patterns of
     stored names that are left unread, with the reason. ``section`` is the key of the config under which the language
-    model is described, where the config describes more (``text_config``).
+    model is described, where the config describes more (``text_config``). ``runs``: this package's runtime computes it
+    (`loadmaster.models` has its layers); the others are planned, proven and loaded.
     """
 
     name: str
@@ -208,6 +209,7 @@ class Family:
     waived: tuple[tuple[str, str], ...] = field(default=())
     variants: tuple[Spelling, ...] = field(default=())
     section: str | None = None
+    runs: bool = False
 
     @property
     def spellings(self) -> tuple[Spelling, ...]:

@@ -15,10 +15,8 @@ from torch import Tensor
 
 from loadmaster.errors import UnsupportedError
 from loadmaster.kernels.dequantise import dequantise_blocks
+from loadmaster.layers.formats import RUNNABLE_FORMATS
 from loadmaster.plan import Grid, ParamSpec
-
-RUNNABLE_FORMATS = (None, "fp8_block")
-"""Formats of weights that the layers compute with; None is plain."""
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,13 @@ class Stage:
         return {"logits": linear(rms_norm(hidden_TH, self.norm, self.eps), self.head)}
 
 
+def makers() -> dict[str, Callable[[Mapping[str, Any], Params, int], Layer]]:
+    """Return what makes a layer of each family that runs, by the family's name: those that say ``runs``."""
+    from loadmaster.models import deepseek, llama
+
+    return {"deepseek": deepseek.DecoderLayer, "llama": llama.DecoderLayer}
+
+
 def build_stage(
     config: Mapping[str, Any],
     specs: Sequence[ParamSpec],
@@ -103,14 +110,9 @@ def build_stage(
         UnsupportedError: the architecture is described but has no forward pass here, or the config asks for something
             that the pass does not have.
     """
-    from loadmaster.models import deepseek, llama
-
-    makers: dict[str, Callable[[Mapping[str, Any], Params, int], Layer]] = {
-        "deepseek": deepseek.DecoderLayer,
-        "llama": llama.DecoderLayer,
-    }
     family = find_family(config)
-    if family.name not in makers:
+    maker = makers().get(family.name)
+    if maker is None:
         raise UnsupportedError(f"models of the family {family.name} can be planned and loaded, not run yet")
     if config.get("hidden_act", "silu") != "silu":
         raise UnsupportedError(
@@ -121,7 +123,7 @@ def build_stage(
     return Stage(
         config,
         params,
-        [makers[family.name](config, params, layer) for layer in layers],
+        [maker(config, params, layer) for layer in layers],
         first=first,
         last=last,
         carries_in=() if first else schema.carried_into(layers.start),

@@ -8,7 +8,7 @@ from typing import Any
 
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.items import Item, items
-from loadmaster.architectures.registry import find_family, language_config
+from loadmaster.architectures.registry import language_config
 from loadmaster.checkpoint import Signature
 from loadmaster.formats import Component, Format
 from loadmaster.plan.claims import Claims, read_claims
@@ -37,7 +37,7 @@ STORED_OPTIONS = ("g_idx", "input_scale", "input_global_scale")
 
 def inventory(preset: Preset, config: dict[str, Any]) -> list[Entry]:
     """Return every tensor of the checkpoint: what the config quantises in the first format it claims, the rest plain."""
-    family = find_family(config)
+    family = preset.family_of(config)
     language = Config(language_config(family, config))
     schema = family.schema(language)
     claims = read_claims(language, "BF16")

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from loadmaster.architectures.registry import find_family
+from loadmaster.architectures.schema import Family
 from loadmaster.synth import models as m
 from loadmaster.synth.quantised import FP8, QUANTISED
 
@@ -21,6 +23,8 @@ class Preset:
     in beside its own (`QUANTISED`): each makes a preset ``name-format``. ``own_draft_head``: the MTP layer stores an
     embedding and a head. ``f32`` are logical tensors stored as F32, ``e8m0``: so are FP8 scales as powers of two.
     ``shard_name`` is the pattern of its files' names. ``extra`` are tensors outside the language model, as (dtype, shape).
+    ``family`` is the one that describes it, where it isn't found by the config's architecture; its usual spelling is
+    written.
     """
 
     name: str
@@ -35,12 +39,17 @@ class Preset:
     shard_name: str = "model-{i:05d}-of-{n:05d}.safetensors"
     tiny_shards: int = 4
     extra: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    family: Family | None = None
 
     def in_formats(self) -> Iterator[Preset]:
         """Yield the preset itself, and one for each of its formats."""
         yield self
         for name in self.formats:
             yield replace(self, name=f"{self.name}-{name}", formats=(), format=name, e8m0=name == "fp8-ue8m0")
+
+    def family_of(self, config: Mapping[str, Any]) -> Family:
+        """Return the family that describes ``config``, its config.json."""
+        return self.family or find_family(config)
 
     def config_of(self, *, tiny: bool) -> dict[str, Any]:
         """Return its config.json, full size or tiny."""

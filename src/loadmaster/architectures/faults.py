@@ -1,0 +1,275 @@
+"""What is wrong with a family's three tables, as sentences that name the table. They are found without a checkpoint.
+
+The tables have to agree with one another: every logical tensor of the schema is spelled, and makes up exactly one
+parameter of the native target; what lies in one stored tensor, or in one parameter, fits together. Whether they agree
+with the world is another question: `loadmaster.testing` holds them against checkpoints and against transformers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from string import Formatter
+
+from loadmaster.architectures.schema import Family, Packed, Param, Placement, Schema, Spelling, Tensor
+
+Kinds = dict[str, dict[str, Tensor]]
+"""The model itself (``top``) and each kind of layer in use → its logical tensors by name."""
+
+TOP = "top"
+
+
+def fatal_faults(family: Family, schema: Schema) -> tuple[str, ...]:
+    """Return the faults that would keep any checkpoint from being planned."""
+    found = tuple(_schema_faults(schema))
+    if found:
+        return found  # what follows would only repeat them
+    kinds = kinds_in_use(schema)
+    named = zip(spelling_labels(family), family.spellings, strict=True)
+    return (
+        *(fault for label, spelling in named for fault in _spelling_faults(label, spelling, kinds)),
+        *_native_faults(family.native, kinds),
+    )
+
+
+def table_faults(family: Family, schema: Schema) -> tuple[str, ...]:
+    """Return all faults of the tables for one config's schema."""
+    fatal = fatal_faults(family, schema)
+    more = () if fatal else (*_waiver_faults(family, schema), *_carry_faults(schema))
+    return (*fatal, *more, *_unknown_faults(family, schema))
+
+
+def kinds_in_use(schema: Schema) -> Kinds:
+    """Return the tensors of the model itself and of each kind that some layer has, by their logical names."""
+    used = dict.fromkeys((*schema.layers, *schema.drafts))
+    return {TOP: {t.name: t for t in schema.top}, **{k: {t.name: t for t in schema.kinds[k]} for k in used}}
+
+
+def spelling_labels(family: Family) -> tuple[str, ...]:
+    """Return what the family's spellings are called in a sentence, in order."""
+    return ("spelling", *(f"variants[{i}]" for i in range(len(family.variants))))
+
+
+# The schema -----------------------------------------------------------------------------------------------------------
+
+
+def _schema_faults(schema: Schema) -> Iterator[str]:
+    if not isinstance(schema, Schema):
+        yield f"schema: it returns {type(schema).__name__}, expected a Schema"
+        return
+    for layer, kind in enumerate((*schema.layers, *schema.drafts)):
+        if kind not in schema.kinds:
+            yield f"schema: layer {layer} is of the kind {kind!r}, and kinds has {', '.join(schema.kinds) or 'none'}"
+            return
+    if not schema.layers:
+        yield "schema: the model has no layers"
+    own = {t.name for t in schema.top}
+    for kind in (TOP, *dict.fromkeys((*schema.layers, *schema.drafts))):
+        tensors = schema.top if kind == TOP else schema.kinds[kind]
+        for name, count in Counter(t.name for t in tensors).items():
+            if count > 1:
+                yield f"schema: {_of(kind)} has {name} {count} times"
+            if kind != TOP and name in own:
+                yield f"schema: {name} is a tensor of the model itself and of {_of(kind)}"
+        for tensor in tensors:
+            yield from _tensor_faults(tensor, kind)
+
+
+def _tensor_faults(t: Tensor, kind: str) -> Iterator[str]:
+    if not t.shape or any(type(n) is not int or n < 1 for n in t.shape):
+        yield f"schema: {t.name} has the shape {list(t.shape)}, expected sizes of at least 1"
+        return
+    if t.experts and kind == TOP:
+        yield f"schema: {t.name} is a tensor of the model itself, and has experts"
+    if t.quantised and len(t.shape) != 2:
+        yield f"schema: {t.name} may be quantised, which weights [out, in] are, and its shape is {list(t.shape)}"
+    if t.placement is not None:
+        yield from _placement_faults(t, t.placement)
+
+
+def _placement_faults(t: Tensor, p: Placement) -> Iterator[str]:
+    if not 0 <= p.dim < len(t.shape):
+        yield f"schema: {t.name} is divided along dim {p.dim}, and its shape is {list(t.shape)}"
+    elif p.unit < 1 or t.shape[p.dim] % p.unit:
+        yield f"schema: {t.name} is divided in units of {p.unit}, and dim {p.dim} has {t.shape[p.dim]} elements"
+    elif p.pad is not None and (p.pad < 1 or p.unit != 1 or t.experts):
+        yield f"schema: {t.name} is padded to multiples of {p.pad}, which goes with units of 1 outside experts only"
+
+
+def _carry_faults(schema: Schema) -> Iterator[str]:
+    if schema.carries and len(schema.carries) != len(schema.layers):
+        yield f"schema: carries is given for {len(schema.carries)} layers, and there are {len(schema.layers)}"
+    if schema.carries and schema.carries[0]:
+        yield f"schema: layer 0 is handed {', '.join(schema.carries[0])}, and no layer stands before it"
+
+
+# The spelling ---------------------------------------------------------------------------------------------------------
+
+
+def _spelling_faults(label: str, spelling: Spelling, kinds: Kinds) -> Iterator[str]:
+    for kind, tensors in kinds.items():
+        stored: dict[str, list[str]] = defaultdict(list)
+        for t in tensors.values():
+            spelled = spelling.get(t.name)
+            if spelled is None:
+                yield f"{label}: {t.name} ({_of(kind)}) has no stored name"
+                continue
+            yield from (f"{label}: {fault}" for fault in _name_faults(t, spelled, kind))
+            if isinstance(spelled, Packed):
+                yield from (f"{label}: {fault}" for fault in _packed_faults(t, spelled, spelling, tensors, kind))
+            stored[spelled if isinstance(spelled, str) else spelled.name].append(t.name)
+        for name, holders in stored.items():
+            first = spelling[holders[0]]
+            if len(holders) > 1 and not (isinstance(first, Packed) and set(holders) <= set(first.parts)):
+                yield f"{label}: {' and '.join(holders)} are all stored as {name}; `packed` says what lies in one tensor"
+
+
+def _name_faults(t: Tensor, spelled: str | Packed, kind: str) -> Iterator[str]:
+    name = spelled if isinstance(spelled, str) else spelled.name
+    try:
+        fields = Counter(f for _, f, _, _ in Formatter().parse(name) if f is not None)
+    except ValueError as error:
+        yield f"{t.name} is stored as {name!r}, which is not a pattern: {error}"
+        return
+    by_expert = t.experts > 0 and not (isinstance(spelled, Packed) and spelled.stacked)
+    for field, wanted, why in (
+        ("layer", kind != TOP, "tensors of layers have {layer} in their names, the model's own don't"),
+        ("expert", by_expert, "one tensor an expert has {expert} in its name, others don't"),
+    ):
+        if fields[field] != int(wanted):
+            yield f"{t.name} is stored as {name}, with {{{field}}} {fields[field]} times, expected {int(wanted)}: {why}"
+    if strange := sorted(set(fields) - {"layer", "expert"}):
+        yield f"{t.name} is stored as {name}, and {{{strange[0]}}} is not known: {{layer}} and {{expert}} are"
+    if "None" in name:
+        yield f"{t.name} is stored as {name}, which must not contain the word None"
+
+
+def _packed_faults(
+    t: Tensor, spelled: Packed, spelling: Spelling, tensors: Mapping[str, Tensor], kind: str
+) -> Iterator[str]:
+    if t.name not in spelled.parts:
+        yield f"{t.name} is packed into {spelled.name}, whose parts are {', '.join(spelled.parts) or 'none'}"
+        return
+    if spelled.stacked and not t.experts:
+        yield f"{t.name} is stacked in {spelled.name}, and has no experts"
+    if t.name != spelled.parts[0]:
+        if spelled.parts[0] not in tensors:
+            yield f"{spelled.name} begins with {spelled.parts[0]}, and {_of(kind)} has {t.name} without it"
+        return
+    for part in spelled.parts[1:]:
+        other = tensors.get(part)
+        if spelling.get(part) != spelled:
+            yield f"{t.name} and {part} are packed into {spelled.name}, and {part} is spelled otherwise"
+        elif other is None:
+            yield f"{t.name} and {part} are packed into {spelled.name}, and {_of(kind)} has no {part}"
+        elif (other.shape[1:], other.experts, other.quantised) != (t.shape[1:], t.experts, t.quantised):
+            yield (
+                f"{t.name} {_short(t)} and {part} {_short(other)} are packed into {spelled.name} one after another, so "
+                "all but their first dim, their experts and whether they are quantised must be equal"
+            )
+
+
+# The native target ----------------------------------------------------------------------------------------------------
+
+
+def _native_faults(native: tuple[Param, ...], kinds: Kinds) -> Iterator[str]:
+    own = {p.name for p in native if p.stage is not None}
+    for p in native:
+        if not p.parts:
+            yield f"native: {p.name} has no parts"
+        if (p.stage is None) != ("{block}" in p.name):
+            yield (
+                f"native: {p.name} {'has no' if p.stage is None else 'has a'} stage: parameters of layers begin with "
+                "{block} and have none, those of the model itself have one"
+            )
+        if p.otherwise is not None and p.otherwise not in own:
+            yield f"native: {p.name} takes the place of {p.otherwise}, which is no parameter of the model itself"
+    for kind, tensors in kinds.items():
+        params = [p for p in native if (p.stage is not None) == (kind == TOP) and any(n in tensors for n in p.parts)]
+        for name, count in Counter(p.name for p in params).items():
+            if count > 1:
+                yield f"native: {count} parameters of {_of(kind)} are called {name}"
+        holders = defaultdict(list)
+        for p in params:
+            for part in p.parts:
+                holders[part].append(p.name)
+        for t in tensors.values():
+            if not holders[t.name]:
+                yield f"native: {t.name} ({_of(kind)}) is in no parameter"
+            elif len(holders[t.name]) > 1:
+                yield f"native: {t.name} ({_of(kind)}) is in {' and '.join(holders[t.name])}, expected one parameter"
+        for p in params:
+            yield from _fusion_faults(p, tensors, kind)
+
+
+def _fusion_faults(p: Param, tensors: Mapping[str, Tensor], kind: str) -> Iterator[str]:
+    missing = [n for n in p.parts if n not in tensors]
+    if missing:
+        there = next(n for n in p.parts if n in tensors)
+        yield f"native: {p.name} fuses {', '.join(p.parts)}, and {_of(kind)} has {there} without {missing[0]}"
+        return
+    first, *others = (tensors[n] for n in p.parts)
+    for other in others:
+        if (other.shape[1:], other.experts) != (first.shape[1:], first.experts):
+            yield (
+                f"native: {p.name} fuses {first.name} {_short(first)} and {other.name} {_short(other)} along their out "
+                "dim, so all their other dims and their experts must be equal"
+            )
+        elif _across(first) != _across(other):
+            yield (
+                f"native: {p.name} fuses {first.name} ({_way(first)}) and {other.name} ({_way(other)}): "
+                "what is divided across the out dim must be divided alike"
+            )
+
+
+def _across(t: Tensor) -> Placement | None:
+    """Return the placement of a tensor that is divided along another dim than the one it is fused along."""
+    return t.placement if t.placement is not None and t.placement.dim != 0 else None
+
+
+def _way(t: Tensor) -> str:
+    return "not divided" if t.placement is None else f"divided along dim {t.placement.dim}"
+
+
+# Waivers, and names that no table explains ----------------------------------------------------------------------------
+
+
+def _waiver_faults(family: Family, schema: Schema) -> Iterator[str]:
+    stored = [
+        (name if isinstance(name, str) else name.name).format(layer=0, expert=0)
+        for spelling in family.spellings
+        for tensors in kinds_in_use(schema).values()
+        for name in (spelling[n] for n in tensors)
+    ]
+    for pattern, reason in family.waived:
+        try:
+            matches = re.compile(pattern).fullmatch
+        except re.error as error:
+            yield f"waived: the pattern {pattern!r} is none: {error}"
+            continue
+        if taken := next((n for n in stored if matches(n)), None):
+            yield f"waived: the pattern {pattern!r} ({reason}) matches {taken}, which the spelling needs"
+
+
+def _unknown_faults(family: Family, schema: Schema) -> Iterator[str]:
+    """Yield names that the spelling alone has. Optional tensors (biases) stand in the target too, whatever a config has.
+
+    What the target alone has is no fault: the blocks that families share have more than each of them needs.
+    """
+    if not isinstance(schema, Schema):
+        return
+    described = {t.name for tensors in (schema.top, *schema.kinds.values()) for t in tensors}
+    consumed = {part for p in family.native for part in p.parts}
+    for label, spelling in zip(spelling_labels(family), family.spellings, strict=True):
+        for name in spelling:
+            if name not in described | consumed:
+                yield f"{label}: {name} is spelled, and neither the schema nor the native target knows it"
+
+
+def _of(kind: str) -> str:
+    return "the model itself" if kind == TOP else f"the kind {kind!r}"
+
+
+def _short(t: Tensor) -> str:
+    return f"{list(t.shape)}" + (f" × {t.experts} experts" if t.experts else "")
