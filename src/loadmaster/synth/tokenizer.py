@@ -50,10 +50,10 @@ def write_tokenizer(out: Path, config: dict[str, Any]) -> None:
         "eos_token": SPECIAL[1],
         "pad_token": SPECIAL[2],
         "clean_up_tokenization_spaces": False,
-        "model_max_length": config["max_position_embeddings"],
+        "model_max_length": config.get("max_position_embeddings", 512),
         "chat_template": CHAT_TEMPLATE,
     }
-    generation = {"bos_token_id": 256, "eos_token_id": config["eos_token_id"], "pad_token_id": 258}
+    generation = {"bos_token_id": 256, "eos_token_id": config.get("eos_token_id", 257), "pad_token_id": 258}
     (out / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")

@@ -1,0 +1,180 @@
+"""What a rank's parameters must be, from whole stored tensors: the same tables, and nothing of the planner.
+
+Slow and simple: each stored tensor is read whole, cut with numpy, and put beside the other parts of its parameter. Bytes
+are compared, so values are read as unsigned integers of their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from math import lcm, prod
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from loadmaster.architectures.config import Config
+from loadmaster.architectures.items import Item, items
+from loadmaster.architectures.registry import language_config
+from loadmaster.architectures.schema import Param, Spelling, Tensor
+from loadmaster.dtypes import DTYPES
+from loadmaster.formats import Component, Format, Grain
+from loadmaster.parallel import cut
+from loadmaster.plan import Plan
+from loadmaster.plan.claims import read_claims
+from loadmaster.plan.compose import component_name
+
+Bits: TypeAlias = npt.NDArray[np.unsignedinteger]
+WIDTHS = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+PLAIN = Component("weight", (), (Grain(0), Grain(1), Grain(2)))
+
+
+class Expected:
+    """The parameters of one rank of ``plan``, whose checkpoint is spelled by ``spelling``."""
+
+    def __init__(self, plan: Plan, rank: int, spelling: Spelling) -> None:
+        self.plan, self.spelling = plan, spelling
+        self.at = plan.layout.coordinate(rank)
+        self.derived = plan.rank(rank)
+        self.table = plan.checkpoint.table
+        config = Config(language_config(plan.family, plan.config))
+        self.formats = read_claims(config, plan.dtype).formats
+        self.own = {p.name: p for p in plan.family.native if p.stage is not None}
+
+    def arrays(self) -> dict[str, Bits]:
+        """Return every parameter that is a copy of stored bytes, by name."""
+        made: dict[str, Bits] = {}
+        for param in self.own.values():
+            if self.at.pp_rank == (0 if param.stage == "first" else len(self.plan.stages) - 1):
+                made.update(self._model_param(param, param.name))
+        num_layers = len(self.plan.schema.layers)
+        kinds = (*self.plan.schema.layers, *self.plan.schema.drafts)
+        for layer in (*range(*self.derived.layers), *self.derived.draft_layers):
+            block = f"layers.{layer}" if layer < num_layers else f"mtp.{layer - num_layers}"
+            for param in self.plan.family.native:
+                if param.stage is None:
+                    name = param.name.replace("{block}", block)
+                    found = dict(self._param(param, name, self.plan.schema.kinds[kinds[layer]], layer))
+                    if not found and param.otherwise and layer >= num_layers:
+                        found = self._model_param(self.own[param.otherwise], name)
+                    made.update(found)
+        return {name: array for name, array in made.items() if name in self._copied}
+
+    @cached_property
+    def _copied(self) -> set[str]:
+        """Parameters for which nothing is computed: they are in the number format of all that goes into them."""
+        specs = self.derived.specs
+        computed = {
+            specs[i].name
+            for b in self.derived.batches
+            if any(v.dtype != specs[b.params[0]].dtype for v in b.views)
+            for i in b.params
+        }
+        return {s.name for s in specs} - computed
+
+    def _model_param(self, param: Param, name: str) -> dict[str, Bits]:
+        found = dict(self._param(param, name, self.plan.schema.top, -1))
+        return found or (self._model_param(self.own[param.otherwise], name) if param.otherwise else {})
+
+    def _param(self, param: Param, name: str, tensors: tuple[Tensor, ...], layer: int) -> Iterator[tuple[str, Bits]]:
+        """Yield the components of a parameter: its parts one after another. Nothing where they don't all exist."""
+        holders = {t.name: (t, item) for item in items(tensors, self.spelling) for t in item.parts}
+        if not all(p in holders for p in param.parts):
+            return
+        parts = [self._part(*holders[p], layer) for p in param.parts]
+        if any(p is None or p.keys() != (parts[0] or {}).keys() for p in parts):
+            return
+        sound = [p for p in parts if p is not None]
+        for suffix, (component, _) in sound[0].items():
+            arrays = [p[suffix][1] for p in sound]
+            lead = 1 if holders[param.parts[0]][0].experts else 0
+            along = next((d for d, g in enumerate(component.grains) if g.dim == 0 and g.kind != "inner"), None)
+            if (len(arrays) > 1 and along is None) or len({a.dtype for a in arrays}) > 1:
+                continue  # one number for each tensor, or widths that are cast to one
+            joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=lead + (along or 0))
+            yield component_name(name, suffix) if component is not PLAIN else name, joined
+
+    def _part(self, t: Tensor, item: Item, layer: int) -> Mapping[str, tuple[Component, Bits]] | None:
+        """Return the components of one logical tensor on this rank: its experts, its rows and columns."""
+        format_ = self._format(item, layer)
+        components = format_.components if format_ else (PLAIN,)
+        made = {}
+        for component in components:
+            if component.waived or self._id(item, component.suffix, layer) is None:
+                continue
+            array = self._whole(item, component, layer, t)
+            if array is None:
+                return None
+            if len(item.parts) > 1:
+                array = _cut(array, component, t, 0, *item.rows(t.name))
+            made[component.suffix] = (component, self._placed(array, component, t))
+        return made or None
+
+    def _format(self, item: Item, layer: int) -> Format | None:
+        for f in self.formats if item.first.quantised else ():
+            number = self._id(item, f.components[0].suffix, layer)
+            if number is not None:
+                stored = self.table.signatures[self.table.signature[number]].dtype
+                if stored in f.components[0].dtypes:
+                    return f
+        return None
+
+    def _id(self, item: Item, suffix: str, layer: int, expert: int = 0) -> int | None:
+        return self.table.ids.get(item.stored_name(suffix, layer, expert))
+
+    def _whole(self, item: Item, component: Component, layer: int, t: Tensor) -> Bits | None:
+        """Return a component as it is stored, out × in where it is plain; with the rank's experts in front."""
+        slots = self._slots(t.experts)
+        experts = slots if item.members else (0,)
+        arrays = [self._read(self._id(item, component.suffix, layer, e)) for e in experts]
+        if any(a is None for a in arrays):
+            return None
+        array = np.stack([a for a in arrays if a is not None])
+        array = array if item.members else array[0]
+        if item.stacked:
+            array = array[list(slots)]
+        return np.swapaxes(array, -1, -2) if item.is_transposed and component is PLAIN else array
+
+    def _slots(self, num_experts: int) -> tuple[int, ...]:
+        if not num_experts:
+            return ()
+        slots = self.plan.layout.expert_slots(num_experts)
+        if not self.plan.layout.enable_expert_parallel:
+            return slots
+        each = len(slots) // self.plan.layout.stage_size
+        return slots[self.at.place * each : (self.at.place + 1) * each]
+
+    def _read(self, number: int | None) -> Bits | None:
+        if number is None:
+            return None
+        signature = self.table.signatures[self.table.signature[number]]
+        width = WIDTHS.get(DTYPES[signature.dtype].bits)
+        if width is None:
+            return None
+        file = self.plan.model_path / self.plan.checkpoint.files[self.table.file[number]].name
+        count = prod(signature.shape)
+        return np.fromfile(file, width, count, offset=int(self.table.start[number])).reshape(signature.shape)
+
+    def _placed(self, array: Bits, component: Component, t: Tensor) -> Bits:
+        p, layout = t.placement, self.plan.layout
+        if p is None or (t.experts and layout.enable_expert_parallel):
+            return array
+        index, count = layout.axes(self.at.place)["moe" if t.experts else "tp"]
+        size = t.shape[p.dim]
+        if p.pad and size % count and component is PLAIN:
+            more = -size % lcm(p.pad, count)
+            array = np.pad(array, [(0, more if d == p.dim else 0) for d in range(array.ndim)])  # pad: never of experts
+            size += more
+        mine = cut(size, p.unit, count, index, repeat=p.repeat)
+        return _cut(array, component, t, p.dim, mine.start, mine.stop)
+
+
+def _cut(array: Bits, component: Component, t: Tensor, dim: int, start: int, stop: int) -> Bits:
+    """Return the stored elements of a component that hold, or cover, ``start`` to ``stop`` of a logical dim."""
+    lead = 1 if t.experts else 0
+    at: list[slice] = [slice(None)] * array.ndim
+    for d, grain in enumerate(component.grains[: array.ndim - lead]):
+        if grain.dim == dim and grain.kind in ("exact", "cover"):
+            at[lead + d] = slice(start // grain.span, -(-stop // grain.span))
+    return array[tuple(at)]

@@ -1,0 +1,35 @@
+"""All checks of a family, as far as the environment allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from loadmaster.architectures.schema import Family
+from loadmaster.parallel import ParallelLayout
+from loadmaster.testing.loading import check_loading
+from loadmaster.testing.modelling import compare_with_transformers, has_model
+from loadmaster.testing.plans import check_plans
+
+
+def check_family(
+    family: Family, config: Mapping[str, Any], folder: Path, *, layouts: Sequence[ParallelLayout] | None = None
+) -> tuple[str, ...]:
+    """Check a family's tables on a tiny ``config``, and return the names of the checks that were made.
+
+    Without torch nothing is loaded; without transformers, or where it doesn't have the model, nothing is compared with it.
+
+    Raises:
+        FamilyFaults: the tables are wrong.
+    """
+    check_plans(family, config, folder / "plans", layouts=layouts)
+    done = ["check_tables", "check_plans"]
+    if find_spec("torch") is not None:
+        check_loading(family, config, folder / "loading", layouts=layouts)
+        done.append("check_loading")
+        if has_model(config):
+            compare_with_transformers(family, config)
+            done.append("compare_with_transformers")
+    return tuple(done)

@@ -1,0 +1,80 @@
+"""Loading a family's tiny checkpoints, and comparing every parameter's bytes with what is stored (needs torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loadmaster.architectures.faults import spelling_labels
+from loadmaster.architectures.schema import Family
+from loadmaster.parallel import ParallelLayout
+from loadmaster.testing.expected import Expected
+from loadmaster.testing.faults import expect_none
+from loadmaster.testing.plans import layouts_of, name_of, try_plan, write_checkpoint
+from loadmaster.testing.tables import check_tables
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check_loading(
+    family: Family, config: Mapping[str, Any], folder: Path, *, layouts: Sequence[ParallelLayout] | None = None
+) -> int:
+    """Load every rank of every layout, and compare it byte by byte with the stored tensors.
+
+    What is expected is cut and put together from whole stored tensors, by the tables but not by the planner. Parameters
+    that are computed (decoded, cast) are left out. Returns how many were compared.
+
+    Raises:
+        FamilyFaults: the tables are wrong, a parameter differs, or none could be compared.
+    """
+    check_tables(family, config)
+    compared: list[str] = []
+    expect_none(family.name, _faults(family, config, folder, layouts, compared))
+    if not compared:
+        expect_none(family.name, ["no parameter is a copy of stored bytes, so none could be compared"])
+    return len(compared)
+
+
+def _faults(
+    family: Family,
+    config: Mapping[str, Any],
+    folder: Path,
+    layouts: Sequence[ParallelLayout] | None,
+    compared: list[str],
+) -> Iterator[str]:
+    from loadmaster.loader import load_rank
+
+    for number, label in enumerate(spelling_labels(family)):
+        checkpoint = write_checkpoint(family, config, folder / label, spelling=number)
+        for layout in layouts or layouts_of(family, config):
+            plan = try_plan(checkpoint, layout)
+            if isinstance(plan, str):
+                yield f"{label}, {name_of(layout)}: {plan}"
+                continue
+            for rank in range(plan.num_ranks):
+                loaded = load_rank(plan, rank)
+                expected = Expected(plan, rank, family.spellings[number]).arrays()
+                for name, array in expected.items():
+                    compared.append(name)
+                    where = f"{label}, {name_of(layout)}: {name} on rank {rank}"
+                    if name not in loaded.tensors:
+                        yield f"{where} is not loaded"
+                    elif difference := _difference(_bytes(loaded.tensors[name]), array.tobytes()):
+                        yield f"{where} {difference}"
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    import torch
+
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _difference(loaded: bytes, stored: bytes) -> str | None:
+    if len(loaded) != len(stored):
+        return f"has {len(loaded):,} bytes, and what it is made of has {len(stored):,}"
+    if loaded != stored:
+        first = next(i for i, (a, b) in enumerate(zip(loaded, stored, strict=True)) if a != b)
+        return f"differs from what is stored, from byte {first:,} of {len(stored):,}"
+    return None
