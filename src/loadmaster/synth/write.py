@@ -94,10 +94,13 @@ def write_tiny(
 def quantise_blocks(
     values: np.ndarray, block: tuple[int, int], *, powers: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Quantise ``values`` ``[rows, columns]`` to E4M3 with one F32 factor a block; the last blocks may be ragged.
+    """Quantise ``values`` ``[…, rows, columns]`` to E4M3 with one F32 factor a block; the last blocks may be ragged.
 
     ``powers``: the factors are powers of two.
     """
+    if values.ndim > 2:
+        pairs = [quantise_blocks(v, block, powers=powers) for v in values]
+        return np.stack([out for out, _ in pairs]), np.stack([scale for _, scale in pairs])
     rows, columns = values.shape
     shape = (-(-rows // block[0]), -(-columns // block[1]))
     scale = np.empty(shape, dtype=np.float32)
@@ -117,15 +120,17 @@ def _codes(entry: Entry, random: np.random.Generator) -> bytes:
     assert entry.component is not None
     assert entry.item is not None
     if entry.component.waived:
-        return np.array(entry.item.shape, dtype=np.int64 if dtype == "I64" else np.int32).tobytes()
+        restated = np.array(entry.item.shape[-2:], dtype=np.int64 if dtype == "I64" else np.int32)
+        return np.broadcast_to(restated, shape).tobytes()
     if dtype in NUMPY and entry.number:
         factors = random.uniform(0.5, 1.0, shape)
         return (factors if dtype == "F8_E4M3" else factors / 128).astype(NUMPY[dtype]).tobytes()
     if entry.component.suffix == "g_idx":
         group = entry.format.block[0] if entry.format else 1
-        index = np.arange(shape[0]) // group
+        index = np.arange(shape[-1]) // group
         whole = any(g.kind == "whole" for c in (entry.format.components if entry.format else ()) for g in c.grains)
-        return (random.permutation(index) if whole else index).astype(np.int32).tobytes()
+        of_each = [random.permutation(index) if whole else index for _ in range(int(np.prod(shape[:-1])))]
+        return np.concatenate(of_each).astype(np.int32).tobytes()
     if "scale" in entry.component.suffix:
         return random.integers(118, 122, shape, dtype=np.uint8).tobytes()  # biased exponents
     if dtype == "F8_E4M3":

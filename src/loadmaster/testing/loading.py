@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadmaster.architectures.faults import spelling_labels
 from loadmaster.architectures.schema import Family
+from loadmaster.errors import LoadmasterError
 from loadmaster.parallel import ParallelLayout
 from loadmaster.testing.expected import Expected
 from loadmaster.testing.faults import expect_none
@@ -54,7 +55,11 @@ def _faults(
                 yield f"{label}, {name_of(layout)}: {plan}"
                 continue
             for rank in range(plan.num_ranks):
-                loaded = load_rank(plan, rank)
+                try:
+                    loaded = load_rank(plan, rank)
+                except LoadmasterError as error:
+                    yield f"{label}, {name_of(layout)}: {error.message}"
+                    continue
                 expected = Expected(plan, rank, family.spellings[number]).arrays()
                 for name, array in expected.items():
                     compared.append(name)
