@@ -20,7 +20,7 @@ from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
 from loadmaster.report.json import findings_of
 from loadmaster.synth import PRESETS, Preset, write_full_size, write_tiny
-from tools.reference import NOTICE, table
+from tools.pages import NOTICE, table
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "plan" / "golden" / "matrix.md"

@@ -140,6 +140,8 @@ def test_what_cannot_be_run_is_refused_by_name() -> None:
         refuse_options(2, None)
     with pytest.raises(UnsupportedError, match=r"speculative-config.*not supported yet"):
         refuse_options(1, {"method": "mtp"})
+    with pytest.raises(UnsupportedError, match=r"data-parallel-size 2.*not supported yet"):
+        refuse_options(1, None, 2)
     refuse_options(1, None)
 
 

@@ -44,15 +44,16 @@ def run(args: argparse.Namespace) -> int:
     from loadmaster.cli.planning import proven_plan
     from loadmaster.cli.progress import ByteProgress
     from loadmaster.errors import UsageError
-    from loadmaster.runtime import Engine, Tokenizer, refuse_options, require_run_extra
+    from loadmaster.runtime import Engine, Tokenizer, refuse_options, refuse_plan, require_run_extra
 
     if (args.prompt is None) == (args.prompt_token_ids is None):
         raise UsageError("give exactly one of --prompt and --prompt-token-ids")
     require_run_extra()
-    refuse_options(args.tensor_parallel_size, args.speculative_config)
+    refuse_options(args.tensor_parallel_size, args.speculative_config, args.data_parallel_size)
     params = _params(args)
     begin = time.perf_counter()
     plan = proven_plan(args)
+    refuse_plan(plan)
     planned = time.perf_counter()
     tokenizer = Tokenizer(plan.model_path)
     needed_bytes = sum(plan.rank(r).needed_bytes for r in range(plan.num_ranks))

@@ -24,14 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Plan, open the port, load, serve until a signal; with ``--json`` say at the end what was served."""
     from loadmaster.cli.planning import proven_plan
-    from loadmaster.runtime import Engine, Tokenizer, refuse_options, require_run_extra
+    from loadmaster.runtime import Engine, Tokenizer, refuse_options, refuse_plan, require_run_extra
 
     require_run_extra()
-    refuse_options(args.tensor_parallel_size, args.speculative_config)
+    refuse_options(args.tensor_parallel_size, args.speculative_config, args.data_parallel_size)
 
     from loadmaster.server import Service, listen, serve
 
     plan = proven_plan(args)
+    refuse_plan(plan)
     bound = listen(args.host, args.port)
     host, port = bound.getsockname()[:2]
     with Engine(plan, max_model_len=args.max_model_len) as engine:

@@ -8,7 +8,7 @@ The process that holds the engine imports no torch; the workers do.
 """
 
 from loadmaster.runtime.completion import Piece, complete
-from loadmaster.runtime.engine import Engine, refuse_options
+from loadmaster.runtime.engine import Engine, refuse_model, refuse_options, refuse_plan
 from loadmaster.runtime.extra import require_run_extra
 from loadmaster.runtime.limits import Limits, read_limits
 from loadmaster.runtime.params import SamplingParams
@@ -23,6 +23,8 @@ __all__ = [
     "Tokenizer",
     "complete",
     "read_limits",
+    "refuse_model",
     "refuse_options",
+    "refuse_plan",
     "require_run_extra",
 ]

@@ -12,7 +12,9 @@ from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from loadmaster.architectures.registry import FAMILIES, find_family
 from loadmaster.errors import LoadmasterError, RequestError, UnsupportedError
+from loadmaster.layers.formats import RUNNABLE_FORMATS
 from loadmaster.runtime.executor import DEFAULT_BUILDER, Executor, State
 from loadmaster.runtime.limits import Limits, read_limits
 from loadmaster.runtime.messages import Begin, Begun, End, Refused, Step, Stepped
@@ -34,7 +36,8 @@ class Engine:
     once. ``builder`` (``module:name``) makes a stage in each worker; see `loadmaster.runtime.builder`.
 
     Raises:
-        UnsupportedError: the layout has tensor-parallel ranks or drafts.
+        UnsupportedError: the layout has tensor- or data-parallel ranks or drafts, or the layers do not compute the family
+            or a format that its weights are stored in.
         ConfigError: the model's length is not known, or is exceeded.
     """
 
@@ -47,7 +50,10 @@ class Engine:
         on_progress: Callable[[int], None] = lambda _: None,
         builder: str = DEFAULT_BUILDER,
     ) -> None:
-        refuse_options(plan.layout.tensor_parallel_size, {"method": "mtp"} if plan.layout.num_draft_layers else None)
+        drafts = {"method": "mtp"} if plan.layout.num_draft_layers else None
+        refuse_options(plan.layout.tensor_parallel_size, drafts, plan.layout.data_parallel_size)
+        if builder == DEFAULT_BUILDER:
+            refuse_plan(plan)
         self.limits: Limits = read_limits(plan.config, plan.model_path, max_model_len)
         num_stages = plan.layout.pipeline_parallel_size
         self._total_bytes = sum(plan.rank(rank).needed_bytes for rank in range(num_stages))
@@ -206,21 +212,63 @@ class Engine:
         return reply.token
 
 
-def refuse_options(tensor_parallel_size: int, speculative_config: Mapping[str, Any] | None) -> None:
-    """Refuse what can be planned and loaded, but not run.
+def refuse_options(
+    tensor_parallel_size: int, speculative_config: Mapping[str, Any] | None, data_parallel_size: int = 1
+) -> None:
+    """Refuse what can be planned and loaded, but not run, from the command line alone.
 
     Raises:
         UnsupportedError: names the option.
     """
-    if tensor_parallel_size > 1:
-        raise UnsupportedError(
-            f"--tensor-parallel-size {tensor_parallel_size}: such a layout is planned, proven and loaded by `plan` and "
-            "`load`, but running tensor-parallel is not supported yet",
-            hint="divide the model by --pipeline-parallel-size alone",
-        )
+    sizes = {"tensor": tensor_parallel_size, "data": data_parallel_size}
+    for axis, size in sizes.items():
+        if size > 1:
+            raise UnsupportedError(
+                f"--{axis}-parallel-size {size}: such a layout is planned, proven and loaded by `plan` and `load`, but "
+                f"running {axis}-parallel is not supported yet",
+                hint="divide the model by --pipeline-parallel-size alone",
+            )
     if speculative_config is not None and speculative_config.get("method") in DRAFT_METHODS:
         raise UnsupportedError(
             "--speculative-config: drafting with mtp is not supported yet; the MTP layer is planned, proven and loaded "
             "by `plan` and `load`",
             hint="leave out --speculative-config",
+        )
+
+
+def refuse_model(config: Mapping[str, Any]) -> None:
+    """Refuse a model of a family that can be planned and loaded, but not run, from its config.json alone.
+
+    Raises:
+        UnsupportedError: names the architecture and the families that run.
+        InputError: the architecture is not known.
+    """
+    family = find_family(config)
+    if not family.runs:
+        raise UnsupportedError(
+            f"config.json: {config['architectures'][0]} is of the family {family.name}, which `plan` and `load` take, but "
+            "which this version does not compute",
+            hint=f"families that run: {', '.join(f.name for f in FAMILIES if f.runs)}; see docs/reference/models.md",
+        )
+
+
+def refuse_plan(plan: Plan) -> None:
+    """Refuse a plan whose model or whose weights' format the layers do not compute with; nothing is loaded for it.
+
+    Raises:
+        UnsupportedError: names the format, a weight that is stored in it, and the formats that run.
+    """
+    refuse_model(plan.config)
+    met: dict[str, list[str]] = {}
+    for rank in range(plan.num_ranks):
+        for spec in plan.rank(rank).specs:
+            if spec.format not in RUNNABLE_FORMATS:
+                met.setdefault(str(spec.format), []).append(spec.name)
+    if met:
+        format_, names = max(met.items(), key=lambda pair: len(pair[1]))
+        more = f" and {len(names) - 1:,} more weights are" if len(names) > 1 else " is"
+        raise UnsupportedError(
+            f"{names[0]}{more} stored in the format {format_}, which `plan` and `load` take, but which the layers do not "
+            "compute with",
+            hint=f"formats that run: {', '.join(f or 'plain' for f in RUNNABLE_FORMATS)}; see docs/reference/models.md",
         )

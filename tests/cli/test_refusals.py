@@ -1,0 +1,60 @@
+"""What `generate` and `serve` refuse by name, before a byte is loaded: the checkpoints here are of full size, and empty."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loadmaster.synth import PRESETS, write_full_size
+from tests.cli.test_plan import run
+from tests.conftest import Tiny
+
+COMMANDS = {"generate": ["--prompt", "Hello"], "serve": ["--port", "0"]}
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    def path(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        write_full_size(PRESETS[name], folder)
+        return folder
+
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("mixtral", ["MixtralForCausalLM is of the family mixtral", "families that run: deepseek, llama"]),
+        (
+            "llama-awq",
+            ["layers.0.self_attn.qkv_proj.qweight and 127 more weights", "format awq", "that run: plain, fp8_block"],
+        ),
+    ],
+)
+def test_a_family_or_a_format_that_does_not_run_is_refused_by_name(
+    command: str, model: str, says: list[str], full_size: Tiny
+) -> None:
+    done = run(command, full_size(model), "-pp", 2, *COMMANDS[command])
+    assert done.returncode == 1
+    assert done.stdout == ""
+    text = " ".join(done.stderr.split())
+    assert "UnsupportedError" in text
+    assert all(part in text for part in says), text
+    assert "loading" not in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_data_parallel_ranks_are_refused_by_name(command: str, tiny: Tiny) -> None:
+    done = run(command, tiny("llama"), "-dp", 2, *COMMANDS[command])
+    assert done.returncode == 1
+    assert "--data-parallel-size 2" in done.stderr
+    assert "pipeline-parallel-size alone" in " ".join(done.stderr.split())
+
+
+def test_a_refusal_is_one_object_with_the_finding_unsupported(tiny: Tiny) -> None:
+    done = run("generate", tiny("gpt-oss"), "--prompt", "Hello", "--json")
+    assert [f["code"] for f in json.loads(done.stdout)["findings"]] == ["unsupported"]
