@@ -12,9 +12,10 @@ from loadmaster.plan.claims import read_claims
 from loadmaster.synth import PRESETS
 from tools.pages import table
 
-INTRODUCTION = """\
+INTRODUCTION = f"""\
 Every family is planned, proven and loaded on every layout that its sizes allow. `generate` and `serve` compute those that
-run, over pipeline stages, from weights in a format that runs; they refuse the others by name, before anything is loaded.
+run, over pipeline stages, from weights in a format that runs ({", ".join(f or "plain" for f in RUNNABLE_FORMATS)}); they
+refuse the others by name, before anything is loaded. Other packages [can bring more families](../guides/add-a-family.md).
 
 Formats are those in which `loadmaster synth` makes models of the family, as published. [Any format](formats.md) may be met
 in any family: the headers decide."""
@@ -33,7 +34,7 @@ def parts() -> list[str]:
 def _family(family: Family) -> tuple[str, ...]:
     met = [format_ for _, (name, _, format_, _) in _presets() if name == family.name]
     formats = sorted(set(met), key=met.index)
-    runs = f"runs: {', '.join(f for f in formats if f in _runnable())}" if family.runs else "planned and loaded only"
+    runs = "runs" if family.runs else "planned and loaded only"
     return family.name, ", ".join(f"`{a}`" for a in family.architectures), ", ".join(formats), runs
 
 

@@ -1,3 +1,103 @@
-"""Loadmaster: put any checkpoint on any parallel layout, proven before launch. Then run it."""
+"""Loadmaster: put any checkpoint on any parallel layout, proven before launch. Then run it.
+
+    from loadmaster import ParallelLayout, build_plan, open_checkpoint, prove
+
+    proof = prove(build_plan(open_checkpoint(path), ParallelLayout(pipeline_parallel_size=8)))
+
+What ``__all__`` names is the library: it is imported from its room when it is first asked for, so that ``import
+loadmaster`` costs nothing and planning never meets torch. Everything else may change from one version to the next.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "ConfigError",
+    "Engine",
+    "FamilyError",
+    "Finding",
+    "Grid",
+    "InputError",
+    "LayoutError",
+    "LoadError",
+    "LoadReport",
+    "LoadedRank",
+    "LoadmasterError",
+    "ParallelLayout",
+    "ParamSpec",
+    "Plan",
+    "PlanError",
+    "Proof",
+    "RankFigures",
+    "RankPlan",
+    "Receiver",
+    "RequestError",
+    "RunError",
+    "SamplingParams",
+    "Tokenizer",
+    "UnsupportedError",
+    "build_plan",
+    "load_rank",
+    "open_checkpoint",
+    "prove",
+    "resolve_model",
+]
+
+if TYPE_CHECKING:
+    from loadmaster.checkpoint import Checkpoint, open_checkpoint, resolve_model
+    from loadmaster.errors import (
+        CheckpointError,
+        ConfigError,
+        FamilyError,
+        InputError,
+        LayoutError,
+        LoadError,
+        LoadmasterError,
+        PlanError,
+        RequestError,
+        RunError,
+        UnsupportedError,
+    )
+    from loadmaster.findings import Finding
+    from loadmaster.loader import LoadedRank, LoadReport, Receiver, load_rank
+    from loadmaster.parallel import ParallelLayout
+    from loadmaster.plan import Grid, ParamSpec, Plan, Proof, RankFigures, RankPlan, build_plan, prove
+    from loadmaster.runtime import Engine, SamplingParams, Tokenizer
+else:
+    ROOMS = {
+        "checkpoint": ("Checkpoint", "open_checkpoint", "resolve_model"),
+        "parallel": ("ParallelLayout",),
+        "plan": ("Plan", "build_plan", "Proof", "prove", "RankFigures", "RankPlan", "ParamSpec", "Grid"),
+        "findings": ("Finding",),
+        "loader": ("load_rank", "LoadedRank", "LoadReport", "Receiver"),
+        "runtime": ("Engine", "SamplingParams", "Tokenizer"),
+        "errors": (
+            "LoadmasterError",
+            "InputError",
+            "CheckpointError",
+            "ConfigError",
+            "FamilyError",
+            "LayoutError",
+            "PlanError",
+            "UnsupportedError",
+            "LoadError",
+            "RunError",
+            "RequestError",
+        ),
+    }
+    """Room → the public names that live there, in the order in which they are documented."""
+
+    def __getattr__(name: str) -> object:
+        room = next((room for room, names in ROOMS.items() if name in names), None)
+        if room is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{room}"), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
