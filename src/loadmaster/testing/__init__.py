@@ -16,7 +16,7 @@ A family needs to be registered nowhere for this: `described` makes a checkpoint
 from loadmaster.testing.family import check_family
 from loadmaster.testing.faults import FamilyFaults
 from loadmaster.testing.loading import check_loading
-from loadmaster.testing.modelling import compare_with_transformers
+from loadmaster.testing.modelling import compare_with_transformers, published_shapes
 from loadmaster.testing.plans import check_plans, described, layouts_of, write_checkpoint
 from loadmaster.testing.tables import check_tables, stored_shapes, unreached
 
@@ -29,6 +29,7 @@ __all__ = [
     "compare_with_transformers",
     "described",
     "layouts_of",
+    "published_shapes",
     "stored_shapes",
     "unreached",
     "write_checkpoint",

@@ -30,7 +30,7 @@ def compare_with_transformers(family: Family, config: Mapping[str, Any]) -> None
         ImportError: transformers is not installed, or has no such class.
     """
     check_tables(family, config)
-    model = _model(config)
+    model = build_model(config)
     waived = (*family.waived, *family.schema(Config(language_config(family, config))).waived)
     theirs = [_without(waived, names) for names in (names_saved(model), names_inside(model))]
     candidates: list[tuple[str, ...]] = [
@@ -51,6 +51,15 @@ def has_model(config: Mapping[str, Any]) -> bool:
     except ImportError:
         return False
     return True
+
+
+def published_shapes(config: Mapping[str, Any]) -> Shapes:
+    """Return the names and shapes of a checkpoint of ``config`` as transformers saves it: what the tables have to say.
+
+    Raises:
+        ImportError: transformers is not installed, or has no class of this name.
+    """
+    return names_saved(build_model(config))
 
 
 def names_inside(model: Any) -> Shapes:
@@ -77,7 +86,8 @@ def _class(config: Mapping[str, Any]) -> Any:
     return found
 
 
-def _model(config: Mapping[str, Any]) -> Any:
+def build_model(config: Mapping[str, Any]) -> Any:
+    """Return transformers' model for ``config``, on the meta device: names and shapes, no memory."""
     import torch
 
     found = _class(config)
