@@ -1,4 +1,4 @@
-"""Loaded parameters, byte for byte, against a reference that shares no code with the planner."""
+"""Loading a rank: what it reports, what it refuses, and that neither budget nor way changes a byte."""
 
 from __future__ import annotations
 
@@ -12,36 +12,9 @@ from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import LoadError
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
-from loadmaster.plan import Plan, build_plan, prove
+from loadmaster.plan import Plan, build_plan
 from tests.conftest import Tiny
 from tests.loader.reference import Reference, differences
-
-LAYOUTS = [(1, 1, False), (2, 1, False), (4, 1, False), (1, 2, False), (1, 4, True), (2, 2, False), (2, 2, True)]
-FAMILIES = [
-    "glm-5.1-fp8",
-    "glm-5.2-fp8",
-    "deepseek-v3",
-    "deepseek-v3.2",
-    "kimi-k2",
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-]
-
-
-@pytest.mark.parametrize(("pp", "tp", "ep"), LAYOUTS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_parameter_of_every_rank_is_the_reference(family: str, pp: int, tp: int, ep: bool, tiny: Tiny) -> None:
-    path = tiny(family)
-    drafts = 1 if family in ("glm-5.1-fp8", "glm-5.2-fp8", "deepseek-v3", "deepseek-v3.2") else 0
-    plan = build_plan(open_checkpoint(path), ParallelLayout(pp, tp, ep, num_draft_layers=drafts))
-    assert prove(plan).proven
-    for rank in range(plan.num_ranks):
-        loaded = load_rank(plan, rank)
-        at = plan.layout.coordinate(rank)
-        expected = Reference(path, pp=(at.pp_rank, pp), tp=(at.tp_rank, tp), ep=ep, mtp=bool(drafts))
-        assert differences(loaded.tensors, expected.params) == []
 
 
 @pytest.mark.parametrize("staging", [2**16, 2**20])

@@ -1,0 +1,44 @@
+"""Every parameter of a rank, computed another way: whole tensors through the safetensors package, cut with torch.
+
+Nothing of the package under test is used. Names, cuts and fusions are written out by hand here, as an engine's loader
+would, family by family (`families`, `mixtures`), over tensors that know how their format is cut (`weights`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.loader.reference.families import FAMILIES
+from tests.loader.reference.loader import Loader
+from tests.loader.reference.place import Place, stage_layers
+from tests.loader.reference.stored import Arrays, differences, raw, read_all
+from tests.loader.reference.weights import dequantise
+
+
+class Reference:
+    """The parameters of one rank, which stands at (index, size) of each axis."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        pp: tuple[int, int] = (0, 1),
+        tp: tuple[int, int] = (0, 1),
+        dp: tuple[int, int] = (0, 1),
+        ep: bool = False,
+        round_robin: bool = False,
+        redundant: int = 0,
+        partition: tuple[int, ...] | None = None,
+        mtp: bool = False,
+        stored: Arrays | None = None,
+    ) -> None:
+        config: dict[str, Any] = json.loads((path / "config.json").read_text())
+        place = Place(pp, tp, dp, ep, round_robin, redundant, partition)
+        loader = Loader(config, read_all(path) if stored is None else stored, place)
+        FAMILIES[config["architectures"][0]](loader, mtp)
+        self.params: Arrays = loader.params
+
+
+__all__ = ["Arrays", "Reference", "dequantise", "differences", "raw", "read_all", "stage_layers"]
