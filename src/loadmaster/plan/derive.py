@@ -6,6 +6,7 @@ What places of a stage, or layers of a class, have in common is made once and sh
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,7 +59,7 @@ class _RankBuilder:
         self.in_stage = place
         self.held: list[Held] = []
         self.num_params = 0
-        self.holders: dict[str, tuple[str, Composed]] = {}  # a parameter of the model itself -> its name here
+        self.holders: dict[str, Held] = {}  # a parameter of the model itself, under all its names -> what holds it
         self.rows: dict[int, tuple[list[int], list[int]]] = {}  # class -> rows, and the first spec of each
         self.top: list[tuple[tuple[Composed, ...], int]] = []
 
@@ -72,13 +73,13 @@ class _RankBuilder:
         rows, bases = self.rows.setdefault(number, ([], []))
         rows.append(row)
         bases.append(self.num_params)
-        self._hold(self.plan.composed[number, self.in_stage], "{block}", self.block(layer))
+        self._hold(Held(self.plan.composed[number, self.in_stage], "{block}", self.block(layer)))
 
     def add_top(self, params: list[Param]) -> None:
         for p in params:
             made = self.plan.top[self.in_stage].get(p.name)
             if made:
-                self._add_own(made, p.name)
+                self._add_own(made, p.name, p.name)
             elif p.otherwise and p.parts[0] not in {t.name for t in self.plan.schema.top}:
                 self._substitute(p.name, p.otherwise)
 
@@ -90,23 +91,24 @@ class _RankBuilder:
             if p.stage is None and p.otherwise and p.parts[0] not in exists and layer >= len(self.plan.schema.layers):
                 self._substitute(p.name.replace("{block}", self.block(layer)), p.otherwise)
 
-    def _hold(self, composed: tuple[Composed, ...], old: str, new: str, alias: str | None = None) -> None:
-        self.held.append(Held(composed, old, new, alias))
-        self.num_params += len(composed)
+    def _hold(self, held: Held) -> None:
+        self.held.append(held)
+        self.num_params += len(held.composed)
 
     def _substitute(self, name: str, original: str) -> None:
-        if found := self.holders.get(original):
-            holder, weight = found
-            self._hold((weight,), weight.spec.name, name, holder)
-            self.holders.setdefault(name, found)
+        if held := self.holders.get(original):
+            self._hold(replace(held, new=_stem(name), alias=held.new))
+            self.holders.setdefault(name, held)
         elif made := self.plan.top[self.in_stage].get(original):
-            self._add_own(made, name)
-            self.holders[original] = (name, made[0])
+            self.holders[original] = self._add_own(made, name, original)
 
-    def _add_own(self, made: tuple[Composed, ...], name: str) -> None:
+    def _add_own(self, made: tuple[Composed, ...], name: str, original: str) -> Held:
+        """Add a parameter of the model itself, all its components, under a name of its own."""
         self.top.append((made, self.num_params))
-        self.holders[name] = (name, made[0])
-        self._hold(made, made[0].spec.name.removesuffix("weight"), name.removesuffix("weight"))
+        held = Held(made, _stem(original), _stem(name))
+        self._hold(held)
+        self.holders[name] = held
+        return held
 
     def batches(self) -> Iterator[Batch]:
         plan = self.plan
@@ -114,6 +116,11 @@ class _RankBuilder:
             yield from _batches(composed, plan.binding.top, [0], [base])
         for number, (rows, bases) in self.rows.items():
             yield from _batches(plan.composed[number, self.in_stage], plan.classes[number], rows, bases)
+
+
+def _stem(name: str) -> str:
+    """Return what the names of all components of a weight begin with."""
+    return name.removesuffix("weight")
 
 
 def _batches(

@@ -7,7 +7,7 @@ once, and numpy columns give the stored tensors, the parameters and the offsets.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -74,7 +74,7 @@ def _is_row_major(view: Stored) -> bool:
 class Held:
     """Parameters that a rank holds under names of its own: in those of ``composed``, ``old`` becomes ``new``.
 
-    ``alias``: it is the memory of that parameter.
+    Where ``alias`` is given they are the memory of parameters of the same rank, those whose ``old`` became ``alias``.
     """
 
     composed: tuple[Composed, ...]
@@ -83,19 +83,17 @@ class Held:
     alias: str | None = None
 
     def specs(self) -> Iterator[ParamSpec]:
-        """Yield the parameters under the rank's names; an alias keeps its components."""
+        """Yield the parameters under the rank's names."""
+        old, new = self.old, self.new
         for c in self.composed:
-            s, old, new = c.spec, self.old, self.new
-            if self.alias is not None:
-                yield replace(s, name=new, alias=self.alias)
-                continue
+            s = c.spec
             yield ParamSpec(
                 s.name.replace(old, new),
                 s.shape,
                 s.dtype,
                 s.scale.replace(old, new) if s.scale else None,
                 s.grids,
-                s.alias,
+                None if self.alias is None else s.name.replace(old, self.alias),
                 s.format,
                 tuple(name.replace(old, new) for name in s.components),
             )

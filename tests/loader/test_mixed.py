@@ -1,0 +1,153 @@
+"""Checkpoints that are quantised in part: what the headers say is loaded, every byte the reference's, and what is said."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from loadmaster.checkpoint import open_checkpoint
+from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import Plan, build_plan, prove
+from loadmaster.synth import PRESETS, write_tiny
+from tests.conftest import Tiny
+from tests.loader.reference import read_all
+from tests.loader.test_presets import assert_loads_as_the_reference
+
+FORMATS = [name.removeprefix("llama-") for name in PRESETS if name.startswith("llama-") and name != "llama-4"]
+
+
+def plain(path: Path, out: Path, modules: dict[str, tuple[int, int]], **config: Any) -> Path:
+    """Write a checkpoint again in which each of ``modules`` has a plain BF16 weight of the shape given."""
+    tensors = read_all(path)
+    random = torch.Generator().manual_seed(1)
+    for module, shape in modules.items():
+        for name in [n for n in tensors if n.rpartition(".")[0] == module and not n.endswith(".bias")]:
+            del tensors[name]
+        tensors[f"{module}.weight"] = torch.randn(shape, generator=random).bfloat16()
+    return write(tensors, path, out, **config)
+
+
+def write(tensors: dict[str, torch.Tensor], path: Path, out: Path, **config: Any) -> Path:
+    out.mkdir()
+    save_file(tensors, out / "model.safetensors")
+    whole = json.loads((path / "config.json").read_text()) | config
+    (out / "config.json").write_text(json.dumps(whole))
+    return out
+
+
+def planned(path: Path, drafts: int = 0) -> Plan:
+    return build_plan(open_checkpoint(path), ParallelLayout(num_draft_layers=drafts))
+
+
+def codes(plan: Plan) -> Counter[tuple[str, str]]:
+    return Counter((f.code, f.severity) for f in prove(plan).findings)
+
+
+def specs(plan: Plan, pattern: str) -> dict[str, str]:
+    return {s.name: s.dtype for s in plan.rank(0).specs if pattern in s.name}
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_plain_part_decodes_the_others_into_the_models_dtype(format_: str, tiny: Tiny, tmp_path: Path) -> None:
+    """Every format's arithmetic, also where a cut falls inside its groups: 64 inputs a rank at tp 2, 16 at tp 8."""
+    odd = {"model.layers.1.self_attn.k_proj": (64, 128), "model.layers.2.mlp.up_proj": (256, 128)}
+    path = plain(tiny(f"llama-{format_}"), tmp_path / "mixed", odd)
+    plan = planned(path)
+    unclaimed = 1 if format_ == "modelopt-fp4" else 2  # whose attention is not quantised anyway
+    assert codes(plan) == {("format-contradiction", "warning"): unclaimed}
+    assert specs(plan, "layers.2.mlp.gate_up_proj") == {"layers.2.mlp.gate_up_proj.weight": "BF16"}
+    assert_loads_as_the_reference(path, ParallelLayout(2, 2))
+    assert_loads_as_the_reference(path, ParallelLayout(1, 8))
+
+
+def test_a_row_parallel_weight_is_decoded_by_the_groups_of_the_whole(tmp_path: Path) -> None:
+    """gate and up of experts that differ make w13 plain; the down of one expert makes all of w2 plain."""
+    for preset in ("qwen3-moe-awq", "qwen3-moe-gptq", "qwen3-moe-w4a16", "qwen3-moe-nvfp4", "qwen3-moe-fp8"):
+        write_tiny(PRESETS[preset], tmp_path / preset, overrides={"moe_intermediate_size": 96})
+        odd = {"model.layers.1.mlp.experts.3.down_proj": (128, 96)}
+        path = plain(tmp_path / preset, tmp_path / f"{preset}-mixed", odd)
+        plan = planned(path)
+        assert codes(plan) == {("format-contradiction", "warning"): 1}
+        assert specs(plan, "layers.1.mlp.experts.w2") == {"layers.1.mlp.experts.w2_weight": "BF16"}
+        assert len(specs(plan, "layers.1.mlp.experts.w13")) > 1
+        assert len(specs(plan, "layers.2.mlp.experts.w2")) > 1
+        assert_loads_as_the_reference(path, ParallelLayout(2, 2, data_parallel_size=2))  # 24 of 96 inputs a rank
+        assert_loads_as_the_reference(path, ParallelLayout(1, 4, True))
+
+
+@pytest.mark.parametrize(("preset", "hidden"), [("glm-4.5-air-awq", 128), ("glm-5.1-fp8", 320), ("deepseek-v3", 320)])
+def test_an_mtp_layer_may_be_plain_in_a_quantised_checkpoint(
+    preset: str, hidden: int, tiny: Tiny, tmp_path: Path
+) -> None:
+    stored = read_all(tiny(preset))
+    config = json.loads((tiny(preset) / "config.json").read_text())
+    layer = f"model.layers.{config['num_hidden_layers']}"
+    shapes = _shapes(stored, layer)
+    path = plain(tiny(preset), tmp_path / "plain", shapes)
+    plan = planned(path, drafts=1)
+    assert set(codes(plan)) == {("format-contradiction", "warning")}
+    assert all(layer in (f.tensor or "") for f in prove(plan).findings)
+    assert set(specs(plan, "mtp.0.").values()) <= {"BF16", "F32"}
+    assert_loads_as_the_reference(path, ParallelLayout(2, 2, num_draft_layers=1))
+    ignored = {**config["quantization_config"], "modules_to_not_convert": [layer, "lm_head"]}
+    if preset != "glm-5.1-fp8":  # whose own list names what else is plain
+        said = plain(tiny(preset), tmp_path / "said", shapes, quantization_config=ignored)
+        assert codes(planned(said, drafts=1)) == {}
+
+
+def _shapes(stored: dict[str, torch.Tensor], layer: str) -> dict[str, tuple[int, int]]:
+    """Every quantised module of a layer and its shape (out, in)."""
+    shapes = {}
+    for name, tensor in stored.items():
+        module, _, suffix = name.rpartition(".")
+        if name.startswith(layer + ".") and suffix == "qweight":
+            shapes[module] = (tensor.shape[1] * 8, tensor.shape[0])
+        elif name.startswith(layer + ".") and f"{name}_scale_inv" in stored:
+            shapes[module] = (tensor.shape[0], tensor.shape[1])
+    return shapes
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_quantised_head_is_loaded_as_it_is_stored(format_: str, tmp_path: Path) -> None:
+    write_tiny(PRESETS[f"llama-{format_}"], tmp_path / "model", overrides={"intermediate_size": 320})
+    path = with_quantised_head(tmp_path / "model", tmp_path / "head")
+    plan = planned(path)
+    said = ("awq", "gptq", "fp8-static")  # the others' configs leave the head out
+    assert codes(plan) == ({} if format_.startswith(said) else {("format-contradiction", "warning"): 1})
+    assert len(specs(plan, "lm_head.")) > 1
+    for layout in (ParallelLayout(), ParallelLayout(2, 2), ParallelLayout(1, 4)):
+        assert_loads_as_the_reference(path, layout)
+
+
+@pytest.mark.parametrize("preset", ["glm-5.1-fp8", "glm-4.5-air-awq", "glm-4.5-air-w4a16", "glm-4.5-air-fp8-channel"])
+def test_a_draft_shares_the_models_quantised_head(preset: str, tmp_path: Path) -> None:
+    write_tiny(PRESETS[preset], tmp_path / "model", overrides={"intermediate_size": 320})
+    stored = read_all(tmp_path / "model")
+    own = [n for n in stored if ".layers.4." in n and (".embed_tokens." in n or ".shared_head.head." in n)]
+    if preset != "glm-5.1-fp8":
+        assert own
+    for name in own:
+        del stored[name]
+    shared = write(stored, tmp_path / "model", tmp_path / "shared")
+    path = with_quantised_head(shared, tmp_path / "head")
+    one = planned(path, drafts=1).rank(0)
+    aliases = {s.name: s.alias for s in one.specs if s.name.startswith("mtp.0.shared_head.head.")}
+    assert aliases
+    assert all(alias == name.replace("mtp.0.shared_head.head.", "lm_head.") for name, alias in aliases.items())
+    assert_loads_as_the_reference(path, ParallelLayout(num_draft_layers=1))
+    assert_loads_as_the_reference(path, ParallelLayout(2, 2, num_draft_layers=1))
+
+
+def with_quantised_head(path: Path, out: Path) -> Path:
+    """Write a checkpoint again whose head is the first layer's gate, which has as many rows as the vocabulary."""
+    tensors = read_all(path)
+    del tensors["lm_head.weight"]
+    gate = "model.layers.0.mlp.gate_proj."
+    tensors.update({n.replace(gate, "lm_head."): t.clone() for n, t in tensors.items() if n.startswith(gate)})
+    return write(tensors, path, out)
