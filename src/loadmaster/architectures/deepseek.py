@@ -173,6 +173,7 @@ FAMILY = Family(
     ),
     schema=schema,
     spelling=SPELLING,
+    variants=({**SPELLING, **blocks.stacked_experts_spelling()},),
     native=NATIVE,
     waived=(blocks.INV_FREQ,),
     runs=True,

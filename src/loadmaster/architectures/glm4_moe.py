@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Family, Schema, embedding
+from loadmaster.architectures.schema import Family, Schema, Spelling, embedding
 
 
 def schema(c: Config) -> Schema:
@@ -47,13 +47,19 @@ def schema(c: Config) -> Schema:
     )
 
 
-_SHARED = blocks.gated_mlp_spelling("mlp.shared_experts", logical="shared")
+SPELLING: Spelling = {
+    **blocks.DECODER_SPELLING,
+    **blocks.experts_spelling(),
+    **blocks.gated_mlp_spelling("mlp.shared_experts", logical="shared"),
+    **blocks.DRAFT_SPELLING,
+}
 
 FAMILY = Family(
     name="glm4_moe",
     architectures=("Glm4MoeForCausalLM",),
     schema=schema,
-    spelling={**blocks.DECODER_SPELLING, **blocks.experts_spelling(), **_SHARED, **blocks.DRAFT_SPELLING},
+    spelling=SPELLING,
+    variants=({**SPELLING, **blocks.stacked_experts_spelling()},),
     native=(
         *blocks.DECODER_NATIVE,
         *blocks.EXPERTS_NATIVE,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Family, Schema, embedding, packed
+from loadmaster.architectures.schema import Family, Schema, Spelling, embedding, packed
 
 
 def schema(c: Config) -> Schema:
@@ -35,6 +35,10 @@ def schema(c: Config) -> Schema:
     )
 
 
+_SHARED: Spelling = {
+    **packed(blocks.LAYER + "shared_mlp.input_linear.weight", "shared.gate", "shared.up"),
+    "shared.down": blocks.LAYER + "shared_mlp.output_linear.weight",
+}
 _EXPERTS = blocks.LAYER + "block_sparse_moe."
 
 FAMILY = Family(
@@ -43,12 +47,19 @@ FAMILY = Family(
     schema=schema,
     spelling={
         **blocks.DECODER_SPELLING,
+        **_SHARED,
         "moe.router": _EXPERTS + "router.layer.weight",
         **packed(_EXPERTS + "input_linear.weight", "moe.gate", "moe.up", stacked=True),
         **packed(_EXPERTS + "output_linear.weight", "moe.down", stacked=True),
-        **packed(blocks.LAYER + "shared_mlp.input_linear.weight", "shared.gate", "shared.up"),
-        "shared.down": blocks.LAYER + "shared_mlp.output_linear.weight",
     },
+    variants=(
+        {
+            **blocks.DECODER_SPELLING,
+            **_SHARED,
+            **blocks.stacked_experts_spelling("block_sparse_moe"),
+            "moe.router": _EXPERTS + "router.weight",
+        },
+    ),
     native=(
         *blocks.DECODER_NATIVE,
         *blocks.EXPERTS_NATIVE,

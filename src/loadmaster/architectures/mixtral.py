@@ -47,7 +47,13 @@ FAMILY = Family(
         **blocks.experts_spelling("block_sparse_moe", ("w1", "w3", "w2")),
         "moe.router_bias": blocks.LAYER + "block_sparse_moe.e_score_correction_bias",
     },
-    variants=({**blocks.DECODER_SPELLING, **blocks.stacked_experts_spelling()},),
+    variants=(
+        {
+            **blocks.DECODER_SPELLING,
+            **blocks.stacked_experts_spelling(),
+            "moe.router_bias": blocks.LAYER + "mlp.e_score_correction_bias",
+        },
+    ),
     native=(*blocks.DECODER_NATIVE, *blocks.EXPERTS_NATIVE),
     waived=(blocks.INV_FREQ,),
 )
