@@ -28,7 +28,7 @@ def schema(c: Config) -> Schema:
             k_norm=0 if is_qwen2 else head,
         ),
     )
-    sparse = blocks.experts(hidden, c.size("moe_intermediate_size"), c.size("num_experts"))
+    sparse = blocks.experts(hidden, c.size("moe_intermediate_size"), num_experts(c))
     if is_qwen2:
         sparse += shared_expert(c)
     return Schema(
@@ -39,6 +39,11 @@ def schema(c: Config) -> Schema:
         },
         layers=sparse_layers(c),
     )
+
+
+def num_experts(c: Config) -> int:
+    """Return the number of experts of a layer; transformers v5 saves Qwen3's as ``num_local_experts``."""
+    return c.size("num_experts", c.optional_size("num_local_experts"))
 
 
 def sparse_layers(c: Config) -> tuple[str, ...]:
