@@ -103,7 +103,8 @@ def _qwen_mlp(r: Loader, p: str, q: str) -> None:
     if p + "experts.gate_up_proj" in r.stored:
         blocks.stacked_experts(r, p + "experts.gate_up_proj", p + "experts.down_proj", q)
     else:
-        blocks.experts(r, p + "experts.", q, r.config["num_experts"])
+        num_experts = r.config.get("num_experts") or r.config["num_local_experts"]
+        blocks.experts(r, p + "experts.", q, num_experts)
 
 
 def qwen3_next(r: Loader, mtp: bool) -> None:
@@ -136,8 +137,7 @@ def mixtral(r: Loader, mtp: bool) -> None:
         r.copy(q, p, blocks.NORMS)
         blocks.attention(r, p, q, norms_over_all_heads=p + "self_attn.q_norm.weight" in r.stored)
         m = p + ("mlp." if p + "mlp.gate.weight" in r.stored else "block_sparse_moe.")
-        bias = "gate.e_score_correction_bias" if m.endswith("mlp.") else "e_score_correction_bias"
-        blocks.router(r, m, q + "mlp.", bias=bias)
+        blocks.router(r, m, q + "mlp.", bias="e_score_correction_bias")
         if m + "experts.gate_up_proj" in r.stored:
             blocks.stacked_experts(r, m + "experts.gate_up_proj", m + "experts.down_proj", q + "mlp.")
         else:
@@ -220,8 +220,10 @@ def granite_moe(r: Loader, mtp: bool) -> None:
         r.copy(q, p, blocks.NORMS)
         blocks.attention(r, p, q)
         m = p + "block_sparse_moe."
-        r.params[q + "mlp.gate.weight"] = r.stored[m + "router.layer.weight"]
-        blocks.stacked_experts(r, m + "input_linear.", m + "output_linear.", q + "mlp.")
+        inside = m + "router.weight" in r.stored  # the names inside transformers
+        names = ("experts.gate_up_proj", "experts.down_proj") if inside else ("input_linear.", "output_linear.")
+        r.params[q + "mlp.gate.weight"] = r.stored[m + ("router.weight" if inside else "router.layer.weight")]
+        blocks.stacked_experts(r, m + names[0], m + names[1], q + "mlp.")
         shared = p + "shared_mlp."
         if shared + "output_linear.weight" in r.stored:
             blocks.packed_mlp(r, shared + "input_linear.", shared + "output_linear.", q + "mlp.shared_mlp.")
