@@ -244,3 +244,16 @@ def test_a_code_that_has_all_bits_set_is_not_negative(format_: Format) -> None:
             tensors[component.suffix] = torch.ones(prod(dims)).mul(fill).to(dtype).reshape(dims)
     value = {"awq": 15.0, "gptq4": 14.0, "int4_packed": 7.0}.get(format_.name, -6.0)
     assert decoded(format_, tensors, shape, whole(shape)).unique().tolist() == [value]
+
+
+@pytest.mark.parametrize("index", ["stored", "by activation"])
+def test_packed_ints_take_the_group_of_each_input_from_g_idx(index: str, random: torch.Generator) -> None:
+    """compressed-tensors' ``actorder: group``, which it no longer reads itself."""
+    codes, _, scales = grouped(random, 4, 32)
+    by_input = torch.arange(COLUMNS) // 32
+    if index == "by activation":
+        by_input = by_input[torch.randperm(COLUMNS, generator=random)]
+    expected = ((codes - 8) * scales[by_input].float()).T
+    tensors = {"weight_packed": pack(codes, 4, 0).T.contiguous(), "weight_scale": scales.T.contiguous()}
+    tensors["weight_g_idx"] = by_input.int()
+    assert_decodes(int4_packed(32, act_order=index == "by activation"), tensors, expected)

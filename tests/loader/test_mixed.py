@@ -151,3 +151,32 @@ def with_quantised_head(path: Path, out: Path) -> Path:
     gate = "model.layers.0.mlp.gate_proj."
     tensors.update({n.replace(gate, "lm_head."): t.clone() for n, t in tensors.items() if n.startswith(gate)})
     return write(tensors, path, out)
+
+
+def test_block_scales_of_compressed_tensors_may_be_bf16(tiny: Tiny, tmp_path: Path) -> None:
+    """Its tools make scales in the dtype of the weights that they quantise."""
+    source = tiny("llama-fp8-blocks")
+    tensors = {n: t.bfloat16() if n.endswith("weight_scale") else t for n, t in read_all(source).items()}
+    path = write(tensors, source, tmp_path / "bf16")
+    assert codes(planned(path)) == {}
+    assert_loads_as_the_reference(path, ParallelLayout(1, 4))
+
+
+def test_groups_in_the_order_of_activations_are_kept_whole(tiny: Tiny, tmp_path: Path) -> None:
+    """The inputs that a rank holds belong to groups all over the weight: ``actorder: group`` of compressed-tensors."""
+    source = tiny("llama-w4a16")
+    tensors = read_all(source)
+    random = torch.Generator().manual_seed(5)
+    for name in [n for n in tensors if n.endswith("weight_packed")]:
+        columns = tensors[name].shape[1] * 8
+        index = (torch.arange(columns) // 32)[torch.randperm(columns, generator=random)]
+        tensors[name.replace("packed", "g_idx")] = index.int()
+    quantisation = json.loads((source / "config.json").read_text())["quantization_config"]
+    quantisation["config_groups"]["group_0"]["weights"]["actorder"] = "group"
+    path = write(tensors, source, tmp_path / "ordered", quantization_config=quantisation)
+    plan = build_plan(open_checkpoint(path), ParallelLayout(1, 4))
+    down = next(s for s in plan.rank(1).specs if s.name == "layers.0.mlp.down_proj.weight_scale")
+    assert down.shape == (128, 256 // 32)
+    assert_loads_as_the_reference(path, ParallelLayout(1, 4))
+    odd = plain(path, tmp_path / "odd", {"model.layers.1.mlp.up_proj": (256, 128)}, quantization_config=quantisation)
+    assert_loads_as_the_reference(odd, ParallelLayout(2, 2))

@@ -111,10 +111,11 @@ def fp8_block(
 
     ``value = weight * weight_scale_inv`` (the scale is multiplied in, whatever its name says). Source:
     https://huggingface.co/deepseek-ai/DeepSeek-V3/blob/main/README_WEIGHTS.md. compressed-tensors calls the scale
-    ``weight_scale``.
+    ``weight_scale``, may have an ``input_scale``, and makes scales in the dtype of the weights that it quantises.
     """
     rows, columns = block
-    scale = Component(suffix, ("F32", "F8_E8M0"), (Grain(0, rows, "cover"), Grain(1, columns, "cover")))
+    dtypes = (*SCALE, "F8_E8M0") if input_scale else ("F32", "F8_E8M0")
+    scale = Component(suffix, dtypes, (Grain(0, rows, "cover"), Grain(1, columns, "cover")))
     more = (_INPUT_SCALE,) if input_scale else ()
     return Format("fp8_block", (Component("weight", ("F8_E4M3",), (OUT, IN)), scale, *more))
 
@@ -150,14 +151,16 @@ INT8_CHANNEL = Format(
 
 
 @cache
-def int4_packed(group: int | None, *, zero_points: bool = False, bits: int = 4) -> Format:
+def int4_packed(group: int | None, *, zero_points: bool = False, bits: int = 4, act_order: bool = False) -> Format:
     """Return compressed-tensors' ``pack-quantized``: ``32 / bits`` values of a row in each I32, a factor for each group.
 
     ``group`` None is one group a row. Values are ``(code - 2^(bits-1) - zero_point) * scale``. Zero points are packed
-    along the output dim. ``weight_shape`` restates the shape. Source: ``compressed_tensors/compressors/pack_quantized``.
+    along the output dim. ``weight_shape`` restates the shape. With ``act_order`` (``actorder: group``) the groups are not
+    in the order of the inputs, as in GPTQ. Source: ``compressed_tensors/compressors/pack_quantized``.
     """
     per_word = 32 // bits
-    by_group = Grain(1, group, "cover") if group else Grain(-1, 1, "inner")
+    kind: Literal["whole", "cover"] = "whole" if act_order else "cover"
+    by_group = Grain(1, group, kind) if group else Grain(-1, 1, "inner")
     components = [
         Component("weight_packed", ("I32",), (OUT, Grain(1, per_word))),
         Component("weight_scale", SCALE, (OUT, by_group)),

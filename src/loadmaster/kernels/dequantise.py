@@ -57,14 +57,20 @@ def _span(format_: Format, suffix: str, dim: int) -> int | None:
     )
 
 
-def _groups(format_: Format, suffix: str, count: int, origin: int, device: torch.device) -> Tensor:
-    """Return for each of ``count`` inputs from ``origin`` the group it belongs to, among those that are held."""
+def _groups(
+    format_: Format, suffix: str, count: int, origin: int, device: torch.device, index: Tensor | None = None
+) -> Tensor:
+    """Return for each of ``count`` inputs from ``origin`` the group it belongs to, among those that are held.
+
+    ``index`` is the ``g_idx`` stored for these inputs, which counts the groups of the whole tensor.
+    """
     span = _span(format_, suffix, 1)
     if span is None:
         return torch.zeros(count, dtype=torch.int64, device=device)
     component = next(c for c in format_.components if c.suffix == suffix)
     held = 0 if any(g.kind == "whole" for g in component.grains) else origin // span
-    return torch.arange(origin, origin + count, device=device) // span - held
+    groups = torch.arange(origin, origin + count, device=device) // span if index is None else index.to(torch.int64)
+    return groups - held
 
 
 def _fp8_block(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
@@ -118,11 +124,7 @@ def _unpack(words: Tensor, bits: int, dim: int) -> Tensor:
 def _packed_int(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
     bits = int(format_.name.removeprefix("int").removesuffix("_packed"))
     codes: Tensor = _unpack(c["weight_packed"], bits, -1)[..., : shape[1]].to(torch.float32) - 2 ** (bits - 1)
-    device = codes.device
-    if "weight_g_idx" in c:
-        groups = c["weight_g_idx"].to(torch.int64)
-    else:
-        groups = _groups(format_, "weight_scale", shape[1], origin[1], device)
+    groups = _groups(format_, "weight_scale", shape[1], origin[1], codes.device, c.get("weight_g_idx"))
     if "weight_zero_point" in c:
         zeros = _unpack(c["weight_zero_point"], bits, -2)[..., : shape[0], :].to(torch.float32) - 2 ** (bits - 1)
         codes -= zeros.index_select(-1, groups)
@@ -146,12 +148,7 @@ def _awq(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
 
 def _gptq(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
     bits = int(format_.name.removeprefix("gptq"))
-    if "g_idx" in c:
-        span = _span(format_, "scales", 1)
-        act_order = any(g.kind == "whole" for k in format_.components for g in k.grains)
-        groups = c["g_idx"].to(torch.int64) - (0 if act_order or span is None else origin[1] // span)
-    else:
-        groups = _groups(format_, "scales", shape[1], origin[1], c["qweight"].device)
+    groups = _groups(format_, "scales", shape[1], origin[1], c["qweight"].device, c.get("g_idx"))
     codes: Tensor = _unpack(c["qweight"], bits, -2)[..., : shape[1], :].to(torch.float32)
     zeros = _unpack(c["qzeros"], bits, -1)[..., : shape[0]].to(torch.float32) + 1
     codes -= zeros.index_select(-2, groups)

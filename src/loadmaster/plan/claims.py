@@ -182,7 +182,14 @@ def _compressed(kind: str, weights: Mapping[str, Any]) -> tuple[Format, ...]:
         return (NVFP4,)
     if kind == "pack-quantized" and type_ == "int" and strategy in ("group", "channel"):
         group = _group(weights) if strategy == "group" else None
-        return (int4_packed(group, zero_points=not weights.get("symmetric", True), bits=_bits(weights, "num_bits")),)
+        return (
+            int4_packed(
+                group,
+                zero_points=not weights.get("symmetric", True),
+                bits=_bits(weights, "num_bits"),
+                act_order=weights.get("actorder") in ("group", "dynamic", True),
+            ),
+        )
     if kind in ("float-quantized", "naive-quantized") and type_ == "float" and weights.get("num_bits") == 8:
         if strategy == "block":
             structure = _block(weights.get("block_structure"), "config_groups: block_structure")

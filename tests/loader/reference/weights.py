@@ -118,13 +118,13 @@ class Mxfp4(Weight):
 
 
 class PackedInt(Weight):
-    def __init__(self, stored: Arrays, bits: int, group: int | None) -> None:
+    def __init__(self, stored: Arrays, bits: int, group: int | None, act_order: bool) -> None:
         super().__init__(stored)
         self.bits, self.group = bits, group
         per_word = 32 // bits
         self.rows = {"weight_packed": (-2, 1), "weight_scale": (-2, 1), "weight_zero_point": (-2, per_word)}
         self.columns = {"weight_packed": (-1, per_word), "weight_g_idx": (-1, 1)}
-        if group:
+        if group and not act_order:
             self.columns = {**self.columns, "weight_scale": (-1, group), "weight_zero_point": (-1, group)}
 
     def values(self) -> torch.Tensor:
@@ -215,7 +215,8 @@ def find(stored: Arrays, base: str, quantisation: dict[str, Any]) -> Weight:
     if base + "weight_packed" in stored:
         if stored[base + "weight_packed"].dtype == torch.uint8:
             return Nvfp4(took("weight_packed", "weight_scale", "weight_global_scale", "input_global_scale"))
-        return PackedInt(took("weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx"), bits, group)
+        names = ("weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx")
+        return PackedInt(took(*names), bits, group, settings.get("actorder") == "group")
     if base + "_blocks" in stored:
         return Mxfp4(took("_blocks", "_scales"))
     if base + "weight_scale_inv" in stored:
