@@ -14,7 +14,7 @@ from loadmaster.dtypes import PLAIN
 class Placement:
     """``dim`` is divided over the tensor-parallel ranks in whole ``unit``s; ``repeat``: units may be held several times.
 
-    ``pad``: where the dim does not divide, zeros are added up to a multiple of ``pad`` × ranks (vocabularies).
+    ``pad``: where the dim does not divide, zeros are added up to a multiple of ``pad`` and of the ranks (vocabularies).
     """
 
     dim: int
@@ -69,7 +69,7 @@ def by_columns(unit: int = 1) -> Placement:
 
 
 def by_vocabulary() -> Placement:
-    """Rows of an embedding or a head: padded to a multiple of 64 a rank where they do not divide."""
+    """Rows of an embedding or a head: padded to a multiple of 64 and of the ranks where they do not divide."""
     return Placement(0, pad=64)
 
 
