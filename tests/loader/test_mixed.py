@@ -180,3 +180,31 @@ def test_groups_in_the_order_of_activations_are_kept_whole(tiny: Tiny, tmp_path:
     assert_loads_as_the_reference(path, ParallelLayout(1, 4))
     odd = plain(path, tmp_path / "odd", {"model.layers.1.mlp.up_proj": (256, 128)}, quantization_config=quantisation)
     assert_loads_as_the_reference(odd, ParallelLayout(2, 2))
+
+
+@pytest.mark.parametrize("quantised", [False, True], ids=["plain", "fp8 by channel"])
+@pytest.mark.parametrize("prefix", ["language_model.", ""])
+def test_llama_4_may_store_its_experts_one_by_one(prefix: str, quantised: bool, tiny: Tiny, tmp_path: Path) -> None:
+    """As its quantised copies do, which leave everything else as it is."""
+    source = tiny("llama-4")
+    tensors = {n.replace("language_model.", prefix): t for n, t in read_all(source).items()}
+    for name in [n for n in tensors if ".experts." in n]:
+        stack = tensors.pop(name).transpose(1, 2)
+        parts = stack.chunk(2, 1) if "gate_up" in name else (stack,)
+        names = ("gate_proj", "up_proj") if "gate_up" in name else ("down_proj",)
+        for part, module in zip(parts, names, strict=True):
+            for e, weight in enumerate(part):
+                base = f"{name.rpartition('.')[0]}.{e}.{module}."
+                tensors[base + "weight"] = (weight.to(torch.float8_e4m3fn) if quantised else weight).contiguous()
+                if quantised:
+                    tensors[base + "weight_scale"] = weight.abs().amax(1, keepdim=True)
+    config = PRESETS["llama-fp8-channel"].config_of(tiny=True)["quantization_config"]
+    config = {
+        **config,
+        "ignore": ["re:.*self_attn.*", "re:.*shared_expert.*", r"re:.*feed_forward\.(gate|up|down)_proj"],
+    }
+    config["ignore"] += ["re:.*lm_head"]
+    path = write(tensors, source, tmp_path / "experts", **({"quantization_config": config} if quantised else {}))
+    assert codes(planned(path)) == {}
+    assert_loads_as_the_reference(path, ParallelLayout(2, 2))
+    assert_loads_as_the_reference(path, ParallelLayout(1, 2, True, data_parallel_size=2))

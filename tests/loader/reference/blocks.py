@@ -11,6 +11,11 @@ from tests.loader.reference.weights import Weight
 NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 
 
+def layers(r: Loader, prefix: str = "model.") -> list[tuple[str, str]]:
+    """The stored and the running name of each layer of the stage."""
+    return [(f"{prefix}layers.{i}.", f"layers.{i}.") for i in r.layers]
+
+
 def attention(r: Loader, p: str, q: str, *, norms_over_all_heads: bool = False) -> None:
     """Attention with heads from layer ``p`` to ``q``, with whatever biases and norms are there."""
     a, b = p + "self_attn.", q + "self_attn."

@@ -1,16 +1,16 @@
-"""Every family's loader, from the names in its checkpoints to those of the running model."""
+"""Every family's loader, from the names in its checkpoints to those of the running model: the dense ones, and the list."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
-from tests.loader.reference import blocks
-from tests.loader.reference.loader import Loader, cut_columns, cut_rows
+from tests.loader.reference import blocks, mixtures
+from tests.loader.reference.blocks import layers
+from tests.loader.reference.loader import Loader
 from tests.loader.reference.place import Part
 
 Family = Callable[[Loader, bool], None]
+"""Fills a loader's parameters; the flag asks for the MTP layer."""
 
 
 def llama(r: Loader, mtp: bool) -> None:
@@ -20,166 +20,6 @@ def llama(r: Loader, mtp: bool) -> None:
         r.copy(q, p, blocks.NORMS)
         blocks.attention(r, p, q)
         blocks.gated_mlp(r, p + "mlp.", q + "mlp.")
-
-
-def layers(r: Loader, prefix: str = "model.") -> list[tuple[str, str]]:
-    """The stored and the running name of each layer of the stage."""
-    return [(f"{prefix}layers.{i}.", f"layers.{i}.") for i in r.layers]
-
-
-def deepseek(r: Loader, mtp: bool) -> None:
-    """DeepSeek-V3 and V3.2, Kimi-K2, GLM-5."""
-    r.top()
-    for p, q in layers(r):
-        _mla_layer(r, p, q)
-    if r.is_last and mtp:
-        p, q = f"model.layers.{r.config['num_hidden_layers']}.", "mtp.0."
-        _mla_layer(r, p, q)
-        blocks.draft(r, p, q)
-
-
-def _mla_layer(r: Loader, p: str, q: str) -> None:
-    a, b = p + "self_attn.", q + "self_attn."
-    r.copy(q, p, blocks.NORMS)
-    r.put(b + "fused_qkv_a_proj.", r.whole(a + "q_a_proj."), r.whole(a + "kv_a_proj_with_mqa."))
-    r.copy(b, a, ("q_a_layernorm.weight", "kv_a_layernorm.weight"))
-    r.put(b + "q_b_proj.", r.rows(a + "q_b_proj."))
-    r.put(b + "kv_b_proj.", r.rows(a + "kv_b_proj."))
-    r.put(b + "o_proj.", r.columns(a + "o_proj."))
-    if a + "indexer.weights_proj.weight" in r.stored:
-        r.put(b + "indexer.wq_b.", r.whole(a + "indexer.wq_b."))
-        pair = [r.whole(f"{a}indexer.{name}.").decoded(r.dtype) for name in ("wk", "weights_proj")]
-        r.params[b + "indexer.wk_weights_proj.weight"] = torch.cat(pair)
-        r.copy(b + "indexer.", a + "indexer.", ("k_norm.weight", "k_norm.bias"))
-    _shared_and_routed(r, p + "mlp.", q + "mlp.")
-
-
-def _shared_and_routed(r: Loader, p: str, q: str) -> None:
-    if p + "gate.weight" not in r.stored:
-        blocks.gated_mlp(r, p, q)
-        return
-    blocks.router(r, p, q)
-    blocks.gated_mlp(r, p + "shared_experts.", q + "shared_experts.")
-    if p + "experts.gate_up_proj" in r.stored:
-        blocks.stacked_experts(r, p + "experts.gate_up_proj", p + "experts.down_proj", q)
-    else:
-        blocks.experts(r, p + "experts.", q, r.config["n_routed_experts"])
-
-
-def glm4_moe(r: Loader, mtp: bool) -> None:
-    """GLM-4.5 and later."""
-
-    def layer(p: str, q: str) -> None:
-        r.copy(q, p, blocks.NORMS)
-        blocks.attention(r, p, q)
-        _shared_and_routed(r, p + "mlp.", q + "mlp.")
-
-    r.top()
-    for p, q in layers(r):
-        layer(p, q)
-    if r.is_last and mtp:
-        p, q = f"model.layers.{r.config['num_hidden_layers']}.", "mtp.0."
-        layer(p, q)
-        blocks.draft(r, p, q)
-
-
-def qwen_moe(r: Loader, mtp: bool) -> None:
-    """Qwen2-MoE and Qwen3-MoE."""
-    r.top()
-    for p, q in layers(r):
-        r.copy(q, p, blocks.NORMS)
-        blocks.attention(r, p, q)
-        _qwen_mlp(r, p + "mlp.", q + "mlp.")
-
-
-def _qwen_mlp(r: Loader, p: str, q: str) -> None:
-    if p + "gate.weight" not in r.stored:
-        blocks.gated_mlp(r, p, q)
-        return
-    blocks.router(r, p, q)
-    if p + "shared_expert_gate.weight" in r.stored:
-        blocks.gated_mlp(r, p + "shared_expert.", q + "shared_expert.")
-        r.copy(q, p, ["shared_expert_gate.weight"])
-    if p + "experts.gate_up_proj" in r.stored:
-        blocks.stacked_experts(r, p + "experts.gate_up_proj", p + "experts.down_proj", q)
-    else:
-        num_experts = r.config.get("num_experts") or r.config["num_local_experts"]
-        blocks.experts(r, p + "experts.", q, num_experts)
-
-
-def qwen3_next(r: Loader, mtp: bool) -> None:
-    """Qwen3-Next: linear attention, cut by key heads, and gated attention."""
-    r.top()
-    keys = r.config["linear_num_key_heads"] * r.config["linear_key_head_dim"]
-    values = r.config["linear_num_value_heads"] * r.config["linear_value_head_dim"]
-    for p, q in layers(r):
-        r.copy(q, p, blocks.NORMS)
-        _qwen_mlp(r, p + "mlp.", q + "mlp.")
-        a, b = p + "linear_attn.", q + "linear_attn."
-        if a + "A_log" not in r.stored:
-            blocks.attention(r, p, q)
-            continue
-        r.put(b + "in_proj_qkvz.", r.rows(a + "in_proj_qkvz."))
-        r.put(b + "in_proj_ba.", r.rows(a + "in_proj_ba."))
-        r.put(b + "out_proj.", r.columns(a + "out_proj."))
-        conv = r.stored[a + "conv1d.weight"]
-        mine = [run[slice(*r.place.share(len(run)))] for run in conv.split([keys, keys, values])]
-        r.params[b + "conv1d.weight"] = torch.cat(mine)
-        for name in ("dt_bias", "A_log"):
-            r.params[b + name] = r.vector(a + name, r.place.share)
-        r.copy(b, a, ["norm.weight"])
-
-
-def mixtral(r: Loader, mtp: bool) -> None:
-    """Mixtral and MiniMax-M2, whose norms of queries and keys go over all heads."""
-    r.top()
-    for p, q in layers(r):
-        r.copy(q, p, blocks.NORMS)
-        blocks.attention(r, p, q, norms_over_all_heads=p + "self_attn.q_norm.weight" in r.stored)
-        m = p + ("mlp." if p + "mlp.gate.weight" in r.stored else "block_sparse_moe.")
-        blocks.router(r, m, q + "mlp.", bias="e_score_correction_bias")
-        if m + "experts.gate_up_proj" in r.stored:
-            blocks.stacked_experts(r, m + "experts.gate_up_proj", m + "experts.down_proj", q + "mlp.")
-        else:
-            blocks.experts(r, m + "experts.", q + "mlp.", r.config["num_local_experts"], ("w1", "w3", "w2"))
-
-
-def gpt_oss(r: Loader, mtp: bool) -> None:
-    """gpt-oss: gate and up interleaved, so that any even run of rows is a run of pairs."""
-    r.top()
-    share = r.place.expert_share
-    for p, q in layers(r):
-        r.copy(q, p, blocks.NORMS)
-        blocks.attention(r, p, q)
-        r.params[q + "self_attn.sinks"] = r.vector(p + "self_attn.sinks", r.place.share)
-        r.copy(q + "mlp.", p + "mlp.", ("router.weight", "router.bias"))
-        e, f = p + "mlp.experts.", q + "mlp.experts."
-        w13, w2 = (blocks.of_stack(r, e + name, transposed=True) for name in ("gate_up_proj", "down_proj"))
-        r.put_experts(f + "w13_", [[cut_rows(w, share)] for w in w13])
-        r.put_experts(f + "w2_", [[cut_columns(w, share)] for w in w2])
-        held = r.place.experts(len(w13))
-        bias = r.stored[e + "gate_up_proj_bias"]
-        r.params[f + "w13_bias"] = bias[held][:, slice(*share(bias.shape[1]))]
-        r.params[f + "w2_bias"] = r.stored[e + "down_proj_bias"][held]
-
-
-def llama4(r: Loader, mtp: bool) -> None:
-    """Llama-4: experts in stacks (in, out) or one by one; with or without the prefix of the model with vision."""
-    outer = "language_model." if "language_model.model.norm.weight" in r.stored else ""
-    r.top(outer + "model.", outer + "lm_head.")
-    for p, q in layers(r, outer + "model."):
-        r.copy(q, p, blocks.NORMS)
-        blocks.attention(r, p, q)
-        m, n = p + "feed_forward.", q + "mlp."
-        if m + "router.weight" not in r.stored:
-            blocks.gated_mlp(r, m, n)
-            continue
-        r.params[n + "gate.weight"] = r.stored[m + "router.weight"]
-        blocks.gated_mlp(r, m + "shared_expert.", n + "shared_expert.")
-        if m + "experts.gate_up_proj" in r.stored:
-            blocks.stacked_experts(r, m + "experts.gate_up_proj", m + "experts.down_proj", n, transposed=True)
-        else:
-            blocks.experts(r, m + "experts.", n, r.config["num_local_experts"])
 
 
 def gemma3(r: Loader, mtp: bool) -> None:
@@ -213,22 +53,6 @@ def phi3(r: Loader, mtp: bool) -> None:
         blocks.packed_mlp(r, p + "mlp.gate_up_proj.", p + "mlp.down_proj.", q + "mlp.")
 
 
-def granite_moe(r: Loader, mtp: bool) -> None:
-    """Granite-MoE: experts in stacks (out, in), perhaps a shared MLP; a tied head."""
-    r.top()
-    for p, q in layers(r):
-        r.copy(q, p, blocks.NORMS)
-        blocks.attention(r, p, q)
-        m = p + "block_sparse_moe."
-        inside = m + "router.weight" in r.stored  # the names inside transformers
-        names = ("experts.gate_up_proj", "experts.down_proj") if inside else ("input_linear.", "output_linear.")
-        r.params[q + "mlp.gate.weight"] = r.stored[m + ("router.weight" if inside else "router.layer.weight")]
-        blocks.stacked_experts(r, m + names[0], m + names[1], q + "mlp.")
-        shared = p + "shared_mlp."
-        if shared + "output_linear.weight" in r.stored:
-            blocks.packed_mlp(r, shared + "input_linear.", shared + "output_linear.", q + "mlp.shared_mlp.")
-
-
 def olmo(r: Loader, mtp: bool) -> None:
     """OLMo-2 and OLMo-3: norms after attention and MLP, and over all heads."""
     r.top()
@@ -240,16 +64,16 @@ def olmo(r: Loader, mtp: bool) -> None:
 
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"), llama),
-    **dict.fromkeys(("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM"), deepseek),
-    "Glm4MoeForCausalLM": glm4_moe,
-    **dict.fromkeys(("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"), qwen_moe),
-    "Qwen3NextForCausalLM": qwen3_next,
-    **dict.fromkeys(("MixtralForCausalLM", "MiniMaxM2ForCausalLM"), mixtral),
-    "GptOssForCausalLM": gpt_oss,
-    **dict.fromkeys(("Llama4ForConditionalGeneration", "Llama4ForCausalLM"), llama4),
+    **dict.fromkeys(("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM"), mixtures.deepseek),
+    "Glm4MoeForCausalLM": mixtures.glm4_moe,
+    **dict.fromkeys(("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"), mixtures.qwen_moe),
+    "Qwen3NextForCausalLM": mixtures.qwen3_next,
+    **dict.fromkeys(("MixtralForCausalLM", "MiniMaxM2ForCausalLM"), mixtures.mixtral),
+    "GptOssForCausalLM": mixtures.gpt_oss,
+    **dict.fromkeys(("Llama4ForConditionalGeneration", "Llama4ForCausalLM"), mixtures.llama4),
     **dict.fromkeys(("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM"), gemma3),
     "Phi3ForCausalLM": phi3,
-    **dict.fromkeys(("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"), granite_moe),
+    **dict.fromkeys(("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"), mixtures.granite_moe),
     **dict.fromkeys(("Olmo2ForCausalLM", "Olmo3ForCausalLM"), olmo),
 }
 """Architecture -> how an engine loads it."""
