@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.architectures.published import Shapes, described, published
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.registry import FAMILIES, find_family, language_config
 from loadmaster.parallel import ParallelLayout
 from loadmaster.synth import PRESETS
-from tests.architectures.published import Shapes, described, published
 from tests.loader.reference import read_all
 from tests.loader.test_presets import assert_loads_as_the_reference
 
