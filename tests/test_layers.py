@@ -39,11 +39,11 @@ def test_planning_half_imports_without_torch(module: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_every_module_of_the_planning_rooms_imports_without_torch() -> None:
+def test_every_module_of_the_planning_rooms_and_of_the_kit_imports_without_torch() -> None:
     done = run_without_extra(
         """
 import importlib, pkgutil
-for room in ("checkpoint", "formats", "parallel", "architectures", "plan", "payload", "report", "synth"):
+for room in ("checkpoint", "formats", "parallel", "architectures", "plan", "payload", "report", "synth", "testing"):
     package = importlib.import_module(f"loadmaster.{room}")
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
