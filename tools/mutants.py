@@ -3,7 +3,8 @@
 ``python -m tools.mutants`` (``make mutants``) changes one operator, constant, condition or statement at a time, imports
 the changed module in a forked process whose libraries are loaded already, and runs the tests that bear on it until one
 fails. No file is touched. Mutants that no test kills are listed; what remains of them is explained in
-``docs/reference/mutants.md``. Not changed: annotations, asserts (for bugs of our own), text, decorators.
+``docs/reference/mutants.md``. Not changed: annotations, asserts and ``strict=True`` (for bugs of our own),
+text, decorators.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from hypothesis import Phase, settings
 
 from tools.mutations import mutants
 
@@ -79,7 +82,18 @@ def survives(name: str, tree: ast.Module, path: Path, tests: Sequence[str]) -> b
             if doctest.testmod(importlib.import_module(name)).failed == 0:
                 import pytest
 
-                quiet = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", WITHOUT]
+                quiet = [
+                    "-x",
+                    "-q",
+                    "-p",
+                    "no:cacheprovider",
+                    "-p",
+                    "no:xdist",
+                    "-k",
+                    WITHOUT,
+                    "--hypothesis-profile",
+                    "mutants",
+                ]
                 status = int(pytest.main([*quiet, *(t for t in dict.fromkeys(tests) if Path(t).exists())]))
         finally:
             os._exit(status)
@@ -120,9 +134,10 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--results", type=Path, help="folder for mutants.json")
     args = options.parse_args(argv)
     os.chdir(ROOT)
-    os.environ["CI"] = "1"  # the profile of Hypothesis whose examples are always the same
     for library in LIBRARIES:
         importlib.import_module(library)
+    without_shrinking = [Phase.explicit, Phase.generate]
+    settings.register_profile("mutants", deadline=None, derandomize=True, database=None, phases=without_shrinking)
     first, last = map(int, args.lines.split("-"))
     result = {name: try_module(name, (first, last)) for name in args.module or TARGETS}
     if args.results:

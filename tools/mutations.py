@@ -63,9 +63,10 @@ def _nodes(node: ast.AST) -> Iterator[ast.AST]:
         if name in ("annotation", "returns", "decorator_list", "type_params"):
             continue
         for child in value if isinstance(value, list) else [value]:
-            is_alias = isinstance(child, ast.AnnAssign) and ast.unparse(child.annotation) == "TypeAlias"
-            is_alias |= isinstance(child, ast.Assign) and isinstance(node, ast.Module)
-            if isinstance(child, ast.AST) and not is_alias and not isinstance(child, ast.Assert | ast.JoinedStr):
+            is_skipped = isinstance(child, ast.AnnAssign) and ast.unparse(child.annotation) == "TypeAlias"
+            is_skipped |= isinstance(child, ast.Assign) and isinstance(node, ast.Module)
+            is_skipped |= isinstance(child, ast.keyword) and child.arg == "strict"
+            if isinstance(child, ast.AST) and not is_skipped and not isinstance(child, ast.Assert | ast.JoinedStr):
                 yield from _nodes(child)
 
 

@@ -17,6 +17,7 @@ from loadmaster.architectures.algebra import (
     Region,
     Shard,
     Stored,
+    axes,
     compose,
     decode,
     encoded,
@@ -179,9 +180,10 @@ def test_interleaved_rows_are_a_box_in_the_factored_shape() -> None:
 
 def test_tiling_notices_gaps_overlaps_and_overhang() -> None:
     assert tiles([((0, 2), (0, 4)), ((2, 3), (0, 4))], (3, 4))
-    assert not tiles([((0, 2), (0, 4))], (3, 4))
+    assert tiles([((0, 2), (0, 4))], (3, 4)) is False
     assert not tiles([((0, 2), (0, 4)), ((1, 3), (0, 4))], (3, 4))
-    assert not tiles([((0, 4), (0, 4))], (3, 4))
+    assert tiles([((0, 4), (0, 4))], (3, 4)) is False
+    assert tiles([((-1, 3), (0, 4))], (3, 4)) is False
 
 
 def test_elements_are_counted_by_cell() -> None:
@@ -191,3 +193,98 @@ def test_elements_are_counted_by_cell() -> None:
     assert num_elements(cuts, counts == 2) == 2
     assert num_elements(cuts, coverage(cuts, boxes)) == 10
     assert whole((3, 4)) == ((0, 3), (0, 4))
+
+
+def test_edges_ascend_whatever_the_order_of_the_boxes() -> None:
+    assert edges([((16, 40),), ((9, 16),)], (100,)) == ([0, 9, 16, 40, 100],)
+
+
+def test_parts_along_another_dim_keep_their_place_in_the_outer_box() -> None:
+    a, b, c = (stored(Leaf(name, "F32", shape)) for name, shape in (("a", (2, 6)), ("b", (3, 4)), ("c", (3, 2))))
+    e = Concat(0, (a, Concat(1, (b, c))))
+    assert [p.box for p in pieces(e)] == [((0, 2), (0, 6)), ((2, 5), (0, 4)), ((2, 5), (4, 6))]
+    assert e.shape == (5, 6)
+    assert Concat(1, (stored(Leaf("d", "F32", (2, 3, 4))), stored(Leaf("e", "F32", (2, 5, 4))))).shape == (2, 8, 4)
+
+
+def test_only_a_localised_expression_is_restricted_or_lowered() -> None:
+    shard = Shard(stored(Leaf("a", "F32", (4, 6))), 0, "tp")
+    with pytest.raises(AssertionError, match="localised"):
+        restrict(shard, ((0, 2), (0, 6)))
+    with pytest.raises(AssertionError, match="localise first"):
+        pieces(shard)
+    with pytest.raises(AssertionError, match="is not encoded"):
+        encoded(stored(Leaf("a", "F32", (4, 6))), 0)
+
+
+def test_a_shard_has_the_shape_and_format_of_the_whole_and_is_cut_by_single_rows() -> None:
+    shard = Shard(stored(Leaf("a", "F32", (3, 6))), 0, "tp")
+    assert (shard.shape, shard.dtype) == ((3, 6), "F32")
+    assert localise(shard, {"tp": (2, 3)}) == restrict(shard.operand, ((2, 3), (0, 6)))
+    with pytest.raises(LayoutError):  # rows are not repeated unless that is declared
+        localise(shard, {"tp": (0, 6)})
+    assert localise(shard, {"tp": (0, 1)}) == shard.operand
+
+
+def test_axes_are_those_of_all_operands() -> None:
+    w, s = stored(Leaf("w", "F32", (6, 4))), stored(Leaf("s", "F32", (2, 2)))
+    assert axes(Concat(0, (Shard(w, 0, "tp"), Cast(Shard(s, 0, "ep"), "F16")))) == {"tp", "ep"}
+    assert axes(Each(Shard(decode(BLOCK, (w, s), (6, 4)), 0, "moe"), (0, 1))) == {"moe"}
+    assert axes(decode(BLOCK, (w, Shard(s, 0, "tp")), (6, 4))) == {"tp"}
+    assert axes(Fill((1,), "F32", 0.0)) == axes(w) == frozenset()
+
+
+def test_leaves_are_one_tensor_each_unless_they_are_said_to_be_one_an_expert() -> None:
+    assert not Leaf("a", "F32", (1,)).member
+    parts = Concat(0, (stored(Leaf("a", "F32", (1, 2))), Fill((1, 2), "F32", 0.0), stored(Leaf("b", "F32", (1, 2)))))
+    assert [v.leaf.name for v in leaves(Cast(Each(Shard(parts, 0, "tp"), (0,)), "F16"))] == ["a", "b"]
+
+
+def test_localising_reaches_below_every_node() -> None:
+    w, s = stored(Leaf("w", "F32", (6, 4), True)), stored(Leaf("s", "F32", (2, 2), True))
+    e = Each(
+        Cast(Concat(0, (Shard(decode(BLOCK, (w, s), (6, 4)), 0, "tp", 3), Fill((1, 4), "F32", 0.0))), "F16", "why"),
+        (1, 0),
+    )
+    part = localise(e, {"tp": (1, 2)})
+    assert part.shape == (2, 4, 4)
+    assert isinstance(part, Each)
+    assert (part.ids, part.dtype) == ((1, 0), "F16")
+    assert isinstance(part.member, Cast)
+    assert part.member.reason == "why"
+    assert [v.box for v in leaves(part)] == [((3, 6), (0, 4)), ((1, 2), (0, 2))]
+
+
+def test_components_of_concatenated_parts_follow_the_dim_that_runs_along() -> None:
+    def part(name: str, rows: int, columns: int) -> Expression:
+        grid = (-(-rows // 3), -(-columns // 2))
+        leaves_ = stored(Leaf(name, "F8", (rows, columns))), stored(Leaf(name + "s", "F32", grid))
+        return decode(BLOCK, leaves_, (rows, columns))
+
+    below = Concat(0, (part("a", 3, 4), part("b", 4, 4)))
+    assert (encoded(below, 0).shape, encoded(below, 1).shape) == ((7, 4), (3, 2))
+    beside = Concat(1, (part("a", 3, 4), part("b", 3, 2)))
+    assert (encoded(beside, 0).shape, encoded(beside, 1).shape) == ((3, 6), (1, 3))
+    stack = Each(below, (0, 1))
+    assert encoded(stack, 1).shape == (2, 3, 2)
+    stacks = Concat(1, (Each(part("a", 3, 4), (0, 1)), Each(part("b", 6, 4), (0, 1))))
+    assert (encoded(stacks, 0).shape, encoded(stacks, 1).shape) == ((2, 9, 4), (2, 3, 2))
+    scalars = Format("one", (Component("weight", ("F8",), (Grain(0), Grain(1))), Component("weight_scale", ("F32",))))
+    one = decode(scalars, (stored(Leaf("w", "F8", (3, 4))), stored(Leaf("s", "F32", (1,)))), (3, 4))
+    assert encoded(Concat(0, (one, one)), 1).shape == (2,)
+    assert restrict(one, ((1, 2), (0, 4))).operands[1] == one.operands[1]
+
+
+def test_dims_are_permuted_picked_and_split_in_the_order_of_the_view() -> None:
+    view = permute(stored(Leaf("a", "F32", (2, 6, 4))), (2, 0, 1))
+    assert view.shape == (4, 2, 6)
+    assert split(view, 2, (3, 2)).shape == (4, 2, 3, 2)
+    assert pick(split(view, 2, (3, 2)), 0, 3) == Stored(
+        view.leaf, (2, 3, 2, 4), ((0, 2), (0, 3), (0, 2), (3, 4)), (0, 1, 2)
+    )
+    assert split(split(view, 2, (3, 2)), 0, (2, 2)).order == (3, 4, 0, 1, 2)
+    half = restrict(view, ((1, 4), (0, 2), (0, 6)))
+    assert isinstance(half, Stored)
+    assert pick(half, 0, 1).box == ((0, 2), (0, 6), (2, 3))
+    with pytest.raises(AssertionError, match="whole dim"):
+        split(half, 0, (3, 1))

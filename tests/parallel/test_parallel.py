@@ -45,3 +45,17 @@ def test_key_value_heads_fewer_than_ranks_are_repeated_and_query_heads_are_not()
     ]
     with pytest.raises(LayoutError, match="cannot be divided over 4 ranks"):
         cut(256, 128, 4, 0)
+
+
+def test_a_unit_that_does_not_divide_a_dim_is_refused() -> None:
+    with pytest.raises(LayoutError, match="100 elements are no multiple of the unit 16"):
+        cut(100, 16, 2, 0)
+
+
+def test_a_refused_cut_names_the_legal_sizes_and_multiples_only_where_units_repeat() -> None:
+    with pytest.raises(LayoutError, match="6 units of 8 cannot be divided over 4 ranks") as refused:
+        cut(48, 8, 4, 0)
+    assert refused.value.hint == "legal sizes here: 1, 2, 3, 6"
+    with pytest.raises(LayoutError) as refused:
+        cut(48, 8, 4, 0, repeat=True)
+    assert refused.value.hint == "legal sizes here: 1, 2, 3, 6, or a multiple of 6"
