@@ -108,9 +108,7 @@ class Expected:
             array = self._whole(item, component, layer, t)
             if array is None:
                 return None
-            if len(item.parts) > 1:
-                array = _cut(array, component, t, 0, *item.rows(t.name))
-            made[component.suffix] = (component, self._placed(array, component, t))
+            made[component.suffix] = (component, self._placed(array, component, t, item))
         return made or None
 
     def _format(self, item: Item, layer: int) -> Format | None:
@@ -158,10 +156,13 @@ class Expected:
         count = prod(signature.shape)
         return np.fromfile(file, width, count, offset=int(self.table.start[number])).reshape(signature.shape)
 
-    def _placed(self, array: Bits, component: Component, t: Tensor) -> Bits:
+    def _placed(self, array: Bits, component: Component, t: Tensor, item: Item) -> Bits:
+        """Return the rank's rows and columns of ``t``: a factor belongs to rows of the whole item, parts before it included."""
         p, layout = t.placement, self.plan.layout
+        packed = len(item.parts) > 1
+        first, last = item.rows(t.name)
         if p is None or (t.experts and layout.enable_expert_parallel):
-            return array
+            return _cut(array, component, t, 0, first, last) if packed else array
         index, count = layout.axes(self.at.place)["moe" if t.experts else "tp"]
         size = t.shape[p.dim]
         if p.pad and size % count and component is PLAIN:
@@ -169,7 +170,10 @@ class Expected:
             array = np.pad(array, [(0, more if d == p.dim else 0) for d in range(array.ndim)])  # pad: never of experts
             size += more
         mine = cut(size, p.unit, count, index, repeat=p.repeat)
-        return _cut(array, component, t, p.dim, mine.start, mine.stop)
+        if p.dim == 0:
+            return _cut(array, component, t, 0, first + mine.start, first + mine.stop)
+        array = _cut(array, component, t, p.dim, mine.start, mine.stop)
+        return _cut(array, component, t, 0, first, last) if packed else array
 
 
 def _cut(array: Bits, component: Component, t: Tensor, dim: int, start: int, stop: int) -> Bits:
