@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from loadmaster.catalogue import CATALOGUE
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import LoadmasterError
-from loadmaster.findings import CATALOGUE, Finding, errors
+from loadmaster.findings import Finding, errors
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan, Proof, build_plan, prove

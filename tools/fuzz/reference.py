@@ -1,4 +1,4 @@
-"""What the independent reference of the loader's tests says that a rank loads: families and formats that it knows."""
+"""What the independent reference of the loader's tests says that a rank loads."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ import torch
 
 from loadmaster.parallel import ParallelLayout
 from tests.loader.reference import Reference
-
-LLAMA = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-DEEPSEEK = ("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM")
+from tests.loader.reference.families import FAMILIES
 
 
 def reference(folder: Path, layout: ParallelLayout, rank: int) -> dict[str, torch.Tensor] | None:
-    """Return a rank's parameters; None where the reference does not know the family, the format or the layout."""
+    """Return a rank's parameters; None where the reference does not know the architecture."""
     config = json.loads((folder / "config.json").read_text())
-    quantisation = config.get("quantization_config")
-    plain = config["architectures"][0] in LLAMA and not quantisation
-    blocks = (
-        config["architectures"][0] in DEEPSEEK and quantisation and quantisation.get("weight_block_size") == [128] * 2
-    )
-    if not (plain or blocks) or layout.data_parallel_size > 1 or config["vocab_size"] % layout.tensor_parallel_size:
+    if config["architectures"][0] not in FAMILIES:
         return None
     at = layout.coordinate(rank)
-    pp, tp = (at.pp_rank, layout.pipeline_parallel_size), (at.tp_rank, layout.tensor_parallel_size)
-    return Reference(folder, pp=pp, tp=tp, ep=layout.enable_expert_parallel, mtp=layout.num_draft_layers > 0).params
+    made: dict[str, torch.Tensor] = Reference(
+        folder,
+        pp=(at.pp_rank, layout.pipeline_parallel_size),
+        tp=(at.tp_rank, layout.tensor_parallel_size),
+        dp=(at.dp_rank, layout.data_parallel_size),
+        ep=layout.enable_expert_parallel,
+        round_robin=layout.expert_placement == "round_robin",
+        redundant=layout.num_redundant_experts,
+        partition=layout.layer_partition,
+        mtp=layout.num_draft_layers > 0,
+    ).params
+    return made
