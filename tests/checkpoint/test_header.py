@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from loadmaster.checkpoint import Checkpoint, open_checkpoint
+from loadmaster.checkpoint.header import HeaderError, parse_header
 from loadmaster.findings import errors
 
 GOOD = {"a": ("F32", [2], [0, 8]), "b": ("F32", [1], [8, 12])}
@@ -178,3 +179,38 @@ def test_a_good_file_with_bytes_changed_is_refused_or_read_as_the_official_reade
             signature = checkpoint.table.signatures[checkpoint.table.signature[number]]
             assert tuple(file.get_slice(name).get_shape()) == signature.shape
             assert file.get_slice(name).get_dtype() == signature.dtype
+
+
+def test_a_name_that_stands_twice_is_found_whatever_its_first_entry_looks_like() -> None:
+    text = (
+        b'{"a":{"dtype":"F32","shape :[1],0data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    )
+    with pytest.raises(HeaderError) as refused:
+        parse_header("f", text)
+    assert refused.value.finding.code == "header-duplicate-key"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"a":{"dtype":"F32","shape":[01],"data_offsets":[0,4]}}',
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[00,4]}}',
+        b'{"a":{"dtype":"F32","shape":[1,],"data_offsets":[0,4]}}',
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,99999999999999999999]}}',
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},}',
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
+    ],
+)
+def test_what_is_nearly_as_the_package_writes_it_is_refused(text: bytes) -> None:
+    with pytest.raises(HeaderError):
+        parse_header("f", text)
+
+
+def test_a_header_reads_the_same_however_it_is_spaced() -> None:
+    entries = {f"t.{i}": {"dtype": "F32", "shape": [i, 2], "data_offsets": [8 * i, 8 * i + 8]} for i in range(12)}
+    value = {"__metadata__": {"format": "pt"}, **entries}
+    tight = parse_header("f", json.dumps(value, separators=(",", ":")).encode() + b"   ")
+    wide = parse_header("f", json.dumps(value).encode())
+    for header in (tight, wide):
+        assert (header.names, header.ends.tolist()) == (list(entries), [8 * i + 8 for i in range(12)])
+        assert [header.kinds[k] for k in header.kind] == [("F32", (i, 2)) for i in range(12)]

@@ -8,18 +8,21 @@ Source: https://github.com/huggingface/safetensors (README, "Format", and ``Safe
 100,000,000; the JSON begins with ``{`` and may be padded with spaces; offsets leave no gap, overlap or tail. Writers pad
 the header so that the data begins at a multiple of 8; readers, the official one included, do not ask for it, nor do we.
 
-JSON parsers keep the last of duplicate keys in silence, so the entries are counted against the text and parsed again,
-strictly, where the counts differ.
+JSON parsers keep the last of duplicate keys in silence, so a header that is not written as the published package writes it
+is parsed a second time, strictly.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
 from loadmaster.checkpoint.pointer import check_content
@@ -40,15 +43,27 @@ _KEYS = {"dtype", "shape", "data_offsets"}
 _LIMIT = 2**63
 
 
+_ENTRY = re.compile(
+    r'"([^"\\\\\x00-\x1f]+)":\{("dtype":"[A-Z0-9_]+","shape":\[[\d,]*\]),"data_offsets":\[(\d+,\d+)\]\}'
+)
+_FRAME = len('"":{,"data_offsets":[]},')
+"""What an entry has beside its name, its dtype and shape, and its offsets, the comma after it included."""
+_BEFORE = re.compile(r'\{(?:"__metadata__":(\{[^{}]*\}),)?')
+_POWERS = 10 ** np.arange(1, 19, dtype=np.int64)
+
+
 @dataclass(slots=True)
 class Header:
-    """The entries of one header as parallel lists, in the order of the text. ``shapes`` are tuples."""
+    """The entries of one header as parallel columns, in the order of the text.
+
+    ``kinds`` are the (dtype, shape) that occur, ``kind`` counts in them; ``begins`` and ``ends`` are bytes of the data.
+    """
 
     names: list[str]
-    dtypes: list[str]
-    shapes: list[tuple[int, ...]]
-    begins: list[int]
-    ends: list[int]
+    kinds: list[tuple[str, tuple[int, ...]]]
+    kind: npt.NDArray[np.int32]
+    begins: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
 
 
 class HeaderError(Exception):
@@ -101,6 +116,8 @@ def parse_header(file: str, text: bytes) -> Header:
     Raises:
         HeaderError: it is not what the format allows; says the first reason.
     """
+    if (header := _canonical(file, text)) is not None:
+        return header
     if not text.startswith(b"{"):
         raise _refuse(file, f"the header begins with {text[:1]!r}, expected '{{'")
     try:
@@ -113,8 +130,7 @@ def parse_header(file: str, text: bytes) -> Header:
     if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
         raise _refuse(file, "__metadata__ is not an object of strings")
     entries = list(value.values())
-    if text.count(b'"data_offsets"') != len(entries):
-        _refuse_duplicates(file, text)
+    _refuse_duplicates(file, text)
     if set(map(type, entries)) - {dict}:
         name = next(n for n, e in value.items() if not isinstance(e, dict))
         raise _refuse(file, "its entry is not an object", tensor=name)
@@ -130,8 +146,53 @@ def parse_header(file: str, text: bytes) -> Header:
         raise _refuse(file, f"its entry has unknown keys: {', '.join(sorted(more))}", tensor=name)
     names = list(value)
     _check_values(file, names, dtypes, shapes, offsets)
-    begins, ends = zip(*offsets, strict=True) if offsets else ((), ())
-    return Header(names, dtypes, list(map(tuple, shapes)), list(begins), list(ends))
+    known: dict[tuple[str, tuple[int, ...]], int] = {}
+    kind = [known.setdefault(k, len(known)) for k in zip(dtypes, map(tuple, shapes), strict=True)]
+    bounds = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    return Header(names, list(known), np.array(kind, dtype=np.int32), bounds[:, 0], bounds[:, 1])
+
+
+def _canonical(file: str, text: bytes) -> Header | None:
+    """Return the entries of a header written as the published package writes it; None for any other, or a doubtful one.
+
+    One expression finds all entries, twice as fast as decoding the JSON. It is the whole header, with nothing between its
+    entries, exactly if their lengths add up to the text's; numbers have no leading zeros if their digits do.
+    """
+    try:
+        body = text.decode().rstrip(" ")
+    except UnicodeDecodeError:
+        return None
+    before = _BEFORE.match(body)
+    found = _ENTRY.findall(body, before.end()) if before else []
+    if before is None or not found or (before[1] is not None and not _is_metadata(before[1])):
+        return None
+    names, forms, offsets = map(list, zip(*found, strict=True))
+    numbers = ",".join(offsets)
+    length = sum(map(len, names)) + sum(map(len, forms)) + len(numbers) - (len(found) - 1) + _FRAME * len(found)
+    if before.end() + length != len(body) or not body.endswith("}}") or "__metadata__" in names:
+        return None
+    bounds = np.fromstring(numbers, dtype=np.int64, sep=",")
+    digits = int(np.searchsorted(_POWERS, bounds, side="right").sum()) + len(bounds)
+    if int(bounds.max()) >= 10**18 or digits + len(bounds) - 1 != len(numbers) or len(set(names)) != len(names):
+        return None
+    known: dict[str, int] = {}
+    kind = np.array([known.setdefault(form, len(known)) for form in forms], dtype=np.int32)
+    try:
+        entries = [orjson.loads(f"{{{form}}}") for form in known]
+    except ValueError:
+        return None
+    dtypes, shapes = [e["dtype"] for e in entries], [e["shape"] for e in entries]
+    _check_values(file, [names[int(np.argmax(kind == i))] for i in range(len(known))], dtypes, shapes, [])
+    kinds = list(zip(dtypes, map(tuple, shapes), strict=True))
+    return Header(names, kinds, kind, bounds[0::2], bounds[1::2])
+
+
+def _is_metadata(text: str) -> bool:
+    try:
+        value = orjson.loads(text)
+    except ValueError:
+        return False
+    return all(isinstance(v, str) for v in value.values())
 
 
 def _check_values(

@@ -105,11 +105,8 @@ class Columns:
         number = len(self.files)
         self.files.append(ShardFile(name, size, base, mtime_ns))
         known = self._signatures
-        signature = np.array(
-            [known.setdefault(key, len(known)) for key in zip(header.dtypes, header.shapes, strict=True)],
-            dtype=np.int32,
-        )
-        begin, end = np.array(header.begins, dtype=np.int64), np.array(header.ends, dtype=np.int64)
+        numbers = np.array([known.setdefault(kind, len(known)) for kind in header.kinds], dtype=np.int32)
+        signature, begin, end = numbers[header.kind], header.begins, header.ends
         order = np.lexsort((end, begin))
         if not bool((order[1:] > order[:-1]).all()):
             names = [header.names[i] for i in order.tolist()]

@@ -186,11 +186,13 @@ class _Binder:
         get = self.table.ids.get
         if not item.members:
             return np.array([get(item.stored_name(suffix, layer), -1) for layer in layers], dtype=np.int32)
-        rows = []
-        for layer in layers:
-            before, after = item.stored_name(suffix, layer, None).split("None")
-            rows.append([get(f"{before}{e}{after}", -1) for e in range(item.members)])
-        return np.array(rows, dtype=np.int32)
+        rows = np.empty((len(layers), item.members), dtype=np.int32)
+        _, after = item.stored_name(suffix, 0, None).split("None")
+        endings = [f"{e}{after}" for e in range(item.members)]
+        for row, layer in enumerate(layers):
+            before, _ = item.stored_name(suffix, layer, None).split("None")
+            rows[row] = [get(before + ending, -1) for ending in endings]
+        return rows
 
     def _class(
         self, kind: str, stored: tuple[Item, ...], layers: tuple[int, ...], ids: dict[str, Ids], draft: bool
