@@ -152,6 +152,14 @@ def test_a_plan_round_trips_through_json(tiny: Tiny) -> None:
         Plan.from_json(json.dumps(changed).encode())
 
 
+def test_a_number_of_any_size_that_nobody_reads_is_no_matter(tiny_copy: Tiny) -> None:
+    path = tiny_copy("qwen3")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "seed": 10**30}))
+    plan = build_plan(open_checkpoint(path))
+    assert Plan.from_json(plan.to_json()) == plan
+
+
 def test_a_layout_that_cannot_be_names_the_legal_sizes(tiny: Tiny) -> None:
     checkpoint = open_checkpoint(tiny("glm-5.1-fp8"))
     with pytest.raises(LayoutError, match=r"8 unit\(s\) of 40 do not divide over 3") as refused:

@@ -8,6 +8,7 @@ composes again and compares, so two versions of this package that would plan dif
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,7 +33,7 @@ from loadmaster.plan.defects import Holders, gather
 from loadmaster.plan.divide import check_divisible
 from loadmaster.plan.rank import RankPlan
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 """Raised whenever the meaning of a plan's JSON or hash changes."""
 
 
@@ -110,7 +111,7 @@ class Plan:
                 "hash": self.hash,
                 "path": str(c.path),
                 "digest": c.digest,
-                "config": c.config,
+                "config": json.dumps(c.config),  # which may hold numbers of any size
                 "layout": self.layout.as_json(),
                 "dtype": self.explicit_dtype,
                 "files": [[f.name, f.size, f.header_bytes, f.mtime_ns] for f in c.files],
@@ -152,7 +153,7 @@ class Plan:
                 path=Path(v["path"]),
                 files=tuple(ShardFile(*f) for f in v["files"]),
                 table=table,
-                config=v["config"],
+                config=json.loads(v["config"]),
                 index=None,
                 findings=(),
                 digest=v["digest"],
@@ -269,9 +270,10 @@ def _compose_all(
 def _hash(plan: Plan) -> str:
     """Hash the inputs and everything composed from them."""
     digest = hashlib.sha256()
+    config = json.dumps(plan.config, sort_keys=True)
     digest.update(
         orjson.dumps(
-            [PLAN_VERSION, plan.checkpoint.digest, plan.config, plan.layout.as_json(), plan.dtype, plan.explicit_dtype],
+            [PLAN_VERSION, plan.checkpoint.digest, config, plan.layout.as_json(), plan.dtype, plan.explicit_dtype],
             option=orjson.OPT_SORT_KEYS,
         )
     )

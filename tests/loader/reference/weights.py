@@ -65,7 +65,9 @@ class Weight:
 
     def fuse(self, parts: list[Arrays]) -> Arrays:
         """Parts one after another along their rows; what has no rows is put side by side."""
-        return {n: torch.cat([p[n] for p in parts], self.rows.get(n, (-1, 0))[0]) for n in self.stored}
+        return {
+            n: torch.cat([torch.atleast_1d(p[n]) for p in parts], self.rows.get(n, (-1, 0))[0]) for n in self.stored
+        }
 
     def values(self) -> torch.Tensor:
         """The weight itself; of encoded ones in float32."""
