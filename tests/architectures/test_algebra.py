@@ -32,7 +32,7 @@ from loadmaster.architectures.algebra import (
 )
 from loadmaster.architectures.lower import coverage, edges, multiplicity, num_elements, pieces, tiles
 from loadmaster.errors import LayoutError
-from loadmaster.formats import Component, Format, Grain, fp8_block
+from loadmaster.formats import FP8_CHANNEL, Component, Format, Grain, fp8_block, gptq
 from tests.architectures.evaluate import evaluate
 
 Made = tuple[Expression, dict[str, np.ndarray]]
@@ -288,3 +288,34 @@ def test_dims_are_permuted_picked_and_split_in_the_order_of_the_view() -> None:
     assert pick(half, 0, 1).box == ((0, 2), (0, 6), (2, 3))
     with pytest.raises(AssertionError, match="whole dim"):
         split(half, 0, (3, 1))
+
+
+def test_a_region_of_parts_along_an_inner_dim_keeps_the_dims_on_both_sides() -> None:
+    a, b = stored(Leaf("a", "F32", (2, 3, 4))), stored(Leaf("b", "F32", (2, 5, 4)))
+    part = restrict(Concat(1, (a, b)), ((0, 1), (2, 6), (1, 3)))
+    assert part == Concat(1, (restrict(a, ((0, 1), (2, 3), (1, 3))), restrict(b, ((0, 1), (0, 3), (1, 3)))))
+
+
+def test_the_last_packed_word_may_be_ragged_and_no_other() -> None:
+    words = Component("w", ("I32",), (Grain(0), Grain(1, 8)))
+    packed = Format("packed", (words, Component("s", ("F16",), (Grain(0, 1, "cover"), Grain(1, 4, "cover")))))
+    e = decode(packed, (stored(Leaf("w", "I32", (4, 3))), stored(Leaf("s", "F16", (4, 5)))), (4, 20))
+    last = restrict(e, ((0, 4), (8, 20)))
+    assert [v.box[1] for v in leaves(last)] == [(1, 3), (2, 5)]
+    assert [v.box[1] for v in leaves(restrict(last, ((0, 4), (8, 12))))] == [(2, 3), (4, 5)]
+    for region in ((8, 18), (0, 20 - 1), (4, 16)):
+        with pytest.raises(LayoutError, match="splits a packed word of 8") as refused:
+            restrict(e, ((0, 4), region))
+        assert refused.value.hint == "cuts of this dim must be multiples of 8"
+
+
+def test_what_is_never_cut_stays_whole_beside_what_is() -> None:
+    weight, scale = stored(Leaf("w", "F8_E4M3", (6, 4))), stored(Leaf("s", "F32", (6, 1)))
+    channel = Format(FP8_CHANNEL.name, FP8_CHANNEL.components[:2])
+    part = restrict(decode(channel, (weight, scale), (6, 4)), ((2, 5), (1, 3)))
+    assert [v.box for v in leaves(part)] == [((2, 5), (1, 3)), ((2, 5), (0, 1))]
+
+    shapes = {"qweight": (2, 8), "scales": (4, 8), "qzeros": (4, 1), "g_idx": (16,)}  # 8 out, 16 in, groups of 4
+    e = decode(gptq(4, act_order=True), tuple(stored(Leaf(n, "I32", shape)) for n, shape in shapes.items()), (8, 16))
+    part = restrict(e, ((0, 8), (8, 16)))
+    assert [v.box for v in leaves(part)] == [((1, 2), (0, 8)), ((0, 4), (0, 8)), ((0, 4), (0, 1)), ((8, 16),)]
