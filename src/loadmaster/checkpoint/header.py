@@ -182,7 +182,9 @@ def _canonical(file: str, text: bytes) -> Header | None:
     except ValueError:
         return None
     dtypes, shapes = [e["dtype"] for e in entries], [e["shape"] for e in entries]
-    _check_values(file, [names[int(np.argmax(kind == i))] for i in range(len(known))], dtypes, shapes, [])
+    _check_values(
+        file, [names[i] for i in np.flatnonzero(np.diff(np.maximum.accumulate(kind), prepend=-1))], dtypes, shapes, []
+    )
     kinds = list(zip(dtypes, map(tuple, shapes), strict=True))
     return Header(names, kinds, kind, bounds[0::2], bounds[1::2])
 

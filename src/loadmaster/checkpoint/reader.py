@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -150,8 +151,7 @@ class Columns:
 
         Returns the tensors to keep, None for all: one whose extent is wrong cannot be read.
         """
-        while len(self._sizes) < len(self._signatures):
-            dtype, shape = list(self._signatures)[len(self._sizes)]
+        for dtype, shape in islice(self._signatures, len(self._sizes), None):
             try:
                 size = Signature(dtype, shape).num_bytes
             except ValueError:
