@@ -64,9 +64,6 @@ DTYPES: Final[dict[str, Dtype]] = {
 PLAIN: Final = ("BF16", "F16", "F32")
 """The unquantised floating-point formats that a model's weights are published in."""
 
-FP8_WEIGHTS: Final = ("F8_E4M3",)
-"""The 8-bit formats that block-quantised weights are published in."""
-
 
 def num_bytes(dtype: str, num_elements: int) -> int:
     """Return the bytes that ``num_elements`` packed elements take.

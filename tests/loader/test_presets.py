@@ -98,19 +98,7 @@ def assert_loads_as_the_reference(path: Path, layout: ParallelLayout) -> None:
     proof = prove(plan)
     assert proof.proven, proof.findings
     for rank in range(plan.num_ranks):
-        at = layout.coordinate(rank)
-        expected = Reference(
-            path,
-            pp=(at.pp_rank, layout.pipeline_parallel_size),
-            tp=(at.tp_rank, layout.tensor_parallel_size),
-            dp=(at.dp_rank, layout.data_parallel_size),
-            ep=layout.enable_expert_parallel,
-            round_robin=layout.expert_placement == "round_robin",
-            redundant=layout.num_redundant_experts,
-            partition=layout.layer_partition,
-            mtp=layout.num_draft_layers > 0,
-            stored=_stored(path),
-        )
+        expected = Reference.at(path, layout, rank, _stored(path))
         assert differences(load_rank(plan, rank, num_readers=1).tensors, expected.params) == []
 
 

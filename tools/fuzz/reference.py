@@ -17,16 +17,5 @@ def reference(folder: Path, layout: ParallelLayout, rank: int) -> dict[str, torc
     config = json.loads((folder / "config.json").read_text())
     if config["architectures"][0] not in FAMILIES:
         return None
-    at = layout.coordinate(rank)
-    made: dict[str, torch.Tensor] = Reference(
-        folder,
-        pp=(at.pp_rank, layout.pipeline_parallel_size),
-        tp=(at.tp_rank, layout.tensor_parallel_size),
-        dp=(at.dp_rank, layout.data_parallel_size),
-        ep=layout.enable_expert_parallel,
-        round_robin=layout.expert_placement == "round_robin",
-        redundant=layout.num_redundant_experts,
-        partition=layout.layer_partition,
-        mtp=layout.num_draft_layers > 0,
-    ).params
+    made: dict[str, torch.Tensor] = Reference.at(folder, layout, rank).params
     return made

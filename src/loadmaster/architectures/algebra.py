@@ -326,7 +326,7 @@ def encoded(e: Expression, component: int) -> Expression:
         case Decode():
             return e.operands[component]
         case Concat():
-            grains = _format_of(e).components[component].grains
+            grains = format_of(e).components[component].grains
             along = next((d for d, g in enumerate(grains) if g.dim == e.dim and g.kind != "inner"), 0)
             return Concat(along, tuple(encoded(p, component) for p in e.parts))
         case Each():
@@ -335,15 +335,15 @@ def encoded(e: Expression, component: int) -> Expression:
             raise AssertionError(f"{type(e).__name__} is not encoded")
 
 
-def _format_of(e: Expression) -> Format:
+def format_of(e: Expression) -> Format:
     """Return the format of an encoded expression; a stack of experts has one leading dim more than its member."""
     match e:
         case Decode():
             return e.format
         case Concat():
-            return _format_of(e.parts[0])
+            return format_of(e.parts[0])
         case Each():
-            return _format_of(e.member).stacked()
+            return format_of(e.member).stacked()
         case _:
             raise AssertionError(f"{type(e).__name__} is not encoded")
 

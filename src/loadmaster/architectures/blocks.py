@@ -38,6 +38,12 @@ VISION = (r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\..*", "v
 # Attention with heads --------------------------------------------------------------------------------------------------
 
 
+def heads_of(c: Config) -> tuple[int, int, int, int]:
+    """Return the hidden size, the heads of queries, those of keys and values, and the elements of a head."""
+    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
+    return hidden, heads, c.size("num_key_value_heads", heads), c.size("head_dim", hidden // heads)
+
+
 def attention(
     hidden: int,
     heads: int,

@@ -12,8 +12,7 @@ from loadmaster.architectures.schema import Family, Schema, Spelling, embedding
 
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
-    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
-    head = c.size("head_dim", hidden // heads)
+    hidden, heads, kv_heads, head = blocks.heads_of(c)
     num_layers = c.size("num_hidden_layers")
     num_dense = min(c.size("first_k_dense_replace", 0, least=0), num_layers)
     norm = head if c.flag("use_qk_norm") else 0
@@ -22,7 +21,7 @@ def schema(c: Config) -> Schema:
         *blocks.attention(
             hidden,
             heads,
-            c.size("num_key_value_heads", heads),
+            kv_heads,
             head,
             bias=c.flag("attention_bias"),
             q_norm=norm,

@@ -25,7 +25,7 @@ from loadmaster.architectures.schema import (
 
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
-    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
+    hidden, heads, kv_heads, head = blocks.heads_of(c)
     inner, num_experts = c.size("intermediate_size"), c.size("num_local_experts")
     bias = c.flag("attention_bias", True)
     layer = (
@@ -33,8 +33,8 @@ def schema(c: Config) -> Schema:
         *blocks.attention(
             hidden,
             heads,
-            c.size("num_key_value_heads", heads),
-            c.size("head_dim", hidden // heads),
+            kv_heads,
+            head,
             bias=bias,
             out_bias=bias,
         ),

@@ -12,7 +12,7 @@ from loadmaster.architectures.schema import Family, Schema, Spelling, embedding,
 
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
-    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
+    hidden, heads, kv_heads, head = blocks.heads_of(c)
     bias = c.flag("attention_bias")
     shared = c.size("shared_intermediate_size", 0, least=0)
     layer = (
@@ -20,8 +20,8 @@ def schema(c: Config) -> Schema:
         *blocks.attention(
             hidden,
             heads,
-            c.size("num_key_value_heads", heads),
-            c.size("head_dim", hidden // heads),
+            kv_heads,
+            head,
             bias=bias,
             out_bias=bias,
         ),

@@ -13,8 +13,7 @@ from loadmaster.architectures.schema import Family, Schema, embedding
 
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
-    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
-    head = c.size("head_dim", hidden // heads)
+    hidden, heads, kv_heads, head = blocks.heads_of(c)
     architecture = c.values["architectures"][0]
     bias = c.flag("attention_bias")  # Qwen2 has biases on q, k and v and says so nowhere; Llama's flag includes o
     qk_norm = head if architecture == "Qwen3ForCausalLM" else 0
@@ -23,7 +22,7 @@ def schema(c: Config) -> Schema:
         *blocks.attention(
             hidden,
             heads,
-            c.size("num_key_value_heads", heads),
+            kv_heads,
             head,
             bias=bias or architecture == "Qwen2ForCausalLM",
             out_bias=bias and architecture != "Qwen2ForCausalLM",

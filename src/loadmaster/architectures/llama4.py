@@ -15,7 +15,7 @@ from loadmaster.errors import ConfigError
 
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
-    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
+    hidden, heads, kv_heads, head = blocks.heads_of(c)
     num_layers, step = c.size("num_hidden_layers"), c.size("interleave_moe_layer_step", 1)
     sparse = set(c.sizes("moe_layers")) or set(range(step - 1, num_layers, step))
     if max(sparse, default=0) >= num_layers:
@@ -26,8 +26,8 @@ def schema(c: Config) -> Schema:
         *blocks.attention(
             hidden,
             heads,
-            c.size("num_key_value_heads", heads),
-            c.size("head_dim", hidden // heads),
+            kv_heads,
+            head,
             bias=bias,
             out_bias=bias,
         ),

@@ -14,9 +14,7 @@ from loadmaster.architectures.schema import Family, Schema, embedding
 
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
-    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
-    kv_heads = c.size("num_key_value_heads", heads)
-    head = c.size("head_dim", hidden // heads)
+    hidden, heads, kv_heads, head = blocks.heads_of(c)
     is_minimax = c.values["architectures"][0] == "MiniMaxM2ForCausalLM"
     normed = is_minimax and c.flag("use_qk_norm", True)
     layer = (

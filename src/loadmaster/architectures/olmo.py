@@ -12,9 +12,7 @@ from loadmaster.architectures.schema import Family, Param, Schema, Tensor, embed
 
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
-    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
-    kv_heads = c.size("num_key_value_heads", heads)
-    head = c.size("head_dim", hidden // heads)
+    hidden, heads, kv_heads, head = blocks.heads_of(c)
     bias = c.flag("attention_bias")
     layer = (
         Tensor("post_norm", (hidden,)),

@@ -12,10 +12,10 @@ from loadmaster.architectures.schema import Family, Schema, embedding, packed
 
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
-    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
+    hidden, heads, kv_heads, head = blocks.heads_of(c)
     layer = (
         *blocks.norms(hidden),
-        *blocks.attention(hidden, heads, c.size("num_key_value_heads", heads), c.size("head_dim", hidden // heads)),
+        *blocks.attention(hidden, heads, kv_heads, head),
         *blocks.gated_mlp(hidden, c.size("intermediate_size")),
     )
     return Schema(

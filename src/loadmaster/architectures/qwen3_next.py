@@ -58,13 +58,11 @@ def layer_types(c: Config) -> tuple[str, ...]:
 
 def _gated_attention(c: Config) -> tuple[Tensor, ...]:
     """Attention whose query projection also makes a gate of each head: 2 × ``head_dim`` rows a head."""
-    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
-    head = c.size("head_dim", hidden // heads)
-    kv = c.size("num_key_value_heads", heads)
+    hidden, heads, kv_heads, head = blocks.heads_of(c)
     plain = blocks.attention(
         hidden,
         heads,
-        kv,
+        kv_heads,
         head,
         bias=c.flag("attention_bias"),
         out_bias=c.flag("attention_bias"),

@@ -12,15 +12,14 @@ from loadmaster.architectures.schema import Family, Schema, Tensor, embedding
 
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
-    hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
-    head = c.size("head_dim", hidden // heads)
+    hidden, heads, kv_heads, head = blocks.heads_of(c)
     is_qwen2 = c.values["architectures"][0] == "Qwen2MoeForCausalLM"
     attention = (
         *blocks.norms(hidden),
         *blocks.attention(
             hidden,
             heads,
-            c.size("num_key_value_heads", heads),
+            kv_heads,
             head,
             bias=c.flag("qkv_bias", is_qwen2) or c.flag("attention_bias"),
             out_bias=c.flag("attention_bias"),

@@ -5,6 +5,6 @@ Pure arithmetic on sizes. Nothing here reads a file or knows a model.
 
 from loadmaster.parallel.layout import Coordinate, ParallelLayout
 from loadmaster.parallel.placement import Cut, cut, legal_counts
-from loadmaster.parallel.stages import partition
+from loadmaster.parallel.stages import partition, stage_of
 
-__all__ = ["Coordinate", "Cut", "ParallelLayout", "cut", "legal_counts", "partition"]
+__all__ = ["Coordinate", "Cut", "ParallelLayout", "cut", "legal_counts", "partition", "stage_of"]

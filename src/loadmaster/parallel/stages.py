@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from loadmaster.errors import LayoutError
 
 
@@ -44,3 +46,12 @@ def partition(num_layers: int, num_stages: int, explicit: tuple[int, ...] | None
             )
     ends = [sum(counts[: i + 1]) for i in range(len(counts))]
     return tuple(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def stage_of(stages: Sequence[tuple[int, int]], layer: int) -> int:
+    """Return the pipeline stage that holds a stored layer, given the layers of each, half open; MTP layers live on the last.
+
+    >>> stage_of([(0, 2), (2, 4)], 1), stage_of([(0, 2), (2, 4)], 4)
+    (0, 1)
+    """
+    return next((i for i, (a, b) in enumerate(stages) if a <= layer < b), len(stages) - 1)

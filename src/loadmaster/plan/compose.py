@@ -30,6 +30,7 @@ from loadmaster.architectures.algebra import (
     concat,
     decode,
     encoded,
+    format_of,
     leaves,
     localise,
     permute,
@@ -41,7 +42,6 @@ from loadmaster.architectures.items import Item
 from loadmaster.architectures.lower import Piece, pieces
 from loadmaster.architectures.schema import Param, Tensor
 from loadmaster.dtypes import join, widens
-from loadmaster.formats import Format
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan.bind import Form, LayerClass
 from loadmaster.plan.specs import Grid, ParamSpec, itemsize
@@ -149,7 +149,7 @@ class Whole:
         if not self.is_encoded:
             yield Composed(ParamSpec(name, e.shape, e.dtype), parts, pieces(e))
             return
-        format_ = _format_of(e)
+        format_ = format_of(e)
         components = [encoded(e, i) for i in range(len(format_.components))]
         names = [component_name(name, c.suffix) for c in format_.components]
         yield Composed(
@@ -177,18 +177,6 @@ def component_name(name: str, suffix: str) -> str:
     """
     stem = name.removesuffix("weight")
     return stem + (suffix if not stem.endswith("_") else suffix.removeprefix("_"))
-
-
-def _format_of(e: Expression) -> Format:
-    match e:
-        case Decode():
-            return e.format
-        case Concat():
-            return _format_of(e.parts[0])
-        case Each():
-            return _format_of(e.member)
-        case _:
-            raise AssertionError(f"{type(e).__name__} is not encoded")
 
 
 def _fused(parts: Sequence[_Part], numerics: Numerics, target: str | None, layout: ParallelLayout) -> Expression:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from loadmaster.architectures.schema import Schema
 from loadmaster.findings import Finding, joined, ranges
-from loadmaster.parallel import ParallelLayout
+from loadmaster.parallel import ParallelLayout, stage_of
 
 TOP = -1
 """Stands for the model itself where a layer's number is asked for."""
@@ -60,7 +60,7 @@ class Holders:
             if logical == "embed" and (self.schema.tied or self.layout.num_draft_layers):
                 on.add(last)
         else:
-            on = {next((i for i, (a, b) in enumerate(self.stages) if a <= layer < b), last)}
+            on = {stage_of(self.stages, layer)}
         return (r for stage in on for r in self.layout.stage_ranks(stage))
 
     def _places(self, defect: Defect) -> set[int]:

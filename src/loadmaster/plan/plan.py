@@ -25,7 +25,7 @@ from loadmaster.catalogue import ranked
 from loadmaster.checkpoint import Checkpoint, ShardFile, Signature, TensorTable
 from loadmaster.errors import ConfigError, InputError, LayoutError, PlanError
 from loadmaster.findings import Finding
-from loadmaster.parallel import ParallelLayout, partition
+from loadmaster.parallel import ParallelLayout, partition, stage_of
 from loadmaster.plan.bind import Binding, LayerClass, bind
 from loadmaster.plan.claims import read_claims
 from loadmaster.plan.compose import Composed, Numerics, Whole, compose
@@ -93,7 +93,7 @@ class Plan:
 
     def stage_of(self, layer: int) -> int:
         """Return the pipeline stage of a stored layer number; MTP layers live on the last."""
-        return next((i for i, (a, b) in enumerate(self.stages) if a <= layer < b), len(self.stages) - 1)
+        return stage_of(self.stages, layer)
 
     def rank(self, rank: int) -> RankPlan:
         """Derive one rank's parameters and reads."""

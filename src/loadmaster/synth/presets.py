@@ -54,9 +54,7 @@ class Preset:
     def config_of(self, *, tiny: bool) -> dict[str, Any]:
         """Return its config.json, full size or tiny."""
         config = merged(self.config, self.tiny if tiny else {})
-        if self.format == "fp8-ue8m0":
-            config["quantization_config"] = {**FP8, "scale_fmt": "ue8m0"}
-        elif self.format:
+        if self.format:
             config["quantization_config"] = QUANTISED[self.format](TINY_GROUP if tiny else GROUP)
         if self.name.startswith("glm-5"):
             sizes = (config[k] for k in ("num_hidden_layers", "first_k_dense_replace", "num_nextn_predict_layers"))
@@ -177,7 +175,7 @@ PRESETS: dict[str, Preset] = {
             m.LLAMA,
             m.TINY_DENSE,
             4,
-            tuple(name for name in QUANTISED if name not in ("fp8", "int4", "mxfp4")),
+            tuple(name for name in QUANTISED if name not in ("fp8", "fp8-ue8m0", "int4", "mxfp4")),
             tiny_shards=2,
         ),
         Preset(

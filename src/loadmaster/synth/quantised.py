@@ -34,6 +34,11 @@ def _fp8(_: int) -> Quantization:
     return FP8
 
 
+def _fp8_powers(_: int) -> Quantization:
+    """The factors are powers of two, stored as E8M0."""
+    return {**FP8, "scale_fmt": "ue8m0"}
+
+
 def _fp8_static(_: int) -> Quantization:
     return {"quant_method": "fp8", "activation_scheme": "static"}
 
@@ -118,6 +123,7 @@ def _mxfp4(_: int) -> Quantization:
 
 QUANTISED: dict[str, Callable[[int], Quantization]] = {
     "fp8": _fp8,
+    "fp8-ue8m0": _fp8_powers,
     "fp8-static": _fp8_static,
     "fp8-channel": _fp8_channel,
     "fp8-blocks": _fp8_blocks,

@@ -1,7 +1,8 @@
 """Every parameter of a rank, computed another way: whole tensors through the safetensors package, cut with torch.
 
-Nothing of the package under test is used. Names, cuts and fusions are written out by hand here, as an engine's loader
-would, family by family (`families`, `mixtures`), over tensors that know how their format is cut (`weights`).
+Nothing of the package under test is used but the coordinates of a rank. Names, cuts and fusions are written out by hand
+here, as an engine's loader would, family by family (`families`, `mixtures`), over tensors that know how their format is
+cut (`weights`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from loadmaster.parallel import ParallelLayout
 from tests.loader.reference.families import FAMILIES
 from tests.loader.reference.loader import Loader
 from tests.loader.reference.place import Place, stage_layers
@@ -39,6 +41,23 @@ class Reference:
         loader = Loader(config, read_all(path) if stored is None else stored, place)
         FAMILIES[config["architectures"][0]](loader, mtp)
         self.params: Arrays = loader.params
+
+    @classmethod
+    def at(cls, path: Path, layout: ParallelLayout, rank: int, stored: Arrays | None = None) -> Reference:
+        """The parameters of a rank of ``layout``; where it stands is the layout's word, and tested on its own."""
+        at = layout.coordinate(rank)
+        return cls(
+            path,
+            pp=(at.pp_rank, layout.pipeline_parallel_size),
+            tp=(at.tp_rank, layout.tensor_parallel_size),
+            dp=(at.dp_rank, layout.data_parallel_size),
+            ep=layout.enable_expert_parallel,
+            round_robin=layout.expert_placement == "round_robin",
+            redundant=layout.num_redundant_experts,
+            partition=layout.layer_partition,
+            mtp=layout.num_draft_layers > 0,
+            stored=stored,
+        )
 
 
 __all__ = ["Arrays", "Reference", "dequantise", "differences", "raw", "read_all", "stage_layers"]
