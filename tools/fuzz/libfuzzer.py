@@ -25,18 +25,17 @@ def fuzz_headers(runs: int, seed: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(dir=MEMORY) as root:
         folder = Path(root)
-        for name in ("corpus", "found"):
+        for name in ("corpus", "found", "scratch"):
             (folder / name).mkdir()
         for i, content in enumerate(seeds().values()):
             (folder / "corpus" / f"seed-{i:02d}").write_bytes(content)
         quoted = (f'"\\"{w}\\""' for w in WORDS)
         (folder / "words").write_text("\n".join([*quoted, '"[0,4]"', '"null"', '"true"', '"{}"']) + "\n")
         options = [f"-runs={runs}", f"-seed={seed + 1}", f"-dict={folder / 'words'}", "-max_len=4096"]
-        command = [sys.executable, "-m", "tools.fuzz.libfuzzer", *options, f"-artifact_prefix={folder / 'found'}/"]
+        options += ["-print_final_stats=1", f"-artifact_prefix={folder / 'found'}/", str(folder / "corpus")]
+        command = [sys.executable, "-m", "tools.fuzz.libfuzzer", str(folder / "scratch"), *options]
         begin = time.perf_counter()
-        ran = subprocess.run(
-            [*command, "-print_final_stats=1", str(folder / "corpus")], capture_output=True, text=True, errors="replace"
-        )
+        ran = subprocess.run(command, capture_output=True, text=True, errors="replace")
         seconds = time.perf_counter() - begin
         cases = [repr(p.read_bytes()) for p in sorted((folder / "found").iterdir())]
     said = ran.stdout + ran.stderr
@@ -60,18 +59,18 @@ def fuzz_headers(runs: int, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Hand over to atheris; never returns."""
+    """Hand over to atheris, with a folder for its files as first argument; never returns."""
     atheris = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["loadmaster.checkpoint"]):
         headers = importlib.import_module("tools.fuzz.headers")
-    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+    scratch = Path(sys.argv.pop(1))
 
-        def one(data: bytes) -> None:
-            if headers.check_parser(data) is None or len(data) % 4 == 0:
-                headers.check_file(data, Path(folder))
+    def one(data: bytes) -> None:
+        if headers.check_parser(data) is None or len(data) % 4 == 0:
+            headers.check_file(data, scratch)
 
-        atheris.Setup(sys.argv, one)
-        atheris.Fuzz()
+    atheris.Setup(sys.argv, one)
+    atheris.Fuzz()
 
 
 if __name__ == "__main__":
