@@ -32,7 +32,13 @@ from tools.mutations import mutants
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 60
 
-LAWS = ["tests/plan/test_verify.py", "tests/architectures/test_algebra.py", "tests/parallel", "tests/plan/test_plan.py"]
+LAWS = [
+    "tests/plan/test_verify.py",
+    "tests/plan/test_figures.py",
+    "tests/architectures/test_algebra.py",
+    "tests/parallel",
+    "tests/plan/test_plan.py",
+]
 TARGETS = {
     "loadmaster.parallel.placement": [
         "tests/parallel",

@@ -53,7 +53,11 @@ def mutants(source: str) -> Iterator[Mutant]:
             made = copy.deepcopy(tree)
             target = next(n for i, n in enumerate(_nodes(made)) if i == number)
             changed = _changes(target)[choice][1]
-            yield Mutant(getattr(node, "lineno", 0), what, _Replace(target, changed).visit(made))
+            yield Mutant(_line(node), what, _Replace(target, changed).visit(made))
+
+
+def _line(node: ast.AST) -> int:
+    return node.target.lineno if isinstance(node, ast.comprehension) else getattr(node, "lineno", 0)
 
 
 def _nodes(node: ast.AST) -> Iterator[ast.AST]:

@@ -78,7 +78,7 @@ def _index(d: Draft, a: int, b: int, c: int) -> str | None:
             d.index = None
             return "no index"
         case 5:
-            values = (0, -1, 10**40, "1", None, 1.5, [], True, 1e400)
+            values = (0, -1, 10**40, "1", None, 1.5, [], True, 1e30)
             d.index["metadata"] = {"total_size": values[b % len(values)]}
             return f"the index states a total size of {values[b % len(values)]!r}"
         case 6:

@@ -213,7 +213,9 @@ def find(stored: Arrays, base: str, quantisation: dict[str, Any]) -> Weight:
     if base + "qweight" in stored:
         if quantisation["quant_method"] == "awq":
             return Awq(took("qweight", "scales", "qzeros"), group)
-        return Gptq(took("qweight", "scales", "qzeros", "g_idx"), bits, group, quantisation["desc_act"])
+        return Gptq(
+            took("qweight", "scales", "qzeros", "g_idx"), bits, group, bool(quantisation.get("desc_act", False))
+        )
     if base + "weight_packed" in stored:
         if stored[base + "weight_packed"].dtype == torch.uint8:
             return Nvfp4(took("weight_packed", "weight_scale", "weight_global_scale", "input_global_scale"))
