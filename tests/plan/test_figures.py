@@ -30,6 +30,15 @@ def test_key_value_heads_fewer_than_ranks_are_declared_to_repeat(tiny: Tiny) -> 
     assert sum(r.replica_bytes for r in proof.ranks) == kv + 7 * norms
 
 
+def test_one_key_value_head_is_on_every_rank_whatever_their_number(tmp_path: Path) -> None:
+    sizes = {"num_attention_heads": 6, "num_key_value_heads": 1, "intermediate_size": 192, "vocab_size": 384}
+    write_tiny(PRESETS["llama"], tmp_path / "one", overrides=sizes)
+    proof = prove(build_plan(open_checkpoint(tmp_path / "one"), ParallelLayout(1, 3)))
+    assert proof.findings == ()
+    kv, norms = 2 * LAYERS * 16 * HIDDEN * BF16, (2 * LAYERS + 1) * HIDDEN * BF16
+    assert sum(r.replica_bytes for r in proof.ranks) == 2 * (kv + norms)
+
+
 def test_redundant_experts_are_declared_to_be_held_twice(tiny: Tiny) -> None:
     plan = plan_of(tiny, "qwen3-moe", 1, 2, enable_expert_parallel=True, num_redundant_experts=2)
     proof = prove(plan)
@@ -123,6 +132,9 @@ def test_a_draft_layer_counts_on_the_last_stage(tiny: Tiny) -> None:
     assert [r.draft_layers for r in proof.ranks] == [(), (len(plan.schema.layers),)]
     embedding = plan.config["vocab_size"] * plan.config["hidden_size"] * BF16
     assert [r.replica_bytes for r in proof.ranks] == [0, embedding]
+    without = prove(plan_of(tiny, "glm-5.1-fp8", 2))
+    assert without.findings == ()
+    assert [r.replica_bytes for r in without.ranks] == [0, 0]
 
 
 def test_a_draft_with_an_embedding_and_a_head_of_its_own_needs_none_of_the_model_s(tiny: Tiny) -> None:

@@ -163,6 +163,16 @@ def test_one_redundant_expert_is_the_first(tiny: Tiny) -> None:
     assert prove(plan_of(tiny, "granite-moe", **layout)).findings == ()
 
 
+def test_experts_dealt_in_turns_are_each_on_one_rank(tiny: Tiny) -> None:
+    layout = {"enable_expert_parallel": True, "expert_placement": "round_robin"}
+    sound = plan_of(tiny, "qwen3-moe", 1, 2, **layout)
+    w2 = piece_of(sound, "experts.w2_weight")
+    assert w2.ids == (0, 2, 4, 6)
+    assert prove(sound).findings == ()
+    wrong = broken(sound, "experts.w2_weight", pieces(replace(w2, ids=(0, 2, 4, 5))))
+    assert [f.code for f in prove(wrong).findings] == ["law-source"]
+
+
 def test_two_experts_may_be_stored_in_two_formats(tmp_path: Path) -> None:
     write_tiny(PRESETS["qwen3-moe"], tmp_path, overrides={"num_experts": 2}, num_shards=1)
     damaged = Damaged(tmp_path)
