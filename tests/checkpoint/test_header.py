@@ -199,11 +199,23 @@ def test_a_name_that_stands_twice_is_found_whatever_its_first_entry_looks_like()
         b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,99999999999999999999]}}',
         b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},}',
         b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[8]}}',
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[+0,4]}}',
+        b'{"a\x01":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
     ],
 )
 def test_what_is_nearly_as_the_package_writes_it_is_refused(text: bytes) -> None:
     with pytest.raises(HeaderError):
         parse_header("f", text)
+
+
+def test_a_header_as_the_package_writes_it_is_not_parsed_as_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json, "loads", None)  # the strict parser: what takes most of the time
+    save_file({f"layers.{i}.w": np.ones((i, 2), np.int8) for i in range(3)}, tmp_path / "m", {"format": "np"})
+    text = (tmp_path / "m").read_bytes()
+    assert len(parse_header("m", text[8 : 8 + int.from_bytes(text[:8], "little")]).names) == 3
 
 
 def test_a_header_reads_the_same_however_it_is_spaced() -> None:

@@ -146,3 +146,16 @@ def test_a_part_left_unquantised_is_followed_and_the_fused_parameter_is_decoded(
     fused = load_rank(build_plan(open_checkpoint(tmp_path)), 0).tensors["layers.0.self_attn.fused_qkv_a_proj.weight"]
     assert fused.dtype == torch.bfloat16
     assert torch.equal(fused[: len(plain)], plain)
+
+
+def test_an_expert_between_others_that_is_stored_in_another_format_is_found(tmp_path: Path) -> None:
+    write_tiny(PRESETS["kimi-k2-int4"], tmp_path, num_shards=1)
+    damaged = Damaged(tmp_path)
+    stem = "model.layers.1.mlp.experts.1.up_proj.weight"
+    packed = damaged.shards["model.safetensors"][f"{stem}_packed"]
+    plain = torch.randn(packed.shape[0], packed.shape[1] * 8).bfloat16()
+    suffixes = ("_packed", "_scale", "_shape")
+    damaged.replace("model.safetensors", {stem: plain, **dict.fromkeys(f"{stem}{s}" for s in suffixes)})
+    proof = _prove(tmp_path, 0)
+    assert proof.proven
+    assert [(f.code, f.tensor) for f in proof.findings] == [("format-contradiction", stem)]

@@ -28,7 +28,7 @@ def report_aside(
     claimed = index.weight_map.keys() if index else set[str]()
     for name, read in zip(others[:NUM_HEADERS], read_headers(folder, others[:NUM_HEADERS]), strict=True):
         try:
-            names = parse_header(name, read[0]).names if not isinstance(read, HeaderError) else []
+            names = parse_header(name, read.text).names if not isinstance(read, HeaderError) else []
         except HeaderError:
             names = []
         only = [n for n in names if n not in table.ids and n not in claimed]

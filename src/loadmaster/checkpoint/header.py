@@ -43,9 +43,8 @@ _KEYS = {"dtype", "shape", "data_offsets"}
 _LIMIT = 2**63
 
 
-_ENTRY = re.compile(
-    r'"([^"\\\\\x00-\x1f]+)":\{("dtype":"[A-Z0-9_]+","shape":\[[\d,]*\]),"data_offsets":\[(\d+,\d+)\]\}'
-)
+_ENTRY = re.compile(r'"([^"]+)":\{([^\]]+\]),"data_offsets":\[([^\]]+)\]\}')
+_FORM = re.compile(r'"dtype":"[A-Z0-9_]+","shape":\[[\d,]*\]')
 _FRAME = len('"":{,"data_offsets":[]},')
 """What an entry has beside its name, its dtype and shape, and its offsets, the comma after it included."""
 _BEFORE = re.compile(r'\{(?:"__metadata__":(\{[^{}]*\}),)?')
@@ -155,38 +154,53 @@ def parse_header(file: str, text: bytes) -> Header:
 def _canonical(file: str, text: bytes) -> Header | None:
     """Return the entries of a header written as the published package writes it; None for any other, or a doubtful one.
 
-    One expression finds all entries, twice as fast as decoding the JSON. It is the whole header, with nothing between its
-    entries, exactly if their lengths add up to the text's; numbers have no leading zeros if their digits do.
+    One expression finds all entries, faster than decoding the JSON, for it hardly looks at what it passes over. They are
+    the whole header exactly if each has its form and their lengths add up to the text's.
     """
-    try:
-        body = text.decode().rstrip(" ")
-    except UnicodeDecodeError:
+    if not text.isascii() or b"\\" in text or int(np.frombuffer(text, dtype=np.uint8).min(initial=0xFF)) < 0x20:
         return None
+    body = text.decode().rstrip(" ")
     before = _BEFORE.match(body)
     found = _ENTRY.findall(body, before.end()) if before else []
     if before is None or not found or (before[1] is not None and not _is_metadata(before[1])):
         return None
     names, forms, offsets = map(list, zip(*found, strict=True))
-    numbers = ",".join(offsets)
-    length = sum(map(len, names)) + sum(map(len, forms)) + len(numbers) - (len(found) - 1) + _FRAME * len(found)
-    if before.end() + length != len(body) or not body.endswith("}}") or "__metadata__" in names:
+    known = dict.fromkeys(forms)
+    length = sum(map(len, names)) + sum(map(len, forms)) + sum(map(len, offsets)) + _FRAME * len(names)
+    if before.end() + length != len(body) or not body.endswith("}}") or not all(map(_FORM.fullmatch, known)):
         return None
-    bounds = np.fromstring(numbers, dtype=np.int64, sep=",")
-    digits = int(np.searchsorted(_POWERS, bounds, side="right").sum()) + len(bounds)
-    if int(bounds.max()) >= 10**18 or digits + len(bounds) - 1 != len(numbers) or len(set(names)) != len(names):
+    if len(set(names)) != len(names) or "__metadata__" in names:
         return None
-    known: dict[str, int] = {}
-    kind = np.array([known.setdefault(form, len(known)) for form in forms], dtype=np.int32)
+    bounds = _numbers("\n".join(offsets))
     try:
         entries = [orjson.loads(f"{{{form}}}") for form in known]
     except ValueError:
         return None
+    if bounds is None:
+        return None
+    number = {form: i for i, form in enumerate(known)}
+    kind = np.fromiter(map(number.__getitem__, forms), dtype=np.int32, count=len(forms))
     dtypes, shapes = [e["dtype"] for e in entries], [e["shape"] for e in entries]
     _check_values(
         file, [names[i] for i in np.flatnonzero(np.diff(np.maximum.accumulate(kind), prepend=-1))], dtypes, shapes, []
     )
     kinds = list(zip(dtypes, map(tuple, shapes), strict=True))
     return Header(names, kinds, kind, bounds[0::2], bounds[1::2])
+
+
+def _numbers(lines: str) -> npt.NDArray[np.int64] | None:
+    """Return the numbers of lines of two, parted by a comma; None where there is anything else."""
+    text = np.frombuffer(lines.encode(), dtype=np.uint8)
+    marks = text[text < ord("0")]
+    if len(marks) % 2 == 0 or (marks[0::2] != ord(",")).any() or (marks[1::2] != ord("\n")).any():
+        return None
+    try:
+        made = np.fromstring(lines.replace("\n", ","), dtype=np.int64, sep=",")
+    except ValueError:
+        return None
+    digits = int(np.searchsorted(_POWERS, made, side="right").sum()) + len(made)
+    sound = len(made) == len(marks) + 1 and int(made.max()) < 10**18 and digits + len(marks) == len(lines)
+    return made if sound else None
 
 
 def _is_metadata(text: str) -> bool:

@@ -32,26 +32,35 @@ class ShardFile:
     mtime_ns: int
 
 
-Read = tuple[bytes, int, int] | HeaderError
-"""A header's text with its file's size and time stamp, or why there is none."""
+@dataclass(frozen=True, slots=True)
+class HeaderText:
+    """A header's text, its file's size and time stamp, and the SHA-256 of name, size and text."""
+
+    text: bytes
+    size: int
+    mtime_ns: int
+    digest: bytes
+
+
+Read = HeaderText | HeaderError
+"""What a file's header is, or why there is none."""
 
 
 def read_headers(folder: Path, names: Sequence[str]) -> Iterator[Read]:
-    """Yield each file's header text, in order; reading runs ahead in threads, decoding holds the interpreter anyway."""
+    """Yield each file's header text, in order; threads read and hash ahead, decoding holds the interpreter anyway."""
 
     def read(name: str) -> Read:
         try:
             descriptor = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 stat = os.fstat(descriptor)
-                text = os.pread(descriptor, FIRST_READ_BYTES, 0)
-                length = check_length(name, text, stat.st_size)
-                while len(text) < 8 + length:
-                    more = os.pread(descriptor, 8 + length - len(text), len(text))
-                    if not more:
-                        break
-                    text += more
-                return text[8 : 8 + length], stat.st_size, stat.st_mtime_ns
+                first = os.pread(descriptor, FIRST_READ_BYTES, 0)
+                length = check_length(name, first, stat.st_size)
+                whole = 8 + length <= len(first)
+                text = first[8 : 8 + length] if whole else os.pread(descriptor, length, 8)
+                digest = hashlib.sha256(f"{name}\0{stat.st_size}\0".encode())
+                digest.update(text)
+                return HeaderText(text, stat.st_size, stat.st_mtime_ns, digest.digest())
             finally:
                 os.close(descriptor)
         except HeaderError as error:
@@ -95,16 +104,15 @@ class Columns:
         if isinstance(read, HeaderError):
             self._unreadable(name, read.finding)
             return
-        text, size, mtime_ns = read
         try:
-            header = parse_header(name, text)
+            header = parse_header(name, read.text)
         except HeaderError as error:
             self._unreadable(name, error.finding)
             return
-        base = 8 + len(text)
-        self.digest.update(f"{name}\0{size}\0".encode() + text)
+        base = 8 + len(read.text)
+        self.digest.update(read.digest)
         number = len(self.files)
-        self.files.append(ShardFile(name, size, base, mtime_ns))
+        self.files.append(ShardFile(name, read.size, base, read.mtime_ns))
         known = self._signatures
         numbers = np.array([known.setdefault(kind, len(known)) for kind in header.kinds], dtype=np.int32)
         signature, begin, end = numbers[header.kind], header.begins, header.ends
@@ -114,16 +122,18 @@ class Columns:
             signature, begin, end = signature[order], begin[order], end[order]
         else:
             names = header.names
-        keep = self._check(name, names, signature, begin, end, size - base)
+        keep = self._check(name, names, signature, begin, end, read.size - base)
         if keep is not None:
             names, signature, begin, end = [names[i] for i in keep], signature[keep], begin[keep], end[keep]
         first = len(self._names)
-        if not self._ids.keys().isdisjoint(names):
+        self._ids.update(zip(names, range(first, first + len(names)), strict=True))
+        if len(self._ids) != first + len(names):
+            self._ids = dict(zip(self._names, range(first), strict=True))
             self._twice(name, [n for n in names if n in self._ids])
             at = [i for i, n in enumerate(names) if n not in self._ids]
             names, signature, begin, end = [names[i] for i in at], signature[at], begin[at], end[at]
+            self._ids.update(zip(names, range(first, first + len(names)), strict=True))
         self._firsts.append(first)
-        self._ids.update(zip(names, range(first, first + len(names)), strict=True))
         self._names += names
         self._columns.append((np.full(len(names), number, dtype=np.int32), begin + base, end - begin, signature))
 

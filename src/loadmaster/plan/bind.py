@@ -81,20 +81,14 @@ class Binding:
 
 def bind(checkpoint: Checkpoint, family: Family, schema: Schema, claims: Claims, *, num_drafts: int) -> Binding:
     """Bind ``schema`` to the checkpoint's headers. The first ``num_drafts`` MTP layers are wanted, the rest waived."""
-    binder = _Binder(checkpoint, _spelling(checkpoint.table, family, schema), claims)
-    top = binder.classes("top", schema.top, (TOP,))[0]
-    kinds: dict[str, list[int]] = defaultdict(list)
-    for layer, kind in enumerate(schema.layers):
-        kinds[kind].append(layer)
-    classes = [c for kind, layers in kinds.items() for c in binder.classes(kind, schema.kinds[kind], tuple(layers))]
-    unwanted: list[LayerClass] = []
-    for i, kind in enumerate(schema.drafts):
-        layer = len(schema.layers) + i
-        binder.draft_wanted = i < num_drafts
-        bound = binder.classes(kind, schema.kinds[kind], (layer,), draft=True)
-        (classes if i < num_drafts else unwanted).extend(bound)
+    spelling = _spelling(checkpoint.table, family, schema)
+    for glance in (True, False):
+        binder = _Binder(checkpoint, spelling, claims, glance=glance)
+        top, classes, unwanted = _classes(binder, schema, num_drafts)
+        by_name = waive_names(checkpoint.table, binder.used, (*family.waived, *schema.waived, *KV_CACHE_SCALES))
+        if binder.used.all() or not binder.glanced:
+            break
     unread = {"mtp not enabled": [i.reshape(-1) for c in unwanted for i in c.ids.values()], **binder.unread}
-    by_name = waive_names(checkpoint.table, binder.used, (*family.waived, *schema.waived, *KV_CACHE_SCALES))
     defects = [*binder.defects, *remarks(binder.sound, claims)]
     if binder.missing or not binder.used.all():
         names = Names(checkpoint.table, np.flatnonzero(~binder.used).tolist())
@@ -106,6 +100,22 @@ def bind(checkpoint: Checkpoint, family: Family, schema: Schema, claims: Claims,
         defects += unexpected(names, checkpoint, len(schema.layers))
     waivers = [w for reason, ids in unread.items() for w in waive(checkpoint.table, reason, ids)]
     return Binding(top, tuple(classes), tuple(defects), (*waivers, *by_name))
+
+
+def _classes(binder: _Binder, schema: Schema, num_drafts: int) -> tuple[LayerClass, list[LayerClass], list[LayerClass]]:
+    """Return the classes of the model itself, of its layers and wanted drafts, and of the drafts that are not wanted."""
+    top = binder.classes("top", schema.top, (TOP,))[0]
+    kinds: dict[str, list[int]] = defaultdict(list)
+    for layer, kind in enumerate(schema.layers):
+        kinds[kind].append(layer)
+    classes = [c for kind, layers in kinds.items() for c in binder.classes(kind, schema.kinds[kind], tuple(layers))]
+    unwanted: list[LayerClass] = []
+    for i, kind in enumerate(schema.drafts):
+        layer = len(schema.layers) + i
+        binder.draft_wanted = i < num_drafts
+        bound = binder.classes(kind, schema.kinds[kind], (layer,), draft=True)
+        (classes if i < num_drafts else unwanted).extend(bound)
+    return top, classes, unwanted
 
 
 def _spelling(table: TensorTable, family: Family, schema: Schema) -> Spelling:
@@ -143,9 +153,15 @@ class _Fault:
 
 
 class _Binder:
-    """The state of one binding: which stored tensors are used, and what was found."""
+    """The state of one binding: which stored tensors are used, and what was found.
 
-    def __init__(self, checkpoint: Checkpoint, spelling: Spelling, claims: Claims) -> None:
+    ``glance``: a component of experts is not looked for where the first and the last of a layer have none. That it did
+    so is in ``glanced``; it has missed nothing if every stored tensor is used.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, spelling: Spelling, claims: Claims, *, glance: bool) -> None:
+        self.glance = glance
+        self.glanced = False
         self.checkpoint = checkpoint
         self.table: TensorTable = checkpoint.table
         self.spelling = spelling
@@ -186,12 +202,15 @@ class _Binder:
         get = self.table.ids.get
         if not item.members:
             return np.array([get(item.stored_name(suffix, layer), -1) for layer in layers], dtype=np.int32)
-        rows = np.empty((len(layers), item.members), dtype=np.int32)
+        rows = np.full((len(layers), item.members), -1, dtype=np.int32)
         _, after = item.stored_name(suffix, 0, None).split("None")
         endings = [f"{e}{after}" for e in range(item.members)]
         for row, layer in enumerate(layers):
             before, _ = item.stored_name(suffix, layer, None).split("None")
-            rows[row] = [get(before + ending, -1) for ending in endings]
+            if self.glance and before + endings[0] not in self.table.ids and before + endings[-1] not in self.table.ids:
+                self.glanced = True
+            else:
+                rows[row] = [get(before + ending, -1) for ending in endings]
         return rows
 
     def _class(

@@ -227,10 +227,10 @@ def _build(checkpoint: Checkpoint, layout: ParallelLayout, dtype: str | None) ->
 
 def _commonest_plain(table: TensorTable) -> str:
     counts: dict[str, int] = {}
-    for number, count in zip(*np.unique(table.signature, return_counts=True), strict=True):
-        d = table.signatures[number].dtype
+    for signature, count in zip(table.signatures, np.bincount(table.signature).tolist(), strict=False):
+        d = signature.dtype
         if d in ("BF16", "F16", "F32"):
-            counts[d] = counts.get(d, 0) + int(count)
+            counts[d] = counts.get(d, 0) + count
     return max(counts, key=lambda d: counts[d], default="BF16")
 
 

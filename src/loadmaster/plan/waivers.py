@@ -23,9 +23,11 @@ class Waiver:
 
 def waive(table: TensorTable, reason: str, ids: Sequence[npt.NDArray[np.integer]]) -> list[Waiver]:
     """Waive the tensors of some columns of ids, -1 among them for what is not there; nothing where none is."""
-    every = np.unique(np.concatenate(ids)) if ids else np.empty(0, dtype=np.int64)
-    every = every[every >= 0]
-    return [Waiver(reason, len(every), int(table.nbytes[every].sum()))] if len(every) else []
+    waived = np.zeros(len(table) + 1, dtype=np.bool_)  # the last is for -1
+    for column in ids:
+        waived[column] = True
+    count = int(waived[:-1].sum())
+    return [Waiver(reason, count, int(table.nbytes[waived[:-1]].sum()))] if count else []
 
 
 def waive_names(table: TensorTable, used: npt.NDArray[np.bool_], patterns: Sequence[tuple[str, str]]) -> list[Waiver]:
