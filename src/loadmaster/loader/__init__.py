@@ -3,7 +3,8 @@
 It decides nothing about where anything goes: that is the plan.
 """
 
-from loadmaster.loader.load import LoadedRank, LoadReport, load_rank
+from loadmaster.loader.load import load_rank
 from loadmaster.loader.receiver import Receiver
+from loadmaster.loader.report import LoadedRank, LoadReport
 
 __all__ = ["LoadReport", "LoadedRank", "Receiver", "load_rank"]

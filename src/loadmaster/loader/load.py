@@ -8,24 +8,22 @@ returned unless every byte came: there is no half-loaded model.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from loadmaster.architectures.algebra import Expression, Region, leaves, whole
+from loadmaster.architectures.algebra import Expression, Region, leaves
 from loadmaster.checkpoint import LocalStore, Store
 from loadmaster.errors import LoadError
 from loadmaster.loader.memory import Arena
-from loadmaster.loader.operations import evaluate, slabs, span_bytes, view_of_span
-from loadmaster.plan import ParamSpec, Plan, RankPlan
+from loadmaster.loader.operations import destination, evaluate, fill, slabs, span_bytes, view_of_span
+from loadmaster.loader.readers import Task, check_files, run_tasks
+from loadmaster.loader.report import LoadedRank, LoadReport
+from loadmaster.plan import Plan, RankPlan
 from loadmaster.plan.rank import Batch
 from loadmaster.plan.specs import itemsize
 from loadmaster.plan.strided import strided_run
@@ -36,51 +34,6 @@ CHUNK_BYTES = 8 * 2**20
 
 MAX_BUFFERS = 256
 """Destinations of one scattered read."""
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What loading a rank did. ``direct_bytes`` went straight to their place, ``staged_bytes`` through staging."""
-
-    rank: int
-    needed_bytes: int
-    fetched_bytes: int
-    resident_bytes: int
-    direct_bytes: int
-    staged_bytes: int
-    staging_bytes: int
-    num_readers: int
-    num_reads: int
-    seconds: float
-
-    @property
-    def bytes_per_s(self) -> float:
-        """Needed bytes over wall time."""
-        return self.needed_bytes / self.seconds if self.seconds else 0.0
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
-        return {**{k: getattr(self, k) for k in self.__dataclass_fields__}, "bytes_per_s": self.bytes_per_s}
-
-
-@dataclass(frozen=True)
-class LoadedRank:
-    """A rank's parameters, complete: name → tensor, as the plan's ``specs`` say."""
-
-    specs: tuple[ParamSpec, ...]
-    tensors: dict[str, torch.Tensor] = field(repr=False)
-    report: LoadReport
-
-    def digest(self) -> dict[str, dict[str, Any]]:
-        """Return shape, dtype and SHA-256 of every parameter's bytes."""
-        return {
-            s.name: {"shape": list(s.shape), "dtype": s.dtype, "sha256": _sha256(self.tensors[s.name])}
-            for s in self.specs
-        }
-
-
-def _sha256(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def load_rank(
@@ -108,11 +61,11 @@ def load_rank(
     source = store or own
     assert source is not None
     try:
-        _check_files(plan, derived, source, rank)
+        check_files(plan, derived, source, rank)
         arena = Arena(derived.specs)
         job = _Job(plan, derived, source, arena, on_progress or (lambda _: None), budget // readers)
-        _run(job, readers)
-        _check_files(plan, derived, source, rank)
+        run_tasks(job.tasks(), readers)
+        check_files(plan, derived, source, rank)
     finally:
         if own is not None:
             own.close()
@@ -129,55 +82,6 @@ def load_rank(
         seconds=time.perf_counter() - begin,
     )
     return LoadedRank(derived.specs, arena.tensors, report)
-
-
-def _check_files(plan: Plan, derived: RankPlan, store: Store, rank: int) -> None:
-    """Hold size and time stamp of every file that the rank reads against the plan."""
-    for number in np.unique(derived.reads[0]):
-        planned = plan.checkpoint.files[number]
-        try:
-            found = store.stamp(planned.name)
-        except OSError as error:
-            raise LoadError(f"rank {rank}: {planned.name}: {error.strerror or error}") from error
-        if found != (planned.size, planned.mtime_ns):
-            raise LoadError(
-                f"rank {rank}: {planned.name} changed since it was planned: "
-                f"{planned.size:,} bytes then, {found[0]:,} bytes now",
-                hint="plan again; nothing of the model was handed out",
-            )
-
-
-def _run(job: _Job, num_readers: int) -> None:
-    """Let the readers take tasks in file order until none is left; the first failure stops them all."""
-    tasks = iter(job.tasks())
-    lock = threading.Lock()
-    failures: list[BaseException] = []
-    local = threading.local()
-
-    def reader() -> None:
-        while not failures:
-            with lock:
-                task = next(tasks, None)
-            if task is None:
-                return
-            try:
-                task(local)
-            except BaseException as error:
-                failures.append(error)
-                return
-
-    with ThreadPoolExecutor(num_readers, thread_name_prefix="reader") as pool:
-        try:
-            for future in [pool.submit(reader) for _ in range(num_readers)]:
-                future.result()
-        except BaseException as error:  # an interrupt while waiting
-            failures.append(error)
-            raise
-    if failures:
-        raise failures[0]
-
-
-Task = Callable[[Any], None]
 
 
 class _Job:
@@ -205,7 +109,7 @@ class _Job:
         direct, staged = [], []
         for batch in self.derived.batches:
             if batch.is_fill:
-                fill(self.arena, self.derived, batch)
+                fill(self.arena.tensors, self.derived, batch)
                 continue
             target = self._direct_target(batch)
             if target is None:
@@ -326,26 +230,7 @@ class _Job:
                 self._read(name, start, [raw[at : at + run.span]], tensor, tensor)
                 operands.append(view_of_span(view, slot[at : at + run.span]))
                 at += -(-run.span // 16) * 16
-            self.destination(batch, place, region).copy_(evaluate(part, iter(operands)))
+            destination(self.arena.tensors, self.derived, batch, place, region).copy_(evaluate(part, iter(operands)))
             self.on_progress(counted)
 
         return read
-
-    def destination(self, batch: Batch, place: int, region: Region) -> torch.Tensor:
-        """Return the part of a parameter that ``region`` of a batch's source goes to."""
-        return destination(self.arena, self.derived, batch, place, region)
-
-
-def fill(arena: Arena, derived: RankPlan, batch: Batch) -> None:
-    """Write a constant to all places of a batch."""
-    source = batch.piece.source
-    for place in range(len(batch.params)):
-        destination(arena, derived, batch, place, whole(source.shape)).copy_(evaluate(source, iter(())))
-
-
-def destination(arena: Arena, derived: RankPlan, batch: Batch, place: int, region: Region) -> torch.Tensor:
-    """Return the part of a parameter that ``region`` of a batch's source fills, at one of its places."""
-    param = arena.tensors[derived.specs[batch.params[place]].name]
-    if batch.piece.ids is not None:
-        param = param[int(batch.slots[place])]
-    return param[tuple(slice(a + c, a + d) for (a, _), (c, d) in zip(batch.box, region, strict=True))]

@@ -1,4 +1,4 @@
-"""The memory of one rank's parameters: a single arena, and each parameter a view of it."""
+"""The memory of one rank's parameters, on the host or on a device: one arena, and each parameter a view of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final
 
 import torch
 
+from loadmaster.errors import LoadError
 from loadmaster.plan import ParamSpec
 
 TORCH: Final[dict[str, torch.dtype]] = {
@@ -31,6 +32,16 @@ ALIGNMENT: Final = 256
 """Each parameter begins at a multiple of this many bytes, as CUDA's own allocations do."""
 
 
+def _places(specs: Sequence[ParamSpec]) -> tuple[dict[str, int], int]:
+    """Return where each parameter begins, aliases left out, and the bytes of all."""
+    offsets, size = {}, 0
+    for spec in specs:
+        if spec.alias is None:
+            offsets[spec.name] = size
+            size += -(-spec.num_bytes // ALIGNMENT) * ALIGNMENT
+    return offsets, max(size, 1)
+
+
 class Arena:
     """One anonymous mapping that holds all parameters of a rank, in huge pages where the system gives them.
 
@@ -39,22 +50,48 @@ class Arena:
     """
 
     def __init__(self, specs: Sequence[ParamSpec]) -> None:
-        owners = [s for s in specs if s.alias is None]
-        offsets, size = {}, 0
-        for spec in owners:
-            offsets[spec.name] = size
-            size += -(-spec.num_bytes // ALIGNMENT) * ALIGNMENT
-        self._memory = mmap.mmap(-1, max(size, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        offsets, size = _places(specs)
+        self._memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if size >= 2**22:
             self._memory.madvise(mmap.MADV_HUGEPAGE)
-        self.tensors: dict[str, torch.Tensor] = {}
-        self.buffers: dict[str, memoryview] = {}
+        whole = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self.tensors = _views(specs, offsets, whole)
         view = memoryview(self._memory)
-        for spec in owners:
-            start, length = offsets[spec.name], spec.num_bytes
-            self.buffers[spec.name] = view[start : start + length]
-            flat = torch.frombuffer(self._memory, dtype=torch.uint8, count=length, offset=start)
-            self.tensors[spec.name] = flat.view(TORCH[spec.dtype]).view(spec.shape)
-        for spec in specs:
-            if spec.alias is not None:
-                self.tensors[spec.name] = self.tensors[spec.alias]
+        self.buffers = {s.name: view[offsets[s.name] : offsets[s.name] + s.num_bytes] for s in specs if s.alias is None}
+
+
+class DeviceArena:
+    """One allocation on a device that holds all parameters of a rank. ``tensors`` are views by name, aliases included.
+
+    Raises:
+        LoadError: the device has not that much memory; nothing is allocated then.
+    """
+
+    def __init__(self, specs: Sequence[ParamSpec], device: torch.device, rank: int) -> None:
+        offsets, self.size = _places(specs)
+        free = torch.cuda.mem_get_info(device)[0]
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        refused = LoadError(
+            f"rank {rank}: its parameters take {self.size:,} bytes, and {device} has {free:,} free",
+            hint="divide the model over more ranks, or free the device; nothing was read",
+        )
+        if self.size > free:
+            raise refused
+        try:
+            whole = torch.empty(self.size, dtype=torch.uint8, device=device)
+        except torch.OutOfMemoryError as error:
+            raise refused from error
+        self.tensors = _views(specs, offsets, whole)
+        self.addresses = [self.tensors[s.name].data_ptr() for s in specs]
+
+
+def _views(specs: Sequence[ParamSpec], offsets: dict[str, int], whole: torch.Tensor) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for spec in specs:
+        if spec.alias is None:
+            flat = whole[offsets[spec.name] : offsets[spec.name] + spec.num_bytes]
+            tensors[spec.name] = flat.view(TORCH[spec.dtype]).view(spec.shape)
+    for spec in specs:
+        if spec.alias is not None:
+            tensors[spec.name] = tensors[spec.alias]
+    return tensors

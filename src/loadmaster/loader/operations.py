@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -19,6 +19,8 @@ from loadmaster.architectures.algebra import (
 )
 from loadmaster.kernels.dequantise import dequantise
 from loadmaster.loader.memory import TORCH
+from loadmaster.plan import RankPlan
+from loadmaster.plan.rank import Batch
 from loadmaster.plan.specs import itemsize
 from loadmaster.plan.strided import strided_run
 
@@ -96,3 +98,22 @@ def _words(source: Expression) -> tuple[int, ...]:
             return tuple(source.format.exact_span(d) for d in range(len(source.shape)))
         case _:
             return (1,) * len(source.shape)
+
+
+Tensors = Mapping[str, torch.Tensor]
+"""A rank's parameters by name."""
+
+
+def fill(tensors: Tensors, derived: RankPlan, batch: Batch) -> None:
+    """Write a constant to all places of a batch."""
+    source = batch.piece.source
+    for place in range(len(batch.params)):
+        destination(tensors, derived, batch, place, whole(source.shape)).copy_(evaluate(source, iter(())))
+
+
+def destination(tensors: Tensors, derived: RankPlan, batch: Batch, place: int, region: Region) -> torch.Tensor:
+    """Return the part of a parameter that ``region`` of a batch's source fills, at one of its places."""
+    param = tensors[derived.specs[batch.params[place]].name]
+    if batch.piece.ids is not None:
+        param = param[int(batch.slots[place])]
+    return param[tuple(slice(a + c, a + d) for (a, _), (c, d) in zip(batch.box, region, strict=True))]

@@ -13,9 +13,9 @@ import torch
 
 from loadmaster.architectures.algebra import whole
 from loadmaster.errors import LoadError
-from loadmaster.loader.load import LoadedRank, LoadReport, destination, fill
 from loadmaster.loader.memory import TORCH, Arena
-from loadmaster.loader.operations import evaluate, view_of
+from loadmaster.loader.operations import destination, evaluate, fill, view_of
+from loadmaster.loader.report import LoadedRank, LoadReport
 from loadmaster.plan import Plan
 from loadmaster.plan.rank import Batch
 
@@ -35,7 +35,7 @@ class Receiver:
         self._uses: dict[int, list[tuple[Batch, int, int]]] = defaultdict(list)  # tensor -> batch, place, view
         for batch in self._derived.batches:
             if batch.is_fill:
-                fill(self._arena, self._derived, batch)
+                fill(self._arena.tensors, self._derived, batch)
         for batch, place in self._derived.moves():
             for view in range(len(batch.views)):
                 self._uses[int(batch.tensors[place, view])].append((batch, place, view))
@@ -84,7 +84,7 @@ class Receiver:
 
     def _write(self, batch: Batch, place: int, operands: list[torch.Tensor]) -> None:
         source = batch.piece.source
-        target = destination(self._arena, self._derived, batch, place, whole(source.shape))
+        target = destination(self._arena.tensors, self._derived, batch, place, whole(source.shape))
         target.copy_(evaluate(source, iter(operands)))
 
     @property

@@ -1,0 +1,117 @@
+"""The few calls of CUDA's driver that torch does not offer: copies by address, in batches, and of boxes.
+
+torch copies tensors: a strided box in page-locked memory would be gathered by the processor first, and each copy costs
+Python several microseconds. Addresses, here and in what calls this, are integers. Every call releases the interpreter
+lock. Source: CUDA Driver API, https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__MEM.html.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Final
+
+from loadmaster.errors import LoadError
+
+_HOST: Final = 1  # CU_MEMORYTYPE_HOST
+_DEVICE: Final = 2  # CU_MEMORYTYPE_DEVICE
+_IN_STREAM_ORDER: Final = 1  # CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
+
+_ADDRESS = ctypes.c_uint64
+_POINTER = ctypes.c_void_p
+_SIZE = ctypes.c_size_t
+
+
+class _Box(ctypes.Structure):
+    """CUDA_MEMCPY2D."""
+
+    _fields_ = (
+        ("src_x", _SIZE),
+        ("src_y", _SIZE),
+        ("src_type", ctypes.c_int),
+        ("src_host", _POINTER),
+        ("src_device", _ADDRESS),
+        ("src_array", _POINTER),
+        ("src_pitch", _SIZE),
+        ("dst_x", _SIZE),
+        ("dst_y", _SIZE),
+        ("dst_type", ctypes.c_int),
+        ("dst_host", _POINTER),
+        ("dst_device", _ADDRESS),
+        ("dst_array", _POINTER),
+        ("dst_pitch", _SIZE),
+        ("width", _SIZE),
+        ("height", _SIZE),
+    )
+
+
+class _Attributes(ctypes.Structure):
+    """CUmemcpyAttributes: the order in which sources are accessed, two hints of places, flags."""
+
+    _fields_ = (
+        ("order", ctypes.c_int),
+        ("src_hint", ctypes.c_int * 2),
+        ("dst_hint", ctypes.c_int * 2),
+        ("flags", ctypes.c_uint),
+    )
+
+
+class Driver:
+    """The driver's library. A thread that calls it must have a device of its own: ``torch.cuda.set_device``.
+
+    Raises:
+        LoadError: there is no driver; each call: it failed, and why.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._library = ctypes.CDLL("libcuda.so.1")
+        except OSError as error:
+            raise LoadError(f"CUDA's driver cannot be opened: {error}") from error
+        self._to_device = self._function("cuMemcpyHtoDAsync_v2", _ADDRESS, _POINTER, _SIZE, _POINTER)
+        self._between = self._function("cuMemcpyDtoDAsync_v2", _ADDRESS, _ADDRESS, _SIZE, _POINTER)
+        self._box = self._function("cuMemcpy2DAsync_v2", _POINTER, _POINTER)
+        columns = (_POINTER, _POINTER, _POINTER, _SIZE)
+        self._batch = self._function(  # of CUDA 13; earlier drivers copy one by one
+            "cuMemcpyBatchAsync_v2", *columns, _POINTER, _POINTER, _SIZE, _POINTER
+        )
+        self._attributes = _Attributes(order=_IN_STREAM_ORDER)
+        self._first = ctypes.c_size_t(0)  # the attributes hold from the first copy on
+
+    def _function(self, name: str, *arguments: Any) -> Any:
+        function = getattr(self._library, name, None)
+        if function is not None:
+            function.argtypes = arguments
+        return function
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether `batch` may be called."""
+        return self._batch is not None
+
+    def to_device(self, to: int, source: int, num_bytes: int, stream: int) -> None:
+        """Copy bytes from page-locked memory to a device."""
+        self._check("cuMemcpyHtoDAsync", self._to_device(to, source, num_bytes, stream))
+
+    def between(self, to: int, source: int, num_bytes: int, stream: int) -> None:
+        """Copy bytes from device to device."""
+        self._check("cuMemcpyDtoDAsync", self._between(to, source, num_bytes, stream))
+
+    def batch(self, to: int, sources: int, sizes: int, count: int, stream: int) -> None:
+        """Copy many ranges at once, in any order: the addresses of three arrays of 64-bit numbers, ``count`` each."""
+        attributes, first = ctypes.addressof(self._attributes), ctypes.addressof(self._first)
+        self._check("cuMemcpyBatchAsync", self._batch(to, sources, sizes, count, attributes, first, 1, stream))
+
+    def box(self, to: int, to_pitch: int, source: int, source_pitch: int, width: int, height: int, stream: int) -> None:
+        """Copy ``height`` runs of ``width`` bytes from page-locked memory to a device; pitches are bytes from run to run."""
+        box = _Box(
+            src_type=_HOST, src_host=source, src_pitch=source_pitch,
+            dst_type=_DEVICE, dst_device=to, dst_pitch=to_pitch,
+            width=width, height=height,
+        )  # fmt: skip
+        self._check("cuMemcpy2DAsync", self._box(ctypes.addressof(box), stream))
+
+    def _check(self, name: str, status: int) -> None:
+        if status:
+            text = ctypes.c_char_p()
+            self._library.cuGetErrorString(status, ctypes.byref(text))
+            raise LoadError(f"{name} failed: {(text.value or b'unknown error').decode()} ({status})")

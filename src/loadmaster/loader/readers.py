@@ -1,0 +1,64 @@
+"""Readers: threads that take a load's tasks in file order, and what is checked before the first and after the last."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from loadmaster.checkpoint import Store
+from loadmaster.errors import LoadError
+from loadmaster.plan import Plan, RankPlan
+
+Task = Callable[[Any], None]
+
+
+def check_files(plan: Plan, derived: RankPlan, store: Store, rank: int) -> None:
+    """Hold size and time stamp of every file that the rank reads against the plan."""
+    for number in np.unique(derived.reads[0]):
+        planned = plan.checkpoint.files[number]
+        try:
+            found = store.stamp(planned.name)
+        except OSError as error:
+            raise LoadError(f"rank {rank}: {planned.name}: {error.strerror or error}") from error
+        if found != (planned.size, planned.mtime_ns):
+            raise LoadError(
+                f"rank {rank}: {planned.name} changed since it was planned: "
+                f"{planned.size:,} bytes then, {found[0]:,} bytes now",
+                hint="plan again; nothing of the model was handed out",
+            )
+
+
+def run_tasks(every: Iterator[Task], num_readers: int) -> None:
+    """Let readers take tasks, in order, until none is left; the first failure stops them all.
+
+    Each reader has a namespace of its own, which it hands to every task.
+    """
+    lock = threading.Lock()
+    failures: list[BaseException] = []
+    local = threading.local()
+
+    def reader() -> None:
+        while not failures:
+            with lock:
+                task = next(every, None)
+            if task is None:
+                return
+            try:
+                task(local)
+            except BaseException as error:
+                failures.append(error)
+                return
+
+    with ThreadPoolExecutor(num_readers, thread_name_prefix="reader") as pool:
+        try:
+            for future in [pool.submit(reader) for _ in range(num_readers)]:
+                future.result()
+        except BaseException as error:  # an interrupt while waiting
+            failures.append(error)
+            raise
+    if failures:
+        raise failures[0]

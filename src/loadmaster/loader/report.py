@@ -1,0 +1,66 @@
+"""What loading a rank gives: its parameters, and what was done for them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from loadmaster.plan import ParamSpec
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading a rank did. ``direct_bytes`` went straight to their place, ``staged_bytes`` through staging.
+
+    Onto a device all bytes pass through staging, which is page-locked; ``direct_bytes`` are then those that are copied
+    from there to their place. ``io`` says how files are read, and why. ``phases`` are seconds: ``prepare``, ``allocate``,
+    ``pin`` and ``load`` of the wall clock, which add up to ``seconds``; and of ``load``, per reader on average, ``read``
+    (from the files), ``wait`` (for a copy to leave its slot), ``issue`` (copies) and ``operate``.
+    """
+
+    rank: int
+    needed_bytes: int
+    fetched_bytes: int
+    resident_bytes: int
+    direct_bytes: int
+    staged_bytes: int
+    staging_bytes: int
+    num_readers: int
+    num_reads: int
+    seconds: float
+    device: str = "cpu"
+    io: str = "buffered"
+    phases: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Needed bytes over wall time."""
+        return self.needed_bytes / self.seconds if self.seconds else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {**{k: getattr(self, k) for k in self.__dataclass_fields__}, "bytes_per_s": self.bytes_per_s}
+
+
+@dataclass(frozen=True)
+class LoadedRank:
+    """A rank's parameters, complete: name → tensor, as the plan's ``specs`` say."""
+
+    specs: tuple[ParamSpec, ...]
+    tensors: dict[str, torch.Tensor] = field(repr=False)
+    report: LoadReport
+
+    def digest(self) -> dict[str, dict[str, Any]]:
+        """Return shape, dtype and SHA-256 of every parameter's bytes."""
+        return {
+            s.name: {"shape": list(s.shape), "dtype": s.dtype, "sha256": _sha256(self.tensors[s.name])}
+            for s in self.specs
+        }
+
+
+def _sha256(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).cpu().numpy().data).hexdigest()
