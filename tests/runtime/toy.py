@@ -75,7 +75,7 @@ class ToyBuilder:
                 Path(mark).touch(exist_ok=False)  # the first rank that comes here plans something else
                 self.hash = "b" * 64
 
-    def build(self, rank: int, on_progress: Callable[[int], None]) -> ToyStage:
+    def build(self, rank: int, device: str, on_progress: Callable[[int], None]) -> ToyStage:
         on_progress(BYTES_A_STAGE // 2)
         fault = self.plan["faults"].get(str(rank), "")
         if fault.startswith("load"):

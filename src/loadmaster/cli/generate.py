@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from loadmaster.cli.options import add_capacity_arguments, add_model_arguments
+from loadmaster.cli.options import add_capacity_arguments, add_device_argument, add_model_arguments
 
 if TYPE_CHECKING:
     from loadmaster.runtime import Engine, SamplingParams, Tokenizer
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model_arguments(parser)
     add_capacity_arguments(parser)
+    add_device_argument(parser)
     parser.add_argument(
         "--max-model-len", type=int, metavar="N", help="tokens of prompt and answer (default: the model's)"
     )
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = Tokenizer(plan.model_path)
     needed_bytes = sum(plan.rank(r).needed_bytes for r in range(plan.num_ranks))
     progress = ByteProgress(needed_bytes, "loading")
-    with Engine(plan, max_model_len=args.max_model_len, on_progress=progress.advance) as engine:
+    with Engine(plan, max_model_len=args.max_model_len, on_progress=progress.advance, device=args.device) as engine:
         with progress:
             prompt = args.prompt_token_ids or tokenizer.encode(args.prompt or "")
             engine.check(prompt)

@@ -1,11 +1,11 @@
-"""``loadmaster load MODEL``: carry a proven plan out in host memory, rank by rank, and report."""
+"""``loadmaster load MODEL``: carry a proven plan out, in host memory or on GPUs, and report."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from loadmaster.cli.options import add_capacity_arguments, add_model_arguments, size
+from loadmaster.cli.options import add_capacity_arguments, add_model_arguments, positive, size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,9 +14,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_capacity_arguments(parser)
     parser.add_argument("--rank", type=int, metavar="R", help="load only this rank (default: all, one after another)")
     parser.add_argument(
-        "--num-readers", type=int, metavar="N", help="reading threads (default: twice the cores, to 16)"
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="host memory (default), or this host's GPUs: as many ranks at a time as there are",
     )
-    parser.add_argument("--staging", type=size, metavar="SIZE", help="budget of staging memory (default: 256MiB)")
+    parser.add_argument(
+        "--io",
+        choices=["auto", "buffered", "direct"],
+        default="auto",
+        help="onto GPUs, read through the page cache or past it (default: past it where it does not hold the files)",
+    )
+    parser.add_argument(
+        "--num-readers",
+        type=positive,
+        metavar="N",
+        help="reading threads (default: twice the cores, to 16; onto GPUs the cores, to 32)",
+    )
+    parser.add_argument(
+        "--staging",
+        type=size,
+        metavar="SIZE",
+        help="budget of staging memory (default: 256MiB; onto GPUs 8MiB a reader)",
+    )
     parser.add_argument("--digest", action="store_true", help="add shape, dtype and SHA-256 of every parameter")
 
 
@@ -34,29 +54,36 @@ def run(args: argparse.Namespace) -> int:
     ranks = range(plan.num_ranks) if args.rank is None else [args.rank]
 
     from loadmaster.cli.progress import ByteProgress
-    from loadmaster.loader import load_rank
+    from loadmaster.loader import load_rank, load_ranks, num_devices
 
     reports: list[dict[str, Any]] = []
     total = sum(proof.ranks[r].needed_bytes for r in ranks)
+    at_once = 1 if args.device == "cpu" else max(num_devices(), 1)
+    seconds = 0.0
     with ByteProgress(total, "loading") as progress:
-        for rank in ranks:
-            loaded = load_rank(
-                plan,
-                rank,
-                on_progress=progress.advance,
-                num_readers=args.num_readers,
-                staging_bytes=args.staging,
-            )
-            report = loaded.report.as_json()
-            if args.digest:
-                report["params"] = loaded.digest()
-            reports.append(report)
-            del loaded
+        options = {
+            "on_progress": progress.advance,
+            "num_readers": args.num_readers,
+            "staging_bytes": args.staging,
+        }
+        for first in range(0, len(ranks), at_once):
+            group = ranks[first : first + at_once]
+            if args.device == "cpu":
+                loaded = {rank: load_rank(plan, rank, **options) for rank in group}
+            else:
+                loaded = load_ranks(plan, {r: f"cuda:{i}" for i, r in enumerate(group)}, io=args.io, **options)
+            for rank_loaded in loaded.values():
+                report = rank_loaded.report.as_json()
+                if args.digest:
+                    report["params"] = rank_loaded.digest()
+                reports.append(report)
+            seconds += max(r["seconds"] for r in reports[-len(group) :])
+            del loaded, rank_loaded
     result = {
         "loaded": True,
         "plan_hash": plan.hash,
         "needed_bytes": sum(r["needed_bytes"] for r in reports),
-        "seconds": sum(r["seconds"] for r in reports),
+        "seconds": seconds,
         "findings": [f.as_json() for f in proof.findings],
         "ranks": reports,
     }

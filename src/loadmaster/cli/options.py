@@ -72,6 +72,13 @@ def add_capacity_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Add where stages run."""
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="run stages on this (default: cpu); GPUs in turns"
+    )
+
+
 def positive(text: str) -> int:
     """Return a number of at least 1."""
     value = int(text)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from loadmaster.cli.options import add_capacity_arguments, add_model_arguments
+from loadmaster.cli.options import add_capacity_arguments, add_device_argument, add_model_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model_arguments(parser)
     add_capacity_arguments(parser)
+    add_device_argument(parser)
     parser.add_argument(
         "--max-model-len", type=int, metavar="N", help="tokens of prompt and answer (default: the model's)"
     )
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     refuse_plan(plan)
     bound = listen(args.host, args.port)
     host, port = bound.getsockname()[:2]
-    with Engine(plan, max_model_len=args.max_model_len) as engine:
+    with Engine(plan, max_model_len=args.max_model_len, device=args.device) as engine:
         service = Service(engine, Tokenizer(plan.model_path), args.served_model_name or [args.model])
         serve(service, bound, api_key=args.api_key)
     if args.json:

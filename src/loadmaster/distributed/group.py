@@ -110,7 +110,7 @@ class PipelineGroup:
         At most one hand-over is under way: the next waits for the last.
         """
         peer = self.rank + 1
-        parts = [tensors[name].detach().contiguous() for name in names]
+        parts = [tensors[name].detach().cpu().contiguous() for name in names]
         try:
             self._finish_sending()
             for part in [_header(parts), *parts]:

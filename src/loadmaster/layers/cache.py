@@ -17,10 +17,18 @@ class Cache:
     overwritten), never past it.
     """
 
-    def __init__(self, widths: Mapping[tuple[int, str], tuple[int, ...]], max_tokens: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        widths: Mapping[tuple[int, str], tuple[int, ...]],
+        max_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+    ) -> None:
         self.max_tokens = max_tokens
         self.length = 0
-        self._rows = {key: torch.empty((max_tokens, *width), dtype=dtype) for key, width in widths.items()}
+        self._rows = {
+            key: torch.empty((max_tokens, *width), dtype=dtype, device=device) for key, width in widths.items()
+        }
 
     def begin(self, positions_T: Tensor) -> tuple[int, int]:
         """Return the first position of a call and the tokens in the cache after it.

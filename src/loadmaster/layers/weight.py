@@ -62,6 +62,11 @@ class Params:
         self._specs = {s.name: s for s in specs}
         self._tensors = tensors
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie: all on one device."""
+        return next(iter(self._tensors.values())).device
+
     def __contains__(self, name: str) -> bool:
         return name in self._specs
 

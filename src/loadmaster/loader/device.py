@@ -28,10 +28,10 @@ from loadmaster.checkpoint.store import DIRECT_ALIGNMENT
 from loadmaster.errors import LoadError
 from loadmaster.loader.driver import Driver
 from loadmaster.loader.memory import DeviceArena
-from loadmaster.loader.operations import destination, evaluate, fill, slabs, view_of_span
+from loadmaster.loader.operations import destination, fill, slabs, view_of_span, write
 from loadmaster.loader.readers import Task, check_files, run_tasks
 from loadmaster.loader.report import LoadedRank, LoadReport
-from loadmaster.loader.ring import SLOTS_PER_READER, Ring
+from loadmaster.loader.ring import SLOT_BYTES, SLOTS_PER_READER, Ring
 from loadmaster.loader.windows import Windows, copies_of, joined, windows
 from loadmaster.plan import Plan, RankPlan
 from loadmaster.plan.rank import Batch
@@ -45,9 +45,21 @@ COLD: Final = 0.5
 """A file of which the page cache holds less than this share is read past it."""
 
 
+def num_devices() -> int:
+    """Return how many GPUs torch finds on this host."""
+    return torch.cuda.device_count()
+
+
 def default_readers() -> int:
     """Return how many readers to use: one a core, for a core is busy copying while it reads."""
     return min(os.cpu_count() or 1, MAX_READERS)
+
+
+def slot_bytes(readers: int, staging_bytes: int | None) -> int:
+    """Return the size of a slot under a budget for all of them."""
+    if staging_bytes is None:
+        return SLOT_BYTES
+    return max(min(SLOT_BYTES, staging_bytes // (readers * SLOTS_PER_READER)) // 2**16, 1) * 2**16
 
 
 def load_ranks(
@@ -58,13 +70,15 @@ def load_ranks(
     ring: Ring | None = None,
     on_progress: Callable[[int], None] | None = None,
     num_readers: int | None = None,
+    staging_bytes: int | None = None,
     io: IO = "auto",
 ) -> dict[int, LoadedRank]:
     """Load ranks onto GPUs of this host: rank → device, each its own or several on one.
 
     ``ring`` is page-locked memory made before; without it, it is made and given back here. ``on_progress`` is called, from
-    any reader, with bytes of the plan that are done; the calls sum to the ``needed_bytes`` of all ranks. ``io``: files
-    are read through the page cache, past it, or (``auto``) past it where the cache does not hold them.
+    any reader, with bytes of the plan that are done; the calls sum to the ``needed_bytes`` of all ranks. ``num_readers``
+    defaults to the cores, at most 32, each with two slots of 4 MiB; ``staging_bytes`` makes the slots smaller where that
+    is less. ``io``: files are read through the page cache, past it, or (``auto``) past it where the cache does not hold them.
 
     Raises:
         LoadError: a device has too little memory; a file changed, is shorter than planned, or could not be read; a copy
@@ -85,7 +99,7 @@ def load_ranks(
         arenas = {rank: DeviceArena(d.specs, targets[rank], rank) for rank, d in derived.items()}
         allocated = time.perf_counter()
         if ring is None:
-            ring = own_ring = Ring(readers * SLOTS_PER_READER)
+            ring = own_ring = Ring(readers * SLOTS_PER_READER, slot_bytes(readers, staging_bytes))
         readers = min(readers, ring.num_slots // SLOTS_PER_READER)
         pinned = time.perf_counter()
         job = _Job(plan, derived, targets, arenas, source, ring, on_progress or (lambda _: None), io)
@@ -356,7 +370,7 @@ class _Job:
             lane.waiting[lane.turn].append(stream.record_event())
             with torch.cuda.stream(stream):
                 target = destination(self.arenas[rank].tensors, self.derived[rank], batch, place, region)
-                target.copy_(evaluate(part, iter(operands)))
+                write(target, part, iter(operands))
         except (LoadError, OSError, RuntimeError) as error:
             file = int(self.table.file[tensors[-1]])
             raise self._error(file, np.array(tensors), np.array([device]), error) from error

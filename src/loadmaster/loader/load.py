@@ -19,6 +19,7 @@ import torch
 from loadmaster.architectures.algebra import Expression, Region, leaves
 from loadmaster.checkpoint import LocalStore, Store
 from loadmaster.errors import LoadError
+from loadmaster.loader.device import load_ranks
 from loadmaster.loader.memory import Arena
 from loadmaster.loader.operations import destination, evaluate, fill, slabs, span_bytes, view_of_span
 from loadmaster.loader.readers import Task, check_files, run_tasks
@@ -40,12 +41,13 @@ def load_rank(
     plan: Plan,
     rank: int,
     *,
+    device: str | torch.device = "cpu",
     store: Store | None = None,
     on_progress: Callable[[int], None] | None = None,
     num_readers: int | None = None,
     staging_bytes: int | None = None,
 ) -> LoadedRank:
-    """Load one rank's parameters into host memory.
+    """Load one rank's parameters into host memory, or onto a GPU (`load_ranks` has more to say there).
 
     ``on_progress`` is called, from any reader, with bytes of the plan that are done; the calls sum to the rank's
     ``needed_bytes``. ``num_readers`` defaults to twice the cores, at most 16; ``staging_bytes`` to 256 MiB.
@@ -53,6 +55,16 @@ def load_rank(
     Raises:
         LoadError: a file changed, is shorter than planned, or could not be read; names file, tensor and rank.
     """
+    if torch.device(device).type != "cpu":
+        loaded = load_ranks(
+            plan,
+            {rank: device},
+            store=store,
+            on_progress=on_progress,
+            num_readers=num_readers,
+            staging_bytes=staging_bytes,
+        )
+        return loaded[rank]
     begin = time.perf_counter()
     derived = plan.rank(rank)
     readers = num_readers or min(2 * (os.cpu_count() or 1), 16)

@@ -17,6 +17,7 @@ from loadmaster.architectures.algebra import (
     restrict,
     whole,
 )
+from loadmaster.kernels import blocks
 from loadmaster.kernels.dequantise import dequantise
 from loadmaster.loader.memory import TORCH
 from loadmaster.plan import RankPlan
@@ -63,6 +64,20 @@ def evaluate(e: Expression, operands: Iterator[torch.Tensor]) -> torch.Tensor:
             return torch.full(e.shape, e.value, dtype=TORCH[e.dtype])
         case _:
             raise AssertionError(f"{type(e).__name__} is not a source")
+
+
+def write(target: torch.Tensor, e: Expression, operands: Iterator[torch.Tensor]) -> None:
+    """Write the values of a piece's source to a part of a parameter: in one pass where a kernel has it."""
+    decode = e.operand if isinstance(e, Cast) else e
+    if isinstance(decode, Decode) and decode.format.name == "fp8_block" and target.is_cuda and target.dim() == 2:
+        values, scale = (evaluate(o, operands) for o in decode.operands)
+        if blocks.is_available() and target.stride(1) == 1 and values.stride(1) == 1:
+            rows, columns = decode.format.block
+            phase = (decode.origin[0] % rows, decode.origin[1] % columns)
+            blocks.dequantise_blocks_into(target, values, scale, (rows, columns), phase)
+            return
+        operands = iter((values, scale))
+    target.copy_(evaluate(e, operands))
 
 
 def span_bytes(views: Sequence[Stored]) -> int:

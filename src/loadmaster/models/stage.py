@@ -57,23 +57,27 @@ class Stage:
         self.embed = params.tensor("embed_tokens.weight") if first else None
         self.norm = params.tensor("norm.weight") if last else None
         self.head = params.weight("lm_head.weight") if last else None
+        self.device = params.device
 
     def new_cache(self, max_tokens: int) -> Cache:
         """Return an empty cache for one request of at most ``max_tokens`` tokens, prompt included."""
         widths = {key: width for layer in self.layers for key, width in layer.widths().items()}
-        return Cache(widths, max_tokens, self.dtype)
+        return Cache(widths, max_tokens, self.dtype, self.device)
 
     @torch.inference_mode()
     def forward(self, inputs: State, positions_T: Tensor, cache: Cache, *, all_logits: bool = False) -> State:
         """Run the stage on T tokens of one request at consecutive positions.
 
-        The first stage takes ``token_ids`` ``[T]``, the others what ``carries_in`` names. The last returns ``logits``
+        Inputs may lie anywhere; outputs lie on the stage's device. The first stage takes ``token_ids`` ``[T]``, the others
+        what ``carries_in`` names. The last returns ``logits``
         ``[1, V]`` of the last token, or ``[T, V]`` with ``all_logits``; the others what ``carries_out`` names.
 
         Raises:
             RunError: the tokens do not fit the cache, or do not continue it.
         """
         _, stop = cache.begin(positions_T)
+        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        positions_T = positions_T.to(self.device)
         if self.embed is not None:
             state: State = {"hidden_states": F.embedding(inputs["token_ids"], self.embed).to(self.dtype)}
         else:

@@ -178,4 +178,8 @@ def print_load(console: Console, result: dict[str, Any]) -> None:
         for name, p in r.get("params", {}).items():
             console.print(f"{p['sha256'][:16]}  {p['dtype']} {p['shape']}  {name}".replace("[", r"\["), highlight=False)
     console.print(ranks)
+    for r in result["ranks"]:
+        if r["phases"]:
+            spent = ", ".join(f"{name} {seconds:.3f}" for name, seconds in r["phases"].items())
+            console.print(f"rank {r['rank']} on {r['device']}, {r['io']}; seconds: {spent}", highlight=False)
     console.print(f"[bold green]loaded[/] {gib(result['needed_bytes'])} in {result['seconds']:.2f} s", highlight=False)

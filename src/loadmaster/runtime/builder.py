@@ -52,21 +52,24 @@ class PlanBuilder:
         """What all ranks must agree on before the first byte is read."""
         return self._plan.hash
 
-    def build(self, rank: int, on_progress: Callable[[int], None]) -> Stage:
+    def build(self, rank: int, device: str, on_progress: Callable[[int], None]) -> Stage:
         """Load ``rank`` and return its stage; ``on_progress`` is told of bytes, from any thread.
+
+        ``device`` is ``cpu`` or ``cuda``; of several GPUs, ranks take theirs in turns.
 
         Raises:
             LoadError: reading failed.
             UnsupportedError: the family can be planned and loaded, but not run.
         """
-        from loadmaster.loader import load_rank
+        from loadmaster.loader import load_rank, num_devices
         from loadmaster.models.stage import build_stage
 
         plan, derived = self._plan, self._plan.rank(rank)
         dtype = TORCH_DTYPES.get(plan.dtype)
         if dtype is None:
             raise UnsupportedError(f"computing in {plan.dtype} is not supported", hint="try --dtype bfloat16")
-        loaded = load_rank(plan, rank, on_progress=on_progress)
+        at = f"cuda:{rank % max(num_devices(), 1)}" if device == "cuda" else device
+        loaded = load_rank(plan, rank, device=at, on_progress=on_progress)
         stage: Stage = build_stage(
             plan.config,
             derived.specs,

@@ -33,7 +33,8 @@ class Engine:
     """Runs a proven plan. Loading begins at once, in the background; `generate` waits for it.
 
     ``max_model_len`` shortens the model's own length. ``prefill_tokens`` is the longest piece of a prompt computed at
-    once. ``builder`` (``module:name``) makes a stage in each worker; see `loadmaster.runtime.builder`.
+    once. ``builder`` (``module:name``) makes a stage in each worker; see `loadmaster.runtime.builder`. ``device`` is
+    ``cpu`` or ``cuda``: stages run on this host's GPUs, dealt out in turns.
 
     Raises:
         UnsupportedError: the layout has tensor- or data-parallel ranks or drafts, or the layers do not compute the family
@@ -49,6 +50,7 @@ class Engine:
         prefill_tokens: int = PREFILL_TOKENS,
         on_progress: Callable[[int], None] = lambda _: None,
         builder: str = DEFAULT_BUILDER,
+        device: str = "cpu",
     ) -> None:
         drafts = {"method": "mtp"} if plan.layout.num_draft_layers else None
         refuse_options(plan.layout.tensor_parallel_size, drafts, plan.layout.data_parallel_size)
@@ -62,7 +64,9 @@ class Engine:
         self._prefill_tokens = prefill_tokens
         self._requests = count(1)
         self._busy = threading.Lock()
-        self._executor = Executor(plan.to_json(), num_stages, builder=builder, on_progress=self._add_progress)
+        self._executor = Executor(
+            plan.to_json(), num_stages, builder=builder, device=device, on_progress=self._add_progress
+        )
 
     @property
     def state(self) -> State:

@@ -61,6 +61,7 @@ class Executor:
         num_stages: int,
         *,
         builder: str = DEFAULT_BUILDER,
+        device: str = "cpu",
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.num_stages = num_stages
@@ -68,6 +69,7 @@ class Executor:
         self._state: State = "loading"
         self._plan = plan
         self._builder = builder
+        self._device = device
         self._on_progress = on_progress
         self._workers: list[Worker] = []
         self._lock = threading.Lock()  # of what is sent, and of the pipes' ends
@@ -171,7 +173,9 @@ class Executor:
             self._workers.append(Worker(stage, process, ours))
         for worker in self._workers:
             threads = max(1, cores // self.num_stages)
-            self.send(Job(worker.stage, self.num_stages, threads, self._builder, self._plan), [worker.stage])
+            self.send(
+                Job(worker.stage, self.num_stages, threads, self._builder, self._plan, self._device), [worker.stage]
+            )
         self._plan = b""
 
     def _watch(self) -> None:

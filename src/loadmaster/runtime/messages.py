@@ -16,13 +16,17 @@ from loadmaster.runtime.params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker is: its stage, and what to build it from. ``builder`` is ``module:name``, see `runtime.builder`."""
+    """What a worker is: its stage, and what to build it from. ``builder`` is ``module:name``, see `runtime.builder`.
+
+    ``device`` is ``cpu`` or ``cuda``: the host's GPUs, dealt out to the stages in turns.
+    """
 
     stage: int
     num_stages: int
     num_threads: int
     builder: str
     plan: bytes
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,7 @@ def _load(job: Job, group: PipelineGroup, pipe: Pipe) -> Stage:
     builder = getattr(importlib.import_module(module), name)(job.plan)
     group.agree(builder.hash)
     progress = ProgressReport(pipe)
-    stage: Stage = builder.build(job.stage, progress.add)
+    stage: Stage = builder.build(job.stage, job.device, progress.add)
     progress.finish()
     return stage
 

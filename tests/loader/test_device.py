@@ -1,0 +1,222 @@
+"""Onto GPUs: the same bytes as on the host, in every layout; and what happens when something fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from loadmaster.checkpoint import LocalStore, open_checkpoint
+from loadmaster.errors import LayoutError, LoadError
+from loadmaster.loader import device as loading
+from loadmaster.loader import load_rank, load_ranks
+from loadmaster.loader.memory import DeviceArena
+from loadmaster.loader.ring import Ring
+from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import Plan, build_plan
+from loadmaster.synth import PRESETS, write_tiny
+from tests.gpu import needs_gpu, needs_two
+
+LAYOUTS = [
+    ParallelLayout(),
+    ParallelLayout(pipeline_parallel_size=2),
+    ParallelLayout(tensor_parallel_size=2),
+    ParallelLayout(tensor_parallel_size=2, enable_expert_parallel=True),
+    ParallelLayout(pipeline_parallel_size=2, tensor_parallel_size=2),
+]
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every arena is full of 0xA5 before anything is loaded: a byte that is not written shows."""
+    made = DeviceArena.__init__
+
+    def init(self: DeviceArena, *args: object) -> None:
+        made(self, *args)  # type: ignore[arg-type]
+        for tensor in self.tensors.values():
+            tensor.view(torch.uint8).fill_(0xA5)
+        torch.cuda.synchronize()
+
+    monkeypatch.setattr(DeviceArena, "__init__", init)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    write_tiny(PRESETS["glm-5.1-fp8"], tmp_path, num_shards=2)
+    return tmp_path
+
+
+def assert_same(plan: Plan, devices: dict[int, str], **options: object) -> None:
+    loaded = load_ranks(plan, devices, **options)  # type: ignore[arg-type]
+    for rank in devices:
+        expected = load_rank(plan, rank).tensors
+        assert loaded[rank].tensors.keys() == expected.keys()
+        for name, tensor in loaded[rank].tensors.items():
+            assert str(tensor.device) == devices[rank]
+            assert torch.equal(tensor.cpu().view(torch.uint8), expected[name].view(torch.uint8)), (rank, name)
+
+
+def layouts(path: Path, drafts: int = 0) -> Iterator[Plan]:
+    for layout in LAYOUTS:
+        try:
+            yield build_plan(open_checkpoint(path), layout)
+        except LayoutError:
+            continue
+
+
+@pytest.mark.usefixtures("poisoned")
+class TestBytes:
+    pytestmark = needs_gpu
+
+    @pytest.mark.parametrize("preset", PRESETS)
+    def test_every_family_in_every_layout(self, preset: str, tmp_path: Path) -> None:
+        write_tiny(PRESETS[preset], tmp_path, num_shards=2)
+        with Ring(8, 2**16) as ring:
+            for plan in layouts(tmp_path):
+                assert_same(plan, dict.fromkeys(range(plan.num_ranks), "cuda:0"), ring=ring)
+
+    @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+    def test_cast_and_dequantised(self, dtype: str, tiny: Path) -> None:
+        plan = build_plan(open_checkpoint(tiny), dtype=dtype)
+        assert_same(plan, {0: "cuda:0"})
+
+    def test_past_the_page_cache(self, tiny: Path) -> None:
+        plan = build_plan(open_checkpoint(tiny), ParallelLayout(tensor_parallel_size=2))
+        assert_same(plan, {0: "cuda:0", 1: "cuda:0"}, io="direct")
+
+    def test_with_little_staging_and_one_reader(self, tiny: Path) -> None:
+        assert_same(build_plan(open_checkpoint(tiny)), {0: "cuda:0"}, num_readers=1, staging_bytes=1)
+
+    def test_one_copy_at_a_time_where_the_driver_has_no_batches(
+        self, tiny: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loading.Driver, "has_batches", property(lambda self: False))
+        assert_same(build_plan(open_checkpoint(tiny)), {0: "cuda:0"})
+
+    def test_progress_adds_up(self, tiny: Path) -> None:
+        plan = build_plan(open_checkpoint(tiny), ParallelLayout(tensor_parallel_size=2))
+        done: list[int] = []
+        loaded = load_ranks(plan, {0: "cuda:0", 1: "cuda:0"}, on_progress=done.append)
+        assert sum(done) == sum(r.report.needed_bytes for r in loaded.values())
+
+
+@pytest.mark.usefixtures("poisoned")
+class TestTwoDevices:
+    pytestmark = needs_two
+
+    @pytest.mark.parametrize("preset", ["glm-5.1-fp8", "qwen3-moe", "gpt-oss", "llama", "kimi-k2-int4", "gemma-3"])
+    def test_what_both_need_reaches_both(self, preset: str, tmp_path: Path) -> None:
+        write_tiny(PRESETS[preset], tmp_path, num_shards=2)
+        for plan in layouts(tmp_path):
+            if plan.num_ranks == 2:
+                assert_same(plan, {0: "cuda:0", 1: "cuda:1"})
+                assert_same(plan, {0: "cuda:1", 1: "cuda:0"}, io="direct")
+
+
+class Failing(LocalStore):
+    """A store that fails at the read ``number``."""
+
+    def __init__(self, folder: Path, number: int, error: BaseException) -> None:
+        super().__init__(folder)
+        self.number, self.error = number, error
+
+    def readinto(self, name: str, start: int, buffers: Sequence[memoryview]) -> None:
+        self.number -= 1
+        if self.number == 0:
+            raise self.error
+        super().readinto(name, start, buffers)
+
+
+class TestFaults:
+    pytestmark = needs_gpu
+
+    @pytest.mark.parametrize("number", [1, 2, 7])
+    @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), LoadError("it ends at byte 7")])
+    def test_a_read_that_fails_is_named_and_nothing_stays_pinned(
+        self, tiny: Path, number: int, error: Exception, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        closed: list[Ring] = []
+        close = Ring.close
+        monkeypatch.setattr(Ring, "close", lambda self: (closed.append(self), close(self))[1])
+        plan = build_plan(open_checkpoint(tiny))
+        before = torch.cuda.memory_allocated()
+        begin = time.monotonic()
+        with Failing(tiny, number, error) as store, pytest.raises(LoadError) as failed:
+            load_ranks(plan, {0: "cuda:0"}, store=store, io="buffered", staging_bytes=1)
+        assert time.monotonic() - begin < 5
+        message = str(failed.value)
+        assert "rank 0" in message
+        assert ".safetensors" in message
+        assert "model." in message
+        assert str(error) in message
+        assert len(closed) == 1
+        del failed
+        assert torch.cuda.memory_allocated() == before
+
+    def test_a_reader_that_raises_something_else_ends_the_load(self, tiny: Path) -> None:
+        plan = build_plan(open_checkpoint(tiny))
+        with Failing(tiny, 3, ZeroDivisionError("a bug")) as store, pytest.raises(ZeroDivisionError):
+            load_ranks(plan, {0: "cuda:0"}, store=store, io="buffered", staging_bytes=1)
+
+    @pytest.mark.parametrize("io", ["buffered", "direct"])
+    def test_a_file_that_shrinks_while_it_is_read(self, tiny: Path, io: str) -> None:
+        plan = build_plan(open_checkpoint(tiny))
+        file = tiny / plan.checkpoint.files[0].name
+        stamp = LocalStore.stamp
+
+        class Blind(LocalStore):
+            def stamp(self, name: str) -> tuple[int, int]:
+                planned = next(f for f in plan.checkpoint.files if f.name == name)
+                return planned.size, planned.mtime_ns
+
+        os.truncate(file, file.stat().st_size - 1000)
+        with Blind(tiny) as store, pytest.raises(LoadError, match=r"rank 0.*ends at byte"):
+            load_ranks(plan, {0: "cuda:0"}, store=store, io=io)  # type: ignore[arg-type]
+        assert stamp is LocalStore.stamp
+
+    def test_a_file_that_changed_is_refused(self, tiny: Path) -> None:
+        plan = build_plan(open_checkpoint(tiny))
+        os.utime(tiny / plan.checkpoint.files[0].name, (1, 1))
+        with pytest.raises(LoadError, match="changed since it was planned"):
+            load_ranks(plan, {0: "cuda:0"})
+
+    def test_too_little_device_memory_is_said_before_anything_is_read(
+        self, tiny: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plan = build_plan(open_checkpoint(tiny))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+        with pytest.raises(LoadError, match=r"rank 0: its parameters take [\d,]+ bytes, and cuda:0 has 1,000 free"):
+            load_ranks(plan, {0: "cuda:0"})
+
+    def test_ctrl_c_ends_it_within_five_seconds(self, tiny: Path) -> None:
+        code = f"""
+import signal, time, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from loadmaster.checkpoint import LocalStore, open_checkpoint
+from loadmaster.loader import load_ranks
+from loadmaster.plan import build_plan
+class Slow(LocalStore):
+    def readinto(self, *args):
+        print("reading", flush=True)
+        time.sleep(0.5)
+        super().readinto(*args)
+path = {str(tiny)!r}
+load_ranks(build_plan(open_checkpoint(path)), {{0: "cuda:0"}}, store=Slow(path), io="buffered", staging_bytes=1, num_readers=2)
+"""
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        begin = time.monotonic()
+        process.wait(timeout=60)
+        assert time.monotonic() - begin < 5
+        assert process.returncode != 0
