@@ -45,7 +45,8 @@ dim, a component's element stands for that many elements of the weight.
 - **replicated**: every rank of the stage holds all of it.
 
 A weight whose parts are stored in different forms (a quantised `q_proj` beside a plain `k_proj`, a plain expert among
-quantised ones) is dequantised into the model's dtype when it is fused. Components in brackets may be absent."""
+quantised ones, scales in two number formats) is dequantised into the model's dtype when it is fused; where all parts are
+quantised, `parts-differ` says so. Components in brackets may be absent."""
 
 
 def parts() -> list[str]:

@@ -128,6 +128,9 @@ TENSORS: dict[str, Change] = {
     "scale-missing": lambda m: m.drop(r"layers\.2\.self_attn\.indexer\.wk\.weight_scale_inv"),
     "scale-stray": lambda m: m.change(r"layers\.2\.self_attn\.o_proj\.weight$", lambda t: t.float().bfloat16()),
     "format-contradiction": lambda m: m.quantization(modules_to_not_convert=["model.layers.2.self_attn.o_proj"]),
+    "parts-differ": lambda m: m.change(
+        r"layers\.2\.self_attn\.q_a_proj\.weight_scale_inv", lambda t: t.to(torch.float8_e8m0fnu)
+    ),
     "dtype-noted": lambda m: m.change(r"layers\.2\.mlp\.gate\.e_score", lambda t: t.bfloat16()),
 }
 

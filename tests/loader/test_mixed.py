@@ -66,6 +66,58 @@ def test_a_plain_part_decodes_the_others_into_the_models_dtype(format_: str, tin
     assert_loads_as_the_reference(path, ParallelLayout(1, 8))
 
 
+@pytest.mark.parametrize(
+    ("preset", "odd", "param", "says"),
+    [
+        (
+            "qwen3-moe-gptq",
+            "mlp.experts.3.up_proj.scales",
+            "mlp.experts.w13_weight",
+            "it is BF16, and F16 for the other parts of layers.1.mlp.experts.w13_weight",
+        ),
+        (
+            "llama-fp8-static",
+            "mlp.gate_proj.input_scale",
+            "mlp.gate_up_proj.weight",
+            "it is BF16, and F32 for the other parts of layers.1.mlp.gate_up_proj.weight",
+        ),
+        (
+            "llama-fp8-static",
+            "self_attn.k_proj.weight",  # that has no input_scale
+            "self_attn.qkv_proj.weight",
+            "it has no input_scale, unlike the other parts of layers.1.self_attn.qkv_proj.weight",
+        ),
+    ],
+)
+def test_parts_that_are_quantised_unlike_are_decoded_and_that_is_said(
+    preset: str, odd: str, param: str, says: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    tensors = read_all(tiny(preset))
+    name = f"model.layers.1.{odd}"
+    if odd.endswith("scale") or odd.endswith("scales"):
+        tensors[name] = tensors[name].bfloat16()
+    else:
+        del tensors[name.replace("weight", "input_scale")]
+    path = write(tensors, tiny(preset), tmp_path / "odd")
+    (found,) = prove(planned(path)).findings
+    assert (found.code, found.severity, found.tensor) == ("parts-differ", "warning", name)
+    assert found.param == f"layers.1.{param}"
+    assert found.message == f"{says}, which is decoded into BF16 for that"
+    stem = f"layers.1.{param}".removesuffix("weight")
+    assert specs(planned(path), stem) == {f"layers.1.{param}": "BF16"}
+    assert_loads_as_the_reference(path, ParallelLayout(1, 2))
+
+
+def test_which_of_two_unlike_parts_is_odd_is_told_by_the_layers_where_both_are_alike(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    tensors = read_all(tiny("llama-fp8-static"))
+    names = [f"model.layers.{layer}.mlp.gate_proj.weight_scale" for layer in range(3)]
+    tensors |= {name: tensors[name].bfloat16() for name in names}
+    path = write(tensors, tiny("llama-fp8-static"), tmp_path / "odd")
+    assert [f.tensor for f in prove(planned(path)).findings] == names
+
+
 def test_a_row_parallel_weight_is_decoded_by_the_groups_of_the_whole(tmp_path: Path) -> None:
     """gate and up of experts that differ make w13 plain; the down of one expert makes all of w2 plain."""
     for preset in ("qwen3-moe-awq", "qwen3-moe-gptq", "qwen3-moe-w4a16", "qwen3-moe-nvfp4", "qwen3-moe-fp8"):

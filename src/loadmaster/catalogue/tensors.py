@@ -70,6 +70,18 @@ TENSORS: Final[dict[str, Entry]] = {
         ),
         "as a warning: none, the headers are followed; as an error: give the quantization_config that is missing",
     ),
+    "parts-differ": Entry(
+        (
+            "the parts of one fused parameter are all quantised, but not alike: it is decoded into the model's dtype, "
+            "which takes more memory"
+        ),
+        "shards of two conversions in one checkpoint, scales of some experts written in another number format",
+        (
+            "model.layers.2.self_attn.q_a_proj.weight_scale_inv: it is F8_E8M0, and F32 for the other parts of "
+            "layers.2.self_attn.fused_qkv_a_proj.weight, which is decoded into BF16 for that"
+        ),
+        "none is needed for the values, which are right; to keep it quantised, store all parts in one form",
+    ),
     "dtype-noted": Entry(
         "a tensor is stored in another form than its neighbours, and is loaded as it is",
         "a mixed-precision conversion",

@@ -93,7 +93,7 @@ def _move(piece: Piece) -> Move:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """One logical tensor of a parameter, and how it is stored: one form, or one an expert where they differ."""
 
     tensor: Tensor
@@ -101,18 +101,25 @@ class _Part:
     forms: tuple[Form, ...]
 
 
+def parts_of(param: Param, bound: LayerClass) -> list[Part] | None:
+    """Return what ``param`` is made of in a class; None where a part is defective or does not exist."""
+    holders = bound.item_of
+    if not all(p in holders and holders[p].key in bound.forms for p in param.parts):
+        return None
+    return [
+        Part(next(t for t in holders[p].parts if t.name == p), holders[p], bound.forms[holders[p].key])
+        for p in param.parts
+    ]
+
+
 def compose(param: Param, bound: LayerClass, numerics: Numerics, layout: ParallelLayout) -> Whole | None:
     """Return the parameter (not yet localised) that ``param`` becomes in a class.
 
     None where a part is defective (its finding is reported) or does not exist in this class.
     """
-    holders = bound.item_of
-    if not all(p in holders and holders[p].key in bound.forms for p in param.parts):
+    parts = parts_of(param, bound)
+    if parts is None:
         return None
-    parts = [
-        _Part(next(t for t in holders[p].parts if t.name == p), holders[p], bound.forms[holders[p].key])
-        for p in param.parts
-    ]
     every = {f for part in parts for f in part.forms}
     quantised = {f.quantised for f in every}
     if param.form == "stored" and quantised == {True} and len(every) == 1:
@@ -179,7 +186,7 @@ def component_name(name: str, suffix: str) -> str:
     return stem + (suffix if not stem.endswith("_") else suffix.removeprefix("_"))
 
 
-def _fused(parts: Sequence[_Part], numerics: Numerics, target: str | None, layout: ParallelLayout) -> Expression:
+def _fused(parts: Sequence[Part], numerics: Numerics, target: str | None, layout: ParallelLayout) -> Expression:
     """Return the parts one after another along their out dim; for experts, a stack of such, by slot."""
 
     def fuse(forms: Sequence[Form]) -> Expression:
@@ -241,7 +248,7 @@ def view(item: Item, form: Form, part: Tensor) -> Expression:
     return e
 
 
-def _placed(part: _Part, form: Form, numerics: Numerics, target: str | None, layout: ParallelLayout) -> Expression:
+def _placed(part: Part, form: Form, numerics: Numerics, target: str | None, layout: ParallelLayout) -> Expression:
     """Return one logical tensor with its placement; ``target`` None leaves it as it is stored."""
     tensor, placement = part.tensor, part.tensor.placement
     e = view(part.item, form, tensor)

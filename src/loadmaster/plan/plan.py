@@ -31,6 +31,7 @@ from loadmaster.plan.claims import read_claims
 from loadmaster.plan.compose import Composed, Numerics, Whole, compose
 from loadmaster.plan.defects import Holders, gather
 from loadmaster.plan.divide import check_divisible
+from loadmaster.plan.fusions import unlike
 from loadmaster.plan.rank import RankPlan
 
 PLAN_VERSION = 3
@@ -207,7 +208,8 @@ def _build(checkpoint: Checkpoint, layout: ParallelLayout, dtype: str | None) ->
     check_divisible(binding, schema, layout)
     numerics = Numerics(dtype or claims.model_dtype, dtype is not None)
     composed, top = _compose_all(family, binding, layout, numerics)
-    findings = gather(checkpoint.findings, binding.defects, Holders(schema, layout, stages))
+    decoded = unlike(family.native, (binding.top, *binding.classes), len(schema.layers), numerics.model_dtype)
+    findings = gather(checkpoint.findings, (*binding.defects, *decoded), Holders(schema, layout, stages))
     plan = Plan(
         checkpoint=checkpoint,
         layout=layout,
