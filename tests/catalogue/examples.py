@@ -114,6 +114,9 @@ FILES: dict[str, Change] = {
 CONFIGURATION: dict[str, Change] = {
     "config-missing": lambda m: (m.path / "config.json").unlink(),
     "config-invalid": lambda m: m.config(hidden_size="320"),
+    "quantization-disagrees": lambda m: (m.path / "hf_quant_config.json").write_text(
+        '{"quantization": {"quant_algo": "NVFP4", "group_size": 16}}'
+    ),
     "architecture-unknown": lambda m: m.config(architectures=["GlmForever"]),
     "unsupported": lambda m: m.config(quantization_config={"quant_method": "exl2"}),
 }

@@ -14,10 +14,22 @@ CONFIGURATION: Final[dict[str, Entry]] = {
         "copy the config.json that was published with the checkpoint",
     ),
     "config-invalid": Entry(
-        "config.json is not a JSON object, or a key is missing or has an impossible value",
+        (
+            "config.json, or the hf_quant_config.json that tells its quantisation, is not a JSON object, or a key is missing "
+            "or has an impossible value"
+        ),
         "a config edited by hand, or one of another version of the architecture",
         "config.json: hidden_size is '320', expected an integer of at least 1",
         "take the published config.json",
+    ),
+    "quantization-disagrees": Entry(
+        "config.json and hf_quant_config.json (ModelOpt's) tell different quantisations",
+        "a checkpoint quantised again, in a folder where one of the two files is that of the earlier one",
+        (
+            "hf_quant_config.json: it says that the weights are quantised as NVFP4, and config.json says fp8, which is "
+            "followed"
+        ),
+        "remove hf_quant_config.json if config.json is right, else the quantization_config from config.json",
     ),
     "architecture-unknown": Entry(
         "the config names an architecture that is not described here",

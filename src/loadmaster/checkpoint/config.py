@@ -1,21 +1,52 @@
-"""``config.json``, read as what it is: a JSON object. What its keys mean is the architectures' business."""
+"""``config.json``, read as what it is: a JSON object. What its keys mean is the architectures' business.
+
+ModelOpt's older exports tell the quantisation in a file of its own, ``hf_quant_config.json``; it is read here, so that all
+others find it where it belongs, as the config's ``quantization_config``.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from loadmaster.checkpoint.pointer import check_content
-from loadmaster.findings import Finding
+from loadmaster.findings import Finding, Severity
+
+CONFIG, QUANTISATION = "config.json", "hf_quant_config.json"
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any] | None, tuple[Finding, ...]]:
-    """Read a folder's config.json; None with a finding where there is none, or none that can be used."""
-    path = folder / "config.json"
-    if not path.is_file():
+    """Read a folder's config.json; None with a finding where there is none, or none that can be used.
+
+    Where it has no ``quantization_config``, and an ``hf_quant_config.json`` lies beside it, it gets that one's.
+    """
+    if not (folder / CONFIG).is_file():
         hint = "it is published beside the shards; copy it there"
-        return None, (Finding("config-missing", "error", "there is no config.json", file="config.json", hint=hint),)
+        return None, (Finding("config-missing", "error", "there is no config.json", file=CONFIG, hint=hint),)
+    config = _read_object(folder / CONFIG, "error")
+    if isinstance(config, Finding):
+        return None, (config,)
+    if not (folder / QUANTISATION).is_file():
+        return config, ()
+    own = _own_quantisation(config)
+    severity: Severity = "error" if own is None else "warning"
+    value = _read_object(folder / QUANTISATION, severity)
+    if isinstance(value, Finding):
+        return config, (value,)
+    if (wrong := _impossible(value)) is not None:
+        return config, (Finding("config-invalid", severity, f"{QUANTISATION}: {wrong}", file=QUANTISATION),)
+    quantisation = value["quantization"]
+    if own is not None:
+        return config, _contradiction(own, quantisation)
+    if quantisation["quant_algo"] is None:  # a quantised cache alone
+        return config, ()
+    return {**config, "quantization_config": {"quant_method": "modelopt", **quantisation}}, ()
+
+
+def _read_object(path: Path, severity: Severity) -> dict[str, Any] | Finding:
+    """Return the object that a JSON file is, strictly read; a finding where it is none."""
 
     def strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
@@ -27,13 +58,49 @@ def read_config(folder: Path) -> tuple[dict[str, Any] | None, tuple[Finding, ...
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
+    name = path.name
     try:
         text = path.read_bytes()
-        if (found := check_content(path.name, text, len(text))) is not None:
-            return None, (found,)
+        if (found := check_content(name, text, len(text))) is not None:
+            return found
         value = json.loads(text, object_pairs_hook=strict, parse_constant=refuse)
     except (OSError, ValueError, RecursionError) as error:
-        return None, (Finding("config-invalid", "error", f"config.json cannot be read: {error}", file="config.json"),)
+        return Finding("config-invalid", severity, f"{name} cannot be read: {error}", file=name)
     if not isinstance(value, dict):
-        return None, (Finding("config-invalid", "error", "config.json is not a JSON object", file="config.json"),)
-    return value, ()
+        return Finding("config-invalid", severity, f"{name} is not a JSON object", file=name)
+    return value
+
+
+def _own_quantisation(config: Mapping[str, Any]) -> object:
+    """Return the config's own quantization_config, of the whole or of a section such as ``text_config``; None: none."""
+    sections = (v for v in config.values() if isinstance(v, Mapping))
+    return next((q for c in (config, *sections) if (q := c.get("quantization_config")) is not None), None)
+
+
+def _impossible(value: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with an ``hf_quant_config.json``; what ``quant_algo`` means is checked with all claims."""
+    quantisation = value.get("quantization")
+    if not isinstance(quantisation, Mapping):
+        return "quantization is not an object"
+    if "quant_algo" not in quantisation:
+        return "quantization has no quant_algo"
+    algorithm = quantisation["quant_algo"]
+    if algorithm is not None and not isinstance(algorithm, str):
+        return f"quantization.quant_algo is {algorithm!r}, expected a name"
+    excluded = quantisation.get("exclude_modules") or []
+    if not isinstance(excluded, list) or not all(isinstance(m, str) for m in excluded):
+        return "quantization.exclude_modules is not a list of strings"
+    return None
+
+
+def _contradiction(own: object, quantisation: Mapping[str, Any]) -> tuple[Finding, ...]:
+    """Report that config.json, which is followed, tells another quantisation than ModelOpt's file."""
+    if not isinstance(own, Mapping):
+        return ()  # which is refused
+    theirs = str(quantisation["quant_algo"]).upper()
+    method = str(own.get("quant_method"))
+    ours = str(own.get("quant_algo", theirs)).upper() if method.startswith("modelopt") else method
+    if ours == theirs:
+        return ()
+    message = f"it says that the weights are quantised as {theirs}, and config.json says {ours}, which is followed"
+    return (Finding("quantization-disagrees", "warning", message, file=QUANTISATION),)

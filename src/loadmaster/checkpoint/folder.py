@@ -26,8 +26,8 @@ class Checkpoint:
     """A folder of safetensors shards, as its headers, index and config say; no payload is read.
 
     ``digest`` is the SHA-256 over that of each file's name, size and header. ``findings`` are what is wrong with the files, and
-    ``losses`` which of them explains a tensor that is nowhere; ``config`` is None where it could not be read, which is a
-    finding too.
+    ``losses`` which of them explains a tensor that is nowhere; ``config`` (with what `read_config` adds) is None where it
+    could not be read, which is a finding too.
     """
 
     path: Path

@@ -160,7 +160,7 @@ def _modelopt(q: Mapping[str, Any]) -> tuple[Format, ...]:
     known = {"NVFP4": (NVFP4_MODELOPT,), "FP8": (FP8_TENSOR,), "MIXED_PRECISION": (NVFP4_MODELOPT, FP8_TENSOR)}
     if algorithm not in known:
         raise UnsupportedError(
-            f"config.json: quantization_config.quant_algo {q.get('quant_algo')!r} is not supported",
+            f"config.json or hf_quant_config.json: ModelOpt's quant_algo {q.get('quant_algo')!r} is not supported",
             hint=f"supported: {', '.join(known)}",
         )
     return known[algorithm]
