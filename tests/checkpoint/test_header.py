@@ -101,6 +101,15 @@ OFFICIAL_IS_LAXER = {"a tensor twice", "an unknown key", "a space before the bra
 """What the package lets pass, against the published format: the last of duplicate keys, unknown keys, leading spaces."""
 
 
+@pytest.mark.parametrize("between", [b"\0", b" ", b"}", b'"', b";", b""])
+def test_entries_that_no_comma_parts_are_refused(between: bytes, tmp_path: Path) -> None:
+    text = json.dumps({"a": entry(), "b": entry(offsets=[4, 8])}, separators=(",", ":")).encode()
+    assert errors(opened(tmp_path, packed(text, bytes(8))).findings) == ()
+    found = errors(opened(tmp_path, packed(text.replace(b'},"b"', b"}" + between + b'"b"'), bytes(8))).findings)
+    assert [f.code for f in found] == ["header-invalid"]
+    assert not official_accepts(tmp_path)
+
+
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_file_is_one_finding_and_never_an_exception(case: str, tmp_path: Path) -> None:
     content, code = HOSTILE[case]

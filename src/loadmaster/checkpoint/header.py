@@ -43,10 +43,11 @@ _KEYS = {"dtype", "shape", "data_offsets"}
 _LIMIT = 2**63
 
 
-_ENTRY = re.compile(r'"([^"]+)":\{([^\]]+\]),"data_offsets":\[([^\]]+)\]\}')
+_ENTRY = re.compile(r'"([^"]+)":\{([^\]]+\]),"data_offsets":\[([^\]]+)\]\}(?:,(?=")|\}\Z)')
+"""An entry, and the comma before the next one or the brace that ends the header."""
 _FORM = re.compile(r'"dtype":"[A-Z0-9_]+","shape":\[[\d,]*\]')
 _FRAME = len('"":{,"data_offsets":[]},')
-"""What an entry has beside its name, its dtype and shape, and its offsets, the comma after it included."""
+"""What an entry has beside its name, its dtype and shape, and its offsets, what follows it included."""
 _BEFORE = re.compile(r'\{(?:"__metadata__":(\{[^{}]*\}),)?')
 _POWERS = 10 ** np.arange(1, 19, dtype=np.int64)
 
@@ -167,7 +168,7 @@ def _canonical(file: str, text: bytes) -> Header | None:
     names, forms, offsets = map(list, zip(*found, strict=True))
     known = dict.fromkeys(forms)
     length = sum(map(len, names)) + sum(map(len, forms)) + sum(map(len, offsets)) + _FRAME * len(names)
-    if before.end() + length != len(body) or not body.endswith("}}") or not all(map(_FORM.fullmatch, known)):
+    if before.end() + length != len(body) or not all(map(_FORM.fullmatch, known)):
         return None
     if len(set(names)) != len(names) or "__metadata__" in names:
         return None
