@@ -32,6 +32,7 @@ def test_a_conversion_without_the_mtp_layer_is_a_warning_unless_the_draft_is_ask
     mutant = sound(preset).drop(LAYER)
     unasked = mutant.only(2)
     assert (unasked.code, unasked.severity, unasked.ranks) == ("layer-missing", "warning", ())
+    assert "needed for --speculative-config alone" in str(unasked.hint)
     asked = mutant.only(2, drafts=1)
     assert (asked.code, asked.severity, asked.tensor, asked.ranks) == (
         "layer-missing",

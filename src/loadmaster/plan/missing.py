@@ -181,6 +181,8 @@ def _layers(gone: Sequence[tuple[int, list[Missing]]], num_layers: int) -> Itera
         )
         hint = (
             "many conversions leave the MTP layer out: leave out --speculative-config"
+            if draft and severity == "error"
+            else "many conversions leave the MTP layer out; it is needed for --speculative-config alone"
             if draft
             else "does config.json (num_hidden_layers) belong to this checkpoint?"
         )
