@@ -272,6 +272,11 @@ def test_components_of_concatenated_parts_follow_the_dim_that_runs_along() -> No
     scalars = Format("one", (Component("weight", ("F8",), (Grain(0), Grain(1))), Component("weight_scale", ("F32",))))
     one = decode(scalars, (stored(Leaf("w", "F8", (3, 4))), stored(Leaf("s", "F32", (1,)))), (3, 4))
     assert encoded(Concat(0, (one, one)), 1).shape == (2,)
+    assert encoded(Each(Concat(0, (one, one)), (0, 1, 4)), 1).shape == (3, 2)
+    leaves_ = stored(Leaf("w", "F8", (3, 3, 4))), stored(Leaf("s", "F32", (3, 1)))
+    stacked = decode(scalars.stacked(), leaves_, (3, 3, 4))
+    assert encoded(Concat(1, (stacked, stacked)), 1).shape == (3, 2)
+    assert encoded(restrict(stacked, ((1, 3), (0, 3), (0, 2))), 1).shape == (2, 1)
     assert restrict(one, ((1, 2), (0, 4))).operands[1] == one.operands[1]
 
 

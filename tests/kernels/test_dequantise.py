@@ -167,6 +167,25 @@ def test_values_of_mxfp4_are_those_of_transformers(random: torch.Generator) -> N
         assert torch.equal(made, expected[tuple(slice(a, b) for a, b in region)])
 
 
+@pytest.mark.parametrize("format_", [FP8_TENSOR, NVFP4, NVFP4_MODELOPT])
+def test_a_stack_is_decoded_as_each_of_it_alone(format_: Format, random: torch.Generator) -> None:
+    """Also where the format has one number a tensor: a stack has one for each member."""
+    shape, stack = (ROWS, COLUMNS), format_.stacked()
+    of_each = []
+    for _ in range(3):
+        made: Tensors = {}
+        for c in format_.components:
+            size = c.shape(shape)
+            codes = torch.randint(0, 64, size, generator=random, dtype=torch.uint8)
+            dtype = c.dtypes[0]
+            made[c.suffix] = codes if dtype == "U8" else codes.float().add(1).to(TORCH[dtype])
+        of_each.append(made)
+    together = {c.suffix: torch.stack([t[c.suffix] for t in of_each]) for c in stack.components}
+    for region in REGIONS[:3]:
+        made_ = decoded(stack, together, (3, *shape), ((1, 3), *region))
+        assert torch.equal(made_, torch.stack([decoded(format_, t, shape, region) for t in of_each[1:]]))
+
+
 # By definition --------------------------------------------------------------------------------------------------------
 
 

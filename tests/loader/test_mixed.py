@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,27 @@ def test_block_scales_of_compressed_tensors_may_be_bf16(tiny: Tiny, tmp_path: Pa
     path = write(tensors, source, tmp_path / "bf16")
     assert codes(planned(path)) == {}
     assert_loads_as_the_reference(path, ParallelLayout(1, 4))
+
+
+@pytest.mark.parametrize("format_", ["fp8-static", "nvfp4", "modelopt-fp4", "fp8-channel"])
+def test_a_stack_of_experts_has_the_scales_that_experts_stored_one_by_one_have(format_: str, tmp_path: Path) -> None:
+    """One number an expert and part, ``[experts, parts]``, whether a stack stores them as ``[experts]`` or a column."""
+    preset = replace(PRESETS["granite-moe"], format=format_)
+    write_tiny(preset, tmp_path / "stacks")
+    plan = planned(tmp_path / "stacks")
+    assert codes(plan) == {}
+    scales = ("weight_scale", "input_scale", "weight_scale_2", "weight_global_scale", "input_global_scale")
+    shapes = {s.name: s.shape for s in plan.rank(0).specs if s.name.startswith("layers.1.mlp.experts.w")}
+    numbers = {n: s for n, s in shapes.items() if n.endswith(scales) and len(s) == 2}
+    num_experts = plan.config["num_local_experts"]
+    assert set(numbers.values()) == {(num_experts, 1), (num_experts, 2)}
+    for layout in (ParallelLayout(2, 2), ParallelLayout(1, 2, True, data_parallel_size=2), ParallelLayout(1, 4, True)):
+        assert_loads_as_the_reference(tmp_path / "stacks", layout)
+    tensors = read_all(tmp_path / "stacks")
+    columns = {n: t[:, None] if n.endswith(scales) and t.ndim == 1 and len(t) > 1 else t for n, t in tensors.items()}
+    again = planned(write(columns, tmp_path / "stacks", tmp_path / "columns"))
+    assert codes(again) == {}
+    assert again.rank(0).specs == plan.rank(0).specs
 
 
 def test_groups_in_the_order_of_activations_are_kept_whole(tiny: Tiny, tmp_path: Path) -> None:

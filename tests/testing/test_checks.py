@@ -19,7 +19,7 @@ from loadmaster.testing.plans import name_of
 from tests.testing.sample import CONFIG, FAMILY
 
 
-@pytest.mark.parametrize("format_", [None, "fp8", "fp8-channel", "w4a16", "nvfp4"])
+@pytest.mark.parametrize("format_", [None, "fp8", "fp8-channel", "fp8-static", "w4a16", "nvfp4", "gptq-act-order"])
 def test_a_right_family_passes_in_every_spelling_and_format(format_: str | None, tmp_path: Path) -> None:
     quantised: dict[str, Any] = {"quantization_config": QUANTISED[format_](16)} if format_ else {}
     done = check_family(FAMILY, CONFIG | quantised, tmp_path)

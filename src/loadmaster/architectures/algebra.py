@@ -320,14 +320,15 @@ def encoded(e: Expression, component: int) -> Expression:
 
     ``Concat(Decode(w, s), Decode(v, t))`` becomes ``Concat(w, v)`` for component 0 and ``Concat(s, t)`` for 1, along the
     component's dim that runs as the concatenated one. A component without such a dim (one number a tensor, ``g_idx``)
-    has one value, or run of values, for each part.
+    has one value, or run of values, for each part; in a stack, for each part of each expert.
     """
     match e:
         case Decode():
             return e.operands[component]
         case Concat():
-            grains = format_of(e).components[component].grains
-            along = next((d for d, g in enumerate(grains) if g.dim == e.dim and g.kind != "inner"), 0)
+            format_ = format_of(e)
+            grains = format_.components[component].grains
+            along = next((d for d, g in enumerate(grains) if g.dim == e.dim and g.kind != "inner"), format_.stack)
             return Concat(along, tuple(encoded(p, component) for p in e.parts))
         case Each():
             return Each(encoded(e.member, component), e.ids)

@@ -84,12 +84,15 @@ class Format:
         return None if along is None else self.components[1].grains[along].span
 
     def stacked(self) -> Format:
-        """Return the format of a stack of such weights: one leading dim more, logical and stored."""
-        lead = Grain(0)
+        """Return the format of a stack of such weights: one leading dim more, logical and stored.
+
+        What is one number a tensor becomes a column of them, ``[experts, 1]``.
+        """
+        lead, one = Grain(0), Grain(-1, 1, "inner")
         components = tuple(
             replace(
                 c,
-                grains=(lead, *(g if g.kind == "inner" else replace(g, dim=g.dim + 1) for g in c.grains)),
+                grains=(lead, *(g if g.kind == "inner" else replace(g, dim=g.dim + 1) for g in c.grains or (one,))),
             )
             for c in self.components
         )

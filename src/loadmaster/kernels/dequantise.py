@@ -80,8 +80,9 @@ def _fp8_block(format_: Format, c: Components, shape: Pair, origin: Pair) -> Ten
 
 
 def _scaled(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
-    """FP8 and INT8 with a factor for the tensor ``[1]`` or for each row ``[rows, 1]``."""
-    return c["weight"].to(torch.float32).mul_(c["weight_scale"].to(torch.float32))
+    """FP8 and INT8 with a factor for the tensor ``[..., 1]`` or for each row ``[..., rows, 1]``."""
+    scale = c["weight_scale"][..., None] if format_.name == "fp8_tensor" else c["weight_scale"]
+    return c["weight"].to(torch.float32).mul_(scale.to(torch.float32))
 
 
 def _nibbles(words: Tensor) -> Tensor:
@@ -97,9 +98,9 @@ def _nvfp4(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
     packed = "weight_packed" if "weight_packed" in c else "weight"
     factors = c["weight_scale"].to(torch.float32)
     if packed == "weight":
-        factors = factors * c["weight_scale_2"].to(torch.float32)
+        factors = factors * c["weight_scale_2"].to(torch.float32)[..., None]
     else:
-        factors = factors / c["weight_global_scale"].to(torch.float32)
+        factors = factors / c["weight_global_scale"].to(torch.float32)[..., None]
     groups = _groups(format_, "weight_scale", shape[1], origin[1], factors.device)
     values = _e2m1(_nibbles(c[packed])[..., : shape[1]])
     out: Tensor = values * factors.index_select(-1, groups)

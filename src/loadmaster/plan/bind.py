@@ -304,7 +304,7 @@ class _Binder:
         """Hold every component of a format against what is stored."""
         values = format_.components[0].suffix
         shaped = format_.stacked() if item.stacked else format_
-        for component in shaped.components:
+        for component, alone in zip(shaped.components, format_.components, strict=True):
             signature, expected = found.get(component.suffix), component.shape(item.shape)
             if signature is None:
                 if component.optional:
@@ -317,7 +317,7 @@ class _Binder:
                     values,
                     shape=expected,
                 )
-            if signature.shape != expected and not (component.is_scalar and signature.shape == ()):
+            if signature.shape != expected and not (alone.is_scalar and signature.shape == expected[:-1]):
                 of = "" if component.suffix == values else f", for {{values}} in {format_.name}"
                 return _Fault("shape-mismatch", component.suffix, _shapes(expected, signature.shape) + of, values)
             if signature.dtype not in component.dtypes:

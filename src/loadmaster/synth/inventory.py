@@ -61,12 +61,18 @@ def _entries(preset: Preset, claims: Claims, item: Item, layer: int) -> Iterator
             yield Entry(item.stored_name("weight", layer, expert), Signature(dtype, item.plain_shape), item)
             continue
         shaped = format_.stacked() if item.stacked else format_
-        for number, component in enumerate(
-            c for c in shaped.components if not c.optional or c.suffix in STORED_OPTIONS
-        ):
+        written = (
+            (c, alone)
+            for c, alone in zip(shaped.components, format_.components, strict=True)
+            if not c.optional or c.suffix in STORED_OPTIONS
+        )
+        for number, (component, alone) in enumerate(written):
             name = item.stored_name(component.suffix, layer, expert)
             component_dtype = component.dtypes[0]
             if preset.e8m0 and "F8_E8M0" in component.dtypes:
                 component_dtype = "F8_E8M0"
-            signature = Signature(component_dtype, component.shape(item.shape))
+            shape = component.shape(item.shape)
+            if item.stacked and alone.is_scalar:
+                shape = shape[:-1]  # a number an expert
+            signature = Signature(component_dtype, shape)
             yield Entry(name, signature, item, format_, component, number)

@@ -90,10 +90,10 @@ class Expected:
             arrays = [p[suffix][1] for p in sound]
             lead = 1 if holders[param.parts[0]][0].experts else 0
             along = next((d for d, g in enumerate(component.grains) if g.dim == 0 and g.kind != "inner"), None)
-            if component.is_scalar and not holders[param.parts[0]][1].stacked:
-                along, arrays = 0, [a.reshape(*a.shape[:lead], 1) for a in arrays]  # one number a part
-            if (len(arrays) > 1 and along is None) or len({a.dtype for a in arrays}) > 1:
-                continue  # indices along the in dim, numbers of a stack, or widths that are cast to one
+            if component.is_scalar:
+                arrays = [a.reshape(*a.shape[:lead], 1) for a in arrays]  # one number a part
+            if len({a.dtype for a in arrays}) > 1:
+                continue  # widths that are cast to one
             joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=lead + (along or 0))
             yield component_name(name, suffix) if component is not PLAIN else name, joined
 
