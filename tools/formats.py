@@ -41,7 +41,8 @@ dim, a component's element stands for that many elements of the weight.
 - **refused**: a packed word cannot be split. The layout's unit of that dim grows to the word, and a size that does not divide
   is refused with those that do (`layout-indivisible`).
 - **keeps the phase**: a scale covers a block, and a cut inside it is rounded outward. The rank holds the factors that cover
-  its part, on the grid of the whole tensor, and the parameter's `Grid` says where in the first block it begins.
+  its part, on the grid of the whole tensor, and the parameter's `Grid` says which block is the first and where in it the
+  part begins.
 - **replicated**: every rank of the stage holds all of it.
 
 A weight whose parts are stored in different forms (a quantised `q_proj` beside a plain `k_proj`, a plain expert among

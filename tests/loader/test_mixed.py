@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from loadmaster.checkpoint import open_checkpoint
+from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan, build_plan, prove
 from loadmaster.synth import PRESETS, write_tiny
@@ -254,6 +255,28 @@ def test_groups_in_the_order_of_activations_are_kept_whole(tiny: Tiny, tmp_path:
     assert_loads_as_the_reference(path, ParallelLayout(1, 4))
     odd = plain(path, tmp_path / "odd", {"model.layers.1.mlp.up_proj": (256, 128)}, quantization_config=quantisation)
     assert_loads_as_the_reference(odd, ParallelLayout(2, 2))
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("tp", [1, 2, 8])
+def test_the_grid_says_which_group_each_input_of_a_row_cut_belongs_to(in_order: bool, tp: int, tiny: Tiny) -> None:
+    """By its formula where groups lie in order, and by ``g_idx``, which counts the groups of the whole, in any case."""
+    path = tiny("llama-gptq" if in_order else "llama-gptq-act-order")
+    whole = read_all(path)["model.layers.1.mlp.down_proj.scales"]
+    index = read_all(path)["model.layers.1.mlp.down_proj.g_idx"]
+    plan = build_plan(open_checkpoint(path), ParallelLayout(1, tp))
+    for rank in range(tp):
+        loaded = load_rank(plan, rank).tensors
+        spec = next(s for s in plan.rank(rank).specs if s.name == "layers.1.mlp.down_proj.qweight")
+        (grid,) = spec.grids
+        scales, of_each = (loaded[f"layers.1.mlp.down_proj.{name}"] for name in ("scales", "g_idx"))
+        inputs = torch.arange(len(index) // tp)
+        expected = whole[index[rank * len(inputs) : (rank + 1) * len(inputs)].long()]
+        assert torch.equal(scales[(of_each - grid.first[1]).long()], expected)
+        if in_order:
+            assert torch.equal(scales[(inputs + grid.phase[1]) // grid.block[1]], expected)
+        else:
+            assert (grid.first[1], grid.phase[1]) == (0, rank * len(inputs))  # all groups are held
 
 
 @pytest.mark.parametrize("quantised", [False, True], ids=["plain", "fp8 by channel"])

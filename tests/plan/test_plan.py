@@ -123,7 +123,7 @@ def test_a_cut_inside_a_block_keeps_the_phase(tiny: Tiny) -> None:
     plan = build_plan(open_checkpoint(tiny("glm-5.1-fp8")), ParallelLayout(1, 2))
     spec = next(s for s in plan.rank(1).specs if s.name == "layers.0.self_attn.q_b_proj.weight")
     assert spec.shape == (160, 176)  # 8 heads of 40 rows; this rank's begin at row 160, 32 into the second block
-    assert [(g.rows, g.scale_rows, g.phase) for g in spec.grids] == [((0, 160), (0, 2), (32, 0))]
+    assert [(g.rows, g.scale_rows, g.phase, g.first) for g in spec.grids] == [((0, 160), (0, 2), (32, 0), (1, 0))]
 
 
 def test_the_hash_covers_layout_dtype_and_headers(tiny: Tiny, tmp_path: Path) -> None:

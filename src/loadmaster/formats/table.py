@@ -78,11 +78,6 @@ class Format:
         grains = self.components[1].grains
         return next((d for d, g in enumerate(grains) if g.dim == dim and g.kind != "inner"), None)
 
-    def span(self, dim: int) -> int | None:
-        """Return how many elements of a logical dim share a factor; None where all of them do."""
-        along = self.scale_dim(dim)
-        return None if along is None else self.components[1].grains[along].span
-
     def stacked(self) -> Format:
         """Return the format of a stack of such weights: one leading dim more, logical and stored.
 

@@ -305,12 +305,14 @@ def _grids(e: Expression) -> Iterator[Grid]:
 
 def _grid(e: Decode) -> Grid:
     """Return the grid of one part. Along a dim that no scale is divided over, one block holds all of it."""
-    block, phase, scale_rows = [], [], 1
+    block, phase, first = [], [], []
     for dim in (len(e.shape) - 2, len(e.shape) - 1):
-        span = e.format.span(dim)
-        block.append(e.shape[dim] if span is None else span)
-        phase.append(0 if span is None else e.origin[dim] % span)
+        along = e.format.scale_dim(dim)
+        grain = None if along is None else e.format.components[1].grains[along]
+        begin = 0 if grain is None or grain.kind == "whole" else e.origin[dim] // grain.span
+        block.append(e.shape[dim] if grain is None else grain.span)
+        phase.append(0 if grain is None else e.origin[dim] - begin * grain.span)
+        first.append(begin)
     along = e.format.scale_dim(len(e.shape) - 2)
-    if along is not None:
-        scale_rows = e.operands[1].shape[along]
-    return Grid((0, e.shape[-2]), (0, scale_rows), (block[0], block[1]), (phase[0], phase[1]))
+    scale_rows = 1 if along is None else e.operands[1].shape[along]
+    return Grid((0, e.shape[-2]), (0, scale_rows), (block[0], block[1]), (phase[0], phase[1]), (first[0], first[1]))

@@ -34,7 +34,7 @@ from loadmaster.plan.divide import check_divisible
 from loadmaster.plan.fusions import unlike
 from loadmaster.plan.rank import RankPlan
 
-PLAN_VERSION = 3
+PLAN_VERSION = 4
 """Raised whenever the meaning of a plan's JSON or hash changes."""
 
 

@@ -18,17 +18,23 @@ class Grid:
 
     A fused weight has one grid a part, because a ragged part ends inside a block. ``rows`` are the weight's rows and
     ``scale_rows`` those of the scale parameter, both half open. ``block`` is how many rows and columns share a factor (all
-    of them where there is one for the tensor), and ``phase`` how many rows and columns of the first block lie before the
-    weight's first element: zero unless a cut of the layout fell inside a block. Where the format has no ``g_idx``, element
-    ``(i, j)`` of the weight, ``rows[0] <= i < rows[1]``, is scaled by (the scale's dims in the order out, in)
+    of them where there is one for the tensor), and ``phase`` how many rows and columns of the blocks held lie before the
+    weight's first element: zero unless a cut of the layout fell inside a block, or all scales are held because the groups
+    are not in the order of the inputs. Element ``(i, j)`` of the weight, ``rows[0] <= i < rows[1]``, is scaled by (the
+    scale's dims in the order out, in)
 
         scale[scale_rows[0] + (i - rows[0] + phase[0]) // block[0], (j + phase[1]) // block[1]]
+
+    ``first`` is where the scales held begin in those of the whole stored tensor. A stored ``g_idx`` counts the groups of
+    the whole tensor; with one, the last index is ``g_idx[j] - first[1]``
+    (where parts are fused, each has its own run of ``g_idx``).
     """
 
     rows: tuple[int, int]
     scale_rows: tuple[int, int]
     block: tuple[int, int]
     phase: tuple[int, int] = (0, 0)
+    first: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
