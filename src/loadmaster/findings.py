@@ -75,3 +75,14 @@ def ranges(numbers: Iterable[int]) -> str:
         else:
             runs.append([n])
     return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+
+
+def gib(num_bytes: int) -> str:
+    """Return bytes as GiB, or MiB and KiB where small.
+
+    >>> gib(3 * 2**30), gib(5 * 2**20), gib(100)
+    ('3.00 GiB', '5.0 MiB', '0.1 KiB')
+    """
+    if num_bytes >= 2**30:
+        return f"{num_bytes / 2**30:.2f} GiB"
+    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.1f} KiB"

@@ -23,6 +23,17 @@ def test_ranks_over_the_capacity_are_one_finding_that_names_them_and_the_worst(p
     assert checkpoint.prove(4, capacity=max(sizes)).proven
 
 
+def test_sizes_are_told_in_a_unit_that_tells_them_apart(sound: Sound) -> None:
+    checkpoint = sound("glm-5.1-fp8")
+    (rank,) = checkpoint.prove(1).ranks
+    (found,) = checkpoint.prove(1, capacity=2**18).findings
+    needs = f"{rank.resident_bytes / 2**20:.1f} MiB"
+    assert found.message == f"rank 0 needs {needs} for its parameters, and the capacity is 256.0 KiB"
+    (found,) = checkpoint.prove(1, capacity=rank.resident_bytes - 1).findings
+    assert f"needs {rank.resident_bytes:,} bytes" in found.message
+    assert f"the capacity is {rank.resident_bytes - 1:,}" in found.message
+
+
 def test_the_last_stage_is_charged_for_head_and_draft(sound: Sound) -> None:
     without, with_draft = (sound("deepseek-v3").prove(2, drafts=n).ranks for n in (0, 1))
     assert with_draft[0].resident_bytes == without[0].resident_bytes

@@ -88,7 +88,7 @@ def test_a_rank_may_fill_its_capacity_and_not_a_byte_more(tiny: Tiny) -> None:
     assert (finding.code, finding.ranks) == ("memory-capacity", (1,))
     (finding,) = prove(plan, capacity_bytes=first - 1).findings
     assert finding.ranks == (0, 1)
-    assert finding.message.startswith("rank 1 needs 0.00 GiB")
+    assert finding.message.startswith(f"rank 1 needs {last / 2**10:.1f} KiB")
     assert prove(plan, capacity_bytes=0).findings[0].code == "memory-capacity"
 
 

@@ -31,7 +31,7 @@ from loadmaster.architectures.lower import coverage, edges, multiplicity, num_el
 from loadmaster.architectures.schema import Tensor
 from loadmaster.catalogue import ranked
 from loadmaster.dtypes import widens
-from loadmaster.findings import Finding, errors
+from loadmaster.findings import Finding, errors, gib
 from loadmaster.parallel import ParallelLayout, cut
 from loadmaster.plan.bind import Form, LayerClass
 from loadmaster.plan.compose import Composed, view
@@ -373,11 +373,13 @@ def _check_capacity(ranks: Sequence[RankFigures], capacity: int) -> Iterator[Fin
     over = [r for r in ranks if r.resident_bytes > capacity]
     if over:
         worst = max(over, key=lambda r: r.resident_bytes)
+        needs, has = gib(worst.resident_bytes), gib(capacity)
+        if needs == has:
+            needs, has = f"{worst.resident_bytes:,} bytes", f"{capacity:,}"
         yield Finding(
             "memory-capacity",
             "error",
-            f"rank {worst.rank} needs {worst.resident_bytes / 2**30:.2f} GiB for its parameters, "
-            f"and the capacity is {capacity / 2**30:.2f} GiB",
+            f"rank {worst.rank} needs {needs} for its parameters, and the capacity is {has}",
             ranks=tuple(r.rank for r in over),
             hint="use more ranks, or another --layer-partition",
         )

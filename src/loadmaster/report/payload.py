@@ -9,10 +9,11 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
+from loadmaster.findings import gib
 from loadmaster.payload import Verification
 from loadmaster.payload.roles import SCALES
 from loadmaster.report.json import checkpoint_object
-from loadmaster.report.text import gib, print_findings
+from loadmaster.report.text import print_findings
 
 SCOPE: Final = (
     "values finite, scales plausible, copies alike, files as recorded; placement not proven, numerics not checked"

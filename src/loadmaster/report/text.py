@@ -12,22 +12,11 @@ from rich.table import Table
 
 from loadmaster.checkpoint import Checkpoint
 from loadmaster.errors import LoadmasterError
-from loadmaster.findings import Finding, ranges
+from loadmaster.findings import Finding, gib, ranges
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan.verify import Proof
 
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
-
-
-def gib(num_bytes: int) -> str:
-    """Return bytes as GiB, or MiB and KiB where small.
-
-    >>> gib(3 * 2**30), gib(5 * 2**20), gib(100)
-    ('3.00 GiB', '5.0 MiB', '0.1 KiB')
-    """
-    if num_bytes >= 2**30:
-        return f"{num_bytes / 2**30:.2f} GiB"
-    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.1f} KiB"
 
 
 def _unit(num_bytes: int) -> tuple[str, int]:
