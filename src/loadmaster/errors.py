@@ -69,7 +69,7 @@ class ConfigError(InputError):
 class FamilyError(InputError):
     """A family that another package brings cannot be used; the message names the distribution and the entry point."""
 
-    code = "architecture-unknown"
+    code = "plugin-broken"
 
 
 class LayoutError(InputError):

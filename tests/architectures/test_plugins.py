@@ -86,7 +86,7 @@ def test_a_broken_package_is_named_where_it_might_be_the_one(source: str, value:
     with pytest.raises(FamilyError, match=says) as caught:
         find_family({"architectures": ["AcmeForCausalLM"]})
     assert f"acme 1.2 (entry point family = {value})" in caught.value.message
-    assert caught.value.code == "architecture-unknown"
+    assert caught.value.code == "plugin-broken"
 
 
 def test_a_broken_package_is_in_nobody_s_way(site: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from loadmaster.plan import Plan, build_plan, prove
 from loadmaster.plan.waivers import Waiver
 from loadmaster.report.json import findings_of
 from loadmaster.synth import PRESETS, write_full_size, write_tiny
+from tests.architectures.packages import install
 from tests.failures.mutant import INDEX, Mutant
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 5360000000\n"
@@ -118,6 +120,7 @@ CONFIGURATION: dict[str, Change] = {
         '{"quantization": {"quant_algo": "NVFP4", "group_size": 16}}'
     ),
     "architecture-unknown": lambda m: m.config(architectures=["GlmForever"]),
+    "plugin-broken": lambda m: m.config(architectures=["AcmeForCausalLM"]),
     "unsupported": lambda m: m.config(quantization_config={"quant_method": "exl2"}),
 }
 
@@ -184,6 +187,9 @@ def findings(code: str, folder: Path) -> tuple[Finding, ...]:
     layout = LAYOUTS.get(code, ParallelLayout(4, num_draft_layers=int(code == "draft-missing")))
     if change := {**FILES, **CONFIGURATION, **TENSORS}.get(code):
         change(mutant)
+    if code == "plugin-broken":
+        install(folder.parent / "site", "acme", "import acme_kernels", "acme:FAMILY", version="1.2")
+        sys.path.insert(0, str(folder.parent / "site"))
     try:
         plan = build_plan(open_checkpoint(folder), layout)
         if code == "plan-invalid":
@@ -195,3 +201,5 @@ def findings(code: str, folder: Path) -> tuple[Finding, ...]:
         return prove(plan).findings
     except InputError as error:
         return findings_of(error)
+    finally:
+        sys.path[:] = [p for p in sys.path if p != str(folder.parent / "site")]

@@ -37,6 +37,18 @@ CONFIGURATION: Final[dict[str, Entry]] = {
         "config.json: the architecture 'GlmForever' is not known",
         "see the README for the families; a new one is a table of its tensors",
     ),
+    "plugin-broken": Entry(
+        "another package that describes the config's architecture, or may, cannot be used",
+        (
+            "a package with an entry point of the group loadmaster.families that does not import, whose tables are wrong, or"
+            " that another one repeats"
+        ),
+        (
+            "config.json: the architecture 'AcmeForCausalLM' is not known here, and what may describe it is broken: acme 1.2 "
+            "(entry point family = acme:FAMILY): ModuleNotFoundError: No module named 'acme_kernels'"
+        ),
+        "mend, update or uninstall the package that the message names",
+    ),
     "unsupported": Entry(
         "what the config declares, or what was asked, is sound but not supported yet",
         "a quantisation method or a variant of a family that is not described here",
