@@ -83,6 +83,10 @@ class LocalStore:
                 self._open[name, direct] = os.open(self._folder / name, flags)
             return self._open[name, direct]
 
+    def descriptor(self, name: str) -> int:
+        """Return the descriptor of a file, open for reading until the store is closed."""
+        return self._descriptor(name)
+
     def cached_share(self, name: str, start: int, stop: int) -> float:
         """Return how much of a range the page cache holds, from 0 to 1, as a few samples say.
 

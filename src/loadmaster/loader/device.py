@@ -15,7 +15,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -27,6 +26,7 @@ from loadmaster.checkpoint import LocalStore, Store
 from loadmaster.checkpoint.store import DIRECT_ALIGNMENT
 from loadmaster.errors import LoadError
 from loadmaster.loader.driver import Driver
+from loadmaster.loader.lane import PHASES, Lane
 from loadmaster.loader.memory import DeviceArena
 from loadmaster.loader.operations import destination, fill, slabs, view_of_span, write
 from loadmaster.loader.readers import Task, check_files, run_tasks
@@ -41,6 +41,12 @@ from loadmaster.plan.strided import strided_run
 IO = Literal["auto", "buffered", "direct"]
 
 MAX_READERS: Final = 32
+PROGRESS_BYTES: Final = 2**26
+"""Progress is told in steps of this many bytes for each reader."""
+
+BATCH: Final = 5
+"""As many copies of a window go to the driver in one call; fewer are quicker one by one."""
+
 COLD: Final = 0.5
 """A file of which the page cache holds less than this share is read past it."""
 
@@ -102,12 +108,13 @@ def load_ranks(
             ring = own_ring = Ring(readers * SLOTS_PER_READER, slot_bytes(readers, staging_bytes))
         readers = min(readers, ring.num_slots // SLOTS_PER_READER)
         pinned = time.perf_counter()
-        job = _Job(plan, derived, targets, arenas, source, ring, on_progress or (lambda _: None), io)
+        job = _Job(plan, derived, targets, arenas, source, ring, readers, on_progress or (lambda _: None), io)
         try:
             run_tasks(job.tasks(), readers)
         finally:
             for device in set(targets.values()):
                 torch.cuda.synchronize(device)
+            job.close()
         for rank, d in derived.items():
             check_files(plan, d, source, rank)
     finally:
@@ -159,22 +166,6 @@ def _device(device: str | torch.device) -> torch.device:
     return made
 
 
-@dataclass
-class _Lane:
-    """What one reader has to itself: two slots, and on each device a stream."""
-
-    slots: list[tuple[int, memoryview]]
-    streams: list[torch.cuda.Stream]
-    sources: np.ndarray
-    waiting: list[list[torch.cuda.Event]]  # of each slot: copies that still read from it
-    turn: int = 0
-    scratch: dict[int, torch.Tensor] = field(default_factory=dict)
-    read: float = 0.0
-    wait: float = 0.0
-    issue: float = 0.0
-    operate: float = 0.0
-
-
 class _Job:
     """The reads of some ranks, as tasks."""
 
@@ -186,9 +177,11 @@ class _Job:
         arenas: Mapping[int, DeviceArena],
         store: Store,
         ring: Ring,
+        readers: int,
         on_progress: Callable[[int], None],
         io: IO,
     ) -> None:
+        self.readers = readers
         self.plan, self.derived, self.arenas = plan, derived, arenas
         self.store, self.ring, self.on_progress = store, ring, on_progress
         self.table = plan.checkpoint.table
@@ -198,7 +191,7 @@ class _Job:
         self.driver = Driver()
         self._numbers = iter(range(ring.num_slots))
         self._lock = threading.Lock()
-        self._lanes: list[_Lane] = []
+        self._lanes: list[Lane] = []
         made, self.others, self.direct_bytes = [], {}, {}
         for rank, d in derived.items():
             addresses = np.array(arenas[rank].addresses, dtype=np.int64)
@@ -206,10 +199,25 @@ class _Job:
             self.direct_bytes[rank] = int((rows.width * rows.height).sum())
             made.append(rows)
         self.windows: Windows = windows(joined(made), ring.slot_bytes)
-        copies = self.windows.copies
-        self._low, self._to, self._width = copies.low, copies.to, copies.width
-        self._most = int(np.diff(self.windows.first).max(initial=1))
-        self.direct, self.io_said = self._choose(io)
+        w, c = self.windows, self.windows.copies
+        self._low, self._to, self._width, self._height = (x.tolist() for x in (c.low, c.to, c.width, c.height))
+        self._device_of, self._origin = c.device.tolist(), w.origin.tolist()
+        self._columns = (c.to.ctypes.data, c.width.ctypes.data)
+        self._most = int(np.diff(w.first).max(initial=1))
+        only = (np.diff(w.calls) == 1) & (np.diff(w.first)[w.calls[:-1]] == 1) if len(w) else np.empty(0, np.bool_)
+        self._single = [
+            (self._to[w.first[k]], self._width[w.first[k]], w.device[k])
+            if o and self._height[w.first[k]] == 1
+            else None
+            for k, o in zip(w.calls, only.tolist(), strict=False)
+        ]
+        cold, self.io_said = self._choose(io)
+        self.direct: dict[int, Callable[[int, memoryview], int]] = {}
+        self.descriptors: dict[int, int] = {}
+        if isinstance(store, LocalStore):
+            self.direct = {f: partial(store.read_direct, self.files[f]) for f in cold}
+            if type(store) is LocalStore:
+                self.descriptors = {f: store.descriptor(self.files[f]) for f in set(w.file) - cold}
 
     def _choose(self, io: IO) -> tuple[frozenset[int], str]:
         """Return which files are read past the page cache, and how the choice is told."""
@@ -242,8 +250,9 @@ class _Job:
                     fill(self.arenas[rank].tensors, d, batch)
         for device in self.devices:
             torch.cuda.synchronize(device)  # fills and memory that was freed, before other streams write
-        for w in range(len(self.windows)):
-            yield partial(self._window, w)
+        order = iter(range(len(self.windows)))  # shared: whoever is ready takes the next
+        for _ in range(self.readers):
+            yield partial(self._read_windows, order)
         for rank, batches in self.others.items():
             for batch in batches:
                 parts = list(slabs(batch.piece.source, self.ring.slot_bytes))
@@ -252,108 +261,105 @@ class _Job:
                         counted = batch.needed_bytes // len(batch.params) if i == len(parts) - 1 else 0
                         yield partial(self._operation, rank, batch, place, region, part, counted)
 
-    def _lane(self, local: Any) -> _Lane:
+    def _lane(self, local: Any) -> Lane:
         if not hasattr(local, "lane"):
-            torch.cuda.set_device(self.devices[0])  # the driver wants a thread to have a device
             with self._lock:
-                numbers = [next(self._numbers) for _ in range(SLOTS_PER_READER)]
-            local.lane = _Lane(
-                [self.ring.slot(n) for n in numbers],
-                [torch.cuda.Stream(d) for d in self.devices],
-                np.empty(self._most, dtype=np.int64),
-                [[] for _ in numbers],
-            )
+                slots = [self.ring.slot(next(self._numbers)) for _ in range(SLOTS_PER_READER)]
+            local.lane = Lane(self.driver, self.devices, slots, self._most)
             self._lanes.append(local.lane)
-        lane: _Lane = local.lane
-        lane.turn = (lane.turn + 1) % SLOTS_PER_READER
-        begin = time.perf_counter()
-        for event in lane.waiting[lane.turn]:
-            event.synchronize()
-        lane.waiting[lane.turn].clear()
-        lane.wait += time.perf_counter() - begin
+        lane: Lane = local.lane
         return lane
 
     def seconds(self, readers: int) -> dict[str, float]:
         """Return what readers spent their time on, on average."""
-        names = ("read", "wait", "issue", "operate")
-        return {name: sum(getattr(lane, name) for lane in self._lanes) / readers for name in names}
+        return {name: sum(getattr(lane, name) for lane in self._lanes) / readers for name in PHASES}
 
-    def _window(self, w: int, local: Any) -> None:
-        lane = self._lane(local)
-        slots = self.windows
-        file, low, high = slots.file[w], slots.low[w], slots.high[w]
-        calls = range(slots.calls[w], slots.calls[w + 1])
-        begin = time.perf_counter()
-        try:
-            at = self._read(lane, file, low, high)
-            middle = time.perf_counter()
-            used = [self._issue(lane, c, at - low) for c in calls]
-            for number in set[int]().union(*used):
-                lane.waiting[lane.turn].append(lane.streams[number].record_event())
-        except (LoadError, OSError, RuntimeError) as error:
-            rows = slice(slots.first[calls.start], slots.first[calls.stop])
-            raise self._error(file, slots.copies.tensor[rows], slots.copies.device[rows], error) from error
-        lane.read += middle - begin
-        lane.issue += time.perf_counter() - middle
-        self.on_progress(slots.needed[w])
+    def close(self) -> None:
+        """Give back what the readers had. No copy may be under way."""
+        for lane in self._lanes:
+            lane.close()
 
-    def _read(self, lane: _Lane, file: int, low: int, high: int) -> int:
-        """Fill the lane's slot with a range of a file; return the address of its first byte."""
-        address, memory = lane.slots[lane.turn]
-        if file not in self.direct:
-            self.store.readinto(self.files[file], low, [memory[: high - low]])
-            return address
-        assert isinstance(self.store, LocalStore)
-        begin = low // DIRECT_ALIGNMENT * DIRECT_ALIGNMENT
-        length = -(-(high - begin) // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT
-        got = self.store.read_direct(self.files[file], begin, memory[:length])
+    def _read_windows(self, order: Iterator[int], local: Any) -> None:
+        """Read windows until no reader finds another. What is done for each is little: the interpreter has one lock."""
+        lane, failures, clock = self._lane(local), local.failures, time.perf_counter
+        w, single = self.windows, self._single
+        to_device, streams = self.driver.to_device, lane.streams
+        done = 0
+        for i in order:
+            if failures:
+                return
+            address, memory = lane.take()
+            begin = clock()
+            try:
+                at = self._read(address, memory, w.file[i], w.low[i], w.high[i])
+                middle = clock()
+                if (only := single[i]) is not None:
+                    to, width, device = only
+                    to_device(to, at, width, streams[device])
+                    lane.issued(device)
+                else:
+                    for call in range(w.calls[i], w.calls[i + 1]):
+                        self._issue(lane, call, at - w.low[i])
+            except (LoadError, OSError, RuntimeError) as error:
+                rows = slice(w.first[w.calls[i]], w.first[w.calls[i + 1]])
+                raise self._error(w.file[i], w.copies.tensor[rows], w.copies.device[rows], error) from error
+            lane.read += middle - begin
+            lane.issue += clock() - middle
+            done += w.needed[i]
+            if done >= PROGRESS_BYTES:
+                self.on_progress(done)
+                done = 0
+        self.on_progress(done)
+
+    def _read(self, address: int, memory: memoryview, file: int, low: int, high: int) -> int:
+        """Fill a slot with a range of a file; return the address of its first byte."""
+        if file in self.direct:
+            begin = low // DIRECT_ALIGNMENT * DIRECT_ALIGNMENT
+            length = -(-(high - begin) // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT
+            got = self.direct[file](begin, memory[:length])
+        else:
+            begin = low
+            descriptor = self.descriptors.get(file)
+            got = os.preadv(descriptor, (memory[: high - low],), low) if descriptor is not None else 0
         if got < high - begin:  # the rest, or the error that there is none
             got = max(got, low - begin)
             self.store.readinto(self.files[file], begin + got, [memory[got : high - begin]])
         return address + low - begin
 
-    def _issue(self, lane: _Lane, call: int, shift: int) -> set[int]:
-        """Make the copies of a call; ``shift`` turns a byte of the file into an address. Return whose streams they are on."""
-        w = self.windows
+    def _issue(self, lane: Lane, call: int, shift: int) -> None:
+        """Make the copies of a call; ``shift`` turns a byte of the file into an address."""
+        w, driver = self.windows, self.driver
         first, stop, device = w.first[call], w.first[call + 1], w.device[call]
-        to, width = self._to, self._width
+        low, to, width = self._low, self._to, self._width
+        stream = lane.streams[device]
         if w.is_peer[call]:
-            origins = w.origin[first:stop].tolist()
-            for i, origin in zip(range(first, stop), origins, strict=True):
-                stream = lane.streams[int(w.copies.device[origin])].cuda_stream
-                self.driver.between(int(to[i]), int(to[origin]), int(width[i]), stream)
-            return set(w.copies.device[origins].tolist())
-        stream = lane.streams[device].cuda_stream
-        if w.copies.height[first] > 1:
+            for i in range(first, stop):
+                origin = self._origin[i]
+                device = self._device_of[origin]
+                driver.between(to[i], to[origin], width[i], lane.streams[device])
+                lane.issued(device)
+            return
+        if self._height[first] > 1:
             c = w.copies
-            self.driver.box(
-                int(to[first]), int(c.to_pitch[first]), int(self._low[first]) + shift, int(c.from_pitch[first]),
-                int(width[first]), int(c.height[first]), stream,
-            )  # fmt: skip
-        elif stop - first > 1 and self.driver.has_batches:
-            np.add(self._low[first:stop], shift, out=lane.sources[: stop - first])
-            sources = lane.sources.ctypes.data
-            offset = first * 8
-            self.driver.batch(
-                to.ctypes.data + offset, sources, width.ctypes.data + offset, stop - first, stream
-            )  # fmt: skip
+            source, pitches = low[first] + shift, (int(c.to_pitch[first]), int(c.from_pitch[first]))
+            driver.box(to[first], pitches[0], source, pitches[1], width[first], self._height[first], stream)
+        elif stop - first >= BATCH and driver.has_batches:
+            c = w.copies
+            np.add(c.low[first:stop], shift, out=lane.sources[: stop - first])
+            at = 8 * first
+            driver.batch(self._columns[0] + at, lane.sources_address, self._columns[1] + at, stop - first, stream)
         else:
             for i in range(first, stop):
-                self.driver.to_device(int(to[i]), int(self._low[i]) + shift, int(width[i]), stream)
-        return {device}
+                driver.to_device(to[i], low[i] + shift, width[i], stream)
+        lane.issued(device)
 
     def _operation(
         self, rank: int, batch: Batch, place: int, region: Region, part: Expression, counted: int, local: Any
     ) -> None:
         """Bring the operands of a part to the device, and compute it there."""
-        lane = self._lane(local)
-        device = self.targets[rank]
-        stream = lane.streams[device]
-        address, memory = lane.slots[lane.turn]
-        if device not in lane.scratch:
-            with torch.cuda.stream(stream):
-                lane.scratch[device] = torch.empty(self.ring.slot_bytes, dtype=torch.uint8, device=self.devices[device])
-        scratch = lane.scratch[device]
+        lane, device = self._lane(local), self.targets[rank]
+        address, memory = lane.take()
+        stream, scratch = lane.torch_streams[device], lane.scratch(device, self.ring.slot_bytes)
         at, operands, tensors = 0, [], []
         begin = time.perf_counter()
         try:
@@ -366,8 +372,8 @@ class _Job:
                 operands.append(view_of_span(view, scratch[at : at + run.span]))
                 at += -(-run.span // 16) * 16
             middle = time.perf_counter()
-            self.driver.to_device(scratch.data_ptr(), address, at, stream.cuda_stream)
-            lane.waiting[lane.turn].append(stream.record_event())
+            self.driver.to_device(scratch.data_ptr(), address, at, lane.streams[device])
+            lane.issued(device)
             with torch.cuda.stream(stream):
                 target = destination(self.arenas[rank].tensors, self.derived[rank], batch, place, region)
                 write(target, part, iter(operands))

@@ -1,8 +1,9 @@
 """The few calls of CUDA's driver that torch does not offer: copies by address, in batches, and of boxes.
 
 torch copies tensors: a strided box in page-locked memory would be gathered by the processor first, and each copy costs
-Python several microseconds. Addresses, here and in what calls this, are integers. Every call releases the interpreter
-lock. Source: CUDA Driver API, https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__MEM.html.
+Python several microseconds. Addresses, here and in what calls this, are integers. Calls that only put something on a
+stream keep the interpreter lock: they take a microsecond, and with many threads getting the lock back takes far longer.
+`wait` releases it. Source: CUDA Driver API, https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__MEM.html.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from loadmaster.errors import LoadError
 _HOST: Final = 1  # CU_MEMORYTYPE_HOST
 _DEVICE: Final = 2  # CU_MEMORYTYPE_DEVICE
 _IN_STREAM_ORDER: Final = 1  # CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
+_DISABLE_TIMING: Final = 2  # CU_EVENT_DISABLE_TIMING
+_NOT_READY: Final = 600  # CUDA_ERROR_NOT_READY
 
 _ADDRESS = ctypes.c_uint64
 _POINTER = ctypes.c_void_p
@@ -64,7 +67,7 @@ class Driver:
 
     def __init__(self) -> None:
         try:
-            self._library = ctypes.CDLL("libcuda.so.1")
+            self._library = ctypes.PyDLL("libcuda.so.1")
         except OSError as error:
             raise LoadError(f"CUDA's driver cannot be opened: {error}") from error
         self._to_device = self._function("cuMemcpyHtoDAsync_v2", _ADDRESS, _POINTER, _SIZE, _POINTER)
@@ -74,6 +77,12 @@ class Driver:
         self._batch = self._function(  # of CUDA 13; earlier drivers copy one by one
             "cuMemcpyBatchAsync_v2", *columns, _POINTER, _POINTER, _SIZE, _POINTER
         )
+        self._create = self._function("cuEventCreate", _POINTER, ctypes.c_uint)
+        self._destroy = self._function("cuEventDestroy_v2", _POINTER)
+        self._record = self._function("cuEventRecord", _POINTER, _POINTER)
+        self._query = self._function("cuEventQuery", _POINTER)
+        self._synchronise = ctypes.CDLL("libcuda.so.1").cuEventSynchronize
+        self._synchronise.argtypes = (_POINTER,)
         self._attributes = _Attributes(order=_IN_STREAM_ORDER)
         self._first = ctypes.c_size_t(0)  # the attributes hold from the first copy on
 
@@ -87,6 +96,27 @@ class Driver:
     def has_batches(self) -> bool:
         """Whether `batch` may be called."""
         return self._batch is not None
+
+    def event(self) -> int:
+        """Return a new event of the thread's device."""
+        made = _POINTER()
+        self._check("cuEventCreate", self._create(ctypes.addressof(made), _DISABLE_TIMING))
+        return made.value or 0
+
+    def record(self, event: int, stream: int) -> None:
+        """Let ``event`` stand for what is on ``stream`` by now."""
+        self._check("cuEventRecord", self._record(event, stream))
+
+    def wait(self, event: int) -> None:
+        """Return when what ``event`` stands for is done."""
+        status = self._query(event)
+        if status == _NOT_READY:
+            status = self._synchronise(event)
+        self._check("cuEventSynchronize", status)
+
+    def destroy(self, event: int) -> None:
+        """Give an event back."""
+        self._check("cuEventDestroy", self._destroy(event))
 
     def to_device(self, to: int, source: int, num_bytes: int, stream: int) -> None:
         """Copy bytes from page-locked memory to a device."""

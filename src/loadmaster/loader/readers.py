@@ -35,13 +35,15 @@ def check_files(plan: Plan, derived: RankPlan, store: Store, rank: int) -> None:
 def run_tasks(every: Iterator[Task], num_readers: int) -> None:
     """Let readers take tasks, in order, until none is left; the first failure stops them all.
 
-    Each reader has a namespace of its own, which it hands to every task.
+    Each reader has a namespace of its own, which it hands to every task; a task that takes long looks now and then
+    whether anything is in its ``failures``, and ends then.
     """
     lock = threading.Lock()
     failures: list[BaseException] = []
     local = threading.local()
 
     def reader() -> None:
+        local.failures = failures
         while not failures:
             with lock:
                 task = next(every, None)
