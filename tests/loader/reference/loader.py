@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +33,12 @@ class Cut:
         return values.narrow(-2 if self.along is self.weight.rows else -1, self.part[0], self.part[1] - self.part[0])
 
 
+def _commonest(stored: Arrays) -> torch.dtype:
+    """The number format of most plain tensors: a model's, where its config names none."""
+    plain = Counter(t.dtype for t in stored.values() if t.dtype in DTYPES.values())
+    return plain.most_common(1)[0][0]
+
+
 class Loader:
     """The state of loading one rank. Names of parameters are given without the ``weight`` they end in."""
 
@@ -39,7 +46,8 @@ class Loader:
         whole = ("quantization_config", "dtype", "torch_dtype")
         self.config = {**config, **config.get("text_config", {}), **{k: config[k] for k in whole if k in config}}
         self.stored, self.place = stored, place
-        self.dtype = DTYPES[self.config.get("dtype", self.config.get("torch_dtype", "bfloat16"))]
+        said = self.config.get("dtype") or self.config.get("torch_dtype")
+        self.dtype = DTYPES[said] if said else _commonest(stored)
         self.params: Arrays = {}
 
     @property
