@@ -76,16 +76,20 @@ class LocalStore:
         stat = (self._folder / name).stat()
         return stat.st_size, stat.st_mtime_ns
 
-    def _descriptor(self, name: str, *, direct: bool = False) -> int:
+    def descriptor(self, name: str, *, direct: bool = False) -> int:
+        """Return the descriptor of a file, open for reading until the store is closed.
+
+        With ``direct`` it reads past the page cache; then offset, length and address of a read are multiples of
+        `DIRECT_ALIGNMENT`.
+
+        Raises:
+            OSError: the file cannot be opened; EINVAL where the file system has no direct I/O.
+        """
         with self._lock:
             if (name, direct) not in self._open:
                 flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
                 self._open[name, direct] = os.open(self._folder / name, flags)
             return self._open[name, direct]
-
-    def descriptor(self, name: str) -> int:
-        """Return the descriptor of a file, open for reading until the store is closed."""
-        return self._descriptor(name)
 
     def cached_share(self, name: str, start: int, stop: int) -> float:
         """Return how much of a range the page cache holds, from 0 to 1, as a few samples say.
@@ -96,7 +100,7 @@ class LocalStore:
         size = self.size(name)
         if not size:
             return 1.0
-        with mmap.mmap(self._descriptor(name), size, mmap.MAP_SHARED, mmap.PROT_READ) as mapping:
+        with mmap.mmap(self.descriptor(name), size, mmap.MAP_SHARED, mmap.PROT_READ) as mapping:
             view = np.frombuffer(mapping, dtype=np.uint8)
             flags = np.zeros(pages, dtype=np.uint8)
             held = total = 0
@@ -113,16 +117,6 @@ class LocalStore:
             del view
         return held / total
 
-    def read_direct(self, name: str, start: int, buffer: memoryview) -> int:
-        """Read into ``buffer`` past the page cache; return the bytes read, fewer at the file's end.
-
-        ``start`` and the buffer's address and length are multiples of `DIRECT_ALIGNMENT`.
-
-        Raises:
-            OSError: it failed; EINVAL where the file system has no direct I/O.
-        """
-        return os.preadv(self._descriptor(name, direct=True), [buffer], start)
-
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """Return ``length`` bytes from ``start``; see `Store`."""
         data = bytearray(length)
@@ -131,7 +125,7 @@ class LocalStore:
 
     def readinto(self, name: str, start: int, buffers: Sequence[memoryview]) -> None:
         """Fill ``buffers`` with the bytes from ``start`` on; see `Store`."""
-        descriptor = self._descriptor(name)
+        descriptor = self.descriptor(name)
         left = [b for b in buffers if b.nbytes]
         while left:
             got = os.preadv(descriptor, left[:MAX_BUFFERS], start)

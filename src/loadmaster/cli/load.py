@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from loadmaster.cli.options import add_capacity_arguments, add_model_arguments, positive, size
@@ -40,11 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--digest", action="store_true", help="add shape, dtype and SHA-256 of every parameter")
 
 
+def _ring(args: argparse.Namespace) -> Any:
+    """Begin to page-lock memory, while the headers are read and the plan is proven."""
+    from loadmaster.loader import make_ring
+
+    return make_ring(args.num_readers, args.staging)
+
+
 def run(args: argparse.Namespace) -> int:
     """Load, show progress on standard error, and print the report."""
     from loadmaster.cli.planning import prove_arguments
     from loadmaster.errors import PlanError, UsageError
 
+    preparing = ThreadPoolExecutor(1).submit(_ring, args) if args.device == "cuda" else None
     proof = prove_arguments(args)
     if not proof.proven:
         raise PlanError("the plan is not proven", findings=proof.findings, proof=proof)
@@ -71,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
             if args.device == "cpu":
                 loaded = {rank: load_rank(plan, rank, **options) for rank in group}
             else:
-                loaded = load_ranks(plan, {r: f"cuda:{i}" for i, r in enumerate(group)}, io=args.io, **options)
+                assert preparing is not None
+                devices = {r: f"cuda:{i}" for i, r in enumerate(group)}
+                loaded = load_ranks(plan, devices, ring=preparing.result(), io=args.io, **options)
             for rank_loaded in loaded.values():
                 report = rank_loaded.report.as_json()
                 if args.digest:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final, Literal
@@ -25,8 +26,9 @@ from loadmaster.architectures.algebra import Expression, Region, leaves
 from loadmaster.checkpoint import LocalStore, Store
 from loadmaster.checkpoint.store import DIRECT_ALIGNMENT
 from loadmaster.errors import LoadError
+from loadmaster.loader.aio import Reads, is_available
 from loadmaster.loader.driver import Driver
-from loadmaster.loader.lane import PHASES, Lane
+from loadmaster.loader.lane import PHASES, Lane, Slot
 from loadmaster.loader.memory import DeviceArena
 from loadmaster.loader.operations import destination, fill, slabs, view_of_span, write
 from loadmaster.loader.readers import Task, check_files, run_tasks
@@ -68,6 +70,12 @@ def slot_bytes(readers: int, staging_bytes: int | None) -> int:
     return max(min(SLOT_BYTES, staging_bytes // (readers * SLOTS_PER_READER)) // 2**16, 1) * 2**16
 
 
+def make_ring(num_readers: int | None = None, staging_bytes: int | None = None) -> Ring:
+    """Begin to make the page-locked memory that `load_ranks` makes for itself, ahead of it."""
+    readers = num_readers or default_readers()
+    return Ring(readers * SLOTS_PER_READER, slot_bytes(readers, staging_bytes))
+
+
 def load_ranks(
     plan: Plan,
     devices: Mapping[int, str | torch.device],
@@ -98,19 +106,24 @@ def load_ranks(
     source = store or own
     assert source is not None
     own_ring: Ring | None = None
+    if ring is None:
+        ring = own_ring = make_ring(readers, staging_bytes)
+    readers = min(readers, ring.num_slots // SLOTS_PER_READER)
     try:
-        for rank, d in derived.items():
-            check_files(plan, d, source, rank)
-        prepared = time.perf_counter()
         arenas = {rank: DeviceArena(d.specs, targets[rank], rank) for rank, d in derived.items()}
         allocated = time.perf_counter()
-        if ring is None:
-            ring = own_ring = Ring(readers * SLOTS_PER_READER, slot_bytes(readers, staging_bytes))
-        readers = min(readers, ring.num_slots // SLOTS_PER_READER)
-        pinned = time.perf_counter()
+        for rank, d in derived.items():
+            check_files(plan, d, source, rank)
         job = _Job(plan, derived, targets, arenas, source, ring, readers, on_progress or (lambda _: None), io)
+        prepared = time.perf_counter()
+        ring.ready()
+        pinned = time.perf_counter()
         try:
-            run_tasks(job.tasks(), readers)
+            job.fill()
+            if job.is_conducted:
+                job.conduct()
+            if not job.is_conducted or any(job.others.values()):
+                run_tasks(job.tasks(), readers)
         finally:
             for device in set(targets.values()):
                 torch.cuda.synchronize(device)
@@ -124,11 +137,11 @@ def load_ranks(
             own.close()
     end = time.perf_counter()
     phases = {
-        "prepare": prepared - begin,
-        "allocate": allocated - prepared,
-        "pin": pinned - allocated,
+        "allocate": allocated - begin,
+        "prepare": prepared - allocated,
+        "pin": pinned - prepared,
         "load": end - pinned,
-        **job.seconds(readers),
+        **job.seconds(),
     }
     return {
         rank: LoadedRank(
@@ -166,6 +179,11 @@ def _device(device: str | torch.device) -> torch.device:
     return made
 
 
+def _aligned(low: int, high: int) -> tuple[int, int]:
+    """Return the range of direct I/O that holds another."""
+    return low // DIRECT_ALIGNMENT * DIRECT_ALIGNMENT, -(-high // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT
+
+
 class _Job:
     """The reads of some ranks, as tasks."""
 
@@ -189,6 +207,7 @@ class _Job:
         self.devices = sorted(set(targets.values()), key=lambda d: d.index)
         self.targets = {rank: self.devices.index(device) for rank, device in targets.items()}
         self.driver = Driver()
+        self.is_conducted = type(store) is LocalStore and is_available()
         self._numbers = iter(range(ring.num_slots))
         self._lock = threading.Lock()
         self._lanes: list[Lane] = []
@@ -211,18 +230,19 @@ class _Job:
             else None
             for k, o in zip(w.calls, only.tolist(), strict=False)
         ]
-        cold, self.io_said = self._choose(io)
-        self.direct: dict[int, Callable[[int, memoryview], int]] = {}
-        self.descriptors: dict[int, int] = {}
-        if isinstance(store, LocalStore):
-            self.direct = {f: partial(store.read_direct, self.files[f]) for f in cold}
-            if type(store) is LocalStore:
-                self.descriptors = {f: store.descriptor(self.files[f]) for f in set(w.file) - cold}
+        self.direct, self.io_said = self._choose(io)
+        self.descriptors = (
+            {f: store.descriptor(self.files[f], direct=f in self.direct) for f in set(w.file)}
+            if isinstance(store, LocalStore)
+            else {}
+        )
 
     def _choose(self, io: IO) -> tuple[frozenset[int], str]:
         """Return which files are read past the page cache, and how the choice is told."""
-        if not isinstance(self.store, LocalStore) or io == "buffered":
-            return frozenset(), "buffered: asked for" if io == "buffered" else "as the store reads"
+        if not isinstance(self.store, LocalStore) or not self.is_conducted:
+            return frozenset(), "as the store reads"
+        if io == "buffered":
+            return frozenset(), "buffered: asked for"
         w = self.windows
         used: dict[int, tuple[int, int]] = {}
         for f, low, high in zip(w.file, w.low, w.high, strict=True):
@@ -234,7 +254,7 @@ class _Job:
                 cold.append(f)
         try:
             for f in cold:
-                self.store.read_direct(self.files[f], 0, self.ring.slot(0)[1][:0])
+                self.store.descriptor(self.files[f], direct=True)
         except OSError:
             return frozenset(), "buffered: the file system has no direct I/O"
         if not cold:
@@ -242,17 +262,21 @@ class _Job:
         what = "asked for" if io == "direct" else f"the page cache does not hold {len(cold)} of {len(used)} files"
         return frozenset(cold), f"direct: {what}"
 
-    def tasks(self) -> Iterator[Task]:
-        """Yield tasks: windows in file order, then what is computed."""
+    def fill(self) -> None:
+        """Write what is constant, and wait for that and for memory that was freed: other streams write from here on."""
         for rank, d in self.derived.items():
             for batch in d.batches:
                 if batch.is_fill:
                     fill(self.arenas[rank].tensors, d, batch)
         for device in self.devices:
-            torch.cuda.synchronize(device)  # fills and memory that was freed, before other streams write
-        order = iter(range(len(self.windows)))  # shared: whoever is ready takes the next
-        for _ in range(self.readers):
-            yield partial(self._read_windows, order)
+            torch.cuda.synchronize(device)
+
+    def tasks(self) -> Iterator[Task]:
+        """Yield tasks: windows in file order, where they are not conducted; then what is computed."""
+        if not self.is_conducted:
+            order = iter(range(len(self.windows)))  # shared: whoever is ready takes the next
+            for _ in range(self.readers):
+                yield partial(self._read_windows, order)
         for rank, batches in self.others.items():
             for batch in batches:
                 parts = list(slabs(batch.piece.source, self.ring.slot_bytes))
@@ -270,95 +294,143 @@ class _Job:
         lane: Lane = local.lane
         return lane
 
-    def seconds(self, readers: int) -> dict[str, float]:
-        """Return what readers spent their time on, on average."""
-        return {name: sum(getattr(lane, name) for lane in self._lanes) / readers for name in PHASES}
+    def seconds(self) -> dict[str, float]:
+        """Return what all threads together spent their time on."""
+        return {name: sum(getattr(lane, name) for lane in self._lanes) for name in PHASES}
 
     def close(self) -> None:
         """Give back what the readers had. No copy may be under way."""
         for lane in self._lanes:
             lane.close()
 
-    def _read_windows(self, order: Iterator[int], local: Any) -> None:
-        """Read windows until no reader finds another. What is done for each is little: the interpreter has one lock."""
-        lane, failures, clock = self._lane(local), local.failures, time.perf_counter
-        w, single = self.windows, self._single
-        to_device, streams = self.driver.to_device, lane.streams
+    def conduct(self) -> None:
+        """Have all windows read by the C library's threads, and send on what has come: the work of this one thread."""
+        w, clock = self.windows, time.perf_counter
+        numbers = range(self.ring.num_slots)
+        lane = Lane(self.driver, self.devices, [self.ring.slot(n) for n in numbers], self._most)
+        self._lanes.append(lane)
+        slots, free, copying = lane.slots, deque(numbers), deque[int]()
+        reads, reading = Reads(len(numbers)), [0] * len(numbers)  # slot -> window
+        order = iter(range(len(w)))
+        window = next(order, None)
         done = 0
+        try:
+            while window is not None or reads or copying:
+                while copying and slots[copying[0]].is_free():
+                    free.append(copying.popleft())
+                while window is not None and free and len(reads) < self.readers:
+                    number = free.popleft()
+                    reading[number] = window
+                    self._begin(reads, number, slots[number], window)
+                    window = next(order, None)
+                begin = clock()
+                if not reads:
+                    if copying:
+                        slots[copying[0]].wait()
+                        lane.wait += clock() - begin
+                    continue
+                finished = reads.wait()
+                middle = clock()
+                for number, got in finished:
+                    i = reading[number]
+                    try:
+                        self._send(lane, slots[number], i, self._arrived(slots[number], i, got))
+                    except (LoadError, OSError, RuntimeError) as error:
+                        raise self._window_error(i, error) from error
+                    copying.append(number)
+                    done += w.needed[i]
+                if done >= PROGRESS_BYTES:
+                    self.on_progress(done)
+                    done = 0
+                lane.read += middle - begin
+                lane.issue += clock() - middle
+        finally:
+            reads.finish()
+        self.on_progress(done)
+
+    def _begin(self, reads: Reads, number: int, slot: Slot, i: int) -> None:
+        w = self.windows
+        file, low, high = w.file[i], w.low[i], w.high[i]
+        if file in self.direct:
+            low, high = _aligned(low, high)
+        try:
+            reads.begin(number, self.descriptors[file], low, slot.address, high - low)
+        except OSError as error:
+            raise self._window_error(i, error) from error
+
+    def _arrived(self, slot: Slot, i: int, got: int) -> int:
+        """Return the address of a window's first byte, of which ``got`` bytes were read (below 0: the error's code)."""
+        w = self.windows
+        file, low, high = w.file[i], w.low[i], w.high[i]
+        begin = _aligned(low, high)[0] if file in self.direct else low
+        if got < 0:
+            raise OSError(-got, os.strerror(-got))
+        if got < high - begin:  # the rest, or the error that there is none
+            got = max(got, low - begin)
+            self.store.readinto(self.files[file], begin + got, [slot.memory[got : high - begin]])
+        return slot.address + low - begin
+
+    def _read_windows(self, order: Iterator[int], local: Any) -> None:
+        """Read windows through the store, until no reader finds another."""
+        lane, failures, w = self._lane(local), local.failures, self.windows
         for i in order:
             if failures:
                 return
-            address, memory = lane.take()
-            begin = clock()
+            slot = lane.take()
+            begin = time.perf_counter()
             try:
-                at = self._read(address, memory, w.file[i], w.low[i], w.high[i])
-                middle = clock()
-                if (only := single[i]) is not None:
-                    to, width, device = only
-                    to_device(to, at, width, streams[device])
-                    lane.issued(device)
-                else:
-                    for call in range(w.calls[i], w.calls[i + 1]):
-                        self._issue(lane, call, at - w.low[i])
+                self.store.readinto(self.files[w.file[i]], w.low[i], [slot.memory[: w.high[i] - w.low[i]]])
+                middle = time.perf_counter()
+                self._send(lane, slot, i, slot.address)
             except (LoadError, OSError, RuntimeError) as error:
-                rows = slice(w.first[w.calls[i]], w.first[w.calls[i + 1]])
-                raise self._error(w.file[i], w.copies.tensor[rows], w.copies.device[rows], error) from error
+                raise self._window_error(i, error) from error
             lane.read += middle - begin
-            lane.issue += clock() - middle
-            done += w.needed[i]
-            if done >= PROGRESS_BYTES:
-                self.on_progress(done)
-                done = 0
-        self.on_progress(done)
+            lane.issue += time.perf_counter() - middle
+            self.on_progress(w.needed[i])
 
-    def _read(self, address: int, memory: memoryview, file: int, low: int, high: int) -> int:
-        """Fill a slot with a range of a file; return the address of its first byte."""
-        if file in self.direct:
-            begin = low // DIRECT_ALIGNMENT * DIRECT_ALIGNMENT
-            length = -(-(high - begin) // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT
-            got = self.direct[file](begin, memory[:length])
-        else:
-            begin = low
-            descriptor = self.descriptors.get(file)
-            got = os.preadv(descriptor, (memory[: high - low],), low) if descriptor is not None else 0
-        if got < high - begin:  # the rest, or the error that there is none
-            got = max(got, low - begin)
-            self.store.readinto(self.files[file], begin + got, [memory[got : high - begin]])
-        return address + low - begin
+    def _send(self, lane: Lane, slot: Slot, i: int, address: int) -> None:
+        """Make the copies of a window, whose first byte lies at an address of the slot."""
+        w = self.windows
+        if (only := self._single[i]) is not None:
+            to, width, device = only
+            stream = lane.streams[device]
+            self.driver.to_device(to, address, width, stream)
+            slot.copied(device, stream)
+            return
+        for call in range(w.calls[i], w.calls[i + 1]):
+            self._issue(lane, slot, call, address - w.low[i])
 
-    def _issue(self, lane: Lane, call: int, shift: int) -> None:
+    def _issue(self, lane: Lane, slot: Slot, call: int, shift: int) -> None:
         """Make the copies of a call; ``shift`` turns a byte of the file into an address."""
         w, driver = self.windows, self.driver
         first, stop, device = w.first[call], w.first[call + 1], w.device[call]
         low, to, width = self._low, self._to, self._width
         stream = lane.streams[device]
-        if w.is_peer[call]:
+        if w.is_peer[call]:  # what is sent on has left the slot before: it is on the same stream, after
             for i in range(first, stop):
                 origin = self._origin[i]
-                device = self._device_of[origin]
-                driver.between(to[i], to[origin], width[i], lane.streams[device])
-                lane.issued(device)
+                driver.between(to[i], to[origin], width[i], lane.streams[self._device_of[origin]])
             return
         if self._height[first] > 1:
             c = w.copies
             source, pitches = low[first] + shift, (int(c.to_pitch[first]), int(c.from_pitch[first]))
             driver.box(to[first], pitches[0], source, pitches[1], width[first], self._height[first], stream)
         elif stop - first >= BATCH and driver.has_batches:
-            c = w.copies
-            np.add(c.low[first:stop], shift, out=lane.sources[: stop - first])
+            np.add(w.copies.low[first:stop], shift, out=lane.sources[: stop - first])
             at = 8 * first
             driver.batch(self._columns[0] + at, lane.sources_address, self._columns[1] + at, stop - first, stream)
         else:
             for i in range(first, stop):
                 driver.to_device(to[i], low[i] + shift, width[i], stream)
-        lane.issued(device)
+        slot.copied(device, stream)
 
     def _operation(
         self, rank: int, batch: Batch, place: int, region: Region, part: Expression, counted: int, local: Any
     ) -> None:
         """Bring the operands of a part to the device, and compute it there."""
         lane, device = self._lane(local), self.targets[rank]
-        address, memory = lane.take()
+        slot = lane.take()
+        address, memory = slot.address, slot.memory
         stream, scratch = lane.torch_streams[device], lane.scratch(device, self.ring.slot_bytes)
         at, operands, tensors = 0, [], []
         begin = time.perf_counter()
@@ -373,7 +445,7 @@ class _Job:
                 at += -(-run.span // 16) * 16
             middle = time.perf_counter()
             self.driver.to_device(scratch.data_ptr(), address, at, lane.streams[device])
-            lane.issued(device)
+            slot.copied(device, lane.streams[device])
             with torch.cuda.stream(stream):
                 target = destination(self.arenas[rank].tensors, self.derived[rank], batch, place, region)
                 write(target, part, iter(operands))
@@ -383,6 +455,11 @@ class _Job:
         lane.read += middle - begin
         lane.operate += time.perf_counter() - middle
         self.on_progress(counted)
+
+    def _window_error(self, i: int, error: Exception) -> LoadError:
+        w = self.windows
+        rows = slice(w.first[w.calls[i]], w.first[w.calls[i + 1]])
+        return self._error(w.file[i], w.copies.tensor[rows], w.copies.device[rows], error)
 
     def _error(self, file: int, tensors: np.ndarray, devices: np.ndarray, error: Exception) -> LoadError:
         ids = list(dict.fromkeys(tensors.tolist()))

@@ -107,12 +107,18 @@ class Driver:
         """Let ``event`` stand for what is on ``stream`` by now."""
         self._check("cuEventRecord", self._record(event, stream))
 
+    def is_done(self, event: int) -> bool:
+        """Return whether what ``event`` stands for is done."""
+        status: int = self._query(event)
+        if status == _NOT_READY:
+            return False
+        self._check("cuEventQuery", status)
+        return True
+
     def wait(self, event: int) -> None:
         """Return when what ``event`` stands for is done."""
-        status = self._query(event)
-        if status == _NOT_READY:
-            status = self._synchronise(event)
-        self._check("cuEventSynchronize", status)
+        if not self.is_done(event):
+            self._check("cuEventSynchronize", self._synchronise(event))
 
     def destroy(self, event: int) -> None:
         """Give an event back."""

@@ -1,4 +1,4 @@
-"""What one reader has to itself while it loads onto devices: its slots, and on each device a stream."""
+"""What one thread has to itself while it loads onto devices: slots of page-locked memory, and on each device a stream."""
 
 from __future__ import annotations
 
@@ -12,49 +12,74 @@ import torch
 from loadmaster.loader.driver import Driver
 
 PHASES: Final = ("read", "wait", "issue", "operate")
-"""What a reader spends its time on, in seconds: attributes of a lane."""
+"""What a thread spends its time on, in seconds: attributes of a lane."""
+
+
+class Slot:
+    """Page-locked memory that is filled from a file, then copied to devices. Made by the thread that uses it."""
+
+    def __init__(self, driver: Driver, devices: Sequence[torch.device], address: int, memory: memoryview) -> None:
+        self.address, self.memory = address, memory
+        self._driver = driver
+        self._events: list[int] = []  # by device
+        for device in devices:
+            torch.cuda.set_device(device)
+            self._events.append(driver.event())
+        self._waiting: list[int] = []
+
+    def copied(self, device: int, stream: int) -> None:
+        """Remember that all that is on a stream of a device (its index) by now may read the slot."""
+        event = self._events[device]
+        self._driver.record(event, stream)
+        if event not in self._waiting:
+            self._waiting.append(event)
+
+    def is_free(self) -> bool:
+        """Return whether no copy reads the slot any more."""
+        if all(map(self._driver.is_done, self._waiting)):
+            self._waiting.clear()
+            return True
+        return False
+
+    def wait(self) -> None:
+        """Return when no copy reads the slot any more."""
+        for event in self._waiting:
+            self._driver.wait(event)
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """Give the events back. No copy may be under way."""
+        for event in self._events:
+            self._driver.destroy(event)
+        self._events.clear()
+        self._waiting.clear()
 
 
 class Lane:
-    """Slots taken in turns. Made by the thread that uses it; ``most`` copies are in the largest batch."""
+    """Slots that are taken in turns, and the streams they are copied on. ``most`` copies are in the largest batch."""
 
     def __init__(
         self, driver: Driver, devices: Sequence[torch.device], slots: Sequence[tuple[int, memoryview]], most: int
     ) -> None:
-        self._driver = driver
         self._devices = devices
-        self._slots = slots
-        self._events: list[list[int]] = [[] for _ in slots]  # by slot and device
-        self._waiting: list[list[int]] = [[] for _ in slots]  # events of copies that still read from a slot
+        self.slots = [Slot(driver, devices, address, memory) for address, memory in slots]
+        torch.cuda.set_device(devices[0])  # the driver wants a thread to have a device
         self._turn = 0
         self.torch_streams = [torch.cuda.Stream(d) for d in devices]
         self.streams = [s.cuda_stream for s in self.torch_streams]
-        for device in reversed(devices):  # the driver wants a thread to have a device: the first, after this
-            torch.cuda.set_device(device)
-            for events in self._events:
-                events.insert(0, driver.event())
         self._scratch: dict[int, torch.Tensor] = {}
         self.sources = np.empty(most, dtype=np.int64)
         self.sources_address = int(self.sources.ctypes.data)
         self.read = self.wait = self.issue = self.operate = 0.0
 
-    def take(self) -> tuple[int, memoryview]:
-        """Return address and memory of the next slot, once the copies from it are done."""
-        self._turn = turn = (self._turn + 1) % len(self._slots)
-        if waiting := self._waiting[turn]:
-            begin = time.perf_counter()
-            for event in waiting:
-                self._driver.wait(event)
-            waiting.clear()
-            self.wait += time.perf_counter() - begin
-        return self._slots[turn]
-
-    def issued(self, device: int) -> None:
-        """Remember that the slot in hand is read by all that is on the stream of a device (its index here) by now."""
-        event = self._events[self._turn][device]
-        self._driver.record(event, self.streams[device])
-        if event not in self._waiting[self._turn]:
-            self._waiting[self._turn].append(event)
+    def take(self) -> Slot:
+        """Return the next slot, once the copies from it are done."""
+        self._turn = (self._turn + 1) % len(self.slots)
+        slot = self.slots[self._turn]
+        begin = time.perf_counter()
+        slot.wait()
+        self.wait += time.perf_counter() - begin
+        return slot
 
     def scratch(self, device: int, num_bytes: int) -> torch.Tensor:
         """Return memory on a device ``[num_bytes]``, used in the order of the lane's stream there."""
@@ -64,8 +89,7 @@ class Lane:
         return self._scratch[device]
 
     def close(self) -> None:
-        """Give the events back. No copy may be under way."""
-        for event in (e for events in self._events for e in events):
-            self._driver.destroy(event)
-        self._events.clear()
+        """Give events and memory back. No copy may be under way."""
+        for slot in self.slots:
+            slot.close()
         self._scratch.clear()

@@ -17,9 +17,10 @@ class LoadReport:
     """What loading a rank did. ``direct_bytes`` went straight to their place, ``staged_bytes`` through staging.
 
     Onto a device all bytes pass through staging, which is page-locked; ``direct_bytes`` are then those that are copied
-    from there to their place. ``io`` says how files are read, and why. ``phases`` are seconds: ``prepare``, ``allocate``,
-    ``pin`` and ``load`` of the wall clock, which add up to ``seconds``; and of ``load``, per reader on average, ``read``
-    (from the files), ``wait`` (for a copy to leave its slot), ``issue`` (copies) and ``operate``.
+    from there to their place. ``io`` says how files are read, and why. ``phases`` are seconds: ``allocate``, ``prepare``
+    (deciding what is read together), ``pin`` (as far as it is not done by then) and ``load`` of the wall clock, which add
+    up to ``seconds``; and of ``load`` what its threads spend on waiting for ``read``s, on waiting for copies to leave
+    their slots (``wait``), on making copies (``issue``), and on operations (``operate``).
     """
 
     rank: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
@@ -17,16 +18,15 @@ SLOT_BYTES: Final = 4 * 2**20
 SLOTS_PER_READER: Final = 2
 """One is filled while the other is copied."""
 
+_CLOSED: Final = -1
 _PORTABLE: Final = 1  # cudaHostRegisterPortable: page-locked for every device
 
 
 class Ring:
     """``num_slots`` slots of ``slot_bytes`` each, and room for what direct I/O reads before and after.
 
-    Made once and used by one load after another; `close` gives the memory back. Making it takes a while: 0.1 s.
-
-    Raises:
-        LoadError: the memory cannot be page-locked.
+    The memory is page-locked by a thread in the background, which takes 0.1 s; `ready` waits for it. One ring serves one
+    load after another; `close` gives the memory back.
     """
 
     def __init__(self, num_slots: int, slot_bytes: int = SLOT_BYTES) -> None:
@@ -35,16 +35,28 @@ class Ring:
         self.num_bytes = num_slots * self._stride
         self._memory = mmap.mmap(-1, self.num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._memory.madvise(mmap.MADV_HUGEPAGE)
-        bytes_ = np.frombuffer(self._memory, dtype=np.uint8)
-        bytes_[:: mmap.PAGESIZE] = 0  # pages are made here, huge ones where there are any
-        self._address = int(bytes_.ctypes.data)
-        status = int(torch.cuda.cudart().cudaHostRegister(self._address, self.num_bytes, _PORTABLE))
-        if status:
+        self._bytes = np.frombuffer(self._memory, dtype=np.uint8)
+        self._address = int(self._bytes.ctypes.data)
+        pool = ThreadPoolExecutor(1, thread_name_prefix="ring")
+        self._locking: Future[int] = pool.submit(self._lock)
+        pool.shutdown(wait=False)
+
+    def _lock(self) -> int:
+        self._bytes[:: mmap.PAGESIZE] = 0  # pages are made here, huge ones where there are any
+        return int(torch.cuda.cudart().cudaHostRegister(self._address, self.num_bytes, _PORTABLE))
+
+    def ready(self) -> Ring:
+        """Return the ring, once its memory is page-locked.
+
+        Raises:
+            LoadError: it cannot be.
+        """
+        if status := self._locking.result():
             raise LoadError(
                 f"{self.num_bytes:,} bytes of host memory cannot be page-locked (CUDA error {status})",
                 hint="`ulimit -l` may be too low; fewer --num-readers or less --staging take less",
             )
-        self._is_open = True
+        return self
 
     def slot(self, number: int) -> tuple[int, memoryview]:
         """Return the address and the memory of a slot."""
@@ -53,12 +65,13 @@ class Ring:
 
     def close(self) -> None:
         """Let the memory go. No copy may be under way."""
-        if self._is_open:
-            self._is_open = False
+        if self._locking.exception() is None and self._locking.result() == 0:
             torch.cuda.cudart().cudaHostUnregister(self._address)
+        self._locking = Future()
+        self._locking.set_result(_CLOSED)
 
     def __enter__(self) -> Ring:
-        return self
+        return self.ready()
 
     def __exit__(self, *error: object) -> None:
         self.close()
