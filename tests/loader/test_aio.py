@@ -28,18 +28,23 @@ def descriptor(content: bytes, tmp_path: Path) -> Iterator[int]:
     os.close(opened)
 
 
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def test_every_byte_of_many_reads_at_once_and_no_descriptor_stays_open(descriptor: int, content: bytes) -> None:
     size, count = 4099, 24
     memory = mmap.mmap(-1, size * count)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    before = len(os.listdir("/proc/self/fd"))
-    reads, starts, made = Reads(count), iter(range(0, len(content), size)), {}
+    before = open_descriptors()
+    starts, made = iter(range(0, len(content), size)), {}
+    reads = Reads([address + number * size for number in range(count)])
     at: dict[int, int] = {}
 
     def begin(number: int) -> None:
         if (start := next(starts, None)) is not None:
             at[number] = start
-            reads.begin(number, descriptor, start, address + number * size, size)
+            reads.begin(number, descriptor, start, size)
 
     for number in range(count):
         begin(number)
@@ -48,26 +53,28 @@ def test_every_byte_of_many_reads_at_once_and_no_descriptor_stays_open(descripto
             made[at[number]] = memory[number * size : number * size + got]
             begin(number)
     assert b"".join(made[start] for start in sorted(made)) == content
-    assert len(os.listdir("/proc/self/fd")) == before
+    reads.close()
+    assert open_descriptors() == before
 
 
 def test_the_end_of_a_file_is_a_short_read_and_an_error_its_code(
     descriptor: int, content: bytes, tmp_path: Path
 ) -> None:
     buffer = ctypes.create_string_buffer(100)
-    reads = Reads(2)
-    reads.begin(1, descriptor, len(content) - 7, ctypes.addressof(buffer), 100)
+    reads = Reads([ctypes.addressof(buffer)] * 2)
+    reads.begin(1, descriptor, len(content) - 7, 100)
     assert reads.wait() == [(1, 7)]
     folder = os.open(tmp_path, os.O_RDONLY)
-    reads.begin(0, folder, 0, ctypes.addressof(buffer), 100)
+    reads.begin(0, folder, 0, 100)
     assert reads.wait() == [(0, -errno.EISDIR)]
+    reads.close()
     os.close(folder)
 
 
-def test_finish_waits_for_all(descriptor: int) -> None:
+def test_closing_waits_for_all(descriptor: int) -> None:
     buffer = ctypes.create_string_buffer(2**20)
-    reads = Reads(8)
+    reads = Reads([ctypes.addressof(buffer) + number * 2**17 for number in range(8)])
     for number in range(8):
-        reads.begin(number, descriptor, number, ctypes.addressof(buffer) + number * 2**17, 2**17)
-    reads.finish()
+        reads.begin(number, descriptor, number, 2**17)
+    reads.close()
     assert len(reads) == 0

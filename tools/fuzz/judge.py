@@ -32,7 +32,7 @@ from tests.loader.reference import differences
 from tools.fuzz.bases import Base, Sound, prints
 from tools.fuzz.reference import reference
 from tools.fuzz.shards import Draft
-from tools.fuzz.state import State, same_blocks, same_config, state_of
+from tools.fuzz.state import State, same_config, same_sizes, state_of
 
 OPTIONAL = ("input_scale", "input_global_scale", "g_idx")
 """Ends of the names of components that a checkpoint may leave out."""
@@ -195,7 +195,7 @@ def beside(names: set[str], all_names: Iterable[str]) -> set[str]:
 
 def _check_untouched(sound: Sound, loaded: Loaded, touched: set[str], state: State, base: Base) -> None:
     """Hold every parameter that no touched tensor goes into against the sound checkpoint's."""
-    if not same_blocks(state, base):
+    if not same_sizes(state, base):
         return
     if len(loaded) != len(sound.ranks):
         raise OracleError("ranks-differ", f"{len(loaded)} ranks, expected {len(sound.ranks)}")

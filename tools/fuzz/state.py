@@ -50,21 +50,21 @@ def state_of(base: Base, written: Mapping[str, bytes], folder: Path) -> State:
     return State(tensors, config, unsound)
 
 
-BELIEVED = ("weight_block_size", "block_structure")
-"""Config values that no header contradicts, where a tensor has as many blocks either way: what they say is followed."""
+BELIEVED = ("weight_block_size", "block_structure", "group_size")
+"""Config values that no header contradicts, where a tensor has as many factors either way: what they say is followed."""
 
 
-def blocks_said(config: Any) -> list[str]:
-    """Return the block sizes that a config states, wherever it does, as JSON."""
+def sizes_said(config: Any) -> list[Any]:
+    """Return the sizes of blocks and groups that a config states, wherever it does."""
     if not isinstance(config, dict):
         return []
-    here = [json.dumps(value) for key, value in config.items() if key in BELIEVED]
-    return here + [said for value in config.values() for said in blocks_said(value)]
+    here = [value for key, value in config.items() if key in BELIEVED]
+    return here + [said for value in config.values() for said in sizes_said(value)]
 
 
-def same_blocks(state: State, base: Base) -> bool:
-    """Return whether the config states the same block sizes."""
-    return blocks_said(state.config) == blocks_said(base.config)
+def same_sizes(state: State, base: Base) -> bool:
+    """Return whether the config states the same sizes of blocks and groups."""
+    return sizes_said(state.config) == sizes_said(base.config)
 
 
 def same_config(state: State, base: Base) -> bool:

@@ -17,10 +17,15 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
 
+import numpy as np
+
 MAX_THREADS: Final = 64
 """Most reads that the library carries out at the same time."""
 
 _SIGEV_NONE: Final = 1
+_IDLE: Final = -1
+"""In place of a code: no read is under way."""
+_AGAIN: Final = (errno.EINTR, errno.EAGAIN)
 
 
 class _Control(ctypes.Structure):
@@ -36,11 +41,25 @@ class _Control(ctypes.Structure):
         ("sigev_signo", ctypes.c_int),
         ("sigev_notify", ctypes.c_int),
         ("sigev_rest", ctypes.c_byte * 48),
-        ("internal", ctypes.c_byte * 32),
+        ("next", ctypes.c_void_p),
+        ("abs_priority", ctypes.c_int),
+        ("policy", ctypes.c_int),
+        ("code", ctypes.c_int),
+        ("got", ctypes.c_ssize_t),
         ("offset", ctypes.c_int64),
         ("reserved", ctypes.c_byte * 32),
     )
 
+
+_COLUMNS: Final = np.dtype(
+    {
+        "names": ["code", "got"],
+        "formats": [np.int32, np.int64],
+        "offsets": [_Control.code.offset, _Control.got.offset],
+        "itemsize": ctypes.sizeof(_Control),
+    }
+)
+"""What the library writes when a read is done. All at once are looked at thus, without a call for each."""
 
 _UNUSED = ("locks", "usedba", "debug")
 
@@ -70,73 +89,86 @@ def is_available() -> bool:
         file.write(b"0123456789")
         file.flush()
         buffer = ctypes.create_string_buffer(8)
-        reads = Reads(1)
-        reads.begin(0, file.fileno(), 3, ctypes.addressof(buffer), 5)
-        return list(reads.wait()) == [(0, 5)] and buffer.value == b"34567"
+        reads = Reads([ctypes.addressof(buffer)])
+        try:
+            reads.begin(0, file.fileno(), 3, 5)
+            return list(reads.wait()) == [(0, 5)] and buffer.value == b"34567"
+        finally:
+            reads.close()
 
 
 class Reads:
-    """Up to ``count`` reads under way, told apart by numbers from 0. To be used by one thread."""
+    """Reads into memory at ``addresses``, one at a time into each; they go by the numbers of these. For one thread."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, addresses: Sequence[int]) -> None:
+        count = len(addresses)
         self._controls = (_Control * count)()
-        self._address = [ctypes.addressof(c) for c in self._controls]
+        for control, address in zip(self._controls, addresses, strict=True):
+            control.buffer, control.sigev_notify = address, _SIGEV_NONE
+        columns = np.frombuffer(memoryview(self._controls), dtype=_COLUMNS)
+        self._codes, self._got = columns["code"], columns["got"]
+        self._codes[:] = _IDLE
+        self._places = [ctypes.addressof(c) for c in self._controls]
         self._list = (ctypes.c_void_p * count)()
-        self._under_way: dict[int, int] = {}  # number -> descriptor
+        self._files = [-1] * count  # whose duplicate each has
+        self._number = 0
         outer, quick = _library()
         self._suspend = outer.aio_suspend
         self._suspend.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
-        self._read, self._error, self._return = quick.aio_read, quick.aio_error, quick.aio_return
-        for function in (self._read, self._error, self._return):
-            function.argtypes = (ctypes.c_void_p,)
-        self._return.restype = ctypes.c_ssize_t
+        self._read = quick.aio_read
+        self._read.argtypes = (ctypes.c_void_p,)
+        self._return = quick.aio_return
+        self._return.argtypes, self._return.restype = (ctypes.c_void_p,), ctypes.c_ssize_t
 
     def __len__(self) -> int:
-        return len(self._under_way)
+        return self._number
 
-    def begin(self, number: int, descriptor: int, offset: int, address: int, num_bytes: int) -> None:
-        """Begin to read a range of a file to an address.
+    def begin(self, number: int, descriptor: int, offset: int, num_bytes: int) -> None:
+        """Begin to read a range of a file.
 
         Raises:
             OSError: the library cannot take another read.
         """
-        own = os.dup(descriptor)
         control = self._controls[number]
-        control.fildes, control.offset, control.buffer, control.nbytes = own, offset, address, num_bytes
-        control.sigev_notify = _SIGEV_NONE
-        if self._read(self._address[number]):
-            os.close(own)
+        if self._files[number] != descriptor:
+            self._forget(number)
+            control.fildes, self._files[number] = os.dup(descriptor), descriptor
+        control.offset, control.nbytes = offset, num_bytes
+        if self._read(self._places[number]):
+            self._codes[number] = _IDLE
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
-        self._under_way[number] = own
-        self._list[number] = self._address[number]
+        self._list[number] = self._places[number]
+        self._number += 1
 
-    def wait(self) -> Sequence[tuple[int, int]]:
+    def wait(self) -> list[tuple[int, int]]:
         """Return the reads that are done, once at least one is: their numbers, and the bytes read or minus the error's code."""
-        done = self.poll()
+        done = self._done()
         while not done:
-            if self._suspend(self._list, len(self._list), None) and ctypes.get_errno() not in (
-                errno.EINTR,
-                errno.EAGAIN,
-            ):
+            if self._suspend(self._list, len(self._list), None) and ctypes.get_errno() not in _AGAIN:
                 code = ctypes.get_errno()
                 raise OSError(code, os.strerror(code))
-            done = self.poll()
+            done = self._done()
         return done
 
-    def poll(self) -> list[tuple[int, int]]:
-        """Return the reads that are done by now."""
+    def _done(self) -> list[tuple[int, int]]:
         done = []
-        for number in list(self._under_way):
-            code = self._error(self._address[number])
-            if code != errno.EINPROGRESS:
-                got = self._return(self._address[number])
-                os.close(self._under_way.pop(number))
-                self._list[number] = None
-                done.append((number, -code if code else got))
+        for number in np.flatnonzero((self._codes != errno.EINPROGRESS) & (self._codes != _IDLE)).tolist():
+            code, got = int(self._codes[number]), self._return(self._places[number])
+            self._codes[number] = _IDLE
+            self._list[number] = None
+            self._number -= 1
+            done.append((number, -code if code else got))
         return done
 
-    def finish(self) -> None:
-        """Return when no read is under way any more; what they read is nobody's concern."""
-        while self._under_way:
+    def _forget(self, number: int) -> None:
+        if self._files[number] >= 0:
+            os.close(self._controls[number].fildes)
+            self._files[number] = -1
+
+    def close(self) -> None:
+        """Wait until no read is under way any more (what they read is nobody's concern), and close the duplicates."""
+        while self._number:
             self.wait()
+        for number in range(len(self._files)):
+            self._forget(number)

@@ -310,7 +310,7 @@ class _Job:
         lane = Lane(self.driver, self.devices, [self.ring.slot(n) for n in numbers], self._most)
         self._lanes.append(lane)
         slots, free, copying = lane.slots, deque(numbers), deque[int]()
-        reads, reading = Reads(len(numbers)), [0] * len(numbers)  # slot -> window
+        reads, reading = Reads([s.address for s in slots]), [0] * len(numbers)  # slot -> window
         order = iter(range(len(w)))
         window = next(order, None)
         done = 0
@@ -321,7 +321,7 @@ class _Job:
                 while window is not None and free and len(reads) < self.readers:
                     number = free.popleft()
                     reading[number] = window
-                    self._begin(reads, number, slots[number], window)
+                    self._begin(reads, number, window)
                     window = next(order, None)
                 begin = clock()
                 if not reads:
@@ -345,16 +345,16 @@ class _Job:
                 lane.read += middle - begin
                 lane.issue += clock() - middle
         finally:
-            reads.finish()
+            reads.close()
         self.on_progress(done)
 
-    def _begin(self, reads: Reads, number: int, slot: Slot, i: int) -> None:
+    def _begin(self, reads: Reads, number: int, i: int) -> None:
         w = self.windows
         file, low, high = w.file[i], w.low[i], w.high[i]
         if file in self.direct:
             low, high = _aligned(low, high)
         try:
-            reads.begin(number, self.descriptors[file], low, slot.address, high - low)
+            reads.begin(number, self.descriptors[file], low, high - low)
         except OSError as error:
             raise self._window_error(i, error) from error
 
