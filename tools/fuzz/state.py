@@ -50,12 +50,12 @@ def state_of(base: Base, written: Mapping[str, bytes], folder: Path) -> State:
     return State(tensors, config, unsound)
 
 
-BELIEVED = ("weight_block_size", "block_structure", "group_size")
-"""Config values that no header contradicts, where a tensor has as many factors either way: what they say is followed."""
+BELIEVED = ("weight_block_size", "block_structure", "group_size", "desc_act", "actorder")
+"""Config values that no header contradicts, where tensors have the same shapes either way: what they say is followed."""
 
 
 def sizes_said(config: Any) -> list[Any]:
-    """Return the sizes of blocks and groups that a config states, wherever it does."""
+    """Return what a config states of blocks and groups, wherever it does."""
     if not isinstance(config, dict):
         return []
     here = [value for key, value in config.items() if key in BELIEVED]
@@ -63,7 +63,7 @@ def sizes_said(config: Any) -> list[Any]:
 
 
 def same_sizes(state: State, base: Base) -> bool:
-    """Return whether the config states the same sizes of blocks and groups."""
+    """Return whether the config states the same of blocks and groups."""
     return sizes_said(state.config) == sizes_said(base.config)
 
 
