@@ -12,7 +12,7 @@ import pytest
 
 from loadmaster.loader.aio import Reads, is_available
 
-pytestmark = pytest.mark.skipif(not is_available(), reason="the C library is not glibc")
+pytestmark = pytest.mark.skipif(not is_available(4), reason="the C library is not glibc")
 
 
 @pytest.fixture

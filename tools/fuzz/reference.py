@@ -33,4 +33,6 @@ def reference(folder: Path, layout: ParallelLayout, rank: int, *, tied: bool = F
 
 def _knows(size: Any) -> bool:
     """Return whether the reference cuts blocks or groups of this size: 128 × 128, and powers of 2."""
-    return size in (None, [128, 128], -1, False, "group", "weight") or (isinstance(size, int) and size > 0 and size & (size - 1) == 0)
+    return size in (None, [128, 128], -1, False, "group", "weight") or (
+        isinstance(size, int) and size > 0 and size & (size - 1) == 0
+    )

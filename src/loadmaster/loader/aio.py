@@ -19,9 +19,6 @@ from typing import Any, Final
 
 import numpy as np
 
-MAX_THREADS: Final = 64
-"""Most reads that the library carries out at the same time."""
-
 _SIGEV_NONE: Final = 1
 _IDLE: Final = -1
 """In place of a code: no read is under way."""
@@ -78,13 +75,16 @@ def _library() -> Any:
 
 
 @cache
-def is_available() -> bool:
-    """Whether the C library is glibc on a 64-bit machine, and reads a file as it should."""
+def is_available(num_threads: int) -> bool:
+    """Whether the C library is glibc on a 64-bit machine, and reads a file as it should.
+
+    It then reads with ``num_threads`` threads, if it has not read anything before in this process; further reads wait.
+    """
     if platform.libc_ver()[0] != "glibc" or ctypes.sizeof(ctypes.c_void_p) != 8:
         return False
     if not all(hasattr(_library()[0], name) for name in ("aio_read", "aio_init")):
         return False
-    _library()[0].aio_init(ctypes.byref(_Settings(threads=MAX_THREADS, num=2 * MAX_THREADS, idle=1)))
+    _library()[0].aio_init(ctypes.byref(_Settings(threads=num_threads, num=2 * num_threads, idle=1)))
     with tempfile.TemporaryFile() as file:
         file.write(b"0123456789")
         file.flush()

@@ -26,6 +26,7 @@ from loadmaster.architectures.algebra import Expression, Region, leaves
 from loadmaster.checkpoint import LocalStore, Store
 from loadmaster.checkpoint.store import DIRECT_ALIGNMENT
 from loadmaster.errors import LoadError
+from loadmaster.kernels import blocks
 from loadmaster.loader.aio import Reads, is_available
 from loadmaster.loader.driver import Driver
 from loadmaster.loader.lane import PHASES, Lane, Slot
@@ -46,6 +47,12 @@ MAX_READERS: Final = 32
 PROGRESS_BYTES: Final = 2**26
 """Progress is told in steps of this many bytes for each reader."""
 
+KERNELS_FROM: Final = 2**30
+"""Bytes to be computed on the way from which kernels are worth a second: Triton compiles them when they are first used."""
+
+QUEUED: Final = 6
+"""Reads that wait for a thread of the C library, so that none waits for us."""
+
 BATCH: Final = 5
 """As many copies of a window go to the driver in one call; fewer are quicker one by one."""
 
@@ -59,8 +66,8 @@ def num_devices() -> int:
 
 
 def default_readers() -> int:
-    """Return how many readers to use: one a core, for a core is busy copying while it reads."""
-    return min(os.cpu_count() or 1, MAX_READERS)
+    """Return how many readers to use: a core is busy copying while it reads, and two are left for the rest."""
+    return max(min((os.cpu_count() or 1) - 2, MAX_READERS), 1)
 
 
 def slot_bytes(readers: int, staging_bytes: int | None) -> int:
@@ -207,7 +214,7 @@ class _Job:
         self.devices = sorted(set(targets.values()), key=lambda d: d.index)
         self.targets = {rank: self.devices.index(device) for rank, device in targets.items()}
         self.driver = Driver()
-        self.is_conducted = type(store) is LocalStore and is_available()
+        self.is_conducted = type(store) is LocalStore and is_available(default_readers())
         self._numbers = iter(range(ring.num_slots))
         self._lock = threading.Lock()
         self._lanes: list[Lane] = []
@@ -217,6 +224,8 @@ class _Job:
             rows, self.others[rank] = copies_of(d, addresses, self.targets[rank], self.table)
             self.direct_bytes[rank] = int((rows.width * rows.height).sum())
             made.append(rows)
+        computed = sum(b.needed_bytes for batches in self.others.values() for b in batches)
+        self.with_kernels = computed >= KERNELS_FROM and blocks.is_available()
         self.windows: Windows = windows(joined(made), ring.slot_bytes)
         w, c = self.windows, self.windows.copies
         self._low, self._to, self._width, self._height = (x.tolist() for x in (c.low, c.to, c.width, c.height))
@@ -309,7 +318,8 @@ class _Job:
         numbers = range(self.ring.num_slots)
         lane = Lane(self.driver, self.devices, [self.ring.slot(n) for n in numbers], self._most)
         self._lanes.append(lane)
-        slots, free, copying = lane.slots, deque(numbers), deque[int]()
+        slots, free, copying = lane.slots, list(numbers), deque[int]()
+        at_once = min(self.readers + QUEUED, len(slots))
         reads, reading = Reads([s.address for s in slots]), [0] * len(numbers)  # slot -> window
         order = iter(range(len(w)))
         window = next(order, None)
@@ -318,8 +328,8 @@ class _Job:
             while window is not None or reads or copying:
                 while copying and slots[copying[0]].is_free():
                     free.append(copying.popleft())
-                while window is not None and free and len(reads) < self.readers:
-                    number = free.popleft()
+                while window is not None and free and len(reads) < at_once:
+                    number = free.pop()  # the last one freed is still in the processor's cache
                     reading[number] = window
                     self._begin(reads, number, window)
                     window = next(order, None)
@@ -448,7 +458,7 @@ class _Job:
             slot.copied(device, lane.streams[device])
             with torch.cuda.stream(stream):
                 target = destination(self.arenas[rank].tensors, self.derived[rank], batch, place, region)
-                write(target, part, iter(operands))
+                write(target, part, iter(operands), with_kernels=self.with_kernels)
         except (LoadError, OSError, RuntimeError) as error:
             file = int(self.table.file[tensors[-1]])
             raise self._error(file, np.array(tensors), np.array([device]), error) from error

@@ -66,12 +66,15 @@ def evaluate(e: Expression, operands: Iterator[torch.Tensor]) -> torch.Tensor:
             raise AssertionError(f"{type(e).__name__} is not a source")
 
 
-def write(target: torch.Tensor, e: Expression, operands: Iterator[torch.Tensor]) -> None:
-    """Write the values of a piece's source to a part of a parameter: in one pass where a kernel has it."""
+def write(target: torch.Tensor, e: Expression, operands: Iterator[torch.Tensor], *, with_kernels: bool = False) -> None:
+    """Write the values of a piece's source to a part of a parameter; on a GPU in one pass, ``with_kernels`` that have it.
+
+    The bits are the same either way.
+    """
     decode = e.operand if isinstance(e, Cast) else e
-    if isinstance(decode, Decode) and decode.format.name == "fp8_block" and target.is_cuda and target.dim() == 2:
+    if with_kernels and isinstance(decode, Decode) and decode.format.name == "fp8_block" and target.dim() == 2:
         values, scale = (evaluate(o, operands) for o in decode.operands)
-        if blocks.is_available() and target.stride(1) == 1 and values.stride(1) == 1:
+        if target.stride(1) == 1 and values.stride(1) == 1:
             rows, columns = decode.format.block
             phase = (decode.origin[0] % rows, decode.origin[1] % columns)
             blocks.dequantise_blocks_into(target, values, scale, (rows, columns), phase)
