@@ -210,6 +210,7 @@ def test_a_name_that_stands_twice_is_found_whatever_its_first_entry_looks_like()
         b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
         b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[8]}}',
         b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[+0,4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-0, 4]}}',
         b'{"a\x01":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
     ],
 )

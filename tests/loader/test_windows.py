@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,10 @@ def test_every_rank_of_a_host_gets_what_it_gets_alone(checkpoint: Path, layout: 
             _compute(plan, r, batch, arenas[r])
     w = windows(joined(made), slot_bytes)
     sent = carry_out(w, plan, np.empty(slot_bytes, np.uint8))
-    assert list(zip(w.file, w.low, strict=True)) == sorted(zip(w.file, w.low, strict=True))
+    needed_by = [tuple(sorted(set(w.copies.device[w.first[a] : w.first[b]]))) for a, b in pairwise(w.calls)]
+    for devices in set(needed_by):
+        own = [(w.file[i], w.low[i]) for i in range(len(w)) if needed_by[i] == devices]
+        assert own == sorted(own)
     assert sum(w.high) - sum(w.low) <= union_bytes(plan) + CLOSE * len(w)
     wanted = sum(int((rows.width * rows.height).sum()) for rows in made)
     assert sent == wanted if len(made) == plan.layout.pipeline_parallel_size else sent < wanted
@@ -156,3 +160,9 @@ def test_both_halves_of_a_row_parallel_tensor_are_read_at_once() -> None:
 def test_nothing_to_copy_is_no_window() -> None:
     assert len(windows(joined([]), 4096)) == 0
     assert len(windows(rows((0, 0, 0, 1, 0, 0, 0, 0)), 4096)) == 0
+
+
+def test_devices_that_need_different_bytes_take_turns_and_end_together() -> None:
+    mine = [(i * 1000, 0, 1000, 1, 1000, 1000, i * 1000, 0) for i in range(8)]
+    its = [(10**6 + i * 1000, 0, 1000, 1, 1000, 1000, 10**6 + i * 1000, 1) for i in range(4)]
+    assert windows(rows(*mine, *its), 1000).device == [0, 0, 1] * 4

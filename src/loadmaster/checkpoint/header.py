@@ -258,7 +258,12 @@ def _refuse_duplicates(file: str, text: bytes) -> None:
             made[key] = value
         return made
 
+    def integer(text: str) -> int:
+        if text == "-0":
+            raise _refuse(file, "a number is -0, expected an integer from 0 on")
+        return int(text)
+
     try:
-        json.loads(text, object_pairs_hook=strict)
+        json.loads(text, object_pairs_hook=strict, parse_int=integer)
     except (ValueError, RecursionError) as error:
         raise _refuse(file, f"the header is not JSON: {error}") from error

@@ -50,6 +50,9 @@ PROGRESS_BYTES: Final = 2**26
 KERNELS_FROM: Final = 2**30
 """Bytes to be computed on the way from which kernels are worth a second: Triton compiles them when they are first used."""
 
+STREAMS: Final = 4
+"""Of each device, that windows are copied on."""
+
 QUEUED: Final = 6
 """Reads that wait for a thread of the C library, so that none waits for us."""
 
@@ -316,18 +319,21 @@ class _Job:
         """Have all windows read by the C library's threads, and send on what has come: the work of this one thread."""
         w, clock = self.windows, time.perf_counter
         numbers = range(self.ring.num_slots)
-        lane = Lane(self.driver, self.devices, [self.ring.slot(n) for n in numbers], self._most)
+        slots = [self.ring.slot(n) for n in numbers]
+        lane = Lane(self.driver, self.devices, slots, self._most, num_streams=STREAMS)
         self._lanes.append(lane)
-        slots, free, copying = lane.slots, list(numbers), deque[int]()
-        at_once = min(self.readers + QUEUED, len(slots))
-        reads, reading = Reads([s.address for s in slots]), [0] * len(numbers)  # slot -> window
+        free = list(numbers)
+        copying = [deque[int]() for _ in self.devices]  # slots, by the device that is copied to first
+        at_once = min(self.readers + QUEUED, len(numbers))
+        reads, reading = Reads([s.address for s in lane.slots]), [0] * len(numbers)  # slot -> window
         order = iter(range(len(w)))
         window = next(order, None)
         done = 0
         try:
-            while window is not None or reads or copying:
-                while copying and slots[copying[0]].is_free():
-                    free.append(copying.popleft())
+            while window is not None or reads or any(copying):
+                for under_way in copying:
+                    while under_way and lane.slots[under_way[0]].is_free():
+                        free.append(under_way.popleft())
                 while window is not None and free and len(reads) < at_once:
                     number = free.pop()  # the last one freed is still in the processor's cache
                     reading[number] = window
@@ -335,19 +341,19 @@ class _Job:
                     window = next(order, None)
                 begin = clock()
                 if not reads:
-                    if copying:
-                        slots[copying[0]].wait()
-                        lane.wait += clock() - begin
+                    for under_way in filter(None, copying):
+                        lane.slots[under_way[0]].wait()
+                    lane.wait += clock() - begin
                     continue
                 finished = reads.wait()
                 middle = clock()
                 for number, got in finished:
-                    i = reading[number]
+                    i, slot = reading[number], lane.slots[number]
                     try:
-                        self._send(lane, slots[number], i, self._arrived(slots[number], i, got))
+                        self._send(lane, slot, i, self._arrived(slot, i, got))
                     except (LoadError, OSError, RuntimeError) as error:
                         raise self._window_error(i, error) from error
-                    copying.append(number)
+                    copying[w.device[w.calls[i]]].append(number)
                     done += w.needed[i]
                 if done >= PROGRESS_BYTES:
                     self.on_progress(done)
@@ -403,9 +409,8 @@ class _Job:
         w = self.windows
         if (only := self._single[i]) is not None:
             to, width, device = only
-            stream = lane.streams[device]
-            self.driver.to_device(to, address, width, stream)
-            slot.copied(device, stream)
+            self.driver.to_device(to, address, width, slot.streams[device])
+            slot.copied(device)
             return
         for call in range(w.calls[i], w.calls[i + 1]):
             self._issue(lane, slot, call, address - w.low[i])
@@ -415,11 +420,11 @@ class _Job:
         w, driver = self.windows, self.driver
         first, stop, device = w.first[call], w.first[call + 1], w.device[call]
         low, to, width = self._low, self._to, self._width
-        stream = lane.streams[device]
+        stream = slot.streams[device]
         if w.is_peer[call]:  # what is sent on has left the slot before: it is on the same stream, after
             for i in range(first, stop):
                 origin = self._origin[i]
-                driver.between(to[i], to[origin], width[i], lane.streams[self._device_of[origin]])
+                driver.between(to[i], to[origin], width[i], slot.streams[self._device_of[origin]])
             return
         if self._height[first] > 1:
             c = w.copies
@@ -432,7 +437,7 @@ class _Job:
         else:
             for i in range(first, stop):
                 driver.to_device(to[i], low[i] + shift, width[i], stream)
-        slot.copied(device, stream)
+        slot.copied(device)
 
     def _operation(
         self, rank: int, batch: Batch, place: int, region: Region, part: Expression, counted: int, local: Any
@@ -454,8 +459,8 @@ class _Job:
                 operands.append(view_of_span(view, scratch[at : at + run.span]))
                 at += -(-run.span // 16) * 16
             middle = time.perf_counter()
-            self.driver.to_device(scratch.data_ptr(), address, at, lane.streams[device])
-            slot.copied(device, lane.streams[device])
+            self.driver.to_device(scratch.data_ptr(), address, at, slot.streams[device])
+            slot.copied(device)
             with torch.cuda.stream(stream):
                 target = destination(self.arenas[rank].tensors, self.derived[rank], batch, place, region)
                 write(target, part, iter(operands), with_kernels=self.with_kernels)

@@ -16,10 +16,21 @@ PHASES: Final = ("read", "wait", "issue", "operate")
 
 
 class Slot:
-    """Page-locked memory that is filled from a file, then copied to devices. Made by the thread that uses it."""
+    """Page-locked memory that is filled from a file, then copied to devices. Made by the thread that uses it.
 
-    def __init__(self, driver: Driver, devices: Sequence[torch.device], address: int, memory: memoryview) -> None:
+    ``streams`` are those its copies go on, one a device.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        devices: Sequence[torch.device],
+        streams: Sequence[torch.cuda.Stream],
+        address: int,
+        memory: memoryview,
+    ) -> None:
         self.address, self.memory = address, memory
+        self.streams = [s.cuda_stream for s in streams]
         self._driver = driver
         self._events: list[int] = []  # by device
         for device in devices:
@@ -27,10 +38,10 @@ class Slot:
             self._events.append(driver.event())
         self._waiting: list[int] = []
 
-    def copied(self, device: int, stream: int) -> None:
-        """Remember that all that is on a stream of a device (its index) by now may read the slot."""
+    def copied(self, device: int) -> None:
+        """Remember that all that is on the stream of a device (its index) by now may read the slot."""
         event = self._events[device]
-        self._driver.record(event, stream)
+        self._driver.record(event, self.streams[device])
         if event not in self._waiting:
             self._waiting.append(event)
 
@@ -56,17 +67,30 @@ class Slot:
 
 
 class Lane:
-    """Slots that are taken in turns, and the streams they are copied on. ``most`` copies are in the largest batch."""
+    """Slots that are taken in turns. ``most`` copies are in the largest batch.
+
+    Between two copies on one stream a device's copy engine rests for 15 µs; with ``num_streams``, dealt out to the slots,
+    the next copy is ready when one ends. Slots of a lane with one stream may be used with `scratch`.
+    """
 
     def __init__(
-        self, driver: Driver, devices: Sequence[torch.device], slots: Sequence[tuple[int, memoryview]], most: int
+        self,
+        driver: Driver,
+        devices: Sequence[torch.device],
+        slots: Sequence[tuple[int, memoryview]],
+        most: int,
+        *,
+        num_streams: int = 1,
     ) -> None:
         self._devices = devices
-        self.slots = [Slot(driver, devices, address, memory) for address, memory in slots]
+        streams = [[torch.cuda.Stream(d) for d in devices] for _ in range(num_streams)]
+        self.torch_streams = streams[0]
+        self.slots = [
+            Slot(driver, devices, streams[i % num_streams], address, memory)
+            for i, (address, memory) in enumerate(slots)
+        ]
         torch.cuda.set_device(devices[0])  # the driver wants a thread to have a device
         self._turn = 0
-        self.torch_streams = [torch.cuda.Stream(d) for d in devices]
-        self.streams = [s.cuda_stream for s in self.torch_streams]
         self._scratch: dict[int, torch.Tensor] = {}
         self.sources = np.empty(most, dtype=np.int64)
         self.sources_address = int(self.sources.ctypes.data)

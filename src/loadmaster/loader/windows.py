@@ -124,7 +124,7 @@ def num_bytes_of(shape: Sequence[int], width: int) -> int:
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows in file order, and the copies in the order of their windows.
+    """Windows in file order (where devices need different ones: that of each, by turns), and the copies in their order.
 
     Window ``w`` reads bytes ``low[w]`` to ``high[w]`` of ``file[w]``, and issues the calls ``calls[w]`` to
     ``calls[w + 1]``. Call ``c`` is for the copies ``first[c]`` to ``first[c + 1]``: all to one device, and all single runs
@@ -172,7 +172,8 @@ def windows(copies: Copies, slot_bytes: int) -> Windows:
     high = np.maximum.reduceat(high, starts) if len(starts) else starts
     needed = np.add.reduceat(parts.width * parts.height, starts) if len(starts) else starts
     file = parts.file[starts]
-    in_order = np.lexsort((low, file))
+    devices = np.bitwise_or.reduceat(1 << parts.device, starts) if len(starts) else starts
+    in_order = _alternate(np.lexsort((low, file)), devices, needed)
     rank = np.empty_like(in_order)
     rank[in_order] = np.arange(len(in_order))
     window = rank[window]
@@ -206,6 +207,19 @@ def windows(copies: Copies, slot_bytes: int) -> Windows:
         is_peer=is_peer[first].tolist(),
         origin=origin,
     )
+
+
+def _alternate(in_order: I64, devices: I64, num_bytes: I64) -> I64:
+    """Let windows for the same devices (sets of bits) keep their order, and different ones take turns and end together.
+
+    A stage's windows come before the next one's in the files: in that order, one link would be used at a time.
+    """
+    place = np.empty(len(in_order))
+    for bits in set(devices.tolist()):
+        own = in_order[devices[in_order] == bits]
+        done = np.cumsum(num_bytes[own])
+        place[own] = done / done[-1]
+    return in_order[np.argsort(place[in_order], kind="stable")]
 
 
 def _cut(copies: Copies, slot_bytes: int) -> Copies:

@@ -228,8 +228,10 @@ def _build(checkpoint: Checkpoint, layout: ParallelLayout, dtype: str | None) ->
 
 
 def _commonest_plain(table: TensorTable) -> str:
-    counts: dict[str, int] = {}
-    for signature, count in zip(table.signatures, np.bincount(table.signature).tolist(), strict=False):
+    """Return the plain number format of most bytes: scales are many, and small."""
+    counts: dict[str, float] = {}
+    num_bytes = np.bincount(table.signature, weights=table.nbytes).tolist()
+    for signature, count in zip(table.signatures, num_bytes, strict=False):
         d = signature.dtype
         if d in ("BF16", "F16", "F32"):
             counts[d] = counts.get(d, 0) + count

@@ -34,8 +34,10 @@ class Cut:
 
 
 def _commonest(stored: Arrays) -> torch.dtype:
-    """The number format of most plain tensors: a model's, where its config names none."""
-    plain = Counter(t.dtype for t in stored.values() if t.dtype in DTYPES.values())
+    """The number format of most bytes of plain tensors: a model's, where its config names none."""
+    plain = Counter[torch.dtype]()
+    for t in stored.values():
+        plain[t.dtype] += t.nbytes if t.dtype in DTYPES.values() else 0
     return plain.most_common(1)[0][0]
 
 
