@@ -1,6 +1,6 @@
 """Loading a stage of GLM-5.1-FP8 onto GPUs: loadmaster, its floor, and the peers, in the same run.
 
-    python benchmarks/load_gpu.py FOLDER --make [--layers 3]                 write the checkpoint: full width, random bytes
+    python benchmarks/load_gpu.py FOLDER --make [--layers 3] [--small]       write the checkpoint: full width, random bytes
     python benchmarks/load_gpu.py FOLDER [--layout "-tp 2"] [--runs 2] [--cold] [--only NAME …] [--results FILE]
 
 Every way is a process of its own, which loads twice: into parameters as a model has them (experts stacked and fused, all
@@ -33,8 +33,14 @@ STARTED = time.time()
 SHARDS = 16
 
 
-def make(path: Path, layers: int) -> None:
-    """Write ``layers`` sparse layers of GLM-5.1-FP8 at full width: 9.7 GB each, embedding and head 1.9 GB each."""
+SMALL = {"hidden_size": 256, "moe_intermediate_size": 128, "intermediate_size": 256, "vocab_size": 1024}
+
+
+def make(path: Path, layers: int, *, small: bool) -> None:
+    """Write ``layers`` sparse layers of GLM-5.1-FP8 at full width: 9.7 GB each, embedding and head 1.9 GB each.
+
+    ``small``: as many tensors, of 32 KiB: what is left is what each tensor costs.
+    """
     import numpy as np
     import orjson
 
@@ -46,6 +52,7 @@ def make(path: Path, layers: int) -> None:
         "num_hidden_layers": layers,
         "first_k_dense_replace": 0,
         "num_nextn_predict_layers": 0,
+        **(SMALL if small else {}),
     }
     entries = inventory(preset, config)
     total = sum(e.signature.num_bytes for e in entries)
@@ -357,6 +364,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--make", action="store_true")
     parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--small", action="store_true", help="with --make: as many tensors, but of 32 KiB each")
     parser.add_argument("--layout", default="")
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--cold", action="store_true")
@@ -369,7 +377,7 @@ def main() -> None:
     parser.add_argument("--world", type=int, default=1, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.make:
-        make(args.folder, args.layers)
+        make(args.folder, args.layers, small=args.small)
         return
     if args.one:
         child(args)
@@ -406,7 +414,11 @@ def main() -> None:
             if "phases" in last:
                 words = " ".join(f"{k} {v:.3f}" for k, v in last["phases"].items())
                 rate = last["bytes"] / last["phases"]["load"] / 1e9
-                print(f"    load alone {rate:.1f} GB/s; plan {last['plan']:.3f} {words}; {last['io']}", flush=True)
+                each = 1e6 * (last["phases"]["prepare"] + last["phases"]["load"]) / last["tensors"]
+                print(
+                    f"    load alone {rate:.1f} GB/s, {each:.1f} µs a tensor; plan {last['plan']:.3f} {words}; {last['io']}",
+                    flush=True,
+                )
             taken[way].append(found)
     best = {
         w: statistics.median(p["bytes"] / p["seconds"] / 1e9 for f in made for p in f.get("passes", [])[-1:])
