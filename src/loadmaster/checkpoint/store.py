@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import threading
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -48,11 +46,6 @@ class Store(Protocol):
         Raises:
             LoadError: the file ends before that; names file and offset.
         """
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
 
 
 class LocalStore:
@@ -96,7 +89,11 @@ class LocalStore:
 
         Where the system does not tell (a file that is another user's, say), it answers that all of it is.
         """
+        import ctypes  # takes a while, and planning does without
+
         pages, samples = 16, 64
+        mincore = ctypes.CDLL(None, use_errno=True).mincore
+        mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
         size = self.size(name)
         if not size:
             return 1.0
@@ -107,10 +104,7 @@ class LocalStore:
             for sample in range(samples):
                 at = (start + (stop - start) * sample // samples) // mmap.PAGESIZE * mmap.PAGESIZE
                 length = min(pages * mmap.PAGESIZE, size - at)
-                status = _libc().mincore(
-                    ctypes.c_void_p(view.ctypes.data + at), ctypes.c_size_t(length), ctypes.c_void_p(flags.ctypes.data)
-                )
-                if status:
+                if mincore(view.ctypes.data + at, length, flags.ctypes.data):
                     return 1.0
                 count = -(-length // mmap.PAGESIZE)
                 held, total = held + int((flags[:count] & 1).sum()), total + count
