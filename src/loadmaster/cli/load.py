@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from loadmaster.cli.options import add_capacity_arguments, add_model_arguments, positive, size
@@ -38,6 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="budget of staging memory (default: 256MiB; onto GPUs 8MiB a reader)",
     )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="checksum every parameter where it lies, and hold it against the manifest that the first such load wrote",
+    )
+    parser.add_argument(
+        "--manifest", type=Path, metavar="FILE", help="the manifest (default: by the plan's hash, in the user's cache)"
+    )
     parser.add_argument("--digest", action="store_true", help="add shape, dtype and SHA-256 of every parameter")
 
 
@@ -63,7 +73,14 @@ def run(args: argparse.Namespace) -> int:
     ranks = range(plan.num_ranks) if args.rank is None else [args.rank]
 
     from loadmaster.cli.progress import ByteProgress
-    from loadmaster.loader import load_rank, load_ranks, num_devices
+    from loadmaster.loader import LoadedRank, Manifest, checksums, load_rank, load_ranks, num_devices
+
+    manifest = Manifest(plan, args.manifest)
+
+    def verify(loaded: LoadedRank) -> dict[str, Any]:
+        begin = time.perf_counter()
+        known = manifest.check(loaded.report.rank, checksums(loaded))
+        return {"manifest": str(manifest.path), "first": not known, "seconds": time.perf_counter() - begin}
 
     reports: list[dict[str, Any]] = []
     total = sum(proof.ranks[r].needed_bytes for r in ranks)
@@ -85,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
                 loaded = load_ranks(plan, devices, ring=preparing.result(), io=args.io, **options)
             for rank_loaded in loaded.values():
                 report = rank_loaded.report.as_json()
+                if args.verify:
+                    report["verified"] = verify(rank_loaded)
                 if args.digest:
                     report["params"] = rank_loaded.digest()
                 reports.append(report)

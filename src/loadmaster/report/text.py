@@ -171,4 +171,8 @@ def print_load(console: Console, result: dict[str, Any]) -> None:
         if r["phases"]:
             spent = ", ".join(f"{name} {seconds:.3f}" for name, seconds in r["phases"].items())
             console.print(f"rank {r['rank']} on {r['device']}, {r['io']}; seconds: {spent}", highlight=False)
+        if verified := r.get("verified"):
+            how = "written to" if verified["first"] else "held against"
+            words = f"rank {r['rank']}: checksums {how} {verified['manifest']} in {verified['seconds']:.3f} s"
+            console.print(words, highlight=False)
     console.print(f"[bold green]loaded[/] {gib(result['needed_bytes'])} in {result['seconds']:.2f} s", highlight=False)
