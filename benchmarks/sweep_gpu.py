@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from load_gpu import plan_of
 
-from loadmaster.loader import device as loading
-from loadmaster.loader import load_ranks
+from loadmaster.loader import load_ranks, transfer
 from loadmaster.loader.ring import Ring
 
 SETTINGS = (
@@ -41,11 +40,10 @@ def main() -> None:
     devices = {rank: f"cuda:{rank}" for rank in range(plan.num_ranks)}
     for device in devices.values():
         torch.zeros(1, device=device)
-    loading.SLOTS_PER_READER = 1  # the ring says how many there are
     rates: dict[str, list[float]] = {}
     for _ in range(args.passes):
         for readers, kib, slots, streams in SETTINGS:
-            loading.STREAMS = streams
+            transfer.STREAMS = streams
             with Ring(slots, kib * 1024) as ring:
                 loaded = load_ranks(plan, devices, ring=ring, num_readers=readers)
             reports = [x.report for x in loaded.values()]

@@ -5,9 +5,8 @@ import torch
 
 from loadmaster.kernels.blocks import dequantise_blocks_into
 from loadmaster.kernels.dequantise import dequantise_blocks
-from tests.gpu import needs_gpu
 
-pytestmark = needs_gpu
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("out", [torch.bfloat16, torch.float16, torch.float32])

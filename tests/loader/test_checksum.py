@@ -16,7 +16,6 @@ from loadmaster.loader.checksum import _ROW, Manifest, _weights, checksum, check
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan
 from loadmaster.synth import PRESETS, write_tiny
-from tests.gpu import needs_gpu
 
 
 def slowly(data: bytes) -> int:
@@ -57,7 +56,7 @@ def test_odd_offsets_and_dtypes() -> None:
         assert checksum(base[1:801].clone().view(dtype)) == slowly(base[1:801].numpy().tobytes())
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_the_first_load_writes_and_the_next_is_held_against_it(device: str, tmp_path: Path) -> None:
     write_tiny(PRESETS["glm-5.1-fp8"], tmp_path / "m")
     plan = build_plan(open_checkpoint(tmp_path / "m"), ParallelLayout(pipeline_parallel_size=2))

@@ -1,4 +1,7 @@
-"""Onto GPUs: the same bytes as on the host, in every layout; and what happens when something fails."""
+"""Onto GPUs: the same bytes as `load_rank` gives on the host, in every layout; and what happens when something fails.
+
+Where there is no GPU, the host stands in for two (`tests.loader.host`): all but the driver is tested there as well.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,13 @@ import torch
 
 from loadmaster.checkpoint import LocalStore, open_checkpoint
 from loadmaster.errors import LayoutError, LoadError
-from loadmaster.loader import device as loading
-from loadmaster.loader import load_rank, load_ranks
+from loadmaster.loader import load_rank, load_ranks, transfer
 from loadmaster.loader.memory import DeviceArena
 from loadmaster.loader.ring import Ring
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan, build_plan
 from loadmaster.synth import PRESETS, write_tiny
-from tests.gpu import needs_gpu, needs_two
+from tests.loader.host import pretend
 
 LAYOUTS = [
     ParallelLayout(),
@@ -32,6 +34,15 @@ LAYOUTS = [
     ParallelLayout(tensor_parallel_size=2, enable_expert_parallel=True),
     ParallelLayout(pipeline_parallel_size=2, tensor_parallel_size=2),
 ]
+
+
+REAL = torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def _devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not REAL:
+        pretend(monkeypatch)
 
 
 @pytest.fixture
@@ -43,7 +54,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
         made(self, *args)  # type: ignore[arg-type]
         for tensor in self.tensors.values():
             tensor.view(torch.uint8).fill_(0xA5)
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(None)
 
     monkeypatch.setattr(DeviceArena, "__init__", init)
 
@@ -60,7 +71,7 @@ def assert_same(plan: Plan, devices: dict[int, str], **options: object) -> None:
         expected = load_rank(plan, rank).tensors
         assert loaded[rank].tensors.keys() == expected.keys()
         for name, tensor in loaded[rank].tensors.items():
-            assert str(tensor.device) == devices[rank]
+            assert not REAL or str(tensor.device) == devices[rank]
             assert torch.equal(tensor.cpu().view(torch.uint8), expected[name].view(torch.uint8)), (rank, name)
 
 
@@ -74,8 +85,6 @@ def layouts(path: Path, drafts: int = 0) -> Iterator[Plan]:
 
 @pytest.mark.usefixtures("poisoned")
 class TestBytes:
-    pytestmark = needs_gpu
-
     @pytest.mark.parametrize("preset", PRESETS)
     def test_every_family_in_every_layout(self, preset: str, tmp_path: Path) -> None:
         write_tiny(PRESETS[preset], tmp_path, num_shards=2)
@@ -98,7 +107,7 @@ class TestBytes:
     def test_one_copy_at_a_time_where_the_driver_has_no_batches(
         self, tiny: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(loading.Driver, "has_batches", property(lambda self: False))
+        monkeypatch.setattr(transfer.Driver, "has_batches", property(lambda self: False))
         assert_same(build_plan(open_checkpoint(tiny)), {0: "cuda:0"})
 
     def test_progress_adds_up(self, tiny: Path) -> None:
@@ -109,9 +118,8 @@ class TestBytes:
 
 
 @pytest.mark.usefixtures("poisoned")
+@pytest.mark.skipif(REAL and torch.cuda.device_count() < 2, reason="there is one GPU")
 class TestTwoDevices:
-    pytestmark = needs_two
-
     @pytest.mark.parametrize("preset", ["glm-5.1-fp8", "qwen3-moe", "gpt-oss", "llama", "kimi-k2-int4", "gemma-3"])
     def test_what_both_need_reaches_both(self, preset: str, tmp_path: Path) -> None:
         write_tiny(PRESETS[preset], tmp_path, num_shards=2)
@@ -136,8 +144,6 @@ class Failing(LocalStore):
 
 
 class TestFaults:
-    pytestmark = needs_gpu
-
     @pytest.mark.parametrize("number", [1, 2, 7])
     @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), LoadError("it ends at byte 7")])
     def test_a_read_that_fails_is_named_and_nothing_stays_pinned(
@@ -147,7 +153,7 @@ class TestFaults:
         close = Ring.close
         monkeypatch.setattr(Ring, "close", lambda self: (closed.append(self), close(self))[1])
         plan = build_plan(open_checkpoint(tiny))
-        before = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_allocated() if REAL else 0
         begin = time.monotonic()
         with Failing(tiny, number, error) as store, pytest.raises(LoadError) as failed:
             load_ranks(plan, {0: "cuda:0"}, store=store, io="buffered", staging_bytes=1)
@@ -161,7 +167,7 @@ class TestFaults:
         error.__traceback__ = None  # its frames hold what was loaded
         del failed
         gc.collect()
-        assert torch.cuda.memory_allocated() == before
+        assert not REAL or torch.cuda.memory_allocated() == before
 
     def test_a_reader_that_raises_something_else_ends_the_load(self, tiny: Path) -> None:
         plan = build_plan(open_checkpoint(tiny))
@@ -190,6 +196,7 @@ class TestFaults:
         with pytest.raises(LoadError, match="changed since it was planned"):
             load_ranks(plan, {0: "cuda:0"})
 
+    @pytest.mark.gpu
     def test_too_little_device_memory_is_said_before_anything_is_read(
         self, tiny: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -200,6 +207,7 @@ class TestFaults:
         with pytest.raises(LoadError, match=r"rank 0: its parameters take [\d,]+ bytes, and cuda:0 has 1,000 free"):
             load_ranks(plan, {0: "cuda:0"})
 
+    @pytest.mark.gpu
     def test_ctrl_c_ends_it_within_five_seconds(self, tiny: Path) -> None:
         code = f"""
 import signal, time, sys

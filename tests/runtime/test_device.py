@@ -11,9 +11,8 @@ from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan
 from loadmaster.runtime import Engine, SamplingParams
 from loadmaster.synth import PRESETS, write_tiny
-from tests.gpu import needs_gpu
 
-pytestmark = needs_gpu
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("num_stages", [1, 2])

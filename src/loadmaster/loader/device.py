@@ -1,76 +1,29 @@
 """Loading onto GPUs: files → page-locked slots → devices, for one rank or for several of one host at once.
 
-Readers take windows in file order. Each fills a slot of page-locked memory, has the copies made from there to where the
-plan says, and turns to its other slot meanwhile; row-parallel cuts are copied as boxes, so that the processor never
-gathers. What several ranks need is read once, sent to one device, and from there to the others. What must be computed is
-computed on the device, from operands that went there the same way.
-
-Copies straight from a registered mapping of the file were measured too: the driver registers 30 GB/s on any number of
-threads, and 21 GB/s arrive while copies run; the slots reach 50 of the link's 55 (benchmarks/floor.py).
+What several ranks need is read once, sent to one device, and from there to the others. What must be computed is computed on
+the device, from operands that went there the same way. How it is done is in `loadmaster.loader.transfer`.
 """
 
 from __future__ import annotations
 
-import os
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import Any, Final, Literal
+from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
 
-from loadmaster.architectures.algebra import Expression, Region, leaves
 from loadmaster.checkpoint import LocalStore, Store
-from loadmaster.checkpoint.store import DIRECT_ALIGNMENT
 from loadmaster.errors import LoadError
-from loadmaster.kernels import blocks
-from loadmaster.loader.aio import Reads, is_available
-from loadmaster.loader.driver import Driver
-from loadmaster.loader.lane import PHASES, Lane, Slot
 from loadmaster.loader.memory import DeviceArena
-from loadmaster.loader.operations import destination, fill, slabs, view_of_span, write
-from loadmaster.loader.readers import Task, check_files, run_tasks
+from loadmaster.loader.readers import check_files, run_tasks
 from loadmaster.loader.report import LoadedRank, LoadReport
-from loadmaster.loader.ring import SLOT_BYTES, SLOTS_PER_READER, Ring
-from loadmaster.loader.windows import Windows, copies_of, joined, windows
-from loadmaster.plan import Plan, RankPlan
-from loadmaster.plan.rank import Batch
-from loadmaster.plan.specs import itemsize
-from loadmaster.plan.strided import strided_run
-
-IO = Literal["auto", "buffered", "direct"]
-
-MAX_READERS: Final = 32
-PROGRESS_BYTES: Final = 2**26
-"""Progress is told in steps of this many bytes for each reader."""
-
-KERNELS_FROM: Final = 2**30
-"""Bytes to be computed on the way from which kernels are worth a second: Triton compiles them when they are first used."""
-
-STREAMS: Final = 4
-"""Of each device, that windows are copied on."""
-
-QUEUED: Final = 6
-"""Reads that wait for a thread of the C library, so that none waits for us."""
-
-BATCH: Final = 5
-"""As many copies of a window go to the driver in one call; fewer are quicker one by one."""
-
-COLD: Final = 0.5
-"""A file of which the page cache holds less than this share is read past it."""
+from loadmaster.loader.ring import SLOT_BYTES, SLOTS_PER_READER, Ring, default_readers
+from loadmaster.loader.transfer import IO, Transfer
+from loadmaster.plan import Plan
 
 
 def num_devices() -> int:
     """Return how many GPUs torch finds on this host."""
     return torch.cuda.device_count()
-
-
-def default_readers() -> int:
-    """Return how many readers to use: a core is busy copying while it reads, and two are left for the rest."""
-    return max(min((os.cpu_count() or 1) - 2, MAX_READERS), 1)
 
 
 def slot_bytes(readers: int, staging_bytes: int | None) -> int:
@@ -124,7 +77,7 @@ def load_ranks(
         allocated = time.perf_counter()
         for rank, d in derived.items():
             check_files(plan, d, source, rank)
-        job = _Job(plan, derived, targets, arenas, source, ring, readers, on_progress or (lambda _: None), io)
+        job = Transfer(plan, derived, targets, arenas, source, ring, readers, on_progress or (lambda _: None), io)
         prepared = time.perf_counter()
         ring.ready()
         pinned = time.perf_counter()
@@ -187,301 +140,3 @@ def _device(device: str | torch.device) -> torch.device:
     if made.index >= torch.cuda.device_count():
         raise LoadError(f"{made}: torch finds {torch.cuda.device_count()} GPU(s)")
     return made
-
-
-def _aligned(low: int, high: int) -> tuple[int, int]:
-    """Return the range of direct I/O that holds another."""
-    return low // DIRECT_ALIGNMENT * DIRECT_ALIGNMENT, -(-high // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT
-
-
-class _Job:
-    """The reads of some ranks, as tasks."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        derived: Mapping[int, RankPlan],
-        targets: Mapping[int, torch.device],
-        arenas: Mapping[int, DeviceArena],
-        store: Store,
-        ring: Ring,
-        readers: int,
-        on_progress: Callable[[int], None],
-        io: IO,
-    ) -> None:
-        self.readers = readers
-        self.plan, self.derived, self.arenas = plan, derived, arenas
-        self.store, self.ring, self.on_progress = store, ring, on_progress
-        self.table = plan.checkpoint.table
-        self.files = [f.name for f in plan.checkpoint.files]
-        self.devices = sorted(set(targets.values()), key=lambda d: d.index)
-        self.targets = {rank: self.devices.index(device) for rank, device in targets.items()}
-        self.driver = Driver()
-        self.is_conducted = type(store) is LocalStore and is_available(default_readers())
-        self._numbers = iter(range(ring.num_slots))
-        self._lock = threading.Lock()
-        self._lanes: list[Lane] = []
-        made, self.others, self.direct_bytes = [], {}, {}
-        for rank, d in derived.items():
-            addresses = np.array(arenas[rank].addresses, dtype=np.int64)
-            rows, self.others[rank] = copies_of(d, addresses, self.targets[rank], self.table)
-            self.direct_bytes[rank] = int((rows.width * rows.height).sum())
-            made.append(rows)
-        computed = sum(b.needed_bytes for batches in self.others.values() for b in batches)
-        self.with_kernels = computed >= KERNELS_FROM and blocks.is_available()
-        self.windows: Windows = windows(joined(made), ring.slot_bytes)
-        w, c = self.windows, self.windows.copies
-        self._low, self._to, self._width, self._height = (x.tolist() for x in (c.low, c.to, c.width, c.height))
-        self._device_of, self._origin = c.device.tolist(), w.origin.tolist()
-        self._columns = (c.to.ctypes.data, c.width.ctypes.data)
-        self._most = int(np.diff(w.first).max(initial=1))
-        only = (np.diff(w.calls) == 1) & (np.diff(w.first)[w.calls[:-1]] == 1) if len(w) else np.empty(0, np.bool_)
-        self._single = [
-            (self._to[w.first[k]], self._width[w.first[k]], w.device[k])
-            if o and self._height[w.first[k]] == 1
-            else None
-            for k, o in zip(w.calls, only.tolist(), strict=False)
-        ]
-        self.direct, self.io_said = self._choose(io)
-        self.descriptors = (
-            {f: store.descriptor(self.files[f], direct=f in self.direct) for f in set(w.file)}
-            if isinstance(store, LocalStore)
-            else {}
-        )
-
-    def _choose(self, io: IO) -> tuple[frozenset[int], str]:
-        """Return which files are read past the page cache, and how the choice is told."""
-        if not isinstance(self.store, LocalStore) or not self.is_conducted:
-            return frozenset(), "as the store reads"
-        if io == "buffered":
-            return frozenset(), "buffered: asked for"
-        w = self.windows
-        used: dict[int, tuple[int, int]] = {}
-        for f, low, high in zip(w.file, w.low, w.high, strict=True):
-            first, _ = used.get(f, (low, high))
-            used[f] = (first, high)
-        cold = []
-        for f, (low, high) in used.items():
-            if io == "direct" or self.store.cached_share(self.files[f], low, high) < COLD:
-                cold.append(f)
-        try:
-            for f in cold:
-                self.store.descriptor(self.files[f], direct=True)
-        except OSError:
-            return frozenset(), "buffered: the file system has no direct I/O"
-        if not cold:
-            return frozenset(), "buffered: the page cache holds the files"
-        what = "asked for" if io == "direct" else f"the page cache does not hold {len(cold)} of {len(used)} files"
-        return frozenset(cold), f"direct: {what}"
-
-    def fill(self) -> None:
-        """Write what is constant, and wait for that and for memory that was freed: other streams write from here on."""
-        for rank, d in self.derived.items():
-            for batch in d.batches:
-                if batch.is_fill:
-                    fill(self.arenas[rank].tensors, d, batch)
-        for device in self.devices:
-            torch.cuda.synchronize(device)
-
-    def tasks(self) -> Iterator[Task]:
-        """Yield tasks: windows in file order, where they are not conducted; then what is computed."""
-        if not self.is_conducted:
-            order = iter(range(len(self.windows)))  # shared: whoever is ready takes the next
-            for _ in range(self.readers):
-                yield partial(self._read_windows, order)
-        for rank, batches in self.others.items():
-            for batch in batches:
-                parts = list(slabs(batch.piece.source, self.ring.slot_bytes))
-                for place in range(len(batch.params)):
-                    for i, (region, part) in enumerate(parts):
-                        counted = batch.needed_bytes // len(batch.params) if i == len(parts) - 1 else 0
-                        yield partial(self._operation, rank, batch, place, region, part, counted)
-
-    def _lane(self, local: Any) -> Lane:
-        if not hasattr(local, "lane"):
-            with self._lock:
-                slots = [self.ring.slot(next(self._numbers)) for _ in range(SLOTS_PER_READER)]
-            local.lane = Lane(self.driver, self.devices, slots, self._most)
-            self._lanes.append(local.lane)
-        lane: Lane = local.lane
-        return lane
-
-    def seconds(self) -> dict[str, float]:
-        """Return what all threads together spent their time on."""
-        return {name: sum(getattr(lane, name) for lane in self._lanes) for name in PHASES}
-
-    def close(self) -> None:
-        """Give back what the readers had. No copy may be under way."""
-        for lane in self._lanes:
-            lane.close()
-
-    def conduct(self) -> None:
-        """Have all windows read by the C library's threads, and send on what has come: the work of this one thread."""
-        w, clock = self.windows, time.perf_counter
-        numbers = range(self.ring.num_slots)
-        slots = [self.ring.slot(n) for n in numbers]
-        lane = Lane(self.driver, self.devices, slots, self._most, num_streams=STREAMS)
-        self._lanes.append(lane)
-        free = list(numbers)
-        copying = [deque[int]() for _ in self.devices]  # slots, by the device that is copied to first
-        at_once = min(self.readers + QUEUED, len(numbers))
-        reads, reading = Reads([s.address for s in lane.slots]), [0] * len(numbers)  # slot -> window
-        order = iter(range(len(w)))
-        window = next(order, None)
-        done = 0
-        try:
-            while window is not None or reads or any(copying):
-                for under_way in copying:
-                    while under_way and lane.slots[under_way[0]].is_free():
-                        free.append(under_way.popleft())
-                while window is not None and free and len(reads) < at_once:
-                    number = free.pop()  # the last one freed is still in the processor's cache
-                    reading[number] = window
-                    self._begin(reads, number, window)
-                    window = next(order, None)
-                begin = clock()
-                if not reads:
-                    for under_way in filter(None, copying):
-                        lane.slots[under_way[0]].wait()
-                    lane.wait += clock() - begin
-                    continue
-                finished = reads.wait()
-                middle = clock()
-                for number, got in finished:
-                    i, slot = reading[number], lane.slots[number]
-                    try:
-                        self._send(lane, slot, i, self._arrived(slot, i, got))
-                    except (LoadError, OSError, RuntimeError) as error:
-                        raise self._window_error(i, error) from error
-                    copying[w.device[w.calls[i]]].append(number)
-                    done += w.needed[i]
-                if done >= PROGRESS_BYTES:
-                    self.on_progress(done)
-                    done = 0
-                lane.read += middle - begin
-                lane.issue += clock() - middle
-        finally:
-            reads.close()
-        self.on_progress(done)
-
-    def _begin(self, reads: Reads, number: int, i: int) -> None:
-        w = self.windows
-        file, low, high = w.file[i], w.low[i], w.high[i]
-        if file in self.direct:
-            low, high = _aligned(low, high)
-        try:
-            reads.begin(number, self.descriptors[file], low, high - low)
-        except OSError as error:
-            raise self._window_error(i, error) from error
-
-    def _arrived(self, slot: Slot, i: int, got: int) -> int:
-        """Return the address of a window's first byte, of which ``got`` bytes were read (below 0: the error's code)."""
-        w = self.windows
-        file, low, high = w.file[i], w.low[i], w.high[i]
-        begin = _aligned(low, high)[0] if file in self.direct else low
-        if got < 0:
-            raise OSError(-got, os.strerror(-got))
-        if got < high - begin:  # the rest, or the error that there is none
-            got = max(got, low - begin)
-            self.store.readinto(self.files[file], begin + got, [slot.memory[got : high - begin]])
-        return slot.address + low - begin
-
-    def _read_windows(self, order: Iterator[int], local: Any) -> None:
-        """Read windows through the store, until no reader finds another."""
-        lane, failures, w = self._lane(local), local.failures, self.windows
-        for i in order:
-            if failures:
-                return
-            slot = lane.take()
-            begin = time.perf_counter()
-            try:
-                self.store.readinto(self.files[w.file[i]], w.low[i], [slot.memory[: w.high[i] - w.low[i]]])
-                middle = time.perf_counter()
-                self._send(lane, slot, i, slot.address)
-            except (LoadError, OSError, RuntimeError) as error:
-                raise self._window_error(i, error) from error
-            lane.read += middle - begin
-            lane.issue += time.perf_counter() - middle
-            self.on_progress(w.needed[i])
-
-    def _send(self, lane: Lane, slot: Slot, i: int, address: int) -> None:
-        """Make the copies of a window, whose first byte lies at an address of the slot."""
-        w = self.windows
-        if (only := self._single[i]) is not None:
-            to, width, device = only
-            self.driver.to_device(to, address, width, slot.streams[device])
-            slot.copied(device)
-            return
-        for call in range(w.calls[i], w.calls[i + 1]):
-            self._issue(lane, slot, call, address - w.low[i])
-
-    def _issue(self, lane: Lane, slot: Slot, call: int, shift: int) -> None:
-        """Make the copies of a call; ``shift`` turns a byte of the file into an address."""
-        w, driver = self.windows, self.driver
-        first, stop, device = w.first[call], w.first[call + 1], w.device[call]
-        low, to, width = self._low, self._to, self._width
-        stream = slot.streams[device]
-        if w.is_peer[call]:  # what is sent on has left the slot before: it is on the same stream, after
-            for i in range(first, stop):
-                origin = self._origin[i]
-                driver.between(to[i], to[origin], width[i], slot.streams[self._device_of[origin]])
-            return
-        if self._height[first] > 1:
-            c = w.copies
-            source, pitches = low[first] + shift, (int(c.to_pitch[first]), int(c.from_pitch[first]))
-            driver.box(to[first], pitches[0], source, pitches[1], width[first], self._height[first], stream)
-        elif stop - first >= BATCH and driver.has_batches:
-            np.add(w.copies.low[first:stop], shift, out=lane.sources[: stop - first])
-            at = 8 * first
-            driver.batch(self._columns[0] + at, lane.sources_address, self._columns[1] + at, stop - first, stream)
-        else:
-            for i in range(first, stop):
-                driver.to_device(to[i], low[i] + shift, width[i], stream)
-        slot.copied(device)
-
-    def _operation(
-        self, rank: int, batch: Batch, place: int, region: Region, part: Expression, counted: int, local: Any
-    ) -> None:
-        """Bring the operands of a part to the device, and compute it there."""
-        lane, device = self._lane(local), self.targets[rank]
-        slot = lane.take()
-        address, memory = slot.address, slot.memory
-        stream, scratch = lane.torch_streams[device], lane.scratch(device, self.ring.slot_bytes)
-        at, operands, tensors = 0, [], []
-        begin = time.perf_counter()
-        try:
-            for k, view in enumerate(leaves(part)):
-                run = strided_run(view.factors, view.box, itemsize(view.dtype))
-                tensor = int(batch.tensors[place, k])
-                tensors.append(tensor)
-                start = int(self.table.start[tensor]) + run.offset
-                self.store.readinto(self.files[self.table.file[tensor]], start, [memory[at : at + run.span]])
-                operands.append(view_of_span(view, scratch[at : at + run.span]))
-                at += -(-run.span // 16) * 16
-            middle = time.perf_counter()
-            self.driver.to_device(scratch.data_ptr(), address, at, slot.streams[device])
-            slot.copied(device)
-            with torch.cuda.stream(stream):
-                target = destination(self.arenas[rank].tensors, self.derived[rank], batch, place, region)
-                write(target, part, iter(operands), with_kernels=self.with_kernels)
-        except (LoadError, OSError, RuntimeError) as error:
-            file = int(self.table.file[tensors[-1]])
-            raise self._error(file, np.array(tensors), np.array([device]), error) from error
-        lane.read += middle - begin
-        lane.operate += time.perf_counter() - middle
-        self.on_progress(counted)
-
-    def _window_error(self, i: int, error: Exception) -> LoadError:
-        w = self.windows
-        rows = slice(w.first[w.calls[i]], w.first[w.calls[i + 1]])
-        return self._error(w.file[i], w.copies.tensor[rows], w.copies.device[rows], error)
-
-    def _error(self, file: int, tensors: np.ndarray, devices: np.ndarray, error: Exception) -> LoadError:
-        ids = list(dict.fromkeys(tensors.tolist()))
-        names = [self.table.names[i] for i in ids]
-        what = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-        ranks = sorted(r for r, d in self.targets.items() if d in set(devices.tolist()))
-        return LoadError(
-            f"rank {', '.join(map(str, ranks))}: {self.files[file]}: loading {what} failed: {error}",
-            hint="nothing of the model was handed out",
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
@@ -18,8 +19,15 @@ SLOT_BYTES: Final = 4 * 2**20
 SLOTS_PER_READER: Final = 2
 """One is filled while the other is copied."""
 
+MAX_READERS: Final = 32
+
 _CLOSED: Final = -1
 _PORTABLE: Final = 1  # cudaHostRegisterPortable: page-locked for every device
+
+
+def default_readers() -> int:
+    """Return how many readers to use: a core is busy copying while it reads, and two are left for the rest."""
+    return max(min((os.cpu_count() or 1) - 2, MAX_READERS), 1)
 
 
 class Ring:
