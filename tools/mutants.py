@@ -47,7 +47,7 @@ TARGETS = {
     ],
     "loadmaster.architectures.lower": ["tests/architectures/test_algebra.py", "tests/plan/test_plan.py"],
     "loadmaster.architectures.algebra": ["tests/architectures/test_algebra.py", *LAWS],
-    "loadmaster.plan.verify": LAWS,
+    "loadmaster.plan.verify": (*LAWS, "tests/failures/test_memory.py"),
 }
 """Module -> the tests that are run against its mutants, the likeliest to notice first."""
 
