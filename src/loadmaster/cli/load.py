@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-readers",
         type=positive,
         metavar="N",
-        help="reading threads (default: twice the cores, to 16; onto GPUs the cores, to 32)",
+        help="reading threads (default: twice the cores, to 16; onto GPUs the cores but two, to 32)",
     )
     parser.add_argument(
         "--staging",

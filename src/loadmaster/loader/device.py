@@ -54,7 +54,7 @@ def load_ranks(
 
     ``ring`` is page-locked memory made before; without it, it is made and given back here. ``on_progress`` is called, from
     any reader, with bytes of the plan that are done; the calls sum to the ``needed_bytes`` of all ranks. ``num_readers``
-    defaults to the cores, at most 32, each with two slots of 4 MiB; ``staging_bytes`` makes the slots smaller where that
+    defaults to the cores but two, at most 32, each with two slots of 4 MiB; ``staging_bytes`` makes the slots smaller where that
     is less. ``io``: files are read through the page cache, past it, or (``auto``) past it where the cache does not hold them.
 
     Raises:
@@ -124,6 +124,7 @@ def load_ranks(
                 device=str(targets[rank]),
                 io=job.io_said,
                 phases=phases,
+                peak_device_bytes=torch.cuda.max_memory_allocated(targets[rank]),
             ),
         )
         for rank, d in derived.items()

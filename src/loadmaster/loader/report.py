@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,8 @@ class LoadReport:
     from there to their place. ``io`` says how files are read, and why. ``phases`` are seconds: ``allocate``, ``prepare``
     (deciding what is read together), ``pin`` (as far as it is not done by then) and ``load`` of the wall clock, which add
     up to ``seconds``; and of ``load`` what its threads spend on waiting for ``read``s, on waiting for copies to leave
-    their slots (``wait``), on making copies (``issue``), and on operations (``operate``).
+    their slots (``wait``), on making copies (``issue``), and on operations (``operate``). ``peak_device_bytes`` is the most
+    that torch has had allocated on the device, ``peak_host_bytes`` the most that was resident, in this process so far.
     """
 
     rank: int
@@ -36,6 +38,8 @@ class LoadReport:
     device: str = "cpu"
     io: str = "buffered"
     phases: Mapping[str, float] = field(default_factory=dict)
+    peak_device_bytes: int = 0
+    peak_host_bytes: int = field(default_factory=lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
     @property
     def bytes_per_s(self) -> float:

@@ -38,6 +38,8 @@ class Ring:
     """
 
     def __init__(self, num_slots: int, slot_bytes: int = SLOT_BYTES) -> None:
+        if num_slots < SLOTS_PER_READER:
+            raise ValueError(f"a ring of {num_slots} slot(s): a reader takes {SLOTS_PER_READER}")
         self.num_slots, self.slot_bytes = num_slots, slot_bytes
         self._stride = slot_bytes + 2 * DIRECT_ALIGNMENT
         self.num_bytes = num_slots * self._stride

@@ -171,6 +171,8 @@ def print_load(console: Console, result: dict[str, Any]) -> None:
         if r["phases"]:
             spent = ", ".join(f"{name} {seconds:.3f}" for name, seconds in r["phases"].items())
             console.print(f"rank {r['rank']} on {r['device']}, {r['io']}; seconds: {spent}", highlight=False)
+            peaks = f"{gib(r['peak_device_bytes'])} on the device, {gib(r['peak_host_bytes'])} on the host"
+            console.print(f"rank {r['rank']} peak: {peaks}", highlight=False)
         if verified := r.get("verified"):
             how = "written to" if verified["first"] else "held against"
             words = f"rank {r['rank']}: checksums {how} {verified['manifest']} in {verified['seconds']:.3f} s"
