@@ -6,6 +6,7 @@ Where there is no GPU, the host stands in for two (`tests.loader.host`): all but
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from loadmaster.checkpoint import LocalStore, open_checkpoint
+from loadmaster.cli.main import main
 from loadmaster.errors import LayoutError, LoadError
 from loadmaster.loader import load_rank, load_ranks, transfer
 from loadmaster.loader.memory import DeviceArena
@@ -231,3 +233,33 @@ load_ranks(build_plan(open_checkpoint(path)), {{0: "cuda:0"}}, store=Slow(path),
         process.wait(timeout=60)
         assert time.monotonic() - begin < 5
         assert process.returncode != 0
+
+
+class TestCommand:
+    @pytest.mark.parametrize("num_devices", [1, 2])
+    def test_load_reports_every_rank_with_the_digests_of_the_host(
+        self, num_devices: int, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not REAL:
+            monkeypatch.setattr(torch.cuda, "device_count", lambda: num_devices)
+        command = ["load", str(tiny), "-tp", "2", "--json", "--digest"]
+        assert main(command) == 0
+        on_host = json.loads(capsys.readouterr().out)
+        assert main([*command, "--device", "cuda", "--io", "buffered", "--num-readers", "3"]) == 0
+        on_device = json.loads(capsys.readouterr().out)
+        assert [r["params"] for r in on_device["ranks"]] == [r["params"] for r in on_host["ranks"]]
+        assert {r["io"] for r in on_device["ranks"]} == {"buffered: asked for"}
+        for r in on_device["ranks"]:
+            assert r["phases"]["load"] <= r["seconds"]
+            assert r["staging_bytes"] < 2**26
+
+    def test_and_says_how_in_words(
+        self, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not REAL:
+            monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        assert main(["load", str(tiny), "--device", "cuda"]) == 0
+        said = capsys.readouterr().out
+        assert "rank 0 on cuda:0" in said
+        assert "seconds: allocate" in said.replace("\n", " ")
+        assert "peak:" in said
