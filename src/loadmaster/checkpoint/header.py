@@ -39,6 +39,8 @@ OTHER_FORMATS = {
     b"GGUF": "a GGUF file",
 }
 """What is found under a shard's name instead: how it begins, and what it is."""
+METADATA = "__metadata__"
+"""The name that no tensor has."""
 _KEYS = {"dtype", "shape", "data_offsets"}
 _LIMIT = 2**63
 
@@ -116,7 +118,8 @@ def parse_header(file: str, text: bytes) -> Header:
     Raises:
         HeaderError: it is not what the format allows; says the first reason.
     """
-    if (header := _canonical(file, text)) is not None:
+    header = read_canonical(file, text)
+    if header is not None and len(set(header.names)) == len(header.names) and METADATA not in header.names:
         return header
     if not text.startswith(b"{"):
         raise _refuse(file, f"the header begins with {text[:1]!r}, expected '{{'")
@@ -126,7 +129,7 @@ def parse_header(file: str, text: bytes) -> Header:
         raise _refuse(file, f"the header is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise _refuse(file, "the header is not a JSON object")
-    metadata = value.pop("__metadata__", None)
+    metadata = value.pop(METADATA, None)
     if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
         raise _refuse(file, "__metadata__ is not an object of strings")
     entries = list(value.values())
@@ -152,8 +155,10 @@ def parse_header(file: str, text: bytes) -> Header:
     return Header(names, list(known), np.array(kind, dtype=np.int32), bounds[:, 0], bounds[:, 1])
 
 
-def _canonical(file: str, text: bytes) -> Header | None:
+def read_canonical(file: str, text: bytes) -> Header | None:
     """Return the entries of a header written as the published package writes it; None for any other, or a doubtful one.
+
+    Whether names are there twice, or are `METADATA`, is left to the caller, who looks at all files' names at once.
 
     One expression finds all entries, faster than decoding the JSON, for it hardly looks at what it passes over. They are
     the whole header exactly if each has its form and their lengths add up to the text's.
@@ -169,8 +174,6 @@ def _canonical(file: str, text: bytes) -> Header | None:
     known = dict.fromkeys(forms)
     length = sum(map(len, names)) + sum(map(len, forms)) + sum(map(len, offsets)) + _FRAME * len(names)
     if before.end() + length != len(body) or not all(map(_FORM.fullmatch, known)):
-        return None
-    if len(set(names)) != len(names) or "__metadata__" in names:
         return None
     bounds = _numbers("\n".join(offsets))
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loadmaster.checkpoint.header import FETCH, HeaderError, check_length, parse_header
+from loadmaster.checkpoint.header import FETCH, METADATA, HeaderError, check_length, parse_header, read_canonical
 from loadmaster.checkpoint.table import Signature, TensorTable
 from loadmaster.findings import Finding, joined
 
@@ -105,7 +105,10 @@ class Columns:
             self._unreadable(name, read.finding)
             return
         try:
-            header = parse_header(name, read.text)
+            header = read_canonical(name, read.text) or parse_header(name, read.text)
+            are_new = self._enter(header.names)
+            if not are_new:
+                header = parse_header(name, read.text)  # refuses what is wrong with this header alone
         except HeaderError as error:
             self._unreadable(name, error.finding)
             return
@@ -116,26 +119,39 @@ class Columns:
         known = self._signatures
         numbers = np.array([known.setdefault(kind, len(known)) for kind in header.kinds], dtype=np.int32)
         signature, begin, end = numbers[header.kind], header.begins, header.ends
+        names = header.names
         order = np.lexsort((end, begin))
-        if not bool((order[1:] > order[:-1]).all()):
-            names = [header.names[i] for i in order.tolist()]
+        in_order = bool((order[1:] > order[:-1]).all())
+        if not in_order:
+            names = [names[i] for i in order.tolist()]
             signature, begin, end = signature[order], begin[order], end[order]
-        else:
-            names = header.names
         keep = self._check(name, names, signature, begin, end, read.size - base)
         if keep is not None:
             names, signature, begin, end = [names[i] for i in keep], signature[keep], begin[keep], end[keep]
         first = len(self._names)
-        self._ids.update(zip(names, range(first, first + len(names)), strict=True))
-        if len(self._ids) != first + len(names):
-            self._ids = dict(zip(self._names, range(first), strict=True))
-            self._twice(name, [n for n in names if n in self._ids])
+        if not are_new or not in_order or keep is not None:
+            self._leave()
             at = [i for i, n in enumerate(names) if n not in self._ids]
-            names, signature, begin, end = [names[i] for i in at], signature[at], begin[at], end[at]
-            self._ids.update(zip(names, range(first, first + len(names)), strict=True))
+            if len(at) < len(names):
+                self._twice(name, [n for n in names if n in self._ids])
+                names, signature, begin, end = [names[i] for i in at], signature[at], begin[at], end[at]
+            self._enter(names)
         self._firsts.append(first)
         self._names += names
         self._columns.append((np.full(len(names), number, dtype=np.int32), begin + base, end - begin, signature))
+
+    def _enter(self, names: list[str]) -> bool:
+        """Number the names of the next file; return whether that could be done: all are new, and could be a tensor's."""
+        first = len(self._names)
+        self._ids.update(zip(names, range(first, first + len(names)), strict=True))
+        if len(self._ids) == first + len(names) and METADATA not in self._ids:
+            return True
+        self._leave()
+        return False
+
+    def _leave(self) -> None:
+        """Forget the numbers of a file that is not added yet."""
+        self._ids = dict(zip(self._names, range(len(self._names)), strict=True))
 
     def _unreadable(self, name: str, finding: Finding) -> None:
         self.unread[name] = finding
