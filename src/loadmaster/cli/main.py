@@ -49,10 +49,23 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = build_parser().parse_args(argv)
-    begin = time.perf_counter()
     collects = gc.isenabled()
     if args.command in BRIEF:
         gc.disable()
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _run(args: argparse.Namespace) -> int:
+    begin = time.perf_counter()
     try:
         code: int = args.run(args)
     except UsageError as error:
@@ -61,14 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LoadmasterError as error:
         _print_failure(error, time.perf_counter() - begin, as_json=getattr(args, "json", False))
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    finally:
-        if collects:
-            gc.enable()
     return code
 
 
