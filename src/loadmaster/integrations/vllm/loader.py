@@ -1,0 +1,233 @@
+"""The loader that vLLM's registry holds: what vLLM calls, in the order in which it happens.
+
+1. `create_model`: the model is built in memory that has a pattern.
+2. `load_weights`: the checkpoint's headers are read and its errors refused; the tensors that this rank needs are streamed
+   to the model's own ``load_weights``; what still has the pattern was not written, and is refused by name.
+
+This module imports vLLM, and is imported by `register` (one floor up) alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.config import ModelConfig, VllmConfig
+from vllm.config.load import LoadConfig
+from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+from vllm.logger import init_logger
+from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+from vllm.model_executor.model_loader.weight_utils import maybe_download_from_modelscope
+
+from loadmaster.checkpoint import Checkpoint, LocalStore, open_checkpoint, resolve_model
+from loadmaster.errors import CheckpointError, LoadError, LoadmasterError, UnsupportedError
+from loadmaster.findings import Finding, errors, gib
+from loadmaster.integrations.vllm.needs import Outline, Skip, reason_to_skip, sources
+from loadmaster.integrations.vllm.options import read_options
+from loadmaster.integrations.vllm.outline import outline_of
+from loadmaster.integrations.vllm.proof import Gap, Watch, patterned
+from loadmaster.integrations.vllm.stream import stream_tensors
+
+logger = init_logger("vllm.loadmaster")
+
+SHOWN = 12
+"""Parameters of one refusal that are named; one missing shard can take hundreds."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is offered to the model from one checkpoint: ids of tensors, and of the others how many were left out and why.
+
+    ``prefix`` stands before the names.
+    """
+
+    checkpoint: Checkpoint
+    ids: list[int]
+    skipped: Mapping[Skip, int]
+    prefix: str = ""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of what is offered, which are those that are read."""
+        return int(self.checkpoint.table.nbytes[self.ids].sum())
+
+
+class Loader(BaseModelLoader):
+    """Load format ``loadmaster``: the tensors that a rank needs, in file order, and the proof that they were enough."""
+
+    def __init__(self, load_config: LoadConfig) -> None:
+        super().__init__(load_config)
+        self.options = read_options(load_config.model_loader_extra_config)
+        self.offered: list[Selection] = []
+
+    def download_model(self, model_config: ModelConfig) -> None:
+        """Fetch a model from the hub, so that it can be loaded from disk."""
+        self._folder(model_config.model, model_config.revision)
+
+    def create_model(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = "") -> torch.nn.Module:
+        """Build the model as vLLM does, in memory that has the pattern."""
+        if not self.options.verify:
+            return super().create_model(vllm_config, model_config, prefix)  # type: ignore[no-any-return]
+        with patterned():
+            return super().create_model(vllm_config, model_config, prefix)  # type: ignore[no-any-return]
+
+    def load_weights(self, model: Any, model_config: ModelConfig) -> None:
+        """Write the model's parameters, and prove that all were written.
+
+        Raises:
+            CheckpointError: files, headers or index have errors; nothing was read then.
+            UnsupportedError: weights that are not safetensors, or a format that torch does not have.
+            LoadError: reading failed, or bytes of a parameter were not written.
+        """
+        begin = time.perf_counter()
+        self.offered = self._select(model, model_config)
+        watch = Watch(dict(model.named_parameters()), _may_stay(model, model_config)) if self.options.verify else None
+        self._write(model)
+        logger.info(
+            "%s: %s of %s read in %.2f s%s",
+            _rank(),
+            gib(sum(s.num_bytes for s in self.offered)),
+            gib(sum(s.checkpoint.table.payload_bytes for s in self.offered)),
+            time.perf_counter() - begin,
+            "".join(f"; {n:,} tensors not read: {why.value}" for s in self.offered for why, n in s.skipped.items()),
+        )
+        if watch is not None and (gaps := watch.gaps()):
+            raise _refusal(gaps, self.offered, outline_of(model, model_config), model)
+
+    def _write(self, model: Any) -> None:
+        """Feed the model's own loader.
+
+        Raises:
+            LoadError: it failed; names the tensor that it was offered last.
+        """
+        last: str | None = None
+
+        def offer() -> Iterator[tuple[str, torch.Tensor]]:
+            nonlocal last
+            for name, tensor in self._stream():
+                last = name
+                yield name, tensor
+
+        try:
+            model.load_weights(offer())
+        except LoadmasterError:
+            raise
+        except Exception as error:
+            raise LoadError(
+                f"{_rank()}: {type(model).__name__}.load_weights failed at {last}: {type(error).__name__}: {error}",
+                hint="vLLM's loader cannot take this tensor; the cause above is its own",
+            ) from error
+
+    def get_all_weights(self, model_config: ModelConfig, model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield what the model needs, as vLLM asks for it when weights are loaded again in place."""
+        self.offered = self._select(model, model_config)
+        yield from self._stream()
+
+    def _select(self, model: torch.nn.Module, model_config: ModelConfig) -> list[Selection]:
+        if getattr(model, "allow_patterns_overrides", None):
+            raise UnsupportedError(
+                f"{type(model).__name__} chooses its files by patterns of its own, which this load format does not follow",
+                hint="use --load-format auto",
+            )
+        outline = outline_of(model, model_config)
+        selections = [_selection(open_checkpoint(self._folder(model_config.model, model_config.revision)), outline)]
+        for source in getattr(model, "secondary_weights", ()):
+            folder = self._folder(source.model_or_path, source.revision) / (source.subfolder or "")
+            selections.append(_selection(open_checkpoint(folder), outline, source.prefix))
+        return selections
+
+    def _stream(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for selection in self.offered:
+            with LocalStore(selection.checkpoint.path) as store:
+                tensors = stream_tensors(
+                    selection.checkpoint,
+                    selection.ids,
+                    store,
+                    staging_bytes=self.options.staging_bytes,
+                    num_readers=self.options.num_readers,
+                )
+                for name, tensor in tensors:
+                    yield selection.prefix + name, tensor
+
+    def _folder(self, model: str, revision: str | None) -> Path:
+        found = maybe_download_from_modelscope(model, revision) or model
+        return resolve_model(found, revision, cache_dir=self.load_config.download_dir)
+
+
+def _selection(checkpoint: Checkpoint, outline: Outline, prefix: str = "") -> Selection:
+    """Choose what to offer.
+
+    Raises:
+        CheckpointError: the files have errors. vLLM has read the config long since, and judges it by itself.
+    """
+    if wrong := tuple(f for f in errors(checkpoint.findings) if not f.code.startswith("config-")):
+        raise CheckpointError(_told(checkpoint, wrong), findings=wrong, code=wrong[0].code)
+    ids: list[int] = []
+    skipped: Counter[Skip] = Counter()
+    for i, name in enumerate(checkpoint.table.names):
+        reason = reason_to_skip(prefix + name, outline)
+        if reason is None:
+            ids.append(i)
+        else:
+            skipped[reason] += 1
+    return Selection(checkpoint, ids, skipped, prefix)
+
+
+def _told(checkpoint: Checkpoint, findings: tuple[Finding, ...]) -> str:
+    lines = [f"{checkpoint.path}: nothing was read, for the checkpoint is not sound"]
+    for f in findings:
+        lines += ["", f"  {f.code}  {f.summary}", *([f"  hint: {f.hint}"] if f.hint else [])]
+    return "\n".join(lines)
+
+
+def _rank() -> str:
+    pp = get_pp_group()
+    tp, tp_size = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
+    return f"rank pp {pp.rank_in_group} of {pp.world_size}, tp {tp} of {tp_size}"
+
+
+def _may_stay(model: torch.nn.Module, model_config: ModelConfig) -> Any:
+    """Return a predicate over names: which parameters need not be written.
+
+    These are a quantised cache's scales, which have defaults, and in a draft what vLLM replaces by the target's once both
+    are loaded: the head always, the embedding where both are on one stage.
+    """
+    is_draft = model_config.runner_type == "draft"
+    names: set[str] = set()
+    for name, module in model.named_modules():
+        is_head = isinstance(module, ParallelLMHead)
+        is_embedding = isinstance(module, VocabParallelEmbedding) and not is_head
+        replaced = is_draft and (is_head or (is_embedding and get_pp_group().world_size == 1))
+        if replaced or isinstance(getattr(module, "quant_method", None), BaseKVCacheMethod):
+            names.update(f"{name}.{own}" for own, _ in module.named_parameters())
+    return names.__contains__
+
+
+def _refusal(gaps: list[Gap], offered: list[Selection], outline: Outline, model: torch.nn.Module) -> LoadError:
+    stored = [outline.rename(s.prefix + n) or n for s in offered for n in s.checkpoint.table.names]
+    fused = getattr(model, "packed_modules_mapping", {})
+    more = f" and {len(gaps) - SHOWN:,} more" if len(gaps) > SHOWN else ""
+    count = f"{len(gaps):,} parameter{'s were' if len(gaps) > 1 else ' was'}"
+    lines = [f"{_rank()}: {count} not written by {type(model).__name__}.load_weights"]
+    for gap in gaps[:SHOWN]:
+        share = "no byte" if gap.missing_bytes == gap.num_bytes else f"{gap.num_bytes - gap.missing_bytes:,} bytes"
+        where = (
+            f"; slices {', '.join(map(str, gap.slices[:8]))}{', …' if len(gap.slices) > 8 else ''} lack some"
+            if gap.slices
+            else ""
+        )
+        lines += ["", f"  {gap.param}  {gap.dtype} {list(gap.shape)}: {share} of {gap.num_bytes:,} written{where}"]
+        lines += [f"    {line}" for line in sources(gap.param, fused, stored)]
+    if more:
+        lines += ["", f" {more}"]
+    return LoadError(
+        "\n".join(lines),
+        hint="the model would answer garbage; `loadmaster plan` says what the checkpoint lacks, for families that it knows",
+    )

@@ -1,0 +1,74 @@
+"""The outline of a model that vLLM built: read from its modules, on this rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from loadmaster.integrations.vllm.needs import Outline
+
+
+def outline_of(model: torch.nn.Module, model_config: Any) -> Outline:
+    """Return what of a built model decides which tensors it needs.
+
+    The numbers of a list of layers are the checkpoint's if it is as long as the config has layers; those of a draft's
+    layers if they go on where the config's layers end. Experts are told apart only where each lies on one rank and no
+    shared ones are fused with them.
+    """
+    from vllm.distributed import get_pp_group
+
+    config = model_config.hf_text_config
+    is_draft = model_config.runner_type == "draft"
+    tied = bool(
+        getattr(config, "tie_word_embeddings", False) or getattr(model_config.hf_config, "tie_word_embeddings", False)
+    )
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    return Outline(
+        placeholders=frozenset(_placeholders(model)),
+        stacks=dict(_stacks(model, int(getattr(config, "num_hidden_layers", 0)), is_draft)),
+        experts=dict(_experts(model)),
+        copies_embedding=tied and get_pp_group().is_last_rank,
+        rename=_same if mapper is None else mapper.map_name,
+        is_unused=_unused(model),
+    )
+
+
+def _same(name: str) -> str:
+    return name
+
+
+def _unused(model: torch.nn.Module) -> Callable[[str], bool]:
+    said = getattr(model, "is_unused_checkpoint_weight", None)
+    return said if callable(said) else lambda name: False
+
+
+def _placeholders(model: torch.nn.Module) -> Iterator[str]:
+    from vllm.model_executor.models.utils import PPMissingLayer, StageMissingLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, PPMissingLayer | StageMissingLayer):
+            yield name
+
+
+def _stacks(model: torch.nn.Module, num_layers: int, is_draft: bool) -> Iterator[tuple[str, frozenset[int]]]:
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and not is_draft and len(module) == num_layers:
+            yield name, frozenset(range(num_layers))
+        elif isinstance(module, torch.nn.ModuleDict) and len(module) and all(k.isdecimal() for k in module):
+            numbers = frozenset(int(k) for k in module)
+            if 0 < num_layers <= min(numbers):
+                yield name, numbers
+
+
+def _experts(model: torch.nn.Module) -> Iterator[tuple[str, frozenset[int]]]:
+    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+
+    for name, module in model.named_modules():
+        if not isinstance(module, RoutedExperts):
+            continue
+        manager, moe = module.expert_map_manager, module.moe_config
+        one_place = moe.num_experts == moe.num_logical_experts and not moe.moe_parallel_config.enable_eplb
+        if manager.expert_map is not None and one_place and not manager.num_fused_shared_experts:
+            yield name.removesuffix(".routed_experts"), frozenset(manager.get_local_expert_ids())

@@ -1,0 +1,205 @@
+"""Whether every byte of every parameter was written, told by a pattern that was there before.
+
+The pattern is a NaN in every floating-point format of two bytes or four: no weight is ever that, so each element that still
+is was not written. In formats of one byte, and in integers, 64 bytes in a row must have it. Memory has the pattern from the
+moment it is allocated (`patterned`), so that what the model initialised itself (a padding of zeros, the default of a cache's
+scale) can be told from memory that nobody wrote. Small parameters that were initialised get the pattern too, and their
+default back where a default is what they may have. Nothing here knows vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_WORD: Final = -91  # 0xFFA5 as a signed integer of two bytes
+_BYTES: Final = _WORD.to_bytes(2, "little", signed=True)
+RUN_BYTES: Final = 64
+"""Bytes in a row that must have the pattern where a single element may have it by chance."""
+SMALL_BYTES: Final = 2**16
+"""Parameters up to this size are copied and given the pattern, if they were initialised."""
+_CHUNK_BYTES: Final = 2**26
+_SENTINEL: Final = 1e30
+"""What a default is below: vLLM marks scales that must be loaded with the smallest number that there is."""
+_FACTORIES: Final = (
+    torch.empty,
+    torch.empty_like,
+    torch.empty_strided,
+    torch.Tensor.new_empty,
+    torch.Tensor.new_empty_strided,
+)
+
+
+class patterned(TorchFunctionMode):  # noqa: N801  # a context, called like one
+    """While it lasts, memory that torch hands out uninitialised has the pattern."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call ``func``, and write the pattern into what it allocated."""
+        made = func(*args, **(kwargs or {}))
+        if func in _FACTORIES and isinstance(made, torch.Tensor):
+            write_pattern(made)
+        return made
+
+
+def write_pattern(tensor: torch.Tensor) -> None:
+    """Write the pattern over a whole tensor; one without memory (on ``meta``) is left as it is."""
+    if not _has_bytes(tensor):
+        return
+    raw = tensor.detach()
+    if not raw.is_contiguous():
+        whole = torch.empty(raw.shape, dtype=raw.dtype, device=raw.device)
+        write_pattern(whole)
+        raw.copy_(whole)
+        return
+    flat = raw.reshape(-1).view(torch.uint8)
+    even = flat.numel() // 2 * 2
+    flat[:even].view(-1, 2).copy_(_pair(flat.device))
+    flat[even:] = _BYTES[0]
+
+
+def _has_bytes(tensor: torch.Tensor) -> bool:
+    return tensor.device.type != "meta" and tensor.layout == torch.strided and tensor.numel() > 0
+
+
+def unwritten(tensor: torch.Tensor) -> torch.Tensor:
+    """Return which bytes of a tensor still have the pattern, as booleans in the order of its elements.
+
+    >>> weight = torch.empty(3, dtype=torch.bfloat16)
+    >>> write_pattern(weight)
+    >>> weight[1] = 1.0
+    >>> unwritten(weight)
+    tensor([ True,  True, False, False,  True,  True])
+    """
+    return torch.cat([found for _, found in _search(tensor)])
+
+
+def _search(tensor: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield which bytes have the pattern, a part at a time, each with the byte it begins at: masks take memory too."""
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    size = tensor.element_size()
+    unit = size if tensor.is_floating_point() and size >= 2 else RUN_BYTES
+    whole = flat.numel() // unit * unit
+    pair = _pair(flat.device)
+    before: bool | None = None
+    for at in range(0, whole, _CHUNK_BYTES):
+        part = flat[at : min(at + _CHUNK_BYTES, whole)]
+        units = (part.view(-1, 2) == pair).all(1).view(-1, unit // 2).all(1)
+        before = bool(units[-1])
+        yield at, units.repeat_interleave(unit)
+    if whole < flat.numel():  # a rest goes by the run before it; a few bytes alone may be anything
+        rest = flat[whole:]
+        same = bool((rest == pair.repeat(RUN_BYTES // 2)[: rest.numel()]).all())
+        yield whole, torch.full_like(rest, same and (rest.numel() >= 4 if before is None else before), dtype=torch.bool)
+
+
+def _pair(device: torch.device) -> torch.Tensor:
+    return torch.tensor(list(_BYTES), dtype=torch.uint8, device=device)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A parameter of which ``missing_bytes`` were not written; ``slices`` are those of its first dimension concerned."""
+
+    param: str
+    dtype: str
+    shape: tuple[int, ...]
+    missing_bytes: int
+    num_bytes: int
+    slices: tuple[int, ...]
+
+
+class Watch:
+    """Parameters before they are loaded, and afterwards.
+
+    ``may_stay`` says of a parameter, by name, that nothing need be written to it: a cache's scale, or what the engine
+    replaces afterwards.
+    """
+
+    def __init__(self, params: Mapping[str, torch.Tensor], may_stay: Callable[[str], bool]) -> None:
+        self._params = {n: p.detach() for n, p in params.items() if _has_bytes(p)}
+        self._may_stay = may_stay
+        self._defaults: dict[str, torch.Tensor] = {}
+        self._constants: dict[str, torch.Tensor] = {}
+        for name, param in self._params.items():
+            if any(bool(found.any()) for _, found in _search(param)):
+                continue  # memory that nobody initialised
+            if param.numel() * param.element_size() <= SMALL_BYTES:
+                self._defaults[name] = param.clone()
+                write_pattern(param)
+            elif _is_constant(param):
+                self._constants[name] = param.reshape(-1)[:1].clone()
+            else:
+                write_pattern(param)  # weights of before: they are to be replaced
+
+    def gaps(self) -> list[Gap]:
+        """Give defaults back where they may stay, and return what was not written, in the parameters' order."""
+        return [gap for name, param in self._params.items() if (gap := self._gap(name, param)) is not None]
+
+    def _gap(self, name: str, param: torch.Tensor) -> Gap | None:
+        constant = self._constants.get(name)
+        missing, slices = _unwritten_slices(param) if constant is None else _unchanged_slices(param, constant)
+        if not missing or self._stays(name, param):
+            return None
+        return Gap(
+            name,
+            str(param.dtype).removeprefix("torch."),
+            tuple(param.shape),
+            missing,
+            param.numel() * param.element_size(),
+            slices if param.ndim > 2 else (),
+        )
+
+    def _stays(self, name: str, param: torch.Tensor) -> bool:
+        """Give a parameter its default back, if it had one and may keep it; say whether it may stay as it is now."""
+        default = self._defaults.get(name)
+        may = self._may_stay(name) or (default is not None and _is_default(name, default))
+        if may and default is not None:
+            missing = unwritten(param)
+            filled = param.contiguous().clone()
+            filled.reshape(-1).view(torch.uint8)[missing] = default.contiguous().reshape(-1).view(torch.uint8)[missing]
+            param.copy_(filled)
+        return may
+
+
+def _is_default(name: str, default: torch.Tensor) -> bool:
+    """Whether a parameter may keep what it was initialised with: no weight, bias or weight's scale, and no sentinel."""
+    leaf = name.rpartition(".")[2]
+    if "weight" in leaf or "bias" in leaf:
+        return False
+    values = default.to(torch.float32)
+    return _is_constant(default) and bool((values.abs() < _SENTINEL).all())
+
+
+def _unwritten_slices(param: torch.Tensor) -> tuple[int, tuple[int, ...]]:
+    """Return how many bytes have the pattern, and the slices of the first dimension that have some."""
+    slice_bytes = max(param.numel() * param.element_size() // (param.shape[0] if param.ndim else 1), 1)
+    missing, slices = 0, set[int]()
+    for at, found in _search(param):
+        where = found.nonzero().flatten()
+        if where.numel():
+            missing += where.numel()
+            slices.update(((where + at) // slice_bytes).unique().tolist())
+    return missing, tuple(sorted(slices))
+
+
+def _unchanged_slices(param: torch.Tensor, constant: torch.Tensor) -> tuple[int, tuple[int, ...]]:
+    """Return the bytes and slices of the first dimension that are still the constant throughout.
+
+    Of a parameter with two dimensions or fewer only all of it counts: rows of padding may well stay as they were.
+    """
+    parts = list(param) if param.ndim > 2 else [param]
+    slices = tuple(i for i, part in enumerate(parts) if _is_constant(part, constant))
+    return len(slices) * parts[0].numel() * param.element_size(), slices
+
+
+def _is_constant(param: torch.Tensor, constant: torch.Tensor | None = None) -> bool:
+    """Return whether all elements are the same, bit for bit (and ``constant``, of one element, where it is given)."""
+    flat = param.contiguous().reshape(-1, 1).view(torch.uint8)
+    first = flat[:1] if constant is None else constant.reshape(1, 1).view(torch.uint8)
+    return all(bool((part == first).all()) for part in flat.split(_CHUNK_BYTES // flat.shape[1]))

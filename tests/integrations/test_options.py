@@ -1,0 +1,30 @@
+"""``--model-loader-extra-config``: what it may say."""
+
+from __future__ import annotations
+
+import pytest
+
+from loadmaster.errors import UsageError
+from loadmaster.integrations.vllm.options import Options, read_options
+
+
+def test_nothing_said_is_the_defaults() -> None:
+    assert read_options({}) == Options()
+    assert Options().verify
+    assert Options().staging_bytes == 256 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"enable_multithread_load": True}, "no option enable_multithread_load"),
+        ({"verify": 1}, "verify is 1, expected true or false"),
+        ({"num_readers": 0}, "num_readers is 0, expected a number from 1 on"),
+        ({"num_readers": True}, "num_readers is True"),
+        ({"staging_bytes": "1 GiB"}, "staging_bytes is '1 GiB'"),
+        (["verify"], "expected a JSON object"),
+    ],
+)
+def test_an_unknown_option_or_an_impossible_value_is_refused(given: object, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        read_options(given)

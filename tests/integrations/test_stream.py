@@ -1,0 +1,92 @@
+"""Streaming: which bytes are read, how far ahead, and whose memory they lie in."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from loadmaster.checkpoint import LocalStore, open_checkpoint
+from loadmaster.errors import LoadError, UnsupportedError
+from loadmaster.integrations.vllm.stream import CHUNK_BYTES, stream_tensors
+from tests.conftest import Tiny
+from tests.plan.damage import read_shards
+
+
+class Counting(LocalStore):
+    """Counts the bytes that are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.asked, self.lock = 0, threading.Lock()
+
+    def readinto(self, name: str, start: int, buffers: Sequence[memoryview]) -> None:
+        with self.lock:
+            self.asked += sum(b.nbytes for b in buffers)
+        super().readinto(name, start, buffers)
+
+
+def test_all_tensors_come_in_file_order_byte_for_byte_and_are_read_once(tiny: Tiny) -> None:
+    checkpoint = open_checkpoint(tiny("glm-5.1-fp8"))
+    stored = {n: t for tensors in read_shards(checkpoint.path).values() for n, t in tensors.items()}
+    with Counting(checkpoint.path) as store:
+        ids = range(len(checkpoint.table))
+        read = list(stream_tensors(checkpoint, ids, store, staging_bytes=2**20, num_readers=2))
+        assert store.asked == checkpoint.table.payload_bytes
+    assert [n for n, _ in read] == checkpoint.table.names
+    for name, tensor in read:  # all kept, none overwritten
+        assert (tensor.dtype, tensor.shape) == (stored[name].dtype, stored[name].shape)
+        assert torch.equal(tensor.reshape(-1).view(torch.uint8), stored[name].reshape(-1).view(torch.uint8))
+    assert len({t.untyped_storage().data_ptr() for _, t in read if t.numel()}) == len([t for _, t in read if t.numel()])
+
+
+def test_only_what_is_asked_for_is_read(tiny: Tiny) -> None:
+    checkpoint = open_checkpoint(tiny("llama"))
+    with Counting(checkpoint.path) as store:
+        names = [n for n, _ in stream_tensors(checkpoint, [1, 5], store, staging_bytes=1, num_readers=1)]
+        assert names == [checkpoint.table.names[1], checkpoint.table.names[5]]
+        assert store.asked == int(checkpoint.table.nbytes[[1, 5]].sum())
+
+
+def test_no_more_is_read_ahead_than_the_budget(tmp_path: Path) -> None:
+    save_file({f"t{i}": torch.full((256,), i, dtype=torch.float32) for i in range(8)}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    with Counting(tmp_path) as store:
+        tensors = stream_tensors(checkpoint, range(8), store, staging_bytes=3 * 1024, num_readers=2)
+        for i, (_, tensor) in enumerate(tensors):
+            assert tensor[0] == i
+            assert store.asked <= (i + 3) * 1024
+
+
+def test_a_tensor_larger_than_budget_and_chunk_comes_whole(tmp_path: Path) -> None:
+    large = torch.arange(CHUNK_BYTES // 4 + 7, dtype=torch.int32)
+    save_file({"large": large, "small": torch.ones(1)}, tmp_path / "model.safetensors")
+    with LocalStore(tmp_path) as store:
+        read = dict(stream_tensors(open_checkpoint(tmp_path), [0, 1], store, staging_bytes=1, num_readers=2))
+    assert torch.equal(read["large"], large)
+
+
+def test_a_file_that_changes_is_refused_before_the_first_byte_and_after_the_last(tiny_copy: Tiny) -> None:
+    path = tiny_copy("llama")
+    checkpoint = open_checkpoint(path)
+    ids = range(len(checkpoint.table))
+    with LocalStore(path) as store:
+        tensors = stream_tensors(checkpoint, ids, store, staging_bytes=2**20, num_readers=1)
+        next(tensors)
+        os.utime(path / checkpoint.files[0].name)
+        with pytest.raises(LoadError, match="changed since its header was read"):
+            list(tensors)
+        with pytest.raises(LoadError, match="changed since its header was read"):
+            next(stream_tensors(checkpoint, ids, store, staging_bytes=2**20, num_readers=1))
+
+
+def test_a_format_that_torch_does_not_have_is_refused_by_name(tmp_path: Path) -> None:
+    header = b'{"odd":{"dtype":"F6_E2M3","shape":[4],"data_offsets":[0,3]}}'
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0\0")
+    with LocalStore(tmp_path) as store, pytest.raises(UnsupportedError, match="odd is stored as F6_E2M3"):
+        next(stream_tensors(open_checkpoint(tmp_path), [0], store, staging_bytes=1, num_readers=1))
