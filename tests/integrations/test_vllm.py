@@ -30,8 +30,9 @@ MLA = {  # vLLM takes no cut inside a block of 128
     "qk_rope_head_dim": 32,
     "v_head_dim": 32,
 }
+LONG = {"max_position_embeddings": 16384}
 ACCEPTED: dict[str, dict[str, Any]] = {
-    "llama": {"max_position_embeddings": 16384},
+    "llama": LONG,
     "qwen3": {},
     "smollm2": {},
     "qwen3-moe": {},
@@ -39,6 +40,21 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "glm-5.1-fp8": {**MLA, "qk_head_dim": 64, "head_dim": 32},
 }
 """Presets, and what makes vLLM accept their tiny configs."""
+AS_THEY_ARE = (
+    *("qwen2", "qwen2-moe", "qwen3-next", "mixtral", "mixtral-fp8-static", "glm-4.5-air", "gpt-oss-bf16", "phi-4"),
+    *("mistral", "granite-moe", "granite-moe-shared", "olmo-2", "olmo-3"),
+)
+OTHERS: dict[str, dict[str, Any]] = {
+    "glm-5.2-fp8": ACCEPTED["glm-5.1-fp8"],
+    "deepseek-v3.2": MLA,
+    "kimi-k2": MLA,
+    "llama-fp8-static": LONG,
+    "llama-w4a16-asym": LONG,
+    "llama-awq": LONG,
+    "llama-gptq": LONG,
+    **{preset: {} for preset in AS_THEY_ARE},
+}
+"""More that vLLM builds on a CPU: fused and stacked as stored, padded, packed, with recurrent layers, with defaults."""
 GLM = "glm-5.1-fp8"
 MOE = ("qwen3-moe", "deepseek-v3", GLM)
 
@@ -55,7 +71,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def path(preset: str) -> Path:
         if preset not in paths:
             paths[preset] = tmp_path_factory.mktemp(preset)
-            write_tiny(PRESETS[preset], paths[preset], overrides=ACCEPTED[preset])
+            write_tiny(PRESETS[preset], paths[preset], overrides=(ACCEPTED | OTHERS)[preset])
         return paths[preset]
 
     return path
@@ -89,6 +105,12 @@ def offered(loaded: Loaded) -> set[str]:
 def test_every_parameter_is_that_of_vllms_own_loader(preset: str, rank: Rank, made: Callable[[str], Path]) -> None:
     path = made(preset)
     assert differences(load(path, rank), load(path, rank, load_format="auto")) == []
+
+
+@pytest.mark.parametrize("preset", OTHERS)
+def test_other_families_and_formats_are_proven_too(preset: str, made: Callable[[str], Path]) -> None:
+    for rank in (Rank((0, 2)), Rank((1, 2))):
+        assert differences(load(made(preset), rank), load(made(preset), rank, load_format="auto")) == []
 
 
 @pytest.mark.parametrize("rank", [Rank(), Rank((1, 2)), Rank(tp=(1, 2), ep=True)], ids=str)
@@ -166,7 +188,12 @@ def test_a_loader_that_forgot_its_guards_loads(made: Callable[[str], Path], monk
             "self_attn.indexer.wk_weights_proj.weight",
             "indexer.wk.weight",
         ),
-        (GLM, "4.mlp.experts.5.up_proj.weight", "mlp.experts.routed_experts.w13_weight", "slices 5 lack some"),
+        (
+            GLM,
+            "4.mlp.experts.5.up_proj.weight",
+            "mlp.experts.routed_experts.w13_weight",
+            "4.mlp.experts.5.up_proj.weight: not in",
+        ),
     ],
 )
 def test_what_vllm_serves_as_garbage_is_refused_by_name(

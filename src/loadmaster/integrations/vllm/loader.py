@@ -21,6 +21,7 @@ from vllm.config import ModelConfig, VllmConfig
 from vllm.config.load import LoadConfig
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from vllm.logger import init_logger
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
@@ -29,7 +30,7 @@ from vllm.model_executor.model_loader.weight_utils import maybe_download_from_mo
 from loadmaster.checkpoint import Checkpoint, LocalStore, open_checkpoint, resolve_model
 from loadmaster.errors import CheckpointError, LoadError, LoadmasterError, UnsupportedError
 from loadmaster.findings import Finding, errors, gib
-from loadmaster.integrations.vllm.needs import Outline, Skip, reason_to_skip, sources
+from loadmaster.integrations.vllm.needs import Outline, Skip, expert_sources, reason_to_skip, sources
 from loadmaster.integrations.vllm.options import read_options
 from loadmaster.integrations.vllm.outline import outline_of
 from loadmaster.integrations.vllm.proof import Gap, Watch, patterned
@@ -136,6 +137,11 @@ class Loader(BaseModelLoader):
                 f"{type(model).__name__} chooses its files by patterns of its own, which this load format does not follow",
                 hint="use --load-format auto",
             )
+        if model_config.quantization == "torchao":
+            raise UnsupportedError(
+                "torchao's checkpoints tell in their metadata how tensors are put together, which this load format does not do",
+                hint="use --load-format auto",
+            )
         outline = outline_of(model, model_config)
         selections = [_selection(open_checkpoint(self._folder(model_config.model, model_config.revision)), outline)]
         for source in getattr(model, "secondary_weights", ()):
@@ -224,10 +230,21 @@ def _refusal(gaps: list[Gap], offered: list[Selection], outline: Outline, model:
             else ""
         )
         lines += ["", f"  {gap.param}  {gap.dtype} {list(gap.shape)}: {share} of {gap.num_bytes:,} written{where}"]
-        lines += [f"    {line}" for line in sources(gap.param, fused, stored)]
+        told = _experts_told(gap, model, stored) or sources(gap.param, fused, stored)
+        lines += [f"    {line}" for line in told]
     if more:
         lines += ["", f" {more}"]
     return LoadError(
         "\n".join(lines),
         hint="the model would answer garbage; `loadmaster plan` says what the checkpoint lacks, for families that it knows",
     )
+
+
+def _experts_told(gap: Gap, model: torch.nn.Module, stored: list[str]) -> list[str]:
+    module = model.get_submodule(gap.param.rpartition(".")[0])
+    if not isinstance(module, RoutedExperts):
+        return []
+    held = module.expert_map_manager.get_local_expert_ids()
+    gate, up, down = module.ckpt_gate_proj_name, module.ckpt_up_proj_name, module.ckpt_down_proj_name
+    parts = {"w13": (gate, up) if up else (gate,), "w2": (down,)}
+    return expert_sources(gap.param, parts, [held[i] for i in gap.slices if i < len(held)], stored)

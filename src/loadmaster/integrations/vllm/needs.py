@@ -137,3 +137,25 @@ def sources(param: str, fused: Mapping[str, Iterable[str]], stored: Iterable[str
     if module.endswith("experts"):
         lines = []
     return [*lines, f"stored below {where or 'the root'}: {shown or 'nothing'}"]
+
+
+def expert_sources(
+    param: str, parts: Mapping[str, Iterable[str]], numbers: Iterable[int], stored: Iterable[str], most: int = 6
+) -> list[str]:
+    """Return the tensors of experts that a stack of them lacks, one line each; none where their names are in doubt.
+
+    ``parts`` are what a stack (``w13``) is made of, ``numbers`` those of the experts concerned.
+
+    >>> stored = ["m.experts.0.up_proj.weight", "m.experts.0.gate_proj.weight", "m.experts.1.gate_proj.weight"]
+    >>> expert_sources("m.experts.routed_experts.w13_weight", {"w13": ("gate_proj", "up_proj")}, [0, 1], stored)
+    ['m.experts.1.up_proj.weight: not in the checkpoint']
+    """
+    have = set(stored)
+    module, _, leaf = param.rpartition(".")
+    module = module.removesuffix(".routed_experts")
+    stack, _, kind = leaf.partition("_")
+    if not any(n.startswith(f"{module}.") for n in have):
+        return []
+    names = [f"{module}.{i}.{part}.{kind}" for i in numbers for part in parts.get(stack, ())]
+    absent = [f"{n}: not in the checkpoint" for n in names if n not in have]
+    return absent[:most] + ([f"and {len(absent) - most:,} more"] if len(absent) > most else [])

@@ -181,8 +181,8 @@ def _unwritten_slices(param: torch.Tensor) -> tuple[int, tuple[int, ...]]:
     slice_bytes = max(param.numel() * param.element_size() // (param.shape[0] if param.ndim else 1), 1)
     missing, slices = 0, set[int]()
     for at, found in _search(param):
-        where = found.nonzero().flatten()
-        if where.numel():
+        if bool(found.any()):
+            where = found.cpu().nonzero().flatten()  # eight times as large as what it is of
             missing += where.numel()
             slices.update(((where + at) // slice_bytes).unique().tolist())
     return missing, tuple(sorted(slices))

@@ -1,0 +1,67 @@
+"""Real runs of vLLM on the CPU: engine, workers and plug-in as a user has them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadmaster.synth import PRESETS, write_tiny
+from tests.failures.mutant import Mutant
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+GENERATE = Path(__file__).with_name("generate.py")
+
+
+@pytest.fixture
+def qwen(tmp_path: Path) -> Path:
+    write_tiny(PRESETS["qwen3"], tmp_path / "qwen3", overrides={"head_dim": 32})  # the smallest that vLLM runs on a CPU
+    return tmp_path / "qwen3"
+
+
+def generate(model: Path, **engine: Any) -> subprocess.CompletedProcess[str]:
+    workers = engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
+    environment = os.environ | {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, range(workers))),
+    }
+    return subprocess.run(
+        [sys.executable, GENERATE, model, json.dumps(engine)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+def tokens(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[[")))
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"enforce_eager": True},
+        {"tensor_parallel_size": 2, "enforce_eager": True},
+        {"pipeline_parallel_size": 2},  # vLLM's stages on a CPU need compilation
+    ],
+    ids=["one", "tp2", "pp2"],
+)
+def test_the_same_tokens_as_vllms_own_loader(layout: dict[str, Any], qwen: Path) -> None:
+    assert tokens(generate(qwen, load_format="loadmaster", **layout)) == tokens(generate(qwen, **layout))
+
+
+def test_a_model_that_would_answer_garbage_does_not_start(qwen: Path) -> None:
+    Mutant(qwen).drop(r"layers\.1\.self_attn\.o_proj\.weight$")
+    assert tokens(generate(qwen, enforce_eager=True))  # garbage, without a word
+    refused = generate(qwen, load_format="loadmaster", enforce_eager=True)
+    assert refused.returncode != 0
+    assert "model.layers.1.self_attn.o_proj.weight: not in the checkpoint" in refused.stdout + refused.stderr
