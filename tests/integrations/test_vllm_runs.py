@@ -59,6 +59,14 @@ def test_the_same_tokens_as_vllms_own_loader(layout: dict[str, Any], qwen: Path)
     assert tokens(generate(qwen, load_format="loadmaster", **layout)) == tokens(generate(qwen, **layout))
 
 
+def test_the_same_tokens_with_experts_and_latent_attention(tmp_path: Path) -> None:
+    sizes = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
+    plain = {**sizes, "quantization_config": None, "topk_method": "noaux_tc"}  # what vLLM runs on any CPU
+    write_tiny(PRESETS["deepseek-v3"], tmp_path, overrides=plain)
+    ours, theirs = (generate(tmp_path, load_format=f, enforce_eager=True) for f in ("loadmaster", "auto"))
+    assert tokens(ours) == tokens(theirs)
+
+
 def test_a_model_that_would_answer_garbage_does_not_start(qwen: Path) -> None:
     Mutant(qwen).drop(r"layers\.1\.self_attn\.o_proj\.weight$")
     assert tokens(generate(qwen, enforce_eager=True))  # garbage, without a word
