@@ -50,7 +50,8 @@ for p in sorted(pathlib.Path(sys.argv[1]).glob("*.safetensors")):
         orjson.loads(f.read(int.from_bytes(f.read(8), "little")))
 """
 
-LOADMASTER = [sys.executable, "-m", "loadmaster"]
+LOADMASTER = [str(Path(sys.executable).with_name("loadmaster"))]
+"""The command as it is installed: ``python -m`` takes 0.03 s more."""
 
 
 def measure(command: list[str]) -> tuple[float, float]:
