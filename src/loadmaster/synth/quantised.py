@@ -85,12 +85,12 @@ def _modelopt_fp4(_: int) -> Quantization:
         "quant_method": "modelopt",
         "quant_algo": "NVFP4",
         "group_size": 16,
-        "exclude_modules": ["lm_head", "*self_attn*"],
+        "ignore": ["lm_head", "*self_attn*"],
     }
 
 
 def _modelopt_fp8(_: int) -> Quantization:
-    return {"quant_method": "modelopt", "quant_algo": "FP8", "exclude_modules": ["lm_head"]}
+    return {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]}
 
 
 def _awq(group: int) -> Quantization:
