@@ -22,6 +22,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -321,7 +322,7 @@ def run_way(way: str, folder: Path, layout: str, ranks: int, passes: int) -> dic
     """Run one way in its processes; return seconds of the slowest, and bytes of all."""
     together = way == "loadmaster"
     groups = [",".join(map(str, range(ranks)))] if together else [str(r) for r in range(ranks)]
-    barrier = f"/tmp/loadmaster-barrier-{os.getpid()}-{time.monotonic_ns()}"
+    barrier = str(Path(tempfile.gettempdir()) / f"loadmaster-barrier-{os.getpid()}-{time.monotonic_ns()}")
     processes = []
     for r, group in enumerate(groups):
         command = [sys.executable, __file__, str(folder), "--one", way, "--layout", layout, "--ranks", group]
