@@ -77,7 +77,7 @@ def assert_same(plan: Plan, devices: dict[int, str], **options: object) -> None:
             assert torch.equal(tensor.cpu().view(torch.uint8), expected[name].view(torch.uint8)), (rank, name)
 
 
-def layouts(path: Path, drafts: int = 0) -> Iterator[Plan]:
+def layouts(path: Path) -> Iterator[Plan]:
     for layout in LAYOUTS:
         try:
             yield build_plan(open_checkpoint(path), layout)

@@ -129,7 +129,10 @@ class Columns:
         if keep is not None:
             names, signature, begin, end = [names[i] for i in keep], signature[keep], begin[keep], end[keep]
         first = len(self._names)
-        if not are_new or not in_order or keep is not None:
+        if are_new and keep is None:
+            if not in_order:
+                self._enter(names)  # the same names, by their new numbers
+        else:
             self._leave()
             at = [i for i, n in enumerate(names) if n not in self._ids]
             if len(at) < len(names):

@@ -75,9 +75,8 @@ def run(args: argparse.Namespace) -> int:
     from loadmaster.cli.progress import ByteProgress
     from loadmaster.loader import LoadedRank, Manifest, checksums, load_rank, load_ranks, num_devices
 
-    manifest = Manifest(plan, args.manifest)
-
     def verify(loaded: LoadedRank) -> dict[str, Any]:
+        manifest = Manifest(plan, args.manifest)
         begin = time.perf_counter()
         known = manifest.check(loaded.report.rank, checksums(loaded))
         return {"manifest": str(manifest.path), "first": not known, "seconds": time.perf_counter() - begin}

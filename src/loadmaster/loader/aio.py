@@ -48,24 +48,22 @@ class _Control(ctypes.Structure):
     )
 
 
-_COLUMNS: Final = np.dtype(
+_CODES: Final = np.dtype(
     {
-        "names": ["code", "got"],
-        "formats": [np.int32, np.int64],
-        "offsets": [_Control.code.offset, _Control.got.offset],
+        "names": ["code"],
+        "formats": [np.int32],
+        "offsets": [_Control.code.offset],
         "itemsize": ctypes.sizeof(_Control),
     }
 )
 """What the library writes when a read is done. All at once are looked at thus, without a call for each."""
-
-_UNUSED = ("locks", "usedba", "debug")
 
 
 class _Settings(ctypes.Structure):
     """``struct aioinit``."""
 
     _fields_ = tuple(
-        (name, ctypes.c_int) for name in ("threads", "num", *["locks", "usedba", "debug"], "numusers", "idle", "rest")
+        (name, ctypes.c_int) for name in ("threads", "num", "locks", "usedba", "debug", "numusers", "idle", "rest")
     )
 
 
@@ -92,7 +90,7 @@ def is_available(num_threads: int) -> bool:
         reads = Reads([ctypes.addressof(buffer)])
         try:
             reads.begin(0, file.fileno(), 3, 5)
-            return list(reads.wait()) == [(0, 5)] and buffer.value == b"34567"
+            return reads.wait() == [(0, 5)] and buffer.value == b"34567"
         finally:
             reads.close()
 
@@ -105,8 +103,7 @@ class Reads:
         self._controls = (_Control * count)()
         for control, address in zip(self._controls, addresses, strict=True):
             control.buffer, control.sigev_notify = address, _SIGEV_NONE
-        columns = np.frombuffer(memoryview(self._controls), dtype=_COLUMNS)
-        self._codes, self._got = columns["code"], columns["got"]
+        self._codes = np.frombuffer(memoryview(self._controls), dtype=_CODES)["code"]
         self._codes[:] = _IDLE
         self._places = [ctypes.addressof(c) for c in self._controls]
         self._list = (ctypes.c_void_p * count)()

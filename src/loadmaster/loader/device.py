@@ -16,7 +16,7 @@ from loadmaster.errors import LoadError
 from loadmaster.loader.memory import DeviceArena
 from loadmaster.loader.readers import check_files, run_tasks
 from loadmaster.loader.report import LoadedRank, LoadReport
-from loadmaster.loader.ring import SLOT_BYTES, SLOTS_PER_READER, Ring, default_readers
+from loadmaster.loader.ring import SLOT_BYTES, SLOTS_PER_READER, Ring, device_readers
 from loadmaster.loader.transfer import IO, Transfer
 from loadmaster.plan import Plan
 
@@ -35,7 +35,7 @@ def slot_bytes(readers: int, staging_bytes: int | None) -> int:
 
 def make_ring(num_readers: int | None = None, staging_bytes: int | None = None) -> Ring:
     """Begin to make the page-locked memory that `load_ranks` makes for itself, ahead of it."""
-    readers = num_readers or default_readers()
+    readers = num_readers or device_readers()
     return Ring(readers * SLOTS_PER_READER, slot_bytes(readers, staging_bytes))
 
 
@@ -62,7 +62,7 @@ def load_ranks(
             failed. Names file, tensor and rank. Nothing of any rank is handed out then.
     """
     begin = time.perf_counter()
-    readers = num_readers or default_readers()
+    readers = num_readers or device_readers()
     derived = {rank: plan.rank(rank) for rank in devices}
     targets = {rank: _device(device) for rank, device in devices.items()}
     own = LocalStore(plan.model_path) if store is None else None

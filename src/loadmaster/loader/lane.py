@@ -69,8 +69,8 @@ class Slot:
 class Lane:
     """Slots that are taken in turns. ``most`` copies are in the largest batch.
 
-    Between two copies on one stream a device's copy engine rests for 15 µs; with ``num_streams``, dealt out to the slots,
-    the next copy is ready when one ends. Slots of a lane with one stream may be used with `scratch`.
+    ``num_streams`` on each device are dealt out to the slots, so that the next copy can be ready when one ends; onto one GPU,
+    one and four were as fast (benchmarks/sweep_gpu.py). Slots of a lane with one stream may be used with `scratch`.
     """
 
     def __init__(

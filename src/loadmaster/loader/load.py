@@ -8,7 +8,6 @@ returned unless every byte came: there is no half-loaded model.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,18 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from loadmaster.architectures.algebra import Expression, Region, leaves
+from loadmaster.architectures.algebra import Expression, Region
 from loadmaster.checkpoint import LocalStore, Store
 from loadmaster.errors import LoadError
 from loadmaster.loader.device import load_ranks
 from loadmaster.loader.memory import Arena
-from loadmaster.loader.operations import destination, evaluate, fill, slabs, span_bytes, view_of_span
-from loadmaster.loader.readers import Task, check_files, run_tasks
+from loadmaster.loader.operations import destination, evaluate, fill, operands_of, slabs, view_of_span
+from loadmaster.loader.readers import Task, check_files, default_readers, run_tasks
 from loadmaster.loader.report import LoadedRank, LoadReport
 from loadmaster.plan import Plan, RankPlan
 from loadmaster.plan.rank import Batch
-from loadmaster.plan.specs import itemsize
-from loadmaster.plan.strided import strided_run
 from loadmaster.plan.verify import STAGING_BYTES
 
 CHUNK_BYTES = 8 * 2**20
@@ -67,7 +64,7 @@ def load_rank(
         return loaded[rank]
     begin = time.perf_counter()
     derived = plan.rank(rank)
-    readers = num_readers or min(2 * (os.cpu_count() or 1), 16)
+    readers = num_readers or default_readers()
     budget = staging_bytes or STAGING_BYTES
     own = LocalStore(plan.model_path) if store is None else None
     source = store or own
@@ -137,13 +134,8 @@ class _Job:
         """Return where each place of a batch begins in its parameter, in bytes; None if bytes cannot go there directly."""
         if not batch.is_copy or batch.runs[0].counts:
             return None
-        spec = self.derived.specs[batch.params[0]]
-        shape = spec.shape if batch.piece.ids is None else spec.shape[1:]
-        to = strided_run(shape, batch.box, itemsize(spec.dtype))
-        if to.counts:
-            return None
-        slot = int(np.prod(shape)) * itemsize(spec.dtype)
-        return to.offset + batch.slots.astype(np.int64) * slot
+        to, begins = self.derived.target(batch)
+        return None if to.counts else begins
 
     def _direct_tasks(self, batches: Sequence[tuple[Batch, np.ndarray]]) -> Iterator[tuple[tuple[int, int], Task]]:
         """Join neighbouring reads into scattered ones of about a chunk, and divide large ones."""
@@ -224,25 +216,18 @@ class _Job:
                     yield key, self._read_staged(batch, place, region, part, counted)
 
     def _read_staged(self, batch: Batch, place: int, region: Region, part: Expression, counted: int) -> Task:
-        views = tuple(leaves(part))
-        table = self.plan.checkpoint.table
-
         def read(local: Any) -> None:
             if not hasattr(local, "slot"):
                 local.slot = torch.empty(self.slot_bytes, dtype=torch.uint8)
             slot = local.slot
             raw = memoryview(slot.numpy())
-            at, operands = 0, []
-            assert span_bytes(views) <= self.slot_bytes
-            for k, view in enumerate(views):
-                run = strided_run(view.factors, view.box, itemsize(view.dtype))
-                tensor = int(batch.tensors[place, k])
-                name = self.plan.checkpoint.files[table.file[tensor]].name
-                start = int(table.start[tensor]) + run.offset
-                self._read(name, start, [raw[at : at + run.span]], tensor, tensor)
-                operands.append(view_of_span(view, slot[at : at + run.span]))
-                at += -(-run.span // 16) * 16
-            destination(self.arena.tensors, self.derived, batch, place, region).copy_(evaluate(part, iter(operands)))
+            operands = operands_of(part, batch, place, self.plan.checkpoint.table)
+            assert operands[-1].end <= self.slot_bytes
+            for o in operands:
+                name = self.plan.checkpoint.files[o.file].name
+                self._read(name, o.start, [raw[o.at : o.at + o.span]], o.tensor, o.tensor)
+            views = (view_of_span(o.view, slot[o.at : o.at + o.span]) for o in operands)
+            destination(self.arena.tensors, self.derived, batch, place, region).copy_(evaluate(part, views))
             self.on_progress(counted)
 
         return read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -17,6 +18,7 @@ from loadmaster.architectures.algebra import (
     restrict,
     whole,
 )
+from loadmaster.checkpoint import TensorTable
 from loadmaster.kernels import blocks
 from loadmaster.kernels.dequantise import dequantise
 from loadmaster.loader.memory import TORCH
@@ -86,6 +88,37 @@ def write(target: torch.Tensor, e: Expression, operands: Iterator[torch.Tensor],
 def span_bytes(views: Sequence[Stored]) -> int:
     """Return the bytes of all spans under a source, each rounded up to 16 so that any dtype is aligned."""
     return sum(-(-strided_run(v.factors, v.box, itemsize(v.dtype)).span // 16) * 16 for v in views)
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A view under a source, to be read: ``span`` bytes of a stored ``tensor``, from ``start`` of its file on.
+
+    ``at`` is where they go in memory that holds all operands of the source, each aligned for any dtype.
+    """
+
+    view: Stored
+    tensor: int
+    file: int
+    start: int
+    at: int
+    span: int
+
+    @property
+    def end(self) -> int:
+        """Where in that memory the next one begins."""
+        return self.at + -(-self.span // 16) * 16
+
+
+def operands_of(part: Expression, batch: Batch, place: int, table: TensorTable) -> list[Operand]:
+    """Return the operands of (a part of) a batch's source at one of its places, left to right."""
+    made: list[Operand] = []
+    for view, tensor in zip(leaves(part), batch.tensors[place].tolist(), strict=True):
+        run = strided_run(view.factors, view.box, itemsize(view.dtype))
+        at = made[-1].end if made else 0
+        start = int(table.start[tensor]) + run.offset
+        made.append(Operand(view, tensor, int(table.file[tensor]), start, at, run.span))
+    return made
 
 
 def slabs(source: Expression, limit: int) -> Iterator[tuple[Region, Expression]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +10,27 @@ from typing import Any
 
 import numpy as np
 
-from loadmaster.checkpoint import Store
+from loadmaster.checkpoint import ShardFile, Store
 from loadmaster.errors import LoadError
 from loadmaster.plan import Plan, RankPlan
 
 Task = Callable[[Any], None]
+
+
+def default_readers() -> int:
+    """Return how many threads read into host memory: twice the cores, for they wait as well, at most 16."""
+    return min(2 * (os.cpu_count() or 1), 16)
+
+
+def change_of(store: Store, file: ShardFile) -> str | None:
+    """Return in what a file is not as it was when its header was read, as the end of a sentence; None if it is.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    size, _ = found = store.stamp(file.name)
+    same = found == (file.size, file.mtime_ns)
+    return None if same else f"{file.size:,} bytes then, {size:,} bytes now"
 
 
 def check_files(plan: Plan, derived: RankPlan, store: Store, rank: int) -> None:
@@ -21,13 +38,12 @@ def check_files(plan: Plan, derived: RankPlan, store: Store, rank: int) -> None:
     for number in np.unique(derived.reads[0]):
         planned = plan.checkpoint.files[number]
         try:
-            found = store.stamp(planned.name)
+            change = change_of(store, planned)
         except OSError as error:
             raise LoadError(f"rank {rank}: {planned.name}: {error.strerror or error}") from error
-        if found != (planned.size, planned.mtime_ns):
+        if change is not None:
             raise LoadError(
-                f"rank {rank}: {planned.name} changed since it was planned: "
-                f"{planned.size:,} bytes then, {found[0]:,} bytes now",
+                f"rank {rank}: {planned.name} changed since it was planned: {change}",
                 hint="plan again; nothing of the model was handed out",
             )
 

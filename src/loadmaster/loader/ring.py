@@ -25,7 +25,7 @@ _CLOSED: Final = -1
 _PORTABLE: Final = 1  # cudaHostRegisterPortable: page-locked for every device
 
 
-def default_readers() -> int:
+def device_readers() -> int:
     """Return how many readers to use: a core is busy copying while it reads, and two are left for the rest."""
     return max(min((os.cpu_count() or 1) - 2, MAX_READERS), 1)
 

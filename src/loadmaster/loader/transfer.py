@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 
-from loadmaster.architectures.algebra import Expression, Region, leaves
+from loadmaster.architectures.algebra import Expression, Region
 from loadmaster.checkpoint import LocalStore, Store
 from loadmaster.checkpoint.store import DIRECT_ALIGNMENT
 from loadmaster.errors import LoadError
@@ -27,14 +27,12 @@ from loadmaster.loader.aio import Reads, is_available
 from loadmaster.loader.driver import Driver
 from loadmaster.loader.lane import PHASES, Lane, Slot
 from loadmaster.loader.memory import DeviceArena
-from loadmaster.loader.operations import destination, fill, slabs, view_of_span, write
+from loadmaster.loader.operations import destination, fill, operands_of, slabs, view_of_span, write
 from loadmaster.loader.readers import Task
-from loadmaster.loader.ring import SLOTS_PER_READER, Ring, default_readers
+from loadmaster.loader.ring import SLOTS_PER_READER, Ring, device_readers
 from loadmaster.loader.windows import Windows, copies_of, joined, windows
 from loadmaster.plan import Plan, RankPlan
 from loadmaster.plan.rank import Batch
-from loadmaster.plan.specs import itemsize
-from loadmaster.plan.strided import strided_run
 
 IO = Literal["auto", "buffered", "direct"]
 
@@ -88,7 +86,7 @@ class Transfer:
         self.devices = sorted(set(targets.values()), key=lambda d: d.index)
         self.targets = {rank: self.devices.index(device) for rank, device in targets.items()}
         self.driver = Driver()
-        self.is_conducted = type(store) is LocalStore and is_available(default_readers())
+        self.is_conducted = type(store) is LocalStore and is_available(device_readers())
         self._numbers = iter(range(ring.num_slots))
         self._lock = threading.Lock()
         self._lanes: list[Lane] = []
@@ -318,26 +316,23 @@ class Transfer:
         slot = lane.take()
         address, memory = slot.address, slot.memory
         stream, scratch = lane.torch_streams[device], lane.scratch(device, self.ring.slot_bytes)
-        at, operands, tensors = 0, [], []
+        operands = operands_of(part, batch, place, self.table)
+        reading = operands[0]
         begin = time.perf_counter()
         try:
-            for k, view in enumerate(leaves(part)):
-                run = strided_run(view.factors, view.box, itemsize(view.dtype))
-                tensor = int(batch.tensors[place, k])
-                tensors.append(tensor)
-                start = int(self.table.start[tensor]) + run.offset
-                self.store.readinto(self.files[self.table.file[tensor]], start, [memory[at : at + run.span]])
-                operands.append(view_of_span(view, scratch[at : at + run.span]))
-                at += -(-run.span // 16) * 16
+            for o in operands:
+                reading = o
+                self.store.readinto(self.files[o.file], o.start, [memory[o.at : o.at + o.span]])
             middle = time.perf_counter()
-            self.driver.to_device(scratch.data_ptr(), address, at, slot.streams[device])
+            self.driver.to_device(scratch.data_ptr(), address, operands[-1].end, slot.streams[device])
             slot.copied(device)
             with torch.cuda.stream(stream):
                 target = destination(self.arenas[rank].tensors, self.derived[rank], batch, place, region)
-                write(target, part, iter(operands), with_kernels=self.with_kernels)
+                views = (view_of_span(o.view, scratch[o.at : o.at + o.span]) for o in operands)
+                write(target, part, views, with_kernels=self.with_kernels)
         except (LoadError, OSError, RuntimeError) as error:
-            file = int(self.table.file[tensors[-1]])
-            raise self._error(file, np.array(tensors), np.array([device]), error) from error
+            tensors = np.array([o.tensor for o in operands[: operands.index(reading) + 1]])
+            raise self._error(reading.file, tensors, np.array([device]), error) from error
         lane.read += middle - begin
         lane.operate += time.perf_counter() - middle
         self.on_progress(counted)

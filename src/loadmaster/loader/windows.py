@@ -16,8 +16,6 @@ import numpy.typing as npt
 from loadmaster.checkpoint import TensorTable
 from loadmaster.plan import RankPlan
 from loadmaster.plan.rank import Batch
-from loadmaster.plan.specs import itemsize
-from loadmaster.plan.strided import strided_run
 
 I64 = npt.NDArray[np.int64]
 
@@ -88,9 +86,7 @@ def copies_of(derived: RankPlan, addresses: I64, device: int, table: TensorTable
 def _copies(derived: RankPlan, batch: Batch, addresses: I64, device: int, table: TensorTable) -> Copies | None:
     if not batch.is_copy:
         return None
-    spec = derived.specs[batch.params[0]]
-    shape = spec.shape if batch.piece.ids is None else spec.shape[1:]
-    source, to = batch.runs[0], strided_run(shape, batch.box, itemsize(spec.dtype))
+    source, (to, begins) = batch.runs[0], derived.target(batch)
     num_bytes, counts = source.num_bytes, {source.counts, to.counts} - {()}
     if len(counts) > 1 or any(len(c) > 1 for c in counts):
         return None  # more than one stride: rare enough to be gathered on the device
@@ -99,14 +95,13 @@ def _copies(derived: RankPlan, batch: Batch, addresses: I64, device: int, table:
     from_pitch = source.strides[0] if source.counts else width
     to_pitch = to.strides[0] if to.counts else width
     number = len(batch.params)
-    slot = num_bytes_of(shape, itemsize(spec.dtype))
     tensor = batch.tensors[:, 0].astype(np.int64)
     start = table.start[tensor]
     every = np.ones(number, dtype=np.int64)
     return Copies(
         file=table.file[tensor].astype(np.int64),
         low=start + source.offset,
-        to=addresses[batch.params] + batch.slots.astype(np.int64) * slot + to.offset,
+        to=addresses[batch.params] + begins,
         width=every * width,
         height=every * height,
         from_pitch=every * from_pitch,
@@ -115,11 +110,6 @@ def _copies(derived: RankPlan, batch: Batch, addresses: I64, device: int, table:
         device=every * device,
         tensor=tensor,
     )
-
-
-def num_bytes_of(shape: Sequence[int], width: int) -> int:
-    """Return the bytes of a dense array."""
-    return int(np.prod(shape, dtype=np.int64)) * width
 
 
 @dataclass(frozen=True)

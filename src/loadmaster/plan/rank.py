@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,8 @@ from loadmaster.architectures.algebra import Region, Stored
 from loadmaster.architectures.lower import Piece
 from loadmaster.checkpoint import TensorTable
 from loadmaster.plan.compose import Composed
-from loadmaster.plan.specs import ParamSpec
-from loadmaster.plan.strided import StridedRun
+from loadmaster.plan.specs import ParamSpec, itemsize
+from loadmaster.plan.strided import StridedRun, strided_run
 
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
@@ -165,6 +166,13 @@ class RankPlan:
         first[1:] = (file[1:] != file[:-1]) | (start[1:] > reach[:-1])
         last = np.append(np.flatnonzero(first)[1:] - 1, len(start) - 1)
         return file[first], start[first], reach[last]
+
+    def target(self, batch: Batch) -> tuple[StridedRun, I64]:
+        """Return the bytes of a batch's destination in a parameter (or a slot of it), and where each place's begin there."""
+        spec = self.specs[batch.params[0]]
+        shape = spec.shape if batch.piece.ids is None else spec.shape[1:]
+        to = strided_run(shape, batch.box, itemsize(spec.dtype))
+        return to, to.offset + batch.slots.astype(np.int64) * (prod(shape) * itemsize(spec.dtype))
 
     @property
     def num_reads(self) -> int:

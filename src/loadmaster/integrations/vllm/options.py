@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from loadmaster.errors import UsageError
+from loadmaster.loader.readers import default_readers
 from loadmaster.plan.verify import STAGING_BYTES
 
 
@@ -16,7 +16,7 @@ class Options:
     """``staging_bytes`` bounds what is read ahead, ``num_readers`` are threads, ``verify`` asks for the proof after loading."""
 
     staging_bytes: int = STAGING_BYTES
-    num_readers: int = min(2 * (os.cpu_count() or 1), 16)
+    num_readers: int = default_readers()
     verify: bool = True
 
 

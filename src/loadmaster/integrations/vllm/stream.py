@@ -16,6 +16,7 @@ import torch
 from loadmaster.checkpoint import Checkpoint, Store
 from loadmaster.errors import LoadError, UnsupportedError
 from loadmaster.loader.memory import TORCH
+from loadmaster.loader.readers import change_of
 
 CHUNK_BYTES: Final = 16 * 2**20
 """Most bytes of one read: a large tensor is read by several readers."""
@@ -93,11 +94,11 @@ def _check_files(checkpoint: Checkpoint, ids: Sequence[int], store: Store) -> No
     for number in sorted({int(checkpoint.table.file[i]) for i in ids}):
         opened = checkpoint.files[number]
         try:
-            found = store.stamp(opened.name)
+            change = change_of(store, opened)
         except OSError as error:
             raise LoadError(f"{opened.name}: {error.strerror or error}") from error
-        if found != (opened.size, opened.mtime_ns):
+        if change is not None:
             raise LoadError(
-                f"{opened.name} changed since its header was read: {opened.size:,} bytes then, {found[0]:,} bytes now",
+                f"{opened.name} changed since its header was read: {change}",
                 hint="start again once the files are at rest",
             )
