@@ -6,7 +6,8 @@ Reads the safetensors files of FOLDER, page cache warm, into a buffer on each GP
 
     link                page-locked memory to GPU, one stream, 1 GiB at a time: what the link gives
     read                page cache to page-locked memory, by threads and size of a read
-    ring                the same and on to the GPU, two slots a thread: the floor of every loader that reads
+    ring                the same and on to the GPU, two slots a thread, with Python's threads
+    native              the same without Python (ring.c; needs a C compiler): the floor of every loader that reads
     mapping             a mapping of the file registered piece by piece, and copied from there
     peer                GPU to GPU, where there are two
     disk                direct I/O: what is read when nothing is cached
@@ -20,6 +21,9 @@ import argparse
 import json
 import mmap
 import os
+import shutil
+import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +38,29 @@ from loadmaster.loader.driver import Driver
 MIB = 2**20
 RING = ((8, 4), (16, 2), (16, 4), (16, 8), (32, 4))
 """Threads, and MiB of one read."""
+
+
+NATIVE = ((14, 2048, 4), (14, 4096, 2), (14, 4096, 4), (28, 2048, 4), (28, 4096, 2))
+"""Threads, KiB of one read, slots of a thread."""
+
+
+def native(files: list[Path], devices: int, gib: float) -> dict[str, tuple[float, float]]:
+    """GB/s of reading alone, and on to the GPUs, by setting; empty where there is no C compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        return {}
+    settings = [f"{t}:{kib}:{slots}" for t, kib, slots in NATIVE if t <= (os.cpu_count() or 1)]
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/ring"
+        source = str(Path(__file__).with_name("ring.c"))
+        subprocess.run([compiler, "-O3", "-pthread", "-o", program, source, "-ldl"], check=True)
+        command = [program, str(devices), str(gib), *settings, "--", *map(str, files)]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    made = {}
+    for line in lines:
+        setting, alone, *sent = line.split()
+        made[setting] = float(alone), max(map(float, sent))
+    return made
 
 
 class Pinned:
@@ -171,6 +198,7 @@ class Machine:
     def peer(self) -> float | None:
         if len(self.devices) < 2:
             return None
+        self.driver.connect(self.devices)
         stream = torch.cuda.Stream(self.devices[0])
         rate = 0.0
         for _ in range(3):
@@ -219,6 +247,9 @@ def main() -> None:
             rate = m.ring(threads, mib * MIB, send=send)
             found[f"{what} {threads} × {mib} MiB"] = rate
             print(f"{what:5s} {threads:3d} threads × {mib:2d} MiB     {rate / 1e9:8.1f}", flush=True)
+    for setting, (alone, sent) in native(m.files, len(m.devices), args.gb).items():
+        found[f"native {setting}"] = {"read": 1e9 * alone, "ring": 1e9 * sent}
+        print(f"native {setting:12s} read {alone:6.1f}, ring {sent:6.1f}", flush=True)
     if (rate := m.peer()) is not None:
         found["peer"] = rate
         print(f"{'peer':28s} {rate / 1e9:8.1f}", flush=True)

@@ -157,6 +157,7 @@ def loadmaster(path: Path, layout: str, ranks: list[int], io: str = "auto") -> d
     report = loaded[ranks[0]].report
     return {
         "seconds": end - begin,
+        "end": time.time(),
         "plan": planned - begin,
         "bytes": sum(x.report.needed_bytes for x in loaded.values()),
         "phases": dict(report.phases),
@@ -172,8 +173,10 @@ def _peer(tensors: Callable[[list[str], int, set[str]], Iterator[tuple[str, Any]
         import torch
 
         (rank,) = ranks
+        before = time.perf_counter()
         to = Destinations(plan_of(path, layout), rank, f"cuda:{rank}")
         torch.cuda.synchronize(rank)
+        allocated = time.perf_counter() - before
         files = sorted(str(f) for f in path.glob("*.safetensors"))
         begin = time.perf_counter()
         for name, tensor in tensors(files, rank, set(to.uses)):
@@ -181,7 +184,14 @@ def _peer(tensors: Callable[[list[str], int, set[str]], Iterator[tuple[str, Any]
                 to.take(name, tensor)
         torch.cuda.synchronize(rank)
         seconds = time.perf_counter() - begin
-        return {"seconds": seconds, "bytes": to.num_bytes, "sums": {str(rank): sums(to.params)}}
+        end = time.time()
+        return {
+            "seconds": seconds,
+            "end": end,
+            "allocated": allocated,
+            "bytes": to.num_bytes,
+            "sums": {str(rank): sums(to.params)},
+        }
 
     return load
 
@@ -296,7 +306,6 @@ def memory() -> dict[str, int]:
 
 
 def child(args: argparse.Namespace) -> None:
-    begin = time.time()
     import torch
 
     ranks = [int(r) for r in args.ranks.split(",")]
@@ -313,9 +322,13 @@ def child(args: argparse.Namespace) -> None:
             while not all(Path(f"{args.barrier}.{len(made)}.{r}").exists() for r in range(args.world)):
                 time.sleep(0.0005)
         made.append(WAYS[args.one](args.folder, args.layout, ranks))
-        made[-1]["ready"] = time.time() - STARTED
+        made[-1]["ready"] = made[-1].pop("end") - STARTED
         torch.cuda.empty_cache()
-    print(json.dumps({"passes": made, "context": context - begin, "before": before, "after": memory()}))
+    print(
+        json.dumps(
+            {"passes": made, "started": STARTED, "context": context - STARTED, "before": before, "after": memory()}
+        )
+    )
 
 
 def run_way(way: str, folder: Path, layout: str, ranks: int, passes: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Loading onto GPUs at several settings, in one process: readers, size and number of slots, streams.
+"""Loading onto GPUs at several settings, in one process: readers, size and number of slots, reads that wait.
 
     python benchmarks/sweep_gpu.py FOLDER [--layout "-pp 2"] [--passes 3] [--results FILE]
 
@@ -8,6 +8,7 @@ FOLDER is a checkpoint that load_gpu.py wrote. The rate is that of the phase ``l
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -15,39 +16,37 @@ import torch
 from load_gpu import plan_of
 
 from loadmaster.loader import load_ranks, transfer
-from loadmaster.loader.ring import Ring
+from loadmaster.loader.ring import Ring, device_readers
 
-SETTINGS = (
-    (14, 4096, 28, 4),
-    (14, 4096, 28, 1),
-    (14, 2048, 40, 4),
-    (10, 4096, 24, 4),
-    (20, 4096, 40, 4),
-    (30, 4096, 60, 4),
-    (14, 8192, 28, 4),
-)
-"""Readers, KiB of a slot, slots, streams."""
+SLOTS = ((4096, 2.0), (4096, 1.5), (4096, 3.0), (2048, 2.0), (2048, 4.0))
+"""KiB of a slot, and slots for each reader."""
+
+QUEUED = (0, 2, 6)
+"""Reads that are begun beyond the number of readers."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layout", default="")
+    parser.add_argument("--readers", type=int, default=device_readers(), help="once a process: the C library's threads")
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--results", type=Path)
     args = parser.parse_args()
+    transfer.device_readers = lambda: args.readers
     plan = plan_of(args.folder, args.layout)
     devices = {rank: f"cuda:{rank}" for rank in range(plan.num_ranks)}
     for device in devices.values():
         torch.zeros(1, device=device)
     rates: dict[str, list[float]] = {}
     for _ in range(args.passes):
-        for readers, kib, slots, streams in SETTINGS:
-            transfer.STREAMS = streams
-            with Ring(slots, kib * 1024) as ring:
-                loaded = load_ranks(plan, devices, ring=ring, num_readers=readers)
+        for (kib, each), queued in itertools.product(SLOTS, QUEUED):
+            transfer.QUEUED = queued
+            num_slots = int(each * args.readers)
+            with Ring(num_slots, kib * 1024) as ring:
+                loaded = load_ranks(plan, devices, ring=ring, num_readers=args.readers)
             reports = [x.report for x in loaded.values()]
-            name = f"{readers} readers, {slots} slots of {kib} KiB, {streams} streams"
+            name = f"{args.readers} readers, {num_slots} slots of {kib} KiB, {queued} reads wait"
             rate = sum(r.needed_bytes for r in reports) / reports[0].phases["load"] / 1e9
             rates.setdefault(name, []).append(rate)
             del loaded

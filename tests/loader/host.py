@@ -25,6 +25,9 @@ class HostDriver:
     def __init__(self) -> None:
         self.events = 0
 
+    def connect(self, devices: Sequence[torch.device]) -> None:
+        pass
+
     def event(self) -> int:
         self.events += 1
         return self.events

@@ -91,7 +91,7 @@ class LocalStore:
         """
         import ctypes  # takes a while, and planning does without
 
-        pages, samples = 16, 64
+        pages, samples = 16, 16
         mincore = ctypes.CDLL(None, use_errno=True).mincore
         mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
         size = self.size(name)

@@ -14,7 +14,7 @@ import torch
 from loadmaster.checkpoint import LocalStore, Store
 from loadmaster.errors import LoadError
 from loadmaster.loader.memory import DeviceArena
-from loadmaster.loader.readers import check_files, run_tasks
+from loadmaster.loader.readers import check_files
 from loadmaster.loader.report import LoadedRank, LoadReport
 from loadmaster.loader.ring import SLOT_BYTES, SLOTS_PER_READER, Ring, device_readers
 from loadmaster.loader.transfer import IO, Transfer
@@ -83,10 +83,7 @@ def load_ranks(
         pinned = time.perf_counter()
         try:
             job.fill()
-            if job.is_conducted:
-                job.conduct()
-            if not job.is_conducted or any(job.others.values()):
-                run_tasks(job.tasks(), readers)
+            job.run()
         finally:
             for device in set(targets.values()):
                 torch.cuda.synchronize(device)

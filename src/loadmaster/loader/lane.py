@@ -69,8 +69,7 @@ class Slot:
 class Lane:
     """Slots that are taken in turns. ``most`` copies are in the largest batch.
 
-    ``num_streams`` on each device are dealt out to the slots, so that the next copy can be ready when one ends; onto one GPU,
-    one and four were as fast (benchmarks/sweep_gpu.py). Slots of a lane with one stream may be used with `scratch`.
+    All copies to a device go on one stream; several were no faster (benchmarks/sweep_gpu.py).
     """
 
     def __init__(
@@ -79,16 +78,10 @@ class Lane:
         devices: Sequence[torch.device],
         slots: Sequence[tuple[int, memoryview]],
         most: int,
-        *,
-        num_streams: int = 1,
     ) -> None:
         self._devices = devices
-        streams = [[torch.cuda.Stream(d) for d in devices] for _ in range(num_streams)]
-        self.torch_streams = streams[0]
-        self.slots = [
-            Slot(driver, devices, streams[i % num_streams], address, memory)
-            for i, (address, memory) in enumerate(slots)
-        ]
+        self.torch_streams = [torch.cuda.Stream(d) for d in devices]
+        self.slots = [Slot(driver, devices, self.torch_streams, address, memory) for address, memory in slots]
         torch.cuda.set_device(devices[0])  # the driver wants a thread to have a device
         self._turn = 0
         self._scratch: dict[int, torch.Tensor] = {}

@@ -48,14 +48,15 @@ def check_files(plan: Plan, derived: RankPlan, store: Store, rank: int) -> None:
             )
 
 
-def run_tasks(every: Iterator[Task], num_readers: int) -> None:
+def run_tasks(every: Iterator[Task], num_readers: int, failures: list[BaseException] | None = None) -> None:
     """Let readers take tasks, in order, until none is left; the first failure stops them all.
 
-    Each reader has a namespace of its own, which it hands to every task; a task that takes long looks now and then
-    whether anything is in its ``failures``, and ends then.
+    ``failures`` is for whoever works beside them: what fails here is added to it, and anything in it stops the readers. The
+    first of it is raised. Each reader has a namespace of its own, which it hands to every task; a task that takes long looks
+    now and then whether anything is in its ``failures``, and ends then.
     """
     lock = threading.Lock()
-    failures: list[BaseException] = []
+    failures = [] if failures is None else failures
     local = threading.local()
 
     def reader() -> None:

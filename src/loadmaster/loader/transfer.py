@@ -12,7 +12,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -28,7 +30,7 @@ from loadmaster.loader.driver import Driver
 from loadmaster.loader.lane import PHASES, Lane, Slot
 from loadmaster.loader.memory import DeviceArena
 from loadmaster.loader.operations import destination, fill, operands_of, slabs, view_of_span, write
-from loadmaster.loader.readers import Task
+from loadmaster.loader.readers import Task, run_tasks
 from loadmaster.loader.ring import SLOTS_PER_READER, Ring, device_readers
 from loadmaster.loader.windows import Windows, copies_of, joined, windows
 from loadmaster.plan import Plan, RankPlan
@@ -42,11 +44,8 @@ PROGRESS_BYTES: Final = 2**26
 KERNELS_FROM: Final = 2**30
 """Bytes to be computed on the way from which kernels are worth a second: Triton compiles them when they are first used."""
 
-STREAMS: Final = 4
-"""Of each device, that windows are copied on."""
-
-QUEUED: Final = 6
-"""Reads that wait for a thread of the C library, so that none waits for us."""
+QUEUED: Final = 2
+"""Reads that wait for a thread of the C library, so that none waits for us; more take slots from what is being copied."""
 
 BATCH: Final = 5
 """As many copies of a window go to the driver in one call; fewer are quicker one by one."""
@@ -63,7 +62,7 @@ def _aligned(low: int, high: int) -> tuple[int, int]:
 class Transfer:
     """What is read for some ranks of a host, and sent to their devices.
 
-    `fill`, then `conduct` where `is_conducted`, then the `tasks` by readers; `close` when no copy is under way any more.
+    `fill`, then `run`; `close` when no copy is under way any more.
     """
 
     def __init__(
@@ -86,6 +85,7 @@ class Transfer:
         self.devices = sorted(set(targets.values()), key=lambda d: d.index)
         self.targets = {rank: self.devices.index(device) for rank, device in targets.items()}
         self.driver = Driver()
+        self.driver.connect(self.devices)
         self.is_conducted = type(store) is LocalStore and is_available(device_readers())
         self._numbers = iter(range(ring.num_slots))
         self._lock = threading.Lock()
@@ -96,8 +96,8 @@ class Transfer:
             rows, self.others[rank] = copies_of(d, addresses, self.targets[rank], self.table)
             self.direct_bytes[rank] = int((rows.width * rows.height).sum())
             made.append(rows)
-        computed = sum(b.needed_bytes for batches in self.others.values() for b in batches)
-        self.with_kernels = computed >= KERNELS_FROM and blocks.is_available()
+        self.computed_bytes = sum(b.needed_bytes for batches in self.others.values() for b in batches)
+        self.with_kernels = self.computed_bytes >= KERNELS_FROM and blocks.is_available()
         self.windows: Windows = windows(joined(made), ring.slot_bytes)
         w, c = self.windows, self.windows.copies
         self._low, self._to, self._width, self._height = (x.tolist() for x in (c.low, c.to, c.width, c.height))
@@ -152,12 +152,40 @@ class Transfer:
         for device in self.devices:
             torch.cuda.synchronize(device)
 
-    def tasks(self) -> Iterator[Task]:
-        """Yield tasks: windows in file order, where they are not conducted; then what is computed."""
-        if not self.is_conducted:
-            order = iter(range(len(self.windows)))  # shared: whoever is ready takes the next
-            for _ in range(self.readers):
-                yield partial(self._read_windows, order)
+    def run(self) -> None:
+        """Read, send on and compute everything: windows by this thread, what is computed by readers beside it.
+
+        Raises:
+            LoadError: the first failure, which ends all of it.
+        """
+        if not (self.is_conducted and len(self.windows)):
+            run_tasks(chain(self._window_tasks(), self._operations()), self.readers)
+        elif not (beside := self._readers_beside()):
+            self._conduct(range(self.ring.num_slots), [])
+            run_tasks(self._operations(), self.readers)
+        else:
+            failures: list[BaseException] = []
+            with ThreadPoolExecutor(1) as pool:
+                operations = pool.submit(run_tasks, self._operations(), beside, failures)
+                try:
+                    self._conduct(range(beside * SLOTS_PER_READER, self.ring.num_slots), failures)
+                except BaseException as error:
+                    failures.append(error)
+                    raise
+                operations.result()
+
+    def _readers_beside(self) -> int:
+        """Return how many readers compute while windows are sent: their share of the bytes, and all but one at most."""
+        windows = sum(self.windows.needed)
+        share = round(self.readers * self.computed_bytes / (self.computed_bytes + windows))
+        return min(max(share, 1), self.readers - 1) if self.computed_bytes else 0
+
+    def _window_tasks(self) -> Iterator[Task]:
+        order = iter(range(len(self.windows)))  # shared: whoever is ready takes the next
+        for _ in range(self.readers):
+            yield partial(self._read_windows, order)
+
+    def _operations(self) -> Iterator[Task]:
         for rank, batches in self.others.items():
             for batch in batches:
                 parts = list(slabs(batch.piece.source, self.ring.slot_bytes))
@@ -184,13 +212,15 @@ class Transfer:
         for lane in self._lanes:
             lane.close()
 
-    def conduct(self) -> None:
-        """Have all windows read by the C library's threads, and send on what has come: the work of this one thread."""
+    def _conduct(self, slots: range, failures: list[BaseException]) -> None:
+        """Have all windows read into some slots by the C library's threads, and send on what has come.
+
+        It is the work of this one thread, which ends early when there are failures elsewhere.
+        """
         w, clock = self.windows, time.perf_counter
-        numbers = range(self.ring.num_slots)
-        slots = [self.ring.slot(n) for n in numbers]
-        lane = Lane(self.driver, self.devices, slots, self._most, num_streams=STREAMS)
+        lane = Lane(self.driver, self.devices, [self.ring.slot(n) for n in slots], self._most)
         self._lanes.append(lane)
+        numbers = range(len(slots))
         free = list(numbers)
         copying = [deque[int]() for _ in self.devices]  # slots, by the device that is copied to first
         at_once = min(self.readers + QUEUED, len(numbers))
@@ -199,7 +229,7 @@ class Transfer:
         window = next(order, None)
         done = 0
         try:
-            while window is not None or reads or any(copying):
+            while (window is not None or reads or any(copying)) and not failures:
                 for under_way in copying:
                     while under_way and lane.slots[under_way[0]].is_free():
                         free.append(under_way.popleft())
