@@ -225,6 +225,8 @@ def _prefetch(threads: int) -> Callable[..., Iterator[tuple[str, Any]]]:
         ahead = []
         for f in opened:
             plan = dict.fromkeys(n for n in f.keys() if n in needed)  # noqa: SIM118
+            if not plan:
+                continue
             ahead.append(f.prefetch(plan, threads=threads) if len(ahead) < 2 else (f, plan))
         for i in range(len(ahead)):
             yield from ahead[i]

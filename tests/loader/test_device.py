@@ -276,6 +276,20 @@ class TestCommand:
             assert r["phases"]["load"] <= r["seconds"]
             assert r["staging_bytes"] < 2**26
 
+    @pytest.mark.parametrize("layout", ["1", "3"])
+    def test_memory_is_given_back_whatever_happens(
+        self, layout: str, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not REAL:
+            monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        closed: list[Ring] = []
+        close = Ring.close
+        monkeypatch.setattr(Ring, "close", lambda self: (closed.append(self), close(self))[1])
+        assert (main(["load", str(tiny), "-tp", layout, "--device", "cuda", "--io", "buffered"]) == 0) == (
+            layout == "1"
+        )
+        assert len(closed) == 1
+
     def test_and_says_how_in_words(
         self, tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +53,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--digest", action="store_true", help="add shape, dtype and SHA-256 of every parameter")
 
 
-def _ring(args: argparse.Namespace) -> Any:
-    """Begin to page-lock memory, while the headers are read and the plan is proven."""
+def _make_ring(args: argparse.Namespace) -> Any:
     from loadmaster.loader import make_ring
 
     return make_ring(args.num_readers, args.staging)
 
 
+@contextmanager
+def _ring(args: argparse.Namespace) -> Iterator[Future[Any] | None]:
+    """Have memory page-locked while the headers are read and the plan is proven, and give it back in the end."""
+    if args.device != "cuda":
+        yield None
+        return
+    with ThreadPoolExecutor(1) as pool:
+        making = pool.submit(_make_ring, args)
+        try:
+            yield making
+        finally:
+            if making.exception() is None:
+                making.result().close()
+
+
 def run(args: argparse.Namespace) -> int:
     """Load, show progress on standard error, and print the report."""
+    with _ring(args) as ring:
+        return _load(args, ring)
+
+
+def _load(args: argparse.Namespace, ring: Future[Any] | None) -> int:
     from loadmaster.cli.planning import prove_arguments
     from loadmaster.errors import PlanError, UsageError
 
-    preparing = ThreadPoolExecutor(1).submit(_ring, args) if args.device == "cuda" else None
     proof = prove_arguments(args)
     if not proof.proven:
         raise PlanError("the plan is not proven", findings=proof.findings, proof=proof)
@@ -93,12 +113,11 @@ def run(args: argparse.Namespace) -> int:
         }
         for first in range(0, len(ranks), at_once):
             group = ranks[first : first + at_once]
-            if args.device == "cpu":
+            if ring is None:
                 loaded = {rank: load_rank(plan, rank, **options) for rank in group}
             else:
-                assert preparing is not None
                 devices = {r: f"cuda:{i}" for i, r in enumerate(group)}
-                loaded = load_ranks(plan, devices, ring=preparing.result(), io=args.io, **options)
+                loaded = load_ranks(plan, devices, ring=ring.result(), io=args.io, **options)
             for rank_loaded in loaded.values():
                 report = rank_loaded.report.as_json()
                 if args.verify:

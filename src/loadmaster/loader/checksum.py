@@ -47,6 +47,11 @@ def checksum(tensor: torch.Tensor) -> int:
     >>> checksum(torch.zeros(3)), checksum(torch.tensor([1, 0])) == checksum(torch.tensor([0, 1]))
     (0, False)
     """
+    return _combined(_row_sums(tensor).tolist())
+
+
+def _row_sums(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the sum of each row, on the tensor's device: nothing waits for it yet."""
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     if flat.numel() % 8 or flat.storage_offset() * flat.element_size() % 8:
         whole = torch.zeros(-(-flat.numel() // 8) * 8, dtype=torch.uint8, device=flat.device)
@@ -54,13 +59,13 @@ def checksum(tensor: torch.Tensor) -> int:
         flat = whole
     words = flat.view(torch.int64)
     weights = _row_weights(words.device)
-    sums: list[int] = []
     full = len(words) // _ROW * _ROW
-    for rows in words[:full].view(-1, _ROW).split(_ROWS):
-        sums += (rows * weights).sum(dim=1).tolist()
-    if full < len(words):
-        rest = words[full:]
-        sums.append(int((rest * weights[: len(rest)]).sum()))
+    sums = [(rows * weights).sum(dim=1) for rows in words[:full].view(-1, _ROW).split(_ROWS)] if full else []
+    rest = words[full:]
+    return torch.cat([*sums, (rest * weights[: len(rest)]).sum(dim=0, keepdim=True)])
+
+
+def _combined(sums: list[int]) -> int:
     factors = _weights(_ROW, len(sums)).tolist()
     total: int = sum(s * f for s, f in zip(sums, factors, strict=True))
     return total & _MASK
@@ -68,7 +73,8 @@ def checksum(tensor: torch.Tensor) -> int:
 
 def checksums(loaded: LoadedRank) -> dict[str, int]:
     """Return the checksum of every parameter of a rank by name, aliases left out."""
-    return {s.name: checksum(loaded.tensors[s.name]) for s in loaded.specs if s.alias is None}
+    sums = {s.name: _row_sums(loaded.tensors[s.name]) for s in loaded.specs if s.alias is None}
+    return {name: _combined(each.tolist()) for name, each in sums.items()}
 
 
 class Manifest:
