@@ -59,10 +59,9 @@ class HostDriver:
             ctypes.memmove(to + row * to_pitch, source + row * source_pitch, width)
 
 
-def _arena(self: DeviceArena, specs: Sequence[Any], device: torch.device, rank: int) -> None:
-    offsets, self.size = _places(specs)
-    self.tensors = _views(specs, offsets, torch.empty(self.size, dtype=torch.uint8))
-    self.addresses = [self.tensors[s.name].data_ptr() for s in specs]
+def _allocated(self: DeviceArena, specs: Sequence[Any], device: torch.device, rank: int) -> dict[str, torch.Tensor]:
+    offsets, size = _places(specs)
+    return _views(specs, offsets, torch.empty(size, dtype=torch.uint8))
 
 
 def _scratch(self: Lane, device: int, num_bytes: int) -> torch.Tensor:
@@ -74,7 +73,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ``cuda:0`` and ``cuda:1`` be the host."""
     monkeypatch.setattr(transfer, "Driver", HostDriver)
     monkeypatch.setattr(device, "_device", torch.device)
-    monkeypatch.setattr(DeviceArena, "__init__", _arena)
+    monkeypatch.setattr(DeviceArena, "_allocated", _allocated)
     monkeypatch.setattr(Lane, "scratch", _scratch)
     cuda = {
         "Stream": lambda device: SimpleNamespace(cuda_stream=0),

@@ -28,6 +28,7 @@ from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan, build_plan
 from loadmaster.synth import PRESETS, write_tiny
 from tests.loader.host import pretend
+from tests.loader.reference import differences
 
 LAYOUTS = [
     ParallelLayout(),
@@ -83,6 +84,14 @@ def layouts(path: Path) -> Iterator[Plan]:
             yield build_plan(open_checkpoint(path), layout)
         except LayoutError:
             continue
+
+
+def test_memory_that_is_there_already_is_filled(tiny: Path) -> None:
+    plan = build_plan(open_checkpoint(tiny), ParallelLayout(1, 2))
+    expected = load_rank(plan, 1).tensors
+    own = {name: torch.empty_like(t, device="cuda" if REAL else "cpu") for name, t in expected.items()}
+    load_ranks(plan, {1: "cuda:0"}, tensors={1: own})
+    assert differences({n: t.cpu() for n, t in own.items()}, expected) == []
 
 
 @pytest.mark.usefixtures("poisoned")

@@ -34,6 +34,15 @@ def test_tied_embeddings_share_memory_on_one_stage_and_are_copied_on_two(tiny: T
     assert torch.equal(last["lm_head.weight"], one["embed_tokens.weight"])
 
 
+def test_memory_that_is_there_already_is_filled_and_handed_back(tiny: Tiny) -> None:
+    plan = build_plan(open_checkpoint(tiny("glm-5.1-fp8")), ParallelLayout(1, 2))
+    expected = load_rank(plan, 1).tensors
+    own = {name: torch.empty_like(t) for name, t in expected.items()}
+    loaded = load_rank(plan, 1, tensors={**own, "more": torch.zeros(1)})
+    assert differences(own, expected) == []
+    assert {n: t.data_ptr() for n, t in loaded.tensors.items()} == {n: t.data_ptr() for n, t in own.items()}
+
+
 def test_progress_ends_at_the_bytes_of_the_plan(tiny: Tiny) -> None:
     plan = build_plan(open_checkpoint(tiny("glm-5.1-fp8")), ParallelLayout(2, 2))
     for rank in range(4):

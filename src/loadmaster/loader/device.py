@@ -43,6 +43,7 @@ def load_ranks(
     plan: Plan,
     devices: Mapping[int, str | torch.device],
     *,
+    tensors: Mapping[int, Mapping[str, torch.Tensor]] | None = None,
     store: Store | None = None,
     ring: Ring | None = None,
     on_progress: Callable[[int], None] | None = None,
@@ -52,10 +53,11 @@ def load_ranks(
 ) -> dict[int, LoadedRank]:
     """Load ranks onto GPUs of this host: rank → device, each its own or several on one.
 
-    ``ring`` is page-locked memory made before; without it, it is made and given back here. ``on_progress`` is called, from
-    any reader, with bytes of the plan that are done; the calls sum to the ``needed_bytes`` of all ranks. ``num_readers``
-    defaults to the cores but two, at most 32, each with two slots of 4 MiB; ``staging_bytes`` makes the slots smaller where that
-    is less. ``io``: files are read through the page cache, past it, or (``auto``) past it where the cache does not hold them.
+    ``tensors`` is the memory of each rank's parameters by name, where it is there already. ``ring`` is page-locked memory
+    made before; without it, it is made and given back here. ``on_progress`` is called, from any reader, with bytes of the
+    plan that are done; the calls sum to the ``needed_bytes`` of all ranks. ``num_readers`` defaults to the cores but two, at
+    most 32, each with two slots of 4 MiB; ``staging_bytes`` makes the slots smaller where that is less. ``io``: files are
+    read through the page cache, past it, or (``auto``) past it where the cache does not hold them.
 
     Raises:
         LoadError: a device has too little memory; a file changed, is shorter than planned, or could not be read; a copy
@@ -73,7 +75,10 @@ def load_ranks(
         ring = own_ring = make_ring(readers, staging_bytes)
     readers = min(readers, ring.num_slots // SLOTS_PER_READER)
     try:
-        arenas = {rank: DeviceArena(d.specs, targets[rank], rank) for rank, d in derived.items()}
+        given = tensors or {}
+        arenas = {rank: DeviceArena(d.specs, targets[rank], rank, given.get(rank)) for rank, d in derived.items()}
+        for rank in given:
+            torch.cuda.synchronize(targets[rank])  # whoever owns the memory may be writing to it
         allocated = time.perf_counter()
         for rank, d in derived.items():
             check_files(plan, d, source, rank)

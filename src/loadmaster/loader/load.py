@@ -9,7 +9,7 @@ returned unless every byte came: there is no half-loaded model.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ def load_rank(
     rank: int,
     *,
     device: str | torch.device = "cpu",
+    tensors: Mapping[str, torch.Tensor] | None = None,
     store: Store | None = None,
     on_progress: Callable[[int], None] | None = None,
     num_readers: int | None = None,
@@ -46,6 +47,7 @@ def load_rank(
 ) -> LoadedRank:
     """Load one rank's parameters into host memory, or onto a GPU (`load_ranks` has more to say there).
 
+    ``tensors`` is the memory to load into, on ``device``, where it is there already: one for each parameter by name.
     ``on_progress`` is called, from any reader, with bytes of the plan that are done; the calls sum to the rank's
     ``needed_bytes``. ``num_readers`` defaults to twice the cores, at most 16; ``staging_bytes`` to 256 MiB.
 
@@ -56,6 +58,7 @@ def load_rank(
         loaded = load_ranks(
             plan,
             {rank: device},
+            tensors=None if tensors is None else {rank: tensors},
             store=store,
             on_progress=on_progress,
             num_readers=num_readers,
@@ -71,7 +74,7 @@ def load_rank(
     assert source is not None
     try:
         check_files(plan, derived, source, rank)
-        arena = Arena(derived.specs)
+        arena = Arena(derived.specs, tensors)
         job = _Job(plan, derived, source, arena, on_progress or (lambda _: None), budget // readers)
         run_tasks(job.tasks(), readers)
         check_files(plan, derived, source, rank)

@@ -1,10 +1,13 @@
-"""The memory of one rank's parameters, on the host or on a device: one arena, and each parameter a view of it."""
+"""The memory of one rank's parameters, on the host or on a device: one arena, and each parameter a view of it.
+
+Memory that is there already, another engine's parameters, can take an arena's place.
+"""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import torch
 
@@ -46,10 +49,15 @@ class Arena:
     """One anonymous mapping that holds all parameters of a rank, in huge pages where the system gives them.
 
     One mapping instead of thousands: page faults cost as much as the copy itself otherwise. ``tensors`` are views by
-    name, aliases included; ``buffers`` the same memory as writable bytes, aliases left out.
+    name, aliases included; ``buffers`` the same memory as writable bytes, aliases left out. Where tensors are ``given``
+    (each as its spec says, see `misfit`), nothing is allocated.
     """
 
-    def __init__(self, specs: Sequence[ParamSpec]) -> None:
+    def __init__(self, specs: Sequence[ParamSpec], given: Mapping[str, torch.Tensor] | None = None) -> None:
+        if given is not None:
+            self.tensors = _given(specs, given)
+            self.buffers = {s.name: _bytes_of(self.tensors[s.name]) for s in specs if s.alias is None}
+            return
         offsets, size = _places(specs)
         self._memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if size >= 2**22:
@@ -63,26 +71,63 @@ class Arena:
 class DeviceArena:
     """One allocation on a device that holds all parameters of a rank. ``tensors`` are views by name, aliases included.
 
+    Where tensors are ``given``, nothing is allocated.
+
     Raises:
         LoadError: the device has not that much memory; nothing is allocated then.
     """
 
-    def __init__(self, specs: Sequence[ParamSpec], device: torch.device, rank: int) -> None:
-        offsets, self.size = _places(specs)
+    def __init__(
+        self,
+        specs: Sequence[ParamSpec],
+        device: torch.device,
+        rank: int,
+        given: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        self.tensors = self._allocated(specs, device, rank) if given is None else _given(specs, given)
+        self.addresses = [self.tensors[s.name].data_ptr() for s in specs]
+
+    def _allocated(self, specs: Sequence[ParamSpec], device: torch.device, rank: int) -> dict[str, torch.Tensor]:
+        offsets, size = _places(specs)
         free = torch.cuda.mem_get_info(device)[0]
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         refused = LoadError(
-            f"rank {rank}: its parameters take {self.size:,} bytes, and {device} has {free:,} free",
+            f"rank {rank}: its parameters take {size:,} bytes, and {device} has {free:,} free",
             hint="divide the model over more ranks, or free the device; nothing was read",
         )
-        if self.size > free:
+        if size > free:
             raise refused
         try:
-            whole = torch.empty(self.size, dtype=torch.uint8, device=device)
+            whole = torch.empty(size, dtype=torch.uint8, device=device)
         except torch.OutOfMemoryError as error:
             raise refused from error
-        self.tensors = _views(specs, offsets, whole)
-        self.addresses = [self.tensors[s.name].data_ptr() for s in specs]
+        return _views(specs, offsets, whole)
+
+
+def misfit(spec: ParamSpec, tensor: torch.Tensor) -> str | None:
+    """Return why a parameter's bytes cannot be written to ``tensor``, as the end of a sentence; None if they can.
+
+    >>> misfit(ParamSpec("norm.weight", (8,), "F32"), torch.empty(4))
+    'is [4] here and [8] in the plan'
+    """
+    if tuple(tensor.shape) != spec.shape:
+        return f"is {list(tensor.shape)} here and {list(spec.shape)} in the plan"
+    if tensor.dtype != TORCH.get(spec.dtype):
+        return f"is {str(tensor.dtype).removeprefix('torch.')} here and {spec.dtype} in the plan"
+    if tensor.layout != torch.strided or not tensor.is_contiguous():
+        return "is not contiguous here"
+    return None
+
+
+def _given(specs: Sequence[ParamSpec], given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    tensors = {s.name: given[s.name].detach() for s in specs}
+    assert not any(misfit(s, tensors[s.name]) for s in specs)
+    return tensors
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def _views(specs: Sequence[ParamSpec], offsets: dict[str, int], whole: torch.Tensor) -> dict[str, torch.Tensor]:
