@@ -12,7 +12,10 @@ import pytest
 
 from tests.conftest import Tiny
 
-KEYS = ["proven", "scope", "findings", "waivers", "checkpoint", "layout", "ranks", "plan_hash", "elapsed_s"]
+KEYS = [
+    *("proven", "scope", "findings", "waivers", "checkpoint", "layout", "target", "ranks", "params", "plan_hash"),
+    "elapsed_s",
+]
 RANK_KEYS = [
     *("rank", "pp_rank", "tp_rank", "dp_rank", "ep_rank", "layers", "draft_layers", "num_params", "resident_bytes"),
     *("needed_bytes", "fetched_bytes", "replica_bytes", "num_reads", "staging_bytes", "carries"),
@@ -40,6 +43,26 @@ def test_a_proven_plan_is_one_object_and_exit_0(tiny: Tiny) -> None:
     assert found["ranks"][3]["draft_layers"] == [6]
     needed, replicas = (sum(r[k] for r in found["ranks"]) for k in ("needed_bytes", "replica_bytes"))
     assert needed == found["checkpoint"]["payload_bytes"] + replicas
+
+
+def test_vllms_parameters_are_planned_without_vllm_and_listed_for_a_rank(tiny: Tiny) -> None:
+    path = tiny("smollm2")
+    code, found = plan(path, "-pp", 2, "--engine", "vllm", "--params", 1)
+    assert (code, found["proven"], found["target"], list(found)) == (0, True, "vllm-0.32", KEYS)
+    params = {p["name"]: p for p in found["params"]}
+    assert len(params) == found["ranks"][1]["num_params"]
+    qkv = {"name": "model.layers.2.self_attn.qkv_proj.weight", "dtype": "BF16", "shape": [192, 96]}
+    assert params[qkv["name"]] == {**qkv, "bytes": 192 * 96 * 2, "alias": None}
+    assert plan(path)[1]["params"] == []
+    told = run("plan", path, "--engine", "vllm", "--params", 0).stdout
+    assert "model.norm.weight  BF16 [96]\nlm_head.weight  BF16 [320, 96]  is model.embed_tokens.weight\n" in told
+    assert "parameters of vllm-0.32" in told
+
+
+def test_a_rank_that_the_layout_has_not_is_a_usage_error(tiny: Tiny) -> None:
+    done = run("plan", tiny("qwen3"), "--params", 1)
+    assert done.returncode == 2
+    assert "the layout has ranks 0 to 0" in done.stderr
 
 
 def test_a_plan_that_fails_prints_the_same_object_and_exits_1(tiny_copy: Tiny) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import lcm
 from typing import Literal
 
 from loadmaster.architectures.config import Config
@@ -15,12 +16,24 @@ class Placement:
     """``dim`` is divided over the tensor-parallel ranks in whole ``unit``s; ``repeat``: units may be held several times.
 
     ``pad``: where the dim does not divide, zeros are added up to a multiple of ``pad`` and of the ranks (vocabularies).
+    ``always``: it is padded to a multiple of ``pad`` whether it divides or not, and that must divide.
     """
 
     dim: int
     unit: int = 1
     repeat: bool = False
     pad: int | None = None
+    always: bool = False
+
+    def padding(self, size: int, count: int) -> int:
+        """Return how many elements are added to a dim of ``size`` before it is divided over ``count`` ranks.
+
+        >>> [Placement(0, pad=64).padding(330, count) for count in (2, 4)], Placement(0, pad=64, always=True).padding(330, 2)
+        ([0, 54], 54)
+        """
+        if self.pad is None or (size % count == 0 and not self.always):
+            return 0
+        return -size % (self.pad if self.always else lcm(self.pad, count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,14 +193,61 @@ class Param:
     ``name`` begins with ``{block}``, which becomes ``layers.7`` or ``mtp.0``, or with none for the model's own. ``form``:
     ``stored`` keeps what the headers say (FP8 with its scales, BF16 …), ``decoded`` is always in the model's dtype.
     ``otherwise`` is a parameter of the model itself that takes the place where the parts do not exist: the same memory
-    where the rank holds it, a copy of its own where it doesn't. ``stage`` places the model's own parameters.
+    where the rank holds it, a copy of its own where it doesn't. ``stage`` places the model's own parameters. ``keep`` is a
+    format that it has whatever was stored.
     """
 
     name: str
     parts: tuple[str, ...]
     form: Form = "stored"
     otherwise: str | None = None
-    stage: Literal["first", "last"] | None = None
+    stage: Literal["first", "last", "every"] | None = None
+    keep: str | None = None
+
+    def is_on(self, stage: int, num_stages: int) -> bool:
+        """Return whether a parameter of the model itself is on a stage."""
+        return self.stage == "every" or stage == (0 if self.stage == "first" else num_stages - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Whose parameters a plan fills: this package's own runtime, or another engine.
+
+    ``layer`` and ``draft`` are what the blocks of decoder layers and of MTP layers are called, with their number; an engine
+    without ``draft`` is not described with MTP layers. ``formats`` are the quantised formats whose parameters are described,
+    each with the suffixes of its components beside the values (None: all formats).
+
+    ``fixed`` says of an engine that the formats of its parameters do not follow the checkpoint: plain weights are always in
+    the model's dtype (``dtypes`` gives the one it takes instead of the config's), vocabularies are always padded, and what
+    is quantised must be so in every part.
+    """
+
+    name: str
+    params: tuple[Param, ...]
+    layer: str = "layers.{}"
+    draft: str | None = "mtp.{}"
+    formats: Mapping[str, tuple[str, ...]] | None = None
+    fixed: bool = False
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+
+    def block(self, layer: int, num_layers: int) -> str:
+        """Return what the block of a stored layer is called."""
+        if layer < num_layers:
+            return self.layer.format(layer)
+        assert self.draft is not None
+        return self.draft.format(layer - num_layers)
+
+    def adapted(self, schema: Schema) -> Schema:
+        """Return a family's schema as this target places it."""
+        if not self.fixed:
+            return schema
+
+        def placed(t: Tensor) -> Tensor:
+            p = t.placement
+            return t if p is None or p.pad is None else replace(t, placement=replace(p, always=True))
+
+        kinds = {kind: tuple(map(placed, tensors)) for kind, tensors in schema.kinds.items()}
+        return replace(schema, top=tuple(map(placed, schema.top)), kinds=kinds)
 
 
 @dataclass(frozen=True, slots=True)

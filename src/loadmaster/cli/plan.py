@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from loadmaster.cli.options import add_capacity_arguments, add_model_arguments
+from loadmaster.cli.options import ENGINES, add_capacity_arguments, add_model_arguments
+from loadmaster.errors import UsageError
+
+if TYPE_CHECKING:
+    from loadmaster.plan import ParamSpec, Proof
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model_arguments(parser)
+    parser.add_argument(
+        "--engine",
+        choices=sorted(ENGINES),
+        default="native",
+        help="whose parameters are planned: those of this package's runtime (default), or of vLLM 0.32",
+    )
+    parser.add_argument("--params", type=int, metavar="RANK", help="list the parameters of this rank")
     add_capacity_arguments(parser)
 
 
@@ -21,14 +34,28 @@ def run(args: argparse.Namespace) -> int:
     begin = time.perf_counter()
     proof = prove_arguments(args)
     elapsed_s = time.perf_counter() - begin
+    params = _params(proof, args.params)
     if args.json:
         from loadmaster.report.json import dumps, proof_object
 
-        print(dumps(proof_object(proof, elapsed_s)))
+        print(dumps(proof_object(proof, elapsed_s, params)))
     else:
         from rich.console import Console
 
         from loadmaster.report.text import print_proof
 
-        print_proof(Console(), proof, elapsed_s)
+        print_proof(Console(), proof, elapsed_s, params)
     return 0 if proof.proven else 1
+
+
+def _params(proof: Proof, rank: int | None) -> Sequence[ParamSpec]:
+    """Return the parameters of the rank that was asked for.
+
+    Raises:
+        UsageError: there is no such rank.
+    """
+    if rank is None:
+        return ()
+    if not 0 <= rank < proof.plan.num_ranks:
+        raise UsageError(f"--params {rank}: the layout has ranks 0 to {proof.plan.num_ranks - 1}")
+    return proof.plan.rank(rank).specs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from loadmaster.cli.options import DTYPES
+from loadmaster.cli.options import DTYPES, ENGINES
 from loadmaster.errors import PlanError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ def prove_arguments(args: argparse.Namespace) -> Proof:
     from loadmaster.plan import build_plan, prove
 
     checkpoint = open_checkpoint(resolve_model(args.model, args.revision))
-    plan = build_plan(checkpoint, _layout(args, checkpoint), dtype=DTYPES.get(args.dtype))
+    target = ENGINES[getattr(args, "engine", "native")]
+    plan = build_plan(checkpoint, _layout(args, checkpoint), dtype=DTYPES.get(args.dtype), target=target)
     return prove(plan, capacity_bytes=getattr(args, "device_memory", None))
 
 

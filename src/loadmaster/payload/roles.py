@@ -125,9 +125,9 @@ def _leaves(bound: LayerClass) -> Iterator[tuple[str, Role]]:
 def _twins(plan: Plan) -> Iterator[Twin]:
     """Yield what is stored twice: a draft's own embedding and head, and a head beside a tied embedding."""
     own = plan.binding.top
-    targets = {p.name: p for p in plan.family.native}
+    targets = {p.name: p for p in plan.target.params}
     for bound in (c for c in plan.classes if c.draft):
-        for param in (p for p in plan.family.native if p.otherwise):
+        for param in (p for p in plan.target.params if p.otherwise):
             original = _original(targets, param, own)
             ids = bound.ids.get(f"{param.parts[0]}/weight")
             if original is None or ids is None:

@@ -50,10 +50,10 @@ from loadmaster.plan.strided import StridedRun, strided_run
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """The model's dtype, and whether the user asked for it (then plain weights are cast to it)."""
+    """The model's dtype, and why plain weights are cast to it; None: they are not."""
 
     model_dtype: str
-    explicit: bool
+    cast: str | None
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def compose(param: Param, bound: LayerClass, numerics: Numerics, layout: Paralle
     if param.form == "stored" and quantised == {True} and len(every) == 1:
         target = None
     elif param.form == "stored" and quantised == {False}:
-        keep = parts[0].tensor.keep
-        target = keep or (numerics.model_dtype if numerics.explicit else join(tuple(f.dtype for f in every)))
+        keep = param.keep or parts[0].tensor.keep
+        target = keep or (numerics.model_dtype if numerics.cast else join(tuple(f.dtype for f in every)))
     else:
         target = numerics.model_dtype
     return Whole(param, _fused(parts, numerics, target, layout), target is None)
@@ -257,15 +257,9 @@ def _placed(part: Part, form: Form, numerics: Numerics, target: str | None, layo
     if placement is None or (tensor.experts and layout.enable_expert_parallel):
         return e
     dim = placement.dim + (1 if part.item.stacked else 0)
-    if placement.pad and target is not None and (more := padding(e.shape[dim], placement.pad, layout)):
+    if target is not None and (more := placement.padding(e.shape[dim], layout.tensor_parallel_size)):
         e = Concat(dim, (e, Fill((*e.shape[:dim], more, *e.shape[dim + 1 :]), e.dtype, 0.0)))
     return Shard(e, dim, "moe" if tensor.experts else "tp", unit_of(tensor, form), placement.repeat)
-
-
-def padding(size: int, multiple: int, layout: ParallelLayout) -> int:
-    """Return how many elements are added so that ``size`` divides over the tensor-parallel ranks; 0 if it does."""
-    count = layout.tensor_parallel_size
-    return 0 if size % count == 0 else -size % lcm(multiple, count)
 
 
 def unit_of(tensor: Tensor, form: Form) -> int:
@@ -275,8 +269,8 @@ def unit_of(tensor: Tensor, form: Form) -> int:
 
 
 def _reason(form: Form, numerics: Numerics) -> str:
-    if numerics.explicit:
-        return f"--dtype {numerics.model_dtype}"
+    if numerics.cast:
+        return numerics.cast
     return "dequantised into the model's dtype" if form.quantised else "fused into one parameter of the model's dtype"
 
 

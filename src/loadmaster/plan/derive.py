@@ -24,18 +24,16 @@ def derive(plan: Plan, rank: int) -> RankPlan:
     """Return what ``rank`` holds, reads and writes."""
     at = plan.layout.coordinate(rank)
     first, end = plan.stages[at.pp_rank]
-    is_first, is_last = at.pp_rank == 0, at.pp_rank == len(plan.stages) - 1
+    is_last = at.pp_rank == len(plan.stages) - 1
     builder = _RankBuilder(plan, at.place)
-    own = {p.name: p for p in plan.family.native if p.stage is not None}
-    if is_first:
-        builder.add_top([p for p in own.values() if p.stage == "first"])
+    own = [p for p in plan.target.params if p.stage is not None and p.is_on(at.pp_rank, len(plan.stages))]
+    builder.add_top([p for p in own if p.stage == "first"])
     drafts = range(len(plan.schema.layers), len(plan.schema.layers) + plan.layout.num_draft_layers) if is_last else ()
     for layer in (*range(first, end), *drafts):
         builder.add_block(layer)
-    if is_last:
-        builder.add_top([p for p in own.values() if p.stage == "last"])
-        for layer in drafts:
-            builder.add_substitutes(layer)
+    builder.add_top([p for p in own if p.stage != "first"])
+    for layer in drafts:
+        builder.add_substitutes(layer)
     return RankPlan(
         rank=rank,
         pp_rank=at.pp_rank,
@@ -63,17 +61,12 @@ class _RankBuilder:
         self.rows: dict[int, tuple[list[int], list[int]]] = {}  # class -> rows, and the first spec of each
         self.top: list[tuple[tuple[Composed, ...], int]] = []
 
-    def block(self, layer: int) -> str:
-        """Return the running name of a stored layer: ``layers.7``, or ``mtp.0`` for the first draft layer."""
-        num_layers = len(self.plan.schema.layers)
-        return f"layers.{layer}" if layer < num_layers else f"mtp.{layer - num_layers}"
-
     def add_block(self, layer: int) -> None:
         number, row = self.plan.place_of[layer]
         rows, bases = self.rows.setdefault(number, ([], []))
         rows.append(row)
         bases.append(self.num_params)
-        self._hold(Held(self.plan.composed[number, self.in_stage], "{block}", self.block(layer)))
+        self._hold(Held(self.plan.composed[number, self.in_stage], "{block}", self.plan.block(layer)))
 
     def add_top(self, params: list[Param]) -> None:
         for p in params:
@@ -87,9 +80,9 @@ class _RankBuilder:
         """Add what a draft layer shares with the model: the same memory, or a copy where this rank has none."""
         number, _ = self.plan.place_of[layer]
         exists = self.plan.classes[number].item_of
-        for p in self.plan.family.native:
+        for p in self.plan.target.params:
             if p.stage is None and p.otherwise and p.parts[0] not in exists and layer >= len(self.plan.schema.layers):
-                self._substitute(p.name.replace("{block}", self.block(layer)), p.otherwise)
+                self._substitute(p.name.replace("{block}", self.plan.block(layer)), p.otherwise)
 
     def _hold(self, held: Held) -> None:
         self.held.append(held)

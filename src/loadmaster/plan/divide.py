@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from loadmaster.architectures.schema import Schema
+from loadmaster.architectures.schema import Placement, Schema
 from loadmaster.errors import LayoutError
 from loadmaster.parallel import ParallelLayout, cut
 from loadmaster.plan.bind import Binding
-from loadmaster.plan.compose import padding, unit_of
+from loadmaster.plan.compose import unit_of
 
 LARGEST = 256
 """Tensor-parallel sizes up to this are tried for a hint."""
@@ -17,22 +17,21 @@ LARGEST = 256
 
 @dataclass(frozen=True, slots=True)
 class _Dim:
-    """A dim that is divided: of what, its size and unit, over which axis, and whether units may repeat."""
+    """A dim that is divided: of what, its size and unit, over which axis, whether units may repeat, and how it is padded."""
 
     what: str
     size: int
     unit: int
     axis: str
     repeat: bool
-    pad: int | None
+    padded: Placement | None
     why: str
 
     def divides(self, layout: ParallelLayout) -> bool:
-        if self.pad and self.unit == 1 and padding(self.size, self.pad, layout):
-            return True
         count = layout.axes(0)[self.axis][1]
+        more = self.padded.padding(self.size, count) if self.padded and self.unit == 1 else 0
         try:
-            cut(self.size, self.unit, count, 0, repeat=self.repeat)
+            cut(self.size + more, self.unit, count, 0, repeat=self.repeat)
         except LayoutError:
             return count == 1
         return True
@@ -75,5 +74,5 @@ def _dims(binding: Binding, layout: ParallelLayout) -> Iterator[_Dim]:
                     why = f" (words of {form.format.name})" if form.format and unit != t.placement.unit else ""
                     p = t.placement
                     name = f"{t.name} ({item.name})"
-                    pad = None if form.quantised else p.pad
-                    yield _Dim(name, t.shape[p.dim], unit, "moe" if t.experts else "tp", p.repeat, pad, why)
+                    padded = None if form.quantised or p.pad is None else p
+                    yield _Dim(name, t.shape[p.dim], unit, "moe" if t.experts else "tp", p.repeat, padded, why)

@@ -7,10 +7,10 @@ that is plain beside quantised ones is remarked on where the config does not ann
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from loadmaster.architectures.items import Item
-from loadmaster.architectures.schema import Param
+from loadmaster.architectures.schema import Target
 from loadmaster.findings import Finding
 from loadmaster.plan.bind import Form, LayerClass
 from loadmaster.plan.compose import Part, parts_of
@@ -20,12 +20,12 @@ Found = tuple[Item, int | None, Form]
 """An item, or that of one expert, and its form."""
 
 
-def unlike(params: Iterable[Param], classes: Sequence[LayerClass], num_layers: int, dtype: str) -> Iterator[Defect]:
+def unlike(target: Target, classes: Sequence[LayerClass], num_layers: int, dtype: str) -> Iterator[Defect]:
     """Report, for each parameter that is decoded because its parts are quantised unlike, the first odd part.
 
     Odd is what is stored otherwise than most of the same parameter, here or in other layers. ``dtype`` is the model's.
     """
-    for param in params:
+    for param in target.params:
         if param.form != "stored":
             continue
         made = [(bound, parts) for bound in classes if (parts := parts_of(param, bound))]
@@ -40,7 +40,9 @@ def unlike(params: Iterable[Param], classes: Sequence[LayerClass], num_layers: i
                 here = Counter(form for _, _, form in _found(parts))
                 usual = max(here, key=lambda f: (here[f], overall[f]))
                 odd = [f for f in _found(parts) if f[2] != usual]
-                yield from (_defect(param, odd, usual, layer, num_layers, dtype) for layer in bound.layers)
+                for layer in bound.layers:
+                    block = "" if layer == TOP else target.block(layer, num_layers)
+                    yield _defect(param.name.replace("{block}", block), odd, usual, layer, dtype)
 
 
 def _is_unlike(parts: Sequence[Part]) -> bool:
@@ -54,10 +56,8 @@ def _found(parts: Sequence[Part]) -> Iterator[Found]:
             yield part.item, expert, part.forms[expert or 0 if len(part.forms) > 1 else 0]
 
 
-def _defect(param: Param, odd: Sequence[Found], usual: Form, layer: int, num_layers: int, dtype: str) -> Defect:
+def _defect(name: str, odd: Sequence[Found], usual: Form, layer: int, dtype: str) -> Defect:
     item, expert, form = odd[0]
-    block = f"layers.{layer}" if layer < num_layers else f"mtp.{layer - num_layers}"
-    name = param.name if layer == TOP else param.name.replace("{block}", block)
     suffix, what = _difference(form, usual)
     more = f" (and {len(odd) - 1:,} more are not like the others)" if len(odd) > 1 else ""
     message = f"{what} the other parts of {name}{more}, which is decoded into {dtype} for that"

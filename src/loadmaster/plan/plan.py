@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,18 @@ import orjson
 
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.registry import find_family, language_config
-from loadmaster.architectures.schema import Family, Param, Schema
+from loadmaster.architectures.schema import Family, Param, Schema, Target
+from loadmaster.architectures.targets import NATIVE, find_target
 from loadmaster.catalogue import ranked
 from loadmaster.checkpoint import Checkpoint, ShardFile, Signature, TensorTable
-from loadmaster.errors import ConfigError, InputError, LayoutError, PlanError
+from loadmaster.errors import ConfigError, InputError, LayoutError, PlanError, UnsupportedError
 from loadmaster.findings import Finding
 from loadmaster.parallel import ParallelLayout, partition, stage_of
 from loadmaster.plan.bind import Binding, LayerClass, bind
 from loadmaster.plan.claims import read_claims
 from loadmaster.plan.compose import Composed, Numerics, Whole, compose
 from loadmaster.plan.defects import Holders, gather
+from loadmaster.plan.described import check_described
 from loadmaster.plan.divide import check_divisible
 from loadmaster.plan.fusions import unlike
 from loadmaster.plan.rank import RankPlan
@@ -51,6 +54,7 @@ class Plan:
     dtype: str
     hash: str
     family: Family = field(repr=False)
+    target: Target = field(repr=False)
     schema: Schema = field(repr=False)
     binding: Binding = field(repr=False)
     stages: tuple[tuple[int, int], ...]
@@ -92,6 +96,10 @@ class Plan:
             layer: (number, row) for number, bound in enumerate(self.classes) for row, layer in enumerate(bound.layers)
         }
 
+    def block(self, layer: int) -> str:
+        """Return what the target calls the block of a stored layer: ``layers.7``, or ``mtp.0`` for the first MTP layer."""
+        return self.target.block(layer, len(self.schema.layers))
+
     def stage_of(self, layer: int) -> int:
         """Return the pipeline stage of a stored layer number; MTP layers live on the last."""
         return stage_of(self.stages, layer)
@@ -114,6 +122,7 @@ class Plan:
                 "digest": c.digest,
                 "config": json.dumps(c.config),  # which may hold numbers of any size
                 "layout": self.layout.as_json(),
+                "target": self.target.name,
                 "dtype": self.explicit_dtype,
                 "files": [[f.name, f.size, f.header_bytes, f.mtime_ns] for f in c.files],
                 "signatures": [[s.dtype, s.shape] for s in t.signatures],
@@ -162,7 +171,7 @@ class Plan:
             layout = ParallelLayout.from_json(v["layout"])
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise PlanError(f"not a plan: {error!r}") from error
-        plan = build_plan(checkpoint, layout, dtype=v["dtype"])
+        plan = build_plan(checkpoint, layout, dtype=v["dtype"], target=v.get("target", NATIVE))
         if plan.hash != v["hash"]:
             raise PlanError(
                 f"the plan's hash is {v['hash'][:16]}, and this version plans {plan.hash[:16]} from the same inputs",
@@ -171,18 +180,22 @@ class Plan:
         return plan
 
 
-def build_plan(checkpoint: Checkpoint, layout: ParallelLayout | None = None, *, dtype: str | None = None) -> Plan:
+def build_plan(
+    checkpoint: Checkpoint, layout: ParallelLayout | None = None, *, dtype: str | None = None, target: str = NATIVE
+) -> Plan:
     """Plan ``checkpoint`` on ``layout``.
 
     ``dtype`` (a safetensors name such as ``F32``) is the dtype that the user asks unquantised weights to be cast to;
-    None keeps them as stored, and decodes into the config's dtype.
+    None keeps them as stored, and decodes into the config's dtype. ``target`` says whose parameters are filled: those of
+    this package's runtime (``native``), or another engine's (``vllm-0.32``).
 
     Raises:
+        UnsupportedError: the model, or something that its checkpoint or the layout has, is not described for the target.
         InputError: nothing can be planned: the config or the layout is impossible; what is wrong with the files is in its
             findings. What is wrong with single tensors is in the plan's findings.
     """
     try:
-        return _build(checkpoint, layout or ParallelLayout(), dtype)
+        return _build(checkpoint, layout or ParallelLayout(), dtype, target)
     except InputError as error:
         if checkpoint.findings and not error.findings:
             own = Finding(error.code, "error", error.message, hint=error.hint)
@@ -190,12 +203,15 @@ def build_plan(checkpoint: Checkpoint, layout: ParallelLayout | None = None, *, 
         raise
 
 
-def _build(checkpoint: Checkpoint, layout: ParallelLayout, dtype: str | None) -> Plan:
+def _build(checkpoint: Checkpoint, layout: ParallelLayout, dtype: str | None, engine: str) -> Plan:
     if checkpoint.config is None:
         raise ConfigError("the checkpoint has no readable config.json", findings=checkpoint.findings)
     family = find_family(checkpoint.config)
     config = Config(language_config(family, checkpoint.config))
-    schema = family.schema(config)
+    target = find_target(engine, family, config)
+    if layout.num_draft_layers and target.draft is None:
+        raise UnsupportedError(f"MTP layers are not described for {target.name}")
+    schema = target.adapted(family.schema(config))
     claims = read_claims(config, _commonest_plain(checkpoint.table))
     if layout.num_draft_layers > len(schema.drafts):
         raise LayoutError(
@@ -206,9 +222,11 @@ def _build(checkpoint: Checkpoint, layout: ParallelLayout, dtype: str | None) ->
     stages = partition(len(schema.layers), layout.pipeline_parallel_size, layout.layer_partition)
     binding = bind(checkpoint, family, schema, claims, num_drafts=layout.num_draft_layers)
     check_divisible(binding, schema, layout)
-    numerics = Numerics(dtype or claims.model_dtype, dtype is not None)
-    composed, top = _compose_all(family, binding, layout, numerics)
-    decoded = unlike(family.native, (binding.top, *binding.classes), len(schema.layers), numerics.model_dtype)
+    numerics = _numerics(target, claims.model_dtype, dtype)
+    composed, top = _compose_all(target, binding, layout, numerics)
+    of_model = (c for own in top.values() for made in own.values() for c in made)
+    check_described(target, chain(of_model, *composed.values()), numerics.model_dtype)
+    decoded = unlike(target, (binding.top, *binding.classes), len(schema.layers), numerics.model_dtype)
     findings = gather(checkpoint.findings, (*binding.defects, *decoded), Holders(schema, layout, stages))
     plan = Plan(
         checkpoint=checkpoint,
@@ -216,6 +234,7 @@ def _build(checkpoint: Checkpoint, layout: ParallelLayout, dtype: str | None) ->
         dtype=numerics.model_dtype,
         hash="",
         family=family,
+        target=target,
         schema=schema,
         binding=binding,
         stages=stages,
@@ -225,6 +244,13 @@ def _build(checkpoint: Checkpoint, layout: ParallelLayout, dtype: str | None) ->
         explicit_dtype=dtype,
     )
     return replace(plan, hash=_hash(plan))
+
+
+def _numerics(target: Target, configured: str, asked: str | None) -> Numerics:
+    if asked is not None:
+        return Numerics(asked, f"--dtype {asked}")
+    dtype = target.dtypes.get(configured, configured)
+    return Numerics(dtype, f"{target.name} has it in {dtype}" if target.fixed else None)
 
 
 def _commonest_plain(table: TensorTable) -> str:
@@ -239,7 +265,7 @@ def _commonest_plain(table: TensorTable) -> str:
 
 
 def _compose_all(
-    family: Family, binding: Binding, layout: ParallelLayout, numerics: Numerics
+    target: Target, binding: Binding, layout: ParallelLayout, numerics: Numerics
 ) -> tuple[dict[tuple[int, int], tuple[Composed, ...]], dict[int, dict[str, tuple[Composed, ...]]]]:
     """Compose every class, and the model's own parameters, for every place of a stage.
 
@@ -259,13 +285,13 @@ def _compose_all(
                 known[key] = tuple(w.at(at))
         return [known[key] for key in keys]
 
-    in_blocks = [p for p in family.native if p.stage is None]
+    in_blocks = [p for p in target.params if p.stage is None]
     composed = {}
     for number, bound in enumerate(binding.classes):
         made = [at_places(w) for w in wholes(in_blocks, bound)]
         for place in range(layout.stage_size):
             composed[number, place] = tuple(c for by_place in made for c in by_place[place])
-    own = wholes([p for p in family.native if p.stage is not None], binding.top)
+    own = wholes([p for p in target.params if p.stage is not None], binding.top)
     own_at = {w.param.name: at_places(w) for w in own}
     top = {place: {name: at[place] for name, at in own_at.items()} for place in range(layout.stage_size)}
     return composed, top
@@ -275,12 +301,10 @@ def _hash(plan: Plan) -> str:
     """Hash the inputs and everything composed from them."""
     digest = hashlib.sha256()
     config = json.dumps(plan.config, sort_keys=True)
-    digest.update(
-        orjson.dumps(
-            [PLAN_VERSION, plan.checkpoint.digest, config, plan.layout.as_json(), plan.dtype, plan.explicit_dtype],
-            option=orjson.OPT_SORT_KEYS,
-        )
-    )
+    inputs = [PLAN_VERSION, plan.checkpoint.digest, config, plan.layout.as_json(), plan.dtype, plan.explicit_dtype]
+    if plan.target.name != NATIVE:
+        inputs.append(plan.target.name)
+    digest.update(orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS))
     for bound in plan.binding.classes:
         digest.update(repr((bound.kind, bound.layers, sorted(bound.forms.items()))).encode())
         for leaf, ids in bound.ids.items():

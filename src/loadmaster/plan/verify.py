@@ -222,21 +222,21 @@ def _copies(layout: ParallelLayout, num_experts: int) -> Mapping[int, int]:
 
 def _declared_stages(plan: Plan) -> dict[str, set[int]]:
     """Return on which stages each of the model's own tensors is declared to be."""
-    last = len(plan.stages) - 1
-    native = {p.name: p for p in plan.family.native}
+    num_stages = len(plan.stages)
+    by_name = {p.name: p for p in plan.target.params}
     stages: dict[str, set[int]] = {t.name: set() for t in plan.schema.top}
     drafts = [c for c in plan.classes if c.draft]
-    for p in plan.family.native:
-        own = p.parts[0] in stages
-        if own:
-            stages[p.parts[0]].add(0 if p.stage == "first" else last)
+    for p in plan.target.params:
+        held = [n for n in range(num_stages) if p.is_on(n, num_stages)] if p.stage else [num_stages - 1]
+        if p.parts[0] in stages:
+            stages[p.parts[0]].update(held)
             continue
         draft_needs = p.stage is None and any(p.parts[0] not in c.item_of for c in drafts)
         if p.otherwise and (p.stage is not None or draft_needs):
-            original = native[p.otherwise]
+            original = by_name[p.otherwise]
             while original.parts[0] not in stages and original.otherwise:
-                original = native[original.otherwise]
-            stages[original.parts[0]].add(last)
+                original = by_name[original.otherwise]
+            stages[original.parts[0]].update(held)
     return stages
 
 
@@ -244,7 +244,7 @@ def _hindered(bound: LayerClass, plan: Plan) -> set[str]:
     """Return the items of a class that are defective, or fused with one that is: their defect is reported already."""
     defective = {i.key for i in bound.items} - set(bound.forms)
     holders = bound.item_of
-    fused = [{holders[part].key for part in p.parts if part in holders} for p in plan.family.native]
+    fused = [{holders[part].key for part in p.parts if part in holders} for p in plan.target.params]
     return defective.union(*(keys for keys in fused if defective & keys))
 
 

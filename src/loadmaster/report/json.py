@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -10,11 +11,12 @@ import orjson
 from loadmaster.checkpoint import Checkpoint
 from loadmaster.errors import InputError, LoadmasterError
 from loadmaster.findings import Finding
+from loadmaster.plan import ParamSpec
 from loadmaster.plan.verify import SCOPE, Proof
 
 
-def proof_object(proof: Proof, elapsed_s: float) -> dict[str, Any]:
-    """Return the one object of a proof; sizes are bytes, ``layers`` half open."""
+def proof_object(proof: Proof, elapsed_s: float, params: Sequence[ParamSpec] = ()) -> dict[str, Any]:
+    """Return the one object of a proof, with the parameters that were asked for; sizes are bytes, ``layers`` half open."""
     plan = proof.plan
     return {
         "proven": proof.proven,
@@ -23,7 +25,11 @@ def proof_object(proof: Proof, elapsed_s: float) -> dict[str, Any]:
         "waivers": [{"reason": w.reason, "num_tensors": w.num_tensors, "bytes": w.num_bytes} for w in proof.waivers],
         "checkpoint": checkpoint_object(plan.checkpoint),
         "layout": plan.layout.as_json(),
+        "target": plan.target.name,
         "ranks": [dataclasses.asdict(r) for r in proof.ranks],
+        "params": [
+            {"name": s.name, "dtype": s.dtype, "shape": s.shape, "bytes": s.num_bytes, "alias": s.alias} for s in params
+        ],
         "plan_hash": plan.hash,
         "elapsed_s": round(elapsed_s, 4),
     }
@@ -49,7 +55,9 @@ def failure_object(error: LoadmasterError, elapsed_s: float) -> dict[str, Any]:
         "waivers": [],
         "checkpoint": None,
         "layout": None,
+        "target": None,
         "ranks": [],
+        "params": [],
         "plan_hash": None,
         "elapsed_s": round(elapsed_s, 4),
         "error": {"type": type(error).__name__, "message": error.message, "hint": error.hint},

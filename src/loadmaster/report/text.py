@@ -14,6 +14,7 @@ from loadmaster.checkpoint import Checkpoint
 from loadmaster.errors import LoadmasterError
 from loadmaster.findings import Finding, gib, ranges
 from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import ParamSpec
 from loadmaster.plan.verify import Proof
 
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -45,8 +46,11 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
             console.print(f"    hint: {escape(f.hint)}", highlight=False, soft_wrap=True)
 
 
-def print_proof(console: Console, proof: Proof, elapsed_s: float) -> None:
-    """Print the verdict, each rank's figures, the waivers and the findings."""
+def print_proof(console: Console, proof: Proof, elapsed_s: float, params: Sequence[ParamSpec] = ()) -> None:
+    """Print the verdict, each rank's figures, the waivers and the findings; first the parameters that were asked for."""
+    for s in params:
+        alias = f"  is {s.alias}" if s.alias else ""
+        console.print(f"{s.name}  {s.dtype} {list(s.shape)}{alias}", highlight=False, markup=False, soft_wrap=True)
     plan, table = proof.plan, proof.plan.checkpoint.table
     layout = plan.layout
     console.print(
@@ -55,7 +59,8 @@ def print_proof(console: Console, proof: Proof, elapsed_s: float) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    console.print(_layout(layout), highlight=False)
+    engine = "" if plan.target.name == "native" else f", parameters of {plan.target.name}"
+    console.print(_layout(layout) + engine, highlight=False)
     unit, size = _unit(max((r.resident_bytes for r in proof.ranks), default=0))
     ranks = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     places = ["pp", "dp", "tp"] if layout.data_parallel_size > 1 else ["pp", "tp"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from math import lcm, prod
+from math import prod
 from typing import TypeAlias
 
 import numpy as np
@@ -40,21 +40,20 @@ class Expected:
         self.table = plan.checkpoint.table
         config = Config(language_config(plan.family, plan.config))
         self.formats = read_claims(config, plan.dtype).formats
-        self.own = {p.name: p for p in plan.family.native if p.stage is not None}
+        self.own = {p.name: p for p in plan.target.params if p.stage is not None}
 
     def arrays(self) -> dict[str, Bits]:
         """Return every parameter that is a copy of stored bytes, by name."""
         made: dict[str, Bits] = {}
         for param in self.own.values():
-            if self.at.pp_rank == (0 if param.stage == "first" else len(self.plan.stages) - 1):
+            if param.is_on(self.at.pp_rank, len(self.plan.stages)):
                 made.update(self._model_param(param, param.name))
         num_layers = len(self.plan.schema.layers)
         kinds = (*self.plan.schema.layers, *self.plan.schema.drafts)
         for layer in (*range(*self.derived.layers), *self.derived.draft_layers):
-            block = f"layers.{layer}" if layer < num_layers else f"mtp.{layer - num_layers}"
-            for param in self.plan.family.native:
+            for param in self.plan.target.params:
                 if param.stage is None:
-                    name = param.name.replace("{block}", block)
+                    name = param.name.replace("{block}", self.plan.block(layer))
                     found = dict(self._param(param, name, self.plan.schema.kinds[kinds[layer]], layer))
                     if not found and param.otherwise and layer >= num_layers:
                         found = self._model_param(self.own[param.otherwise], name)
@@ -165,8 +164,7 @@ class Expected:
             return _cut(array, component, t, 0, first, last) if packed else array
         index, count = layout.axes(self.at.place)["moe" if t.experts else "tp"]
         size = t.shape[p.dim]
-        if p.pad and size % count and component is PLAIN:
-            more = -size % lcm(p.pad, count)
+        if (more := p.padding(size, count)) and component is PLAIN:
             array = np.pad(array, [(0, more if d == p.dim else 0) for d in range(array.ndim)])  # pad: never of experts
             size += more
         mine = cut(size, p.unit, count, index, repeat=p.repeat)

@@ -1,0 +1,121 @@
+"""vLLM 0.32's parameters, derived from a family's native ones, which are called as vLLM calls them within a block.
+
+What vLLM makes different: blocks and the model's own parameters lie under ``model.``, experts in a module of their own, a
+vocabulary is padded to a multiple of 64 always, and a plain parameter is in the model's dtype whatever is stored. Some of
+its models hold embedding, norm and head on every stage. MTP layers are a model of their own there, not described yet.
+
+Sources: ``vllm/model_executor/models`` (``llama``, ``mistral``, ``qwen2``, ``qwen3``, ``qwen2_moe``, ``qwen3_moe``,
+``mixtral``, ``deepseek_v2``) and ``vllm/models/deepseek_v32`` of 0.32.0. ``tests/integrations`` holds all of it against
+what vLLM's own loader writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from loadmaster.architectures.config import Config
+from loadmaster.architectures.schema import Family, Param, Target
+from loadmaster.errors import UnsupportedError
+
+NAME: Final = "vllm-0.32"
+
+
+@dataclass(frozen=True)
+class Described:
+    """What is peculiar to an architecture.
+
+    ``classes`` are vLLM's for it. ``experts`` is the module that holds router and experts. ``on_every_stage``: embedding, norm
+    and head are held by all stages. ``keep`` are parameters that have a format of their own. ``obstacle`` says why a config
+    is not described; None if it is.
+    """
+
+    classes: tuple[str, ...]
+    experts: str = "mlp"
+    on_every_stage: bool = False
+    keep: tuple[tuple[str, str], ...] = ()
+    obstacle: Callable[[Config], str | None] = lambda c: None
+
+
+def _llama(c: Config) -> str | None:
+    """vLLM's Llama reads where biases are from keys that other architectures brought along."""
+    strange = [k for k in ("bias", "qkv_bias", "ada_rms_norm_t_cond") if k in c.values]
+    return f"config.json has {strange[0]}" if strange else None
+
+
+def _qwen2(c: Config) -> str | None:
+    return "config.json has qk_norm" if c.flag("qk_norm") else None
+
+
+def _qwen3_moe(c: Config) -> str | None:
+    return "it has shared experts" if c.size("shared_expert_intermediate_size", 0, least=0) else None
+
+
+def _deepseek(c: Config) -> str | None:
+    """vLLM has a correction bias for one method only, shared experts where they are counted, and a head of its own always."""
+    if c.values.get("topk_method") != "noaux_tc":
+        return f"topk_method is {c.values.get('topk_method')!r}, not 'noaux_tc'"
+    if c.optional_size("n_shared_experts") is None:
+        return "n_shared_experts is not given"
+    return "the head is tied to the embedding" if c.flag("tie_word_embeddings") else None
+
+
+_F32_IN_INDEXER = tuple((f"{{block}}.self_attn.indexer.k_norm.{kind}", "F32") for kind in ("weight", "bias"))
+
+_DEEPSEEK = Described(("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM"), keep=_F32_IN_INDEXER, obstacle=_deepseek)
+
+DESCRIBED: Final = {
+    "LlamaForCausalLM": Described(("LlamaForCausalLM",), obstacle=_llama),
+    "MistralForCausalLM": Described(("MistralForCausalLM",), obstacle=_llama),
+    "Qwen2ForCausalLM": Described(("Qwen2ForCausalLM",), obstacle=_qwen2),
+    "Qwen3ForCausalLM": Described(("Qwen3ForCausalLM",)),
+    "Qwen2MoeForCausalLM": Described(("Qwen2MoeForCausalLM",), on_every_stage=True),
+    "Qwen3MoeForCausalLM": Described(("Qwen3MoeForCausalLM",), on_every_stage=True, obstacle=_qwen3_moe),
+    "MixtralForCausalLM": Described(("MixtralForCausalLM",), experts="block_sparse_moe", on_every_stage=True),
+    "DeepseekV3ForCausalLM": _DEEPSEEK,
+    "DeepseekV32ForCausalLM": _DEEPSEEK,
+    "GlmMoeDsaForCausalLM": replace(_DEEPSEEK, classes=("GlmMoeDsaForCausalLM", "DeepseekV32ForCausalLM")),
+}
+"""Architecture of a config.json → what vLLM makes of it."""
+
+
+def target(family: Family, config: Config) -> Target:
+    """Return the parameters of vLLM 0.32's model.
+
+    Raises:
+        UnsupportedError: the architecture, or this config of it, is not described.
+    """
+    architecture = config.values["architectures"][0]
+    known = DESCRIBED.get(architecture)
+    if known is None:
+        raise UnsupportedError(f"{architecture} is not described for {NAME}", hint=f"described: {', '.join(DESCRIBED)}")
+    if obstacle := known.obstacle(config):
+        raise UnsupportedError(f"{architecture} is not described for {NAME}: {obstacle}")
+    return Target(
+        NAME,
+        tuple(_renamed(p, known) for p in family.native if not p.parts[0].startswith("mtp.")),
+        layer="model.layers.{}",
+        draft=None,
+        formats={"fp8_block": ("weight_scale_inv",)},
+        fixed=True,
+        dtypes={"F32": "BF16"},  # unless it is asked for F32
+    )
+
+
+def _renamed(param: Param, known: Described) -> Param:
+    if param.stage is not None:
+        stage = "every" if known.on_every_stage else param.stage
+        otherwise = param.otherwise and _of_model(param.otherwise)
+        return replace(param, name=_of_model(param.name), otherwise=otherwise, stage=stage)
+    name = param.name
+    for old, new in (
+        ("mlp.experts.", f"{known.experts}.experts.routed_experts."),
+        ("mlp.gate.", f"{known.experts}.gate."),
+    ):
+        name = name.replace(f"{{block}}.{old}", f"{{block}}.{new}")
+    return replace(param, name=name, keep=dict(known.keep).get(name))
+
+
+def _of_model(name: str) -> str:
+    return name if name.startswith("lm_head.") else f"model.{name}"
