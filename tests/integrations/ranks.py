@@ -43,10 +43,11 @@ class Group:
 
 @dataclass
 class Loaded:
-    """A rank's model, its parameters, and the loader that wrote them."""
+    """A rank's model, its parameters, the loader that wrote them, and what vLLM was asked for."""
 
     model: Any
     loader: Any
+    config: Any
     params: dict[str, torch.Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -137,4 +138,4 @@ def load(
         with torch.device("cpu"), patterned():
             model = loader.create_model(vllm_config=config, model_config=model_config)
         loader.load_weights(model, model_config)
-    return Loaded(model, loader)
+    return Loaded(model, loader, config)

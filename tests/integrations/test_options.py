@@ -22,6 +22,7 @@ def test_nothing_said_is_the_defaults() -> None:
         ({"num_readers": 0}, "num_readers is 0, expected a number from 1 on"),
         ({"num_readers": True}, "num_readers is True"),
         ({"staging_bytes": "1 GiB"}, "staging_bytes is '1 GiB'"),
+        ({"direct": "yes"}, "direct is 'yes', expected \"auto\", true or false"),
         (["verify"], "expected a JSON object"),
     ],
 )

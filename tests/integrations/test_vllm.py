@@ -13,52 +13,23 @@ import pytest
 import torch
 
 from loadmaster.checkpoint import open_checkpoint
-from loadmaster.errors import CheckpointError, LoadError, UsageError
+from loadmaster.errors import CheckpointError, LoadError, PlanError, UnsupportedError, UsageError
 from loadmaster.synth import PRESETS, write_tiny
 from tests.failures.mutant import Mutant
+from tests.integrations.golden import RANKS, goldens
+from tests.integrations.models import ACCEPTED, OTHERS
 from tests.integrations.ranks import Loaded, Rank, load
+from tools.vllm_goldens import parameters_of
 
 pytestmark = pytest.mark.vllm
 
-MLA = {  # vLLM takes no cut inside a block of 128
-    "topk_method": "noaux_tc",
-    "hidden_size": 384,
-    "intermediate_size": 512,
-    "moe_intermediate_size": 256,
-    "q_lora_rank": 256,
-    "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 32,
-    "v_head_dim": 32,
-}
-LONG = {"max_position_embeddings": 16384}
-ACCEPTED: dict[str, dict[str, Any]] = {
-    "llama": LONG,
-    "qwen3": {},
-    "smollm2": {},
-    "qwen3-moe": {},
-    "deepseek-v3": MLA,
-    "glm-5.1-fp8": {**MLA, "qk_head_dim": 64, "head_dim": 32},
-}
-"""Presets, and what makes vLLM accept their tiny configs."""
-AS_THEY_ARE = (
-    *("qwen2", "qwen2-moe", "qwen3-next", "mixtral", "mixtral-fp8-static", "glm-4.5-air", "gpt-oss-bf16", "phi-4"),
-    *("mistral", "granite-moe", "granite-moe-shared", "olmo-2", "olmo-3"),
-)
-OTHERS: dict[str, dict[str, Any]] = {
-    "glm-5.2-fp8": ACCEPTED["glm-5.1-fp8"],
-    "deepseek-v3.2": MLA,
-    "kimi-k2": MLA,
-    "llama-fp8-static": LONG,
-    "llama-w4a16-asym": LONG,
-    "llama-awq": LONG,
-    "llama-gptq": LONG,
-    **{preset: {} for preset in AS_THEY_ARE},
-}
-"""More that vLLM builds on a CPU: fused and stacked as stored, padded, packed, with recurrent layers, with defaults."""
 GLM = "glm-5.1-fp8"
 MOE = ("qwen3-moe", "deepseek-v3", GLM)
 
+DIRECT, STREAMED = ({"model_loader_extra_config": {"direct": way}} for way in (True, False))
+
 LAYOUTS = [Rank(pp, tp) for pp in ((0, 1), (0, 2), (1, 2)) for tp in ((0, 1), (1, 2))]
+LAYOUTS += [Rank((i, 4)) for i in (1, 3)]
 SPREAD = [Rank(pp, tp, ep=True) for pp in ((0, 1), (1, 2)) for tp in ((0, 2), (1, 2))]
 CASES = [(p, r) for p in ACCEPTED for r in LAYOUTS if p != "smollm2" or r.tp[1] == 1]  # it has three heads of keys
 CASES += [(p, r) for p in MOE for r in SPREAD]
@@ -104,13 +75,20 @@ def offered(loaded: Loaded) -> set[str]:
 @pytest.mark.parametrize(("preset", "rank"), CASES, ids=lambda v: str(v))
 def test_every_parameter_is_that_of_vllms_own_loader(preset: str, rank: Rank, made: Callable[[str], Path]) -> None:
     path = made(preset)
-    assert differences(load(path, rank), load(path, rank, load_format="auto")) == []
+    own = load(path, rank, load_format="auto")
+    assert differences(load(path, rank, **DIRECT), own) == []
+    assert differences(load(path, rank, **STREAMED), own) == []
 
 
 @pytest.mark.parametrize("preset", OTHERS)
 def test_other_families_and_formats_are_proven_too(preset: str, made: Callable[[str], Path]) -> None:
     for rank in (Rank((0, 2)), Rank((1, 2))):
         assert differences(load(made(preset), rank), load(made(preset), rank, load_format="auto")) == []
+
+
+@pytest.mark.parametrize("preset", RANKS)
+def test_the_digests_that_are_kept_are_those_of_vllms_own_loader(preset: str) -> None:
+    assert parameters_of(preset) == goldens()[preset]
 
 
 @pytest.mark.parametrize("rank", [Rank(), Rank((1, 2)), Rank(tp=(1, 2), ep=True)], ids=str)
@@ -130,7 +108,7 @@ def test_stages_share_out_the_tensors_and_the_drafts_layer_is_read_by_none(
     preset: str, made: Callable[[str], Path]
 ) -> None:
     path = made(preset)
-    whole, first, last = (offered(load(path, Rank(pp))) for pp in ((0, 1), (0, 2), (1, 2)))
+    whole, first, last = (offered(load(path, Rank(pp), **STREAMED)) for pp in ((0, 1), (0, 2), (1, 2)))
     assert not first & last
     assert first | last == whole
     stored = open_checkpoint(path).table.names
@@ -139,7 +117,7 @@ def test_stages_share_out_the_tensors_and_the_drafts_layer_is_read_by_none(
 
 @pytest.mark.parametrize("preset", MOE)
 def test_each_expert_is_read_by_the_rank_that_holds_it(preset: str, made: Callable[[str], Path]) -> None:
-    one, other = (offered(load(made(preset), Rank(tp=(i, 2), ep=True))) for i in (0, 1))
+    one, other = (offered(load(made(preset), Rank(tp=(i, 2), ep=True), **STREAMED)) for i in (0, 1))
     both = one & other
     assert not any(".experts." in n for n in both)
     assert {int(n.split(".experts.")[1].split(".")[0]) for n in one - both} == {0, 1, 2, 3}
@@ -150,7 +128,8 @@ def test_a_tied_head_is_filled_on_the_last_stage_and_the_embedding_is_not_read_b
     made: Callable[[str], Path],
 ) -> None:
     embedding = "model.embed_tokens.weight"
-    assert [embedding in offered(load(made("smollm2"), Rank((i, 3)))) for i in range(3)] == [True, False, True]
+    stages = [offered(load(made("smollm2"), Rank((i, 3)), **STREAMED)) for i in range(3)]
+    assert [embedding in stage for stage in stages] == [True, False, True]
 
 
 def test_a_loader_that_forgot_its_guards_loads(made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +150,8 @@ def test_a_loader_that_forgot_its_guards_loads(made: Callable[[str], Path], monk
     monkeypatch.setattr(deepseek_v2.DeepseekV2Model, "load_weights", copied["load_weights"])
     with pytest.raises(KeyError, match=r"layers\.0\.self_attn\.indexer\.wk_weights_proj\.weight"):
         load(path, stage, load_format="auto")
-    assert differences(load(path, stage), sound) == []
+    assert differences(load(path, stage, **STREAMED), sound) == []
+    assert differences(load(path, stage, **DIRECT), sound) == []
 
 
 @pytest.mark.parametrize(
@@ -203,16 +183,113 @@ def test_what_vllm_serves_as_garbage_is_refused_by_name(
     checkpoint.drop(rf"layers\.{re.escape(dropped)}$")
     load(checkpoint.path, load_format="auto")  # which says nothing
     with pytest.raises(LoadError, match=r"rank pp 0 of 1, tp 0 of 1: 1 parameter was not written") as refused:
-        load(checkpoint.path)
+        load(checkpoint.path, **STREAMED)
     assert f"\n  model.layers.{dropped[0]}.{param}  " in str(refused.value)
     assert told in str(refused.value)
 
 
 def test_without_the_proof_it_is_loaded_as_vllm_does(mutant: Callable[[str], Mutant]) -> None:
     checkpoint = mutant("qwen3").drop(r"layers\.1\.self_attn\.o_proj\.weight$")
-    load(checkpoint.path, model_loader_extra_config={"verify": False})
+    load(checkpoint.path, model_loader_extra_config={"verify": False, "direct": False})
     with pytest.raises(UsageError, match="no option verfiy"):
         load(checkpoint.path, model_loader_extra_config={"verfiy": False})
+
+
+@pytest.mark.parametrize(
+    ("preset", "dropped", "told"),
+    [
+        ("qwen3", r"layers\.1\.self_attn\.o_proj\.weight$", "tensor-missing  model.layers.1.self_attn.o_proj.weight"),
+        (
+            GLM,
+            r"layers\.4\.self_attn\.indexer\.wk\.weight_scale_inv$",
+            "scale-missing  model.layers.4.self_attn.indexer",
+        ),
+        (GLM, r"layers\.4\.mlp\.experts\.5\.", "expert-incomplete  model.layers.4.mlp.experts.5"),
+    ],
+)
+def test_a_defective_checkpoint_is_refused_before_the_model_is_built(
+    preset: str, dropped: str, told: str, mutant: Callable[[str], Mutant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+    monkeypatch.setattr(BaseModelLoader, "create_model", lambda *_, **__: pytest.fail("it was built"))
+    path = mutant(preset).drop(dropped).path
+    with pytest.raises(PlanError, match="nothing was allocated, for the plan is not proven") as refused:
+        load(path, Rank((0, 2)))
+    assert told in str(refused.value)
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the loader logs."""
+    from loadmaster.integrations.vllm import loader
+
+    lines: list[str] = []
+    monkeypatch.setattr(loader.logger, "info", lambda text, *more: lines.append(text % more))
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("preset", "engine", "reason"),
+    [
+        ("granite-moe", {}, "GraniteMoeForCausalLM is not described for vllm-0.32"),
+        ("llama-fp8-static", {}, "model.layers.*.self_attn.qkv_proj.weight: fp8_tensor with weight_scale, input_scale"),
+        ("qwen3", {"enable_lora": True}, "LoRA"),
+        ("qwen3", {"hf_overrides": {"rope_theta": 1e4}}, "hf_overrides"),
+        ("deepseek-v3", {"draft": "mtp"}, "a model for draft"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_what_is_not_described_is_streamed_and_the_reason_is_said_once(
+    preset: str, engine: dict[str, Any], reason: str, made: Callable[[str], Path], said: list[str]
+) -> None:
+    path = made(preset)
+    load(path, **engine)
+    first, second = said
+    assert first.startswith(f"rank pp 0 of 1, tp 0 of 1: streamed through vLLM's own loader: {reason}")
+    assert "read in" in second
+    with pytest.raises(UnsupportedError, match=re.escape(f"cannot be written directly: {reason}")):
+        load(path, **engine, **DIRECT)
+
+
+def test_experts_that_vllm_deals_out_in_another_way_are_streamed(made: Callable[[str], Path], said: list[str]) -> None:
+    """vLLM takes turns only where experts are in groups: only the model that it built knows."""
+    path, rank, turns = made("qwen3-moe"), Rank(tp=(1, 2), ep=True), {"expert_placement_strategy": "round_robin"}
+    assert differences(load(path, rank, **turns), load(path, rank, load_format="auto", **turns)) == []
+    assert "routed_experts holds the experts 4, 5, 6, 7 here and 1, 3, 5, 7 in the plan" in said[0]
+
+
+def test_it_is_said_that_parameters_were_written_directly(made: Callable[[str], Path], said: list[str]) -> None:
+    load(made("qwen3"), Rank((1, 2)))
+    assert len(said) == 1
+    assert re.fullmatch(
+        r"rank pp 1 of 2, tp 0 of 1: written directly: \S+ KiB of \S+ MiB read in .* s; plan \w{16}", said[0]
+    )
+
+
+def test_weights_that_are_loaded_again_are_streamed(made: Callable[[str], Path], said: list[str]) -> None:
+    """By then vLLM may have given them another form."""
+    from vllm.config import set_current_vllm_config
+
+    loaded = load(made("qwen3"))
+    before = {n: p.clone() for n, p in loaded.params.items()}
+    with set_current_vllm_config(loaded.config):
+        loaded.loader.load_weights(loaded.model, loaded.config.model_config)
+    assert "written directly" in said[0]
+    assert "written directly" not in said[1]
+    assert all(torch.equal(p, before[n]) for n, p in loaded.params.items())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_weights_are_cast_as_vllm_casts_them(dtype: str, made: Callable[[str], Path]) -> None:
+    path = made("qwen3")
+    assert differences(load(path, dtype=dtype, **DIRECT), load(path, dtype=dtype, load_format="auto")) == []
+
+
+@pytest.mark.parametrize("rank", [Rank(), Rank(tp=(0, 2)), Rank(tp=(1, 2))], ids=str)
+def test_a_vocabulary_is_padded_as_vllm_pads_it(rank: Rank, tmp_path: Path) -> None:
+    write_tiny(PRESETS["llama"], tmp_path, overrides={**ACCEPTED["llama"], "vocab_size": 330})
+    assert differences(load(tmp_path, rank, **DIRECT), load(tmp_path, rank, load_format="auto")) == []
 
 
 def test_a_tensor_that_vllm_does_not_know_is_named_with_its_rank(mutant: Callable[[str], Mutant]) -> None:

@@ -1,8 +1,10 @@
 """The loader that vLLM's registry holds: what vLLM calls, in the order in which it happens.
 
-1. `create_model`: the model is built in memory that has a pattern.
-2. `load_weights`: the checkpoint's headers are read and its errors refused; the tensors that this rank needs are streamed
-   to the model's own ``load_weights``; what still has the pattern was not written, and is refused by name.
+1. `create_model`: the checkpoint's headers are read and its errors refused. Where vLLM's parameters are described, this
+   rank's plan is made and proven (`direct`). Then the model is built, in memory that has a pattern.
+2. `load_weights`: where the model is as the plan says, its parameters are written directly; otherwise the tensors that this
+   rank needs are streamed to the model's own ``load_weights``. What still has the pattern was not written, and is refused
+   by name.
 
 This module imports vLLM, and is imported by `register` (one floor up) alone.
 """
@@ -12,29 +14,36 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import vllm
 from vllm.config import ModelConfig, VllmConfig
 from vllm.config.load import LoadConfig
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+from vllm.distributed.utils import get_pp_indices
 from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+from vllm.model_executor.model_loader.utils import get_model_cls
 from vllm.model_executor.model_loader.weight_utils import maybe_download_from_modelscope
 
 from loadmaster.checkpoint import Checkpoint, LocalStore, open_checkpoint, resolve_model
 from loadmaster.errors import CheckpointError, LoadError, LoadmasterError, UnsupportedError
-from loadmaster.findings import Finding, errors, gib
+from loadmaster.findings import errors, gib
+from loadmaster.integrations.vllm.direct import Planned, Unfit, check_fit, layout_of, misfits, prove_layout, told
 from loadmaster.integrations.vllm.needs import Outline, Skip, expert_sources, reason_to_skip, sources
 from loadmaster.integrations.vllm.options import read_options
 from loadmaster.integrations.vllm.outline import outline_of
 from loadmaster.integrations.vllm.proof import Gap, Watch, patterned
 from loadmaster.integrations.vllm.stream import stream_tensors
+from loadmaster.loader import load_rank
+from loadmaster.loader.readers import default_readers
 
 logger = init_logger("vllm.loadmaster")
 
@@ -67,17 +76,64 @@ class Loader(BaseModelLoader):
         super().__init__(load_config)
         self.options = read_options(load_config.model_loader_extra_config)
         self.offered: list[Selection] = []
+        self.planned: Planned | None = None
+        self._checkpoint: Checkpoint | None = None
 
     def download_model(self, model_config: ModelConfig) -> None:
         """Fetch a model from the hub, so that it can be loaded from disk."""
         self._folder(model_config.model, model_config.revision)
 
     def create_model(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = "") -> torch.nn.Module:
-        """Build the model as vLLM does, in memory that has the pattern."""
-        if not self.options.verify:
+        """Plan this rank where that can be, and build the model as vLLM does, in memory that has the pattern.
+
+        Raises:
+            CheckpointError: files, headers or index have errors.
+            PlanError: the checkpoint lacks what the model needs; nothing was allocated then.
+            UnsupportedError: ``direct`` is true, and the parameters cannot be written directly.
+        """
+        self.planned = self._plan(vllm_config, model_config, prefix)
+        with patterned() if self.options.verify else nullcontext():
             return super().create_model(vllm_config, model_config, prefix)  # type: ignore[no-any-return]
-        with patterned():
-            return super().create_model(vllm_config, model_config, prefix)  # type: ignore[no-any-return]
+
+    def _plan(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str) -> Planned | None:
+        """Return this rank's plan; None where its parameters are to be streamed, and log why."""
+        if self.options.direct is False:
+            return None
+        checkpoint = self._open(model_config)
+        self._checkpoint = checkpoint
+        pp, tp = _groups()
+        try:
+            if prefix:
+                raise Unfit(f"a model below {prefix}")
+            check_fit(vllm_config, model_config, checkpoint, get_model_cls(model_config), vllm.__version__)
+            depth = int(model_config.hf_text_config.num_hidden_layers)
+            spans = [get_pp_indices(depth, stage, pp[1]) for stage in range(pp[1])]
+            layout, rank = layout_of(vllm_config, [end - first for first, end in spans], pp, tp)
+            return Planned(prove_layout(checkpoint, layout, model_config.dtype), rank)
+        except Unfit as why:
+            self._stream_because(str(why))
+            return None
+
+    def _stream_because(self, reason: str) -> None:
+        """Log why parameters are streamed.
+
+        Raises:
+            UnsupportedError: they were to be written directly.
+        """
+        if self.options.direct is True:
+            raise UnsupportedError(
+                f"{_rank()}: the parameters cannot be written directly: {reason}",
+                hint='with {"direct": "auto"} they are streamed through vLLM\'s own loader',
+            )
+        logger.info("%s: streamed through vLLM's own loader: %s", _rank(), reason)
+
+    def _open(self, model_config: ModelConfig) -> Checkpoint:
+        """Return the model's checkpoint.
+
+        Raises:
+            CheckpointError: its files have errors.
+        """
+        return _sound(open_checkpoint(self._folder(model_config.model, model_config.revision)))
 
     def load_weights(self, model: Any, model_config: ModelConfig) -> None:
         """Write the model's parameters, and prove that all were written.
@@ -87,9 +143,50 @@ class Loader(BaseModelLoader):
             UnsupportedError: weights that are not safetensors, or a format that torch does not have.
             LoadError: reading failed, or bytes of a parameter were not written.
         """
+        may_stay = _may_stay(model, model_config)
+        planned, self.planned = (
+            self.planned,
+            None,
+        )  # of the model that was just built; weights loaded again are streamed
+        if planned is not None and (reason := _reason(misfits(planned, model, may_stay))):
+            self._stream_because(reason)
+            planned = None
+        self.offered = self._select(model, model_config) if planned is None else []
+        watch = Watch(dict(model.named_parameters()), may_stay) if self.options.verify else None
+        if planned is None:
+            self._stream_all(model)
+        else:
+            self._write_directly(planned, model)
+        if watch is not None and (gaps := watch.gaps()):
+            writer = "the plan" if planned else f"{type(model).__name__}.load_weights"
+            offered = [Selection(planned.plan.checkpoint, [], {})] if planned else self.offered
+            raise _refusal(gaps, offered, outline_of(model, model_config), model, writer)
+
+    def _write_directly(self, planned: Planned, model: Any) -> None:
         begin = time.perf_counter()
-        self.offered = self._select(model, model_config)
-        watch = Watch(dict(model.named_parameters()), _may_stay(model, model_config)) if self.options.verify else None
+        derived = planned.plan.rank(planned.rank)
+        params = dict(model.named_parameters(remove_duplicate=False))
+        tensors = {s.name: params[s.name].data for s in derived.specs}
+        device = next((t.device for t in tensors.values()), torch.device("cpu"))
+        load_rank(
+            planned.plan,
+            planned.rank,
+            device=device,
+            tensors=tensors,
+            num_readers=self.options.num_readers,
+            staging_bytes=self.options.staging_bytes,
+        )
+        logger.info(
+            "%s: written directly: %s of %s read in %.2f s; plan %s",
+            _rank(),
+            gib(derived.fetched_bytes),
+            gib(planned.plan.checkpoint.table.payload_bytes),
+            time.perf_counter() - begin,
+            planned.plan.hash[:16],
+        )
+
+    def _stream_all(self, model: Any) -> None:
+        begin = time.perf_counter()
         self._write(model)
         logger.info(
             "%s: %s of %s read in %.2f s%s",
@@ -99,8 +196,6 @@ class Loader(BaseModelLoader):
             time.perf_counter() - begin,
             "".join(f"; {n:,} tensors not read: {why.value}" for s in self.offered for why, n in s.skipped.items()),
         )
-        if watch is not None and (gaps := watch.gaps()):
-            raise _refusal(gaps, self.offered, outline_of(model, model_config), model)
 
     def _write(self, model: Any) -> None:
         """Feed the model's own loader.
@@ -143,10 +238,11 @@ class Loader(BaseModelLoader):
                 hint="use --load-format auto",
             )
         outline = outline_of(model, model_config)
-        selections = [_selection(open_checkpoint(self._folder(model_config.model, model_config.revision)), outline)]
+        opened, self._checkpoint = self._checkpoint, None
+        selections = [_selection(opened or self._open(model_config), outline)]
         for source in getattr(model, "secondary_weights", ()):
             folder = self._folder(source.model_or_path, source.revision) / (source.subfolder or "")
-            selections.append(_selection(open_checkpoint(folder), outline, source.prefix))
+            selections.append(_selection(_sound(open_checkpoint(folder)), outline, source.prefix))
         return selections
 
     def _stream(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -157,7 +253,7 @@ class Loader(BaseModelLoader):
                     selection.ids,
                     store,
                     staging_bytes=self.options.staging_bytes,
-                    num_readers=self.options.num_readers,
+                    num_readers=self.options.num_readers or default_readers(),
                 )
                 for name, tensor in tensors:
                     yield selection.prefix + name, tensor
@@ -167,14 +263,23 @@ class Loader(BaseModelLoader):
         return resolve_model(found, revision, cache_dir=self.load_config.download_dir)
 
 
-def _selection(checkpoint: Checkpoint, outline: Outline, prefix: str = "") -> Selection:
-    """Choose what to offer.
+def _sound(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint whose files have no errors. vLLM has read the config long since, and judges it by itself.
 
     Raises:
-        CheckpointError: the files have errors. vLLM has read the config long since, and judges it by itself.
+        CheckpointError: they have.
     """
     if wrong := tuple(f for f in errors(checkpoint.findings) if not f.code.startswith("config-")):
-        raise CheckpointError(_told(checkpoint, wrong), findings=wrong, code=wrong[0].code)
+        raise CheckpointError(
+            told(f"{checkpoint.path}: nothing was read, for the checkpoint is not sound", wrong),
+            findings=wrong,
+            code=wrong[0].code,
+        )
+    return checkpoint
+
+
+def _selection(checkpoint: Checkpoint, outline: Outline, prefix: str = "") -> Selection:
+    """Choose what to offer."""
     ids: list[int] = []
     skipped: Counter[Skip] = Counter()
     for i, name in enumerate(checkpoint.table.names):
@@ -186,17 +291,22 @@ def _selection(checkpoint: Checkpoint, outline: Outline, prefix: str = "") -> Se
     return Selection(checkpoint, ids, skipped, prefix)
 
 
-def _told(checkpoint: Checkpoint, findings: tuple[Finding, ...]) -> str:
-    lines = [f"{checkpoint.path}: nothing was read, for the checkpoint is not sound"]
-    for f in findings:
-        lines += ["", f"  {f.code}  {f.summary}", *([f"  hint: {f.hint}"] if f.hint else [])]
-    return "\n".join(lines)
+def _groups() -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return rank and size in the pipeline, and among tensor-parallel ranks."""
+    pp = get_pp_group()
+    return (pp.rank_in_group, pp.world_size), (get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size())
 
 
 def _rank() -> str:
-    pp = get_pp_group()
-    tp, tp_size = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
-    return f"rank pp {pp.rank_in_group} of {pp.world_size}, tp {tp} of {tp_size}"
+    pp, tp = _groups()
+    return f"rank pp {pp[0]} of {pp[1]}, tp {tp[0]} of {tp[1]}"
+
+
+def _reason(misfits: Iterator[str]) -> str:
+    """Return what does not fit in one line; empty where all does."""
+    every = list(misfits)
+    more = f"; and {len(every) - 3:,} more" if len(every) > 3 else ""
+    return "; ".join(every[:3]) + more
 
 
 def _may_stay(model: torch.nn.Module, model_config: ModelConfig) -> Any:
@@ -216,12 +326,14 @@ def _may_stay(model: torch.nn.Module, model_config: ModelConfig) -> Any:
     return names.__contains__
 
 
-def _refusal(gaps: list[Gap], offered: list[Selection], outline: Outline, model: torch.nn.Module) -> LoadError:
+def _refusal(
+    gaps: list[Gap], offered: list[Selection], outline: Outline, model: torch.nn.Module, writer: str
+) -> LoadError:
     stored = [outline.rename(s.prefix + n) or n for s in offered for n in s.checkpoint.table.names]
     fused = getattr(model, "packed_modules_mapping", {})
     more = f" and {len(gaps) - SHOWN:,} more" if len(gaps) > SHOWN else ""
     count = f"{len(gaps):,} parameter{'s were' if len(gaps) > 1 else ' was'}"
-    lines = [f"{_rank()}: {count} not written by {type(model).__name__}.load_weights"]
+    lines = [f"{_rank()}: {count} not written by {writer}"]
     for gap in gaps[:SHOWN]:
         share = "no byte" if gap.missing_bytes == gap.num_bytes else f"{gap.num_bytes - gap.missing_bytes:,} bytes"
         where = (

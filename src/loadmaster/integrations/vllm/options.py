@@ -2,44 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Literal
 
 from loadmaster.errors import UsageError
-from loadmaster.loader.readers import default_readers
 from loadmaster.plan.verify import STAGING_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``staging_bytes`` bounds what is read ahead, ``num_readers`` are threads, ``verify`` asks for the proof after loading."""
+    """``staging_bytes`` bounds what is read ahead, ``num_readers`` are threads, ``verify`` asks for the proof after loading.
+
+    ``direct`` says whether parameters are written directly: ``auto`` where that can be, True always (what cannot be is
+    refused), False never. ``num_readers`` None: as many as suit where is loaded to.
+    """
 
     staging_bytes: int = STAGING_BYTES
-    num_readers: int = default_readers()
+    num_readers: int | None = None
     verify: bool = True
+    direct: bool | Literal["auto"] = "auto"
 
 
 def read_options(given: object) -> Options:
     """Return the options that vLLM was given.
 
     >>> read_options({"staging_bytes": 1048576, "num_readers": 2})
-    Options(staging_bytes=1048576, num_readers=2, verify=True)
+    Options(staging_bytes=1048576, num_readers=2, verify=True, direct='auto')
 
     Raises:
         UsageError: an unknown option, or a value that it cannot have.
     """
     if not isinstance(given, Mapping):
         raise UsageError(f"--model-loader-extra-config is {given!r}, expected a JSON object")
-    known: dict[str, Any] = {f.name: f.default for f in fields(Options)}
+    known = [f.name for f in fields(Options)]
     if unknown := [str(k) for k in given if k not in known]:
         raise UsageError(
             f"--model-loader-extra-config: the load format loadmaster has no option {', '.join(sorted(unknown))}",
             hint=f"known: {', '.join(known)}",
         )
     for name, value in given.items():
-        kind = type(known[name])
-        if type(value) is not kind or (kind is int and value < 1):
-            wanted = "true or false" if kind is bool else "a number from 1 on"
-            raise UsageError(f"--model-loader-extra-config: {name} is {value!r}, expected {wanted}")
+        wanted = _WANTED[name]
+        if not wanted.is_met(value):
+            raise UsageError(f"--model-loader-extra-config: {name} is {value!r}, expected {wanted.words}")
     return Options(**given)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    words: str
+    is_met: Callable[[object], bool]
+
+
+_NUMBER = _Wanted("a number from 1 on", lambda v: type(v) is int and v >= 1)
+_FLAG = _Wanted("true or false", lambda v: type(v) is bool)
+_DIRECT = _Wanted('"auto", true or false', lambda v: type(v) is bool or v == "auto")
+_WANTED = {"staging_bytes": _NUMBER, "num_readers": _NUMBER, "verify": _FLAG, "direct": _DIRECT}

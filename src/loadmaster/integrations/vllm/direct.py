@@ -1,0 +1,229 @@
+"""Direct writing: a rank's plan in vLLM's parameters, proven before vLLM allocates, and its bytes straight to their place.
+
+Where vLLM 0.32's parameters are described for a family (`loadmaster.architectures.targets`), its ``load_weights`` need not
+run: each byte is read from where the headers say to where the plan says. Three questions come before, in this order:
+
+1. Is what vLLM is asked for described (`unfit`)? If not, everything is streamed.
+2. Is the plan proven (`prove_layout`)? What is surely a defect is refused, before memory is allocated; what vLLM may see
+   otherwise is streamed, and left to vLLM's judgement and to the proof after loading.
+3. Has the built model the parameters that the plan fills, and no others (`misfits`)? If not, everything is streamed.
+
+This module reads vLLM's configs and modules, and imports nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from loadmaster.architectures.targets import vllm_0_32
+from loadmaster.checkpoint import Checkpoint
+from loadmaster.errors import InputError, LayoutError, PlanError
+from loadmaster.findings import Finding, errors
+from loadmaster.loader.memory import TORCH, misfit
+from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import ParamSpec, Plan, build_plan, prove
+from loadmaster.plan.claims import KV_CACHE_SCALES
+
+DEFECTS: Final = frozenset({"layer-missing", "expert-incomplete", "tensor-missing", "scale-missing", "shape-mismatch"})
+"""Findings that are refused, where there are no others: no model of vLLM's is right with such a checkpoint."""
+
+
+class Unfit(Exception):  # noqa: N818  # no failure: the other way is taken
+    """Why the parameters are not written directly."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A proven plan, and which of its ranks this one is."""
+
+    plan: Plan
+    rank: int
+
+    @property
+    def place(self) -> int:
+        """The rank's place in its stage, over which experts are divided."""
+        return self.plan.layout.coordinate(self.rank).place
+
+
+def check_fit(vllm_config: Any, model_config: Any, checkpoint: Checkpoint, model_class: type, version: str) -> None:
+    """Ask whether what vLLM was asked for is described.
+
+    Raises:
+        Unfit: something is not; names it.
+    """
+    if reason := next(_unfit(vllm_config, model_config, checkpoint, model_class, version), None):
+        raise Unfit(reason)
+
+
+def _unfit(vllm_config: Any, model: Any, checkpoint: Checkpoint, model_class: type, version: str) -> Iterator[str]:
+    parallel = vllm_config.parallel_config
+    config = checkpoint.config or {}
+    if not version.startswith("0.32."):
+        yield f"vLLM {version}, and 0.32 is described"
+    if model.runner_type != "generate":
+        yield f"a model for {model.runner_type}"
+    if vllm_config.lora_config is not None:
+        yield "LoRA"
+    if parallel.enable_eplb:
+        yield "EPLB"
+    for name in ("prefill_context_parallel_size", "decode_context_parallel_size"):
+        if getattr(parallel, name, 1) > 1:
+            yield name
+    if model.hf_overrides:
+        yield "hf_overrides"
+    if model.config_format not in ("auto", "hf"):
+        yield f"a config in the format {model.config_format}"
+    architectures = config.get("architectures")
+    if list(getattr(model.hf_config, "architectures", None) or []) != architectures or not architectures:
+        yield "vLLM takes another architecture than config.json names"
+        return
+    described = vllm_0_32.DESCRIBED.get(architectures[0])
+    if described is None:
+        yield f"{architectures[0]} is not described for {vllm_0_32.NAME}"
+    elif model_class.__name__ not in described.classes or not model_class.__module__.startswith("vllm."):
+        yield f"{architectures[0]} is made {model_class.__module__}.{model_class.__name__} here"
+    stored = config.get("quantization_config")
+    method = stored.get("quant_method") if isinstance(stored, Mapping) else None
+    if model.quantization != method:
+        yield f"quantization {model.quantization}, and {method} in config.json"
+
+
+def layout_of(
+    vllm_config: Any, num_layers: Sequence[int], pp: tuple[int, int], tp: tuple[int, int]
+) -> tuple[ParallelLayout, int]:
+    """Return the layout that vLLM runs on, and this rank's number in it.
+
+    ``num_layers`` are those of each stage as vLLM divides them; ``pp`` and ``tp`` are (rank, size) of its groups.
+
+    Raises:
+        Unfit: plans have no such layout.
+    """
+    parallel = vllm_config.parallel_config
+    spread = bool(parallel.enable_expert_parallel)
+    try:
+        layout = ParallelLayout(
+            pipeline_parallel_size=pp[1],
+            tensor_parallel_size=tp[1],
+            enable_expert_parallel=spread,
+            layer_partition=tuple(num_layers),
+            data_parallel_size=parallel.data_parallel_size,
+            expert_placement=parallel.expert_placement_strategy if spread else "linear",
+        )
+    except LayoutError as error:
+        raise Unfit(error.message) from error
+    return layout, (parallel.data_parallel_rank * pp[1] + pp[0]) * tp[1] + tp[0]
+
+
+def prove_layout(checkpoint: Checkpoint, layout: ParallelLayout, dtype: torch.dtype) -> Plan:
+    """Return the plan of vLLM's parameters, proven.
+
+    Raises:
+        Unfit: nothing can be planned, or vLLM may see otherwise what was found.
+        PlanError: the checkpoint is surely defective.
+    """
+    names = {torch_dtype: name for name, torch_dtype in TORCH.items()}
+    try:
+        proof = prove(build_plan(checkpoint, layout, dtype=names[dtype], target=vllm_0_32.NAME))
+    except InputError as error:
+        raise Unfit(error.message) from error
+    found = errors(proof.findings)
+    if doubtful := next((f for f in found if not _is_defect(f)), None):
+        raise Unfit(f"{doubtful.code}: {doubtful.summary}")
+    if found and (strays := _num_strays(proof.plan)):
+        raise Unfit(f"{found[0].code}: {found[0].summary}; and {strays:,} stored tensors go nowhere")  # vLLM may rename
+    if found:
+        raise PlanError(
+            told(f"{checkpoint.path}: nothing was allocated, for the plan is not proven", found),
+            findings=found,
+            hint='`loadmaster plan --engine vllm` tells the same; {"direct": false} leaves it to vLLM',
+        )
+    return proof.plan
+
+
+def _num_strays(plan: Plan) -> int:
+    """Return how many stored tensors are neither needed nor waived."""
+    bound = [ids.reshape(-1) for c in (plan.binding.top, *plan.classes) for ids in c.ids.values()]
+    used = np.unique(np.concatenate(bound))
+    waived = sum(w.num_tensors for w in plan.binding.waivers)
+    return len(plan.checkpoint.table) - int((used >= 0).sum()) - waived
+
+
+def _is_defect(f: Finding) -> bool:
+    """Whether vLLM's model lacks it too. Whether it has biases is decided by keys of the config that differ by model."""
+    return f.code in DEFECTS and not (f.tensor or "").endswith("bias")
+
+
+def told(first: str, findings: Iterable[Finding]) -> str:
+    """Return a message of several lines: a sentence, then each finding as ``loadmaster plan`` tells it."""
+    lines = [first]
+    for f in findings:
+        lines += ["", f"  {f.code}  {f.summary}", *([f"  hint: {f.hint}"] if f.hint else [])]
+    return "\n".join(lines)
+
+
+def misfits(planned: Planned, model: torch.nn.Module, may_stay: Callable[[str], bool]) -> Iterator[str]:
+    """Yield in what a built model is not as its plan says; ``may_stay`` says of a parameter that nothing need be written."""
+    specs = planned.plan.rank(planned.rank).specs
+    params = dict(model.named_parameters(remove_duplicate=False))
+    yield from _spec_misfits(specs, params)
+    yield from _expert_misfits(planned, model)
+    filled = {id(params[s.name]) for s in specs if s.name in params}
+    others = [name for name, p in params.items() if id(p) not in filled]
+    yield from (f"{name} is not in the plan" for name in others if not may_stay(name))
+    if others and any(w.reason in {reason for _, reason in KV_CACHE_SCALES} for w in planned.plan.binding.waivers):
+        yield "scales of a quantised KV cache are stored"
+
+
+def _spec_misfits(specs: Sequence[ParamSpec], params: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    devices = {params[s.name].device for s in specs if s.name in params}
+    if len(devices) > 1:
+        yield f"parameters are on several devices: {', '.join(sorted(map(str, devices)))}"
+    elif devices and not _writes_to(next(iter(devices))):
+        yield f"parameters are on {next(iter(devices))}"
+    owners: dict[int, str] = {}
+    for s in specs:
+        param = params.get(s.name)
+        if param is None:
+            yield f"{s.name} is not a parameter here"
+        elif why := misfit(s, param.detach()):
+            yield f"{s.name} {why}"
+        elif s.alias is not None:
+            if param is not params.get(s.alias):
+                yield f"{s.name} is not {s.alias} here, and is in the plan"
+        elif param.numel() and (owner := owners.setdefault(param.data_ptr(), s.name)) != s.name:
+            yield f"{s.name} is {owner} here, and is not in the plan"
+
+
+def _writes_to(device: torch.device) -> bool:
+    return device.type == "cpu" or (device.type == "cuda" and torch.version.cuda is not None)
+
+
+def _expert_misfits(planned: Planned, model: torch.nn.Module) -> Iterator[str]:
+    """Yield modules of experts that hold others than the plan says, or another share of each: shapes do not tell."""
+    layout, place = planned.plan.layout, planned.place
+    for name, module in model.named_modules():
+        manager, moe = getattr(module, "expert_map_manager", None), getattr(module, "moe_config", None)
+        if manager is None or moe is None:
+            continue
+        slots = layout.expert_slots(moe.num_experts)
+        share = (place, layout.stage_size)
+        if layout.enable_expert_parallel:
+            each = len(slots) // layout.stage_size
+            slots, share = slots[place * each : (place + 1) * each], (0, 1)
+        held = (
+            tuple(manager.get_local_expert_ids()) if manager.expert_map is not None else tuple(range(moe.num_experts))
+        )
+        if held != slots:
+            yield f"{name} holds the experts {_few(held)} here and {_few(slots)} in the plan"
+        parallel = moe.moe_parallel_config
+        if (parallel.tp_rank, parallel.tp_size) != share:
+            yield f"{name} is share {parallel.tp_rank} of {parallel.tp_size} here and {share[0]} of {share[1]} in the plan"
+
+
+def _few(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:4])) + (", …" if len(numbers) > 4 else "")

@@ -1,0 +1,56 @@
+"""What vLLM's own loader writes, as digests: made where vLLM is, and held against plans where it is not.
+
+A rank's parameters are told by class: name with its layer left out, format and shape → layer → digest.
+"""
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from loadmaster.synth import PRESETS, write_tiny
+from tests.integrations.models import ACCEPTED, OTHERS
+from tests.integrations.ranks import Rank
+
+FILE = Path(__file__).with_name("vllm_0_32.json")
+
+Parameters = dict[str, dict[str, str]]
+
+WHOLE, STAGES, CUT = (Rank(),), (Rank((0, 2)), Rank((1, 2))), (Rank(tp=(0, 2)), Rank(tp=(1, 2)))
+SPREAD = (Rank((1, 2), (0, 2), ep=True), Rank((1, 2), (1, 2), ep=True))
+RANKS: Mapping[str, tuple[Rank, ...]] = {
+    **dict.fromkeys(("llama", "qwen3"), WHOLE + STAGES + CUT),
+    **dict.fromkeys(("qwen3-moe", "deepseek-v3", "glm-5.1-fp8"), WHOLE + STAGES + CUT + SPREAD),
+    **dict.fromkeys(("smollm2", "mistral"), WHOLE),
+    **dict.fromkeys(("qwen2", "qwen2-moe", "mixtral"), STAGES + CUT),
+    **dict.fromkeys(("deepseek-v3.2", "kimi-k2", "glm-5.2-fp8"), SPREAD[1:]),
+}
+"""Presets, and the ranks that are told of each."""
+
+
+def write(preset: str, path: Path) -> Path:
+    """Write the checkpoint whose parameters are told."""
+    write_tiny(PRESETS[preset], path, overrides=(ACCEPTED | OTHERS)[preset])
+    return path
+
+
+def told(params: Mapping[str, torch.Tensor]) -> Parameters:
+    """Return what is told of a rank's parameters."""
+    made: Parameters = defaultdict(dict)
+    for name, tensor in sorted(params.items()):
+        layer = re.search(r"(?<=\.layers\.)\d+", name)
+        dtype, shape = str(tensor.dtype).removeprefix("torch."), "x".join(map(str, tensor.shape))
+        raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        key = f"{re.sub(r'(?<=[.]layers[.])[0-9]+', '*', name)} {dtype} {shape}"
+        made[key][layer[0] if layer else ""] = hashlib.sha256(raw).hexdigest()[:16]
+    return dict(made)
+
+
+def goldens() -> dict[str, dict[str, Parameters]]:
+    """Return preset → rank → what is told of its parameters."""
+    made: dict[str, dict[str, Parameters]] = json.loads(FILE.read_text())
+    return made

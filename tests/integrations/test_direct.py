@@ -1,0 +1,222 @@
+"""Direct writing, as far as it needs no vLLM: what is asked before, and what a built model must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from loadmaster.checkpoint import open_checkpoint
+from loadmaster.errors import PlanError
+from loadmaster.integrations.vllm.direct import Planned, Unfit, check_fit, layout_of, misfits, prove_layout
+from loadmaster.loader.memory import TORCH
+from loadmaster.parallel import ParallelLayout
+from tests.conftest import Tiny
+from tests.failures.mutant import Mutant
+
+
+class Qwen3ForCausalLM(torch.nn.Module):
+    """Stands for vLLM's."""
+
+
+Qwen3ForCausalLM.__module__ = "vllm.model_executor.models.qwen3"
+
+
+def configs(**changes: Any) -> tuple[Any, Any]:
+    """Return vLLM's config and that of the model, as far as they are read; ``changes`` by name, wherever it stands."""
+    parallel = {
+        "enable_eplb": False,
+        "prefill_context_parallel_size": 1,
+        "decode_context_parallel_size": 1,
+        "enable_expert_parallel": False,
+        "expert_placement_strategy": "linear",
+        "data_parallel_size": 1,
+        "data_parallel_rank": 0,
+    }
+    model = {
+        "runner_type": "generate",
+        "hf_overrides": {},
+        "config_format": "auto",
+        "quantization": None,
+        "hf_config": SimpleNamespace(architectures=changes.pop("architectures", ["Qwen3ForCausalLM"])),
+    }
+    for values in (parallel, model):
+        values.update({k: changes.pop(k) for k in list(changes) if k in values})
+    vllm = {"parallel_config": SimpleNamespace(**parallel), "lora_config": None, **changes}
+    return SimpleNamespace(**vllm), SimpleNamespace(**model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"runner_type": "draft"}, "a model for draft"),
+        ({"lora_config": object()}, "LoRA"),
+        ({"enable_eplb": True}, "EPLB"),
+        ({"decode_context_parallel_size": 2}, "decode_context_parallel_size"),
+        ({"hf_overrides": {"num_hidden_layers": 1}}, "hf_overrides"),
+        ({"config_format": "mistral"}, "a config in the format mistral"),
+        ({"quantization": "fp8"}, "quantization fp8, and None in config.json"),
+        ({"architectures": ["Qwen3ForSequenceClassification"]}, "vLLM takes another architecture"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_what_vllm_is_asked_for_beyond_what_is_described_is_named(
+    changes: dict[str, Any], said: str, tiny: Tiny
+) -> None:
+    checkpoint = open_checkpoint(tiny("qwen3"))
+    check_fit(*configs(), checkpoint, Qwen3ForCausalLM, "0.32.0")
+    with pytest.raises(Unfit, match=said):
+        check_fit(*configs(**changes), checkpoint, Qwen3ForCausalLM, "0.32.0")
+
+
+def test_another_version_or_another_class_is_not_described(tiny: Tiny) -> None:
+    checkpoint = open_checkpoint(tiny("qwen3"))
+    with pytest.raises(Unfit, match=r"vLLM 0\.33\.1, and 0\.32 is described"):
+        check_fit(*configs(), checkpoint, Qwen3ForCausalLM, "0.33.1")
+    with pytest.raises(Unfit, match=r"Qwen3ForCausalLM is made torch\.nn\.\S+Linear here"):
+        check_fit(*configs(), checkpoint, torch.nn.Linear, "0.32.0")
+
+
+def test_ranks_are_numbered_as_vllm_numbers_them() -> None:
+    vllm, _ = configs(data_parallel_size=2, data_parallel_rank=1, enable_expert_parallel=True)
+    layout, rank = layout_of(vllm, [3, 2], (1, 2), (3, 4))
+    assert layout == ParallelLayout(2, 4, True, layer_partition=(3, 2), data_parallel_size=2)
+    at = layout.coordinate(rank)
+    assert (at.dp_rank, at.pp_rank, at.tp_rank) == (1, 1, 3)
+
+
+def test_what_every_model_lacks_is_refused_with_the_findings(tiny_copy: Tiny) -> None:
+    path = Mutant(tiny_copy("qwen3")).drop(r"layers\.1\.self_attn\.o_proj").path
+    with pytest.raises(PlanError) as refused:
+        prove_layout(open_checkpoint(path), ParallelLayout(2), torch.bfloat16)
+    assert "nothing was allocated" in str(refused.value)
+    assert "tensor-missing  model.layers.1.self_attn.o_proj.weight: expected BF16" in str(refused.value)
+    assert [f.code for f in refused.value.findings] == ["tensor-missing"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda m: m.rename(r"self_attn\.o_proj", "self_attn.out_proj"), "and 4 stored tensors go nowhere"),
+        (lambda m: m.copy(r"0\.self_attn\.o_proj", "0.self_attn.z_proj"), "tensor-unexpected"),
+        (lambda m: m.config(attention_bias=True), r"tensor-missing: \S+bias"),
+        (lambda m: m.config(num_attention_heads=None), "num_attention_heads"),
+    ],
+)
+def test_what_vllm_may_see_otherwise_is_left_to_it(
+    damage: Callable[[Mutant], Mutant], said: str, tiny_copy: Tiny
+) -> None:
+    path = damage(Mutant(tiny_copy("qwen3"))).path
+    with pytest.raises(Unfit, match=said):
+        prove_layout(open_checkpoint(path), ParallelLayout(), torch.bfloat16)
+
+
+def test_a_layout_that_plans_do_not_have_is_streamed(tiny: Tiny) -> None:
+    with pytest.raises(Unfit, match="do not divide over 3"):
+        prove_layout(open_checkpoint(tiny("qwen3")), ParallelLayout(1, 3), torch.bfloat16)
+
+
+def built(planned: Planned) -> torch.nn.Module:
+    """Return a model with just the parameters of a plan."""
+    model = torch.nn.Module()
+    for spec in planned.plan.rank(planned.rank).specs:
+        made = torch.empty(spec.shape, dtype=TORCH[spec.dtype])
+        put(model, spec.name, find(model, spec.alias) if spec.alias else torch.nn.Parameter(made, requires_grad=False))
+    return model
+
+
+def put(model: torch.nn.Module, name: str, param: torch.nn.Parameter) -> None:
+    *path, leaf = name.split(".")
+    for part in path:
+        if not hasattr(model, part):
+            model.add_module(part, torch.nn.Module())
+        model = getattr(model, part)
+    model.register_parameter(leaf, param)
+
+
+def find(model: torch.nn.Module, name: str) -> torch.nn.Parameter:
+    return model.get_parameter(name)
+
+
+def planned(path: Path, *sizes: int, **layout: Any) -> Planned:
+    return Planned(prove_layout(open_checkpoint(path), ParallelLayout(*sizes, **layout), torch.bfloat16), 0)
+
+
+def reasons(planned: Planned, model: torch.nn.Module, *may_stay: str) -> list[str]:
+    return list(misfits(planned, model, may_stay.__contains__))
+
+
+def test_a_model_with_just_the_parameters_of_the_plan_fits(tiny: Tiny) -> None:
+    for preset in ("qwen3", "smollm2", "qwen3-moe"):
+        made = planned(tiny(preset))
+        assert reasons(made, built(made)) == []
+
+
+def test_a_model_with_other_parameters_does_not_fit_and_each_is_named(tiny: Tiny) -> None:
+    made = planned(tiny("qwen3"))
+
+    def said(name: str, param: torch.Tensor) -> list[str]:
+        model = built(made)
+        put(model, name, torch.nn.Parameter(param, requires_grad=False))
+        return reasons(made, model)
+
+    norm, head = "model.norm.weight", "lm_head.weight"
+    dtype = torch.bfloat16
+    assert said(norm, torch.empty(64, dtype=dtype)) == [f"{norm} is [64] here and [128] in the plan"]
+    assert said(norm, torch.empty(128)) == [f"{norm} is float32 here and BF16 in the plan"]
+    assert said(head, torch.empty(128, 320, dtype=dtype).t()) == [f"{head} is not contiguous here"]
+    assert said("model.extra", torch.empty(1)) == ["model.extra is not in the plan"]
+    assert said(norm, torch.empty(128, dtype=dtype, device="meta"))[0].startswith("parameters are on several devices")
+    model = built(made)
+    del model.get_submodule("model.norm").weight
+    assert reasons(made, model) == [f"{norm} is not a parameter here"]
+    put(model, norm, torch.nn.Parameter(torch.empty(128, dtype=dtype), requires_grad=False))
+    put(model, "model.layers.0.self_attn.attn.k_scale", torch.nn.Parameter(torch.ones(1)))
+    assert reasons(made, model, "model.layers.0.self_attn.attn.k_scale") == []
+
+
+def test_memory_is_shared_where_the_plan_says_so_and_nowhere_else(tiny: Tiny) -> None:
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    tied, apart = planned(tiny("smollm2")), planned(tiny("qwen3"))
+    model = built(tied)
+    put(model, head, torch.nn.Parameter(torch.empty_like(find(model, embedding)), requires_grad=False))
+    assert f"{head} is not {embedding} here, and is in the plan" in reasons(tied, model)
+    model = built(apart)
+    put(model, head, find(model, embedding))
+    assert reasons(apart, model) == [f"{head} is {embedding} here, and is not in the plan"]
+
+
+def test_scales_of_a_cache_that_are_stored_are_not_left_out(tiny_copy: Tiny) -> None:
+    scale = "model.layers.0.self_attn.attn.k_scale"
+    path = Mutant(tiny_copy("qwen3")).copy(r"layers\.0\.input_layernorm\.weight", "layers.0.self_attn.k_scale").path
+    made = planned(path)
+    model = built(made)
+    assert reasons(made, model, scale) == []
+    put(model, scale, torch.nn.Parameter(torch.ones(1)))
+    assert reasons(made, model, scale) == ["scales of a quantised KV cache are stored"]
+
+
+def with_experts(model: torch.nn.Module, held: list[int] | None, share: tuple[int, int]) -> torch.nn.Module:
+    """Give a model the attributes by which vLLM's modules of experts tell what they hold; None: all."""
+    parallel = SimpleNamespace(tp_rank=share[0], tp_size=share[1])
+    for name, module in model.named_modules():
+        if name.endswith("routed_experts"):
+            module.moe_config = SimpleNamespace(num_experts=8, moe_parallel_config=parallel)
+            module.expert_map_manager = SimpleNamespace(expert_map=held, get_local_expert_ids=lambda: held)
+    return model
+
+
+def test_experts_are_those_of_the_plan(tiny: Tiny) -> None:
+    path = tiny("qwen3-moe")
+    cut, spread = planned(path, 1, 2), planned(path, 1, 2, enable_expert_parallel=True)
+    assert reasons(cut, with_experts(built(cut), None, (0, 2))) == []
+    assert reasons(spread, with_experts(built(spread), [0, 1, 2, 3], (0, 1))) == []
+    (first, *_) = reasons(spread, with_experts(built(spread), [0, 2, 4, 6], (0, 1)))
+    name = "model.layers.0.mlp.experts.routed_experts"
+    assert first == f"{name} holds the experts 0, 2, 4, 6 here and 0, 1, 2, 3 in the plan"
+    (first, *_) = reasons(cut, with_experts(built(cut), None, (1, 2)))
+    assert first == f"{name} is share 1 of 2 here and 0 of 2 in the plan"

@@ -1,0 +1,38 @@
+"""Plans of vLLM's parameters, loaded without vLLM, against what its own loader writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loadmaster.checkpoint import open_checkpoint
+from loadmaster.loader import load_rank
+from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import build_plan, prove
+from tests.integrations.golden import RANKS, goldens, told, write
+from tests.integrations.ranks import Rank
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    paths: dict[str, Path] = {}
+
+    def path(preset: str) -> Path:
+        if preset not in paths:
+            paths[preset] = write(preset, tmp_path_factory.mktemp(preset))
+        return paths[preset]
+
+    return path
+
+
+@pytest.mark.parametrize(("preset", "rank"), [(p, r) for p, ranks in RANKS.items() for r in ranks], ids=str)
+def test_a_plan_writes_what_vllms_own_loader_writes(preset: str, rank: Rank, made: Callable[[str], Path]) -> None:
+    (pp, stages), (tp, cuts) = rank.pp, rank.tp
+    layout = ParallelLayout(stages, cuts, enable_expert_parallel=rank.ep)
+    plan = build_plan(open_checkpoint(made(preset)), layout, target="vllm-0.32")
+    assert prove(plan).proven
+    loaded = load_rank(plan, pp * cuts + tp)
+    params = {s.name: loaded.tensors[s.name] for s in loaded.specs if s.alias is None}
+    assert told(params) == goldens()[preset][str(rank)]
