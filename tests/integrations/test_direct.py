@@ -12,11 +12,15 @@ import torch
 
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import PlanError
-from loadmaster.integrations.vllm.direct import Planned, Unfit, check_fit, layout_of, misfits, prove_layout
+from loadmaster.integrations.vllm.direct import Planned, Unfit, check_fit, layout_of, misfits, prove_layout, write
+from loadmaster.integrations.vllm.options import Options
+from loadmaster.loader import load_rank
 from loadmaster.loader.memory import TORCH
 from loadmaster.parallel import ParallelLayout
+from loadmaster.synth import PRESETS, write_tiny
 from tests.conftest import Tiny
 from tests.failures.mutant import Mutant
+from tests.integrations.models import ACCEPTED
 
 
 class Qwen3ForCausalLM(torch.nn.Module):
@@ -39,21 +43,22 @@ def configs(**changes: Any) -> tuple[Any, Any]:
     }
     model = {
         "runner_type": "generate",
-        "hf_overrides": {},
         "config_format": "auto",
         "quantization": None,
         "hf_config": SimpleNamespace(architectures=changes.pop("architectures", ["Qwen3ForCausalLM"])),
     }
     for values in (parallel, model):
         values.update({k: changes.pop(k) for k in list(changes) if k in values})
-    vllm = {"parallel_config": SimpleNamespace(**parallel), "lora_config": None, **changes}
+    target = SimpleNamespace(hf_overrides=changes.pop("hf_overrides", {}))
+    vllm = {"parallel_config": SimpleNamespace(**parallel), "model_config": target, "lora_config": None, **changes}
     return SimpleNamespace(**vllm), SimpleNamespace(**model)
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"runner_type": "draft"}, "a model for draft"),
+        ({"runner_type": "pooling"}, "a model for pooling"),
+        ({"runner_type": "draft"}, "a draft of Qwen3ForCausalLM is not described"),
         ({"lora_config": object()}, "LoRA"),
         ({"enable_eplb": True}, "EPLB"),
         ({"decode_context_parallel_size": 2}, "decode_context_parallel_size"),
@@ -87,6 +92,28 @@ def test_ranks_are_numbered_as_vllm_numbers_them() -> None:
     assert layout == ParallelLayout(2, 4, True, layer_partition=(3, 2), data_parallel_size=2)
     at = layout.coordinate(rank)
     assert (at.dp_rank, at.pp_rank, at.tp_rank) == (1, 1, 3)
+
+
+def test_a_draft_is_planned_with_its_model_on_the_last_stage_and_has_only_its_own_layer(tmp_path: Path) -> None:
+    write_tiny(PRESETS["glm-5.1-fp8"], tmp_path, overrides=ACCEPTED["glm-5.1-fp8"])
+    vllm, _ = configs()
+    layout, rank = layout_of(vllm, [3, 3], (1, 2), (0, 1), is_draft=True)
+    with pytest.raises(Unfit, match="another stage than the last"):
+        layout_of(vllm, [3, 3], (0, 2), (0, 1), is_draft=True)
+    draft = Planned(prove_layout(open_checkpoint(tmp_path), layout, torch.bfloat16), rank, is_draft=True)
+    called = {name: spec.name for spec, name in draft.params}
+    assert called.pop("model.embed_tokens.weight") == "model.layers.6.embed_tokens.weight"
+    assert called == {n: n for n in called if n.startswith("model.layers.6.")}
+    assert "model.layers.6.shared_head.head.weight" not in called  # the model's, which vLLM puts there
+    model = torch.nn.Module()
+    for spec, name in draft.params:
+        put(model, name, torch.nn.Parameter(torch.zeros(spec.shape, dtype=TORCH[spec.dtype]), requires_grad=False))
+    assert reasons(draft, model) == []
+    write(draft, model, Options())
+    expected = load_rank(draft.plan, rank).tensors
+    assert all(
+        torch.equal(find(model, n).view(torch.uint8), expected[s.name].view(torch.uint8)) for s, n in draft.params
+    )
 
 
 def test_what_every_model_lacks_is_refused_with_the_findings(tiny_copy: Tiny) -> None:

@@ -97,9 +97,14 @@ def test_a_draft_is_that_of_vllms_own_loader_and_reads_no_layer_but_its_own(
     preset: str, rank: Rank, made: Callable[[str], Path]
 ) -> None:
     path = made(preset)
-    draft = load(path, rank, draft="mtp")
+    own = load(path, rank, draft="mtp", load_format="auto")
+    draft = load(path, rank, draft="mtp", **STREAMED)
     # what the draft shares with the target is written by neither, if it is not stored
-    assert differences(draft, load(path, rank, draft="mtp", load_format="auto")) == []
+    assert differences(draft, own) == []
+    shared = (
+        {"model.embed_tokens.weight"} if preset == GLM and rank.pp[1] == 1 else set()
+    )  # vLLM puts the target's there
+    assert set(differences(load(path, rank, draft="mtp", **DIRECT), own)) == shared
     assert {n.split(".")[2] for n in offered(draft) if ".layers." in n} == {"6"}
 
 
@@ -236,7 +241,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("llama-fp8-static", {}, "model.layers.*.self_attn.qkv_proj.weight: fp8_tensor with weight_scale, input_scale"),
         ("qwen3", {"enable_lora": True}, "LoRA"),
         ("qwen3", {"hf_overrides": {"rope_theta": 1e4}}, "hf_overrides"),
-        ("deepseek-v3", {"draft": "mtp"}, "a model for draft"),
+        ("glm-4.5-air", {"draft": "mtp"}, "a draft of Glm4MoeForCausalLM is not described for vllm-0.32"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )

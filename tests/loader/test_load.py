@@ -43,6 +43,17 @@ def test_memory_that_is_there_already_is_filled_and_handed_back(tiny: Tiny) -> N
     assert {n: t.data_ptr() for n, t in loaded.tensors.items()} == {n: t.data_ptr() for n, t in own.items()}
 
 
+def test_a_part_of_the_parameters_is_loaded_without_the_rest(tiny: Tiny) -> None:
+    plan = build_plan(open_checkpoint(tiny("glm-5.1-fp8")), ParallelLayout(num_draft_layers=1))
+    every = load_rank(plan, 0).tensors
+    own = {n: torch.zeros_like(t) for n, t in every.items() if n.startswith(("layers.5.", "norm."))}
+    loaded = load_rank(plan, 0, tensors=own)
+    assert differences(own, {n: every[n] for n in own}) == []
+    assert {s.name for s in loaded.specs} == own.keys()
+    assert loaded.report.resident_bytes == sum(t.numel() * t.element_size() for t in own.values())
+    assert loaded.report.fetched_bytes < plan.rank(0).fetched_bytes / 4
+
+
 def test_progress_ends_at_the_bytes_of_the_plan(tiny: Tiny) -> None:
     plan = build_plan(open_checkpoint(tiny("glm-5.1-fp8")), ParallelLayout(2, 2))
     for rank in range(4):

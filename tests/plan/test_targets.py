@@ -93,7 +93,25 @@ def test_plain_parameters_are_in_the_model_s_dtype_whatever_is_stored(tmp_path: 
         assert {s.dtype for s in made.rank(0).specs} == {expected}
 
 
-WHOLE_BLOCKS = {"moe_intermediate_size": 256, "intermediate_size": 512, "q_lora_rank": 256}
+WHOLE_BLOCKS = {"hidden_size": 384, "moe_intermediate_size": 256, "intermediate_size": 512, "q_lora_rank": 256}
+
+
+@pytest.mark.parametrize(("preset", "own"), [("deepseek-v3", None), ("glm-5.1-fp8", "lm_head.weight")])
+def test_mtp_layers_are_on_the_last_stage_under_the_names_of_vllms_draft(
+    preset: str, own: str | None, tmp_path: Path
+) -> None:
+    write_tiny(PRESETS[preset], tmp_path, overrides=WHOLE_BLOCKS)
+    made = plan(tmp_path, 2, num_draft_layers=1)
+    assert prove(made).findings == ()
+    layer = "model.layers.6."
+    first, last = ({s.name: s for s in made.rank(r).specs if s.name.startswith(layer)} for r in (0, 1))
+    assert not first
+    weight = last[f"{layer}mtp_block.mlp.experts.routed_experts.w2_weight"]
+    assert (weight.scale, weight.components) == (weight.name + "_scale_inv", (weight.name + "_scale_inv",))
+    outside = ("eh_proj", "enorm", "hnorm", "shared_head.norm", "shared_head.head", "embed_tokens")
+    assert {n for n in last if "mtp_block" not in n} == {f"{layer}{n}.weight" for n in outside}
+    assert last[f"{layer}shared_head.head.weight"].alias == own
+    assert last[f"{layer}embed_tokens.weight"].alias is None  # the first stage has the model's
 
 
 @pytest.mark.parametrize(
@@ -104,7 +122,6 @@ WHOLE_BLOCKS = {"moe_intermediate_size": 256, "intermediate_size": 512, "q_lora_
         ("deepseek-v3", {"topk_method": "greedy"}, {}, "topk_method is 'greedy'"),
         ("deepseek-v3", {"n_shared_experts": None}, {}, "n_shared_experts is not given"),
         ("deepseek-v3", {"tie_word_embeddings": True}, {}, "the head is tied to the embedding"),
-        ("deepseek-v3", {}, {"num_draft_layers": 1}, "MTP layers are not described for vllm-0.32"),
         (
             "llama-fp8-static",
             {},

@@ -190,11 +190,11 @@ Form = Literal["stored", "decoded"]
 class Param:
     """One parameter of the running model: ``parts`` one after another along their first (out) dim.
 
-    ``name`` begins with ``{block}``, which becomes ``layers.7`` or ``mtp.0``, or with none for the model's own. ``form``:
-    ``stored`` keeps what the headers say (FP8 with its scales, BF16 …), ``decoded`` is always in the model's dtype.
-    ``otherwise`` is a parameter of the model itself that takes the place where the parts do not exist: the same memory
-    where the rank holds it, a copy of its own where it doesn't. ``stage`` places the model's own parameters. ``keep`` is a
-    format that it has whatever was stored.
+    ``name`` begins with ``{block}``, which becomes ``layers.7`` or ``mtp.0`` (or ``{draft}``, see `Target`), or with
+    none for the model's own. ``form``: ``stored`` keeps what the headers say (FP8 with its scales, BF16 …), ``decoded``
+    is always in the model's dtype. ``otherwise`` is a parameter of the model itself that takes the place where the
+    parts do not exist: the same memory where the rank holds it, a copy of its own where it doesn't. ``stage`` places
+    the model's own parameters. ``keep`` is a format that it has whatever was stored.
     """
 
     name: str
@@ -213,9 +213,11 @@ class Param:
 class Target:
     """Whose parameters a plan fills: this package's own runtime, or another engine.
 
-    ``layer`` and ``draft`` are what the blocks of decoder layers and of MTP layers are called, with their number; an engine
-    without ``draft`` is not described with MTP layers. ``formats`` are the quantised formats whose parameters are described,
-    each with the suffixes of its components beside the values (None: all formats).
+    ``layer`` and ``draft`` are what the blocks of decoder layers and of MTP layers are called: by their stored number
+    (``layer``), or counted anew (``{}``). Where an MTP layer has a block within it, ``{draft}`` stands for all of it,
+    which is called as a decoder layer is. An engine without ``draft`` is not described with MTP layers. ``formats`` are
+    the quantised formats whose parameters are described, each with the suffixes of its components beside the values
+    (None: all formats).
 
     ``fixed`` says of an engine that the formats of its parameters do not follow the checkpoint: plain weights are always in
     the model's dtype (``dtypes`` gives the one it takes instead of the config's), vocabularies are always padded, and what
@@ -224,7 +226,7 @@ class Target:
 
     name: str
     params: tuple[Param, ...]
-    layer: str = "layers.{}"
+    layer: str = "layers.{layer}"
     draft: str | None = "mtp.{}"
     formats: Mapping[str, tuple[str, ...]] | None = None
     fixed: bool = False
@@ -233,9 +235,15 @@ class Target:
     def block(self, layer: int, num_layers: int) -> str:
         """Return what the block of a stored layer is called."""
         if layer < num_layers:
-            return self.layer.format(layer)
+            return self.layer.format(layer=layer)
         assert self.draft is not None
-        return self.draft.format(layer - num_layers)
+        return self.draft.format(layer - num_layers, layer=layer)
+
+    def named(self, param: str, layer: int, num_layers: int) -> str:
+        """Return what a parameter of a stored layer is called."""
+        return param.replace("{block}", self.block(layer, num_layers)).replace(
+            "{draft}", self.layer.format(layer=layer)
+        )
 
     def adapted(self, schema: Schema) -> Schema:
         """Return a family's schema as this target places it."""

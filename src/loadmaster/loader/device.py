@@ -53,11 +53,12 @@ def load_ranks(
 ) -> dict[int, LoadedRank]:
     """Load ranks onto GPUs of this host: rank → device, each its own or several on one.
 
-    ``tensors`` is the memory of each rank's parameters by name, where it is there already. ``ring`` is page-locked memory
-    made before; without it, it is made and given back here. ``on_progress`` is called, from any reader, with bytes of the
-    plan that are done; the calls sum to the ``needed_bytes`` of all ranks. ``num_readers`` defaults to the cores but two, at
-    most 32, each with two slots of 4 MiB; ``staging_bytes`` makes the slots smaller where that is less. ``io``: files are
-    read through the page cache, past it, or (``auto``) past it where the cache does not hold them.
+    ``tensors`` is the memory of a rank's parameters by name, where it is there already: those are loaded, and no others
+    of that rank. ``ring`` is page-locked memory made before; without it, it is made and given back here.
+    ``on_progress`` is called, from any reader, with bytes of the plan that are done; the calls sum to the
+    ``needed_bytes`` of all ranks. ``num_readers`` defaults to the cores but two, at most 32, each with two slots of 4
+    MiB; ``staging_bytes`` makes the slots smaller where that is less. ``io``: files are read through the page cache,
+    past it, or (``auto``) past it where the cache does not hold them.
 
     Raises:
         LoadError: a device has too little memory; a file changed, is shorter than planned, or could not be read; a copy
@@ -65,7 +66,8 @@ def load_ranks(
     """
     begin = time.perf_counter()
     readers = num_readers or device_readers()
-    derived = {rank: plan.rank(rank) for rank in devices}
+    given = tensors or {}
+    derived = {r: plan.rank(r).only(given[r].keys()) if r in given else plan.rank(r) for r in devices}
     targets = {rank: _device(device) for rank, device in devices.items()}
     own = LocalStore(plan.model_path) if store is None else None
     source = store or own
@@ -75,7 +77,6 @@ def load_ranks(
         ring = own_ring = make_ring(readers, staging_bytes)
     readers = min(readers, ring.num_slots // SLOTS_PER_READER)
     try:
-        given = tensors or {}
         arenas = {rank: DeviceArena(d.specs, targets[rank], rank, given.get(rank)) for rank, d in derived.items()}
         for rank in given:
             torch.cuda.synchronize(targets[rank])  # whoever owns the memory may be writing to it

@@ -47,9 +47,10 @@ def load_rank(
 ) -> LoadedRank:
     """Load one rank's parameters into host memory, or onto a GPU (`load_ranks` has more to say there).
 
-    ``tensors`` is the memory to load into, on ``device``, where it is there already: one for each parameter by name.
-    ``on_progress`` is called, from any reader, with bytes of the plan that are done; the calls sum to the rank's
-    ``needed_bytes``. ``num_readers`` defaults to twice the cores, at most 16; ``staging_bytes`` to 256 MiB.
+    ``tensors`` is the memory to load into, on ``device``, where it is there already: the parameters that it names are
+    loaded, and no others. ``on_progress`` is called, from any reader, with bytes of the plan that are done; the calls
+    sum to the rank's ``needed_bytes``. ``num_readers`` defaults to twice the cores, at most 16; ``staging_bytes`` to
+    256 MiB.
 
     Raises:
         LoadError: a file changed, is shorter than planned, or could not be read; names file, tensor and rank.
@@ -66,7 +67,7 @@ def load_rank(
         )
         return loaded[rank]
     begin = time.perf_counter()
-    derived = plan.rank(rank)
+    derived = plan.rank(rank) if tensors is None else plan.rank(rank).only(tensors.keys())
     readers = num_readers or default_readers()
     budget = staging_bytes or STAGING_BYTES
     own = LocalStore(plan.model_path) if store is None else None

@@ -66,7 +66,8 @@ class _RankBuilder:
         rows, bases = self.rows.setdefault(number, ([], []))
         rows.append(row)
         bases.append(self.num_params)
-        self._hold(Held(self.plan.composed[number, self.in_stage], "{block}", self.plan.block(layer)))
+        draft = self.plan.target.layer.format(layer=layer)
+        self._hold(Held(self.plan.composed[number, self.in_stage], "{block}", self.plan.block(layer), draft=draft))
 
     def add_top(self, params: list[Param]) -> None:
         for p in params:
@@ -82,7 +83,7 @@ class _RankBuilder:
         exists = self.plan.classes[number].item_of
         for p in self.plan.target.params:
             if p.stage is None and p.otherwise and p.parts[0] not in exists and layer >= len(self.plan.schema.layers):
-                self._substitute(p.name.replace("{block}", self.plan.block(layer)), p.otherwise)
+                self._substitute(self.plan.named(p.name, layer), p.otherwise)
 
     def _hold(self, held: Held) -> None:
         self.held.append(held)

@@ -6,6 +6,7 @@ kernels would read a parameter otherwise than the plan means it, nothing is plan
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 from loadmaster.architectures.algebra import Cast, Decode, Expression
@@ -34,7 +35,7 @@ def check_described(target: Target, composed: Iterable[Composed], dtype: str) ->
             _of_decoding(c, dtype, expected=param is not None and param.form == "decoded"), None
         )
         if obstacle:
-            name = c.spec.name.replace("{block}", target.layer.format("*"))
+            name = re.sub(r"\{(block|draft)\}", target.layer.format(layer="*"), c.spec.name)
             raise UnsupportedError(f"{name}: {obstacle}, which is not described for {target.name}")
 
 

@@ -41,8 +41,8 @@ def unlike(target: Target, classes: Sequence[LayerClass], num_layers: int, dtype
                 usual = max(here, key=lambda f: (here[f], overall[f]))
                 odd = [f for f in _found(parts) if f[2] != usual]
                 for layer in bound.layers:
-                    block = "" if layer == TOP else target.block(layer, num_layers)
-                    yield _defect(param.name.replace("{block}", block), odd, usual, layer, dtype)
+                    name = param.name if layer == TOP else target.named(param.name, layer, num_layers)
+                    yield _defect(name, odd, usual, layer, dtype)
 
 
 def _is_unlike(parts: Sequence[Part]) -> bool:

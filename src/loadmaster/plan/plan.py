@@ -100,6 +100,10 @@ class Plan:
         """Return what the target calls the block of a stored layer: ``layers.7``, or ``mtp.0`` for the first MTP layer."""
         return self.target.block(layer, len(self.schema.layers))
 
+    def named(self, param: str, layer: int) -> str:
+        """Return what the target calls a parameter of a stored layer."""
+        return self.target.named(param, layer, len(self.schema.layers))
+
     def stage_of(self, layer: int) -> int:
         """Return the pipeline stage of a stored layer number; MTP layers live on the last."""
         return stage_of(self.stages, layer)

@@ -6,8 +6,8 @@ once, and numpy columns give the stored tensors, the parameters and the offsets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -66,6 +66,12 @@ class Batch:
         """Return where in its file each place's view begins, in bytes."""
         return np.asarray(table.start[self.tensors[:, view]] + self.runs[view].offset, dtype=np.int64)
 
+    def renumbered(self, number: I32) -> Batch:
+        """Return the places whose parameters have a new number (none: -1), under that."""
+        params = number[self.params]
+        kept = params >= 0
+        return replace(self, tensors=self.tensors[kept], params=params[kept], slots=self.slots[kept])
+
 
 def _is_row_major(view: Stored) -> bool:
     return view.order == tuple(sorted(view.order))
@@ -73,7 +79,8 @@ def _is_row_major(view: Stored) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Parameters that a rank holds under names of its own: in those of ``composed``, ``old`` becomes ``new``.
+    """Parameters that a rank holds under names of its own: in those of ``composed``, ``old`` becomes ``new``, and
+    ``{draft}`` becomes ``draft``.
 
     Where ``alias`` is given they are the memory of parameters of the same rank, those whose ``old`` became ``alias``.
     """
@@ -82,21 +89,26 @@ class Held:
     old: str
     new: str
     alias: str | None = None
+    draft: str = ""
 
     def specs(self) -> Iterator[ParamSpec]:
         """Yield the parameters under the rank's names."""
         old, new = self.old, self.new
+
+        def named(name: str) -> str:
+            return name.replace(old, new).replace("{draft}", self.draft)
+
         for c in self.composed:
             s = c.spec
             yield ParamSpec(
-                s.name.replace(old, new),
+                named(s.name),
                 s.shape,
                 s.dtype,
-                s.scale.replace(old, new) if s.scale else None,
+                named(s.scale) if s.scale else None,
                 s.grids,
                 None if self.alias is None else s.name.replace(old, self.alias),
                 s.format,
-                tuple(name.replace(old, new) for name in s.components),
+                tuple(named(name) for name in s.components),
             )
 
 
@@ -173,6 +185,22 @@ class RankPlan:
         shape = spec.shape if batch.piece.ids is None else spec.shape[1:]
         to = strided_run(shape, batch.box, itemsize(spec.dtype))
         return to, to.offset + batch.slots.astype(np.int64) * (prod(shape) * itemsize(spec.dtype))
+
+    def only(self, names: Collection[str]) -> RankPlan:
+        """Return what of it fills the parameters ``names``; a block has all of its parameters among them or none."""
+        held, number = [], np.full(self.num_params, -1, dtype=np.int32)
+        at = kept = 0
+        for h in self.held:
+            count = len(h.composed)
+            inside = [s.name in names for s in h.specs()]
+            assert all(inside) or not any(inside), f"a part of {h.new}"
+            if all(inside):
+                held.append(h)
+                number[at : at + count] = range(kept, kept + count)
+                kept += count
+            at += count
+        batches = (b.renumbered(number) for b in self.batches)
+        return replace(self, held=tuple(held), batches=tuple(b for b in batches if len(b.params)))
 
     @property
     def num_reads(self) -> int:

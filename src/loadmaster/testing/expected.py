@@ -53,7 +53,7 @@ class Expected:
         for layer in (*range(*self.derived.layers), *self.derived.draft_layers):
             for param in self.plan.target.params:
                 if param.stage is None:
-                    name = param.name.replace("{block}", self.plan.block(layer))
+                    name = self.plan.named(param.name, layer)
                     found = dict(self._param(param, name, self.plan.schema.kinds[kinds[layer]], layer))
                     if not found and param.otherwise and layer >= num_layers:
                         found = self._model_param(self.own[param.otherwise], name)

@@ -2,12 +2,12 @@
 
 What vLLM makes different: blocks and the model's own parameters lie under ``model.``, experts in a module of their own, a
 vocabulary is padded to a multiple of 64 always, and a plain parameter is in the model's dtype whatever is stored. Some of
-its models hold embedding, norm and head on every stage. MTP layers are a model of their own there, not described yet.
+its models hold embedding, norm and head on every stage. MTP layers are a model of their own there, whose names go on where
+the model's end (`DRAFT_EMBEDDING` does not); here they are planned with the model, on its last stage.
 
 Sources: ``vllm/model_executor/models`` (``llama``, ``mistral``, ``qwen2``, ``qwen3``, ``qwen2_moe``, ``qwen3_moe``,
-``mixtral``, ``deepseek_v2``) and ``vllm/models/deepseek_v32`` of 0.32.0. ``tests/integrations`` holds all of it against
-what vLLM's own loader writes.
-"""
+``mixtral``, ``deepseek_v2``, ``deepseek_mtp``) and ``vllm/models/deepseek_v32`` of 0.32.0. ``tests/integrations`` holds
+all of it against what vLLM's own loader writes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,21 @@ from loadmaster.errors import UnsupportedError
 
 NAME: Final = "vllm-0.32"
 
+DRAFT_EMBEDDING: Final = ("{draft}.embed_tokens.weight", "model.embed_tokens.weight")
+"""What is planned as a draft's embedding, and what it is called within the draft."""
+
 
 @dataclass(frozen=True)
 class Described:
     """What is peculiar to an architecture.
 
-    ``classes`` are vLLM's for it. ``experts`` is the module that holds router and experts. ``on_every_stage``: embedding, norm
-    and head are held by all stages. ``keep`` are parameters that have a format of their own. ``obstacle`` says why a config
-    is not described; None if it is.
+    ``classes`` are vLLM's for it, and ``drafts`` those for its MTP layers. ``experts`` is the module that holds router
+    and experts. ``on_every_stage``: embedding, norm and head are held by all stages. ``keep`` are parameters that have
+    a format of their own. ``obstacle`` says why a config is not described; None if it is.
     """
 
     classes: tuple[str, ...]
+    drafts: tuple[str, ...] = ()
     experts: str = "mlp"
     on_every_stage: bool = False
     keep: tuple[tuple[str, str], ...] = ()
@@ -63,7 +67,12 @@ def _deepseek(c: Config) -> str | None:
 
 _F32_IN_INDEXER = tuple((f"{{block}}.self_attn.indexer.k_norm.{kind}", "F32") for kind in ("weight", "bias"))
 
-_DEEPSEEK = Described(("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM"), keep=_F32_IN_INDEXER, obstacle=_deepseek)
+_DEEPSEEK = Described(
+    ("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM"),
+    drafts=("DeepSeekMTP", "DeepseekV32MTP"),
+    keep=_F32_IN_INDEXER,
+    obstacle=_deepseek,
+)
 
 DESCRIBED: Final = {
     "LlamaForCausalLM": Described(("LlamaForCausalLM",), obstacle=_llama),
@@ -94,9 +103,9 @@ def target(family: Family, config: Config) -> Target:
         raise UnsupportedError(f"{architecture} is not described for {NAME}: {obstacle}")
     return Target(
         NAME,
-        tuple(_renamed(p, known) for p in family.native if not p.parts[0].startswith("mtp.")),
-        layer="model.layers.{}",
-        draft=None,
+        tuple(_renamed(p, known) for p in family.native if known.drafts or not _is_of_draft(p)),
+        layer="model.layers.{layer}",
+        draft="model.layers.{layer}.mtp_block" if known.drafts else None,
         formats={"fp8_block": ("weight_scale_inv",)},
         fixed=True,
         dtypes={"F32": "BF16"},  # unless it is asked for F32
@@ -108,6 +117,9 @@ def _renamed(param: Param, known: Described) -> Param:
         stage = "every" if known.on_every_stage else param.stage
         otherwise = param.otherwise and _of_model(param.otherwise)
         return replace(param, name=_of_model(param.name), otherwise=otherwise, stage=stage)
+    if _is_of_draft(param):
+        otherwise = param.otherwise and _of_model(param.otherwise)
+        return replace(param, name=param.name.replace("{block}", "{draft}"), otherwise=otherwise)
     name = param.name
     for old, new in (
         ("mlp.experts.", f"{known.experts}.experts.routed_experts."),
@@ -115,6 +127,10 @@ def _renamed(param: Param, known: Described) -> Param:
     ):
         name = name.replace(f"{{block}}.{old}", f"{{block}}.{new}")
     return replace(param, name=name, keep=dict(known.keep).get(name))
+
+
+def _is_of_draft(param: Param) -> bool:
+    return param.parts[0].startswith("mtp.")
 
 
 def _of_model(name: str) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +25,8 @@ from loadmaster.architectures.targets import vllm_0_32
 from loadmaster.checkpoint import Checkpoint
 from loadmaster.errors import InputError, LayoutError, PlanError
 from loadmaster.findings import Finding, errors
+from loadmaster.integrations.vllm.options import Options
+from loadmaster.loader import LoadReport, load_rank
 from loadmaster.loader.memory import TORCH, misfit
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import ParamSpec, Plan, build_plan, prove
@@ -39,15 +42,33 @@ class Unfit(Exception):  # noqa: N818  # no failure: the other way is taken
 
 @dataclass(frozen=True)
 class Planned:
-    """A proven plan, and which of its ranks this one is."""
+    """A proven plan, which of its ranks this one is, and whether the model is the draft of the one that is planned."""
 
     plan: Plan
     rank: int
+    is_draft: bool = False
 
     @property
     def place(self) -> int:
         """The rank's place in its stage, over which experts are divided."""
         return self.plan.layout.coordinate(self.rank).place
+
+    @cached_property
+    def params(self) -> tuple[tuple[ParamSpec, str], ...]:
+        """What is written: each parameter, and what vLLM's model calls it.
+
+        A draft has but its own layer; what it shares with the model, vLLM puts there afterwards.
+        """
+        derived = self.plan.rank(self.rank)
+        if not self.is_draft:
+            return tuple((s, s.name) for s in derived.specs)
+        (layer,) = derived.draft_layers
+        planned, called = (
+            n.format(draft=self.plan.target.layer.format(layer=layer)) for n in vllm_0_32.DRAFT_EMBEDDING
+        )
+        within = self.plan.named("{draft}.", layer)
+        own = (s for s in derived.specs if s.alias is None and s.name.startswith(within))
+        return tuple((s, called if s.name == planned else s.name) for s in own)
 
 
 def check_fit(vllm_config: Any, model_config: Any, checkpoint: Checkpoint, model_class: type, version: str) -> None:
@@ -65,7 +86,8 @@ def _unfit(vllm_config: Any, model: Any, checkpoint: Checkpoint, model_class: ty
     config = checkpoint.config or {}
     if not version.startswith("0.32."):
         yield f"vLLM {version}, and 0.32 is described"
-    if model.runner_type != "generate":
+    is_draft = model.runner_type == "draft"
+    if model.runner_type != "generate" and not is_draft:
         yield f"a model for {model.runner_type}"
     if vllm_config.lora_config is not None:
         yield "LoRA"
@@ -74,19 +96,23 @@ def _unfit(vllm_config: Any, model: Any, checkpoint: Checkpoint, model_class: ty
     for name in ("prefill_context_parallel_size", "decode_context_parallel_size"):
         if getattr(parallel, name, 1) > 1:
             yield name
-    if model.hf_overrides:
+    if vllm_config.model_config.hf_overrides:  # a draft's own are vLLM's
         yield "hf_overrides"
     if model.config_format not in ("auto", "hf"):
         yield f"a config in the format {model.config_format}"
     architectures = config.get("architectures")
-    if list(getattr(model.hf_config, "architectures", None) or []) != architectures or not architectures:
+    taken = list(getattr(model.hf_config, "architectures", None) or [])
+    if not architectures or (taken != architectures and not is_draft):
         yield "vLLM takes another architecture than config.json names"
         return
     described = vllm_0_32.DESCRIBED.get(architectures[0])
-    if described is None:
-        yield f"{architectures[0]} is not described for {vllm_0_32.NAME}"
-    elif model_class.__name__ not in described.classes or not model_class.__module__.startswith("vllm."):
+    classes = () if described is None else described.drafts if is_draft else described.classes
+    if not classes:
+        yield f"{f'a draft of {architectures[0]}' if is_draft else architectures[0]} is not described for {vllm_0_32.NAME}"
+    elif model_class.__name__ not in classes or not model_class.__module__.startswith("vllm."):
         yield f"{architectures[0]} is made {model_class.__module__}.{model_class.__name__} here"
+    if is_draft and config.get("num_nextn_predict_layers") != 1:
+        yield "a draft with other than one layer"
     stored = config.get("quantization_config")
     method = stored.get("quant_method") if isinstance(stored, Mapping) else None
     if model.quantization != method:
@@ -94,7 +120,7 @@ def _unfit(vllm_config: Any, model: Any, checkpoint: Checkpoint, model_class: ty
 
 
 def layout_of(
-    vllm_config: Any, num_layers: Sequence[int], pp: tuple[int, int], tp: tuple[int, int]
+    vllm_config: Any, num_layers: Sequence[int], pp: tuple[int, int], tp: tuple[int, int], *, is_draft: bool = False
 ) -> tuple[ParallelLayout, int]:
     """Return the layout that vLLM runs on, and this rank's number in it.
 
@@ -104,6 +130,8 @@ def layout_of(
         Unfit: plans have no such layout.
     """
     parallel = vllm_config.parallel_config
+    if is_draft and pp[0] != pp[1] - 1:
+        raise Unfit("a draft on another stage than the last")
     spread = bool(parallel.enable_expert_parallel)
     try:
         layout = ParallelLayout(
@@ -111,6 +139,7 @@ def layout_of(
             tensor_parallel_size=tp[1],
             enable_expert_parallel=spread,
             layer_partition=tuple(num_layers),
+            num_draft_layers=int(is_draft),
             data_parallel_size=parallel.data_parallel_size,
             expert_placement=parallel.expert_placement_strategy if spread else "linear",
         )
@@ -166,37 +195,56 @@ def told(first: str, findings: Iterable[Finding]) -> str:
     return "\n".join(lines)
 
 
+def write(planned: Planned, model: torch.nn.Module, options: Options) -> LoadReport:
+    """Read every byte of a model that has no misfits straight to its place.
+
+    Raises:
+        LoadError: a file changed, ended early or could not be read.
+    """
+    params = dict(model.named_parameters(remove_duplicate=False))
+    tensors = {spec.name: params[name].detach() for spec, name in planned.params}
+    device = next((t.device for t in tensors.values()), torch.device("cpu"))
+    loaded = load_rank(
+        planned.plan,
+        planned.rank,
+        device=device,
+        tensors=tensors,
+        num_readers=options.num_readers,
+        staging_bytes=options.staging_bytes,
+    )
+    return loaded.report
+
+
 def misfits(planned: Planned, model: torch.nn.Module, may_stay: Callable[[str], bool]) -> Iterator[str]:
     """Yield in what a built model is not as its plan says; ``may_stay`` says of a parameter that nothing need be written."""
-    specs = planned.plan.rank(planned.rank).specs
     params = dict(model.named_parameters(remove_duplicate=False))
-    yield from _spec_misfits(specs, params)
+    yield from _spec_misfits(planned.params, params)
     yield from _expert_misfits(planned, model)
-    filled = {id(params[s.name]) for s in specs if s.name in params}
+    filled = {id(params[name]) for _, name in planned.params if name in params}
     others = [name for name, p in params.items() if id(p) not in filled]
     yield from (f"{name} is not in the plan" for name in others if not may_stay(name))
     if others and any(w.reason in {reason for _, reason in KV_CACHE_SCALES} for w in planned.plan.binding.waivers):
         yield "scales of a quantised KV cache are stored"
 
 
-def _spec_misfits(specs: Sequence[ParamSpec], params: Mapping[str, torch.Tensor]) -> Iterator[str]:
-    devices = {params[s.name].device for s in specs if s.name in params}
+def _spec_misfits(planned: Iterable[tuple[ParamSpec, str]], params: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    devices = {params[name].device for _, name in planned if name in params}
     if len(devices) > 1:
         yield f"parameters are on several devices: {', '.join(sorted(map(str, devices)))}"
     elif devices and not _writes_to(next(iter(devices))):
         yield f"parameters are on {next(iter(devices))}"
     owners: dict[int, str] = {}
-    for s in specs:
-        param = params.get(s.name)
+    for spec, name in planned:
+        param = params.get(name)
         if param is None:
-            yield f"{s.name} is not a parameter here"
-        elif why := misfit(s, param.detach()):
-            yield f"{s.name} {why}"
-        elif s.alias is not None:
-            if param is not params.get(s.alias):
-                yield f"{s.name} is not {s.alias} here, and is in the plan"
-        elif param.numel() and (owner := owners.setdefault(param.data_ptr(), s.name)) != s.name:
-            yield f"{s.name} is {owner} here, and is not in the plan"
+            yield f"{name} is not a parameter here"
+        elif why := misfit(spec, param.detach()):
+            yield f"{name} {why}"
+        elif spec.alias is not None:
+            if param is not params.get(spec.alias):
+                yield f"{name} is not {spec.alias} here, and is in the plan"
+        elif param.numel() and (owner := owners.setdefault(param.data_ptr(), name)) != name:
+            yield f"{name} is {owner} here, and is not in the plan"
 
 
 def _writes_to(device: torch.device) -> bool:

@@ -36,13 +36,12 @@ from vllm.model_executor.model_loader.weight_utils import maybe_download_from_mo
 from loadmaster.checkpoint import Checkpoint, LocalStore, open_checkpoint, resolve_model
 from loadmaster.errors import CheckpointError, LoadError, LoadmasterError, UnsupportedError
 from loadmaster.findings import errors, gib
-from loadmaster.integrations.vllm.direct import Planned, Unfit, check_fit, layout_of, misfits, prove_layout, told
+from loadmaster.integrations.vllm.direct import Planned, Unfit, check_fit, layout_of, misfits, prove_layout, told, write
 from loadmaster.integrations.vllm.needs import Outline, Skip, expert_sources, reason_to_skip, sources
 from loadmaster.integrations.vllm.options import read_options
 from loadmaster.integrations.vllm.outline import outline_of
 from loadmaster.integrations.vllm.proof import Gap, Watch, patterned
 from loadmaster.integrations.vllm.stream import stream_tensors
-from loadmaster.loader import load_rank
 from loadmaster.loader.readers import default_readers
 
 logger = init_logger("vllm.loadmaster")
@@ -108,8 +107,10 @@ class Loader(BaseModelLoader):
             check_fit(vllm_config, model_config, checkpoint, get_model_cls(model_config), vllm.__version__)
             depth = int(model_config.hf_text_config.num_hidden_layers)
             spans = [get_pp_indices(depth, stage, pp[1]) for stage in range(pp[1])]
-            layout, rank = layout_of(vllm_config, [end - first for first, end in spans], pp, tp)
-            return Planned(prove_layout(checkpoint, layout, model_config.dtype), rank)
+            is_draft = model_config.runner_type == "draft"
+            counts = [end - first for first, end in spans]
+            layout, rank = layout_of(vllm_config, counts, pp, tp, is_draft=is_draft)
+            return Planned(prove_layout(checkpoint, layout, model_config.dtype), rank, is_draft)
         except Unfit as why:
             self._stream_because(str(why))
             return None
@@ -163,25 +164,13 @@ class Loader(BaseModelLoader):
             raise _refusal(gaps, offered, outline_of(model, model_config), model, writer)
 
     def _write_directly(self, planned: Planned, model: Any) -> None:
-        begin = time.perf_counter()
-        derived = planned.plan.rank(planned.rank)
-        params = dict(model.named_parameters(remove_duplicate=False))
-        tensors = {s.name: params[s.name].data for s in derived.specs}
-        device = next((t.device for t in tensors.values()), torch.device("cpu"))
-        load_rank(
-            planned.plan,
-            planned.rank,
-            device=device,
-            tensors=tensors,
-            num_readers=self.options.num_readers,
-            staging_bytes=self.options.staging_bytes,
-        )
+        report = write(planned, model, self.options)
         logger.info(
             "%s: written directly: %s of %s read in %.2f s; plan %s",
             _rank(),
-            gib(derived.fetched_bytes),
+            gib(report.fetched_bytes),
             gib(planned.plan.checkpoint.table.payload_bytes),
-            time.perf_counter() - begin,
+            report.seconds,
             planned.plan.hash[:16],
         )
 
