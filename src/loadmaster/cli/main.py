@@ -48,7 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    args = build_parser().parse_args(argv)
+    given, passed_on = serve.split_arguments(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(given, argparse.Namespace(passed_on=passed_on))
     collects = gc.isenabled()
     if args.command in BRIEF:
         gc.disable()

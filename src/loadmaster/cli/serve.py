@@ -1,10 +1,19 @@
-"""``loadmaster serve MODEL``: the OpenAI API over a model."""
+"""``loadmaster serve MODEL``: the OpenAI API over a model, by the engine here or by vLLM."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from loadmaster.cli.engines import ENGINES, choose, cpu_lacks
 from loadmaster.cli.options import add_capacity_arguments, add_device_argument, add_model_arguments
+
+if TYPE_CHECKING:
+    from loadmaster.cli.engines import Choice
+    from loadmaster.errors import UnsupportedError
+    from loadmaster.plan import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,31 +21,98 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_capacity_arguments(parser)
     add_device_argument(parser)
+    parser.set_defaults(device=None)  # which engine it is decides
     parser.add_argument(
         "--max-model-len", type=int, metavar="N", help="tokens of prompt and answer (default: the model's)"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="what runs the model once it is proven: vLLM where it is installed and has a device (auto), the engine here "
+        "(native), or vLLM in any case",
     )
     server = parser.add_argument_group("server")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     server.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
     server.add_argument("--served-model-name", nargs="+", metavar="NAME", help="what clients call it (default: MODEL)")
     server.add_argument("--api-key", metavar="KEY", help="the bearer token that clients must send (default: none)")
+    parser.epilog = "-- ARGUMENTS, at the end, are vLLM's own and go to it as they are"
+
+
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide a command line at ``--``: what is read here, and what goes to vLLM as it is.
+
+    >>> split_arguments(["serve", "m", "--", "--seed", "7"]), split_arguments(["inspect", "--", "-odd"])
+    ((['serve', 'm'], ['--seed', '7']), (['inspect', '--', '-odd'], []))
+    """
+    if argv[:1] != ["serve"] or "--" not in argv:
+        return list(argv), []
+    at = argv.index("--")
+    return list(argv[:at]), list(argv[at + 1 :])
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan, open the port, load, serve until a signal; with ``--json`` say at the end what was served."""
+    """Plan, prove, choose the engine and say which; then serve, or become vLLM's server."""
+    from loadmaster.cli.handover import hand_over, refuse_for_vllm, vllm_command, vllm_environment
     from loadmaster.cli.planning import proven_plan
-    from loadmaster.runtime import Engine, Tokenizer, refuse_options, refuse_plan, require_run_extra
+    from loadmaster.integrations.vllm.installed import find_vllm
 
-    require_run_extra()
-    refuse_options(args.tensor_parallel_size, args.speculative_config, args.data_parallel_size)
+    installed = None if args.engine == "native" else find_vllm()
+    if args.engine == "vllm":
+        refuse_for_vllm(args)
+    if args.engine == "vllm" or installed is None:  # no plan is needed to see that it cannot be
+        choice = choose(args.engine, installed, num_ranks=1, device=args.device, native_lacks=_native_lacks(args))
+        _refuse_passed_on(args, choice)
+    plan = proven_plan(args)
+    choice = choose(
+        args.engine,
+        installed,
+        num_ranks=plan.num_ranks,
+        device=args.device,
+        native_lacks=_native_lacks(args, plan),
+        cpu_lacks=cpu_lacks(plan) if installed is not None and installed.build == "cpu" else None,
+    )
+    _refuse_passed_on(args, choice)
+    if choice.engine == "vllm":
+        assert installed is not None
+        refuse_for_vllm(args)
+        print(choice, file=sys.stderr)
+        hand_over(vllm_command(args, plan, installed), vllm_environment(args))
+    print(choice, file=sys.stderr)
+    return _serve(args, plan)
 
+
+def _refuse_passed_on(args: argparse.Namespace, choice: Choice) -> None:
+    from loadmaster.errors import UsageError
+
+    if choice.engine == "native" and args.passed_on:
+        raise UsageError(f"arguments after -- are for vLLM, and another engine serves this: {choice.reason}")
+
+
+def _native_lacks(args: argparse.Namespace, plan: Plan | None = None) -> UnsupportedError | None:
+    """Return why the engine here cannot run it: as far as the command line alone tells, or the plan too."""
+    from loadmaster.errors import UnsupportedError
+    from loadmaster.runtime import refuse_options, refuse_plan, require_run_extra
+
+    try:
+        require_run_extra()
+        refuse_options(args.tensor_parallel_size, args.speculative_config, args.data_parallel_size)
+        if plan is not None:
+            refuse_plan(plan)
+    except UnsupportedError as error:
+        return error
+    return None
+
+
+def _serve(args: argparse.Namespace, plan: Plan) -> int:
+    """Open the port, load, serve until a signal; with ``--json`` say at the end what was served."""
+    from loadmaster.runtime import Engine, Tokenizer
     from loadmaster.server import Service, listen, serve
 
-    plan = proven_plan(args)
-    refuse_plan(plan)
     bound = listen(args.host, args.port)
     host, port = bound.getsockname()[:2]
-    with Engine(plan, max_model_len=args.max_model_len, device=args.device) as engine:
+    with Engine(plan, max_model_len=args.max_model_len, device=args.device or "cpu") as engine:
         service = Service(engine, Tokenizer(plan.model_path), args.served_model_name or [args.model])
         serve(service, bound, api_key=args.api_key)
     if args.json:
