@@ -80,6 +80,20 @@ def test_what_no_one_wrote_is_named_with_its_slices() -> None:
     assert watch.gaps() == []
 
 
+def test_a_run_of_bytes_counts_for_each_slice_that_it_reaches_into() -> None:
+    with patterned():
+        params = {
+            "codes": torch.empty(6, 2, 24, dtype=torch.uint8),
+            "experts": torch.empty(3, 2, 2**19, dtype=torch.uint8),
+        }
+    watch = Watch(params, never)
+    params["codes"][[0, 1, 5]] = 1  # slices of 48 bytes: the third run of 64 is the last
+    params["experts"][[0, 2]] = 1  # slices of 2**20 bytes, all of the second
+    (codes, experts) = watch.gaps()
+    assert (codes.missing_bytes, codes.slices) == (64, (2, 3))
+    assert (experts.missing_bytes, experts.slices) == (2**20, (1,))
+
+
 def test_a_small_default_is_given_back_and_a_weight_that_was_initialised_is_none() -> None:
     smallest = torch.finfo(torch.float32).min
     params = {

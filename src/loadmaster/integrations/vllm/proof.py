@@ -23,6 +23,8 @@ RUN_BYTES: Final = 64
 SMALL_BYTES: Final = 2**16
 """Parameters up to this size are copied and given the pattern, if they were initialised."""
 _CHUNK_BYTES: Final = 2**26
+_HOST_CHUNK_BYTES: Final = 2**20  # what stays in the processor's cache
+_WORDS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SENTINEL: Final = 1e30
 """What a default is below: vLLM marks scales that must be loaded with the smallest number that there is."""
 _FACTORIES: Final = (
@@ -59,7 +61,10 @@ def write_pattern(tensor: torch.Tensor) -> None:
         return
     flat = raw.reshape(-1).view(torch.uint8)
     even = flat.numel() // 2 * 2
-    flat[:even].view(-1, 2).copy_(_pair(flat.device))
+    if flat.storage_offset() % 2 == 0:
+        flat[:even].view(torch.int16).fill_(_WORD)
+    else:
+        flat[:even].view(-1, 2).copy_(_pair(flat.device))
     flat[even:] = _BYTES[0]
 
 
@@ -76,26 +81,49 @@ def unwritten(tensor: torch.Tensor) -> torch.Tensor:
     >>> unwritten(weight)
     tensor([ True,  True, False, False,  True,  True])
     """
-    return torch.cat([found for _, found in _search(tensor)])
+    found = torch.zeros(tensor.numel() * tensor.element_size(), dtype=torch.bool, device=tensor.device)
+    for at, units, size in _search(tensor):
+        found[at : at + units.numel() * size] = units.repeat_interleave(size)
+    return found
 
 
-def _search(tensor: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield which bytes have the pattern, a part at a time, each with the byte it begins at: masks take memory too."""
+def _search(tensor: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, int]]:
+    """Yield which units have the pattern, a part at a time: the byte it begins at, a boolean a unit, bytes of a unit.
+
+    Parts that have none are left out.
+    """
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     size = tensor.element_size()
     unit = size if tensor.is_floating_point() and size >= 2 else RUN_BYTES
     whole = flat.numel() // unit * unit
-    pair = _pair(flat.device)
+    words = _words(flat[:whole], min(unit, 8))
+    step = _HOST_CHUNK_BYTES if flat.device.type == "cpu" else _CHUNK_BYTES
     before: bool | None = None
-    for at in range(0, whole, _CHUNK_BYTES):
-        part = flat[at : min(at + _CHUNK_BYTES, whole)]
-        units = (part.view(-1, 2) == pair).all(1).view(-1, unit // 2).all(1)
-        before = bool(units[-1])
-        yield at, units.repeat_interleave(unit)
+    for at in range(0, whole, step):
+        units = _units(words[at // min(unit, 8) : min(at + step, whole) // min(unit, 8)], max(unit // 8, 1))
+        before = units is not None and bool(units[-1])
+        if units is not None:
+            yield at, units, unit
     if whole < flat.numel():  # a rest goes by the run before it; a few bytes alone may be anything
         rest = flat[whole:]
-        same = bool((rest == pair.repeat(RUN_BYTES // 2)[: rest.numel()]).all())
-        yield whole, torch.full_like(rest, same and (rest.numel() >= 4 if before is None else before), dtype=torch.bool)
+        same = bool((rest == _pair(flat.device).repeat(RUN_BYTES // 2)[: rest.numel()]).all())
+        if same and (rest.numel() >= 4 if before is None else before):
+            yield whole, torch.ones_like(rest, dtype=torch.bool), 1
+
+
+def _words(flat: torch.Tensor, size: int) -> torch.Tensor:
+    """Return bytes as integers of ``size`` bytes."""
+    return (flat if flat.storage_offset() % size == 0 else flat.clone()).view(_WORDS[size])
+
+
+def _units(words: torch.Tensor, count: int) -> torch.Tensor | None:
+    """Return which units of ``count`` words have the pattern; None: not one."""
+    value = int.from_bytes(_BYTES * (words.element_size() // 2), "little", signed=True)
+    array: Any = words.numpy() if words.device.type == "cpu" else words  # torch compares at half the speed on a host
+    if count > 1 and not (array[::count] == value).any():
+        return None
+    same = (array.reshape(-1, count) == value).all(1) if count > 1 else array == value
+    return torch.as_tensor(same) if same.any() else None
 
 
 def _pair(device: torch.device) -> torch.Tensor:
@@ -127,7 +155,7 @@ class Watch:
         self._defaults: dict[str, torch.Tensor] = {}
         self._constants: dict[str, torch.Tensor] = {}
         for name, param in self._params.items():
-            if any(bool(found.any()) for _, found in _search(param)):
+            if next(_search(param), None) is not None:
                 continue  # memory that nobody initialised
             if param.numel() * param.element_size() <= SMALL_BYTES:
                 self._defaults[name] = param.clone()
@@ -180,11 +208,15 @@ def _unwritten_slices(param: torch.Tensor) -> tuple[int, tuple[int, ...]]:
     """Return how many bytes have the pattern, and the slices of the first dimension that have some."""
     slice_bytes = max(param.numel() * param.element_size() // (param.shape[0] if param.ndim else 1), 1)
     missing, slices = 0, set[int]()
-    for at, found in _search(param):
-        if bool(found.any()):
-            where = found.cpu().nonzero().flatten()  # eight times as large as what it is of
-            missing += where.numel()
-            slices.update(((where + at) // slice_bytes).unique().tolist())
+    for at, found, unit in _search(param):
+        if int(found.count_nonzero()) == found.numel():  # torch takes far longer for all()
+            missing += found.numel() * unit
+            slices.update(range(at // slice_bytes, (at + found.numel() * unit - 1) // slice_bytes + 1))
+            continue
+        where = found.cpu().nonzero().flatten() * unit + at  # many times as large as what it is of
+        missing += where.numel() * unit
+        for byte in {*range(0, unit, slice_bytes), unit - 1}:  # a unit may reach into several
+            slices.update(((where + byte) // slice_bytes).unique_consecutive().tolist())
     return missing, tuple(sorted(slices))
 
 
@@ -200,6 +232,12 @@ def _unchanged_slices(param: torch.Tensor, constant: torch.Tensor) -> tuple[int,
 
 def _is_constant(param: torch.Tensor, constant: torch.Tensor | None = None) -> bool:
     """Return whether all elements are the same, bit for bit (and ``constant``, of one element, where it is given)."""
-    flat = param.contiguous().reshape(-1, 1).view(torch.uint8)
-    first = flat[:1] if constant is None else constant.reshape(1, 1).view(torch.uint8)
-    return all(bool((part == first).all()) for part in flat.split(_CHUNK_BYTES // flat.shape[1]))
+    words = _rows(param)
+    first = words[:1] if constant is None else _rows(constant)
+    return not any(bool((part != first).any()) for part in words.split(_CHUNK_BYTES // param.element_size()))
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a row of integers for each element."""
+    size = tensor.element_size()
+    return _words(tensor.contiguous().reshape(-1).view(torch.uint8), min(size, 8)).view(-1, max(size // 8, 1))
