@@ -63,6 +63,24 @@ def test_no_more_is_read_ahead_than_the_budget(tmp_path: Path) -> None:
             assert store.asked <= (i + 3) * 1024
 
 
+def test_memory_is_used_again_once_no_view_of_it_is_left_and_never_before(tmp_path: Path) -> None:
+    save_file(
+        {f"t{i:03d}": torch.full((4096,), i, dtype=torch.int32) for i in range(64)}, tmp_path / "model.safetensors"
+    )
+    kept: dict[int, torch.Tensor] = {}
+    addresses = []
+    with LocalStore(tmp_path) as store:
+        tensors = stream_tensors(open_checkpoint(tmp_path), range(64), store, staging_bytes=4 * 2**14, num_readers=2)
+        for i, (_, tensor) in enumerate(tensors):
+            assert (tensor == i).all()
+            addresses.append(tensor.data_ptr())
+            if i % 8 == 0:
+                kept[i] = tensor.view(64, 64).t()[1:]  # a view keeps what lies under it
+    assert all((tensor == i).all() for i, tensor in kept.items())
+    assert len({addresses[i] for i in kept}) == len(kept)
+    assert len(set(addresses)) < 24
+
+
 def test_a_tensor_larger_than_budget_and_chunk_comes_whole(tmp_path: Path) -> None:
     large = torch.arange(CHUNK_BYTES // 4 + 7, dtype=torch.int32)
     save_file({"large": large, "small": torch.ones(1)}, tmp_path / "model.safetensors")

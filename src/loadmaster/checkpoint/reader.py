@@ -54,6 +54,7 @@ def read_headers(folder: Path, names: Sequence[str]) -> Iterator[Read]:
             descriptor = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 stat = os.fstat(descriptor)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # headers alone are read, and nothing ahead
                 first = os.pread(descriptor, FIRST_READ_BYTES, 0)
                 length = check_length(name, first, stat.st_size)
                 whole = 8 + length <= len(first)

@@ -49,10 +49,14 @@ class Store(Protocol):
 
 
 class LocalStore:
-    """A folder's files, each opened once, read with ``preadv``."""
+    """A folder's files, each opened once, read with ``preadv``.
 
-    def __init__(self, folder: Path) -> None:
+    Without ``readahead`` the system reads from disk what is asked for and no more, which readers of parts want.
+    """
+
+    def __init__(self, folder: Path, *, readahead: bool = True) -> None:
         self._folder = folder
+        self._readahead = readahead
         self._lock = threading.Lock()
         self._open: dict[tuple[str, bool], int] = {}
 
@@ -82,6 +86,8 @@ class LocalStore:
             if (name, direct) not in self._open:
                 flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
                 self._open[name, direct] = os.open(self._folder / name, flags)
+                if not self._readahead:
+                    os.posix_fadvise(self._open[name, direct], 0, 0, os.POSIX_FADV_RANDOM)
             return self._open[name, direct]
 
     def cached_share(self, name: str, start: int, stop: int) -> float:

@@ -236,7 +236,7 @@ class Loader(BaseModelLoader):
 
     def _stream(self) -> Iterator[tuple[str, torch.Tensor]]:
         for selection in self.offered:
-            with LocalStore(selection.checkpoint.path) as store:
+            with LocalStore(selection.checkpoint.path, readahead=False) as store:
                 tensors = stream_tensors(
                     selection.checkpoint,
                     selection.ids,

@@ -1,16 +1,20 @@
 """Tensors of a checkpoint, some of them, one after another in file order, each in memory of its own.
 
-Readers work ahead of whoever takes the tensors, but never further than a budget of bytes. Nothing is reused: a loader may
-keep what it was given as long as it likes.
+Readers work ahead of whoever takes the tensors, but never further than a budget of bytes. A loader may keep what it was
+given as long as it likes: memory is used again only once no tensor of it is left, which most loaders see to at once.
+Memory that is touched for the first time costs more than the copy into it.
 """
 
 from __future__ import annotations
 
+import mmap
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
+import numpy as np
 import torch
 
 from loadmaster.checkpoint import Checkpoint, Store
@@ -18,8 +22,14 @@ from loadmaster.errors import LoadError, UnsupportedError
 from loadmaster.loader.memory import TORCH
 from loadmaster.loader.readers import change_of
 
-CHUNK_BYTES: Final = 16 * 2**20
+CHUNK_BYTES: Final = 4 * 2**20
 """Most bytes of one read: a large tensor is read by several readers."""
+HUGE_BYTES: Final = 2**21
+"""Memory from here on asks for huge pages."""
+WATCHED: Final = 16
+"""Tensors that were handed out last and may still come back; a loader's own generators hold one or two."""
+
+_Memory: TypeAlias = mmap.mmap
 
 
 def stream_tensors(
@@ -28,8 +38,8 @@ def stream_tensors(
     """Yield the tensors with the given ids (in rising order), names as stored.
 
     What is being read, and has been and was not taken yet, is at most ``staging_bytes``, or one tensor where that is
-    larger. The files that are read are held against the headers' sizes and time stamps before the first byte and after
-    the last.
+    larger; and no more than two chunks a reader, for memory that is used again soon is still in the processor's cache.
+    The files that are read are held against the headers' sizes and time stamps before the first byte and after the last.
 
     Raises:
         UnsupportedError: a number format that torch does not have; before anything is read.
@@ -38,23 +48,26 @@ def stream_tensors(
     table = checkpoint.table
     _check_formats(checkpoint, ids)
     _check_files(checkpoint, ids, store)
-    waiting: deque[tuple[int, torch.Tensor, list[Future[None]]]] = deque()
+    waiting: deque[tuple[int, _Memory, list[Future[None]]]] = deque()
     ahead = 0
+    budget = min(staging_bytes, 2 * num_readers * CHUNK_BYTES)
+    buffers = _Buffers(budget)
     rest = iter(ids)
     upcoming = next(rest, None)
     pool = ThreadPoolExecutor(num_readers, thread_name_prefix="reader")
     try:
         while waiting or upcoming is not None:
-            while upcoming is not None and (not waiting or ahead + int(table.nbytes[upcoming]) <= staging_bytes):
-                data = torch.empty(int(table.nbytes[upcoming]), dtype=torch.uint8, device="cpu")
-                waiting.append((upcoming, data, _begin(pool, checkpoint, upcoming, data, store)))
-                ahead += data.numel()
+            while upcoming is not None and (not waiting or ahead + int(table.nbytes[upcoming]) <= budget):
+                memory = buffers.take(int(table.nbytes[upcoming]))
+                waiting.append((upcoming, memory, _begin(pool, checkpoint, upcoming, memory, store)))
+                ahead += int(table.nbytes[upcoming])
                 upcoming = next(rest, None)
-            i, data, reads = waiting.popleft()
+            i, memory, reads = waiting.popleft()
             for read in reads:
                 read.result()
+            data = buffers.hand_out(memory, int(table.nbytes[i]))
             signature = table.signatures[table.signature[i]]
-            # bytes that were not aligned in the file are in memory: an allocation begins at a multiple of 64
+            # bytes that were not aligned in the file are in memory: a mapping begins at a page
             yield table.names[i], data.view(TORCH[signature.dtype]).view(signature.shape)
             ahead -= data.numel()
             del data
@@ -63,13 +76,46 @@ def stream_tensors(
         pool.shutdown(cancel_futures=True)
 
 
+class _Buffers:
+    """Memory for tensors, used again once the last tensor of it is gone. Keeps at most ``limit`` bytes that are free."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._free: list[_Memory] = []
+        self._out: deque[tuple[weakref.ref[Any], _Memory]] = deque(maxlen=WATCHED)
+
+    def take(self, num_bytes: int) -> _Memory:
+        """Return memory that no tensor has, of at least that size."""
+        self._gather()
+        fits = (i for i, m in enumerate(self._free) if num_bytes <= len(m) <= 2 * num_bytes + mmap.PAGESIZE)
+        if (found := next(fits, None)) is not None:
+            return self._free.pop(found)
+        memory = mmap.mmap(-1, max(num_bytes, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if num_bytes >= HUGE_BYTES:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return memory
+
+    def hand_out(self, memory: _Memory, num_bytes: int) -> torch.Tensor:
+        """Return memory as a tensor, and watch when the last of its views is gone."""
+        array = np.frombuffer(memory, dtype=np.uint8, count=num_bytes)
+        self._out.append((weakref.ref(array), memory))
+        return torch.from_numpy(array)  # the storage holds the array as long as any tensor holds the storage
+
+    def _gather(self) -> None:
+        held = sum(len(m) for m in self._free)
+        for entry in [e for e in self._out if e[0]() is None]:
+            self._out.remove(entry)
+            if held + len(entry[1]) <= self._limit:
+                self._free.append(entry[1])
+                held += len(entry[1])
+
+
 def _begin(
-    pool: ThreadPoolExecutor, checkpoint: Checkpoint, i: int, data: torch.Tensor, store: Store
+    pool: ThreadPoolExecutor, checkpoint: Checkpoint, i: int, memory: _Memory, store: Store
 ) -> list[Future[None]]:
     table = checkpoint.table
     name, start = checkpoint.files[table.file[i]].name, int(table.start[i])
-    array: Any = data.numpy()
-    view = memoryview(array)
+    view = memoryview(memory)[: int(table.nbytes[i])]
 
     def read(at: int) -> None:
         try:
@@ -77,7 +123,7 @@ def _begin(
         except (LoadError, OSError) as error:
             raise LoadError(f"{name}: reading {table.names[i]} failed: {error}") from error
 
-    return [pool.submit(read, at) for at in range(0, data.numel(), CHUNK_BYTES)]
+    return [pool.submit(read, at) for at in range(0, len(view), CHUNK_BYTES)]
 
 
 def _check_formats(checkpoint: Checkpoint, ids: Sequence[int]) -> None:
