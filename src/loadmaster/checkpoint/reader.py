@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from loadmaster.checkpoint.header import FETCH, METADATA, HeaderError, check_length, parse_header, read_canonical
+from loadmaster.checkpoint.store import read_nothing_ahead
 from loadmaster.checkpoint.table import Signature, TensorTable
 from loadmaster.findings import Finding, joined
 
@@ -54,7 +55,7 @@ def read_headers(folder: Path, names: Sequence[str]) -> Iterator[Read]:
             descriptor = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 stat = os.fstat(descriptor)
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # headers alone are read, and nothing ahead
+                read_nothing_ahead(descriptor)
                 first = os.pread(descriptor, FIRST_READ_BYTES, 0)
                 length = check_length(name, first, stat.st_size)
                 whole = 8 + length <= len(first)

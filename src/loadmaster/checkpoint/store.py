@@ -21,6 +21,12 @@ MAX_BUFFERS = 1024
 """Buffers that one preadv takes (IOV_MAX on Linux)."""
 
 
+def read_nothing_ahead(descriptor: int) -> None:
+    """Have the system read from disk what is asked for and no more, where it can be told so."""
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+
 class Store(Protocol):
     """Named files of bytes. Safe to call from several threads."""
 
@@ -87,7 +93,7 @@ class LocalStore:
                 flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
                 self._open[name, direct] = os.open(self._folder / name, flags)
                 if not self._readahead:
-                    os.posix_fadvise(self._open[name, direct], 0, 0, os.POSIX_FADV_RANDOM)
+                    read_nothing_ahead(self._open[name, direct])
             return self._open[name, direct]
 
     def cached_share(self, name: str, start: int, stop: int) -> float:
