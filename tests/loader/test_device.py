@@ -24,6 +24,7 @@ from loadmaster.errors import LayoutError, LoadError
 from loadmaster.loader import load_rank, load_ranks, transfer
 from loadmaster.loader.memory import DeviceArena
 from loadmaster.loader.ring import Ring
+from loadmaster.loader.sending import Sender
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan, build_plan
 from loadmaster.synth import PRESETS, write_tiny
@@ -185,15 +186,16 @@ class TestFaults:
         with Failing(tiny, 3, ZeroDivisionError("a bug")) as store, pytest.raises(ZeroDivisionError):
             load_ranks(plan, {0: "cuda:0"}, store=store, io="buffered", staging_bytes=1)
 
-    @pytest.mark.parametrize("failing", ["_operation", "_send"])
+    @pytest.mark.parametrize("failing", ["_operation", "send"])
     def test_windows_and_what_is_computed_beside_them_end_each_other(
         self, tiny: Path, failing: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         plan = build_plan(open_checkpoint(tiny))
-        calls = {"_operation": 0, "_send": 0}
+        classes = {"_operation": transfer.Transfer, "send": Sender}
+        calls = dict.fromkeys(classes, 0)
 
         def patched(name: str) -> Callable[..., None]:
-            original = getattr(transfer.Transfer, name)
+            original = getattr(classes[name], name)
 
             def call(*args: object) -> None:
                 calls[name] += 1
@@ -204,8 +206,8 @@ class TestFaults:
 
             return call
 
-        for name in calls:
-            monkeypatch.setattr(transfer.Transfer, name, patched(name))
+        for name, owner in classes.items():
+            monkeypatch.setattr(owner, name, patched(name))
         with pytest.raises(LoadError, match="it broke"):
             load_ranks(plan, {0: "cuda:0"}, io="buffered", staging_bytes=1, num_readers=3)
         assert sum(calls.values()) < 6  # of 108 windows and 6 operations

@@ -32,6 +32,7 @@ from loadmaster.loader.memory import DeviceArena
 from loadmaster.loader.operations import destination, fill, operands_of, slabs, view_of_span, write
 from loadmaster.loader.readers import Task, run_tasks
 from loadmaster.loader.ring import SLOTS_PER_READER, Ring, device_readers
+from loadmaster.loader.sending import Sender
 from loadmaster.loader.windows import Windows, copies_of, joined, windows
 from loadmaster.plan import Plan, RankPlan
 from loadmaster.plan.rank import Batch
@@ -46,9 +47,6 @@ KERNELS_FROM: Final = 2**30
 
 QUEUED: Final = 2
 """Reads that wait for a thread of the C library, so that none waits for us; more take slots from what is being copied."""
-
-BATCH: Final = 5
-"""As many copies of a window go to the driver in one call; fewer are quicker one by one."""
 
 COLD: Final = 0.5
 """A file of which the page cache holds less than this share is read past it."""
@@ -99,21 +97,10 @@ class Transfer:
         self.computed_bytes = sum(b.needed_bytes for batches in self.others.values() for b in batches)
         self.with_kernels = self.computed_bytes >= KERNELS_FROM and blocks.is_available()
         self.windows: Windows = windows(joined(made), ring.slot_bytes)
-        w, c = self.windows, self.windows.copies
-        self._low, self._to, self._width, self._height = (x.tolist() for x in (c.low, c.to, c.width, c.height))
-        self._device_of, self._origin = c.device.tolist(), w.origin.tolist()
-        self._columns = (c.to.ctypes.data, c.width.ctypes.data)
-        self._most = int(np.diff(w.first).max(initial=1))
-        only = (np.diff(w.calls) == 1) & (np.diff(w.first)[w.calls[:-1]] == 1) if len(w) else np.empty(0, np.bool_)
-        self._single = [
-            (self._to[w.first[k]], self._width[w.first[k]], w.device[k])
-            if o and self._height[w.first[k]] == 1
-            else None
-            for k, o in zip(w.calls, only.tolist(), strict=False)
-        ]
+        self._sender = Sender(self.windows, self.driver)
         self.direct, self.io_said = self._choose(io)
         self.descriptors = (
-            {f: store.descriptor(self.files[f], direct=f in self.direct) for f in set(w.file)}
+            {f: store.descriptor(self.files[f], direct=f in self.direct) for f in set(self.windows.file)}
             if isinstance(store, LocalStore)
             else {}
         )
@@ -198,7 +185,7 @@ class Transfer:
         if not hasattr(local, "lane"):
             with self._lock:
                 slots = [self.ring.slot(next(self._numbers)) for _ in range(SLOTS_PER_READER)]
-            local.lane = Lane(self.driver, self.devices, slots, self._most)
+            local.lane = Lane(self.driver, self.devices, slots, self._sender.most)
             self._lanes.append(local.lane)
         lane: Lane = local.lane
         return lane
@@ -218,7 +205,7 @@ class Transfer:
         It is the work of this one thread, which ends early when there are failures elsewhere.
         """
         w, clock = self.windows, time.perf_counter
-        lane = Lane(self.driver, self.devices, [self.ring.slot(n) for n in slots], self._most)
+        lane = Lane(self.driver, self.devices, [self.ring.slot(n) for n in slots], self._sender.most)
         self._lanes.append(lane)
         numbers = range(len(slots))
         free = list(numbers)
@@ -249,7 +236,7 @@ class Transfer:
                 for number, got in finished:
                     i, slot = reading[number], lane.slots[number]
                     try:
-                        self._send(lane, slot, i, self._arrived(slot, i, got))
+                        self._sender.send(lane, slot, i, self._arrived(slot, i, got))
                     except (LoadError, OSError, RuntimeError) as error:
                         raise self._window_error(i, error) from error
                     copying[w.device[w.calls[i]]].append(number)
@@ -296,47 +283,12 @@ class Transfer:
             try:
                 self.store.readinto(self.files[w.file[i]], w.low[i], [slot.memory[: w.high[i] - w.low[i]]])
                 middle = time.perf_counter()
-                self._send(lane, slot, i, slot.address)
+                self._sender.send(lane, slot, i, slot.address)
             except (LoadError, OSError, RuntimeError) as error:
                 raise self._window_error(i, error) from error
             lane.read += middle - begin
             lane.issue += time.perf_counter() - middle
             self.on_progress(w.needed[i])
-
-    def _send(self, lane: Lane, slot: Slot, i: int, address: int) -> None:
-        """Make the copies of a window, whose first byte lies at an address of the slot."""
-        w = self.windows
-        if (only := self._single[i]) is not None:
-            to, width, device = only
-            self.driver.to_device(to, address, width, slot.streams[device])
-            slot.copied(device)
-            return
-        for call in range(w.calls[i], w.calls[i + 1]):
-            self._issue(lane, slot, call, address - w.low[i])
-
-    def _issue(self, lane: Lane, slot: Slot, call: int, shift: int) -> None:
-        """Make the copies of a call; ``shift`` turns a byte of the file into an address."""
-        w, driver = self.windows, self.driver
-        first, stop, device = w.first[call], w.first[call + 1], w.device[call]
-        low, to, width = self._low, self._to, self._width
-        stream = slot.streams[device]
-        if w.is_peer[call]:  # what is sent on has left the slot before: it is on the same stream, after
-            for i in range(first, stop):
-                origin = self._origin[i]
-                driver.between(to[i], to[origin], width[i], slot.streams[self._device_of[origin]])
-            return
-        if self._height[first] > 1:
-            c = w.copies
-            source, pitches = low[first] + shift, (int(c.to_pitch[first]), int(c.from_pitch[first]))
-            driver.box(to[first], pitches[0], source, pitches[1], width[first], self._height[first], stream)
-        elif stop - first >= BATCH and driver.has_batches:
-            np.add(w.copies.low[first:stop], shift, out=lane.sources[: stop - first])
-            at = 8 * first
-            driver.batch(self._columns[0] + at, lane.sources_address, self._columns[1] + at, stop - first, stream)
-        else:
-            for i in range(first, stop):
-                driver.to_device(to[i], low[i] + shift, width[i], stream)
-        slot.copied(device)
 
     def _operation(
         self, rank: int, batch: Batch, place: int, region: Region, part: Expression, counted: int, local: Any
