@@ -27,6 +27,8 @@ RANKS: Mapping[str, tuple[Rank, ...]] = {
     **dict.fromkeys(("qwen3-moe", "deepseek-v3", "glm-5.1-fp8"), WHOLE + STAGES + CUT + SPREAD),
     **dict.fromkeys(("smollm2", "mistral"), WHOLE),
     **dict.fromkeys(("qwen2", "qwen2-moe", "mixtral"), STAGES + CUT),
+    **dict.fromkeys(("minimax-m2", "glm-4.5-air", "phi-4"), STAGES[1:] + CUT[1:]),
+    **dict.fromkeys(("granite-moe", "granite-moe-shared"), CUT[1:]),
     **dict.fromkeys(("deepseek-v3.2", "kimi-k2", "glm-5.2-fp8"), SPREAD[1:]),
 }
 """Presets, and the ranks that are told of each."""
@@ -39,9 +41,11 @@ def write(preset: str, path: Path) -> Path:
 
 
 def told(params: Mapping[str, torch.Tensor]) -> Parameters:
-    """Return what is told of a rank's parameters."""
+    """Return what is told of a rank's parameters, a cache's scales left out: no checkpoint here has them."""
     made: Parameters = defaultdict(dict)
     for name, tensor in sorted(params.items()):
+        if re.search(r"\.attn\.(q|k|v|prob)_scale$", name):
+            continue
         layer = re.search(r"(?<=\.layers\.)\d+", name)
         dtype, shape = str(tensor.dtype).removeprefix("torch."), "x".join(map(str, tensor.shape))
         raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -92,7 +92,7 @@ def test_the_digests_that_are_kept_are_those_of_vllms_own_loader(preset: str) ->
 
 
 @pytest.mark.parametrize("rank", [Rank(), Rank((1, 2)), Rank(tp=(1, 2), ep=True)], ids=str)
-@pytest.mark.parametrize("preset", ["deepseek-v3", GLM])
+@pytest.mark.parametrize("preset", ["deepseek-v3", GLM, "glm-4.5-air"])
 def test_a_draft_is_that_of_vllms_own_loader_and_reads_no_layer_but_its_own(
     preset: str, rank: Rank, made: Callable[[str], Path]
 ) -> None:
@@ -101,11 +101,10 @@ def test_a_draft_is_that_of_vllms_own_loader_and_reads_no_layer_but_its_own(
     draft = load(path, rank, draft="mtp", **STREAMED)
     # what the draft shares with the target is written by neither, if it is not stored
     assert differences(draft, own) == []
-    shared = (
-        {"model.embed_tokens.weight"} if preset == GLM and rank.pp[1] == 1 else set()
-    )  # vLLM puts the target's there
-    assert set(differences(load(path, rank, draft="mtp", **DIRECT), own)) == shared
-    assert {n.split(".")[2] for n in offered(draft) if ".layers." in n} == {"6"}
+    assert {n.split(".")[2] for n in offered(draft) if ".layers." in n} == {"4" if preset == "glm-4.5-air" else "6"}
+    # on one stage vLLM puts the target's embedding there: it is not read for that
+    embedding = {"model.embed_tokens.weight"} if rank.pp[1] == 1 else set()
+    assert set(differences(load(path, rank, draft="mtp", **DIRECT), own)) <= embedding
 
 
 @pytest.mark.parametrize("preset", ["qwen3", GLM])
@@ -237,11 +236,10 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize(
     ("preset", "engine", "reason"),
     [
-        ("granite-moe", {}, "GraniteMoeForCausalLM is not described for vllm-0.32"),
+        ("gpt-oss-bf16", {}, "GptOssForCausalLM is not described for vllm-0.32"),
         ("llama-fp8-static", {}, "model.layers.*.self_attn.qkv_proj.weight: fp8_tensor with weight_scale, input_scale"),
         ("qwen3", {"enable_lora": True}, "LoRA"),
         ("qwen3", {"hf_overrides": {"rope_theta": 1e4}}, "hf_overrides"),
-        ("glm-4.5-air", {"draft": "mtp"}, "a draft of Glm4MoeForCausalLM is not described for vllm-0.32"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )

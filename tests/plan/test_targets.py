@@ -117,7 +117,9 @@ def test_mtp_layers_are_on_the_last_stage_under_the_names_of_vllms_draft(
 @pytest.mark.parametrize(
     ("preset", "overrides", "options", "said"),
     [
-        ("granite-moe", {}, {}, "GraniteMoeForCausalLM is not described for vllm-0.32"),
+        ("gpt-oss-bf16", {}, {}, "GptOssForCausalLM is not described for vllm-0.32"),
+        ("minimax-m2", {}, {}, "use_routing_bias is not true"),
+        ("qwen3-next", {}, {}, "Qwen3NextForCausalLM is not described"),
         ("llama", {"qkv_bias": True}, {}, "LlamaForCausalLM is not described for vllm-0.32: config.json has qkv_bias"),
         ("deepseek-v3", {"topk_method": "greedy"}, {}, "topk_method is 'greedy'"),
         ("deepseek-v3", {"n_shared_experts": None}, {}, "n_shared_experts is not given"),

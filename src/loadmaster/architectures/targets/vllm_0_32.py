@@ -29,14 +29,15 @@ DRAFT_EMBEDDING: Final = ("{draft}.embed_tokens.weight", "model.embed_tokens.wei
 class Described:
     """What is peculiar to an architecture.
 
-    ``classes`` are vLLM's for it, and ``drafts`` those for its MTP layers. ``experts`` is the module that holds router
-    and experts. ``on_every_stage``: embedding, norm and head are held by all stages. ``keep`` are parameters that have
-    a format of their own. ``obstacle`` says why a config is not described; None if it is.
+    ``classes`` are vLLM's for it, and ``drafts`` those for its MTP layers. ``modules`` are what vLLM calls modules of a
+    block otherwise, native name first; the first that fits is renamed. ``on_every_stage``: embedding, norm and head are held
+    by all stages. ``keep`` are parameters of a block that have a format of their own. ``obstacle`` says why a config is not
+    described; None if it is.
     """
 
     classes: tuple[str, ...]
     drafts: tuple[str, ...] = ()
-    experts: str = "mlp"
+    modules: tuple[tuple[str, str], ...] = (("mlp.experts.", "mlp.experts.routed_experts."),)
     on_every_stage: bool = False
     keep: tuple[tuple[str, str], ...] = ()
     obstacle: Callable[[Config], str | None] = lambda c: None
@@ -57,31 +58,67 @@ def _qwen3_moe(c: Config) -> str | None:
 
 
 def _deepseek(c: Config) -> str | None:
-    """vLLM has a correction bias for one method only, shared experts where they are counted, and a head of its own always."""
+    """vLLM has a correction bias for one method only."""
     if c.values.get("topk_method") != "noaux_tc":
         return f"topk_method is {c.values.get('topk_method')!r}, not 'noaux_tc'"
-    if c.optional_size("n_shared_experts") is None:
-        return "n_shared_experts is not given"
+    return _glm4_moe(c)
+
+
+def _glm4_moe(c: Config) -> str | None:
+    """vLLM has shared experts where they are counted, and a head of its own always."""
+    return "n_shared_experts is not given" if c.optional_size("n_shared_experts") is None else _untied(c)
+
+
+def _minimax(c: Config) -> str | None:
+    """vLLM has norms of queries and keys always, and a correction bias where the config says so."""
+    missing = [k for k in ("use_qk_norm", "use_routing_bias") if not c.flag(k)]
+    return f"{missing[0]} is not true" if missing else _untied(c)
+
+
+def _untied(c: Config) -> str | None:
     return "the head is tied to the embedding" if c.flag("tie_word_embeddings") else None
 
 
-_F32_IN_INDEXER = tuple((f"{{block}}.self_attn.indexer.k_norm.{kind}", "F32") for kind in ("weight", "bias"))
+_SPARSE_BLOCK = (
+    ("mlp.experts.", "block_sparse_moe.experts.routed_experts."),
+    ("mlp.gate.e_score_correction_bias", "block_sparse_moe.e_score_correction_bias"),
+    ("mlp.gate.", "block_sparse_moe.gate."),
+    ("mlp.shared_mlp.gate_up_proj.", "shared_mlp.input_linear."),
+    ("mlp.shared_mlp.down_proj.", "shared_mlp.output_linear."),
+)
 
 _DEEPSEEK = Described(
     ("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM"),
     drafts=("DeepSeekMTP", "DeepseekV32MTP"),
-    keep=_F32_IN_INDEXER,
+    keep=(("self_attn.indexer.k_norm.weight", "F32"), ("self_attn.indexer.k_norm.bias", "F32")),
     obstacle=_deepseek,
 )
 
 DESCRIBED: Final = {
     "LlamaForCausalLM": Described(("LlamaForCausalLM",), obstacle=_llama),
     "MistralForCausalLM": Described(("MistralForCausalLM",), obstacle=_llama),
+    "Phi3ForCausalLM": Described(("Phi3ForCausalLM",), obstacle=_llama),
     "Qwen2ForCausalLM": Described(("Qwen2ForCausalLM",), obstacle=_qwen2),
     "Qwen3ForCausalLM": Described(("Qwen3ForCausalLM",)),
     "Qwen2MoeForCausalLM": Described(("Qwen2MoeForCausalLM",), on_every_stage=True),
     "Qwen3MoeForCausalLM": Described(("Qwen3MoeForCausalLM",), on_every_stage=True, obstacle=_qwen3_moe),
-    "MixtralForCausalLM": Described(("MixtralForCausalLM",), experts="block_sparse_moe", on_every_stage=True),
+    "MixtralForCausalLM": Described(("MixtralForCausalLM",), modules=_SPARSE_BLOCK, on_every_stage=True),
+    "MiniMaxM2ForCausalLM": Described(
+        ("MiniMaxM2ForCausalLM",),
+        modules=_SPARSE_BLOCK,
+        keep=(("block_sparse_moe.gate.weight", "F32"),),
+        obstacle=_minimax,
+    ),
+    "GraniteMoeForCausalLM": Described(("GraniteMoeForCausalLM",), modules=_SPARSE_BLOCK, on_every_stage=True),
+    "GraniteMoeSharedForCausalLM": Described(
+        ("GraniteMoeSharedForCausalLM",), modules=_SPARSE_BLOCK, on_every_stage=True
+    ),
+    "Glm4MoeForCausalLM": Described(
+        ("Glm4MoeForCausalLM",),
+        drafts=("Glm4MoeMTP",),
+        keep=(("mlp.gate.weight", "F32"),),
+        obstacle=_glm4_moe,
+    ),
     "DeepseekV3ForCausalLM": _DEEPSEEK,
     "DeepseekV32ForCausalLM": _DEEPSEEK,
     "GlmMoeDsaForCausalLM": replace(_DEEPSEEK, classes=("GlmMoeDsaForCausalLM", "DeepseekV32ForCausalLM")),
@@ -120,13 +157,10 @@ def _renamed(param: Param, known: Described) -> Param:
     if _is_of_draft(param):
         otherwise = param.otherwise and _of_model(param.otherwise)
         return replace(param, name=param.name.replace("{block}", "{draft}"), otherwise=otherwise)
-    name = param.name
-    for old, new in (
-        ("mlp.experts.", f"{known.experts}.experts.routed_experts."),
-        ("mlp.gate.", f"{known.experts}.gate."),
-    ):
-        name = name.replace(f"{{block}}.{old}", f"{{block}}.{new}")
-    return replace(param, name=name, keep=dict(known.keep).get(name))
+    inside = param.name.removeprefix("{block}.")
+    old, new = next((pair for pair in known.modules if inside.startswith(pair[0])), ("", ""))
+    called = new + inside.removeprefix(old)
+    return replace(param, name=f"{{block}}.{called}", keep=dict(known.keep).get(called))
 
 
 def _is_of_draft(param: Param) -> bool:
