@@ -16,6 +16,11 @@ from tests.failures.mutant import Mutant
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
+PLAIN_MLA: dict[str, Any] = {
+    **{"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128},
+    **{"quantization_config": None, "topk_method": "noaux_tc"},
+}
+"""What vLLM runs on any CPU."""
 GENERATE = Path(__file__).with_name("generate.py")
 
 
@@ -25,7 +30,7 @@ def qwen(tmp_path: Path) -> Path:
     return tmp_path / "qwen3"
 
 
-def generate(model: Path, **engine: Any) -> subprocess.CompletedProcess[str]:
+def generate(model: Path, *others: Path, **engine: Any) -> subprocess.CompletedProcess[str]:
     workers = engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
     environment = os.environ | {
         "VLLM_NO_USAGE_STATS": "1",
@@ -33,7 +38,7 @@ def generate(model: Path, **engine: Any) -> subprocess.CompletedProcess[str]:
         "VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, range(workers))),
     }
     return subprocess.run(
-        [sys.executable, GENERATE, model, json.dumps(engine)],
+        [sys.executable, GENERATE, model, json.dumps(engine), *others],
         env=environment,
         capture_output=True,
         text=True,
@@ -62,9 +67,7 @@ def test_the_same_tokens_as_vllms_own_loader(layout: dict[str, Any], qwen: Path)
 
 
 def test_the_same_tokens_with_experts_and_latent_attention(tmp_path: Path) -> None:
-    sizes = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
-    plain = {**sizes, "quantization_config": None, "topk_method": "noaux_tc"}  # what vLLM runs on any CPU
-    write_tiny(PRESETS["deepseek-v3"], tmp_path, overrides=plain)
+    write_tiny(PRESETS["deepseek-v3"], tmp_path, overrides=PLAIN_MLA)
     ours, theirs = (generate(tmp_path, load_format=f, enforce_eager=True) for f in ("loadmaster", "auto"))
     assert tokens(ours) == tokens(theirs)
 
@@ -75,3 +78,24 @@ def test_a_model_that_would_answer_garbage_does_not_start(qwen: Path) -> None:
     refused = generate(qwen, load_format="loadmaster", enforce_eager=True)
     assert refused.returncode != 0
     assert "tensor-missing  model.layers.1.self_attn.o_proj.weight" in refused.stdout + refused.stderr
+
+
+def test_weights_loaded_again_are_those_of_a_fresh_start_and_a_checkpoint_that_lacks_some_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    first, second, lacking, cut = (tmp_path / n for n in ("first", "second", "lacking", "cut"))
+    for path, seed in ((first, 0), (second, 1), (lacking, 2), (cut, 2)):
+        write_tiny(PRESETS["qwen3"], path, seed=seed, overrides={"head_dim": 32})
+    Mutant(lacking).drop(r"layers\.1\.self_attn\.k_proj\.weight$")
+    shard = min(cut.glob("*.safetensors"))
+    os.truncate(shard, shard.stat().st_size - 100)
+    done = generate(first, first, second, lacking, cut, first, load_format="loadmaster", enforce_eager=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, again, two, no, still, no_more, kept, back = [
+        json.loads(line) for line in done.stdout.splitlines() if line.startswith(("[[", '{"refused'))
+    ]
+    assert one == again == back
+    assert two == still == kept == tokens(generate(second, enforce_eager=True)) != one
+    assert "1 of the tensors that the model was loaded from cannot be had" in no["refused"]
+    assert "model.layers.1.self_attn.k_proj.weight  BF16 [128, 128]: not in the checkpoint" in no["refused"]
+    assert "nothing was read, for the checkpoint is not sound" in no_more["refused"]

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from loadmaster.synth import PRESETS, write_tiny
+from tests.integrations.test_vllm_runs import PLAIN_MLA
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -26,11 +27,6 @@ OURS = [sys.executable, "-m", "loadmaster", "serve"]
 BOTH = ["--dtype", "bfloat16", "--max-model-len", "128", "--served-model-name", "m"]
 ENGINE = ["--max-num-seqs", "4", "--seed", "0"]
 """What is vLLM's alone, in every run."""
-PLAIN_MLA: dict[str, Any] = {
-    **{"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128},
-    **{"quantization_config": None, "topk_method": "noaux_tc"},
-}
-"""What vLLM runs on any CPU."""
 
 
 @contextmanager

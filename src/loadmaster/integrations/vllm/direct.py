@@ -70,6 +70,13 @@ class Planned:
         own = (s for s in derived.specs if s.alias is None and s.name.startswith(within))
         return tuple((s, called if s.name == planned else s.name) for s in own)
 
+    @property
+    def tensors(self) -> list[int]:
+        """Ids of the stored tensors that are read, in rising order."""
+        own = self.plan.rank(self.rank).only({spec.name for spec, _ in self.params})
+        ids = [np.empty(0, np.int32), *(b.tensors.reshape(-1) for b in own.batches)]
+        return [int(i) for i in np.unique(np.concatenate(ids))]
+
 
 def check_fit(vllm_config: Any, model_config: Any, checkpoint: Checkpoint, model_class: type, version: str) -> None:
     """Ask whether what vLLM was asked for is described.

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import vllm
@@ -33,7 +33,7 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.model_executor.model_loader.utils import get_model_cls
 from vllm.model_executor.model_loader.weight_utils import maybe_download_from_modelscope
 
-from loadmaster.checkpoint import Checkpoint, LocalStore, open_checkpoint, resolve_model
+from loadmaster.checkpoint import Checkpoint, LocalStore, Signature, open_checkpoint, resolve_model
 from loadmaster.errors import CheckpointError, LoadError, LoadmasterError, UnsupportedError
 from loadmaster.findings import errors, gib
 from loadmaster.integrations.vllm.direct import Planned, Unfit, check_fit, layout_of, misfits, prove_layout, told, write
@@ -48,6 +48,12 @@ logger = init_logger("vllm.loadmaster")
 
 SHOWN = 12
 """Parameters of one refusal that are named; one missing shard can take hundreds."""
+
+
+PROVEN = "loadmaster_proven"
+"""Attribute of a model: the tensors that it was loaded from when every parameter was found written."""
+
+Signatures: TypeAlias = Mapping[str, Signature]
 
 
 @dataclass(frozen=True)
@@ -145,10 +151,7 @@ class Loader(BaseModelLoader):
             LoadError: reading failed, or bytes of a parameter were not written.
         """
         may_stay = _may_stay(model, model_config)
-        planned, self.planned = (
-            self.planned,
-            None,
-        )  # of the model that was just built; weights loaded again are streamed
+        planned, self.planned = self.planned, None  # of the model that was just built
         if planned is not None and (reason := _reason(misfits(planned, model, may_stay))):
             self._stream_because(reason)
             planned = None
@@ -158,10 +161,13 @@ class Loader(BaseModelLoader):
             self._stream_all(model)
         else:
             self._write_directly(planned, model)
-        if watch is not None and (gaps := watch.gaps()):
+        if watch is None:
+            return
+        read = [Selection(planned.plan.checkpoint, planned.tensors, {})] if planned else self.offered
+        if gaps := watch.gaps():
             writer = "the plan" if planned else f"{type(model).__name__}.load_weights"
-            offered = [Selection(planned.plan.checkpoint, [], {})] if planned else self.offered
-            raise _refusal(gaps, offered, outline_of(model, model_config), model, writer)
+            raise _refusal(gaps, read, outline_of(model, model_config), model, writer)
+        setattr(model, PROVEN, _signatures(read))
 
     def _write_directly(self, planned: Planned, model: Any) -> None:
         report = write(planned, model, self.options)
@@ -211,9 +217,20 @@ class Loader(BaseModelLoader):
             ) from error
 
     def get_all_weights(self, model_config: ModelConfig, model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield what the model needs, as vLLM asks for it when weights are loaded again in place."""
+        """Return what the model needs, as vLLM asks for it when weights are loaded again in place.
+
+        The checkpoint is judged now, and not when the first tensor is asked for: by then vLLM has taken the parameters away.
+        It must have what the model was proven with, name by name, for vLLM writes it into memory that no pattern was in.
+
+        Raises:
+            CheckpointError: files, headers or index have errors.
+            LoadError: a tensor that the model was loaded from is not there, or has another shape or format.
+        """
         self.offered = self._select(model, model_config)
-        yield from self._stream()
+        proven: Signatures | None = getattr(model, PROVEN, None)
+        if self.options.verify and proven is not None:
+            _refuse_unlike(proven, _signatures(self.offered))
+        return self._stream()
 
     def _select(self, model: torch.nn.Module, model_config: ModelConfig) -> list[Selection]:
         if getattr(model, "allow_patterns_overrides", None):
@@ -284,6 +301,34 @@ def _groups() -> tuple[tuple[int, int], tuple[int, int]]:
     """Return rank and size in the pipeline, and among tensor-parallel ranks."""
     pp = get_pp_group()
     return (pp.rank_in_group, pp.world_size), (get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size())
+
+
+def _signatures(offered: list[Selection]) -> Signatures:
+    return {
+        s.prefix + s.checkpoint.table.names[i]: s.checkpoint.table.signatures[s.checkpoint.table.signature[i]]
+        for s in offered
+        for i in s.ids
+    }
+
+
+def _refuse_unlike(proven: Signatures, found: Signatures) -> None:
+    """Refuse a checkpoint that lacks what a model was proven with."""
+    wrong = [name for name, signature in proven.items() if found.get(name) != signature]
+    if not wrong:
+        return
+    lines = [
+        f"{_rank()}: {len(wrong):,} of the tensors that the model was loaded from cannot be had for loading it again",
+        "",
+    ]
+    for name in wrong[:SHOWN]:
+        has = f"{found[name].dtype} {list(found[name].shape)}" if name in found else "not in the checkpoint"
+        lines.append(f"  {name}  {proven[name].dtype} {list(proven[name].shape)}: {has}")
+    if len(wrong) > SHOWN:
+        lines += ["", f" and {len(wrong) - SHOWN:,} more"]
+    raise LoadError(
+        "\n".join(lines),
+        hint="this rank wrote nothing and is as it was; where others went on, load a sound checkpoint again",
+    )
 
 
 def _rank() -> str:
