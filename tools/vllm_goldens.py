@@ -10,8 +10,8 @@ import re
 import tempfile
 from pathlib import Path
 
+from loadmaster.integrations.vllm.ranks import load
 from tests.integrations.golden import FILE, RANKS, Parameters, told, write
-from tests.integrations.ranks import load
 
 
 def parameters_of(preset: str) -> dict[str, Parameters]:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
+from loadmaster.integrations.vllm.ranks import Rank
 from loadmaster.synth import PRESETS, write_tiny
 from tests.integrations.models import ACCEPTED, OTHERS
-from tests.integrations.ranks import Rank
 
 FILE = Path(__file__).with_name("vllm_0_32.json")
 

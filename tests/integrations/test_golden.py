@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from loadmaster.checkpoint import open_checkpoint
+from loadmaster.integrations.vllm.ranks import Rank
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
 from tests.integrations.golden import RANKS, goldens, told, write
-from tests.integrations.ranks import Rank
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ import torch
 
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import CheckpointError, LoadError, PlanError, UnsupportedError, UsageError
+from loadmaster.integrations.vllm.ranks import Built, Rank, load
 from loadmaster.synth import PRESETS, write_tiny
 from tests.failures.mutant import Mutant
 from tests.integrations.golden import RANKS, goldens
 from tests.integrations.models import ACCEPTED, OTHERS
-from tests.integrations.ranks import Loaded, Rank, load
 from tools.vllm_goldens import parameters_of
 
 pytestmark = pytest.mark.vllm
@@ -57,7 +57,7 @@ def mutant(tmp_path: Path) -> Callable[[str], Mutant]:
     return copy
 
 
-def differences(one: Loaded, other: Loaded) -> list[str]:
+def differences(one: Built, other: Built) -> list[str]:
     """Return the parameters that differ in any byte."""
     assert one.params.keys() == other.params.keys()
 
@@ -67,7 +67,7 @@ def differences(one: Loaded, other: Loaded) -> list[str]:
     return [n for n in one.params if not torch.equal(raw(one.params[n]), raw(other.params[n]))]
 
 
-def offered(loaded: Loaded) -> set[str]:
+def offered(loaded: Built) -> set[str]:
     (selection,) = loaded.loader.offered
     return {selection.checkpoint.table.names[i] for i in selection.ids}
 

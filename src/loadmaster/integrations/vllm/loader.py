@@ -150,13 +150,13 @@ class Loader(BaseModelLoader):
             UnsupportedError: weights that are not safetensors, or a format that torch does not have.
             LoadError: reading failed, or bytes of a parameter were not written.
         """
-        may_stay = _may_stay(model, model_config)
+        stays = may_stay(model, model_config)
         planned, self.planned = self.planned, None  # of the model that was just built
-        if planned is not None and (reason := _reason(misfits(planned, model, may_stay))):
+        if planned is not None and (reason := _reason(misfits(planned, model, stays))):
             self._stream_because(reason)
             planned = None
         self.offered = self._select(model, model_config) if planned is None else []
-        watch = Watch(dict(model.named_parameters()), may_stay) if self.options.verify else None
+        watch = Watch(dict(model.named_parameters()), stays) if self.options.verify else None
         if planned is None:
             self._stream_all(model)
         else:
@@ -343,7 +343,7 @@ def _reason(misfits: Iterator[str]) -> str:
     return "; ".join(every[:3]) + more
 
 
-def _may_stay(model: torch.nn.Module, model_config: ModelConfig) -> Any:
+def may_stay(model: torch.nn.Module, model_config: ModelConfig) -> Any:
     """Return a predicate over names: which parameters need not be written.
 
     These are a quantised cache's scales, which have defaults, and in a draft what vLLM replaces by the target's once both

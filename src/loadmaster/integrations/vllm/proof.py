@@ -186,7 +186,7 @@ class Watch:
     def _stays(self, name: str, param: torch.Tensor) -> bool:
         """Give a parameter its default back, if it had one and may keep it; say whether it may stay as it is now."""
         default = self._defaults.get(name)
-        may = self._may_stay(name) or (default is not None and _is_default(name, default))
+        may = self._may_stay(name) or (default is not None and is_default(name, default))
         if may and default is not None:
             missing = unwritten(param)
             filled = param.contiguous().clone()
@@ -195,7 +195,7 @@ class Watch:
         return may
 
 
-def _is_default(name: str, default: torch.Tensor) -> bool:
+def is_default(name: str, default: torch.Tensor) -> bool:
     """Whether a parameter may keep what it was initialised with: no weight, bias or weight's scale, and no sentinel."""
     leaf = name.rpartition(".")[2]
     if "weight" in leaf or "bias" in leaf:
