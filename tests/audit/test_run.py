@@ -52,6 +52,13 @@ def test_values_of_another_file_are_shown_by_the_comparison(run: Callable[[str],
     assert result.ours_judgement.verdict is Verdict.CLEAR
 
 
+def test_a_warning_that_the_sound_checkpoint_gets_too_is_no_warning_of_the_defect(run: Callable[[str], Result]) -> None:
+    result = run("llama-awq/zeros-missing")
+    assert any("layers.1.mlp.down_proj.scales" in line for line in result.auto.logged)
+    assert result.verdict is Verdict.SILENT
+    assert run("qwen3/o_proj-int8").verdict is Verdict.WARNED
+
+
 def test_a_missing_shard_that_the_index_names_is_refused_clearly(run: Callable[[str], Result]) -> None:
     result = run("qwen3/shard-missing")
     assert result.verdict is Verdict.CLEAR

@@ -51,7 +51,7 @@ def expected_params(plan: Plan, rank: int, spelling: Spelling, *, draft: bool = 
         for n, a in copies.items()
         if n in specs
     }
-    computed = specs.keys() - made.keys()
+    computed = [n for n in specs if n not in made]
     if computed:
         loaded = load_rank(plan, rank).tensors
         made |= {n: loaded[n].clone() for n in computed}

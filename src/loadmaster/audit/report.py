@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -28,7 +29,7 @@ JUDGED: Final = (
     (
         "loaded wrong in silence",
         "no error, and a parameter has bytes that nobody wrote, or holds something else than the sound checkpoint gives, or "
-        "something that the checkpoint stores was dropped; and no warning named it",
+        "something that the checkpoint stores was dropped; and no warning named it that the sound one does not get too",
     ),
     ("loaded wrong with a warning", "the same, with a warning that names what is concerned"),
     ("hang, crash", "the process did not end within two minutes, or ended by a signal"),
@@ -62,19 +63,23 @@ def summary(rows: Sequence[Row]) -> str:
 
 def write_reports(out: Path, versions: Mapping[str, str], rows: Sequence[Row]) -> tuple[Path, ...]:
     """Write ``vllm-VERSION.json``, ``.md`` and ``.html``, and return their paths."""
-    from loadmaster.report.json import dumps
-
     out.mkdir(parents=True, exist_ok=True)
     stem = name_of(versions)
     blocks = list(report(versions, rows))
     texts = {
-        "json": dumps({"versions": versions, "results": rows}) + "\n",
+        "json": results_text(versions, rows),
         "md": markdown(blocks),
         "html": html(title_of(versions), blocks),
     }
     for suffix, text in texts.items():
         (out / f"{stem}.{suffix}").write_text(text, encoding="utf-8")
     return tuple(out / f"{stem}.{suffix}" for suffix in texts)
+
+
+def results_text(versions: Mapping[str, str], rows: Sequence[Row]) -> str:
+    """Return the results as JSON, a line each, so that two runs can be compared line by line."""
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    return f'{{"versions": {json.dumps(versions)}, "results": [\n{lines}\n]}}\n'
 
 
 def name_of(versions: Mapping[str, str]) -> str:

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -38,8 +38,8 @@ TRACKED = {"model_loader_extra_config": {"enable_weights_track": True}}
 PROCESSED = {"process": True}
 """With vLLM's processing of weights, which follows loading."""
 
-SHOWN = 6
-"""Gaps and differences of one attempt that a result names; the rest are counted."""
+SHOWN, MESSAGE = 4, 400
+"""Gaps, differences and logged lines of one attempt that a result names, and letters of its message."""
 
 
 def prepare() -> dict[str, str]:
@@ -127,10 +127,12 @@ class Result:
 
 
 def _brief(attempt: Attempt) -> dict[str, Any]:
+    """Return an attempt as far as it is kept: what is long cut short and counted, what is empty left out."""
     values = attempt.as_json()
     counts = {f"num_{key}": len(values[key]) for key in ("gaps", "differences")}
     shown = {key: values[key][:SHOWN] for key in ("gaps", "differences", "logged")}
-    return {**values, **counts, **shown, "message": attempt.message[:1000]}
+    made = {**values, **counts, **shown, "message": attempt.message[:MESSAGE]}
+    return {key: value for key, value in made.items() if value not in ("", [], ()) or key in ("raised_in", "loader")}
 
 
 class Loading:
@@ -183,9 +185,11 @@ class Audit:
         shutil.copytree(self._sound(case), path)
         subjects = tuple(self._change(lambda: list(damage.change(Mutant(path)))))
 
+        usual = control.logged if control else ()
+
         def judged(attempt: Attempt) -> Judgement:
             return judge(
-                attempt,
+                replace(attempt, logged=tuple(line for line in attempt.logged if line not in usual)),
                 subjects,
                 is_sound=False,
                 harmless=damage.harmless or control is None,

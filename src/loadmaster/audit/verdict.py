@@ -4,6 +4,7 @@
 2. The engine raised. Its message (with the chain of its causes, and what it logged) has to name a tensor, parameter or file
    concerned, and to say in words what is wrong with it; a bare name is no sentence. If it does not: **unclear error**. If it
    does, but tensors had been read although headers show the defect: **late error**. Else **refused clearly**.
+   Only what is not logged for the sound checkpoint too counts as logged, here and below.
 3. The engine loaded. Every parameter must have been written whole and hold what the sound checkpoint gives, byte for byte
    (values, where plain formats are converted). If not: **loaded wrong in silence**, or **with a warning** where a warning
    named what is concerned. So it is where all that holds, but the damaged checkpoint stores another model than the sound
