@@ -14,6 +14,7 @@ from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan, build_plan, prove
 from loadmaster.synth import PRESETS, write_full_size, write_tiny
 from tests.conftest import Tiny
+from tests.failures.mutant import Mutant
 
 VLLM = vllm_0_32.NAME
 
@@ -64,6 +65,14 @@ def test_stages_hold_embedding_and_head_where_vllm_does(preset: str, on: list[in
     assert prove(made).findings == ()
     own = {"model.embed_tokens.weight", "lm_head.weight"}
     assert [len(names(made, rank) & own) for rank in range(3)] == on
+
+
+def test_what_every_stage_lacks_touches_every_rank(tiny_copy: Tiny) -> None:
+    path = Mutant(tiny_copy("mixtral")).drop("embed_tokens").path
+    (finding,) = prove(plan(path, 2, 2)).findings
+    assert (finding.code, finding.ranks) == ("tensor-missing", (0, 1, 2, 3))
+    (finding,) = prove(build_plan(open_checkpoint(path), ParallelLayout(2, 2))).findings
+    assert finding.ranks == (0, 1)
 
 
 def test_a_tied_head_shares_the_embedding_on_every_stage(tmp_path: Path) -> None:

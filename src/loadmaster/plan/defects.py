@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from loadmaster.architectures.schema import Schema
+from loadmaster.architectures.schema import Schema, Target
 from loadmaster.findings import Finding, joined, ranges
 from loadmaster.parallel import ParallelLayout, stage_of
 
@@ -41,6 +41,7 @@ class Defect:
 class Holders:
     """Which ranks hold a layer or an expert. ``stages`` are the layers, half open, of each pipeline stage."""
 
+    target: Target
     schema: Schema
     layout: ParallelLayout
     stages: Sequence[tuple[int, int]]
@@ -56,7 +57,8 @@ class Holders:
     def _of_layer(self, layer: int, logical: str) -> Iterable[int]:
         last = len(self.stages) - 1
         if layer == TOP:
-            on = {0} if logical == "embed" else {last}
+            params = [p for p in self.target.params if logical in p.parts and p.stage]
+            on = {n for n in range(last + 1) if any(p.is_on(n, last + 1) for p in params)} or {last}
             if logical == "embed" and (self.schema.tied or self.layout.num_draft_layers):
                 on.add(last)
         else:

@@ -231,7 +231,7 @@ def _build(checkpoint: Checkpoint, layout: ParallelLayout, dtype: str | None, en
     of_model = (c for own in top.values() for made in own.values() for c in made)
     check_described(target, chain(of_model, *composed.values()), numerics.model_dtype)
     decoded = unlike(target, (binding.top, *binding.classes), len(schema.layers), numerics.model_dtype)
-    findings = gather(checkpoint.findings, (*binding.defects, *decoded), Holders(schema, layout, stages))
+    findings = gather(checkpoint.findings, (*binding.defects, *decoded), Holders(target, schema, layout, stages))
     plan = Plan(
         checkpoint=checkpoint,
         layout=layout,
