@@ -28,7 +28,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PYTEST := $(BIN)/python -m pytest $(TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-gpu test-vllm lint format types layers docs reference check bench fuzz mutants clean
+.PHONY: help demo test test-all test-gpu test-vllm vllm-goldens lint format types layers docs reference check bench fuzz mutants clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -47,6 +47,9 @@ test-gpu: $(VENV)/.test  ## the tests marked gpu, one at a time
 
 test-vllm: $(VENV)-vllm/.test  ## the tests marked vllm, with vLLM for CPUs in an environment of its own: 3.5 GB, once
 	$(VENV)-vllm/bin/python -m pytest $(or $(TESTS),tests) -m vllm
+
+vllm-goldens: $(VENV)-vllm/.test  ## digests of what vLLM's own loader writes, anew: tests/integrations/vllm_0_32.json
+	$(VENV)-vllm/bin/python -m tools.vllm_goldens
 
 lint: $(VENV)/.check  ## ruff: format and rules
 	$(BIN)/ruff format --check .

@@ -44,13 +44,24 @@ def configs(**changes: Any) -> tuple[Any, Any]:
     model = {
         "runner_type": "generate",
         "config_format": "auto",
+        "hf_config_path": None,
         "quantization": None,
         "hf_config": SimpleNamespace(architectures=changes.pop("architectures", ["Qwen3ForCausalLM"])),
     }
     for values in (parallel, model):
         values.update({k: changes.pop(k) for k in list(changes) if k in values})
     target = SimpleNamespace(hf_overrides=changes.pop("hf_overrides", {}))
-    vllm = {"parallel_config": SimpleNamespace(**parallel), "model_config": target, "lora_config": None, **changes}
+    offload = SimpleNamespace(
+        uva=SimpleNamespace(cpu_offload_gb=changes.pop("cpu_offload_gb", 0)),
+        prefetch=SimpleNamespace(offload_group_size=0),
+    )
+    vllm = {
+        "parallel_config": SimpleNamespace(**parallel),
+        "model_config": target,
+        "lora_config": None,
+        "offload_config": offload,
+        **changes,
+    }
     return SimpleNamespace(**vllm), SimpleNamespace(**model)
 
 
@@ -63,6 +74,8 @@ def configs(**changes: Any) -> tuple[Any, Any]:
         ({"enable_eplb": True}, "EPLB"),
         ({"decode_context_parallel_size": 2}, "decode_context_parallel_size"),
         ({"hf_overrides": {"num_hidden_layers": 1}}, "hf_overrides"),
+        ({"hf_config_path": "elsewhere"}, "hf_config_path"),
+        ({"cpu_offload_gb": 1.0}, "offloading"),
         ({"config_format": "mistral"}, "a config in the format mistral"),
         ({"quantization": "fp8"}, "quantization fp8, and None in config.json"),
         ({"architectures": ["Qwen3ForSequenceClassification"]}, "vLLM takes another architecture"),
@@ -142,6 +155,16 @@ def test_what_vllm_may_see_otherwise_is_left_to_it(
         prove_layout(open_checkpoint(path), ParallelLayout(), torch.bfloat16)
 
 
+def test_what_a_draft_s_checkpoint_lacks_is_left_to_vllm(tmp_path: Path) -> None:
+    """It may be the draft's alone."""
+    write_tiny(PRESETS["glm-5.1-fp8"], tmp_path, overrides=ACCEPTED["glm-5.1-fp8"])
+    checkpoint = open_checkpoint(Mutant(tmp_path).drop(r"model\.layers\.[0-4]\.").path)
+    with pytest.raises(Unfit, match="layer-missing"):
+        prove_layout(checkpoint, ParallelLayout(num_draft_layers=1), torch.bfloat16)
+    with pytest.raises(PlanError):
+        prove_layout(checkpoint, ParallelLayout(), torch.bfloat16)
+
+
 def test_a_layout_that_plans_do_not_have_is_streamed(tiny: Tiny) -> None:
     with pytest.raises(Unfit, match="do not divide over 3"):
         prove_layout(open_checkpoint(tiny("qwen3")), ParallelLayout(1, 3), torch.bfloat16)
@@ -198,6 +221,9 @@ def test_a_model_with_other_parameters_does_not_fit_and_each_is_named(tiny: Tiny
     assert said(head, torch.empty(128, 320, dtype=dtype).t()) == [f"{head} is not contiguous here"]
     assert said("model.extra", torch.empty(1)) == ["model.extra is not in the plan"]
     assert said(norm, torch.empty(128, dtype=dtype, device="meta"))[0].startswith("parameters are on several devices")
+    with torch.inference_mode():
+        made_there = torch.empty(128, dtype=dtype)
+    assert said(norm, made_there) == [f"{norm} was made in inference mode, which lets no other thread write to it"]
     model = built(made)
     del model.get_submodule("model.norm").weight
     assert reasons(made, model) == [f"{norm} is not a parameter here"]

@@ -283,6 +283,17 @@ def test_weights_that_are_loaded_again_are_streamed(made: Callable[[str], Path],
     assert all(torch.equal(p, before[n]) for n, p in loaded.params.items())
 
 
+def test_a_partition_of_layers_that_vllm_was_given_is_followed(
+    made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_PP_LAYER_PARTITION", "1,3")
+    path = made("qwen3")
+    for rank, layers in ((Rank((0, 2)), {0}), (Rank((1, 2)), {1, 2, 3})):
+        direct = load(path, rank, **DIRECT)
+        assert {int(n.split(".")[2]) for n in direct.params if ".layers." in n} == layers
+        assert differences(direct, load(path, rank, load_format="auto")) == []
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_weights_are_cast_as_vllm_casts_them(dtype: str, made: Callable[[str], Path]) -> None:
     path = made("qwen3")

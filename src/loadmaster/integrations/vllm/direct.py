@@ -3,7 +3,7 @@
 Where vLLM 0.32's parameters are described for a family (`loadmaster.architectures.targets`), its ``load_weights`` need not
 run: each byte is read from where the headers say to where the plan says. Three questions come before, in this order:
 
-1. Is what vLLM is asked for described (`unfit`)? If not, everything is streamed.
+1. Is what vLLM is asked for described (`check_fit`)? If not, everything is streamed.
 2. Is the plan proven (`prove_layout`)? What is surely a defect is refused, before memory is allocated; what vLLM may see
    otherwise is streamed, and left to vLLM's judgement and to the proof after loading.
 3. Has the built model the parameters that the plan fills, and no others (`misfits`)? If not, everything is streamed.
@@ -103,8 +103,13 @@ def _unfit(vllm_config: Any, model: Any, checkpoint: Checkpoint, model_class: ty
     for name in ("prefill_context_parallel_size", "decode_context_parallel_size"):
         if getattr(parallel, name, 1) > 1:
             yield name
+    offload = vllm_config.offload_config
+    if offload.uva.cpu_offload_gb or offload.prefetch.offload_group_size:
+        yield "offloading"
     if vllm_config.model_config.hf_overrides:  # a draft's own are vLLM's
         yield "hf_overrides"
+    if model.hf_config_path is not None:
+        yield "hf_config_path"
     if model.config_format not in ("auto", "hf"):
         yield f"a config in the format {model.config_format}"
     architectures = config.get("architectures")
@@ -170,6 +175,8 @@ def prove_layout(checkpoint: Checkpoint, layout: ParallelLayout, dtype: torch.dt
     found = errors(proof.findings)
     if doubtful := next((f for f in found if not _is_defect(f)), None):
         raise Unfit(f"{doubtful.code}: {doubtful.summary}")
+    if found and layout.num_draft_layers:
+        raise Unfit(f"{found[0].code}: {found[0].summary}")  # a draft's checkpoint may have nothing else
     if found and (strays := _num_strays(proof.plan)):
         raise Unfit(f"{found[0].code}: {found[0].summary}; and {strays:,} stored tensors go nowhere")  # vLLM may rename
     if found:
@@ -247,6 +254,8 @@ def _spec_misfits(planned: Iterable[tuple[ParamSpec, str]], params: Mapping[str,
             yield f"{name} is not a parameter here"
         elif why := misfit(spec, param.detach()):
             yield f"{name} {why}"
+        elif param.is_inference():
+            yield f"{name} was made in inference mode, which lets no other thread write to it"
         elif spec.alias is not None:
             if param is not params.get(spec.alias):
                 yield f"{name} is not {spec.alias} here, and is in the plan"
