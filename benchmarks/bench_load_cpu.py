@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 CHUNK = 8 * 2**20
 _ANONYMOUS: dict[str, int] = {}
@@ -28,15 +29,7 @@ _ANONYMOUS: dict[str, int] = {}
 
 def make(path: Path, gb: float) -> None:
     """Write a GLM-5.1-FP8 of one dense and several sparse layers: FP8 experts with scales, as most bytes of the real one."""
-    import numpy as np
-    import orjson
-
-    from loadmaster.synth import PRESETS
-    from loadmaster.synth.inventory import inventory
-    from loadmaster.synth.write import write_shard
-
-    preset = PRESETS["glm-5.1-fp8"]
-    config = preset.config_of(tiny=False) | {
+    sizes = {
         "num_hidden_layers": 4,
         "first_k_dense_replace": 1,
         "hidden_size": 2048,
@@ -46,23 +39,43 @@ def make(path: Path, gb: float) -> None:
         "vocab_size": 32768,
         "num_nextn_predict_layers": 0,
     }
+    write_noise(path, "glm-5.1-fp8", sizes)
+
+
+def write_noise(path: Path, name: str, overrides: dict[str, Any], num_shards: int = 2) -> None:
+    """Write a preset's checkpoint with other sizes and random bytes, none of which is zero."""
+    import numpy as np
+    import orjson
+
+    from loadmaster.synth import PRESETS
+    from loadmaster.synth.inventory import inventory
+    from loadmaster.synth.write import write_shard
+
+    preset = PRESETS[name]
+    config = preset.config_of(tiny=False) | overrides
     entries = inventory(preset, config)
     random = np.random.default_rng(0)
     noise = random.integers(1, 100, 2**26, dtype=np.uint8).tobytes()
-    half = len(entries) // 2
     path.mkdir(parents=True, exist_ok=True)
-    for i, part in enumerate((entries[:half], entries[half:]), 1):
+    weight_map: dict[str, str] = {}
+    for i in range(num_shards):
+        part = entries[i * len(entries) // num_shards : (i + 1) * len(entries) // num_shards]
         bodies = (
             noise[: e.signature.num_bytes]
             if e.signature.num_bytes <= len(noise)
             else (noise * (e.signature.num_bytes // len(noise) + 1))[: e.signature.num_bytes]
             for e in part
         )
+        shard = path / f"model-{i + 1:05d}-of-{num_shards:05d}.safetensors"
+        weight_map |= {e.name: shard.name for e in part}
         write_shard(
-            path / f"model-{i:05d}-of-00002.safetensors",
+            shard,
             [(e.name, e.signature.dtype, e.signature.shape) for e in part],
             bodies,
         )
+    total = sum(e.signature.num_bytes for e in entries)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (path / "model.safetensors.index.json").write_bytes(orjson.dumps(index))
     (path / "config.json").write_bytes(orjson.dumps(config))
 
 
