@@ -27,9 +27,10 @@ MLA: Final[dict[str, Any]] = {  # vLLM takes no cut inside a block of 128
 GLM: Final[dict[str, Any]] = {**MLA, "qk_head_dim": 64, "head_dim": 32}
 LONG: Final[dict[str, Any]] = {"max_position_embeddings": 16384}
 MINIMAX: Final[dict[str, Any]] = {
-    "rotary_dim": 32,
-    "head_dim": 64,
-    "intermediate_size": 256,
+    "head_dim": 32,
+    "hidden_size": 256,
+    "num_key_value_heads": 8,
+    "rotary_dim": 8,
     "scoring_func": "sigmoid",
     "use_routing_bias": True,
 }
