@@ -103,12 +103,12 @@ def readahead(path: Path, kib: int | None) -> Iterator[int | None]:
 
 def measure(path: Path, rank: dict[str, Any], way: str) -> tuple[dict[str, float], Any]:
     """Build a rank's model and load it; return what both took, and the loader."""
+    from tests.integrations.ranks import Rank, load
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
     from loadmaster.integrations.vllm import loader as ours
     from loadmaster.integrations.vllm import proof
-    from tests.integrations.ranks import Rank, load
 
     found: dict[str, float] = {}
 

@@ -8,7 +8,7 @@ from loadmaster.integrations.vllm.needs import Outline, Skip, reason_to_skip, so
 
 STAGE = Outline(
     placeholders=frozenset({"model.layers.0", "model.layers.1", "model.embed_tokens"}),
-    stacks={"model.layers": frozenset(range(4))},
+    elsewhere={"model.layers": frozenset({4, 10})},
     experts={"model.layers.2.mlp.experts": frozenset({0, 1})},
 )
 """The second of two stages of a model of four layers, which holds two of its experts."""
@@ -22,6 +22,7 @@ STAGE = Outline(
         ("model.layers.2.self_attn.q_proj.weight", None),
         ("model.layers.10.self_attn.q_proj.weight", Skip.LAYER),  # begins like layer 1
         ("model.layers.4.eh_proj.weight", Skip.LAYER),  # an MTP layer, which the main model does not have
+        ("model.layers.5.self_attn.q_proj.weight", None),  # no one knows whose: the model's own loader is to say
         ("model.layers.2.mlp.experts.1.up_proj.weight", None),
         ("model.layers.2.mlp.experts.2.up_proj.weight", Skip.EXPERT),
         ("model.layers.2.mlp.experts.2.up_proj.weight_scale_inv", Skip.EXPERT),
@@ -57,7 +58,8 @@ def test_names_are_mapped_as_the_model_does_before_they_are_looked_at() -> None:
 
 def test_a_draft_has_its_own_layers_alone_and_finds_its_experts_one_block_deeper() -> None:
     draft = Outline(
-        stacks={"model.layers": frozenset({4})}, experts={"model.layers.4.mtp_block.mlp.experts": frozenset({3})}
+        elsewhere={"model.layers": frozenset(range(4))},
+        experts={"model.layers.4.mtp_block.mlp.experts": frozenset({3})},
     )
     assert reason_to_skip("model.layers.0.mlp.up_proj.weight", draft) is Skip.LAYER
     assert reason_to_skip("model.layers.4.mlp.experts.0.up_proj.weight", draft) is Skip.EXPERT

@@ -17,7 +17,7 @@ class Skip(Enum):
 
     UNUSED = "the model says that it does not use it"
     STAGE = "its module is a placeholder here: another stage has it"
-    LAYER = "the model has no such layer"
+    LAYER = "another model has the layer: the draft, or the one that it drafts for"
     EXPERT = "another rank has the expert"
 
 
@@ -25,8 +25,8 @@ class Skip(Enum):
 class Outline:
     """A built model, as far as it decides what to read. All names are those of the model's modules.
 
-    ``placeholders`` stand for modules of other stages. ``stacks`` are lists of layers by name, with the numbers of all their
-    layers, placeholders included; only lists whose numbers are surely those of the checkpoint. ``experts`` are modules of
+    ``placeholders`` stand for modules of other stages. ``elsewhere`` are lists of layers by name, with the numbers of the
+    layers that another model has; only lists whose numbers are surely those of the checkpoint. ``experts`` are modules of
     experts with the numbers of those that this rank holds; only where it does not hold all. ``copies_embedding``: the head
     is tied and lives here, and the loader may fill it from an embedding that is a placeholder.
 
@@ -35,7 +35,7 @@ class Outline:
     """
 
     placeholders: frozenset[str] = frozenset()
-    stacks: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    elsewhere: Mapping[str, frozenset[int]] = field(default_factory=dict)
     experts: Mapping[str, frozenset[int]] = field(default_factory=dict)
     copies_embedding: bool = False
     rename: Callable[[str], str | None] = lambda name: name
@@ -45,9 +45,10 @@ class Outline:
 def reason_to_skip(stored: str, outline: Outline) -> Skip | None:
     """Return why a stored tensor is not needed; None if it is, or may be.
 
-    >>> stage = Outline(placeholders=frozenset({"model.layers.0", "lm_head"}), stacks={"model.layers": frozenset({0, 1})})
-    >>> [reason_to_skip(f"model.layers.{i}.mlp.up_proj.weight", stage) for i in (0, 1, 2)]
-    [<Skip.STAGE: 'its module is a placeholder here: another stage has it'>, None, <Skip.LAYER: 'the model has no such layer'>]
+    >>> stage = Outline(placeholders=frozenset({"model.layers.0", "lm_head"}), elsewhere={"model.layers": frozenset({2})})
+    >>> reasons = [reason_to_skip(f"model.layers.{i}.mlp.up_proj.weight", stage) for i in range(4)]
+    >>> reasons == [Skip.STAGE, None, Skip.LAYER, None]
+    True
     """
     name = outline.rename(stored)
     if name is None or outline.is_unused(stored):
@@ -55,7 +56,7 @@ def reason_to_skip(stored: str, outline: Outline) -> Skip | None:
     for module, after in _modules(name):
         if module in outline.placeholders and not (outline.copies_embedding and not _is_numbered(module)):
             return Skip.STAGE
-        if (numbers := outline.stacks.get(module)) is not None and _number(after) not in (None, *numbers):
+        if _number(after) in outline.elsewhere.get(module, ()):
             return Skip.LAYER
     if (expert := _expert(name)) is not None and _is_local_alone(name):
         held = _held(expert[0], outline.experts)

@@ -14,8 +14,8 @@ def outline_of(model: torch.nn.Module, model_config: Any) -> Outline:
     """Return what of a built model decides which tensors it needs.
 
     The numbers of a list of layers are the checkpoint's if it is as long as the config has layers; those of a draft's
-    layers if they go on where the config's layers end. Experts are told apart only where each lies on one rank and no
-    shared ones are fused with them.
+    layers if they go on where the config's layers end. Layers that the config does not speak of are no other model's.
+    Experts are told apart only where each lies on one rank and no shared ones are fused with them.
     """
     from vllm.distributed import get_pp_group
 
@@ -27,7 +27,7 @@ def outline_of(model: torch.nn.Module, model_config: Any) -> Outline:
     mapper = getattr(model, "hf_to_vllm_mapper", None)
     return Outline(
         placeholders=frozenset(_placeholders(model)),
-        stacks=dict(_stacks(model, int(getattr(config, "num_hidden_layers", 0)), is_draft)),
+        elsewhere=dict(_elsewhere(model, config, is_draft)),
         experts=dict(_experts(model)),
         copies_embedding=tied and get_pp_group().is_last_rank,
         rename=_same if mapper is None else mapper.map_name,
@@ -52,14 +52,16 @@ def _placeholders(model: torch.nn.Module) -> Iterator[str]:
             yield name
 
 
-def _stacks(model: torch.nn.Module, num_layers: int, is_draft: bool) -> Iterator[tuple[str, frozenset[int]]]:
+def _elsewhere(model: torch.nn.Module, config: Any, is_draft: bool) -> Iterator[tuple[str, frozenset[int]]]:
+    num_layers = int(getattr(config, "num_hidden_layers", 0))
+    drafted = range(num_layers, num_layers + int(getattr(config, "num_nextn_predict_layers", None) or 0))
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and not is_draft and len(module) == num_layers:
-            yield name, frozenset(range(num_layers))
+            yield name, frozenset(drafted)
         elif isinstance(module, torch.nn.ModuleDict) and len(module) and all(k.isdecimal() for k in module):
             numbers = frozenset(int(k) for k in module)
             if 0 < num_layers <= min(numbers):
-                yield name, numbers
+                yield name, frozenset(range(drafted.stop)) - numbers
 
 
 def _experts(model: torch.nn.Module) -> Iterator[tuple[str, frozenset[int]]]:
