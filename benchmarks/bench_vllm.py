@@ -3,9 +3,9 @@
     python benchmarks/bench_vllm.py [--gb 2.5] [--rounds 6] [--results DIR]      (in the environment of `make test-vllm`)
 
 A Qwen3-MoE in BF16 is loaded by ranks of `-pp 4`, `-tp 2` and `-tp 2 --enable-expert-parallel`, each alone, on the CPU, as
-the tests do (tests/integrations/ranks.py): vLLM builds the model of that rank, and its loader's ``load_weights`` is what is
-measured, headers and proof included. What building the model takes is told beside it, for with the proof memory is touched
-then, and without it while loading.
+the audit does it: vLLM builds the model of that rank, and its loader's ``load_weights`` is what is measured, headers and proof
+included. ``loadmaster`` writes this family directly; streamed through vLLM's own loader it is a way of its own. What building
+the model takes is told beside it, for with the proof memory is touched then, and without it while loading.
 
 Cold: the checkpoint's pages are dropped before each load, and the kernel's counter for this process says what it read from
 disk, with the device's readahead as large as it was found and with 128 KiB (where this user may set it). Warm: the ways
@@ -36,8 +36,6 @@ from typing import Any
 
 from bench_load_cpu import write_noise
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # tests.integrations.ranks
-
 SIZES = {
     "num_hidden_layers": 8,
     "hidden_size": 1024,
@@ -57,6 +55,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "auto": {"load_format": "auto"},
     "loadmaster": {},
     "loadmaster, not verified": {"model_loader_extra_config": {"verify": False}},
+    "loadmaster, streamed": {"model_loader_extra_config": {"direct": False}},
 }
 FLOORS = ("preadv, fresh huge pages", "preadv, fresh memory")
 CHUNK = 16 * 2**20
@@ -103,12 +102,12 @@ def readahead(path: Path, kib: int | None) -> Iterator[int | None]:
 
 def measure(path: Path, rank: dict[str, Any], way: str) -> tuple[dict[str, float], Any]:
     """Build a rank's model and load it; return what both took, and the loader."""
-    from tests.integrations.ranks import Rank, load
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
     from loadmaster.integrations.vllm import loader as ours
     from loadmaster.integrations.vllm import proof
+    from loadmaster.integrations.vllm.ranks import Rank, load
 
     found: dict[str, float] = {}
 
@@ -125,7 +124,7 @@ def measure(path: Path, rank: dict[str, Any], way: str) -> tuple[dict[str, float
     kept = [(c, n, getattr(c, n)) for c, n in _timed_methods(BaseModelLoader, DefaultModelLoader, ours.Loader)]
     pattern = proof.patterned
     try:
-        proof.patterned = nullcontext  # the tests' own; that of the loader stays
+        proof.patterned = nullcontext  # of what builds without a rank's loader; that of the loader stays
         for owner, name, call in kept:
             setattr(owner, name, timed({"create_model": "build", "load_weights": "load"}[name], call))
         loaded = load(path, Rank(**{k: tuple(v) if k != "ep" else v for k, v in rank.items()}), **WAYS[way])
@@ -141,7 +140,7 @@ def _timed_methods(base: Any, default: Any, ours: Any) -> list[tuple[Any, str]]:
 
 
 def ranges_of(loader: Any) -> list[tuple[Path, int, int]]:
-    """File, first byte and length of every run of bytes that the loader read."""
+    """File, first byte and length of every run of bytes that the loader streamed."""
     runs: list[tuple[Path, int, int]] = []
     for selection in loader.offered:
         table, files = selection.checkpoint.table, selection.checkpoint.files
@@ -185,12 +184,12 @@ def floor(runs: list[tuple[Path, int, int]], threads: int, huge: bool) -> float:
 
 def one(path: Path, rank: dict[str, Any], rounds: int) -> dict[str, Any]:
     """Measure a rank in this process: cold, then warm, the ways in turns."""
-    from loadmaster.integrations.vllm.options import Options
+    from loadmaster.loader.readers import default_readers
 
     cold: dict[str, dict[str, float]] = {}
     for label, kib in (("as found", None), (f"{READAHEAD_KIB} KiB", READAHEAD_KIB)):
         with readahead(path, kib) as found:
-            for way in ("auto", "loadmaster"):
+            for way in ("auto", "loadmaster", "loadmaster, streamed"):
                 drop(path)
                 measured, loader = measure(path, rank, way)
                 cold[f"{way}, readahead {label}"] = {**measured, "readahead_kib": float(found or 0)}
@@ -203,7 +202,7 @@ def one(path: Path, rank: dict[str, Any], rounds: int) -> dict[str, Any]:
                 measured, _ = measure(path, rank, way)
             else:
                 cpu = time.process_time()
-                measured = {"load": floor(runs, Options().num_readers, way == FLOORS[0])}
+                measured = {"load": floor(runs, default_readers(), way == FLOORS[0])}
                 measured["load_cpu"] = time.process_time() - cpu
             gc.collect()
             if turn:
@@ -212,7 +211,7 @@ def one(path: Path, rank: dict[str, Any], rounds: int) -> dict[str, Any]:
 
 
 def needed_bytes(path: Path, layout: str) -> list[int]:
-    """Bytes of the checkpoint that each rank's parameters are made of, by the plan."""
+    """Bytes of the checkpoint that each rank's parameters are made of, by the plan of vLLM's parameters."""
     from loadmaster.checkpoint import open_checkpoint
     from loadmaster.parallel import ParallelLayout
     from loadmaster.plan import build_plan
@@ -222,7 +221,7 @@ def needed_bytes(path: Path, layout: str) -> list[int]:
         "-tp 2": ParallelLayout(tensor_parallel_size=2),
         "-tp 2, whole experts": ParallelLayout(tensor_parallel_size=2, enable_expert_parallel=True),
     }
-    plan = build_plan(open_checkpoint(path), places[layout])
+    plan = build_plan(open_checkpoint(path), places[layout], dtype="BF16", target="vllm-0.32")
     return [plan.rank(i).needed_bytes for i in range(plan.num_ranks)]
 
 
@@ -267,13 +266,13 @@ def main() -> None:
 def tell(layout: str, rank: int, made: dict[str, Any]) -> None:
     offered, needed = made["offered_bytes"], made["needed_bytes"]
     print(
-        f"\n{layout}, rank {rank}: {needed / 1e6:.0f} MB needed, {offered / 1e6:.0f} MB offered to the model",
+        f"\n{layout}, rank {rank}: {needed / 1e6:.0f} MB needed, {offered / 1e6:.0f} MB offered where it is streamed",
         flush=True,
     )
     for way, found in made["cold"].items():
         read = found["load_read_bytes"]
         print(
-            f"  cold {way:36s} {read / 1e6:7.0f} MB read, {read / offered:5.3f} of what was offered, {found['load']:.2f} s"
+            f"  cold {way:46s} {read / 1e6:7.0f} MB read, {read / needed:5.3f} of what is needed, {found['load']:.2f} s"
         )
     ours = statistics.median(m["load"] for m in made["warm"]["loadmaster"])
     for way, runs in made["warm"].items():
