@@ -15,7 +15,7 @@ _FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "w
 
 def dense_cases() -> Iterator[Case]:
     """Yield defects of dense models in BF16: the only ones whose completeness vLLM checks by default."""
-    layer_two = d.missing(L2, "layer 2 is missing", "layer-missing")
+    layer_two = d.missing(L2, "layer 2 is missing", "layer-missing", "model.layers.2.")
     o_proj, last_file = r"layers\.1\.self_attn\.o_proj\.weight$", "model-00009-of-00002.safetensors"
     yield from cases_of(
         "qwen3",

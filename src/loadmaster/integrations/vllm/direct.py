@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from loadmaster.architectures.targets import vllm_0_32
-from loadmaster.checkpoint import Checkpoint
+from loadmaster.checkpoint import Checkpoint, LocalStore
 from loadmaster.errors import InputError, LayoutError, PlanError
 from loadmaster.findings import Finding, errors
 from loadmaster.integrations.vllm.options import Options
@@ -218,14 +218,16 @@ def write(planned: Planned, model: torch.nn.Module, options: Options) -> LoadRep
     params = dict(model.named_parameters(remove_duplicate=False))
     tensors = {spec.name: params[name].detach() for spec, name in planned.params}
     device = next((t.device for t in tensors.values()), torch.device("cpu"))
-    loaded = load_rank(
-        planned.plan,
-        planned.rank,
-        device=device,
-        tensors=tensors,
-        num_readers=options.num_readers,
-        staging_bytes=options.staging_bytes,
-    )
+    with LocalStore(planned.plan.model_path, readahead=False) as store:
+        loaded = load_rank(
+            planned.plan,
+            planned.rank,
+            device=device,
+            store=store,
+            tensors=tensors,
+            num_readers=options.num_readers,
+            staging_bytes=options.staging_bytes,
+        )
     return loaded.report
 
 
