@@ -9,9 +9,6 @@ from typing import Any
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "half": "F16", "float32": "F32", "float": "F32"}
 
-ENGINES = {"native": "native", "vllm": "vllm-0.32"}
-"""Targets by what they are called on a command line: that of the newest version of an engine that is described."""
-
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add MODEL, the layout and what else decides a plan."""

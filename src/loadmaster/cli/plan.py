@@ -7,11 +7,14 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from loadmaster.cli.options import ENGINES, add_capacity_arguments, add_model_arguments
+from loadmaster.cli.options import add_capacity_arguments, add_model_arguments
 from loadmaster.errors import UsageError
 
 if TYPE_CHECKING:
     from loadmaster.plan import ParamSpec, Proof
+
+TARGETS = {"native": "native", "vllm": "vllm-0.32"}
+"""Whose parameters are planned, by engine: those of the newest version that is described."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument(
         "--engine",
-        choices=sorted(ENGINES),
+        choices=sorted(TARGETS),
         default="native",
         help="whose parameters are planned: those of this package's runtime (default), or of vLLM 0.32",
     )
@@ -32,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from loadmaster.cli.planning import prove_arguments
 
     begin = time.perf_counter()
-    proof = prove_arguments(args)
+    proof = prove_arguments(args, target=TARGETS[args.engine])
     elapsed_s = time.perf_counter() - begin
     params = _params(proof, args.params)
     if args.json:

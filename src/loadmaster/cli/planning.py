@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from loadmaster.cli.options import DTYPES, ENGINES
+from loadmaster.cli.options import DTYPES
 from loadmaster.errors import PlanError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from loadmaster.plan import Plan, Proof
 
 
-def prove_arguments(args: argparse.Namespace) -> Proof:
-    """Resolve the model, plan it and prove the plan.
+def prove_arguments(args: argparse.Namespace, *, target: str = "native") -> Proof:
+    """Resolve the model, plan it and prove the plan; ``target`` says whose parameters are planned.
 
     Raises:
         InputError: nothing could be planned.
@@ -24,7 +24,6 @@ def prove_arguments(args: argparse.Namespace) -> Proof:
     from loadmaster.plan import build_plan, prove
 
     checkpoint = open_checkpoint(resolve_model(args.model, args.revision))
-    target = ENGINES[getattr(args, "engine", "native")]
     plan = build_plan(checkpoint, _layout(args, checkpoint), dtype=DTYPES.get(args.dtype), target=target)
     return prove(plan, capacity_bytes=getattr(args, "device_memory", None))
 
