@@ -333,3 +333,43 @@ def test_vllm_finds_the_format_by_the_entry_point_and_may_register_it_again() ->
     for _ in range(2):
         entry.load()()
     assert model_loader._LOAD_FORMAT_TO_MODEL_LOADER["loadmaster"].__module__ == "loadmaster.integrations.vllm.loader"
+
+
+@pytest.mark.parametrize("rank", [Rank(), Rank((1, 2)), Rank(tp=(1, 2), ep=True)], ids=str)
+def test_tensors_that_are_pushed_make_what_vllm_makes_when_it_loads_their_checkpoint_again(
+    rank: Rank, made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+    from vllm.model_executor.model_loader.reload.inplace import reload_weights
+    from vllm.model_executor.model_loader.reload.layerwise import record_metadata_for_reloading
+
+    from loadmaster.integrations.vllm.again import received
+
+    write_tiny(PRESETS["qwen3-moe"], tmp_path, seed=7)
+    new = {n: t for shard in tmp_path.glob("*.safetensors") for n, t in load_file(shard).items()}
+
+    def running(load_format: str) -> Built:
+        built = load(made("qwen3-moe"), rank, load_format=load_format)
+        record_metadata_for_reloading(built.model)
+        built.process()
+        return built
+
+    def params(built: Built) -> dict[str, torch.Tensor]:
+        return {n: p.data.clone() for n, p in built.model.named_parameters()}
+
+    def push(built: Built, tensors: dict[str, torch.Tensor]) -> None:
+        with built.current():
+            reload_weights(built.config, built.model, received(built.model, reversed(tensors.items())), None, True)
+
+    own = running("auto")
+    old = params(own)
+    with own.current():
+        reload_weights(own.config, own.model, None, str(tmp_path), True)
+    built = running("loadmaster")
+    push(built, new)
+    wanted, found = params(own), params(built)
+    assert [n for n in wanted if not torch.equal(wanted[n], found[n])] == []
+    assert [n for n in wanted if "proj" in n and wanted[n].numel() and torch.equal(wanted[n], old[n])] == []
+    lacking = next(n for n in new if "k_proj" in n and n.startswith("model.layers.3."))
+    with pytest.raises(LoadError, match=f"1 of [0-9]+ tensors never came:\n\n  {re.escape(lacking)}"):
+        push(built, {n: t for n, t in new.items() if n != lacking})

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import vllm
@@ -33,9 +33,10 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.model_executor.model_loader.utils import get_model_cls
 from vllm.model_executor.model_loader.weight_utils import maybe_download_from_modelscope
 
-from loadmaster.checkpoint import Checkpoint, LocalStore, Signature, open_checkpoint, resolve_model
+from loadmaster.checkpoint import Checkpoint, LocalStore, open_checkpoint, resolve_model
 from loadmaster.errors import CheckpointError, LoadError, LoadmasterError, UnsupportedError
 from loadmaster.findings import errors, gib
+from loadmaster.integrations.vllm.again import Signatures, check_found, remember, remembered
 from loadmaster.integrations.vllm.direct import Planned, Unfit, check_fit, layout_of, misfits, prove_layout, told, write
 from loadmaster.integrations.vllm.needs import Outline, Skip, expert_sources, reason_to_skip, sources
 from loadmaster.integrations.vllm.options import read_options
@@ -48,12 +49,6 @@ logger = init_logger("vllm.loadmaster")
 
 SHOWN = 12
 """Parameters of one refusal that are named; one missing shard can take hundreds."""
-
-
-PROVEN = "loadmaster_proven"
-"""Attribute of a model: the tensors that it was loaded from when every parameter was found written."""
-
-Signatures: TypeAlias = Mapping[str, Signature]
 
 
 @dataclass(frozen=True)
@@ -167,7 +162,7 @@ class Loader(BaseModelLoader):
         if gaps := watch.gaps():
             writer = "the plan" if planned else f"{type(model).__name__}.load_weights"
             raise _refusal(gaps, read, outline_of(model, model_config), model, writer)
-        setattr(model, PROVEN, _signatures(read))
+        remember(model, _signatures(read))
 
     def _write_directly(self, planned: Planned, model: Any) -> None:
         report = write(planned, model, self.options)
@@ -227,9 +222,8 @@ class Loader(BaseModelLoader):
             LoadError: a tensor that the model was loaded from is not there, or has another shape or format.
         """
         self.offered = self._select(model, model_config)
-        proven: Signatures | None = getattr(model, PROVEN, None)
-        if self.options.verify and proven is not None:
-            _refuse_unlike(proven, _signatures(self.offered))
+        if self.options.verify and (proven := remembered(model)) is not None:
+            check_found(proven, _signatures(self.offered), _rank())
         return self._stream()
 
     def _select(self, model: torch.nn.Module, model_config: ModelConfig) -> list[Selection]:
@@ -309,26 +303,6 @@ def _signatures(offered: list[Selection]) -> Signatures:
         for s in offered
         for i in s.ids
     }
-
-
-def _refuse_unlike(proven: Signatures, found: Signatures) -> None:
-    """Refuse a checkpoint that lacks what a model was proven with."""
-    wrong = [name for name, signature in proven.items() if found.get(name) != signature]
-    if not wrong:
-        return
-    lines = [
-        f"{_rank()}: {len(wrong):,} of the tensors that the model was loaded from cannot be had for loading it again",
-        "",
-    ]
-    for name in wrong[:SHOWN]:
-        has = f"{found[name].dtype} {list(found[name].shape)}" if name in found else "not in the checkpoint"
-        lines.append(f"  {name}  {proven[name].dtype} {list(proven[name].shape)}: {has}")
-    if len(wrong) > SHOWN:
-        lines += ["", f" and {len(wrong) - SHOWN:,} more"]
-    raise LoadError(
-        "\n".join(lines),
-        hint="this rank wrote nothing and is as it was; where others went on, load a sound checkpoint again",
-    )
 
 
 def _rank() -> str:

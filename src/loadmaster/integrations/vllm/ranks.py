@@ -62,17 +62,21 @@ class Built:
     def __post_init__(self) -> None:
         self.params = {n: p.data for n, p in self.model.named_parameters()}
 
+    def current(self) -> Any:
+        """Return the context in which vLLM works on it."""
+        return _current(self.config, self.model_config)
+
     def process(self) -> None:
         """Let vLLM bring the weights into the form in which it computes with them."""
         import torch
         from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
-        with _current(self.config, self.model_config):
+        with self.current():
             process_weights_after_loading(self.model, self.model_config, torch.device("cpu"))
 
     def write(self) -> None:
         """Let the loader write the parameters, up to vLLM's processing of weights."""
-        with _current(self.config, self.model_config):
+        with self.current():
             self.loader.load_weights(self.model, self.model_config)
 
 
