@@ -33,6 +33,7 @@ def qwen(tmp_path: Path) -> Path:
 def generate(model: Path, *others: Path, **engine: Any) -> subprocess.CompletedProcess[str]:
     workers = engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
     environment = os.environ | {
+        "VLLM_LOGGING_LEVEL": "INFO",  # whatever the tests around have set
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, range(workers))),

@@ -36,6 +36,7 @@ def server(command: list[str], log: Path, workers: int = 1) -> Iterator[tuple[su
         port = free.getsockname()[1]
     at = command.index("--") if "--" in command else len(command)
     environment = os.environ | {
+        "VLLM_LOGGING_LEVEL": "INFO",  # whatever the tests around have set
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, range(workers))),
