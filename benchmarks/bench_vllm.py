@@ -45,7 +45,6 @@ SIZES = {
     "moe_intermediate_size": 768,
     "vocab_size": 32768,
 }
-EXPERT_BYTES = 3 * 1024 * 768 * 2
 LAYOUTS: dict[str, list[dict[str, Any]]] = {
     "-pp 4": [{"pp": (i, 4)} for i in range(4)],
     "-tp 2": [{"tp": (i, 2)} for i in range(2)],
@@ -60,6 +59,12 @@ WAYS: dict[str, dict[str, Any]] = {
 FLOORS = ("preadv, fresh huge pages", "preadv, fresh memory")
 CHUNK = 16 * 2**20
 READAHEAD_KIB = 128
+
+
+def moe_sizes(gb: float) -> dict[str, Any]:
+    """Sizes of a Qwen3-MoE of about ``gb`` GB in BF16."""
+    expert_bytes = 3 * SIZES["hidden_size"] * SIZES["moe_intermediate_size"] * 2
+    return {**SIZES, "num_experts": max(int(gb * 1e9 / SIZES["num_hidden_layers"] / expert_bytes) // 8 * 8, 8)}
 
 
 def read_bytes() -> int:
@@ -243,8 +248,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = args.path or Path(folder) / "checkpoint"
         if not path.exists():
-            experts = max(int(args.gb * 1e9 / SIZES["num_hidden_layers"] / EXPERT_BYTES) // 8 * 8, 8)
-            write_noise(path, "qwen3-moe", {**SIZES, "num_experts": experts}, num_shards=4)
+            write_noise(path, "qwen3-moe", moe_sizes(args.gb), num_shards=4)
         total = sum(f.stat().st_size for f in path.glob("*.safetensors"))
         results: dict[str, Any] = {"payload_bytes": total, "rounds": args.rounds, "layouts": {}}
         print(f"checkpoint {total / 1e9:.2f} GB, load average {os.getloadavg()[0]:.1f}", flush=True)

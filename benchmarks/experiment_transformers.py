@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_load_cpu import write_noise
+from bench_vllm import moe_sizes
 
 BLOCK = (128, 128)
 SHAPES = [(256, 256), (128, 384), (192, 256), (576, 256), (320, 192), (130, 256)]
@@ -41,22 +42,12 @@ DENSE = {
     "vocab_size": 65536,
 }
 DENSE_LAYER_BYTES = 2 * (2 * 2048 * 2048 + 2 * 2048 * 1024 + 3 * 2048 * 6144)
-EXPERTS = {
-    "num_hidden_layers": 8,
-    "hidden_size": 1024,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "head_dim": 64,
-    "moe_intermediate_size": 768,
-    "vocab_size": 32768,
-}
-EXPERT_BYTES = 3 * 1024 * 768 * 2
 
 
 def sizes(preset: str, gb: float) -> dict[str, Any]:
     if preset == "qwen3":
         return {**DENSE, "num_hidden_layers": max(int(gb * 1e9 / DENSE_LAYER_BYTES), 1)}
-    return {**EXPERTS, "num_experts": max(int(gb * 1e9 / 8 / EXPERT_BYTES) // 8 * 8, 8)}
+    return moe_sizes(gb)
 
 
 def blocks() -> list[dict[str, Any]]:

@@ -373,3 +373,15 @@ def test_tensors_that_are_pushed_make_what_vllm_makes_when_it_loads_their_checkp
     lacking = next(n for n in new if "k_proj" in n and n.startswith("model.layers.3."))
     with pytest.raises(LoadError, match=f"1 of [0-9]+ tensors never came:\n\n  {re.escape(lacking)}"):
         push(built, {n: t for n, t in new.items() if n != lacking})
+
+
+def test_the_same_loader_reads_the_folder_that_is_named_when_it_loads_again(
+    made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    write_tiny(PRESETS["qwen3"], tmp_path, seed=7, overrides=ACCEPTED["qwen3"])
+    built = load(made("qwen3"))
+    built.model_config.model = str(tmp_path)
+    with built.current():
+        built.loader.get_all_weights(built.model_config, built.model)
+    (selection,) = built.loader.offered
+    assert selection.checkpoint.path == tmp_path

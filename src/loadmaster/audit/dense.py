@@ -16,6 +16,9 @@ _FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "w
 def dense_cases() -> Iterator[Case]:
     """Yield defects of dense models in BF16: the only ones whose completeness vLLM checks by default."""
     layer_two = d.missing(L2, "layer 2 is missing", "layer-missing", "model.layers.2.")
+    tied = d.config(
+        "tied-head", "the config ties a head that differs", "lm_head.weight", harmless=True, tie_word_embeddings=True
+    )
     o_proj, last_file = r"layers\.1\.self_attn\.o_proj\.weight$", "model-00009-of-00002.safetensors"
     yield from cases_of(
         "qwen3",
@@ -86,27 +89,8 @@ def dense_cases() -> Iterator[Case]:
             "consolidated-part",
             d.stale_shard("consolidated.safetensors", "norm", "a consolidated file, of norms alone", harmless=True),
         ),
-        (
-            "tied-by-config",
-            d.config(
-                "tied-head",
-                "the config ties a head that differs",
-                "lm_head.weight",
-                harmless=True,
-                tie_word_embeddings=True,
-            ),
-        ),
-        (
-            "tied-by-config",
-            d.config(
-                "tied-head",
-                "the config ties a head that differs",
-                "lm_head.weight",
-                harmless=True,
-                tie_word_embeddings=True,
-            ),
-            {"rank": LAST},
-        ),
+        ("tied-by-config", tied),
+        ("tied-by-config", tied, {"rank": LAST}),
         (
             "config-narrower",
             d.config(

@@ -17,7 +17,7 @@ from loadmaster.errors import LoadError, UsageError
 from loadmaster.loader.memory import TORCH
 
 SHOWN: Final = 12
-"""Tensors of one refusal that are named."""
+"""Tensors or parameters of one refusal that are named; one missing shard can take hundreds."""
 
 Signatures: TypeAlias = Mapping[str, Signature]
 

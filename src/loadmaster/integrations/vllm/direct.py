@@ -29,7 +29,7 @@ from loadmaster.integrations.vllm.options import Options
 from loadmaster.loader import LoadReport, load_rank
 from loadmaster.loader.memory import TORCH, misfit
 from loadmaster.parallel import ParallelLayout
-from loadmaster.plan import ParamSpec, Plan, build_plan, prove
+from loadmaster.plan import ParamSpec, Plan, RankPlan, build_plan, prove
 from loadmaster.plan.claims import KV_CACHE_SCALES
 
 DEFECTS: Final = frozenset({"layer-missing", "expert-incomplete", "tensor-missing", "scale-missing", "shape-mismatch"})
@@ -54,26 +54,30 @@ class Planned:
         return self.plan.layout.coordinate(self.rank).place
 
     @cached_property
+    def derived(self) -> RankPlan:
+        """The rank's part of the plan."""
+        return self.plan.rank(self.rank)
+
+    @cached_property
     def params(self) -> tuple[tuple[ParamSpec, str], ...]:
         """What is written: each parameter, and what vLLM's model calls it.
 
         A draft has but its own layer; what it shares with the model, vLLM puts there afterwards.
         """
-        derived = self.plan.rank(self.rank)
         if not self.is_draft:
-            return tuple((s, s.name) for s in derived.specs)
-        (layer,) = derived.draft_layers
+            return tuple((s, s.name) for s in self.derived.specs)
+        (layer,) = self.derived.draft_layers
         planned, called = (
             n.format(draft=self.plan.target.layer.format(layer=layer)) for n in vllm_0_32.DRAFT_EMBEDDING
         )
         within = self.plan.named("{draft}.", layer)
-        own = (s for s in derived.specs if s.alias is None and s.name.startswith(within))
+        own = (s for s in self.derived.specs if s.alias is None and s.name.startswith(within))
         return tuple((s, called if s.name == planned else s.name) for s in own)
 
     @property
     def tensors(self) -> list[int]:
         """Ids of the stored tensors that are read, in rising order."""
-        own = self.plan.rank(self.rank).only({spec.name for spec, _ in self.params})
+        own = self.derived.only({spec.name for spec, _ in self.params})
         ids = [np.empty(0, np.int32), *(b.tensors.reshape(-1) for b in own.batches)]
         return [int(i) for i in np.unique(np.concatenate(ids))]
 

@@ -36,7 +36,7 @@ from vllm.model_executor.model_loader.weight_utils import maybe_download_from_mo
 from loadmaster.checkpoint import Checkpoint, LocalStore, open_checkpoint, resolve_model
 from loadmaster.errors import CheckpointError, LoadError, LoadmasterError, UnsupportedError
 from loadmaster.findings import errors, gib
-from loadmaster.integrations.vllm.again import Signatures, check_found, remember, remembered
+from loadmaster.integrations.vllm.again import SHOWN, Signatures, check_found, remember, remembered
 from loadmaster.integrations.vllm.direct import Planned, Unfit, check_fit, layout_of, misfits, prove_layout, told, write
 from loadmaster.integrations.vllm.needs import Outline, Skip, expert_sources, reason_to_skip, sources
 from loadmaster.integrations.vllm.options import read_options
@@ -46,9 +46,6 @@ from loadmaster.integrations.vllm.stream import stream_tensors
 from loadmaster.loader.readers import default_readers
 
 logger = init_logger("vllm.loadmaster")
-
-SHOWN = 12
-"""Parameters of one refusal that are named; one missing shard can take hundreds."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +144,11 @@ class Loader(BaseModelLoader):
         """
         stays = may_stay(model, model_config)
         planned, self.planned = self.planned, None  # of the model that was just built
+        opened, self._checkpoint = self._checkpoint, None
         if planned is not None and (reason := _reason(misfits(planned, model, stays))):
             self._stream_because(reason)
             planned = None
-        self.offered = self._select(model, model_config) if planned is None else []
+        self.offered = self._select(model, model_config, opened) if planned is None else []
         watch = Watch(dict(model.named_parameters()), stays) if self.options.verify else None
         if planned is None:
             self._stream_all(model)
@@ -226,7 +224,9 @@ class Loader(BaseModelLoader):
             check_found(proven, _signatures(self.offered), _rank())
         return self._stream()
 
-    def _select(self, model: torch.nn.Module, model_config: ModelConfig) -> list[Selection]:
+    def _select(
+        self, model: torch.nn.Module, model_config: ModelConfig, opened: Checkpoint | None = None
+    ) -> list[Selection]:
         if getattr(model, "allow_patterns_overrides", None):
             raise UnsupportedError(
                 f"{type(model).__name__} chooses its files by patterns of its own, which this load format does not follow",
@@ -238,7 +238,6 @@ class Loader(BaseModelLoader):
                 hint="use --load-format auto",
             )
         outline = outline_of(model, model_config)
-        opened, self._checkpoint = self._checkpoint, None
         selections = [_selection(opened or self._open(model_config), outline)]
         for source in getattr(model, "secondary_weights", ()):
             folder = self._folder(source.model_or_path, source.revision) / (source.subfolder or "")
