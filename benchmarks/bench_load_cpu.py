@@ -126,8 +126,7 @@ def ours(path: Path, threads: int) -> dict[str, float]:
     from loadmaster.plan import build_plan, prove
 
     begin = time.perf_counter()
-    plan = build_plan(open_checkpoint(path))
-    assert prove(plan).proven
+    plan = prove(build_plan(open_checkpoint(path))).require_proven()
     planned = time.perf_counter()
     loaded = load_rank(plan, 0, num_readers=threads)
     done = time.perf_counter()

@@ -120,8 +120,7 @@ def ours(path: Path) -> Any:
     from loadmaster.loader import load_rank
     from loadmaster.plan import build_plan, prove
 
-    plan = build_plan(open_checkpoint(path))
-    assert prove(plan).proven
+    plan = prove(build_plan(open_checkpoint(path))).require_proven()
     loaded = load_rank(plan, 0)
     return loaded, {t.data_ptr(): t for t in loaded.tensors.values()}.values()
 

@@ -147,8 +147,7 @@ def loadmaster(path: Path, layout: str, ranks: list[int], io: str = "auto") -> d
     from loadmaster.plan import prove
 
     begin = time.perf_counter()
-    plan = plan_of(path, layout)
-    assert prove(plan).proven
+    plan = prove(plan_of(path, layout)).require_proven()
     planned = time.perf_counter()
     loaded = load_ranks(plan, {r: f"cuda:{r}" for r in ranks}, io=io)  # type: ignore[arg-type]
     for r in ranks:

@@ -17,6 +17,7 @@ from load_gpu import plan_of
 
 from loadmaster.loader import load_ranks, transfer
 from loadmaster.loader.ring import Ring, device_readers
+from loadmaster.plan import prove
 
 SLOTS = ((4096, 2.0), (4096, 1.5), (4096, 3.0), (2048, 2.0), (2048, 4.0))
 """KiB of a slot, and slots for each reader."""
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path)
     args = parser.parse_args()
     transfer.device_readers = lambda: args.readers
-    plan = plan_of(args.folder, args.layout)
+    plan = prove(plan_of(args.folder, args.layout)).require_proven()
     devices = {rank: f"cuda:{rank}" for rank in range(plan.num_ranks)}
     for device in devices.values():
         torch.zeros(1, device=device)

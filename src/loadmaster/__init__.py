@@ -1,8 +1,9 @@
 """Loadmaster: put any checkpoint on any parallel layout, proven before launch. Then run it.
 
-    from loadmaster import ParallelLayout, build_plan, open_checkpoint, prove
+    from loadmaster import ParallelLayout, build_plan, load_rank, open_checkpoint, prove
 
     proof = prove(build_plan(open_checkpoint(path), ParallelLayout(pipeline_parallel_size=8)))
+    loaded = load_rank(proof.require_proven(), rank=0)
 
 What ``__all__`` names is the library: it is imported from its room when it is first asked for, so that ``import
 loadmaster`` costs nothing and planning never meets torch. Everything else may change from one version to the next.
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArgumentError",
     "Checkpoint",
     "CheckpointError",
     "ConfigError",
@@ -34,6 +36,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Proof",
+    "ProvenPlan",
     "RankFigures",
     "RankPlan",
     "Receiver",
@@ -52,6 +55,7 @@ __all__ = [
 if TYPE_CHECKING:
     from loadmaster.checkpoint import Checkpoint, open_checkpoint, resolve_model
     from loadmaster.errors import (
+        ArgumentError,
         CheckpointError,
         ConfigError,
         FamilyError,
@@ -67,13 +71,33 @@ if TYPE_CHECKING:
     from loadmaster.findings import Finding
     from loadmaster.loader import LoadedRank, LoadReport, Receiver, load_rank
     from loadmaster.parallel import ParallelLayout
-    from loadmaster.plan import Grid, ParamSpec, Plan, Proof, RankFigures, RankPlan, build_plan, prove
+    from loadmaster.plan import (
+        Grid,
+        ParamSpec,
+        Plan,
+        Proof,
+        ProvenPlan,
+        RankFigures,
+        RankPlan,
+        build_plan,
+        prove,
+    )
     from loadmaster.runtime import Engine, SamplingParams, Tokenizer
 else:
     ROOMS = {
         "checkpoint": ("Checkpoint", "open_checkpoint", "resolve_model"),
         "parallel": ("ParallelLayout",),
-        "plan": ("Plan", "build_plan", "Proof", "prove", "RankFigures", "RankPlan", "ParamSpec", "Grid"),
+        "plan": (
+            "Plan",
+            "build_plan",
+            "Proof",
+            "prove",
+            "ProvenPlan",
+            "RankFigures",
+            "RankPlan",
+            "ParamSpec",
+            "Grid",
+        ),
         "findings": ("Finding",),
         "loader": ("load_rank", "LoadedRank", "LoadReport", "Receiver"),
         "runtime": ("Engine", "SamplingParams", "Tokenizer"),
@@ -89,6 +113,7 @@ else:
             "LoadError",
             "RunError",
             "RequestError",
+            "ArgumentError",
         ),
     }
     """Room → the public names that live there, in the order in which they are documented."""

@@ -11,7 +11,8 @@
     ├── UsageError                exit 2: the command line alone
     ├── LoadError                 exit 3: reading or placing failed; names file, tensor and rank
     ├── RunError                  exit 3: a stage failed while running
-    └── RequestError              one request is refused; the engine goes on
+    ├── RequestError              one request is refused; the engine goes on
+    └── ArgumentError             a function of the library was called with an argument that it cannot take
 
 A user's fault raises one of these with what, where, evidence and hint; ``assert`` is for bugs of this package.
 """
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from loadmaster.findings import Finding
-    from loadmaster.plan.verify import Proof
+    from loadmaster.plan.proven import Proof
 
 
 class LoadmasterError(Exception):
@@ -118,3 +119,9 @@ class RequestError(LoadmasterError):
     """A request is refused (too long, malformed); the engine goes on serving others."""
 
     exit_code = 1
+
+
+class ArgumentError(LoadmasterError, ValueError):
+    """A function of the library was called with an argument that it cannot take; the message names the argument."""
+
+    exit_code = 2

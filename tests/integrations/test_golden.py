@@ -31,8 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def test_a_plan_writes_what_vllms_own_loader_writes(preset: str, rank: Rank, made: Callable[[str], Path]) -> None:
     (pp, stages), (tp, cuts) = rank.pp, rank.tp
     layout = ParallelLayout(stages, cuts, enable_expert_parallel=rank.ep)
-    plan = build_plan(open_checkpoint(made(preset)), layout, target="vllm-0.32")
-    assert prove(plan).proven
+    plan = prove(build_plan(open_checkpoint(made(preset)), layout, target="vllm-0.32")).require_proven()
     loaded = load_rank(plan, pp * cuts + tp)
     params = {s.name: loaded.tensors[s.name] for s in loaded.specs if s.alias is None}
     assert told(params) == goldens()[preset][str(rank)]

@@ -14,7 +14,7 @@ from loadmaster.errors import LoadError
 from loadmaster.loader import load_rank
 from loadmaster.loader.checksum import _ROW, Manifest, _weights, checksum, checksums
 from loadmaster.parallel import ParallelLayout
-from loadmaster.plan import build_plan
+from loadmaster.plan import build_plan, prove
 from loadmaster.synth import PRESETS, write_tiny
 
 
@@ -59,7 +59,8 @@ def test_odd_offsets_and_dtypes() -> None:
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_the_first_load_writes_and_the_next_is_held_against_it(device: str, tmp_path: Path) -> None:
     write_tiny(PRESETS["glm-5.1-fp8"], tmp_path / "m")
-    plan = build_plan(open_checkpoint(tmp_path / "m"), ParallelLayout(pipeline_parallel_size=2))
+    layout = ParallelLayout(pipeline_parallel_size=2)
+    plan = prove(build_plan(open_checkpoint(tmp_path / "m"), layout)).require_proven()
     manifest = Manifest(plan, tmp_path / "manifest.json")
     for rank in range(2):
         loaded = load_rank(plan, rank)  # on the host: the checksums are the same everywhere

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loadmaster.checkpoint import LocalStore, open_checkpoint
+from loadmaster.checkpoint import Checkpoint, LocalStore, open_checkpoint
 from loadmaster.cli.main import main
 from loadmaster.errors import LayoutError, LoadError
 from loadmaster.loader import load_rank, load_ranks, transfer
@@ -26,7 +26,7 @@ from loadmaster.loader.memory import DeviceArena
 from loadmaster.loader.ring import Ring
 from loadmaster.loader.sending import Sender
 from loadmaster.parallel import ParallelLayout
-from loadmaster.plan import Plan, build_plan
+from loadmaster.plan import ProvenPlan, build_plan, prove
 from loadmaster.synth import PRESETS, write_tiny
 from tests.loader.host import pretend
 from tests.loader.reference import differences
@@ -69,7 +69,7 @@ def tiny(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def assert_same(plan: Plan, devices: dict[int, str], **options: object) -> None:
+def assert_same(plan: ProvenPlan, devices: dict[int, str], **options: object) -> None:
     loaded = load_ranks(plan, devices, **options)  # type: ignore[arg-type]
     for rank in devices:
         expected = load_rank(plan, rank).tensors
@@ -79,16 +79,20 @@ def assert_same(plan: Plan, devices: dict[int, str], **options: object) -> None:
             assert torch.equal(tensor.cpu().view(torch.uint8), expected[name].view(torch.uint8)), (rank, name)
 
 
-def layouts(path: Path) -> Iterator[Plan]:
+def proven(checkpoint: Checkpoint, layout: ParallelLayout | None = None, dtype: str | None = None) -> ProvenPlan:
+    return prove(build_plan(checkpoint, layout, dtype=dtype)).require_proven()
+
+
+def layouts(path: Path) -> Iterator[ProvenPlan]:
     for layout in LAYOUTS:
         try:
-            yield build_plan(open_checkpoint(path), layout)
+            yield proven(open_checkpoint(path), layout)
         except LayoutError:
             continue
 
 
 def test_memory_that_is_there_already_is_filled(tiny: Path) -> None:
-    plan = build_plan(open_checkpoint(tiny), ParallelLayout(1, 2))
+    plan = proven(open_checkpoint(tiny), ParallelLayout(1, 2))
     expected = load_rank(plan, 1).tensors
     own = {name: torch.empty_like(t, device="cuda" if REAL else "cpu") for name, t in expected.items()}
     load_ranks(plan, {1: "cuda:0"}, tensors={1: own})
@@ -106,24 +110,24 @@ class TestBytes:
 
     @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
     def test_cast_and_dequantised(self, dtype: str, tiny: Path) -> None:
-        plan = build_plan(open_checkpoint(tiny), dtype=dtype)
+        plan = proven(open_checkpoint(tiny), dtype=dtype)
         assert_same(plan, {0: "cuda:0"})
 
     def test_past_the_page_cache(self, tiny: Path) -> None:
-        plan = build_plan(open_checkpoint(tiny), ParallelLayout(tensor_parallel_size=2))
+        plan = proven(open_checkpoint(tiny), ParallelLayout(tensor_parallel_size=2))
         assert_same(plan, {0: "cuda:0", 1: "cuda:0"}, io="direct")
 
     def test_with_little_staging_and_one_reader(self, tiny: Path) -> None:
-        assert_same(build_plan(open_checkpoint(tiny)), {0: "cuda:0"}, num_readers=1, staging_bytes=1)
+        assert_same(proven(open_checkpoint(tiny)), {0: "cuda:0"}, num_readers=1, staging_bytes=1)
 
     def test_one_copy_at_a_time_where_the_driver_has_no_batches(
         self, tiny: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(transfer.Driver, "has_batches", property(lambda self: False))
-        assert_same(build_plan(open_checkpoint(tiny)), {0: "cuda:0"})
+        assert_same(proven(open_checkpoint(tiny)), {0: "cuda:0"})
 
     def test_progress_adds_up(self, tiny: Path) -> None:
-        plan = build_plan(open_checkpoint(tiny), ParallelLayout(tensor_parallel_size=2))
+        plan = proven(open_checkpoint(tiny), ParallelLayout(tensor_parallel_size=2))
         done: list[int] = []
         loaded = load_ranks(plan, {0: "cuda:0", 1: "cuda:0"}, on_progress=done.append)
         assert sum(done) == sum(r.report.needed_bytes for r in loaded.values())
@@ -164,7 +168,7 @@ class TestFaults:
         closed: list[Ring] = []
         close = Ring.close
         monkeypatch.setattr(Ring, "close", lambda self: (closed.append(self), close(self))[1])
-        plan = build_plan(open_checkpoint(tiny))
+        plan = proven(open_checkpoint(tiny))
         before = torch.cuda.memory_allocated() if REAL else 0
         begin = time.monotonic()
         with Failing(tiny, number, error) as store, pytest.raises(LoadError) as failed:
@@ -182,7 +186,7 @@ class TestFaults:
         assert not REAL or torch.cuda.memory_allocated() == before
 
     def test_a_reader_that_raises_something_else_ends_the_load(self, tiny: Path) -> None:
-        plan = build_plan(open_checkpoint(tiny))
+        plan = proven(open_checkpoint(tiny))
         with Failing(tiny, 3, ZeroDivisionError("a bug")) as store, pytest.raises(ZeroDivisionError):
             load_ranks(plan, {0: "cuda:0"}, store=store, io="buffered", staging_bytes=1)
 
@@ -190,7 +194,7 @@ class TestFaults:
     def test_windows_and_what_is_computed_beside_them_end_each_other(
         self, tiny: Path, failing: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        plan = build_plan(open_checkpoint(tiny))
+        plan = proven(open_checkpoint(tiny))
         classes = {"_operation": transfer.Transfer, "send": Sender}
         calls = dict.fromkeys(classes, 0)
 
@@ -214,7 +218,7 @@ class TestFaults:
 
     @pytest.mark.parametrize("io", ["buffered", "direct"])
     def test_a_file_that_shrinks_while_it_is_read(self, tiny: Path, io: str) -> None:
-        plan = build_plan(open_checkpoint(tiny))
+        plan = proven(open_checkpoint(tiny))
         file = tiny / plan.checkpoint.files[0].name
 
         class Blind(LocalStore):
@@ -227,7 +231,7 @@ class TestFaults:
             load_ranks(plan, {0: "cuda:0"}, store=store, io=io)  # type: ignore[arg-type]
 
     def test_a_file_that_changed_is_refused(self, tiny: Path) -> None:
-        plan = build_plan(open_checkpoint(tiny))
+        plan = proven(open_checkpoint(tiny))
         os.utime(tiny / plan.checkpoint.files[0].name, (1, 1))
         with pytest.raises(LoadError, match="changed since it was planned"):
             load_ranks(plan, {0: "cuda:0"})
@@ -236,7 +240,7 @@ class TestFaults:
     def test_too_little_device_memory_is_said_before_anything_is_read(
         self, tiny: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        plan = build_plan(open_checkpoint(tiny))
+        plan = proven(open_checkpoint(tiny))
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
@@ -248,16 +252,17 @@ class TestFaults:
         code = f"""
 import signal, time, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from loadmaster.checkpoint import LocalStore, open_checkpoint
+from loadmaster.checkpoint import Checkpoint, LocalStore, open_checkpoint
 from loadmaster.loader import load_ranks
-from loadmaster.plan import build_plan
+from loadmaster.plan import build_plan, prove
 class Slow(LocalStore):
     def readinto(self, *args):
         print("reading", flush=True)
         time.sleep(0.5)
         super().readinto(*args)
 path = {str(tiny)!r}
-load_ranks(build_plan(open_checkpoint(path)), {{0: "cuda:0"}}, store=Slow(path), io="buffered", staging_bytes=1, num_readers=2)
+plan = prove(build_plan(open_checkpoint(path))).require_proven()
+load_ranks(plan, {{0: "cuda:0"}}, store=Slow(path), io="buffered", staging_bytes=1, num_readers=2)
 """
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         assert process.stdout is not None

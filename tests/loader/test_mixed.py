@@ -264,7 +264,7 @@ def test_the_grid_says_which_group_each_input_of_a_row_cut_belongs_to(in_order: 
     path = tiny("llama-gptq" if in_order else "llama-gptq-act-order")
     whole = read_all(path)["model.layers.1.mlp.down_proj.scales"]
     index = read_all(path)["model.layers.1.mlp.down_proj.g_idx"]
-    plan = build_plan(open_checkpoint(path), ParallelLayout(1, tp))
+    plan = prove(build_plan(open_checkpoint(path), ParallelLayout(1, tp))).require_proven()
     for rank in range(tp):
         loaded = load_rank(plan, rank).tensors
         spec = next(s for s in plan.rank(rank).specs if s.name == "layers.1.mlp.down_proj.qweight")

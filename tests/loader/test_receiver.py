@@ -12,13 +12,14 @@ from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import LoadError
 from loadmaster.loader import Receiver, load_rank
 from loadmaster.parallel import ParallelLayout
-from loadmaster.plan import Plan, build_plan
+from loadmaster.plan import ProvenPlan, build_plan, prove
 from tests.conftest import Tiny
 from tests.loader.reference import Reference, differences, read_all
 
 
-def _plan(tiny: Tiny, family: str = "glm-5.1-fp8", pp: int = 2, tp: int = 1, drafts: int = 1) -> Plan:
-    return build_plan(open_checkpoint(tiny(family)), ParallelLayout(pp, tp, num_draft_layers=drafts))
+def _plan(tiny: Tiny, family: str = "glm-5.1-fp8", pp: int = 2, tp: int = 1, drafts: int = 1) -> ProvenPlan:
+    layout = ParallelLayout(pp, tp, num_draft_layers=drafts)
+    return prove(build_plan(open_checkpoint(tiny(family)), layout)).require_proven()
 
 
 def _offer_and_overwrite(receiver: Receiver, name: str, tensor: torch.Tensor) -> bool:

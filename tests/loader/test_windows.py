@@ -18,7 +18,7 @@ from loadmaster.loader.memory import Arena
 from loadmaster.loader.operations import destination, evaluate, fill, view_of_span
 from loadmaster.loader.windows import CLOSE, Copies, Windows, copies_of, joined, windows
 from loadmaster.parallel import ParallelLayout
-from loadmaster.plan import Plan, build_plan
+from loadmaster.plan import Plan, build_plan, prove
 from loadmaster.plan.rank import Batch
 from loadmaster.plan.specs import itemsize
 from loadmaster.plan.strided import strided_run
@@ -81,7 +81,7 @@ def union_bytes(plan: Plan) -> int:
 @pytest.mark.parametrize("slot_bytes", [2**12, 2**15, 2**22])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_rank_of_a_host_gets_what_it_gets_alone(checkpoint: Path, layout: str, slot_bytes: int) -> None:
-    plan = build_plan(open_checkpoint(checkpoint), LAYOUTS[layout])
+    plan = prove(build_plan(open_checkpoint(checkpoint), LAYOUTS[layout])).require_proven()
     ranks = range(plan.num_ranks)
     arenas = {r: Arena(plan.rank(r).specs) for r in ranks}
     made: list[Copies] = []

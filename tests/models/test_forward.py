@@ -31,8 +31,8 @@ FAMILIES = [
 
 
 def stages(path: Path, partition: tuple[int, ...]) -> list[Stage]:
-    plan = build_plan(open_checkpoint(path), ParallelLayout(len(partition), layer_partition=partition), dtype="F32")
-    assert prove(plan).proven
+    layout = ParallelLayout(len(partition), layer_partition=partition)
+    plan = prove(build_plan(open_checkpoint(path), layout, dtype="F32")).require_proven()
     made = []
     for rank in range(len(partition)):
         derived = plan.rank(rank)
@@ -134,7 +134,7 @@ def test_a_cache_takes_no_more_tokens_than_it_has_room_for_and_no_holes(tiny: Ti
 def test_what_the_forward_pass_does_not_have_is_refused_by_name(
     family: str, change: dict[str, object], says: str, tiny: Tiny
 ) -> None:
-    plan = build_plan(open_checkpoint(tiny(family)))
+    plan = prove(build_plan(open_checkpoint(tiny(family)))).require_proven()
     derived = plan.rank(0)
     with pytest.raises(UnsupportedError, match=says):
         build_stage(

@@ -113,7 +113,7 @@ def test_retyping_any_tensor_loads_as_the_reference_or_is_a_finding_there(sound:
                 assert [f.tensor for f in proof.findings if f.code in ("dtype-noted", "format-contradiction")] == [
                     name
                 ], (name, dtype)
-                plan = build_plan(open_checkpoint(damaged.path))
+                plan = prove(build_plan(open_checkpoint(damaged.path))).require_proven()
                 expected = Reference(damaged.path).params
                 if f"layers.{SMALL['num_hidden_layers']}." not in name:
                     assert differences(load_rank(plan, 0).tensors, expected) == [], (name, dtype)
@@ -143,7 +143,8 @@ def test_a_part_left_unquantised_is_followed_and_the_fused_parameter_is_decoded(
     proof = _prove(tmp_path, 0)
     assert proof.proven
     assert [(f.code, f.severity, f.tensor) for f in proof.findings] == [("format-contradiction", "warning", name)]
-    fused = load_rank(build_plan(open_checkpoint(tmp_path)), 0).tensors["layers.0.self_attn.fused_qkv_a_proj.weight"]
+    one = prove(build_plan(open_checkpoint(tmp_path))).require_proven()
+    fused = load_rank(one, 0).tensors["layers.0.self_attn.fused_qkv_a_proj.weight"]
     assert fused.dtype == torch.bfloat16
     assert torch.equal(fused[: len(plain)], plain)
 

@@ -8,7 +8,7 @@ import pytest
 
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.parallel import ParallelLayout
-from loadmaster.plan import build_plan
+from loadmaster.plan import build_plan, prove
 from loadmaster.runtime import Engine, SamplingParams
 from loadmaster.synth import PRESETS, write_tiny
 
@@ -19,7 +19,8 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("preset", ["glm-5.1-fp8", "llama"])
 def test_the_same_tokens_as_on_the_cpu(preset: str, num_stages: int, tmp_path: Path) -> None:
     write_tiny(PRESETS[preset], tmp_path)
-    plan = build_plan(open_checkpoint(tmp_path), ParallelLayout(pipeline_parallel_size=num_stages), dtype="F32")
+    layout = ParallelLayout(pipeline_parallel_size=num_stages)
+    plan = prove(build_plan(open_checkpoint(tmp_path), layout, dtype="F32")).require_proven()
     answers = {}
     for device in ("cpu", "cuda"):
         with Engine(plan, device=device) as engine:

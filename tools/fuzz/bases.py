@@ -106,7 +106,7 @@ class Base:
         assert not proof.findings, (self.preset, layout, proof.findings)
         ranks = range(plan.num_ranks)
         return Sound(
-            tuple(prints(load_rank(plan, r, num_readers=1).tensors) for r in ranks),
+            tuple(prints(load_rank(proof.require_proven(), r, num_readers=1).tensors) for r in ranks),
             tuple(made_of(plan, r) for r in ranks),
         )
 

@@ -141,7 +141,7 @@ def _check_proven(
     missing = base.tensors.keys() - state.tensors.keys()
     altered = {n for n in state.tensors.keys() & base.tensors.keys() if state.tensors[n] != base.tensors[n]}
     tied = any("tied" in w.reason for w in proof.waivers)  # a head that is stored, and said to be left unread
-    loaded = [load_rank(plan, r, num_readers=1).tensors for r in range(plan.num_ranks)]
+    loaded = [load_rank(proof.require_proven(), r, num_readers=1).tensors for r in range(plan.num_ranks)]
     if sound is not None:
         if same_config(state, base):
             _check_names(base, state, sound, added, missing, altered, proof.findings)
@@ -233,7 +233,7 @@ def _check_touched(
                 draft.put(file, name, back)
     usual_folder = folder.with_name(folder.name + "-usual")
     draft.write(usual_folder, base.folder)
-    plan = build_plan(open_checkpoint(usual_folder), layout)
+    plan = prove(build_plan(open_checkpoint(usual_folder), layout)).require_proven()
     for rank, tensors in enumerate(loaded):
         usual_tensors = load_rank(plan, rank, num_readers=1).tensors
         for name, made_of in sound.made_of[rank].items():

@@ -15,7 +15,7 @@ import torch
 from loadmaster.architectures.schema import Spelling
 from loadmaster.loader import load_rank
 from loadmaster.loader.memory import TORCH
-from loadmaster.plan import Plan
+from loadmaster.plan import Plan, prove
 from loadmaster.testing import expected as testing
 
 Expected: TypeAlias = dict[str, torch.Tensor]
@@ -53,7 +53,7 @@ def expected_params(plan: Plan, rank: int, spelling: Spelling, *, draft: bool = 
     }
     computed = [n for n in specs if n not in made]
     if computed:
-        loaded = load_rank(plan, rank).tensors
+        loaded = load_rank(prove(plan).require_proven(), rank).tensors
         made |= {n: loaded[n].clone() for n in computed}
     if plan.layout.coordinate(rank).tp_rank and not plan.layout.enable_expert_parallel:
         # vLLM adds a row-parallel bias of experts on the first rank alone, and holds zeros on the others

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loadmaster.arguments import expect, shown
 from loadmaster.catalogue import ranked
 from loadmaster.checkpoint.aside import report_aside
 from loadmaster.checkpoint.config import read_config
@@ -18,6 +19,7 @@ from loadmaster.checkpoint.listing import Listing, list_shards, report_missing, 
 from loadmaster.checkpoint.losses import Losses
 from loadmaster.checkpoint.reader import Columns, ShardFile, read_headers
 from loadmaster.checkpoint.table import TensorTable
+from loadmaster.errors import ArgumentError
 from loadmaster.findings import Finding, joined
 
 
@@ -44,8 +46,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a folder of shards (with an index or without), a folder with one file, or one file.
 
     Raises:
+        ArgumentError: ``path`` is not a path.
         CheckpointError: there is nothing to open. Everything else that is wrong is in the checkpoint's findings.
     """
+    expect("path", path, (str, Path), "the path of a folder or a file")
+    if "\0" in str(path):
+        raise ArgumentError(f"path is {shown(str(path))}, and no path has a NUL character")
     with _no_collection():
         return _open(Path(path))
 

@@ -65,6 +65,7 @@ class LocalStore:
         self._readahead = readahead
         self._lock = threading.Lock()
         self._open: dict[tuple[str, bool], int] = {}
+        self._is_closed = False
 
     def names(self) -> list[str]:
         """Return the names of the folder's files."""
@@ -87,8 +88,11 @@ class LocalStore:
 
         Raises:
             OSError: the file cannot be opened; EINVAL where the file system has no direct I/O.
+            LoadError: the store is closed.
         """
         with self._lock:
+            if self._is_closed:
+                raise LoadError(f"{name} cannot be read: the store of {self._folder} is closed")
             if (name, direct) not in self._open:
                 flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
                 self._open[name, direct] = os.open(self._folder / name, flags)
@@ -148,8 +152,9 @@ class LocalStore:
                 left[0] = left[0][got:]
 
     def close(self) -> None:
-        """Close all files."""
+        """Close all files; nothing can be read any more."""
         with self._lock:
+            self._is_closed = True
             for descriptor in self._open.values():
                 os.close(descriptor)
             self._open.clear()

@@ -82,12 +82,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace, ring: Future[Any] | None) -> int:
     from loadmaster.cli.planning import prove_arguments
-    from loadmaster.errors import PlanError, UsageError
+    from loadmaster.errors import UsageError
 
     proof = prove_arguments(args)
-    if not proof.proven:
-        raise PlanError("the plan is not proven", findings=proof.findings, proof=proof)
-    plan = proof.plan
+    plan = proof.require_proven()
     if args.rank is not None and not 0 <= args.rank < plan.num_ranks:
         raise UsageError(f"--rank {args.rank}: the layout has ranks 0 to {plan.num_ranks - 1}")
     ranks = range(plan.num_ranks) if args.rank is None else [args.rank]

@@ -6,12 +6,12 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from loadmaster.cli.options import DTYPES
-from loadmaster.errors import PlanError, UnsupportedError, UsageError
+from loadmaster.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from loadmaster.checkpoint import Checkpoint
     from loadmaster.parallel import ParallelLayout
-    from loadmaster.plan import Plan, Proof
+    from loadmaster.plan import Proof, ProvenPlan
 
 
 def prove_arguments(args: argparse.Namespace, *, target: str = "native") -> Proof:
@@ -28,17 +28,14 @@ def prove_arguments(args: argparse.Namespace, *, target: str = "native") -> Proo
     return prove(plan, capacity_bytes=getattr(args, "device_memory", None))
 
 
-def proven_plan(args: argparse.Namespace) -> Plan:
+def proven_plan(args: argparse.Namespace) -> ProvenPlan:
     """Return the plan of a command line, proven.
 
     Raises:
         PlanError: the proof failed; it carries the proof and its findings.
         InputError: nothing could be planned.
     """
-    proof = prove_arguments(args)
-    if not proof.proven:
-        raise PlanError("the plan is not proven", findings=proof.findings, proof=proof)
-    return proof.plan
+    return prove_arguments(args).require_proven()
 
 
 def _layout(args: argparse.Namespace, checkpoint: Checkpoint) -> ParallelLayout:

@@ -13,7 +13,7 @@ from loadmaster.cli.options import add_capacity_arguments, add_device_argument, 
 if TYPE_CHECKING:
     from loadmaster.cli.engines import Choice
     from loadmaster.errors import UnsupportedError
-    from loadmaster.plan import Plan
+    from loadmaster.plan import Plan, ProvenPlan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +105,7 @@ def _native_lacks(args: argparse.Namespace, plan: Plan | None = None) -> Unsuppo
     return None
 
 
-def _serve(args: argparse.Namespace, plan: Plan) -> int:
+def _serve(args: argparse.Namespace, plan: ProvenPlan) -> int:
     """Open the port, load, serve until a signal; with ``--json`` say at the end what was served."""
     from loadmaster.runtime import Engine, Tokenizer
     from loadmaster.server import Service, listen, serve

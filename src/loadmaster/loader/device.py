@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Literal, get_args, overload
 
 import torch
 
+from loadmaster.arguments import expect, expect_int, shown
 from loadmaster.checkpoint import LocalStore, Store
-from loadmaster.errors import LoadError
+from loadmaster.errors import ArgumentError, LoadError
+from loadmaster.loader.completeness import Completeness
 from loadmaster.loader.memory import DeviceArena
+from loadmaster.loader.options import check_options, torch_device
 from loadmaster.loader.readers import check_files
 from loadmaster.loader.report import LoadedRank, LoadReport
 from loadmaster.loader.ring import SLOT_BYTES, SLOTS_PER_READER, Ring, device_readers
 from loadmaster.loader.transfer import IO, Transfer
-from loadmaster.plan import Plan
+from loadmaster.plan import Plan, ProvenPlan, admit
 
 
 def num_devices() -> int:
@@ -39,6 +43,37 @@ def make_ring(num_readers: int | None = None, staging_bytes: int | None = None) 
     return Ring(readers * SLOTS_PER_READER, slot_bytes(readers, staging_bytes))
 
 
+@overload
+def load_ranks(
+    plan: ProvenPlan,
+    devices: Mapping[int, str | torch.device],
+    *,
+    tensors: Mapping[int, Mapping[str, torch.Tensor]] | None = ...,
+    store: Store | None = ...,
+    ring: Ring | None = ...,
+    on_progress: Callable[[int], None] | None = ...,
+    num_readers: int | None = ...,
+    staging_bytes: int | None = ...,
+    io: IO = ...,
+) -> dict[int, LoadedRank]: ...
+
+
+@overload
+def load_ranks(
+    plan: Plan,
+    devices: Mapping[int, str | torch.device],
+    *,
+    tensors: Mapping[int, Mapping[str, torch.Tensor]] | None = ...,
+    store: Store | None = ...,
+    ring: Ring | None = ...,
+    on_progress: Callable[[int], None] | None = ...,
+    num_readers: int | None = ...,
+    staging_bytes: int | None = ...,
+    io: IO = ...,
+    allow_unproven: Literal[True],
+) -> dict[int, LoadedRank]: ...
+
+
 def load_ranks(
     plan: Plan,
     devices: Mapping[int, str | torch.device],
@@ -50,6 +85,7 @@ def load_ranks(
     num_readers: int | None = None,
     staging_bytes: int | None = None,
     io: IO = "auto",
+    allow_unproven: bool = False,
 ) -> dict[int, LoadedRank]:
     """Load ranks onto GPUs of this host: rank → device, each its own or several on one.
 
@@ -58,15 +94,26 @@ def load_ranks(
     ``on_progress`` is called, from any reader, with bytes of the plan that are done; the calls sum to the
     ``needed_bytes`` of all ranks. ``num_readers`` defaults to the cores but two, at most 32, each with two slots of 4
     MiB; ``staging_bytes`` makes the slots smaller where that is less. ``io``: files are read through the page cache,
-    past it, or (``auto``) past it where the cache does not hold them.
+    past it, or (``auto``) past it where the cache does not hold them. ``plan`` and ``allow_unproven`` are as for
+    `load_rank`.
 
     Raises:
+        PlanError: the plan was not proven; carries its findings. Nothing was read.
+        ArgumentError: the layout has no such rank, or an argument is not of its kind.
         LoadError: a device has too little memory; a file changed, is shorter than planned, or could not be read; a copy
             failed. Names file, tensor and rank. Nothing of any rank is handed out then.
     """
     begin = time.perf_counter()
+    plan = admit(plan, allow_unproven=allow_unproven)
+    for rank in expect("devices", devices, Mapping, "a mapping of ranks to devices"):
+        expect_int("rank", rank, 0, plan.num_ranks - 1)
+    check_options(num_readers, staging_bytes, on_progress, store)
+    if io not in get_args(IO):
+        raise ArgumentError(f"io is {shown(io)}, expected one of {', '.join(get_args(IO))}")
     readers = num_readers or device_readers()
-    given = tensors or {}
+    given = expect("tensors", tensors or {}, Mapping, "a mapping of ranks to tensors by name")
+    for own_tensors in given.values():
+        expect("tensors", own_tensors, Mapping, "a mapping of ranks to tensors by name")
     derived = {r: plan.rank(r).only(given[r].keys()) if r in given else plan.rank(r) for r in devices}
     targets = {rank: _device(device) for rank, device in devices.items()}
     own = LocalStore(plan.model_path) if store is None else None
@@ -83,7 +130,8 @@ def load_ranks(
         allocated = time.perf_counter()
         for rank, d in derived.items():
             check_files(plan, d, source, rank)
-        job = Transfer(plan, derived, targets, arenas, source, ring, readers, on_progress or (lambda _: None), io)
+        complete = Completeness(derived, on_progress)
+        job = Transfer(plan, derived, targets, arenas, source, ring, readers, complete.advance, io)
         prepared = time.perf_counter()
         ring.ready()
         pinned = time.perf_counter()
@@ -96,6 +144,7 @@ def load_ranks(
             job.close()
         for rank, d in derived.items():
             check_files(plan, d, source, rank)
+        complete.check({rank: arena.tensors for rank, arena in arenas.items()})
     finally:
         if own_ring is not None:
             own_ring.close()
@@ -135,7 +184,7 @@ def load_ranks(
 
 
 def _device(device: str | torch.device) -> torch.device:
-    made = torch.device(device)
+    made = torch_device(device)
     if made.type != "cuda":
         raise LoadError(f"{made} is no GPU that this loads onto", hint="use cuda, or cuda:0, cuda:1, …")
     if not torch.cuda.is_available():

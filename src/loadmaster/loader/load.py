@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 
 from loadmaster.architectures.algebra import Expression, Region
+from loadmaster.arguments import expect, expect_int
 from loadmaster.checkpoint import LocalStore, Store
 from loadmaster.errors import LoadError
+from loadmaster.loader.completeness import Completeness
 from loadmaster.loader.device import load_ranks
 from loadmaster.loader.memory import Arena
 from loadmaster.loader.operations import destination, evaluate, fill, operands_of, slabs, view_of_span
+from loadmaster.loader.options import check_options, torch_device
 from loadmaster.loader.readers import Task, check_files, default_readers, run_tasks
 from loadmaster.loader.report import LoadedRank, LoadReport
-from loadmaster.plan import Plan, RankPlan
+from loadmaster.plan import Plan, ProvenPlan, RankPlan, admit
 from loadmaster.plan.rank import Batch
 from loadmaster.plan.verify import STAGING_BYTES
 
@@ -32,6 +35,35 @@ CHUNK_BYTES = 8 * 2**20
 
 MAX_BUFFERS = 256
 """Destinations of one scattered read."""
+
+
+@overload
+def load_rank(
+    plan: ProvenPlan,
+    rank: int,
+    *,
+    device: str | torch.device = ...,
+    tensors: Mapping[str, torch.Tensor] | None = ...,
+    store: Store | None = ...,
+    on_progress: Callable[[int], None] | None = ...,
+    num_readers: int | None = ...,
+    staging_bytes: int | None = ...,
+) -> LoadedRank: ...
+
+
+@overload
+def load_rank(
+    plan: Plan,
+    rank: int,
+    *,
+    device: str | torch.device = ...,
+    tensors: Mapping[str, torch.Tensor] | None = ...,
+    store: Store | None = ...,
+    on_progress: Callable[[int], None] | None = ...,
+    num_readers: int | None = ...,
+    staging_bytes: int | None = ...,
+    allow_unproven: Literal[True],
+) -> LoadedRank: ...
 
 
 def load_rank(
@@ -44,6 +76,7 @@ def load_rank(
     on_progress: Callable[[int], None] | None = None,
     num_readers: int | None = None,
     staging_bytes: int | None = None,
+    allow_unproven: bool = False,
 ) -> LoadedRank:
     """Load one rank's parameters into host memory, or onto a GPU (`load_ranks` has more to say there).
 
@@ -52,10 +85,18 @@ def load_rank(
     sum to the rank's ``needed_bytes``. ``num_readers`` defaults to twice the cores, at most 16; ``staging_bytes`` to
     256 MiB.
 
+    ``plan`` is a `ProvenPlan`. ``allow_unproven`` loads what any other plan describes, on purpose: parameters that its
+    findings name may be missing.
+
     Raises:
+        PlanError: the plan was not proven; carries its findings. Nothing was read.
+        ArgumentError: the layout has no such rank, or an argument is not of its kind.
         LoadError: a file changed, is shorter than planned, or could not be read; names file, tensor and rank.
     """
-    if torch.device(device).type != "cpu":
+    plan = admit(plan, allow_unproven=allow_unproven)
+    expect_int("rank", rank, 0, plan.num_ranks - 1)
+    check_options(num_readers, staging_bytes, on_progress, store)
+    if torch_device(device).type != "cpu":
         loaded = load_ranks(
             plan,
             {rank: device},
@@ -64,9 +105,12 @@ def load_rank(
             on_progress=on_progress,
             num_readers=num_readers,
             staging_bytes=staging_bytes,
+            allow_unproven=True,  # it was admitted above
         )
         return loaded[rank]
     begin = time.perf_counter()
+    if tensors is not None:
+        expect("tensors", tensors, Mapping, "a mapping of names to tensors")
     derived = plan.rank(rank) if tensors is None else plan.rank(rank).only(tensors.keys())
     readers = num_readers or default_readers()
     budget = staging_bytes or STAGING_BYTES
@@ -76,9 +120,11 @@ def load_rank(
     try:
         check_files(plan, derived, source, rank)
         arena = Arena(derived.specs, tensors)
-        job = _Job(plan, derived, source, arena, on_progress or (lambda _: None), budget // readers)
+        complete = Completeness({rank: derived}, on_progress)
+        job = _Job(plan, derived, source, arena, complete.advance, budget // readers)
         run_tasks(job.tasks(), readers)
         check_files(plan, derived, source, rank)
+        complete.check({rank: arena.tensors})
     finally:
         if own is not None:
             own.close()

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import torch
 
-from loadmaster.errors import LoadError
+from loadmaster.arguments import expect
+from loadmaster.errors import ArgumentError, LoadError
 from loadmaster.plan import ParamSpec
 
 TORCH: Final[dict[str, torch.dtype]] = {
@@ -120,8 +121,10 @@ def misfit(spec: ParamSpec, tensor: torch.Tensor) -> str | None:
 
 
 def _given(specs: Sequence[ParamSpec], given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    tensors = {s.name: given[s.name].detach() for s in specs}
-    assert not any(misfit(s, tensors[s.name]) for s in specs)
+    tensors = {s.name: expect(f"tensors[{s.name!r}]", given[s.name], torch.Tensor, "a tensor").detach() for s in specs}
+    for spec in specs:
+        if why := misfit(spec, tensors[spec.name]):
+            raise ArgumentError(f"tensors[{spec.name!r}] {why}")
     return tensors
 
 

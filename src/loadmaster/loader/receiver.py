@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from typing import Literal, overload
 
 import torch
 
 from loadmaster.architectures.algebra import whole
+from loadmaster.arguments import expect
 from loadmaster.errors import LoadError
+from loadmaster.loader.completeness import Completeness
 from loadmaster.loader.memory import TORCH, Arena
 from loadmaster.loader.operations import destination, evaluate, fill, view_of
 from loadmaster.loader.report import LoadedRank, LoadReport
-from loadmaster.plan import Plan
+from loadmaster.plan import Plan, ProvenPlan, admit
 from loadmaster.plan.rank import Batch
 
 
@@ -24,12 +27,22 @@ class Receiver:
     """Receives one rank's tensors.
 
     `offer` each stored tensor, whole and under its name in the checkpoint; then `finish`. Until then no parameter can be
-    had, and a rank that lacks anything is never handed out.
+    had, and a rank that lacks anything is never handed out. ``plan`` and ``allow_unproven`` are as for `load_rank`.
+
+    Raises:
+        PlanError: the plan was not proven; carries its findings.
+        ArgumentError: the layout has no such rank.
     """
 
-    def __init__(self, plan: Plan, rank: int = 0) -> None:
+    @overload
+    def __init__(self, plan: ProvenPlan, rank: int = ...) -> None: ...
+
+    @overload
+    def __init__(self, plan: Plan, rank: int = ..., *, allow_unproven: Literal[True]) -> None: ...
+
+    def __init__(self, plan: Plan, rank: int = 0, *, allow_unproven: bool = False) -> None:
         self._begin = time.perf_counter()
-        self._plan = plan
+        self._plan = plan = admit(plan, allow_unproven=allow_unproven)
         self._derived = plan.rank(rank)
         self._arena = Arena(self._derived.specs)
         self._uses: dict[int, list[tuple[Batch, int, int]]] = defaultdict(list)  # tensor -> batch, place, view
@@ -41,6 +54,7 @@ class Receiver:
                 self._uses[int(batch.tensors[place, view])].append((batch, place, view))
         self._came: set[int] = set()
         self._held: dict[tuple[int, int], dict[int, torch.Tensor]] = {}  # operands that wait, by (batch, place)
+        self._done_bytes = 0  # of the plan
         self._finished = False
 
     def offer(self, name: str, tensor: torch.Tensor) -> bool:
@@ -50,8 +64,11 @@ class Receiver:
         the call returns.
 
         Raises:
+            ArgumentError: ``name`` is no string, or ``tensor`` no tensor.
             LoadError: the checkpoint has no such tensor, its shape or dtype is another, or it was offered before.
         """
+        expect("name", name, str, "the name of a stored tensor")
+        expect("tensor", tensor, torch.Tensor, "a tensor")
         if self._finished:
             raise LoadError(f"{name} was offered after finish()")
         number = self._plan.checkpoint.table.ids.get(name)
@@ -86,6 +103,7 @@ class Receiver:
         source = batch.piece.source
         target = destination(self._arena.tensors, self._derived, batch, place, whole(source.shape))
         target.copy_(evaluate(source, iter(operands)))
+        self._done_bytes += batch.needed_bytes // len(batch.params)
 
     @property
     def held_bytes(self) -> int:
@@ -105,6 +123,9 @@ class Receiver:
             raise LoadError(
                 f"rank {self._derived.rank}: {len(missing)} of {len(self._uses)} tensors never came:\n{shown}{more}"
             )
+        complete = Completeness({self._derived.rank: self._derived})
+        complete.advance(self._done_bytes)
+        complete.check({self._derived.rank: self._arena.tensors})
         self._finished = True
         derived = self._derived
         report = LoadReport(

@@ -5,11 +5,25 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from loadmaster.errors import LayoutError
+from loadmaster.arguments import expect, expect_int, shown
+from loadmaster.errors import ArgumentError, LayoutError
 from loadmaster.parallel.placement import legal_counts
 
 ExpertPlacement = Literal["linear", "round_robin"]
 EXPERT_PLACEMENTS: Final[tuple[ExpertPlacement, ...]] = ("linear", "round_robin")
+
+
+MAX_RANKS: Final = 65_536
+"""Ranks of a layout, at most: some hundred times what any published deployment has."""
+
+MAX_EXPERTS: Final = 2**20
+"""Experts of a layer, at most."""
+
+
+def _integer(name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ArgumentError(f"{name} is {shown(value)}, expected an integer")
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +53,9 @@ class ParallelLayout:
     of each stage; without it they are divided evenly. ``num_draft_layers`` MTP layers are loaded on the last stage.
 
     Raises:
-        LayoutError: a size below one, a partition whose length is not the number of stages, or redundant experts where
-            experts are not divided.
+        ArgumentError: a value is not of its kind.
+        LayoutError: a size below one, more than `MAX_RANKS` ranks, a partition whose length is not the number of stages,
+            or redundant experts where experts are not divided.
     """
 
     pipeline_parallel_size: int = 1
@@ -54,9 +69,18 @@ class ParallelLayout:
 
     def __post_init__(self) -> None:
         for name in ("pipeline_parallel_size", "tensor_parallel_size", "data_parallel_size"):
-            if getattr(self, name) < 1:
+            if _integer(name, getattr(self, name)) < 1:
                 raise LayoutError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.num_ranks > MAX_RANKS:
+            raise LayoutError(
+                f"the layout has {self.num_ranks:,} ranks, and {MAX_RANKS:,} are the most that is planned"
+            )
+        expect("enable_expert_parallel", self.enable_expert_parallel, bool, "True or False")
+        if _integer("num_draft_layers", self.num_draft_layers) < 0:
+            raise LayoutError(f"num_draft_layers is {self.num_draft_layers}, expected at least 0")
         parts = self.layer_partition
+        for part in expect("layer_partition", parts, (tuple, type(None)), "a tuple of numbers of layers") or ():
+            _integer("layer_partition", part)
         if parts is not None and len(parts) != self.pipeline_parallel_size:
             raise LayoutError(
                 f"the layer partition {','.join(map(str, parts))} has {len(parts)} stages, "
@@ -68,7 +92,7 @@ class ParallelLayout:
                 f"the expert placement {self.expert_placement!r} is not known",
                 hint=f"known: {', '.join(EXPERT_PLACEMENTS)}",
             )
-        if self.num_redundant_experts < 0:
+        if _integer("num_redundant_experts", self.num_redundant_experts) < 0:
             raise LayoutError(f"num_redundant_experts is {self.num_redundant_experts}, expected at least 0")
         if not self.enable_expert_parallel and (self.num_redundant_experts or self.expert_placement != "linear"):
             raise LayoutError(
@@ -91,7 +115,11 @@ class ParallelLayout:
 
         >>> ParallelLayout(2, 4, enable_expert_parallel=True).coordinate(6)
         Coordinate(rank=6, pp_rank=1, tp_rank=2, dp_rank=0, ep_rank=2, place=2)
+
+        Raises:
+            ArgumentError: the layout has no such rank.
         """
+        expect_int("rank", rank, 0, self.num_ranks - 1)
         replica, tp_rank = divmod(rank, self.tensor_parallel_size)
         dp_rank, pp_rank = divmod(replica, self.pipeline_parallel_size)
         place = dp_rank * self.tensor_parallel_size + tp_rank
@@ -102,7 +130,11 @@ class ParallelLayout:
 
         >>> ParallelLayout(2, 2, data_parallel_size=2).stage_ranks(1)
         (2, 3, 6, 7)
+
+        Raises:
+            ArgumentError: the layout has no such stage.
         """
+        expect_int("pp_rank", pp_rank, 0, self.pipeline_parallel_size - 1)
         return tuple(
             (dp_rank * self.pipeline_parallel_size + pp_rank) * self.tensor_parallel_size + tp_rank
             for dp_rank in range(self.data_parallel_size)
@@ -113,7 +145,11 @@ class ParallelLayout:
         """Return the coordinates of a place in a stage, for `localise`: axis -> (index, size).
 
         ``tp`` divides attention and dense layers, ``moe`` slices experts, ``ep`` deals them out.
+
+        Raises:
+            ArgumentError: a stage has no such place.
         """
+        expect_int("place", place, 0, self.stage_size - 1)
         among = (place, self.stage_size)
         return {"tp": (place % self.tensor_parallel_size, self.tensor_parallel_size), "moe": among, "ep": among}
 
@@ -128,6 +164,7 @@ class ParallelLayout:
         Raises:
             LayoutError: the experts do not divide; the hint names legal sizes.
         """
+        expect_int("num_experts", num_experts, 1, MAX_EXPERTS)
         if not self.enable_expert_parallel:
             return tuple(range(num_experts))
         slots = [i % num_experts for i in range(num_experts + self.num_redundant_experts)]

@@ -23,9 +23,11 @@ from loadmaster.architectures.config import Config
 from loadmaster.architectures.registry import find_family, language_config
 from loadmaster.architectures.schema import Family, Param, Schema, Target
 from loadmaster.architectures.targets import NATIVE, find_target
+from loadmaster.arguments import expect, expect_int, shown
 from loadmaster.catalogue import ranked
 from loadmaster.checkpoint import Checkpoint, ShardFile, Signature, TensorTable
-from loadmaster.errors import ConfigError, InputError, LayoutError, PlanError, UnsupportedError
+from loadmaster.dtypes import PLAIN
+from loadmaster.errors import ArgumentError, ConfigError, InputError, LayoutError, PlanError, UnsupportedError
 from loadmaster.findings import Finding
 from loadmaster.parallel import ParallelLayout, partition, stage_of
 from loadmaster.plan.bind import Binding, LayerClass, bind
@@ -97,22 +99,41 @@ class Plan:
         }
 
     def block(self, layer: int) -> str:
-        """Return what the target calls the block of a stored layer: ``layers.7``, or ``mtp.0`` for the first MTP layer."""
-        return self.target.block(layer, len(self.schema.layers))
+        """Return what the target calls the block of a stored layer: ``layers.7``, or ``mtp.0`` for the first MTP layer.
+
+        Raises:
+            ArgumentError: the plan has no such layer.
+        """
+        return self.target.block(self._layer(layer), len(self.schema.layers))
 
     def named(self, param: str, layer: int) -> str:
-        """Return what the target calls a parameter of a stored layer."""
-        return self.target.named(param, layer, len(self.schema.layers))
+        """Return what the target calls a parameter of a stored layer.
+
+        Raises:
+            ArgumentError: the plan has no such layer.
+        """
+        return self.target.named(expect("param", param, str, "a name"), self._layer(layer), len(self.schema.layers))
 
     def stage_of(self, layer: int) -> int:
-        """Return the pipeline stage of a stored layer number; MTP layers live on the last."""
-        return stage_of(self.stages, layer)
+        """Return the pipeline stage of a stored layer number; MTP layers live on the last.
+
+        Raises:
+            ArgumentError: the plan has no such layer.
+        """
+        return stage_of(self.stages, self._layer(layer))
+
+    def _layer(self, layer: int) -> int:
+        return expect_int("layer", layer, 0, len(self.schema.layers) + self.layout.num_draft_layers - 1)
 
     def rank(self, rank: int) -> RankPlan:
-        """Derive one rank's parameters and reads."""
+        """Derive one rank's parameters and reads.
+
+        Raises:
+            ArgumentError: the layout has no such rank.
+        """
         from loadmaster.plan.derive import derive
 
-        return derive(self, rank)
+        return derive(self, expect_int("rank", rank, 0, self.num_ranks - 1))
 
     def to_json(self) -> bytes:
         """Return the plan as JSON: its inputs and its hash."""
@@ -154,6 +175,8 @@ class Plan:
                 raise PlanError(f"a plan of version {v['plan_version']}, expected {PLAN_VERSION}")
             columns = v["tensors"]
             names = columns["name"]
+            if not all(isinstance(n, str) for n in names):
+                raise ValueError("a tensor's name is not a string")
             table = TensorTable(
                 names=names,
                 ids={n: i for i, n in enumerate(names)},
@@ -172,10 +195,12 @@ class Plan:
                 findings=(),
                 digest=v["digest"],
             )
+            _check_columns(checkpoint)
             layout = ParallelLayout.from_json(v["layout"])
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"not a plan: {error!r}") from error
-        plan = build_plan(checkpoint, layout, dtype=v["dtype"], target=v.get("target", NATIVE))
+            dtype, target = v["dtype"], v.get("target", NATIVE)
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise PlanError(f"not a plan: {type(error).__name__}: {error}") from error
+        plan = build_plan(checkpoint, layout, dtype=dtype, target=target)
         if plan.hash != v["hash"]:
             raise PlanError(
                 f"the plan's hash is {v['hash'][:16]}, and this version plans {plan.hash[:16]} from the same inputs",
@@ -194,10 +219,16 @@ def build_plan(
     this package's runtime (``native``), or another engine's (``vllm-0.32``).
 
     Raises:
+        ArgumentError: an argument is not of its kind, or ``dtype`` or ``target`` is not known.
         UnsupportedError: the model, or something that its checkpoint or the layout has, is not described for the target.
         InputError: nothing can be planned: the config or the layout is impossible; what is wrong with the files is in its
             findings. What is wrong with single tensors is in the plan's findings.
     """
+    expect("checkpoint", checkpoint, Checkpoint, "a Checkpoint, as open_checkpoint(path) returns")
+    expect("layout", layout, (ParallelLayout, type(None)), "a ParallelLayout")
+    if dtype is not None and dtype not in PLAIN:
+        raise ArgumentError(f"dtype is {shown(dtype)}, expected one of {', '.join(PLAIN)}, or None")
+    expect("target", target, str, "the name of a target")
     try:
         return _build(checkpoint, layout or ParallelLayout(), dtype, target)
     except InputError as error:
@@ -248,6 +279,24 @@ def _build(checkpoint: Checkpoint, layout: ParallelLayout, dtype: str | None, en
         explicit_dtype=dtype,
     )
     return replace(plan, hash=_hash(plan))
+
+
+def _check_columns(checkpoint: Checkpoint) -> None:
+    """Check that the columns of a table which came as JSON belong together.
+
+    Raises:
+        ValueError: they do not.
+    """
+    t = checkpoint.table
+    columns: dict[str, np.ndarray] = {"file": t.file, "start": t.start, "nbytes": t.nbytes, "signature": t.signature}
+    ends = {"file": len(checkpoint.files), "signature": len(t.signatures)}
+    if len(t.ids) != len(t.names):
+        raise ValueError("two tensors have the same name")
+    for name, column in columns.items():
+        if column.shape != (len(t.names),):
+            raise ValueError(f"tensors.{name} has the shape {list(column.shape)}, and there are {len(t.names)} names")
+        if len(column) and not 0 <= int(column.min()) <= int(column.max()) < ends.get(name, 2**62):
+            raise ValueError(f"tensors.{name} has a value outside its range")
 
 
 def _numerics(target: Target, configured: str, asked: str | None) -> Numerics:

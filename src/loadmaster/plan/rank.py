@@ -16,7 +16,9 @@ import numpy.typing as npt
 
 from loadmaster.architectures.algebra import Region, Stored
 from loadmaster.architectures.lower import Piece
+from loadmaster.arguments import expect, shown
 from loadmaster.checkpoint import TensorTable
+from loadmaster.errors import ArgumentError
 from loadmaster.plan.compose import Composed
 from loadmaster.plan.specs import ParamSpec, itemsize
 from loadmaster.plan.strided import StridedRun, strided_run
@@ -71,6 +73,17 @@ class Batch:
         params = number[self.params]
         kept = params >= 0
         return replace(self, tensors=self.tensors[kept], params=params[kept], slots=self.slots[kept])
+
+
+def _names(given: object) -> frozenset[str]:
+    """Return names of parameters as a set.
+
+    Raises:
+        ArgumentError: they are no collection of strings.
+    """
+    if isinstance(given, (str, bytes)) or not isinstance(given, Collection):
+        raise ArgumentError(f"names is {shown(given)}, expected names of parameters")
+    return frozenset(expect("names", name, str, "names of parameters") for name in given)
 
 
 def _is_row_major(view: Stored) -> bool:
@@ -187,13 +200,22 @@ class RankPlan:
         return to, to.offset + batch.slots.astype(np.int64) * (prod(shape) * itemsize(spec.dtype))
 
     def only(self, names: Collection[str]) -> RankPlan:
-        """Return what of it fills the parameters ``names``; a block has all of its parameters among them or none."""
+        """Return what of it fills the parameters ``names``; a block has all of its parameters among them or none.
+
+        Raises:
+            ArgumentError: only some parameters of a block are among them.
+        """
+        names = _names(names)
         held, number = [], np.full(self.num_params, -1, dtype=np.int32)
         at = kept = 0
         for h in self.held:
             count = len(h.composed)
             inside = [s.name in names for s in h.specs()]
-            assert all(inside) or not any(inside), f"a part of {h.new}"
+            if any(inside) and not all(inside):
+                lacks = next(s.name for s, is_in in zip(h.specs(), inside, strict=True) if not is_in)
+                raise ArgumentError(
+                    f"a block is loaded whole or not at all, and {lacks} is not among the tensors given"
+                )
             if all(inside):
                 held.append(h)
                 number[at : at + count] = range(kept, kept + count)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, cached_property
 from itertools import groupby
 
@@ -29,16 +29,18 @@ from loadmaster.architectures.algebra import Cast, Expression, Leaf, Region, Sto
 from loadmaster.architectures.items import Item
 from loadmaster.architectures.lower import coverage, edges, multiplicity, num_elements, tiles
 from loadmaster.architectures.schema import Tensor
+from loadmaster.arguments import expect, expect_int
 from loadmaster.catalogue import ranked
 from loadmaster.dtypes import widens
+from loadmaster.errors import PlanError
 from loadmaster.findings import Finding, errors, gib
 from loadmaster.parallel import ParallelLayout, cut
 from loadmaster.plan.bind import Form, LayerClass
 from loadmaster.plan.compose import Composed, view
 from loadmaster.plan.plan import Plan
+from loadmaster.plan.proven import Proof, ProvenPlan, RankFigures
 from loadmaster.plan.rank import RankPlan
 from loadmaster.plan.specs import itemsize
-from loadmaster.plan.waivers import Waiver
 
 STAGING_BYTES = 256 * 2**20
 """Default budget of host memory for staging, a rank."""
@@ -56,51 +58,19 @@ SCOPE = {
 """What a proof covers, said with every proof."""
 
 
-@dataclass(frozen=True, slots=True)
-class RankFigures:
-    """What one rank holds and reads; bytes unless named otherwise. ``layers`` is half open.
-
-    ``needed_bytes`` go into its parameters, ``fetched_bytes`` are read for them, ``replica_bytes`` are needed by a lower
-    rank as well, or more than once by this one. ``carries`` is what its stage is handed by the one before.
-    """
-
-    rank: int
-    pp_rank: int
-    tp_rank: int
-    dp_rank: int
-    ep_rank: int
-    layers: tuple[int, int]
-    draft_layers: tuple[int, ...]
-    num_params: int
-    resident_bytes: int
-    needed_bytes: int
-    fetched_bytes: int
-    replica_bytes: int
-    num_reads: int
-    staging_bytes: int
-    carries: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Proof:
-    """The verdict on a plan: its findings, its waivers, and each rank's figures. ``proven``: no finding is an error."""
-
-    plan: Plan
-    findings: tuple[Finding, ...]
-    waivers: tuple[Waiver, ...]
-    ranks: tuple[RankFigures, ...]
-
-    @property
-    def proven(self) -> bool:
-        """Whether nothing stands in the way."""
-        return not errors(self.findings)
-
-
 def prove(plan: Plan, *, capacity_bytes: int | None = None, staging_bytes: int = STAGING_BYTES) -> Proof:
     """Check the laws on ``plan``.
 
-    ``capacity_bytes`` is the device memory that each rank's parameters must fit in, if given.
+    ``capacity_bytes`` is the device memory that each rank's parameters must fit in, if given; ``staging_bytes`` the budget
+    of host memory for staging.
+
+    Raises:
+        ArgumentError: ``plan`` is no `Plan`, or a size is not a number of bytes.
     """
+    expect("plan", plan, Plan, "a Plan, as build_plan returns")
+    if capacity_bytes is not None:
+        expect_int("capacity_bytes", capacity_bytes, 0)
+    expect_int("staging_bytes", staging_bytes, 1)
     findings: list[Finding] = list(plan.findings)
     places = range(plan.layout.stage_size)
     replicas: dict[int, list[int]] = {}  # class -> for each place of a stage, replicated bytes a layer
@@ -126,6 +96,22 @@ def prove(plan: Plan, *, capacity_bytes: int | None = None, staging_bytes: int =
     if capacity_bytes is not None:
         findings += _check_capacity(ranks, capacity_bytes)
     return Proof(plan, ranked(findings), plan.binding.waivers, ranks)
+
+
+def admit(plan: object, *, allow_unproven: bool = False) -> Plan:
+    """Return ``plan`` if it may be loaded: it was proven, or the caller allows on purpose that it was not.
+
+    Raises:
+        ArgumentError: it is no `Plan`.
+        PlanError: it was not proven; carries the findings of a proof of it.
+    """
+    given = expect("plan", plan, Plan, "a ProvenPlan, as prove(plan).require_proven() returns")
+    if allow_unproven or isinstance(given, ProvenPlan):
+        return given
+    proof = prove(given)
+    if not proof.proven:
+        raise proof.refusal("pass allow_unproven=True to load an incomplete model on purpose")
+    raise PlanError("the plan was not proven", hint="pass prove(plan).require_proven() instead", proof=proof)
 
 
 # Laws 1 and 4 ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from loadmaster.checkpoint import Checkpoint
 from loadmaster.errors import InputError, LoadmasterError
 from loadmaster.findings import Finding
 from loadmaster.plan import ParamSpec
-from loadmaster.plan.verify import SCOPE, Proof
+from loadmaster.plan.proven import Proof
+from loadmaster.plan.verify import SCOPE
 
 
 def proof_object(proof: Proof, elapsed_s: float, params: Sequence[ParamSpec] = ()) -> dict[str, Any]:

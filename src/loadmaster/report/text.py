@@ -15,7 +15,7 @@ from loadmaster.errors import LoadmasterError
 from loadmaster.findings import Finding, gib, ranges
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import ParamSpec
-from loadmaster.plan.verify import Proof
+from loadmaster.plan.proven import Proof
 
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 

@@ -40,12 +40,12 @@ class Stage(Protocol):
 
 
 class PlanBuilder:
-    """Reads the plan, loads a rank, builds its stage."""
+    """Reads the plan, proves it again, loads a rank, builds its stage."""
 
     def __init__(self, plan: bytes) -> None:
-        from loadmaster.plan import Plan
+        from loadmaster.plan import Plan, prove
 
-        self._plan = Plan.from_json(plan)
+        self._plan = prove(Plan.from_json(plan)).require_proven()
 
     @property
     def hash(self) -> str:

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from loadmaster.architectures.registry import FAMILIES, find_family
-from loadmaster.errors import LoadmasterError, RequestError, UnsupportedError
+from loadmaster.arguments import expect, expect_int, shown
+from loadmaster.errors import ArgumentError, LoadmasterError, RequestError, UnsupportedError
 from loadmaster.layers.formats import RUNNABLE_FORMATS
 from loadmaster.runtime.executor import DEFAULT_BUILDER, Executor, State
 from loadmaster.runtime.limits import Limits, read_limits
@@ -21,10 +22,13 @@ from loadmaster.runtime.messages import Begin, Begun, End, Refused, Step, Steppe
 from loadmaster.runtime.params import SamplingParams
 
 if TYPE_CHECKING:
-    from loadmaster.plan import Plan
+    from loadmaster.plan import Plan, ProvenPlan
 
 PREFILL_TOKENS = 2048
 """A longer prompt is computed in chunks of so many tokens, so that several stages work on it at once."""
+
+DEVICES = ("cpu", "cuda")
+"""Where stages run."""
 
 DRAFT_METHODS = ("mtp", "deepseek_mtp")
 
@@ -37,6 +41,8 @@ class Engine:
     ``cpu`` or ``cuda``: stages run on this host's GPUs, dealt out in turns.
 
     Raises:
+        PlanError: the plan was not proven; carries its findings.
+        ArgumentError: an argument is not of its kind.
         UnsupportedError: the layout has tensor- or data-parallel ranks or drafts, or the layers do not compute the family
             or a format that its weights are stored in.
         ConfigError: the model's length is not known, or is exceeded.
@@ -44,7 +50,7 @@ class Engine:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ProvenPlan,
         *,
         max_model_len: int | None = None,
         prefill_tokens: int = PREFILL_TOKENS,
@@ -52,6 +58,17 @@ class Engine:
         builder: str = DEFAULT_BUILDER,
         device: str = "cpu",
     ) -> None:
+        if builder == DEFAULT_BUILDER:
+            from loadmaster.plan import admit
+
+            admit(plan)
+        if max_model_len is not None:
+            expect_int("max_model_len", max_model_len, 1)
+        expect_int("prefill_tokens", prefill_tokens, 1)
+        if device not in DEVICES:
+            raise ArgumentError(f"device is {shown(device)}, expected one of {', '.join(DEVICES)}")
+        if not callable(on_progress):
+            raise ArgumentError(f"on_progress is {shown(on_progress)}, expected a function of a number of bytes")
         drafts = {"method": "mtp"} if plan.layout.num_draft_layers else None
         refuse_options(plan.layout.tensor_parallel_size, drafts, plan.layout.data_parallel_size)
         if builder == DEFAULT_BUILDER:
@@ -110,6 +127,10 @@ class Engine:
             RequestError: it is empty, leaves no room for a token, or has ids that the model doesn't know.
         """
         limits = self.limits
+        if not isinstance(prompt_token_ids, Sequence) or isinstance(prompt_token_ids, (str, bytes)):
+            raise RequestError(f"the prompt is {shown(prompt_token_ids)}, expected token ids")
+        if wrong := next((t for t in prompt_token_ids if not isinstance(t, int)), None):
+            raise RequestError(f"the prompt has {shown(wrong)} among its token ids, expected integers")
         if not prompt_token_ids:
             raise RequestError("the prompt is empty: it has no tokens")
         if len(prompt_token_ids) >= limits.max_model_len:
@@ -134,8 +155,9 @@ class Engine:
             RequestError: the prompt is refused (at once), or the request (by the iterator); the engine goes on.
             LoadError, RunError: by the iterator: loading failed, or a stage did. The engine is unusable.
         """
+        self.check(prompt_token_ids)
         prompt = tuple(prompt_token_ids)
-        self.check(prompt)
+        expect("params", params, SamplingParams, "SamplingParams")
         return self._generate(prompt, params)
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from loadmaster.arguments import shown
 from loadmaster.errors import RequestError
 
 
@@ -27,6 +28,16 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("max_tokens", "seed"):
+            if getattr(self, name) is not None:
+                _expect(name, getattr(self, name), int, "an integer")
+        _expect("top_k", self.top_k, int, "an integer")
+        for name in ("temperature", "top_p"):
+            _expect(name, getattr(self, name), (int, float), "a number")
+        _expect("ignore_eos", self.ignore_eos, bool, "True or False")
+        _expect("stop_token_ids", self.stop_token_ids, (tuple, list), "token ids")
+        for token in self.stop_token_ids:
+            _expect("stop_token_ids", token, int, "token ids")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise RequestError(f"max_tokens is {self.max_tokens}, expected at least 1")
         if not 0 <= self.temperature <= 100:  # also refuses NaN
@@ -37,3 +48,8 @@ class SamplingParams:
             raise RequestError(f"top_k is {self.top_k}, expected 1 or more, or 0 or -1 for all tokens")
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise RequestError(f"seed is {self.seed}, expected a 64-bit integer")
+
+
+def _expect(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+        raise RequestError(f"{name} is {shown(value)}, expected {expected}")

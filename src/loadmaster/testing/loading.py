@@ -10,6 +10,7 @@ from loadmaster.architectures.faults import spelling_labels
 from loadmaster.architectures.schema import Family
 from loadmaster.errors import LoadmasterError
 from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import prove
 from loadmaster.testing.expected import Expected
 from loadmaster.testing.faults import expect_none
 from loadmaster.testing.plans import layouts_of, name_of, try_plan, write_checkpoint
@@ -54,9 +55,13 @@ def _faults(
             if isinstance(plan, str):
                 yield f"{label}, {name_of(layout)}: {plan}"
                 continue
+            proof = prove(plan)
+            if not proof.proven:
+                yield f"{label}, {name_of(layout)}: {proof.refusal().message}"
+                continue
             for rank in range(plan.num_ranks):
                 try:
-                    loaded = load_rank(plan, rank)
+                    loaded = load_rank(proof.require_proven(), rank)
                 except LoadmasterError as error:
                     yield f"{label}, {name_of(layout)}: {error.message}"
                     continue

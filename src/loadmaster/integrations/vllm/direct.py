@@ -29,7 +29,7 @@ from loadmaster.integrations.vllm.options import Options
 from loadmaster.loader import LoadReport, load_rank
 from loadmaster.loader.memory import TORCH, misfit
 from loadmaster.parallel import ParallelLayout
-from loadmaster.plan import ParamSpec, Plan, RankPlan, build_plan, prove
+from loadmaster.plan import ParamSpec, Plan, ProvenPlan, RankPlan, build_plan, prove
 from loadmaster.plan.claims import KV_CACHE_SCALES
 
 DEFECTS: Final = frozenset({"layer-missing", "expert-incomplete", "tensor-missing", "scale-missing", "shape-mismatch"})
@@ -44,7 +44,7 @@ class Unfit(Exception):  # noqa: N818  # no failure: the other way is taken
 class Planned:
     """A proven plan, which of its ranks this one is, and whether the model is the draft of the one that is planned."""
 
-    plan: Plan
+    plan: ProvenPlan
     rank: int
     is_draft: bool = False
 
@@ -164,7 +164,7 @@ def layout_of(
     return layout, (parallel.data_parallel_rank * pp[1] + pp[0]) * tp[1] + tp[0]
 
 
-def prove_layout(checkpoint: Checkpoint, layout: ParallelLayout, dtype: torch.dtype) -> Plan:
+def prove_layout(checkpoint: Checkpoint, layout: ParallelLayout, dtype: torch.dtype) -> ProvenPlan:
     """Return the plan of vLLM's parameters, proven.
 
     Raises:
@@ -189,7 +189,7 @@ def prove_layout(checkpoint: Checkpoint, layout: ParallelLayout, dtype: torch.dt
             findings=found,
             hint='`loadmaster plan --engine vllm` tells the same; {"direct": false} leaves it to vLLM',
         )
-    return proof.plan
+    return proof.require_proven()
 
 
 def _num_strays(plan: Plan) -> int:

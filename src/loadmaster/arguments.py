@@ -1,0 +1,55 @@
+"""Checks of what callers of the library pass: a wrong argument is a typed error that names it, at the door.
+
+For the public functions alone. What they call trusts its arguments.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from loadmaster.errors import ArgumentError
+
+T = TypeVar("T")
+
+SHOWN = 60
+"""Characters of a wrong value that an error shows."""
+
+
+def shown(value: object) -> str:
+    """Return a value and its type for a message, cut short.
+
+    >>> shown("x" * 100), shown(None)
+    ("'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…, a str", 'None')
+    """
+    if value is None:
+        return "None"
+    text = repr(value) if isinstance(value, (str, bytes, int, float, tuple)) else object.__repr__(value)
+    return f"{text if len(text) <= SHOWN else text[:SHOWN] + '…'}, a {type(value).__name__}"
+
+
+def expect(name: str, value: object, kinds: type[T] | tuple[type[T], ...], expected: str) -> T:
+    """Return ``value`` if it is one of ``kinds``; ``expected`` says in words what it should be.
+
+    Raises:
+        ArgumentError: it is something else.
+    """
+    if not isinstance(value, kinds):
+        raise ArgumentError(f"{name} is {shown(value)}, expected {expected}")
+    return value
+
+
+def expect_int(name: str, value: object, least: int, most: int | None = None) -> int:
+    """Return ``value`` if it is an integer from ``least`` to ``most`` (None: without an end).
+
+    >>> expect_int("rank", 3, 0, 7)
+    3
+
+    Raises:
+        ArgumentError: it is no integer, or lies outside.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ArgumentError(f"{name} is {shown(value)}, expected an integer")
+    if value < least or (most is not None and value > most):
+        limits = f"{least} to {most}" if most is not None else f"at least {least}"
+        raise ArgumentError(f"{name} is {shown(value).rpartition(',')[0]}, expected {limits}")
+    return value
