@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loadmaster.checkpoint.lookalike import CONFIG, base_model, recognise
 from loadmaster.checkpoint.pointer import check_content
 from loadmaster.findings import Finding, Severity
 
-CONFIG, QUANTISATION = "config.json", "hf_quant_config.json"
+QUANTISATION = "hf_quant_config.json"
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any] | None, tuple[Finding, ...]]:
@@ -22,9 +23,8 @@ def read_config(folder: Path) -> tuple[dict[str, Any] | None, tuple[Finding, ...
 
     Where it has no ``quantization_config``, and an ``hf_quant_config.json`` lies beside it, it gets that one's.
     """
-    if not (folder / CONFIG).is_file():
-        hint = "it is published beside the shards; copy it there"
-        return None, (Finding("config-missing", "error", "there is no config.json", file=CONFIG, hint=hint),)
+    if not is_stored(folder / CONFIG):
+        return None, (_missing(folder),)
     config = _read_object(folder / CONFIG, "error")
     if isinstance(config, Finding):
         return None, (config,)
@@ -43,6 +43,19 @@ def read_config(folder: Path) -> tuple[dict[str, Any] | None, tuple[Finding, ...
     if quantisation["quant_algo"] is None:  # a quantised cache alone
         return config, ()
     return {**config, "quantization_config": {"quant_method": "modelopt", **quantisation}}, ()
+
+
+def is_stored(path: Path) -> bool:
+    """Return whether a file is there, or a link that was made for one and leads nowhere (an emptied hub cache)."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def _missing(folder: Path) -> Finding:
+    """Say that there is no config.json, and what the folder is if it is no model's."""
+    message, hint = "there is no config.json", "it is published beside the shards; copy it there"
+    if found := recognise([p.name for p in folder.iterdir()], base_model(folder)):
+        message, hint = f"{message}: this is {found.what}", found.remedy
+    return Finding("config-missing", "error", message, file=CONFIG, hint=hint)
 
 
 def _read_object(path: Path, severity: Severity) -> dict[str, Any] | Finding:
@@ -65,7 +78,9 @@ def _read_object(path: Path, severity: Severity) -> dict[str, Any] | Finding:
             return found
         value = json.loads(text, object_pairs_hook=strict, parse_constant=refuse)
     except (OSError, ValueError, RecursionError) as error:
-        return Finding("config-invalid", severity, f"{name} cannot be read: {error}", file=name)
+        reason = error.strerror if isinstance(error, OSError) else error
+        hint = f"it is a link to {path.readlink()}; fetch the file again" if path.is_symlink() else None
+        return Finding("config-invalid", severity, f"{name} cannot be read: {reason}", file=name, hint=hint)
     if not isinstance(value, dict):
         return Finding("config-invalid", severity, f"{name} is not a JSON object", file=name)
     return value

@@ -13,9 +13,9 @@ from typing import Any
 from loadmaster.arguments import expect, shown
 from loadmaster.catalogue import ranked
 from loadmaster.checkpoint.aside import report_aside
-from loadmaster.checkpoint.config import read_config
+from loadmaster.checkpoint.config import is_stored, read_config
 from loadmaster.checkpoint.index import INDEX_NAME, Index, check_total, disagreements, read_index
-from loadmaster.checkpoint.listing import Listing, list_shards, report_missing, report_partial
+from loadmaster.checkpoint.listing import Listing, list_shards, refuse_foreign, report_missing, report_partial
 from loadmaster.checkpoint.losses import Losses
 from loadmaster.checkpoint.reader import Columns, ShardFile, read_headers
 from loadmaster.checkpoint.table import TensorTable
@@ -61,8 +61,10 @@ def _open(path: Path) -> Checkpoint:
     index: Index | None = None
     about_index: tuple[Finding, ...] = ()
     listing = Listing((path.name,))
-    if not path.is_file():
-        if (folder / INDEX_NAME).is_file():
+    if path.is_file():
+        refuse_foreign(path)
+    else:
+        if is_stored(folder / INDEX_NAME):
             index, about_index = read_index(folder / INDEX_NAME)
         listing = list_shards(folder, index)
     columns = Columns()

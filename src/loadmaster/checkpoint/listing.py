@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadmaster.checkpoint.index import Index
+from loadmaster.checkpoint.lookalike import ADAPTER, base_model, foreign_file, instead, recognise, some
 from loadmaster.errors import CheckpointError
 from loadmaster.findings import Finding
 
@@ -23,7 +24,6 @@ HUB_PARTIALS = Path(".cache", "huggingface", "download")
 ASIDE = re.compile(r"(consolidated|adapter)[^/]*\.safetensors")
 """The publisher's own file beside the shards (Mistral's), and adapters: not part of the checkpoint."""
 NUMBERED = re.compile(r"(.*?)(\d+)(-of-)(\d{1,6})(.*\.safetensors)")
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,21 @@ def list_shards(folder: Path, index: Index | None) -> Listing:
         CheckpointError: the folder does not exist, or holds no safetensors file; says what it holds.
     """
     if not folder.is_dir():
-        raise _nothing(f"{folder} does not exist", "MODEL is a folder, or a hub id such as owner/name")
-    files = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
+        there = "is neither a folder nor a regular file" if folder.exists() else "does not exist"
+        raise _nothing(f"{folder} {there}", "MODEL is a folder, or a hub id such as owner/name")
+    try:
+        files = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
+    except OSError as error:
+        hint = "check the folder's permissions, and the disk or mount that it is on"
+        raise _nothing(f"{folder} cannot be read: {error.strerror or error}", hint) from error
     names = [n for n in files if n.endswith(".safetensors")]
     partial = _partial(folder, files)
     if not names and index is None:
-        raise _nothing(f"{folder} holds no .safetensors file", _instead(files, partial))
+        raise _nothing(f"{folder} holds no .safetensors file", instead(files, partial, folder))
+    if index is None and ADAPTER in files and all(n.startswith("adapter") for n in names):
+        found = recognise(files, base_model(folder))
+        assert found is not None
+        raise _nothing(f"{folder} is {found.what}", found.remedy)
     if index is not None:
         listed = set(index.weight_map.values())
         shards = listed.intersection(names)
@@ -57,6 +66,16 @@ def list_shards(folder: Path, index: Index | None) -> Listing:
         shards = {n for n in names if not ASIDE.fullmatch(n)} or set(names)
         missing = set(_absent_numbers(shards))
     return Listing(_ordered(shards), _ordered(missing), _ordered(set(names) - shards), partial)
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse a file that was given as a checkpoint and is none.
+
+    Raises:
+        CheckpointError: says what it is, and what to give instead.
+    """
+    if found := foreign_file(path):
+        raise _nothing(*found)
 
 
 def _ordered(names: Iterable[str]) -> tuple[str, ...]:
@@ -95,35 +114,10 @@ def _nothing(message: str, hint: str) -> CheckpointError:
     return CheckpointError(message, hint=hint, findings=(finding,))
 
 
-def _instead(files: Sequence[str], partial: Sequence[str]) -> str:
-    """Say what a folder without safetensors files holds, and what to do about it."""
-    gguf = [n for n in files if n.endswith(".gguf")]
-    pickled = [n for n in files if n.endswith(PICKLED)]
-    if partial:
-        return f"a download is unfinished ({_some(partial)}); resume it"
-    if pickled:
-        return (
-            f"it holds pickled weights ({_some(pickled)}), which are not read; convert them: "
-            'AutoModelForCausalLM.from_pretrained(folder, dtype="auto").save_pretrained(new_folder) of transformers, '
-            "or fetch a revision with safetensors"
-        )
-    if gguf:
-        return (
-            f"it holds GGUF files ({_some(gguf)}), made for llama.cpp; fetch the model's safetensors repository instead, "
-            "or AutoModelForCausalLM.from_pretrained(folder, gguf_file=…).save_pretrained(new_folder) of transformers"
-        )
-    return f"it holds {_some(sorted(files))}" if files else "the folder is empty"
-
-
-def _some(names: Sequence[str], most: int = 4) -> str:
-    shown = ", ".join(sorted(names)[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
-
-
 def report_missing(listing: Listing, index: Index | None) -> list[Finding]:
     """Report each shard that is not there; an unfinished download is the likely cause, if there is one."""
     counts: Mapping[str, int] = Counter(index.weight_map.values()) if index and listing.missing else {}
-    resume = f"a download is unfinished ({_some(listing.partial)}): resume it" if listing.partial else "fetch it again"
+    resume = f"a download is unfinished ({some(listing.partial)}): resume it" if listing.partial else "fetch it again"
     return [
         Finding(
             "shard-missing",

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from loadmaster.checkpoint import Checkpoint
+from loadmaster.checkpoint.lookalike import printable
 from loadmaster.errors import InputError, LoadmasterError
 from loadmaster.findings import Finding
 from loadmaster.plan import ParamSpec
 from loadmaster.plan.proven import Proof
 from loadmaster.plan.verify import SCOPE
+
+NOTHING_CHECKED = {"checked": [], "not_checked": [*SCOPE["checked"], *SCOPE["not_checked"]]}
+"""The scope of a failure that came before there was a plan to check."""
 
 
 def proof_object(proof: Proof, elapsed_s: float, params: Sequence[ParamSpec] = ()) -> dict[str, Any]:
@@ -51,7 +55,7 @@ def failure_object(error: LoadmasterError, elapsed_s: float) -> dict[str, Any]:
         return proof_object(proof, elapsed_s)
     return {
         "proven": False,
-        "scope": SCOPE,
+        "scope": NOTHING_CHECKED,
         "findings": [f.as_json() for f in findings_of(error)],
         "waivers": [],
         "checkpoint": None,
@@ -79,6 +83,18 @@ def dumps(value: Any) -> str:
     return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode()
 
 
+def architectures(config: Mapping[str, Any]) -> list[str] | None:
+    """Return the architectures that a config names, as they can be printed; None where they are no list of names.
+
+    >>> architectures({"architectures": ["LlamaForCausalLM"]}), architectures({"architectures": {}})
+    (['LlamaForCausalLM'], None)
+    """
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        return None
+    return [printable(n) for n in names]
+
+
 def inspection_object(checkpoint: Checkpoint, names: list[str] | None) -> dict[str, Any]:
     """Return what a checkpoint holds; ``tensors`` only where ``names`` asks for them."""
     table = checkpoint.table
@@ -99,7 +115,7 @@ def inspection_object(checkpoint: Checkpoint, names: list[str] | None) -> dict[s
     config = checkpoint.config or {}
     return {
         "path": str(checkpoint.path),
-        "architectures": config.get("architectures"),
+        "architectures": architectures(config),
         "checkpoint": checkpoint_object(checkpoint),
         "files": [{"name": f.name, "bytes": f.size} for f in checkpoint.files],
         "findings": [f.as_json() for f in checkpoint.findings],

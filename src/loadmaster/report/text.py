@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +16,7 @@ from loadmaster.findings import Finding, gib, ranges
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import ParamSpec
 from loadmaster.plan.proven import Proof
+from loadmaster.report.json import architectures
 
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
@@ -54,7 +55,7 @@ def print_proof(console: Console, proof: Proof, elapsed_s: float, params: Sequen
     plan, table = proof.plan, proof.plan.checkpoint.table
     layout = plan.layout
     console.print(
-        f"[bold]{escape(str(plan.model_path))}[/]  {plan.config.get('architectures', ['?'])[0]}, "
+        f"[bold]{escape(str(plan.model_path))}[/]  {escape(_architecture(plan.config))}, "
         f"{len(table):,} tensors in {len(plan.checkpoint.files)} file(s), {gib(table.payload_bytes)}",
         highlight=False,
         soft_wrap=True,
@@ -94,6 +95,11 @@ def print_proof(console: Console, proof: Proof, elapsed_s: float, params: Sequen
         console.print(f"[bold red]not proven[/]: {count} error(s)", highlight=False)
 
 
+def _architecture(config: Mapping[str, Any]) -> str:
+    names = architectures(config)
+    return names[0] if names else "the config names no architecture"
+
+
 def _layout(layout: ParallelLayout) -> str:
     """Return a layout in words.
 
@@ -120,9 +126,9 @@ def print_error(console: Console, error: LoadmasterError, findings: Sequence[Fin
 def print_checkpoint(console: Console, checkpoint: Checkpoint, names: Iterable[str] | None) -> None:
     """Print what a checkpoint holds; with ``names``, those tensors one a line."""
     table = checkpoint.table
-    config = checkpoint.config or {}
+    config = "no config" if checkpoint.config is None else _architecture(checkpoint.config)
     console.print(
-        f"[bold]{escape(str(checkpoint.path))}[/]  {escape(str(config.get('architectures', ['no config'])[0]))}",
+        f"[bold]{escape(str(checkpoint.path))}[/]  {escape(config)}",
         highlight=False,
         soft_wrap=True,
     )
