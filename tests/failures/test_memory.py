@@ -19,7 +19,6 @@ def test_ranks_over_the_capacity_are_one_finding_that_names_them_and_the_worst(p
     assert (found.code, found.severity) == ("memory-capacity", "error")
     assert found.ranks == tuple(r.rank for r in figures if r.resident_bytes > capacity)
     assert f"rank {sizes.index(max(sizes))} needs" in found.message
-    assert "--layer-partition" in str(found.hint)
     assert checkpoint.prove(4, capacity=max(sizes)).proven
 
 

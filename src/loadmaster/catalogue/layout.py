@@ -38,6 +38,6 @@ LAYOUT: Final[dict[str, Entry]] = {
         "a rank needs more memory than the capacity given",
         "too few ranks, or an uneven partition: the last stage also holds the head and the MTP layer",
         "rank 3 needs 4.23 GiB for its parameters, and the capacity is 4.00 GiB",
-        "use more ranks, or another --layer-partition",
+        "use more ranks, or the --layer-partition that the hint names, where one fits",
     ),
 }

@@ -36,6 +36,7 @@ from loadmaster.errors import PlanError
 from loadmaster.findings import Finding, errors, gib
 from loadmaster.parallel import ParallelLayout, cut
 from loadmaster.plan.bind import Form, LayerClass
+from loadmaster.plan.capacity import fitting_partition
 from loadmaster.plan.compose import Composed, view
 from loadmaster.plan.plan import Plan
 from loadmaster.plan.proven import Proof, ProvenPlan, RankFigures
@@ -94,7 +95,7 @@ def prove(plan: Plan, *, capacity_bytes: int | None = None, staging_bytes: int =
     if not errors(tuple(findings)):
         findings += _check_bytes(plan, ranks)
     if capacity_bytes is not None:
-        findings += _check_capacity(ranks, capacity_bytes)
+        findings += _check_capacity(plan, ranks, capacity_bytes)
     return Proof(plan, ranked(findings), plan.binding.waivers, ranks)
 
 
@@ -355,19 +356,21 @@ def _check_bytes(plan: Plan, ranks: Sequence[RankFigures]) -> Iterator[Finding]:
         )
 
 
-def _check_capacity(ranks: Sequence[RankFigures], capacity: int) -> Iterator[Finding]:
+def _check_capacity(plan: Plan, ranks: Sequence[RankFigures], capacity: int) -> Iterator[Finding]:
     over = [r for r in ranks if r.resident_bytes > capacity]
     if over:
         worst = max(over, key=lambda r: r.resident_bytes)
         needs, has = gib(worst.resident_bytes), gib(capacity)
         if needs == has:
             needs, has = f"{worst.resident_bytes:,} bytes", f"{capacity:,}"
+        fitting = fitting_partition(plan, [r.resident_bytes for r in ranks], capacity)
+        fits = f", or --layer-partition {','.join(map(str, fitting))}, which fits" if fitting else ""
         yield Finding(
             "memory-capacity",
             "error",
             f"rank {worst.rank} needs {needs} for its parameters, and the capacity is {has}",
             ranks=tuple(r.rank for r in over),
-            hint="use more ranks, or another --layer-partition",
+            hint=f"use more ranks{fits}",
         )
 
 
