@@ -8,13 +8,16 @@ from loadmaster.catalogue.entry import Entry
 
 FILES: Final[dict[str, Entry]] = {
     "checkpoint-missing": Entry(
-        "the folder does not exist, or holds no safetensors file",
+        "the folder does not exist or holds no safetensors file, or a model on the hub is not in the cache",
         (
-            "a mistyped path; a repository that holds pickled or GGUF weights only; a download that fetched the"
-            " small files"
+            "a mistyped path; a repository that holds pickled or GGUF weights only, or a LoRA adapter; a download that"
+            " fetched the small files, or that was not asked for"
         ),
         "glm holds no .safetensors file",
-        "give the folder that holds config.json and the shards; convert pickled weights to safetensors",
+        (
+            "give the folder that holds config.json and the shards; convert pickled weights to safetensors; add"
+            " --download for a model on the hub"
+        ),
     ),
     "file-lfs-pointer": Entry(
         "a file is a Git LFS pointer of some 130 bytes in place of what it stands for",

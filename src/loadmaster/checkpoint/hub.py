@@ -1,44 +1,255 @@
-"""MODEL on the command line: a folder, or a hub id resolved through huggingface_hub's own cache and environment."""
+"""MODEL on the command line: a folder, or a hub id, resolved through huggingface_hub's own client, cache and environment.
+
+A model that is in the cache is used from there. What it lacks is downloaded only if that was asked for, and only the files
+that a model needs. A copy in part is never taken for a model.
+"""
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from loadmaster.checkpoint.index import INDEX_NAME, read_index
+from loadmaster.checkpoint.listing import list_shards
+from loadmaster.checkpoint.lookalike import ADAPTER, CONFIG, instead, printable, recognise, some
+from loadmaster.checkpoint.repository import HubFile, Repository
 from loadmaster.errors import CheckpointError
 
-PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "tokenizer*"]
-"""What of a repository a model needs."""
+Say = Callable[[str], None]
+"""Takes one line on what is done about a model on the hub."""
 
 
-def resolve_model(model: str, revision: str | None = None, *, cache_dir: str | None = None) -> Path:
-    """Return the folder (or file) of a model; a hub id is downloaded, or found in the cache.
+def resolve_model(
+    model: str,
+    revision: str | None = None,
+    *,
+    cache_dir: str | None = None,
+    download: bool = False,
+    on_notice: Say | None = None,
+) -> Path:
+    """Return the folder (or file) of a model; of a hub id, that of its commit in the cache.
 
-    ``cache_dir`` is another folder for the cache than the hub's client has by itself.
+    What the cache lacks is downloaded with ``download`` alone; then only the files that a model needs: the shards that the
+    index names, index, configs, tokenizer and chat templates. ``cache_dir`` is another folder for the cache than the hub's
+    client has by itself. ``on_notice`` gets a line on what is downloaded, or that the hub could not be asked.
 
     Raises:
-        CheckpointError: there is no such folder, and no such model on the hub, or the hub cannot be reached.
+        CheckpointError: there is no such folder, and no such model on the hub, or the hub cannot be reached; or the model
+            is not in the cache (or in part), and ``download`` was not given: says how many files and bytes it would be.
     """
-    path = Path(model).expanduser()
-    if path.exists():
-        return path
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise CheckpointError(f"{model} does not exist", hint="MODEL is a folder, or a hub id such as owner/name")
+    say = on_notice or (lambda line: None)
+    path = _on_disk(model)
+    if path is None:
+        return _from_hub(model, revision, cache_dir, download, say)
+    if revision is not None:
+        say(f"--revision {revision} is not used: {model} is on disk, and only a model from the hub has revisions")
+    return path
+
+
+def _on_disk(model: str) -> Path | None:
+    """Return a model's path; None where it can only be a hub id.
+
+    Raises:
+        CheckpointError: it is neither, or cannot be looked at.
+    """
+    name = printable(model, 4096)
+    hint = "MODEL is a folder, or a hub id such as owner/name"
+    try:
+        path = Path(model).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise CheckpointError(
+                f"{name} is a link to {printable(str(path.readlink()))}, which does not exist", hint=hint
+            ) from None
+        if model.startswith((".", "/", "~")) or model.count("/") != 1:
+            raise CheckpointError(f"{name} does not exist", hint=hint) from None
+        return None
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{name} cannot be read: {reason}", hint=hint) from error
+    return path
+
+
+def _from_hub(model: str, revision: str | None, cache_dir: str | None, download: bool, say: Say) -> Path:
+    try:
+        with _hub_errors(revision):
+            repository = _list_repository(model, revision, cache_dir)
+    except _HubError as error:
+        return _from_cache(model, revision, cache_dir, error, say)
+    _refuse_lookalike(repository)
+    if not repository.absent(repository.needed if download else repository.planned):
+        return repository.snapshot
+    lacking = repository.to_download(repository.needed)
+    if not download and repository.to_download(repository.planned):
+        part = " in part" if len(lacking) < len(repository.needed) else ""
+        where = f"is in the cache only{part}" if part else "is not in the cache"
+        up_to = "" if repository.is_exact else "up to "
+        raise CheckpointError(
+            f"{model} {where}: {up_to}{repository.sizes(lacking)} would be downloaded (commit {repository.commit})",
+            hint=f"add --download (in Python: download=True) to download them to {repository.storage.parent}",
+        )
+    try:
+        with _hub_errors(revision):
+            return _download(repository, download, revision, cache_dir, say)
+    except _HubError as error:
+        raise CheckpointError(
+            f"the download of {model} failed: {error.message}",
+            hint=error.hint or "what has arrived is kept: run the same command again, and it goes on from there",
+        ) from error.__cause__
+
+
+def _list_repository(model: str, revision: str | None, cache_dir: str | None) -> Repository:
+    """Ask the hub for the commit and the files of a revision; one request."""
+    from huggingface_hub import HfApi, constants
+
+    found = HfApi().model_info(model, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    if not found.sha or found.siblings is None:
+        raise ValueError("it names no commit, or no files")
+    files = {s.rfilename: HubFile(s.size, s.lfs.sha256 if s.lfs else s.blob_id) for s in found.siblings}
+    return Repository(model, found.sha, files, _storage(model, cache_dir))
+
+
+def _storage(model: str, cache_dir: str | None) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(cache_dir or constants.HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=model, repo_type="model")
+
+
+def _refuse_lookalike(repository: Repository) -> None:
+    """Refuse what is seen not to be a model before a byte of it is downloaded."""
+    names = [n for n in repository.files if "/" not in n and not n.startswith(".")]
+    found = recognise(names) if CONFIG not in names or ADAPTER in names else None
+    only_adapters = all(n.startswith("adapter") for n in repository.weights)
+    if found is not None and (CONFIG not in names or only_adapters):
+        raise CheckpointError(f"{repository.name} is {found.what}", hint=found.remedy)
+    if not repository.weights:
+        raise CheckpointError(f"{repository.name} holds no .safetensors file at its top", hint=instead(names))
+
+
+def _download(repository: Repository, whole: bool, revision: str | None, cache_dir: str | None, say: Say) -> Path:
+    """Download what the cache lacks of the files that are needed: the index first, since it names the shards.
+
+    Not ``whole``: link what a plan reads into the snapshot, all of which the cache has from another commit.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    if INDEX_NAME in repository.files and repository.absent((INDEX_NAME,)):
+        hf_hub_download(repository.name, INDEX_NAME, revision=repository.commit, cache_dir=cache_dir)
+        repository = replace(repository)  # which reads the index
+    needed = repository.needed if whole else repository.planned
+    if lacking := repository.to_download(needed):
+        say(f"downloading {repository.sizes(lacking)} of {repository.name}, commit {repository.commit}")
+    names = [glob.escape(n) for n in needed]
+    folder = Path(snapshot_download(repository.name, revision=revision, cache_dir=cache_dir, allow_patterns=names))
+    if folder.name != repository.commit:
+        raise OSError(f"the revision moved from commit {repository.commit} to {folder.name} meanwhile")
+    if absent := repository.absent(needed):
+        raise OSError(f"{some(absent)} did not arrive whole")
+    return folder
+
+
+def _from_cache(model: str, revision: str | None, cache_dir: str | None, error: _HubError, say: Say) -> Path:
+    """Return the commit that the cache has of a revision, where the hub cannot be asked; it must be there in whole."""
+    folder = None if error.is_final else _cached(model, revision, cache_dir)
+    if folder is None:
+        raise CheckpointError(f"{model} is not in the cache, and {error.message}", hint=error.hint) from error.__cause__
+    if lacking := _lacking(folder):
+        message = f"{model} is in the cache only in part ({some(lacking)} missing in {folder}), and {error.message}"
+        raise CheckpointError(message, hint=error.hint) from error.__cause__
+    if not error.is_expected:
+        say(f"{error.message}; of {model} the commit in the cache is used, {folder.name}")
+    return folder
+
+
+def _cached(model: str, revision: str | None, cache_dir: str | None) -> Path | None:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, revision=revision, cache_dir=cache_dir, allow_patterns=PATTERNS))
-    except HFValidationError as error:
-        raise CheckpointError(f"{model!r} is neither a folder nor a hub id: {error}") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise CheckpointError(
-            f"{model} is not in the hub's cache, and the hub cannot be reached",
-            hint="check the network and HF_HUB_OFFLINE, or download the model first",
-        ) from error
-    except HfHubHTTPError as error:
-        raise CheckpointError(
-            f"{model} could not be had from the hub: {str(error).splitlines()[0]}",
-            hint="check the name and the revision; private models need HF_TOKEN",
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"{model} could not be had from the hub: {error}") from error
+        found = snapshot_download(
+            model, revision=revision, cache_dir=cache_dir, local_files_only=True, allow_patterns=[]
+        )
+    except LocalEntryNotFoundError:
+        return None
+    return Path(found)
+
+
+def _lacking(folder: Path) -> tuple[str, ...]:
+    """Return what a snapshot lacks, as far as it tells by itself: the config, and shards that its index or numbers name."""
+    config = () if (folder / CONFIG).is_file() else (CONFIG,)
+    index, _ = read_index(folder / INDEX_NAME) if (folder / INDEX_NAME).is_file() else (None, ())
+    try:
+        listing = list_shards(folder, index)
+    except CheckpointError:
+        return (*config, "all shards")
+    gone = (n for n in listing.shards if not (folder / n).exists())  # links to blobs that were removed
+    return (*config, *listing.missing, *gone)
+
+
+class _HubError(Exception):
+    """The hub could not be asked, or said no: ``message`` goes on after "… and".
+
+    ``is_final``: the cache is not asked instead. ``is_expected``: the user has asked for the cache.
+    """
+
+    def __init__(self, message: str, hint: str | None, *, is_final: bool = False, is_expected: bool = False) -> None:
+        super().__init__(message)
+        self.message, self.hint, self.is_final, self.is_expected = message, hint, is_final, is_expected
+
+
+@contextmanager
+def _hub_errors(revision: str | None) -> Iterator[None]:
+    """Turn whatever the hub's client raises into a `_HubError`."""
+    from huggingface_hub import errors
+
+    transport: Any = errors.HfHubHTTPError.__mro__[
+        1
+    ]  # of the HTTP client, which is another one from version to version
+    try:
+        yield
+    except (transport, OSError, ValueError, RuntimeError, errors.EntryNotFoundError) as error:
+        raise _explained(error, revision) from error
+
+
+def _explained(error: Exception, revision: str | None) -> _HubError:
+    from huggingface_hub import constants, errors
+
+    hub = f"the hub ({constants.ENDPOINT})"
+    token = "check the name; a private model needs a valid token: `hf auth login`, or HF_TOKEN"
+    text = printable((str(error).strip() or type(error).__name__).splitlines()[0])
+    match error:
+        case errors.OfflineModeIsEnabled():
+            hint = "unset HF_HUB_OFFLINE to ask the hub"
+            return _HubError("HF_HUB_OFFLINE forbids to ask the hub", hint, is_expected=True)
+        case errors.LocalEntryNotFoundError() if isinstance(error.__cause__, Exception):
+            return _explained(error.__cause__, revision)
+        case errors.HFValidationError():
+            hint = "MODEL is a folder, or a hub id such as owner/name"
+            return _HubError(f"it is no hub id either: {text}", hint, is_final=True)
+        case errors.GatedRepoError():
+            hint = "ask for access on its page, then give a token: `hf auth login`, or HF_TOKEN"
+            return _HubError(f"access to it is gated on {hub}", hint)
+        case errors.RevisionNotFoundError():
+            hint = "--revision is a branch, a tag or a commit"
+            return _HubError(f"{hub} has no revision {revision or 'main'} of it", hint, is_final=True)
+        case errors.DisabledRepoError():
+            return _HubError(f"access to it is disabled on {hub}", None)
+        case errors.HfHubHTTPError(response=answer):
+            status = answer.status_code
+            if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
+                return _HubError(f"{hub} has no such model, or it is private (HTTP status {status})", token)
+            return _HubError(f"{hub} answered with HTTP status {status}", "try again later")
+        case errors.FileMetadataError() | ValueError():
+            hint = "check HF_ENDPOINT, and that no proxy answers in the hub's place"
+            return _HubError(f"the answer of {hub} cannot be used: {text}", hint)
+        case OSError(errno=int()) if error.filename is not None:
+            return _HubError(f"{error.filename}: {error.strerror}", "check the cache's folder and its disk")
+        case OSError(errno=28):
+            return _HubError("no space is left on the cache's disk", "free some, or set HF_HOME to another disk")
+    return _HubError(f"the connection to {hub} failed: {text}", None)

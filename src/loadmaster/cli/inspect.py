@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import argparse
 
+from loadmaster.cli.planning import add_download_argument, open_model
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("model", metavar="MODEL", help="a folder, or a Hugging Face hub id")
     parser.add_argument("--revision", help="the hub revision: branch, tag or commit")
+    add_download_argument(parser)
     parser.add_argument("--match", metavar="TEXT", help="list the tensors whose name contains TEXT")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the checkpoint; exit 1 if its files are defective."""
-    from loadmaster.checkpoint import open_checkpoint, resolve_model
     from loadmaster.findings import errors
 
-    checkpoint = open_checkpoint(resolve_model(args.model, args.revision))
+    checkpoint = open_model(args)
     names = [n for n in checkpoint.table.names if args.match in n] if args.match else None
     if args.json:
         from loadmaster.report.json import dumps, inspection_object

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from loadmaster.cli.options import add_capacity_arguments, add_model_arguments
+from loadmaster.cli.planning import add_download_argument, prove_arguments
 from loadmaster.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ TARGETS = {"native": "native", "vllm": "vllm-0.32"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model_arguments(parser)
+    add_download_argument(parser)
     parser.add_argument(
         "--engine",
         choices=sorted(TARGETS),
@@ -32,8 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the proof; exit 1 if there is none."""
-    from loadmaster.cli.planning import prove_arguments
-
     begin = time.perf_counter()
     proof = prove_arguments(args, target=TARGETS[args.engine])
     elapsed_s = time.perf_counter() - begin

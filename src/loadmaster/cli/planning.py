@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
 from loadmaster.cli.options import DTYPES
@@ -14,16 +15,39 @@ if TYPE_CHECKING:
     from loadmaster.plan import Proof, ProvenPlan
 
 
+def add_download_argument(parser: argparse.ArgumentParser) -> None:
+    """Add what a command that only looks at a model needs before it downloads one."""
+    parser.add_argument(
+        "--download",
+        action="store_true",
+        help="of a hub id, download what the cache lacks (default: say how much that is, and end)",
+    )
+
+
+def open_model(args: argparse.Namespace) -> Checkpoint:
+    """Open MODEL. Commands without ``--download`` run it, and download what they lack, as vLLM does.
+
+    Raises:
+        CheckpointError: there is no such model, or it is on the hub and not downloaded.
+    """
+    from loadmaster.checkpoint import open_checkpoint, resolve_model
+
+    def say(line: str) -> None:
+        print(f"loadmaster {args.command}: {line}", file=sys.stderr, flush=True)
+
+    download = getattr(args, "download", True)
+    return open_checkpoint(resolve_model(args.model, args.revision, download=download, on_notice=say))
+
+
 def prove_arguments(args: argparse.Namespace, *, target: str = "native") -> Proof:
     """Resolve the model, plan it and prove the plan; ``target`` says whose parameters are planned.
 
     Raises:
         InputError: nothing could be planned.
     """
-    from loadmaster.checkpoint import open_checkpoint, resolve_model
     from loadmaster.plan import build_plan, prove
 
-    checkpoint = open_checkpoint(resolve_model(args.model, args.revision))
+    checkpoint = open_model(args)
     plan = build_plan(checkpoint, _layout(args, checkpoint), dtype=DTYPES.get(args.dtype), target=target)
     return prove(plan, capacity_bytes=getattr(args, "device_memory", None))
 

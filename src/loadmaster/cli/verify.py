@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 from loadmaster.cli.options import positive
+from loadmaster.cli.planning import add_download_argument, open_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("model", metavar="MODEL", help="a folder, or a Hugging Face hub id")
     parser.add_argument("--revision", help="the hub revision: branch, tag or commit")
+    add_download_argument(parser)
     parser.add_argument(
         "--resume",
         type=Path,
@@ -29,10 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read, show progress on standard error, and print what was found; exit 1 if something is wrong."""
     from loadmaster import payload
-    from loadmaster.checkpoint import open_checkpoint, resolve_model
     from loadmaster.cli.progress import ByteProgress
 
-    checkpoint = open_checkpoint(resolve_model(args.model, args.revision))
+    checkpoint = open_model(args)
     with payload.Journal(args.resume) as journal:
         survey = payload.survey_payload(checkpoint, hashing=not args.no_hash, journal=journal)
         try:

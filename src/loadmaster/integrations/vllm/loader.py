@@ -259,7 +259,8 @@ class Loader(BaseModelLoader):
 
     def _folder(self, model: str, revision: str | None) -> Path:
         found = maybe_download_from_modelscope(model, revision) or model
-        return resolve_model(found, revision, cache_dir=self.load_config.download_dir)
+        cache = self.load_config.download_dir
+        return resolve_model(found, revision, cache_dir=cache, download=True, on_notice=logger.info)
 
 
 def _sound(checkpoint: Checkpoint) -> Checkpoint:

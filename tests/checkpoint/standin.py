@@ -1,0 +1,180 @@
+"""A stand-in for the hub on the loopback: model info, tree and resolve, as huggingface_hub asks for them.
+
+It records what it was asked for and how many bytes of each file it sent, and has faults that a test switches on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+
+@dataclass
+class Commit:
+    """The files of one commit, by name."""
+
+    files: dict[str, bytes]
+
+    @property
+    def sha(self) -> str:
+        """The commit, made of what it holds."""
+        listing = json.dumps({n: hashlib.sha256(b).hexdigest() for n, b in self.files.items()}, sort_keys=True)
+        return hashlib.sha1(listing.encode()).hexdigest()
+
+    def blob(self, name: str) -> dict[str, Any]:
+        """What the hub's API says of a file; the larger ones are in LFS."""
+        content = self.files[name]
+        said = {"size": len(content), "oid": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()}
+        if name.endswith((".safetensors", ".bin", ".gguf", ".pth")):
+            said["lfs"] = {"size": len(content), "oid": hashlib.sha256(content).hexdigest(), "pointerSize": 130}
+        return said
+
+
+@dataclass
+class StandIn:
+    """The hub: ``commits`` by (model, revision), and what it was asked for.
+
+    ``requests`` are (method, path); ``sent`` is bytes of content by file name. ``faults`` are names of what goes wrong:
+    "drop-info" and "drop-files" break the connection off, "gated" and "private" refuse, "web-page" answers with one,
+    and "busy" is HTTP status 503.
+    """
+
+    commits: dict[tuple[str, str], Commit] = field(default_factory=dict)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    sent: Counter[str] = field(default_factory=Counter)
+    faults: set[str] = field(default_factory=set)
+    url: str = ""
+
+    def publish(self, model: str, files: Mapping[str, bytes], revision: str = "main") -> Commit:
+        """Put a commit of a model under a revision, and under its own name."""
+        commit = Commit(dict(files))
+        self.commits |= {(model, revision): commit, (model, commit.sha): commit}
+        return commit
+
+    def start(self) -> ThreadingHTTPServer:
+        """Serve until the server that is returned is shut down."""
+        hub = self
+
+        class Handler(_Handler):
+            standin = hub
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return server
+
+
+def folder_files(folder: Path) -> dict[str, bytes]:
+    """Return a folder's files, as a commit has them."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    standin: StandIn
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        hub, path = self.standin, unquote(urlsplit(self.path).path)
+        hub.requests.append((self.command, path))
+        _, *parts = path.split("/")
+        if parts[0] == "api":
+            self._api("/".join(parts[2:4]), parts[4:])
+        elif parts[0] == "lfs":
+            self._file(
+                next((c, n) for c in hub.commits.values() for n in c.files if f"{c.sha}/{n}" == "/".join(parts[1:]))
+            )
+        else:
+            self._resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+
+    def _api(self, model: str, rest: list[str]) -> None:
+        hub = self.standin
+        kind, revision = (rest[0], "/".join(rest[1:])) if rest else ("revision", "main")
+        commit = hub.commits.get((model, revision))
+        if "drop-info" in hub.faults:
+            self.close_connection = True
+        elif "busy" in hub.faults:
+            self._answer(503, b"")
+        elif "web-page" in hub.faults:
+            self._answer(200, b"<html>Please sign in</html>", {"Content-Type": "text/html"})
+        elif "private" in hub.faults:
+            self._answer(401, b"", {"X-Error-Message": "Invalid username or password."})
+        elif commit is None:
+            self._absent(model)
+        elif kind == "tree":
+            self._json([{"type": "file", "path": n, **commit.blob(n)} for n in commit.files])
+        else:
+            info = {"id": model, "modelId": model, "sha": commit.sha, "private": False, "tags": []}
+            self._json({**info, "siblings": [self._sibling(n, commit.blob(n)) for n in commit.files]})
+
+    @staticmethod
+    def _sibling(name: str, blob: dict[str, Any]) -> dict[str, Any]:
+        said = {"rfilename": name, "size": blob["size"], "blobId": blob["oid"]}
+        if "lfs" in blob:
+            said["lfs"] = {"sha256": blob["lfs"]["oid"], "size": blob["size"], "pointerSize": 130}
+        return said
+
+    def _resolve(self, model: str, revision: str, name: str) -> None:
+        hub = self.standin
+        commit = hub.commits.get((model, revision))
+        if commit is None:
+            self._absent(model)
+        elif "gated" in hub.faults:
+            self._answer(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
+        elif name not in commit.files:
+            self._answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit.sha})
+        else:
+            blob = commit.blob(name)
+            headers = {"X-Repo-Commit": commit.sha, "ETag": f'"{blob["oid"]}"', "Accept-Ranges": "bytes"}
+            if "lfs" not in blob:
+                self._file((commit, name), headers)
+                return
+            linked = {"X-Linked-Etag": f'"{blob["lfs"]["oid"]}"', "X-Linked-Size": str(blob["size"])}
+            cdn = hub.url.replace("127.0.0.1", "localhost")  # another host, to which no token is sent
+            self._answer(302, b"", {**headers, **linked, "Location": f"{cdn}/lfs/{commit.sha}/{name}"})
+
+    def _file(self, at: tuple[Commit, str], headers: Mapping[str, str] | None = None) -> None:
+        (commit, name), hub = at, self.standin
+        content, status = commit.files[name], 200
+        made = dict(headers or {})
+        if (asked := self.headers.get("Range")) and self.command == "GET":
+            first = int(asked.removeprefix("bytes=").partition("-")[0])
+            made["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
+            content, status = content[first:], 206
+        if self.command == "GET":
+            if "drop-files" in hub.faults and name.endswith(".safetensors"):
+                hub.sent[name] += len(content) // 2
+                self._answer(status, content[: len(content) // 2], {**made, "Content-Length": str(len(content))})
+                self.close_connection = True
+                return
+            hub.sent[name] += len(content)
+        self._answer(status, content, made)
+
+    def _absent(self, model: str) -> None:
+        is_known = any(m == model for m, _ in self.standin.commits)
+        code = "RevisionNotFound" if is_known else "RepoNotFound"
+        self._answer(404, b"{}", {"X-Error-Code": code})
+
+    def _json(self, value: object) -> None:
+        self._answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
