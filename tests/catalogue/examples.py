@@ -17,7 +17,7 @@ from loadmaster.errors import InputError
 from loadmaster.findings import Finding
 from loadmaster.formats import awq
 from loadmaster.parallel import ParallelLayout
-from loadmaster.plan import Plan, build_plan, prove
+from loadmaster.plan import Plan, WaiverRequest, build_plan, prove
 from loadmaster.plan.waivers import Waiver
 from loadmaster.report.json import findings_of
 from loadmaster.synth import PRESETS, write_full_size, write_tiny
@@ -140,6 +140,11 @@ TENSORS: dict[str, Change] = {
     "dtype-noted": lambda m: m.change(r"layers\.2\.mlp\.gate\.e_score", lambda t: t.bfloat16()),
 }
 
+WAIVERS: dict[str, list[WaiverRequest]] = {
+    "waiver-read": [WaiverRequest("model.layers.2.input_layernorm.*", "not wanted")],
+    "waiver-unused": [WaiverRequest("model.vision.*", "not used for text")],
+}
+
 LAYOUTS: dict[str, ParallelLayout] = {
     "layout-stages": ParallelLayout(8),
     "layout-indivisible": ParallelLayout(1, 3),
@@ -191,7 +196,7 @@ def findings(code: str, folder: Path) -> tuple[Finding, ...]:
         install(folder.parent / "site", "acme", "import acme_kernels", "acme:FAMILY", version="1.2")
         sys.path.insert(0, str(folder.parent / "site"))
     try:
-        plan = build_plan(open_checkpoint(folder), layout)
+        plan = build_plan(open_checkpoint(folder), layout, waive=WAIVERS.get(code, ()))
         if code == "plan-invalid":
             Plan.from_json(re.sub(rb'"plan_version":\d+', b'"plan_version":1', plan.to_json()))
         if code == "layout-block-cut":

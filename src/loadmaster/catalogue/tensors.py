@@ -29,7 +29,22 @@ TENSORS: Final[dict[str, Entry]] = {
         "a stored tensor is neither needed by any parameter nor waived",
         "a config that describes less than is stored (indexers that it says are shared, a bias that it denies)",
         "model.layers.3.self_attn.indexer.*: 7 tensors that belong to no parameter of this architecture",
-        "take the config.json that belongs to the checkpoint; remove what does not belong",
+        "take the config.json that belongs to the checkpoint; remove what does not belong, or waive it with --waive",
+    ),
+    "waiver-read": Entry(
+        "a waiver that was asked for matches tensors that the model needs; they are read anyway",
+        "a pattern that is too wide, or a wish to leave out what cannot be left out",
+        (
+            "the waiver 'model.layers.2.input_layernorm.*': it matches one that is needed by the model, and read anyway: "
+            "model.layers.2.input_layernorm.weight"
+        ),
+        "narrow the pattern; what is missing or misshapen cannot be waived",
+    ),
+    "waiver-unused": Entry(
+        "a waiver that was asked for leaves nothing unread",
+        "a pattern that matches no stored tensor, or only tensors that are waived without it",
+        "the waiver 'model.vision.*' has no effect: it matches no stored tensor",
+        "leave the waiver out, or correct its pattern",
     ),
     "shape-mismatch": Entry(
         "a tensor's shape is not the one that the config gives it",

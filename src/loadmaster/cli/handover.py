@@ -42,6 +42,9 @@ def refuse_for_vllm(args: argparse.Namespace, environment: Mapping[str, str] = o
         raise UsageError("--port 0: vLLM does not tell which port it took; choose one")
     for argument in args.passed_on:
         name = argument.partition("=")[0].replace("_", "-")
+        if name == "--model-loader-extra-config" and args.waive:
+            written = json.dumps({"waive": _waivers(args)})
+            raise UsageError(f"--waive and {name} after --: say both in one, with {written} among the options there")
         if name in _PROVEN:
             raise UsageError(f"{argument} stands after --, where the proof does not see it; give it before")
     if _PARTITION in environment and args.layer_partition is None:
@@ -84,9 +87,15 @@ def _options(args: argparse.Namespace) -> list[str]:
         options += ["--dtype", args.dtype]
     if args.max_model_len is not None:
         options += ["--max-model-len", str(args.max_model_len)]
+    if args.waive:
+        options += ["--model-loader-extra-config", json.dumps({"waive": _waivers(args)})]
     if args.api_key is not None:
         options += ["--api-key", args.api_key]
     return options
+
+
+def _waivers(args: argparse.Namespace) -> list[str]:
+    return [f"{w.pattern}={w.reason}" for w in args.waive]
 
 
 def vllm_environment(args: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from loadmaster.errors import UsageError
+
+if TYPE_CHECKING:
+    from loadmaster.plan import WaiverRequest
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "half": "F16", "float32": "F32", "float": "F32"}
 
@@ -62,7 +67,20 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="cast unquantised weights to this (default: as stored), and compute in it",
     )
+    add_waive_argument(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+
+
+def add_waive_argument(parser: argparse.ArgumentParser) -> None:
+    """Add what the user knows to be surplus in a checkpoint: ``waive``, a list of `WaiverRequest`."""
+    parser.add_argument(
+        "--waive",
+        type=_waiver,
+        action="append",
+        default=[],
+        metavar="PATTERN=REASON",
+        help="leave stored tensors that no parameter needs unread, by a glob on their names, and report REASON; repeatable",
+    )
 
 
 def add_capacity_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +109,15 @@ def _counts(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 10,10,12")
     return tuple(int(n) for n in text.split(","))
+
+
+def _waiver(text: str) -> WaiverRequest:
+    from loadmaster.plan import WaiverRequest
+
+    try:
+        return WaiverRequest.parse(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(f"{error.message}: it is {error.hint}") from error
 
 
 def _json_object(text: str) -> dict[str, Any]:

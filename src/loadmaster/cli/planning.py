@@ -48,7 +48,9 @@ def prove_arguments(args: argparse.Namespace, *, target: str = "native") -> Proo
     from loadmaster.plan import build_plan, prove
 
     checkpoint = open_model(args)
-    plan = build_plan(checkpoint, _layout(args, checkpoint), dtype=DTYPES.get(args.dtype), target=target)
+    plan = build_plan(
+        checkpoint, _layout(args, checkpoint), dtype=DTYPES.get(args.dtype), target=target, waive=args.waive
+    )
     return prove(plan, capacity_bytes=getattr(args, "device_memory", None))
 
 

@@ -12,6 +12,7 @@ from loadmaster.plan.rank import Batch, RankPlan
 from loadmaster.plan.specs import Grid, ParamSpec
 from loadmaster.plan.strided import StridedRun, strided_run
 from loadmaster.plan.verify import admit, prove
+from loadmaster.plan.waivers import Waiver, WaiverRequest
 
 __all__ = [
     "Batch",
@@ -23,6 +24,8 @@ __all__ = [
     "RankFigures",
     "RankPlan",
     "StridedRun",
+    "Waiver",
+    "WaiverRequest",
     "admit",
     "build_plan",
     "prove",

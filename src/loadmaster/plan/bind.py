@@ -8,7 +8,7 @@ allow, or left over becomes a defect: a finding together with the layer it touch
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,7 +26,7 @@ from loadmaster.plan.missing import Missing, explain
 from loadmaster.plan.names import Names
 from loadmaster.plan.remarks import Sound, remarks
 from loadmaster.plan.strays import unexpected
-from loadmaster.plan.waivers import Waiver, waive, waive_names
+from loadmaster.plan.waivers import Waiver, WaiverRequest, waive_ids, waive_names, waive_requested
 
 Ids = npt.NDArray[np.int32]
 
@@ -77,10 +77,23 @@ class Binding:
     classes: tuple[LayerClass, ...]
     defects: tuple[Defect, ...]
     waivers: tuple[Waiver, ...]
+    remarks: tuple[Finding, ...] = ()
+    """Findings on the waivers that users asked for."""
 
 
-def bind(checkpoint: Checkpoint, family: Family, schema: Schema, claims: Claims, *, num_drafts: int) -> Binding:
-    """Bind ``schema`` to the checkpoint's headers. The first ``num_drafts`` MTP layers are wanted, the rest waived."""
+def bind(
+    checkpoint: Checkpoint,
+    family: Family,
+    schema: Schema,
+    claims: Claims,
+    *,
+    num_drafts: int,
+    waive: Sequence[WaiverRequest] = (),
+) -> Binding:
+    """Bind ``schema`` to the checkpoint's headers. The first ``num_drafts`` MTP layers are wanted, the rest waived.
+
+    ``waive`` asks for waivers of tensors that are left over then.
+    """
     spelling = _spelling(checkpoint.table, family, schema)
     for glance in (True, False):
         binder = _Binder(checkpoint, spelling, claims, glance=glance)
@@ -90,16 +103,35 @@ def bind(checkpoint: Checkpoint, family: Family, schema: Schema, claims: Claims,
             break
     unread = {"mtp not enabled": [i.reshape(-1) for c in unwanted for i in c.ids.values()], **binder.unread}
     defects = [*binder.defects, *remarks(binder.sound, claims)]
-    if binder.missing or not binder.used.all():
+    requested: list[Waiver] = []
+    about_requests: list[Finding] = []
+    if waive or binder.missing or not binder.used.all():
         names = Names(checkpoint.table, np.flatnonzero(~binder.used).tolist())
         found, unasked = explain(
             binder.missing, names, checkpoint.losses, binder.stored, binder.suffixes, len(schema.layers)
         )
         unread["mtp not enabled"].append(np.array(unasked, dtype=np.int32))
         defects += found
+        if waive:
+            read = _read(checkpoint.table, (top, *classes), binder.unread)
+            requested, about_requests = waive_requested(checkpoint.table, names.strays, read, waive)
         defects += unexpected(names, checkpoint, len(schema.layers))
-    waivers = [w for reason, ids in unread.items() for w in waive(checkpoint.table, reason, ids)]
-    return Binding(top, tuple(classes), tuple(defects), (*waivers, *by_name))
+    waivers = [w for reason, ids in unread.items() for w in waive_ids(checkpoint.table, reason, ids)]
+    return Binding(top, tuple(classes), tuple(defects), (*waivers, *by_name, *requested), remarks=tuple(about_requests))
+
+
+def _read(
+    table: TensorTable, classes: Iterable[LayerClass], unread: Mapping[str, Sequence[Ids]]
+) -> npt.NDArray[np.bool_]:
+    """Return which stored tensors the classes need; what lies in an unsound form is needed too."""
+    read = np.zeros(len(table) + 1, dtype=np.bool_)  # the last is for -1
+    for bound in classes:
+        for ids in bound.ids.values():
+            read[ids] = True
+    for columns in unread.values():
+        for ids in columns:
+            read[ids] = False
+    return read[:-1]
 
 
 def _classes(binder: _Binder, schema: Schema, num_drafts: int) -> tuple[LayerClass, list[LayerClass], list[LayerClass]]:

@@ -38,6 +38,7 @@ from loadmaster.plan.described import check_described
 from loadmaster.plan.divide import check_divisible
 from loadmaster.plan.fusions import unlike
 from loadmaster.plan.rank import RankPlan
+from loadmaster.plan.waivers import WaiverRequest, requests
 
 PLAN_VERSION = 4
 """Raised whenever the meaning of a plan's JSON or hash changes."""
@@ -64,6 +65,7 @@ class Plan:
     top: Mapping[int, Mapping[str, tuple[Composed, ...]]] = field(repr=False)
     findings: tuple[Finding, ...]
     explicit_dtype: str | None = None
+    waive: tuple[WaiverRequest, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.hash == other.hash
@@ -149,6 +151,7 @@ class Plan:
                 "layout": self.layout.as_json(),
                 "target": self.target.name,
                 "dtype": self.explicit_dtype,
+                **({"waive": [[w.pattern, w.reason] for w in self.waive]} if self.waive else {}),
                 "files": [[f.name, f.size, f.header_bytes, f.mtime_ns] for f in c.files],
                 "signatures": [[s.dtype, s.shape] for s in t.signatures],
                 "tensors": {
@@ -198,9 +201,10 @@ class Plan:
             _check_columns(checkpoint)
             layout = ParallelLayout.from_json(v["layout"])
             dtype, target = v["dtype"], v.get("target", NATIVE)
+            waive = [WaiverRequest(pattern, reason) for pattern, reason in v.get("waive", ())]
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise PlanError(f"not a plan: {type(error).__name__}: {error}") from error
-        plan = build_plan(checkpoint, layout, dtype=dtype, target=target)
+        plan = build_plan(checkpoint, layout, dtype=dtype, target=target, waive=waive)
         if plan.hash != v["hash"]:
             raise PlanError(
                 f"the plan's hash is {v['hash'][:16]}, and this version plans {plan.hash[:16]} from the same inputs",
@@ -210,13 +214,19 @@ class Plan:
 
 
 def build_plan(
-    checkpoint: Checkpoint, layout: ParallelLayout | None = None, *, dtype: str | None = None, target: str = NATIVE
+    checkpoint: Checkpoint,
+    layout: ParallelLayout | None = None,
+    *,
+    dtype: str | None = None,
+    target: str = NATIVE,
+    waive: Sequence[WaiverRequest] = (),
 ) -> Plan:
     """Plan ``checkpoint`` on ``layout``.
 
     ``dtype`` (a safetensors name such as ``F32``) is the dtype that the user asks unquantised weights to be cast to;
     None keeps them as stored, and decodes into the config's dtype. ``target`` says whose parameters are filled: those of
-    this package's runtime (``native``), or another engine's (``vllm-0.32``).
+    this package's runtime (``native``), or another engine's (``vllm-0.32``). ``waive`` asks for waivers: stored tensors
+    that no parameter needs, and that are left unread for the reason given instead of being an error.
 
     Raises:
         ArgumentError: an argument is not of its kind, or ``dtype`` or ``target`` is not known.
@@ -230,7 +240,7 @@ def build_plan(
         raise ArgumentError(f"dtype is {shown(dtype)}, expected one of {', '.join(PLAIN)}, or None")
     expect("target", target, str, "the name of a target")
     try:
-        return _build(checkpoint, layout or ParallelLayout(), dtype, target)
+        return _build(checkpoint, layout or ParallelLayout(), dtype, target, requests(waive))
     except InputError as error:
         if checkpoint.findings and not error.findings:
             own = Finding(error.code, "error", error.message, hint=error.hint)
@@ -238,7 +248,9 @@ def build_plan(
         raise
 
 
-def _build(checkpoint: Checkpoint, layout: ParallelLayout, dtype: str | None, engine: str) -> Plan:
+def _build(
+    checkpoint: Checkpoint, layout: ParallelLayout, dtype: str | None, engine: str, waive: tuple[WaiverRequest, ...]
+) -> Plan:
     if checkpoint.config is None:
         raise ConfigError("the checkpoint has no readable config.json", findings=checkpoint.findings)
     family = find_family(checkpoint.config)
@@ -255,14 +267,15 @@ def _build(checkpoint: Checkpoint, layout: ParallelLayout, dtype: str | None, en
             code="draft-missing",
         )
     stages = partition(len(schema.layers), layout.pipeline_parallel_size, layout.layer_partition)
-    binding = bind(checkpoint, family, schema, claims, num_drafts=layout.num_draft_layers)
+    binding = bind(checkpoint, family, schema, claims, num_drafts=layout.num_draft_layers, waive=waive)
     check_divisible(binding, schema, layout)
     numerics = _numerics(target, claims.model_dtype, dtype)
     composed, top = _compose_all(target, binding, layout, numerics)
     of_model = (c for own in top.values() for made in own.values() for c in made)
     check_described(target, chain(of_model, *composed.values()), numerics.model_dtype)
     decoded = unlike(target, (binding.top, *binding.classes), len(schema.layers), numerics.model_dtype)
-    findings = gather(checkpoint.findings, (*binding.defects, *decoded), Holders(target, schema, layout, stages))
+    about_files = (*checkpoint.findings, *binding.remarks)
+    findings = gather(about_files, (*binding.defects, *decoded), Holders(target, schema, layout, stages))
     plan = Plan(
         checkpoint=checkpoint,
         layout=layout,
@@ -277,6 +290,7 @@ def _build(checkpoint: Checkpoint, layout: ParallelLayout, dtype: str | None, en
         top=top,
         findings=findings,
         explicit_dtype=dtype,
+        waive=waive,
     )
     return replace(plan, hash=_hash(plan))
 
@@ -357,6 +371,8 @@ def _hash(plan: Plan) -> str:
     inputs = [PLAN_VERSION, plan.checkpoint.digest, config, plan.layout.as_json(), plan.dtype, plan.explicit_dtype]
     if plan.target.name != NATIVE:
         inputs.append(plan.target.name)
+    if plan.waive:
+        inputs.append({"waive": [[w.pattern, w.reason] for w in plan.waive]})
     digest.update(orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS))
     for bound in plan.binding.classes:
         digest.update(repr((bound.kind, bound.layers, sorted(bound.forms.items()))).encode())

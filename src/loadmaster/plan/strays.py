@@ -34,6 +34,7 @@ def _defect(tensor: str, message: str, checkpoint: Checkpoint, number: int, num_
     hint = "is config.json the one this checkpoint was published with?"
     if layer is not None and layer >= num_layers:
         hint = f"config.json describes {num_layers} layers; an MTP layer needs num_nextn_predict_layers. {hint.capitalize()}"
+    hint += f" What is known to be surplus can be waived: --waive '{tensor}=REASON'"
     file = checkpoint.files[checkpoint.table.file[number]].name
     finding = Finding("tensor-unexpected", "error", message, tensor, file=file, hint=hint)
     alike = ".".join("#" if part.isdecimal() else part for part in tensor.split("."))

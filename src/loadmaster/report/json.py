@@ -27,7 +27,10 @@ def proof_object(proof: Proof, elapsed_s: float, params: Sequence[ParamSpec] = (
         "proven": proof.proven,
         "scope": SCOPE,
         "findings": [f.as_json() for f in proof.findings],
-        "waivers": [{"reason": w.reason, "num_tensors": w.num_tensors, "bytes": w.num_bytes} for w in proof.waivers],
+        "waivers": [
+            {"reason": w.reason, "num_tensors": w.num_tensors, "bytes": w.num_bytes, "pattern": w.pattern}
+            for w in proof.waivers
+        ],
         "checkpoint": checkpoint_object(plan.checkpoint),
         "layout": plan.layout.as_json(),
         "target": plan.target.name,

@@ -81,7 +81,12 @@ def print_proof(console: Console, proof: Proof, elapsed_s: float, params: Sequen
         )
     _print_wide(console, ranks)
     for w in proof.waivers:
-        console.print(f"waived: {escape(w.reason)}: {w.num_tensors:,} tensors, {gib(w.num_bytes)}", highlight=False)
+        by_user = f" (--waive {escape(w.pattern)})" if w.pattern else ""
+        console.print(
+            f"waived: {escape(w.reason)}{by_user}: {w.num_tensors:,} tensors, {gib(w.num_bytes)}",
+            highlight=False,
+            soft_wrap=True,
+        )
     print_findings(console, proof.findings)
     if proof.proven:
         console.print(

@@ -29,7 +29,7 @@ from loadmaster.integrations.vllm.options import Options
 from loadmaster.loader import LoadReport, load_rank
 from loadmaster.loader.memory import TORCH, misfit
 from loadmaster.parallel import ParallelLayout
-from loadmaster.plan import ParamSpec, Plan, ProvenPlan, RankPlan, build_plan, prove
+from loadmaster.plan import ParamSpec, Plan, ProvenPlan, RankPlan, WaiverRequest, build_plan, prove
 from loadmaster.plan.claims import KV_CACHE_SCALES
 
 DEFECTS: Final = frozenset({"layer-missing", "expert-incomplete", "tensor-missing", "scale-missing", "shape-mismatch"})
@@ -164,8 +164,10 @@ def layout_of(
     return layout, (parallel.data_parallel_rank * pp[1] + pp[0]) * tp[1] + tp[0]
 
 
-def prove_layout(checkpoint: Checkpoint, layout: ParallelLayout, dtype: torch.dtype) -> ProvenPlan:
-    """Return the plan of vLLM's parameters, proven.
+def prove_layout(
+    checkpoint: Checkpoint, layout: ParallelLayout, dtype: torch.dtype, waive: Sequence[WaiverRequest] = ()
+) -> ProvenPlan:
+    """Return the plan of vLLM's parameters, proven; ``waive`` asks for waivers.
 
     Raises:
         Unfit: nothing can be planned, or vLLM may see otherwise what was found.
@@ -173,7 +175,7 @@ def prove_layout(checkpoint: Checkpoint, layout: ParallelLayout, dtype: torch.dt
     """
     names = {torch_dtype: name for name, torch_dtype in TORCH.items()}
     try:
-        proof = prove(build_plan(checkpoint, layout, dtype=names[dtype], target=vllm_0_32.NAME))
+        proof = prove(build_plan(checkpoint, layout, dtype=names[dtype], target=vllm_0_32.NAME, waive=waive))
     except InputError as error:
         raise Unfit(error.message) from error
     found = errors(proof.findings)

@@ -108,7 +108,7 @@ class Loader(BaseModelLoader):
             is_draft = model_config.runner_type == "draft"
             counts = [end - first for first, end in spans]
             layout, rank = layout_of(vllm_config, counts, pp, tp, is_draft=is_draft)
-            return Planned(prove_layout(checkpoint, layout, model_config.dtype), rank, is_draft)
+            return Planned(prove_layout(checkpoint, layout, model_config.dtype, self.options.waive), rank, is_draft)
         except Unfit as why:
             self._stream_because(str(why))
             return None
@@ -117,8 +117,13 @@ class Loader(BaseModelLoader):
         """Log why parameters are streamed.
 
         Raises:
-            UnsupportedError: they were to be written directly.
+            UnsupportedError: they were to be written directly, or waivers were asked for.
         """
+        if self.options.waive:
+            raise UnsupportedError(
+                f"{_rank()}: waivers are checked against a plan, and the parameters cannot be written by one: {reason}",
+                hint="leave waive out of --model-loader-extra-config, or remove these tensors from the checkpoint",
+            )
         if self.options.direct is True:
             raise UnsupportedError(
                 f"{_rank()}: the parameters cannot be written directly: {reason}",

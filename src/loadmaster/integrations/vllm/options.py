@@ -8,6 +8,7 @@ from typing import Literal
 
 from loadmaster.errors import UsageError
 from loadmaster.plan.verify import STAGING_BYTES
+from loadmaster.plan.waivers import WaiverRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,20 +16,22 @@ class Options:
     """``staging_bytes`` bounds what is read ahead, ``num_readers`` are threads, ``verify`` asks for the proof after loading.
 
     ``direct`` says whether parameters are written directly: ``auto`` where that can be, True always (what cannot be is
-    refused), False never. ``num_readers`` None: as many as suit where is loaded to.
+    refused), False never. ``num_readers`` None: as many as suit where is loaded to. ``waive`` asks for waivers of stored
+    tensors that no parameter needs; they are checked against a plan, so parameters must then be written directly.
     """
 
     staging_bytes: int = STAGING_BYTES
     num_readers: int | None = None
     verify: bool = True
     direct: bool | Literal["auto"] = "auto"
+    waive: tuple[WaiverRequest, ...] = ()
 
 
 def read_options(given: object) -> Options:
     """Return the options that vLLM was given.
 
     >>> read_options({"staging_bytes": 1048576, "num_readers": 2})
-    Options(staging_bytes=1048576, num_readers=2, verify=True, direct='auto')
+    Options(staging_bytes=1048576, num_readers=2, verify=True, direct='auto', waive=())
 
     Raises:
         UsageError: an unknown option, or a value that it cannot have.
@@ -45,7 +48,10 @@ def read_options(given: object) -> Options:
         wanted = _WANTED[name]
         if not wanted.is_met(value):
             raise UsageError(f"--model-loader-extra-config: {name} is {value!r}, expected {wanted.words}")
-    return Options(**given)
+    waive = tuple(WaiverRequest.parse(text) for text in given.get("waive", ()))
+    if waive and given.get("direct") is False:
+        raise UsageError('--model-loader-extra-config: waive needs a plan, which {"direct": false} does without')
+    return Options(**{**given, "waive": waive})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,4 +63,7 @@ class _Wanted:
 _NUMBER = _Wanted("a number from 1 on", lambda v: type(v) is int and v >= 1)
 _FLAG = _Wanted("true or false", lambda v: type(v) is bool)
 _DIRECT = _Wanted('"auto", true or false', lambda v: type(v) is bool or v == "auto")
-_WANTED = {"staging_bytes": _NUMBER, "num_readers": _NUMBER, "verify": _FLAG, "direct": _DIRECT}
+_WAIVE = _Wanted(
+    'a list of texts "PATTERN=REASON"', lambda v: isinstance(v, list) and all(isinstance(text, str) for text in v)
+)
+_WANTED = {"staging_bytes": _NUMBER, "num_readers": _NUMBER, "verify": _FLAG, "direct": _DIRECT, "waive": _WAIVE}
