@@ -17,21 +17,9 @@ from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import ParamSpec
 from loadmaster.plan.proven import Proof
 from loadmaster.report.json import architectures
+from loadmaster.report.ranks import print_ranks, unit_of
 
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
-
-
-def _unit(num_bytes: int) -> tuple[str, int]:
-    """Return the unit that the sizes of a table are told in, and its bytes."""
-    return ("GiB", 2**30) if num_bytes >= 2**30 else ("MiB", 2**20)
-
-
-def _print_wide(console: Console, table: Table) -> None:
-    """Print a table whole, even where it is wider than the terminal."""
-    width = console.width
-    console.width = max(width, table.__rich_measure__(console, console.options.update(width=500)).maximum)
-    console.print(table)
-    console.width = width
 
 
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:
@@ -62,24 +50,7 @@ def print_proof(console: Console, proof: Proof, elapsed_s: float, params: Sequen
     )
     engine = "" if plan.target.name == "native" else f", parameters of {plan.target.name}"
     console.print(_layout(layout) + engine, highlight=False)
-    unit, size = _unit(max((r.resident_bytes for r in proof.ranks), default=0))
-    ranks = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    places = ["pp", "dp", "tp"] if layout.data_parallel_size > 1 else ["pp", "tp"]
-    for column in ("rank", *places, "layers", "params", f"resident {unit}", "needed", "fetched", "replica", "reads"):
-        ranks.add_column(column, justify="left" if column == "layers" else "right", no_wrap=True)
-    ranks.add_column("is handed", no_wrap=True)
-    for r in proof.ranks:
-        sizes = (r.resident_bytes, r.needed_bytes, r.fetched_bytes, r.replica_bytes)
-        ranks.add_row(
-            str(r.rank),
-            *(str(getattr(r, f"{place}_rank")) for place in places),
-            f"{r.layers[0]}-{r.layers[1] - 1}" + "".join(f", mtp {d}" for d in r.draft_layers),
-            f"{r.num_params:,}",
-            *(f"{n / size:.2f}" for n in sizes),
-            f"{r.num_reads:,}",
-            ", ".join(r.carries),
-        )
-    _print_wide(console, ranks)
+    print_ranks(console, proof.ranks, layout)
     for w in proof.waivers:
         by_user = f" (--waive {escape(w.pattern)})" if w.pattern else ""
         console.print(
@@ -168,7 +139,7 @@ def print_checkpoint(console: Console, checkpoint: Checkpoint, names: Iterable[s
 
 def print_load(console: Console, result: dict[str, Any]) -> None:
     """Print a load report: what each rank read, and how fast."""
-    unit, size = _unit(max((r["resident_bytes"] for r in result["ranks"]), default=0))
+    unit, size = unit_of(max((r["resident_bytes"] for r in result["ranks"]), default=0))
     ranks = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for column in ("rank", f"needed {unit}", "fetched", "resident", "direct", "staged", "seconds", "GB/s"):
         ranks.add_column(column, justify="right", no_wrap=True)

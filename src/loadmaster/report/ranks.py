@@ -1,0 +1,130 @@
+"""The figures of all ranks for people: a line for ranks that are alike, the totals, and what the columns mean.
+
+One line a rank is readable up to a dozen or so. Of more ranks, those of one stage whose sizes are the same share a line;
+JSON keeps every rank apart.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from loadmaster.findings import gib, ranges
+from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import RankFigures
+
+APART = 16
+"""As many ranks are told apart by every figure; of more, the number of reads is given as a range."""
+
+LEGEND = (
+    "needed: stored bytes that the rank's parameters are made of; fetched: bytes read for them; replica: needed bytes that "
+    "a lower rank needs too, or that the rank needs twice"
+)
+SPANS = (
+    "a tensor that is cut across its rows lies in many short pieces for each rank, and the rank reads the span that holds "
+    "its pieces"
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Ranks of one stage that share a line: all of ``dp`` × ``tp``, in the order of their numbers."""
+
+    ranks: tuple[RankFigures, ...]
+    dp: tuple[int, ...]
+    tp: tuple[int, ...]
+
+
+def unit_of(num_bytes: int) -> tuple[str, int]:
+    """Return the unit that the sizes of a table are told in, and its bytes."""
+    return ("GiB", 2**30) if num_bytes >= 2**30 else ("MiB", 2**20)
+
+
+def print_wide(console: Console, table: Table) -> None:
+    """Print a table whole, even where it is wider than the terminal."""
+    width = console.width
+    console.width = max(width, table.__rich_measure__(console, console.options.update(width=500)).maximum)
+    console.print(table)
+    console.width = width
+
+
+def lines_of(ranks: Sequence[RankFigures]) -> list[Line]:
+    """Return the lines that ``ranks`` are told in, in the order of their first ranks."""
+    _, size = unit_of(max((r.resident_bytes for r in ranks), default=0))
+    alike: dict[tuple[object, ...], list[RankFigures]] = defaultdict(list)
+    for r in ranks:
+        reads = r.num_reads if len(ranks) <= APART else None
+        alike[r.pp_rank, r.layers, r.draft_layers, r.num_params, *_sizes(r, size), r.carries, reads].append(r)
+    lines = [line for group in alike.values() for line in _blocks(group)]
+    return sorted(lines, key=lambda line: line.ranks[0].rank)
+
+
+def _blocks(group: Sequence[RankFigures]) -> Iterator[Line]:
+    """Divide ranks that are alike into blocks of data-parallel × tensor-parallel ranks."""
+    tensor_ranks: dict[int, list[int]] = defaultdict(list)
+    for r in group:
+        tensor_ranks[r.dp_rank].append(r.tp_rank)
+    blocks: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for dp, tps in tensor_ranks.items():
+        blocks[tuple(sorted(tps))].append(dp)
+    for block, dps in blocks.items():
+        yield Line(tuple(r for r in group if r.dp_rank in dps), tuple(sorted(dps)), block)
+
+
+def print_ranks(console: Console, ranks: Sequence[RankFigures], layout: ParallelLayout) -> None:
+    """Print the ranks' figures, the totals, and what the columns mean."""
+    unit, size = unit_of(max((r.resident_bytes for r in ranks), default=0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    places = ["pp", "dp", "tp"] if layout.data_parallel_size > 1 else ["pp", "tp"]
+    for column in ("rank", *places, "layers", "params", f"resident {unit}", "needed", "fetched", "replica", "reads"):
+        table.add_column(column, justify="left" if column == "layers" else "right", no_wrap=True)
+    table.add_column("is handed", no_wrap=True)
+    for line in lines_of(ranks):
+        r = line.ranks[0]
+        at = {"pp": str(r.pp_rank), "dp": ranges(line.dp), "tp": ranges(line.tp)}
+        reads = [other.num_reads for other in line.ranks]
+        table.add_row(
+            _numbers([other.rank for other in line.ranks]),
+            *(at[place] for place in places),
+            f"{r.layers[0]}-{r.layers[1] - 1}" + "".join(f", mtp {d}" for d in r.draft_layers),
+            f"{r.num_params:,}",
+            *_sizes(r, size),
+            f"{min(reads):,}" + (f"-{max(reads):,}" if min(reads) < max(reads) else ""),
+            ", ".join(r.carries),
+        )
+    print_wide(console, table)
+    for words in _summary(ranks, size):
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
+
+
+def _sizes(r: RankFigures, size: int) -> tuple[str, ...]:
+    return tuple(f"{n / size:.2f}" for n in (r.resident_bytes, r.needed_bytes, r.fetched_bytes, r.replica_bytes))
+
+
+def _numbers(ranks: Sequence[int]) -> str:
+    """Return the numbers of ranks, of many runs only the first and the last.
+
+    >>> _numbers([8, 9, 10]), _numbers([0, 1, 8, 9, 16, 17])
+    ('8-10', '0-1, …, 16-17')
+    """
+    runs = ranges(ranks).split(", ")
+    return ", ".join(runs if len(runs) <= 2 else [runs[0], "…", runs[-1]])
+
+
+def _summary(ranks: Sequence[RankFigures], size: int) -> Iterator[str]:
+    needed, fetched = sum(r.needed_bytes for r in ranks), sum(r.fetched_bytes for r in ranks)
+    if len(ranks) > 1:
+        resident, replica = sum(r.resident_bytes for r in ranks), sum(r.replica_bytes for r in ranks)
+        most, least = max(ranks, key=lambda r: r.resident_bytes), min(ranks, key=lambda r: r.resident_bytes)
+        yield (
+            f"{len(ranks)} ranks: resident {gib(resident)}, needed {gib(needed)}, fetched {gib(fetched)}, "
+            f"replica {gib(replica)}; most resident: rank {most.rank} with {gib(most.resident_bytes)}, "
+            f"least: rank {least.rank} with {gib(least.resident_bytes)}"
+        )
+    yield LEGEND
+    if fetched > needed and any(_sizes(r, size)[1] != _sizes(r, size)[2] for r in ranks):
+        yield f"fetched exceeds needed by {gib(fetched - needed)}: {SPANS}"
