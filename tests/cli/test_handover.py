@@ -88,6 +88,26 @@ def test_a_proven_model_is_handed_over_with_vllms_names_and_exit_code(fake: Fake
     assert done.stderr == "engine: vllm (--engine vllm; vLLM 0.32.0+cpu)\n"
 
 
+def test_options_of_vllm_before_the_dashes_are_handed_on_and_waivers_too(fake: FakeVllm, tiny_copy: Tiny) -> None:
+    path = tiny_copy("qwen3")
+    Mutant(path).copy(r"1\.self_attn\.o_proj", "1.self_attn.z_proj")
+    spoken = [
+        "--gpu_memory_utilization",
+        0.92,
+        "--ssl-keyfile=key",
+        "--load-format",
+        "auto",
+        "--waive",
+        "*.z_proj.*=known",
+    ]
+    done = serve(fake(), *spoken, path, "--engine", "vllm", "--", "--enforce-eager")
+    assert started(done)["argv"][-7:] == [
+        *("--model-loader-extra-config", '{"waive": ["*.z_proj.*=known"]}'),
+        *("--gpu-memory-utilization", "0.92", "--ssl-keyfile", "key", "--enforce-eager"),
+    ]
+    assert done.stderr == "engine: vllm (--engine vllm; vLLM 0.32.0+cpu)\n"
+
+
 def test_auto_takes_vllm_where_it_runs_and_says_why(fake: FakeVllm, tiny: Tiny) -> None:
     path = tiny("qwen3")
     done = serve(fake(), path)
@@ -125,6 +145,9 @@ def test_what_is_not_proven_is_not_handed_over(fake: FakeVllm, tiny_copy: Tiny) 
     ("args", "code", "said"),
     [
         (["--engine", "vllm", "--json"], 2, "--json: vLLM writes its log"),
+        (["--engine", "vllm", "--quantization", "fp8"], 2, "after -- it goes to vLLM, unproven"),
+        (["--engine", "native", "--ssl-keyfile", "key"], 2, "--ssl-keyfile key: the server here does not offer it"),
+        (["--waive", "x=y", "--", "--model-loader-extra-config", "{}"], 2, "say both in one"),
         (["--json"], 2, "--json: vLLM writes its log"),
         (["--engine", "vllm", "--port", "0"], 2, "--port 0"),
         (["--", "--tensor_parallel_size=2"], 2, "--tensor_parallel_size=2 stands after --"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Tiny
+from tests.failures.mutant import Mutant
 
 KEYS = [
     *("proven", "scope", "findings", "waivers", "checkpoint", "layout", "target", "ranks", "params", "plan_hash"),
@@ -125,6 +126,22 @@ def test_people_get_a_table_and_the_verdict(tiny: Tiny) -> None:
     assert "topk_indices" in done.stdout
     assert "proven" in done.stdout
     assert "\x1b" not in done.stdout  # colour only on a terminal
+
+
+def test_a_surplus_tensor_is_waived_with_the_users_reason(tiny_copy: Tiny) -> None:
+    path = tiny_copy("qwen3")
+    Mutant(path).copy(r"1\.self_attn\.o_proj", "1.self_attn.z_proj")
+    assert plan(path)[0] == 1
+    waive = ["--waive", "*.z_proj.*=left over from training"]
+    code, found = plan(path, *waive)
+    assert (code, found["findings"]) == (0, [])
+    size = 128 * 128 * 2
+    assert found["waivers"] == [
+        {"reason": "left over from training", "num_tensors": 1, "bytes": size, "pattern": "*.z_proj.*"}
+    ]
+    told = run("plan", path, *waive).stdout
+    assert f"waived: left over from training (--waive *.z_proj.*): 1 tensors, {size / 2**10:.1f} KiB\n" in told
+    assert json.loads(run("load", path, *waive, "--json").stdout)["loaded"]
 
 
 def test_load_reports_and_digests_every_parameter(tiny: Tiny) -> None:

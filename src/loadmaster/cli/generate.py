@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from loadmaster.cli.options import add_capacity_arguments, add_device_argument, add_model_arguments
+from loadmaster.cli.options import (
+    add_capacity_arguments,
+    add_device_argument,
+    add_model_arguments,
+    number,
+    tokens,
+    whole,
+)
 
 if TYPE_CHECKING:
     from loadmaster.runtime import Engine, SamplingParams, Tokenizer
@@ -21,22 +28,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_capacity_arguments(parser)
     add_device_argument(parser)
     parser.add_argument(
-        "--max-model-len", type=int, metavar="N", help="tokens of prompt and answer (default: the model's)"
+        "--max-model-len", type=tokens, metavar="N", help="tokens of prompt and answer (default: the model's)"
     )
     sampling = parser.add_argument_group("request")
     sampling.add_argument("--prompt", metavar="TEXT", help="what to continue")
     sampling.add_argument("--prompt-token-ids", type=_token_ids, metavar="N,N,…", help="the same as token ids")
     sampling.add_argument(
-        "--max-tokens", type=int, default=16, metavar="N", help="most tokens to generate (default: 16)"
+        "--max-tokens", type=whole, default=16, metavar="N", help="most tokens to generate (default: 16)"
     )
-    sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
+    sampling.add_argument("--temperature", type=number, default=0.0, metavar="T", help="0, the default, is greedy")
     sampling.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest tokens that sum to P"
+        "--top-p", type=number, default=1.0, metavar="P", help="sample from the likeliest tokens that sum to P"
     )
     sampling.add_argument(
-        "--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest tokens (0: all)"
+        "--top-k", type=whole, default=0, metavar="K", help="sample from the K likeliest tokens (0: all)"
     )
-    sampling.add_argument("--seed", type=int, metavar="N", help="of the random choice (default: a fresh one)")
+    sampling.add_argument("--seed", type=whole, metavar="N", help="of the random choice (default: a fresh one)")
     sampling.add_argument("--ignore-eos", action="store_true", help="go on after the model's end-of-text token")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from loadmaster.cli.carried import forwarded
 from loadmaster.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,7 +67,16 @@ def vllm_command(args: argparse.Namespace, plan: Plan, installed: Installed) -> 
         start = ["-m", "vllm.entrypoints.cli.main", "serve", model]
     else:
         start = ["-m", "vllm.entrypoints.launchers.api_server.entry", "--model", model]
-    return [sys.executable, *start, *revision, "--load-format", "loadmaster", *_options(args), *args.passed_on]
+    return [
+        sys.executable,
+        *start,
+        *revision,
+        "--load-format",
+        "loadmaster",
+        *_options(args),
+        *forwarded(args.carried),
+        *args.passed_on,
+    ]
 
 
 def _options(args: argparse.Namespace) -> list[str]:

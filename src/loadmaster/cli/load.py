@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from loadmaster.cli.options import add_capacity_arguments, add_model_arguments, positive, size
+from loadmaster.cli.options import add_capacity_arguments, add_model_arguments, positive, staging, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model_arguments(parser)
     add_capacity_arguments(parser)
-    parser.add_argument("--rank", type=int, metavar="R", help="load only this rank (default: all, one after another)")
+    parser.add_argument("--rank", type=whole, metavar="R", help="load only this rank (default: all, one after another)")
     parser.add_argument(
         "--device",
         choices=["cpu", "cuda"],
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--staging",
-        type=size,
+        type=staging,
         metavar="SIZE",
         help="budget of staging memory (default: 256MiB; onto GPUs 8MiB a reader)",
     )

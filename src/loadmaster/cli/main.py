@@ -11,10 +11,11 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from loadmaster import __version__
-from loadmaster.cli import audit, generate, inspect, load, plan, serve, synth, verify
+from loadmaster.cli import audit, carried, generate, inspect, load, plan, serve, synth, verify
 from loadmaster.errors import LoadmasterError, UsageError
 
 COMMANDS = {
@@ -33,9 +34,16 @@ BRIEF = {"inspect", "plan"}
 """Commands that end before garbage matters: looking for it took a twentieth of their time."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, and not the list of all options before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\ntry `{self.prog} --help`\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="loadmaster", description="Put any checkpoint on any parallel layout: proven before launch. Then run it."
     )
     parser.add_argument("--version", action="version", version=f"loadmaster {__version__}")
@@ -47,10 +55,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _commands(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    return next(dict(a.choices) for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given, passed_on = serve.split_arguments(sys.argv[1:] if argv is None else argv)
-    args = build_parser().parse_args(given, argparse.Namespace(passed_on=passed_on))
+    parser = build_parser()
+    try:
+        given, of_vllm = carried.carry_over(given, _commands(parser))
+    except UsageError as error:
+        print(f"loadmaster {given[0]}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    args = parser.parse_args(given, argparse.Namespace(passed_on=passed_on, carried=of_vllm))
+    if args.command != "serve" and (note := carried.note(of_vllm, args.command)):
+        print(note, file=sys.stderr)
     collects = gc.isenabled()
     if args.command in BRIEF:
         gc.disable()

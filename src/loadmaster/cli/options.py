@@ -36,8 +36,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     layout.add_argument(
         "--enable-expert-parallel",
+        "-ep",
         action="store_true",
         help="deal whole experts out to the tensor × data ranks of a stage instead of slicing each",
+    )
+    layout.add_argument(
+        "--no-enable-expert-parallel", dest="enable_expert_parallel", action="store_false", help=argparse.SUPPRESS
     )
     layout.add_argument(
         "--expert-placement-strategy",
@@ -57,6 +61,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     layout.add_argument(
         "--speculative-config",
+        "-sc",
         type=_json_object,
         metavar="JSON",
         help="""'{"method": "mtp"}' loads the MTP layer on the last stage""",
@@ -86,7 +91,10 @@ def add_waive_argument(parser: argparse.ArgumentParser) -> None:
 def add_capacity_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what memory is held against."""
     parser.add_argument(
-        "--device-memory", type=size, metavar="SIZE", help="memory of each device, such as 80GiB: parameters must fit"
+        "--device-memory",
+        type=device_memory,
+        metavar="SIZE",
+        help="memory of each device, such as 80GiB: parameters must fit",
     )
 
 
@@ -97,12 +105,43 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def whole(text: str) -> int:
+    """Return a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
 def positive(text: str) -> int:
-    """Return a number of at least 1."""
-    value = int(text)
+    """Return a whole number of at least 1."""
+    value = whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
     return value
+
+
+def number(text: str) -> float:
+    """Return a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def tokens(text: str) -> int:
+    """Return a number of tokens, which may end in k, m or g for thousands, and in K, M or G for powers of 1024, as in vLLM.
+
+    >>> tokens("4096"), tokens("32k"), tokens("32K"), tokens("1.5k")
+    (4096, 32000, 32768, 1500)
+    """
+    if text in ("auto", "-1"):
+        raise argparse.ArgumentTypeError(f"{text} is not supported: leave it out for the model's own length")
+    match = re.fullmatch(r"(\d+|\d+\.\d+(?=[kmg]))([kmgKMG]?)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens such as 4096 or 32k")
+    power = " kmg".index(match[2].lower() or " ")
+    return positive(str(int(float(match[1]) * (1000 if match[2].islower() else 1024) ** power)))
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -130,15 +169,37 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def size(text: str) -> int:
-    """Return bytes.
+def device_memory(text: str) -> int:
+    """Return the bytes of a device's memory; no device has less than a MiB.
 
-    >>> size("80GiB"), size("1GB")
-    (85899345920, 1000000000)
+    >>> device_memory("80GiB")
+    85899345920
     """
+    return _size(text, "GiB")
+
+
+def staging(text: str) -> int:
+    """Return the bytes of a budget for staging."""
+    return _size(text, "MiB")
+
+
+_LEAST_BYTES = 2**20
+
+
+def _size(text: str, usual: str) -> int:
+    """Return bytes; ``usual`` is the unit that is meant where there is none, which is asked and not assumed."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 80GiB")
-    unit = match[2] or "B"
-    power = "BKMGT".index(unit[0])
-    return int(float(match[1]) * (1024 if "i" in unit else 1000) ** power)
+        loose = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])(i?)b?", text.lower())
+        asked = (
+            f"{loose[1]}{loose[2].upper()}{loose[3] or 'i'}B?"
+            if loose
+            else f"write a number and a unit, such as 8{usual}"
+        )
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: {asked}")
+    if not match[2]:
+        raise argparse.ArgumentTypeError(f"{text!r} has no unit: {match[1]}{usual}?")
+    num_bytes = int(float(match[1]) * (1024 if "i" in match[2] else 1000) ** "BKMGT".index(match[2][0]))
+    if num_bytes < _LEAST_BYTES:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than 1MiB: {match[1]}{usual}?")
+    return num_bytes

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from loadmaster.cli.options import add_capacity_arguments, add_model_arguments
+from loadmaster.cli.options import add_capacity_arguments, add_model_arguments, whole
 from loadmaster.cli.planning import add_download_argument, prove_arguments
 from loadmaster.errors import UsageError
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="native",
         help="whose parameters are planned: those of this package's runtime (default), or of vLLM 0.32",
     )
-    parser.add_argument("--params", type=int, metavar="RANK", help="list the parameters of this rank")
+    parser.add_argument("--params", type=whole, metavar="RANK", help="list the parameters of this rank")
     add_capacity_arguments(parser)
 
 

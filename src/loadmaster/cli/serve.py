@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from loadmaster.cli.carried import note, refuse
 from loadmaster.cli.engines import ENGINES, choose, cpu_lacks
-from loadmaster.cli.options import add_capacity_arguments, add_device_argument, add_model_arguments
+from loadmaster.cli.options import add_capacity_arguments, add_device_argument, add_model_arguments, tokens
 
 if TYPE_CHECKING:
     from loadmaster.cli.engines import Choice
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_argument(parser)
     parser.set_defaults(device=None)  # which engine it is decides
     parser.add_argument(
-        "--max-model-len", type=int, metavar="N", help="tokens of prompt and answer (default: the model's)"
+        "--max-model-len", type=tokens, metavar="N", help="tokens of prompt and answer (default: the model's)"
     )
     parser.add_argument(
         "--engine",
@@ -37,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
     server.add_argument("--served-model-name", nargs="+", metavar="NAME", help="what clients call it (default: MODEL)")
     server.add_argument("--api-key", metavar="KEY", help="the bearer token that clients must send (default: none)")
-    parser.epilog = "-- ARGUMENTS, at the end, are vLLM's own and go to it as they are"
+    parser.epilog = (
+        "where vLLM serves, its other options are handed on to it, and -- ARGUMENTS, at the end, as they are"
+    )
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -63,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         refuse_for_vllm(args)
     if args.engine == "vllm" or installed is None:  # no plan is needed to see that it cannot be
         choice = choose(args.engine, installed, num_ranks=1, device=args.device, native_lacks=_native_lacks(args))
-        _refuse_passed_on(args, choice)
+        _refuse_for_native(args, choice)
     plan = proven_plan(args)
     choice = choose(
         args.engine,
@@ -73,21 +76,27 @@ def run(args: argparse.Namespace) -> int:
         native_lacks=_native_lacks(args, plan),
         cpu_lacks=cpu_lacks(plan) if installed is not None and installed.build == "cpu" else None,
     )
-    _refuse_passed_on(args, choice)
+    _refuse_for_native(args, choice)
     if choice.engine == "vllm":
         assert installed is not None
         refuse_for_vllm(args)
         print(choice, file=sys.stderr)
         hand_over(vllm_command(args, plan, installed), vllm_environment(args))
     print(choice, file=sys.stderr)
+    if ignored := note(args.carried, "serve"):
+        print(ignored, file=sys.stderr)
     return _serve(args, plan)
 
 
-def _refuse_passed_on(args: argparse.Namespace, choice: Choice) -> None:
+def _refuse_for_native(args: argparse.Namespace, choice: Choice) -> None:
     from loadmaster.errors import UsageError
 
-    if choice.engine == "native" and args.passed_on:
+    if choice.engine != "native":
+        return
+    if args.passed_on:
         raise UsageError(f"arguments after -- are for vLLM, and another engine serves this: {choice.reason}")
+    for given in args.carried:
+        refuse(given, "serve")
 
 
 def _native_lacks(args: argparse.Namespace, plan: Plan | None = None) -> UnsupportedError | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from loadmaster.cli.options import whole
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
@@ -14,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--tiny", action="store_true", help="random weights, real layout, with a working tokenizer")
     size.add_argument("--full-size", action="store_true", help="true headers, sparse bodies that read as zeros")
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights (default: 0)")
+    parser.add_argument("--seed", type=whole, default=0, help="of the random weights (default: 0)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=JSON", help="override a config value; may be repeated"
     )
