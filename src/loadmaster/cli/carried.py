@@ -1,20 +1,22 @@
 """What a command line has from vLLM beside the options of a command here: taken out, ignored aloud or refused by name.
 
 This runs before argparse: options are written as argparse knows them (hyphens for underscores, ``--model`` as MODEL), those
-of `loadmaster.cli.vllm_options` are taken out with their values, and a name that nobody knows gets the nearest ones.
+of `loadmaster.cli.vllm_options` are taken out with their values, and a name that nobody knows gets the nearest one. The table
+is only read where a command does not have an option.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from loadmaster.cli.vllm_options import OPTIONS, SHORT, Option
 from loadmaster.errors import UsageError
+
+if TYPE_CHECKING:
+    from loadmaster.cli.vllm_options import Option
 
 CARRYING: Final = frozenset({"plan", "load", "generate", "serve", "inspect", "verify"})
 """Commands whose line may have been carried over from vLLM."""
@@ -95,6 +97,7 @@ def refuse(given: Carried, command: str) -> None:
 def note(carried: Iterable[Carried], command: str) -> str | None:
     """Return the line that says which options are ignored, and what they are about; None: there are none.
 
+    >>> from loadmaster.cli.vllm_options import OPTIONS
     >>> note([Carried(OPTIONS["--seed"], ("--seed", "7"))], "plan")
     'loadmaster plan: ignored: --seed (how vLLM runs)'
     """
@@ -133,6 +136,8 @@ def _of_vllm(name: str, own: Mapping[str, object]) -> Option | None:
     Raises:
         UsageError: a key of an option that is read here, where it is written as JSON.
     """
+    from loadmaster.cli.vllm_options import OPTIONS, SHORT
+
     base, dot, key = name.partition(".")
     if dot and (base in own or SHORT.get(base) in own):
         raise UsageError(f"{name}: keys of {base} are not read one by one", hint=f"write {base} '{{\"{key}\": …}}'")
@@ -146,6 +151,8 @@ def _of_vllm(name: str, own: Mapping[str, object]) -> Option | None:
 
 def _take(option: Option, name: str, values: list[str] | None, rest: list[str]) -> Carried:
     """Return an option with its values: ``values`` if they stood in the same argument, or what follows it."""
+    from loadmaster.cli.vllm_options import SHORT
+
     base, dot, key = name.partition(".")
     negated = base == f"--no-{option.name[2:]}"
     if base not in SHORT and base.startswith("-O"):
@@ -174,6 +181,10 @@ def _value(name: str, rest: list[str]) -> str:
 
 
 def _unknown(written: str, own: Iterable[str], command: str) -> str:
+    import difflib
+
+    from loadmaster.cli.vllm_options import OPTIONS
+
     known = [*own, *(OPTIONS if command in CARRYING else ())]
     near = difflib.get_close_matches(_canonical(written), dict.fromkeys(known), n=1, cutoff=0.7)
     meant = f"; did you mean {near[0]}?" if near else f"; `loadmaster {command} --help` lists them"
