@@ -49,7 +49,11 @@ def prove_arguments(args: argparse.Namespace, *, target: str = "native") -> Proo
 
     checkpoint = open_model(args)
     plan = build_plan(
-        checkpoint, _layout(args, checkpoint), dtype=DTYPES.get(args.dtype), target=target, waive=args.waive
+        checkpoint,
+        _layout(args, checkpoint),
+        dtype=DTYPES.get(args.dtype),
+        target=target,
+        waive=getattr(args, "waive", ()),
     )
     return prove(plan, capacity_bytes=getattr(args, "device_memory", None))
 
