@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from loadmaster.checkpoint import open_checkpoint
-from loadmaster.errors import UsageError
+from loadmaster.errors import ArgumentError, UsageError
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan, Proof, WaiverRequest, build_plan, prove
 from tests.conftest import Tiny
@@ -108,7 +108,7 @@ def test_a_plan_without_waivers_says_nothing_of_them(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("waive", ["*=all", ["*=all"], [None], 7])
 def test_anything_else_than_requests_is_a_typed_error(waive: Any, tiny: Tiny) -> None:
-    with pytest.raises(UsageError, match="waive "):
+    with pytest.raises(ArgumentError, match="waive "):
         build_plan(open_checkpoint(tiny("qwen3")), waive=waive)
 
 

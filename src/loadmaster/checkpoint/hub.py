@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loadmaster.arguments import expect, shown
 from loadmaster.checkpoint.index import INDEX_NAME, read_index
 from loadmaster.checkpoint.listing import list_shards
 from loadmaster.checkpoint.lookalike import ADAPTER, CONFIG, instead, printable, recognise, some
 from loadmaster.checkpoint.repository import HubFile, Repository
-from loadmaster.errors import CheckpointError
+from loadmaster.errors import ArgumentError, CheckpointError
 
 Say = Callable[[str], None]
 """Takes one line on what is done about a model on the hub."""
@@ -38,9 +39,16 @@ def resolve_model(
     client has by itself. ``on_notice`` gets a line on what is downloaded, or that the hub could not be asked.
 
     Raises:
+        ArgumentError: an argument is not of its kind.
         CheckpointError: there is no such folder, and no such model on the hub, or the hub cannot be reached; or the model
             is not in the cache (or in part), and ``download`` was not given: says how many files and bytes it would be.
     """
+    expect("model", model, str, "a folder, or a hub id such as owner/name")
+    for name, value in (("revision", revision), ("cache_dir", cache_dir)):
+        expect(name, value, (str, type(None)), "text")
+    expect("download", download, bool, "True or False")
+    if on_notice is not None and not callable(on_notice):
+        raise ArgumentError(f"on_notice is {shown(on_notice)}, expected a function of a line")
     say = on_notice or (lambda line: None)
     path = _on_disk(model)
     if path is None:

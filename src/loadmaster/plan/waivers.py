@@ -7,16 +7,16 @@ covers tensors that no parameter needs, and can never excuse one that is missing
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import translate
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from loadmaster.arguments import shown
 from loadmaster.checkpoint import TensorTable
-from loadmaster.errors import UsageError
+from loadmaster.errors import ArgumentError, UsageError
 from loadmaster.findings import Finding
 
 
@@ -67,18 +67,20 @@ class WaiverRequest:
 _WRITTEN = "written PATTERN=REASON, such as 'model.vision.*=not used for text'"
 
 
-def requests(given: Iterable[Any]) -> tuple[WaiverRequest, ...]:
+def requests(given: object) -> tuple[WaiverRequest, ...]:
     """Return what a caller gave as waiver requests.
 
     Raises:
-        UsageError: it is not a collection of them.
+        ArgumentError: it is not a sequence of them.
     """
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise UsageError(f"waive is {given!r}, expected a sequence of WaiverRequest")
+    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
+        raise ArgumentError(f"waive is {shown(given)}, expected a sequence of WaiverRequest")
     every = tuple(given)
     for request in every:
         if not isinstance(request, WaiverRequest):
-            raise UsageError(f"waive has {request!r}, expected a WaiverRequest", hint="WaiverRequest(pattern, reason)")
+            raise ArgumentError(
+                f"waive has {shown(request)}, expected a WaiverRequest", hint="WaiverRequest(pattern, reason)"
+            )
     return every
 
 
