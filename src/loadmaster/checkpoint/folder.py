@@ -14,10 +14,12 @@ from loadmaster.catalogue import ranked
 from loadmaster.checkpoint.aside import report_aside
 from loadmaster.checkpoint.config import read_config
 from loadmaster.checkpoint.index import INDEX_NAME, Index, check_total, disagreements, read_index
-from loadmaster.checkpoint.listing import Listing, list_shards, report_missing, report_partial
+from loadmaster.checkpoint.listing import Listing, list_shards, report_missing, report_partial, report_unnamed, shown
 from loadmaster.checkpoint.losses import Losses
 from loadmaster.checkpoint.reader import Columns, ShardFile, read_headers
+from loadmaster.checkpoint.regular import is_there
 from loadmaster.checkpoint.table import TensorTable
+from loadmaster.errors import CheckpointError
 from loadmaster.findings import Finding, joined
 
 
@@ -46,8 +48,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: there is nothing to open. Everything else that is wrong is in the checkpoint's findings.
     """
+    path = Path(path)
+    if not str(path).isprintable():
+        message = f"the path {shown(path)} is not UTF-8, or has control characters"
+        raise CheckpointError(message, hint="rename the folder, or open it through a link with another name")
     with _no_collection():
-        return _open(Path(path))
+        return _open(path)
 
 
 def _open(path: Path) -> Checkpoint:
@@ -56,7 +62,7 @@ def _open(path: Path) -> Checkpoint:
     about_index: tuple[Finding, ...] = ()
     listing = Listing((path.name,))
     if not path.is_file():
-        if (folder / INDEX_NAME).is_file():
+        if is_there(folder / INDEX_NAME):
             index, about_index = read_index(folder / INDEX_NAME)
         listing = list_shards(folder, index)
     columns = Columns()
@@ -69,6 +75,7 @@ def _open(path: Path) -> Checkpoint:
     stale = disagreements(index, table, [f.name for f in columns.files], columns.dropped.keys()) if index else []
     findings = [
         *dict.fromkeys(of_file.values()),
+        *joined(report_unnamed(listing)),
         *columns.findings,
         *aside,
         *about_index,
