@@ -81,6 +81,10 @@ CONFIG_PARTS: Final = Limit(
 )
 CONFIG_DEPTH: Final = Limit(32, "objects or lists within one another", "8", "nesting that ends in a crash of a parser")
 
+MANIFEST_BYTES: Final = Limit(
+    16_000_000, "bytes of a manifest of SHA-256", "under 100,000", "a manifest that fills the memory"
+)
+
 # The model ------------------------------------------------------------------------------------------------------------
 
 LAYERS: Final = Limit(2_000, "layers", "126 (Llama 3.1 405B)", "a billion layers")
@@ -112,6 +116,7 @@ LIMITS: Final[dict[str, tuple[Limit, ...]]] = {
         CONFIG_BYTES,
         CONFIG_PARTS,
         CONFIG_DEPTH,
+        MANIFEST_BYTES,
     ),
     "The model": (LAYERS, DRAFT_LAYERS, EXPERTS, SIZE, ELEMENTS, UNQUANTISED, PATTERNS, PATTERN_CHARACTERS),
 }
