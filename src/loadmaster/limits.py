@@ -96,6 +96,12 @@ SIZE: Final = Limit(
 ELEMENTS: Final = Limit(
     2**50, "elements in all tensors", "about 2^41 (2 trillion parameters)", "sums that are no numbers of 64 bits"
 )
+UNMET: Final = Limit(
+    100_000,
+    "tensors that config.json describes are missing, or not as it describes them",
+    "about 70,000 (all weights of Kimi-K2)",
+    "seconds of explaining what another model's config describes",
+)
 UNQUANTISED: Final = Limit(
     100_000, "modules left out of the quantisation", "about 10,000", "seconds of comparing names"
 )
@@ -118,7 +124,7 @@ LIMITS: Final[dict[str, tuple[Limit, ...]]] = {
         CONFIG_DEPTH,
         MANIFEST_BYTES,
     ),
-    "The model": (LAYERS, DRAFT_LAYERS, EXPERTS, SIZE, ELEMENTS, UNQUANTISED, PATTERNS, PATTERN_CHARACTERS),
+    "The model": (LAYERS, DRAFT_LAYERS, EXPERTS, SIZE, ELEMENTS, UNMET, UNQUANTISED, PATTERNS, PATTERN_CHARACTERS),
 }
 """All limits, by what they are about."""
 
