@@ -151,7 +151,9 @@ for key in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size
 for key in ("n_routed_experts", "num_nextn_predict_layers", "n_shared_experts", "kv_lora_rank", "qk_nope_head_dim"):
     case(f"{key} of 10^9", "glm-5.1-fp8", PLANNING)(by_key({key: HUGE}))
 case("all sizes of 2^31 - 1", commands=PLANNING)(
-    by_key(dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "head_dim"), 2**31 - 1))
+    by_key(
+        dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "head_dim"), 2**31 - 1)
+    )
 )
 case("layers and experts at their limits", "glm-5.1-fp8", PLANNING)(
     by_key({"num_hidden_layers": 1000, "n_routed_experts": 4000, "mlp_layer_types": None, "indexer_types": None})
@@ -165,7 +167,9 @@ case("NaN", commands=PLANNING)(lambda folder: (folder / CONFIG).write_text('{"nu
 
 def ignoring(*patterns: str, method: str = "fp8", key: str = "modules_to_not_convert") -> Make:
     """Return the damage that leaves modules out of a quantisation by patterns."""
-    return by_key({"quantization_config": {"quant_method": method, "weight_block_size": [128, 128], key: list(patterns)}})
+    return by_key(
+        {"quantization_config": {"quant_method": method, "weight_block_size": [128, 128], key: list(patterns)}}
+    )
 
 
 MAY = ()
@@ -241,7 +245,11 @@ def _(folder: Path) -> None:
 
 @case("a header of 95 MB of ones")
 def _(folder: Path) -> None:
-    write_shard(alone(folder), b'{"a":{"dtype":"F32","shape":[' + b",".join([b"1"] * 47_000_000) + b'],"data_offsets":[0,4]}}', 4)
+    write_shard(
+        alone(folder),
+        b'{"a":{"dtype":"F32","shape":[' + b",".join([b"1"] * 47_000_000) + b'],"data_offsets":[0,4]}}',
+        4,
+    )
 
 
 @case("a header of 95 MB of spaces")

@@ -87,11 +87,14 @@ MANIFEST_BYTES: Final = Limit(
 
 # The model ------------------------------------------------------------------------------------------------------------
 
-LAYERS: Final = Limit(2_000, "layers", "126 (Llama 3.1 405B)", "a billion layers")
+LAYERS: Final = Limit(1_000, "layers", "126 (Llama 3.1 405B)", "a billion layers")
 DRAFT_LAYERS: Final = Limit(64, "MTP layers", "3 (MiMo)", "a billion MTP layers")
 EXPERTS: Final = Limit(4_096, "experts", "2,048 (Switch-C), 512 of the families here (Qwen3-Next)", "a billion experts")
 SIZE: Final = Limit(
-    2**24, "as a size", "262,400 (the vocabulary of Gemma 3)", "shapes whose products are no numbers of 64 bits"
+    2**24,
+    "of any other count or size",
+    "262,208 (the vocabulary of Gemma 3)",
+    "shapes whose products are no numbers of 64 bits",
 )
 ELEMENTS: Final = Limit(
     2**50, "elements in all tensors", "about 2^41 (2 trillion parameters)", "sums that are no numbers of 64 bits"
@@ -106,7 +109,10 @@ UNQUANTISED: Final = Limit(
     100_000, "modules left out of the quantisation", "about 10,000", "seconds of comparing names"
 )
 PATTERNS: Final = Limit(
-    500, "patterns of modules left out of the quantisation", "about 200 (ModelOpt)", "seconds of matching"
+    500,
+    "patterns of modules left out of the quantisation, beside names that end in *",
+    "about 20",
+    "seconds of matching",
 )
 PATTERN_CHARACTERS: Final = Limit(512, "characters of a pattern", "about 100", "patterns that take long to compile")
 

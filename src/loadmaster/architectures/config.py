@@ -26,7 +26,9 @@ class Config:
             raise ConfigError(f"config.json: {key} is {_short(value)}, expected an integer of at least {least}")
         limit = OF_KEYS.get(key, SIZE)
         if value > limit.value:
-            raise ConfigError(f"config.json: {key} is {_short(value)}, and the limit is {limit.value:,}", hint=limit.hint)
+            raise ConfigError(
+                f"config.json: {key} is {_short(value)}, and the limit is {limit.value:,}", hint=limit.hint
+            )
         return value
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -72,5 +74,7 @@ DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "half": "
 
 
 def _short(value: object) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**60 else f"an integer of {value.bit_length()} bits"
+    text = (
+        repr(value) if not isinstance(value, int) or abs(value) < 10**60 else f"an integer of {value.bit_length()} bits"
+    )
     return text if len(text) <= 60 else text[:57] + "..."

@@ -68,6 +68,7 @@ def _open(path: Path) -> Checkpoint:
     columns = Columns()
     for name, read in zip(listing.shards, read_headers(folder, listing.shards), strict=True):
         columns.add(name, read)
+    columns.join()
     table = columns.table()
     of_file = _joined({f.file or "": f for f in report_missing(listing, index)} | columns.unread)
     aside, of_tensor = report_aside(folder, listing, index, table) if listing.aside else ([], {})

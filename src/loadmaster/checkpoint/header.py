@@ -244,7 +244,12 @@ def read_canonical(file: str, text: bytes) -> Header | None:
     One expression finds all entries, faster than decoding the JSON, for it hardly looks at what it passes over. They are
     the whole header exactly if each has its form and their lengths add up to the text's.
     """
-    if not text.isascii() or b"\\" in text or b"\x7f" in text or int(np.frombuffer(text, dtype=np.uint8).min(initial=0xFF)) < 0x20:
+    if (
+        not text.isascii()
+        or b"\\" in text
+        or b"\x7f" in text
+        or int(np.frombuffer(text, dtype=np.uint8).min(initial=0xFF)) < 0x20
+    ):
         return None
     body = text.decode().rstrip(" ")
     before = _BEFORE.match(body)

@@ -34,6 +34,9 @@ FIRST_READ_BYTES = 2**18
 AHEAD, AHEAD_BYTES = 8, 2**22
 """As many headers are read ahead, but longer ones: one at a time is in memory of those."""
 
+MANY = 16
+"""As many findings of one kind are told one by one, a file each."""
+
 
 @dataclass(frozen=True, slots=True)
 class ShardFile:
@@ -298,6 +301,19 @@ class Columns:
         shown = joined(findings)
         self.findings += shown
         self.dropped.update({names[i]: shown[min(k, len(shown) - 1)] for k, i in enumerate(wrong)})
+
+    def join(self) -> None:
+        """Make one of findings that many files have alike; the tensors that they take away keep the one that is told."""
+        alike: dict[str, list[Finding]] = defaultdict(list)
+        for finding in self.findings:
+            alike[finding.code].append(finding)
+        told: dict[Finding, Finding] = {}
+        for found in alike.values():
+            if len(found) > MANY:
+                [one] = joined(found, MANY)
+                told.update(dict.fromkeys(found, one))
+        self.findings = list(dict.fromkeys(told.get(f, f) for f in self.findings))
+        self.dropped = {tensor: told.get(f, f) for tensor, f in self.dropped.items()}
 
     def table(self) -> TensorTable:
         """Return the columns of all files added."""

@@ -37,11 +37,15 @@ KV_CACHE_SCALES = (
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """The model's dtype, the quantised formats that may be met, and the modules said to be left out of them."""
+    """The model's dtype, the quantised formats that may be met, and the modules said to be left out of them.
+
+    Those are given by names, by how names begin (``model.layers.0.*``), or by other patterns.
+    """
 
     model_dtype: str
     formats: tuple[Format, ...] = ()
     ignored: frozenset[str] = frozenset()
+    ignored_prefixes: frozenset[str] = frozenset()
     ignored_patterns: tuple[Pattern, ...] = ()
 
     def ignores(self, tensor: str) -> bool:
@@ -50,8 +54,10 @@ class Claims:
         A name means that module and all below it, wherever it stands (``lm_head``, ``self_attn``, ``layers.3.mlp.gate``).
         """
         module = tensor.rpartition(".")[0]
-        if not self.ignored and not self.ignored_patterns:
+        if not self.ignored and not self.ignored_prefixes and not self.ignored_patterns:
             return False
+        if self.ignored_prefixes and any(module[:i] in self.ignored_prefixes for i in range(len(module) + 1)):
+            return True
         parts = module.split(".")
         count = len(parts)
         runs = (".".join(parts[i:j]) for i in range(count) for j in range(i + 1, count + 1))
@@ -79,9 +85,17 @@ def read_claims(config: Config, default_dtype: str) -> Claims:
         )
     formats = METHODS[method](quantization)
     ignored = _ignored(quantization)
-    patterns = [read_pattern(n) for n in ignored if n.startswith("re:") or "*" in n]
     names = frozenset(n for n in ignored if not n.startswith("re:") and "*" not in n)
-    return Claims(dtype, formats, names, tuple(patterns))
+    prefixes = frozenset(n[:-1] for n in ignored if _is_prefix(n))
+    return Claims(dtype, formats, names, prefixes, tuple(read_pattern(n) for n in ignored if _is_pattern(n)))
+
+
+def _is_prefix(name: str) -> bool:
+    return name.find("*") == len(name) - 1 and name != "" and not name.startswith("re:")
+
+
+def _is_pattern(name: str) -> bool:
+    return name.startswith("re:") or ("*" in name and not _is_prefix(name))
 
 
 def _ignored(quantization: Mapping[str, Any]) -> list[str]:
@@ -89,7 +103,7 @@ def _ignored(quantization: Mapping[str, Any]) -> list[str]:
     value: object = next((quantization[k] for k in keys if quantization.get(k)), [])
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise ConfigError("config.json: quantization_config's list of unquantised modules is not a list of strings")
-    written = list(dict.fromkeys(v for v in value if v.startswith("re:") or "*" in v))
+    written = list(dict.fromkeys(filter(_is_pattern, value)))
     longest = max(written, key=len, default="")
     for limit, found in ((UNQUANTISED, len(value)), (PATTERNS, len(written)), (PATTERN_CHARACTERS, len(longest))):
         if found > limit.value:

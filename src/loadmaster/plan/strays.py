@@ -18,7 +18,9 @@ def unexpected(names: Names, checkpoint: Checkpoint, num_layers: int) -> Iterato
     """Report what is left of the strays, once what was renamed is taken out."""
     strays, table = names.strays, checkpoint.table
     groups = list(_groups(sorted(strays), sorted(table.names))) if len(strays) > 1 else [(None, [*strays])]
-    firsts = sorted((min(map(strays.__getitem__, inside)), number) for number, (_, inside) in enumerate(groups) if inside)
+    firsts = sorted(
+        (min(map(strays.__getitem__, inside)), number) for number, (_, inside) in enumerate(groups) if inside
+    )
     told = firsts if len(firsts) <= SINGLY else firsts[:1]
     for first, number in told:
         module, inside = groups[number]
