@@ -1,8 +1,9 @@
 """``python -m tools.hostile``: checkpoints made to hang or exhaust, and what each command does with them.
 
 Every case is one folder (or file) and every command a process of its own. A case is well when each command ends by itself
-with the exit code 1, without a traceback, within 5 seconds (of computing) and 500 MiB; the exit status is 1 if one is not. The sizes are
-those of an attacker, so the run takes minutes; the same causes at a smaller size are in tests/failures/test_hostile.py.
+with the exit code 1, without a traceback, within 5 seconds of computing and 500 MiB; the exit status is 1 if one is not.
+The sizes are those of an attacker, so the run takes minutes; the same causes at a smaller size are in
+tests/failures/test_hostile.py.
 """
 
 from __future__ import annotations
@@ -497,6 +498,7 @@ for kind in (fifo, device, directory, loop, dangling, terminal):
     for target in (SHARD, CONFIG, INDEX, "hf_quant_config.json"):
 
         def replaced(folder: Path, kind: Make = kind, target: str = target) -> None:
+            """Put it in the place of a file."""
             if target == SHARD:
                 target = min(p.name for p in folder.glob("*.safetensors"))
             (folder / target).unlink(missing_ok=True)
@@ -506,12 +508,14 @@ for kind in (fifo, device, directory, loop, dangling, terminal):
     for target in ("SHA256SUMS", ".cache/huggingface/download/config.json.metadata", "model.safetensors.part"):
 
         def beside(folder: Path, kind: Make = kind, target: str = target) -> None:
+            """Put it beside the shards."""
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
             kind(folder / target)
 
         case(f"{kind.__name__} for {target}", commands=MAY)(beside)
 
     def itself(folder: Path, kind: Make = kind) -> Path:
+        """Give it as MODEL."""
         kind(folder / "it.safetensors")
         return folder / "it.safetensors"
 

@@ -70,6 +70,9 @@ NAME_CHARACTERS: Final = Limit(
     512, "characters of a tensor's name", "about 150", "a name of megabytes, repeated in every message"
 )
 DIMS: Final = Limit(16, "dims of a tensor", "5 (convolutions over video)", "shapes of millions of numbers")
+SIGNATURES: Final = Limit(
+    20_000, "different dtypes and shapes", "about 100", "a shape of its own for each of half a million tensors"
+)
 INDEX_BYTES: Final = Limit(
     64_000_000, "bytes of the index", "about 32,000,000 (Kimi-K2 in NVFP4)", "an index that fills the memory"
 )
@@ -124,6 +127,7 @@ LIMITS: Final[dict[str, tuple[Limit, ...]]] = {
         HEADER_BYTES,
         NAME_CHARACTERS,
         DIMS,
+        SIGNATURES,
         INDEX_BYTES,
         CONFIG_BYTES,
         CONFIG_PARTS,

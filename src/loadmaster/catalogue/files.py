@@ -52,8 +52,8 @@ FILES: Final[dict[str, Entry]] = {
     "shard-unreadable": Entry(
         "a shard cannot be opened or read",
         (
-            "permissions, a link to nothing (an emptied hub cache), a failing disk or network mount; a folder, a FIFO or a device "
-            "in its place"
+            "permissions, a link to nothing (an emptied hub cache), a failing disk or network mount; a folder, a FIFO or a "
+            "device in its place"
         ),
         (
             "model-00002-of-00003.safetensors: it cannot be read: No such file or directory; lost with it: 62 "

@@ -57,7 +57,7 @@ def _read_object(path: Path, severity: Severity) -> dict[str, Any] | Finding:
         made = dict(pairs)
         if len(made) != len(pairs):
             twice, _ = Counter(k for k, _ in pairs).most_common(1)[0]
-            raise ValueError(f"the key {ascii(twice[:80])} stands twice")
+            raise ValueError(f"the key {twice[:80]!a} stands twice")
         return made
 
     def refuse(constant: str) -> None:

@@ -29,7 +29,7 @@ import orjson
 from loadmaster.checkpoint.pointer import check_content
 from loadmaster.dtypes import DTYPES
 from loadmaster.findings import Finding
-from loadmaster.limits import DIMS, HEADER_BYTES, NAME_CHARACTERS, TENSORS, Limit
+from loadmaster.limits import DIMS, HEADER_BYTES, NAME_CHARACTERS, SIGNATURES, TENSORS, Limit
 
 FORMAT_BYTES = 100_000_000
 """The longest header that the format allows; `HEADER_BYTES` is less."""
@@ -216,8 +216,9 @@ def _parse_strictly(file: str, text: bytes) -> dict[str, Any]:
     def constant(name: str) -> None:
         raise ValueError(f"{name} is not JSON")
 
+    parse_int = integer if b"-0" in text else None  # which takes long where there are many numbers
     try:
-        value = json.loads(text.decode(), object_pairs_hook=strict, parse_int=integer, parse_constant=constant)
+        value = json.loads(text.decode(), object_pairs_hook=strict, parse_int=parse_int, parse_constant=constant)
     except (ValueError, RecursionError) as error:
         raise _refuse(file, f"the header is not JSON: {error}") from error
     if isinstance(value, _Entry):
@@ -233,7 +234,7 @@ def _check_names(file: str, names: list[str]) -> None:
         if len(name) > NAME_CHARACTERS.value:
             raise _beyond(file, NAME_CHARACTERS, len(name), tensor=name)
         if not name.isprintable() and _UNPRINTABLE.search(name):
-            raise _refuse(file, f"the name {ascii(name[:80])} has characters that no name of a tensor has")
+            raise _refuse(file, f"the name {name[:80]!a} has characters that no name of a tensor has")
 
 
 def read_canonical(file: str, text: bytes) -> Header | None:
@@ -261,6 +262,8 @@ def read_canonical(file: str, text: bytes) -> Header | None:
     length = sum(map(len, names)) + sum(map(len, forms)) + sum(map(len, offsets)) + _FRAME * len(names)
     if before.end() + length != len(body) or not all(map(_FORM.fullmatch, known)):
         return None
+    if len(known) > SIGNATURES.value:
+        raise _beyond(file, SIGNATURES, len(known))
     bounds = _numbers("\n".join(offsets))
     try:
         entries = [orjson.loads(f"{{{form}}}") for form in known]

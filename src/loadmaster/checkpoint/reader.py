@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from loadmaster.checkpoint.regular import open_regular
 from loadmaster.checkpoint.store import read_nothing_ahead
 from loadmaster.checkpoint.table import Signature, TensorTable
 from loadmaster.findings import Finding, joined
-from loadmaster.limits import HEADER_BYTES, TENSORS
+from loadmaster.limits import HEADER_BYTES, SIGNATURES, TENSORS, Limit
 
 FIRST_READ_BYTES = 2**18
 """Read of each file at first: holds most headers whole."""
@@ -120,6 +120,7 @@ class Columns:
         self._firsts: list[int] = []  # the first id of each file
         self._columns: list[tuple[np.ndarray, ...]] = []
         self._signatures: dict[tuple[str, tuple[int, ...]], int] = {}
+        self._full: Finding | None = None  # why nothing more is read
         self._kinds: list[tuple[str, tuple[int, ...]]] = []  # the signatures by their numbers
         self._sizes: list[int] = []  # and their bytes
 
@@ -128,10 +129,14 @@ class Columns:
         if isinstance(read, HeaderError):
             self._unreadable(name, read.finding)
             return
+        if self._full is not None:
+            self._unreadable(name, replace(self._full, file=name))
+            return
         try:
             check_counts(name, read.text)
             header = read_canonical(name, read.text) or parse_header(name, read.text)
-            self._check_number(name, len(header.names))
+            self._check_number(name, TENSORS, len(self._names) + len(header.names))
+            self._check_number(name, SIGNATURES, len(self._signatures) + len(header.kinds))
             are_new = self._enter(header.names)
             if not are_new:
                 header = parse_header(name, read.text)  # refuses what is wrong with this header alone
@@ -173,12 +178,12 @@ class Columns:
         self._names += names
         self._columns.append((np.full(len(names), number, dtype=np.int32), begin + base, end - begin, signature))
 
-    def _check_number(self, file: str, count: int) -> None:
-        """Check that the tensors of all files are not too many with those of the next."""
-        total = len(self._names) + count
-        if total > TENSORS.value:
-            message = f"with it there are {TENSORS.exceeded(total)}; it is not read"
-            raise HeaderError(Finding("limit-exceeded", "error", message, file=file, hint=TENSORS.hint))
+    def _check_number(self, file: str, limit: Limit, total: int) -> None:
+        """Check that what all files have is not too much with the next."""
+        if total > limit.value:
+            message = f"with it there are {limit.exceeded(total)}; it is not read"
+            self._full = Finding("limit-exceeded", "error", message, file=file, hint=limit.hint)
+            raise HeaderError(self._full)
 
     def _enter(self, names: list[str]) -> bool:
         """Number the names of the next file; return whether that could be done: all are new, and could be a tensor's."""
@@ -290,7 +295,7 @@ class Columns:
     ) -> None:
         """Report the tensors whose extent is not that of their signature."""
         findings = []
-        for i in wrong:
+        for i in wrong[:5]:
             dtype, shape = self._kinds[int(signature[i])]
             needs = f"needs {int(expected[i]):,} bytes" if expected[i] >= 0 else "fills no whole number of bytes"
             message = (
@@ -298,7 +303,7 @@ class Columns:
                 f"({int(begin[i]):,} to {int(end[i]):,})"
             )
             findings.append(Finding("header-extent", "error", message, tensor=names[i], file=file))
-        shown = joined(findings)
+        shown = joined(findings, count=len(wrong))
         self.findings += shown
         self.dropped.update({names[i]: shown[min(k, len(shown) - 1)] for k, i in enumerate(wrong)})
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadmaster.architectures.config import Config
-from loadmaster.plan.patterns import Pattern, read_pattern
 from loadmaster.errors import ConfigError, UnsupportedError
 from loadmaster.formats import (
     FP8_CHANNEL,
@@ -27,6 +26,7 @@ from loadmaster.formats import (
     int4_packed,
 )
 from loadmaster.limits import PATTERN_CHARACTERS, PATTERNS, UNQUANTISED
+from loadmaster.plan.patterns import Pattern, read_pattern
 
 KV_CACHE_SCALES = (
     (r".*\.(self_attn|attn)\.([qkv]_proj\.)?([qkv]|kv|prob)_(scale|zero_point)", "scales of a quantised KV cache"),

@@ -13,7 +13,6 @@ from typing import Protocol
 
 from loadmaster.errors import ConfigError, UnsupportedError
 
-
 _END = re.compile(r"(?<!\\)((?:\\\\)*)\\Z")
 """Python's name of the end of a text, which RE2 calls ``\\z``."""
 
