@@ -187,17 +187,19 @@ class Columns:
 
     def _enter(self, names: list[str]) -> bool:
         """Number the names of the next file; return whether that could be done: all are new, and could be a tensor's."""
-        first = len(self._names)
-        numbered = dict(zip(names, range(first, first + len(names)), strict=True))
-        if len(numbered) < len(names) or METADATA in numbered or not self._ids.keys().isdisjoint(numbered):
+        if not self._ids.keys().isdisjoint(names):
             return False
-        self._ids.update(numbered)
-        return True
+        first = len(self._names)
+        self._ids.update(zip(names, range(first, first + len(names)), strict=True))
+        if len(self._ids) == first + len(names) and METADATA not in self._ids:
+            return True
+        self._leave(names)
+        return False
 
     def _leave(self, names: list[str]) -> None:
         """Forget the numbers of a file that is not added yet."""
         for name in names:
-            del self._ids[name]
+            self._ids.pop(name, None)
 
     def _unreadable(self, name: str, finding: Finding) -> None:
         self.unread[name] = finding
