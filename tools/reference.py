@@ -1,4 +1,4 @@
-"""Generates docs/reference from the program: commands and options, findings, formats, models, the library.
+"""Generates docs/reference from the program: commands and options, findings, formats, models, limits, the library.
 
 ``python -m tools.reference`` writes the pages, ``--check`` compares and exits with 1 if one is not current. Options are
 read from the argparse parsers rather than from ``--help``, whose form differs between versions of Python.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from loadmaster.catalogue import SECTIONS, Entry
 from loadmaster.cli.main import build_parser
-from tools import api, formats, models
+from tools import api, formats, limits, models
 from tools.pages import page, table
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
@@ -24,6 +24,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "findings.md": lambda: findings_page(),
     "formats.md": lambda: page("Number formats", formats.parts()),
     "models.md": lambda: page("Models", models.parts()),
+    "limits.md": lambda: page("Limits", [*limits.parts()]),
     "api.md": lambda: page("Library", api.parts()),
 }
 """File → what makes its text."""

@@ -51,15 +51,19 @@ def errors(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
     return tuple(f for f in findings if f.severity == "error")
 
 
-def joined(alike: Sequence[Finding], most: int = 4) -> list[Finding]:
-    """Return up to ``most`` alike findings as they are; more become one, that counts them and touches all their ranks."""
-    if len(alike) <= most:
+def joined(alike: Sequence[Finding], most: int = 4, *, count: int | None = None) -> list[Finding]:
+    """Return up to ``most`` alike findings as they are; more become one, that counts them and touches all their ranks.
+
+    ``count`` is how many there are, where only the first ``most`` + 1 of them are given.
+    """
+    count = len(alike) if count is None else count
+    if count <= most:
         return list(alike)
     first = alike[0]
     names = ", ".join(f.tensor or f.param or f.file or "" for f in alike[1:4])
-    names += ", …" if len(alike) > 4 else ""
+    names += ", …" if count > 4 else ""
     ranks = tuple(sorted({r for f in alike for r in f.ranks}))
-    return [replace(first, message=f"{first.message} (and {len(alike) - 1:,} more like it: {names})", ranks=ranks)]
+    return [replace(first, message=f"{first.message} (and {count - 1:,} more like it: {names})", ranks=ranks)]
 
 
 def ranges(numbers: Iterable[int]) -> str:

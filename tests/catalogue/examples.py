@@ -95,6 +95,7 @@ FILES: dict[str, Change] = {
     ],
     "file-lfs-pointer": rewritten(shard(2), lambda b: POINTER),
     "file-empty": rewritten("config.json", lambda b: b""),
+    "limit-exceeded": rewritten("config.json", lambda b: b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}"),
     "shard-missing": lambda m: (m.path / shard(2)).unlink(),
     "shard-unreadable": lambda m: ((m.path / shard(2)).unlink(), (m.path / shard(2)).symlink_to("nowhere")),
     "file-truncated": rewritten(shard(2), lambda b: b[:-4096]),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loadmaster.errors import ConfigError
+from loadmaster.limits import OF_KEYS, SIZE
 
 
 class Config:
@@ -15,14 +16,19 @@ class Config:
         self.values = values
 
     def size(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        """Return a count or a size: an integer of at least ``least``."""
+        """Return a count or a size: an integer of at least ``least``, within its limit (`loadmaster.limits`)."""
         value = self.values.get(key)
         if value is None:
             if default is None:
                 raise ConfigError(f"config.json has no {key!r}", hint=f"the architecture needs {key}, an integer")
             return default
-        if type(value) is not int or not least <= value < 2**31:
+        if type(value) is not int or value < least:
             raise ConfigError(f"config.json: {key} is {_short(value)}, expected an integer of at least {least}")
+        limit = OF_KEYS.get(key, SIZE)
+        if value > limit.value:
+            raise ConfigError(
+                f"config.json: {key} is {_short(value)}, and the limit is {limit.value:,}", hint=limit.hint
+            )
         return value
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -41,7 +47,7 @@ class Config:
     def sizes(self, key: str) -> tuple[int, ...]:
         """Return a list of counts (of layers, mostly); absent or null is empty."""
         value = self.values.get(key) or []
-        if not isinstance(value, list) or not all(type(v) is int and 0 <= v < 2**31 for v in value):
+        if not isinstance(value, list) or not all(type(v) is int and 0 <= v <= SIZE.value for v in value):
             raise ConfigError(f"config.json: {key} is {_short(value)}, expected a list of integers of at least 0")
         return tuple(value)
 
@@ -68,5 +74,7 @@ DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "half": "
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = (
+        repr(value) if not isinstance(value, int) or abs(value) < 10**60 else f"an integer of {value.bit_length()} bits"
+    )
     return text if len(text) <= 60 else text[:57] + "..."

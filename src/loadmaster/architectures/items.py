@@ -5,10 +5,14 @@ Mostly an item is one logical tensor. It holds several where a checkpoint packs 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import prod
 
-from loadmaster.architectures.schema import Packed, Spelling, Tensor
+from loadmaster.architectures.schema import Packed, Schema, Spelling, Tensor
+from loadmaster.errors import ConfigError
+from loadmaster.limits import ELEMENTS, TENSORS
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +91,19 @@ def _items(tensors: dict[str, Tensor], spelling: Spelling) -> Iterator[Item]:
                 yield Item("+".join(spelled.parts), spelled.name, parts, spelled.stacked, spelled.transposed)
         else:
             yield Item(tensor.name, spelled, (tensor,))
+
+
+def check_size(schema: Schema, spelling: Spelling) -> None:
+    """Check that a config describes no more tensors, and no larger ones, than any checkpoint could hold.
+
+    Raises:
+        ConfigError: it does; names the limit.
+    """
+    counts = Counter((*schema.layers, *schema.drafts))
+    groups = [(1, items(schema.top, spelling)), *((n, items(schema.kinds[k], spelling)) for k, n in counts.items())]
+    num_tensors = sum(n * (i.members or 1) for n, stored in groups for i in stored)
+    if num_tensors > TENSORS.value:
+        raise ConfigError(f"config.json describes {TENSORS.exceeded(num_tensors)}", hint=TENSORS.hint)
+    num_elements = sum(n * prod(i.shape) * (i.members or 1) for n, stored in groups for i in stored)
+    if num_elements > ELEMENTS.value:
+        raise ConfigError(f"config.json describes {ELEMENTS.exceeded(num_elements)}", hint=ELEMENTS.hint)

@@ -34,6 +34,15 @@ FILES: Final[dict[str, Entry]] = {
         "config.json: the file has no bytes",
         "fetch the file again",
     ),
+    "limit-exceeded": Entry(
+        (
+            "a file, or the checkpoint, is larger than any that was ever published: a header, an index, a config, the number "
+            "of tensors or shards, the length of a name"
+        ),
+        "a file made to exhaust whoever reads it, or damaged; a number in a shard's name that was mistyped",
+        "config.json: it has 33 objects or lists within one another, and the limit is 32",
+        "take the published file; the limits and their reasons are in docs/reference/limits.md",
+    ),
     "shard-missing": Entry(
         "a shard is not in the folder: the index names it, or the numbers in the others' names tell of it",
         "an interrupted download, a copy that left a file out",
@@ -45,7 +54,10 @@ FILES: Final[dict[str, Entry]] = {
     ),
     "shard-unreadable": Entry(
         "a shard cannot be opened or read",
-        "permissions, a link to nothing (an emptied hub cache), a failing disk or network mount",
+        (
+            "permissions, a link to nothing (an emptied hub cache), a failing disk or network mount; a folder, a FIFO or a "
+            "device in its place"
+        ),
         (
             "model-00002-of-00003.safetensors: it cannot be read: No such file or directory; lost with it: 62 "
             "weights of layers 1-3"

@@ -7,13 +7,18 @@ others find it where it belongs, as the config's ``quantization_config``.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
+from itertools import count
+from math import isinf
 from pathlib import Path
 from typing import Any
 
-from loadmaster.checkpoint.lookalike import CONFIG, base_model, recognise
+from loadmaster.checkpoint.lookalike import CONFIG, base_model, printable, recognise
 from loadmaster.checkpoint.pointer import check_content
+from loadmaster.checkpoint.regular import is_there, read_regular
 from loadmaster.findings import Finding, Severity
+from loadmaster.limits import CONFIG_BYTES, CONFIG_DEPTH, CONFIG_PARTS, LimitError
 
 QUANTISATION = "hf_quant_config.json"
 
@@ -23,12 +28,12 @@ def read_config(folder: Path) -> tuple[dict[str, Any] | None, tuple[Finding, ...
 
     Where it has no ``quantization_config``, and an ``hf_quant_config.json`` lies beside it, it gets that one's.
     """
-    if not is_stored(folder / CONFIG):
+    if not is_there(folder / CONFIG):
         return None, (_missing(folder),)
     config = _read_object(folder / CONFIG, "error")
     if isinstance(config, Finding):
         return None, (config,)
-    if not (folder / QUANTISATION).is_file():
+    if not is_there(folder / QUANTISATION):
         return config, ()
     own = _own_quantisation(config)
     severity: Severity = "error" if own is None else "warning"
@@ -45,11 +50,6 @@ def read_config(folder: Path) -> tuple[dict[str, Any] | None, tuple[Finding, ...
     return {**config, "quantization_config": {"quant_method": "modelopt", **quantisation}}, ()
 
 
-def is_stored(path: Path) -> bool:
-    """Return whether a file is there, or a link that was made for one and leads nowhere (an emptied hub cache)."""
-    return path.is_file() or (path.is_symlink() and not path.exists())
-
-
 def _missing(folder: Path) -> Finding:
     """Say that there is no config.json, and what the folder is if it is no model's."""
     message, hint = "there is no config.json", "it is published beside the shards; copy it there"
@@ -64,26 +64,60 @@ def _read_object(path: Path, severity: Severity) -> dict[str, Any] | Finding:
     def strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) != len(pairs):
-            twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
-            raise ValueError(f"the key {twice!r} stands twice")
+            twice, _ = Counter(k for k, _ in pairs).most_common(1)[0]
+            raise ValueError(f"the key {twice[:80]!a} stands twice")
         return made
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
+    def number(text: str) -> float:
+        if isinf(value := float(text)):
+            raise ValueError(f"{text[:80]} is too large for a number")
+        return value
+
     name = path.name
     try:
-        text = path.read_bytes()
+        text = read_regular(path, CONFIG_BYTES)
         if (found := check_content(name, text, len(text))) is not None:
             return found
-        value = json.loads(text, object_pairs_hook=strict, parse_constant=refuse)
+        if (parts := text.count(b"{") + text.count(b"[")) > CONFIG_PARTS.value:
+            raise LimitError(CONFIG_PARTS, parts)
+        value = json.loads(text, object_pairs_hook=strict, parse_constant=refuse, parse_float=number)
+        _check(value)
+    except LimitError as error:
+        return Finding("limit-exceeded", severity, f"it has {error}", file=name, hint=error.hint)
     except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        hint = f"it is a link to {path.readlink()}; fetch the file again" if path.is_symlink() else None
+        reason = (error.strerror or error) if isinstance(error, OSError) else error
+        hint = f"it is a link to {printable(str(path.readlink()))}; fetch the file again" if path.is_symlink() else None
         return Finding("config-invalid", severity, f"{name} cannot be read: {reason}", file=name, hint=hint)
     if not isinstance(value, dict):
         return Finding("config-invalid", severity, f"{name} is not a JSON object", file=name)
     return value
+
+
+def _check(value: object) -> None:
+    """Check how deep a value nests, and that its strings can be written.
+
+    Raises:
+        ValueError: a string has half of a character; LimitError: it nests too deep.
+    """
+    level: list[object] = [value]
+    for depth in count():
+        if not level:
+            return
+        if depth > CONFIG_DEPTH.value:
+            raise LimitError(CONFIG_DEPTH, depth)
+        inner: list[object] = []
+        for v in level:
+            if isinstance(v, dict):
+                inner += v.keys()
+                inner += v.values()
+            elif isinstance(v, list):
+                inner += v
+            elif isinstance(v, str) and not v.isascii():
+                v.encode()
+        level = inner
 
 
 def _own_quantisation(config: Mapping[str, Any]) -> object:

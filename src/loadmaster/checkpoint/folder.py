@@ -10,16 +10,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loadmaster.arguments import expect, shown
+from loadmaster.arguments import expect
 from loadmaster.catalogue import ranked
 from loadmaster.checkpoint.aside import report_aside
-from loadmaster.checkpoint.config import is_stored, read_config
+from loadmaster.checkpoint.config import read_config
 from loadmaster.checkpoint.index import INDEX_NAME, Index, check_total, disagreements, read_index
-from loadmaster.checkpoint.listing import Listing, list_shards, refuse_foreign, report_missing, report_partial
+from loadmaster.checkpoint.listing import (
+    Listing,
+    list_shards,
+    refuse_foreign,
+    report_missing,
+    report_partial,
+    report_unnamed,
+)
+from loadmaster.checkpoint.lookalike import printable
 from loadmaster.checkpoint.losses import Losses
 from loadmaster.checkpoint.reader import Columns, ShardFile, read_headers
+from loadmaster.checkpoint.regular import is_there
 from loadmaster.checkpoint.table import TensorTable
-from loadmaster.errors import ArgumentError
+from loadmaster.errors import CheckpointError
 from loadmaster.findings import Finding, joined
 
 
@@ -50,10 +59,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: there is nothing to open. Everything else that is wrong is in the checkpoint's findings.
     """
     expect("path", path, (str, Path), "the path of a folder or a file")
-    if "\0" in str(path):
-        raise ArgumentError(f"path is {shown(str(path))}, and no path has a NUL character")
+    path = Path(path)
+    if not str(path).isprintable():
+        message = f"the path {printable(str(path))} is not UTF-8, or has control characters"
+        raise CheckpointError(message, hint="rename the folder, or open it through a link with another name")
     with _no_collection():
-        return _open(Path(path))
+        return _open(path)
 
 
 def _open(path: Path) -> Checkpoint:
@@ -64,12 +75,13 @@ def _open(path: Path) -> Checkpoint:
     if path.is_file():
         refuse_foreign(path)
     else:
-        if is_stored(folder / INDEX_NAME):
+        if is_there(folder / INDEX_NAME):
             index, about_index = read_index(folder / INDEX_NAME)
         listing = list_shards(folder, index)
     columns = Columns()
     for name, read in zip(listing.shards, read_headers(folder, listing.shards), strict=True):
         columns.add(name, read)
+    columns.join()
     table = columns.table()
     of_file = _joined({f.file or "": f for f in report_missing(listing, index)} | columns.unread)
     aside, of_tensor = report_aside(folder, listing, index, table) if listing.aside else ([], {})
@@ -77,6 +89,7 @@ def _open(path: Path) -> Checkpoint:
     stale = disagreements(index, table, [f.name for f in columns.files], columns.dropped.keys()) if index else []
     findings = [
         *dict.fromkeys(of_file.values()),
+        *joined(report_unnamed(listing)),
         *columns.findings,
         *aside,
         *about_index,

@@ -9,7 +9,8 @@ Source: https://github.com/huggingface/safetensors (README, "Format", and ``Safe
 the header so that the data begins at a multiple of 8; readers, the official one included, do not ask for it, nor do we.
 
 JSON parsers keep the last of duplicate keys in silence, so a header that is not written as the published package writes it
-is parsed a second time, strictly.
+is parsed strictly. Before either, what it may hold is counted in its text (`loadmaster.limits`): a parser would make
+gigabytes of a few million brackets.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +29,10 @@ import orjson
 from loadmaster.checkpoint.pointer import check_content
 from loadmaster.dtypes import DTYPES
 from loadmaster.findings import Finding
+from loadmaster.limits import DIMS, HEADER_BYTES, NAME_CHARACTERS, SIGNATURES, TENSORS, Limit
 
-MAX_HEADER_BYTES = 100_000_000
+FORMAT_BYTES = 100_000_000
+"""The longest header that the format allows; `HEADER_BYTES` is less."""
 FETCH = "the download is incomplete; fetch the shard again"
 OTHER_FORMATS = {
     b"<!DOCTYPE": "a web page",
@@ -43,10 +46,18 @@ METADATA = "__metadata__"
 """The name that no tensor has."""
 _KEYS = {"dtype", "shape", "data_offsets"}
 _LIMIT = 2**63
+_METADATA_COMMAS = 1_000_000
+"""Commas that a header may have beside those of its entries: metadata is text, of recipes and the like."""
+_HALVES = re.compile(r"[\ud800-\udfff]")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What no name of a tensor holds: control characters, which terminals obey, and halves of a character."""
 
 
-_ENTRY = re.compile(r'"([^"]+)":\{([^\]]+\]),"data_offsets":\[([^\]]+)\]\}(?:,(?=")|\}\Z)')
-"""An entry, and the comma before the next one or the brace that ends the header."""
+_ENTRY = re.compile(
+    rf'"([^"]{{1,{NAME_CHARACTERS.value}}})":\{{([^\]]{{1,500}}\]),"data_offsets":\[([^\]]{{1,50}})\]\}}(?:,(?=")|\}}\Z)|[\s\S]+'
+)
+"""An entry, and the comma before the next one or the brace that ends the header. At the first that is none the rest of the
+text is taken as one, so that nothing is looked at twice."""
 _FORM = re.compile(r'"dtype":"[A-Z0-9_]+","shape":\[[\d,]*\]')
 _FRAME = len('"":{,"data_offsets":[]},')
 """What an entry has beside its name, its dtype and shape, and its offsets, what follows it included."""
@@ -79,7 +90,13 @@ class HeaderError(Exception):
 def _refuse(
     file: str, message: str, *, code: str = "header-invalid", tensor: str | None = None, hint: str | None = None
 ) -> HeaderError:
+    if tensor is not None and (len(tensor) > NAME_CHARACTERS.value or _UNPRINTABLE.search(tensor)):
+        tensor = ascii(tensor[:80])[1:-1] + "…" * (len(tensor) > 80)
     return HeaderError(Finding(code, "error", message, tensor=tensor, file=file, hint=hint))
+
+
+def _beyond(file: str, limit: Limit, found: int, tensor: str | None = None) -> HeaderError:
+    return _refuse(file, f"it has {limit.exceeded(found)}", code="limit-exceeded", tensor=tensor, hint=limit.hint)
 
 
 def check_length(file: str, first: bytes, size: int) -> int:
@@ -98,8 +115,8 @@ def check_length(file: str, first: bytes, size: int) -> int:
                 file, f"the file is {what}, not a safetensors file", hint="fetch the shard again, or convert it"
             )
     length = int.from_bytes(first[:8], "little")
-    if length > MAX_HEADER_BYTES:
-        raise _refuse(file, f"the header's length is {length:,} bytes, and the format allows {MAX_HEADER_BYTES:,}")
+    if length > FORMAT_BYTES:
+        raise _refuse(file, f"the header's length is {length:,} bytes, and the format allows {FORMAT_BYTES:,}")
     if length < 2:
         raise _refuse(file, f"the header's length is {length}, too short for a JSON object")
     if 8 + length > size:
@@ -109,7 +126,22 @@ def check_length(file: str, first: bytes, size: int) -> int:
             code="file-truncated",
             hint="the download is incomplete, or this is no safetensors file",
         )
+    if length > HEADER_BYTES.value:
+        raise _beyond(file, HEADER_BYTES, length)
     return length
+
+
+def check_counts(file: str, text: bytes) -> None:
+    """Check that a header's text is not of more objects, lists and values than its largest number of tensors can have.
+
+    Raises:
+        HeaderError: it is.
+    """
+    num_objects = text.count(b"{")
+    if num_objects > TENSORS.value + 2:
+        raise _beyond(file, TENSORS, num_objects - 1)
+    if text.count(b"[") > 2 * TENSORS.value + 2 or text.count(b",") > _METADATA_COMMAS + (4 + DIMS.value) * num_objects:
+        raise _refuse(file, f"the header holds more lists and values than {num_objects:,} entries can have")
 
 
 def parse_header(file: str, text: bytes) -> Header:
@@ -118,41 +150,91 @@ def parse_header(file: str, text: bytes) -> Header:
     Raises:
         HeaderError: it is not what the format allows; says the first reason.
     """
+    check_counts(file, text)
     header = read_canonical(file, text)
     if header is not None and len(set(header.names)) == len(header.names) and METADATA not in header.names:
         return header
     if not text.startswith(b"{"):
         raise _refuse(file, f"the header begins with {text[:1]!r}, expected '{{'")
-    try:
-        value = orjson.loads(text)
-    except ValueError as error:
-        raise _refuse(file, f"the header is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise _refuse(file, "the header is not a JSON object")
+    value = _parse_strictly(file, text)
     metadata = value.pop(METADATA, None)
+    if isinstance(metadata, _Entry):
+        metadata = dict.fromkeys(_KEYS, metadata)
     if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
         raise _refuse(file, "__metadata__ is not an object of strings")
-    entries = list(value.values())
-    _refuse_duplicates(file, text)
-    if set(map(type, entries)) - {dict}:
-        name = next(n for n, e in value.items() if not isinstance(e, dict))
-        raise _refuse(file, "its entry is not an object", tensor=name)
-    try:
-        dtypes = [e["dtype"] for e in entries]
-        shapes = [e["shape"] for e in entries]
-        offsets = [e["data_offsets"] for e in entries]
-    except KeyError as error:
-        name = next(n for n, e in value.items() if not e.keys() >= _KEYS)
-        raise _refuse(file, f"its entry has no {error}", tensor=name) from error
-    if set(map(len, entries)) - {3}:
-        name, more = next((n, e.keys() - _KEYS) for n, e in value.items() if len(e) != 3)
-        raise _refuse(file, f"its entry has unknown keys: {', '.join(sorted(more))}", tensor=name)
-    names = list(value)
+    if any(map(_HALVES.search, (metadata or {}).values())):
+        raise _refuse(file, "the header is not JSON: __metadata__ has half of a character (a lone surrogate)")
+    names, entries = list(value), list(value.values())
+    _check_names(file, names)
+    if set(map(type, entries)) - {_Entry}:
+        name, entry = next((n, e) for n, e in value.items() if type(e) is not _Entry)
+        if not isinstance(entry, dict):
+            raise _refuse(file, "its entry is not an object", tensor=name)
+        absent = next((k for k in ("dtype", "shape", "data_offsets") if k not in entry), None)
+        if absent is not None:
+            raise _refuse(file, f"its entry has no {absent!r}", tensor=name)
+        more = ", ".join(sorted(entry.keys() - _KEYS))
+        raise _refuse(file, f"its entry has unknown keys: {ascii(more[:80])[1:-1]}", tensor=name)
+    dtypes, shapes, offsets = map(list, zip(*entries, strict=True)) if entries else ([], [], [])
     _check_values(file, names, dtypes, shapes, offsets)
     known: dict[tuple[str, tuple[int, ...]], int] = {}
     kind = [known.setdefault(k, len(known)) for k in zip(dtypes, map(tuple, shapes), strict=True)]
     bounds = np.array(offsets, dtype=np.int64).reshape(-1, 2)
     return Header(names, list(known), np.array(kind, dtype=np.int32), bounds[:, 0], bounds[:, 1])
+
+
+class _Entry(NamedTuple):
+    """An object with the keys of an entry, of any values; a third of a dict's memory."""
+
+    dtype: Any
+    shape: Any
+    offsets: Any
+
+
+def _parse_strictly(file: str, text: bytes) -> dict[str, Any]:
+    """Return a header's object, each entry an `_Entry`.
+
+    Raises:
+        HeaderError: it is no JSON, or an object has a key twice.
+    """
+
+    def strict(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Entry:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            seen: set[str] = set()
+            twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+            raise _refuse(file, "the header names it twice", code="header-duplicate-key", tensor=twice)
+        if made.keys() == _KEYS:
+            return _Entry(made["dtype"], made["shape"], made["data_offsets"])
+        return made
+
+    def integer(text: str) -> int:
+        if text == "-0":
+            raise _refuse(file, "a number is -0, expected an integer from 0 on")
+        return int(text)
+
+    def constant(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    parse_int = integer if b"-0" in text else None  # which takes long where there are many numbers
+    try:
+        value = json.loads(text.decode(), object_pairs_hook=strict, parse_int=parse_int, parse_constant=constant)
+    except (ValueError, RecursionError) as error:
+        raise _refuse(file, f"the header is not JSON: {error}") from error
+    if isinstance(value, _Entry):
+        value = dict(zip(("dtype", "shape", "data_offsets"), value, strict=True))
+    if not isinstance(value, dict):
+        raise _refuse(file, "the header is not a JSON object")
+    return value
+
+
+def _check_names(file: str, names: list[str]) -> None:
+    """Check that names are short, and of characters that can be written and shown."""
+    for name in names:
+        if len(name) > NAME_CHARACTERS.value:
+            raise _beyond(file, NAME_CHARACTERS, len(name), tensor=name)
+        if not name.isprintable() and _UNPRINTABLE.search(name):
+            raise _refuse(file, f"the name {name[:80]!a} has characters that no name of a tensor has")
 
 
 def read_canonical(file: str, text: bytes) -> Header | None:
@@ -163,7 +245,12 @@ def read_canonical(file: str, text: bytes) -> Header | None:
     One expression finds all entries, faster than decoding the JSON, for it hardly looks at what it passes over. They are
     the whole header exactly if each has its form and their lengths add up to the text's.
     """
-    if not text.isascii() or b"\\" in text or int(np.frombuffer(text, dtype=np.uint8).min(initial=0xFF)) < 0x20:
+    if (
+        not text.isascii()
+        or b"\\" in text
+        or b"\x7f" in text
+        or int(np.frombuffer(text, dtype=np.uint8).min(initial=0xFF)) < 0x20
+    ):
         return None
     body = text.decode().rstrip(" ")
     before = _BEFORE.match(body)
@@ -175,6 +262,8 @@ def read_canonical(file: str, text: bytes) -> Header | None:
     length = sum(map(len, names)) + sum(map(len, forms)) + sum(map(len, offsets)) + _FRAME * len(names)
     if before.end() + length != len(body) or not all(map(_FORM.fullmatch, known)):
         return None
+    if len(known) > SIGNATURES.value:
+        raise _beyond(file, SIGNATURES, len(known))
     bounds = _numbers("\n".join(offsets))
     try:
         entries = [orjson.loads(f"{{{form}}}") for form in known]
@@ -215,22 +304,29 @@ def _is_metadata(text: str) -> bool:
     return all(isinstance(v, str) for v in value.values())
 
 
+def _length(value: object) -> int:
+    return len(value) if isinstance(value, list) else 0
+
+
 def _check_values(
     file: str, names: list[str], dtypes: Sequence[Any], shapes: Sequence[Any], offsets: Sequence[Any]
 ) -> None:
     """Check types and ranges of all entries at once; look for the culprit only where there is one."""
     for name, dtype in zip(names, dtypes, strict=True) if set(map(type, dtypes)) - {str} else ():
         if not isinstance(dtype, str):
-            raise _refuse(file, f"its dtype is {dtype!r}, expected a string", tensor=name)
+            raise _refuse(file, f"its dtype is {str(dtype)[:80]}, expected a string", tensor=name)
     if unknown := set(dtypes) - DTYPES.keys():
         name = names[next(i for i, d in enumerate(dtypes) if d in unknown)]
         raise _refuse(
             file,
-            f"its dtype is {dtypes[names.index(name)]!r}, which the format does not have",
+            f"its dtype is {dtypes[names.index(name)][:80]!r}, which the format does not have",
             code="header-unknown-dtype",
             tensor=name,
             hint=f"known: {', '.join(DTYPES)}",
         )
+    for name, shape in zip(names, shapes, strict=False) if max(map(_length, shapes), default=0) > DIMS.value else ():
+        if _length(shape) > DIMS.value:
+            raise _beyond(file, DIMS, len(shape), tensor=name)
     for what, lists in (("shape", shapes), ("data_offsets", offsets)):
         sound = (
             not set(map(type, lists)) - {list}
@@ -248,25 +344,3 @@ def _check_values(
                 raise _refuse(
                     file, f"its {what} is {str(value)[:80]}, expected {wanted} from 0 to 2^63 − 1", tensor=name
                 )
-
-
-def _refuse_duplicates(file: str, text: bytes) -> None:
-    """Parse strictly, and refuse the first key that an object has twice."""
-
-    def strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in made:
-                raise _refuse(file, "the header names it twice", code="header-duplicate-key", tensor=key)
-            made[key] = value
-        return made
-
-    def integer(text: str) -> int:
-        if text == "-0":
-            raise _refuse(file, "a number is -0, expected an integer from 0 on")
-        return int(text)
-
-    try:
-        json.loads(text, object_pairs_hook=strict, parse_int=integer)
-    except (ValueError, RecursionError) as error:
-        raise _refuse(file, f"the header is not JSON: {error}") from error

@@ -10,10 +10,14 @@ from typing import Any
 import orjson
 
 from loadmaster.checkpoint.pointer import check_content
+from loadmaster.checkpoint.regular import read_regular
 from loadmaster.checkpoint.table import TensorTable
 from loadmaster.findings import Finding
+from loadmaster.limits import INDEX_BYTES, SHARDS, TENSORS, LimitError
 
 INDEX_NAME = "model.safetensors.index.json"
+_BESIDE = 10_000
+"""Commas, objects and lists that an index may have beside its weight_map: what a writer adds to its metadata."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +31,34 @@ class Index:
 def read_index(path: Path) -> tuple[Index | None, tuple[Finding, ...]]:
     """Read an index; None with a finding where it is not one."""
     try:
-        text = path.read_bytes()
+        text = read_regular(path, INDEX_BYTES)
         if (found := check_content(path.name, text, len(text))) is not None:
             return None, (found,)
+        if (num_values := text.count(b",")) > TENSORS.value + _BESIDE:
+            raise LimitError(TENSORS, num_values)
+        if text.count(b"{") + text.count(b"[") > _BESIDE:
+            return None, (_invalid(path, f"the index has more than {_BESIDE:,} objects and lists"),)
         value: Any = orjson.loads(text)
-    except (OSError, ValueError) as error:
+    except LimitError as error:
+        return None, (Finding("limit-exceeded", "error", f"it has {error}", file=path.name, hint=error.hint),)
+    except OSError as error:
+        return None, (_invalid(path, f"the index cannot be read: {error.strerror or error}"),)
+    except ValueError as error:
         return None, (_invalid(path, f"the index cannot be read: {error}"),)
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(weight_map, dict) or set(map(type, weight_map.values())) - {str}:
         return None, (_invalid(path, "the index has no weight_map of tensor names to file names"),)
-    if outside := sorted(f for f in set(weight_map.values()) if "/" in f or f in ("", ".", "..")):
-        return None, (_invalid(path, f"the index names files outside the folder: {outside[0]!r}"),)
+    files = set(weight_map.values())
+    if outside := sorted(f for f in files if "/" in f or f in ("", ".", "..")):
+        return None, (_invalid(path, f"the index names files outside the folder: {outside[0][:200]!r}"),)
+    if strange := sorted(f for f in files if len(f) > 255 or not f.isprintable()):
+        return None, (_invalid(path, f"the index names files that no folder has: {strange[0][:200]!r}"),)
+    if len(files) > SHARDS.value:
+        message = f"the index names {SHARDS.exceeded(len(files))}"
+        return None, (Finding("limit-exceeded", "error", message, file=path.name, hint=SHARDS.hint),)
     metadata = value.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    return Index(weight_map, int(total) if isinstance(total, int | float) else None), ()
+    return Index(weight_map, int(total) if isinstance(total, int | float) and total < 2**63 else None), ()
 
 
 def _invalid(path: Path, message: str) -> Finding:

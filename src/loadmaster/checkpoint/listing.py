@@ -6,16 +6,21 @@ nobody's business, but where there is no shard at all they say what the folder i
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from loadmaster.checkpoint.index import Index
-from loadmaster.checkpoint.lookalike import ADAPTER, base_model, foreign_file, instead, recognise, some
+from loadmaster.checkpoint.lookalike import ADAPTER, base_model, foreign_file, instead, printable, recognise, some
+from loadmaster.checkpoint.regular import kind_of
 from loadmaster.errors import CheckpointError
 from loadmaster.findings import Finding
+from loadmaster.limits import FOLDER_FILES, SHARDS, Limit
 
 PARTIAL = (".incomplete", ".part", ".partial", ".aria2", ".crdownload")
 """How the names of unfinished downloads end: huggingface_hub, wget and browsers, aria2's control files, Chrome."""
@@ -23,17 +28,21 @@ HUB_PARTIALS = Path(".cache", "huggingface", "download")
 """Where ``hf download --local-dir`` keeps files until they are whole."""
 ASIDE = re.compile(r"(consolidated|adapter)[^/]*\.safetensors")
 """The publisher's own file beside the shards (Mistral's), and adapters: not part of the checkpoint."""
-NUMBERED = re.compile(r"(.*?)(\d+)(-of-)(\d{1,6})(.*\.safetensors)")
+NUMBERED = re.compile(r"(.*?)(\d{1,18})(-of-)(\d{1,18})(.*\.safetensors)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Names of a folder's files: ``shards`` to read, ``missing`` ones, others that lie ``aside``, and ``partial`` ones."""
+    """Names of a folder's files: ``shards`` to read, ``missing`` ones, others that lie ``aside``, and ``partial`` ones.
+
+    ``unnamed`` are safetensors files whose names are not UTF-8, or have control characters; they are not read.
+    """
 
     shards: tuple[str, ...]
     missing: tuple[str, ...] = ()
     aside: tuple[str, ...] = ()
     partial: tuple[str, ...] = ()
+    unnamed: tuple[str, ...] = ()
 
 
 def list_shards(folder: Path, index: Index | None) -> Listing:
@@ -43,21 +52,30 @@ def list_shards(folder: Path, index: Index | None) -> Listing:
         CheckpointError: the folder does not exist, or holds no safetensors file; says what it holds.
     """
     if not folder.is_dir():
-        there = "is neither a folder nor a regular file" if folder.exists() else "does not exist"
-        raise _nothing(f"{folder} {there}", "MODEL is a folder, or a hub id such as owner/name")
+        if (kind := _kind(folder)) is not None:
+            raise _nothing(f"{_shown(folder)} is {kind}", "MODEL is a folder, or one .safetensors file")
+        raise _nothing(f"{_shown(folder)} does not exist", "MODEL is a folder, or a hub id such as owner/name")
     try:
-        files = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
+        with os.scandir(folder) as entries:
+            every = [e.name for e in islice(entries, FOLDER_FILES.value + 1)]
     except OSError as error:
         hint = "check the folder's permissions, and the disk or mount that it is on"
-        raise _nothing(f"{folder} cannot be read: {error.strerror or error}", hint) from error
+        raise _nothing(f"{_shown(folder)} cannot be read: {error.strerror or error}", hint) from error
+    if len(every) > FOLDER_FILES.value:
+        raise _beyond(f"{_shown(folder)} holds more than {FOLDER_FILES.value:,} {FOLDER_FILES.of}", FOLDER_FILES)
+    files = [n for n in every if not n.startswith(".")]
     names = [n for n in files if n.endswith(".safetensors")]
     partial = _partial(folder, files)
     if not names and index is None:
-        raise _nothing(f"{folder} holds no .safetensors file", instead(files, partial, folder))
+        raise _nothing(f"{_shown(folder)} holds no .safetensors file", instead(files, partial, folder))
     if index is None and ADAPTER in files and all(n.startswith("adapter") for n in names):
         found = recognise(files, base_model(folder))
         assert found is not None
-        raise _nothing(f"{folder} is {found.what}", found.remedy)
+        raise _nothing(f"{_shown(folder)} is {found.what}", found.remedy)
+    if len(names) > SHARDS.value:
+        raise _beyond(f"{_shown(folder)} holds {SHARDS.exceeded(len(names))}", SHARDS)
+    unnamed = tuple(sorted(n for n in names if not n.isprintable()))
+    names = [n for n in names if n.isprintable()]
     if index is not None:
         listed = set(index.weight_map.values())
         shards = listed.intersection(names)
@@ -65,7 +83,20 @@ def list_shards(folder: Path, index: Index | None) -> Listing:
     else:
         shards = {n for n in names if not ASIDE.fullmatch(n)} or set(names)
         missing = set(_absent_numbers(shards))
-    return Listing(_ordered(shards), _ordered(missing), _ordered(set(names) - shards), partial)
+    return Listing(_ordered(shards), _ordered(missing), _ordered(set(names) - shards), partial, unnamed)
+
+
+def _shown(folder: Path) -> str:
+    return printable(str(folder), 4096)
+
+
+def _kind(path: Path) -> str | None:
+    """Return what stands under a path that is no folder; None where there is nothing."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        return "a link to nothing" if path.is_symlink() else None if error.errno == errno.ENOENT else error.strerror
+    return kind_of(mode)
 
 
 def refuse_foreign(path: Path) -> None:
@@ -85,9 +116,10 @@ def _ordered(names: Iterable[str]) -> tuple[str, ...]:
 
 def _partial(folder: Path, files: Sequence[str]) -> tuple[str, ...]:
     """Return the unfinished downloads, those that the hub's client keeps in a folder of its own included."""
-    found = [n for n in files if n.endswith(PARTIAL)]
+    found = [printable(n) for n in files if n.endswith(PARTIAL)]
     if (folder / HUB_PARTIALS).is_dir():
-        found += [f"{HUB_PARTIALS}/{p.name}" for p in (folder / HUB_PARTIALS).iterdir() if p.name.endswith(PARTIAL)]
+        inside = (p.name for p in islice((folder / HUB_PARTIALS).iterdir(), FOLDER_FILES.value))
+        found += [f"{HUB_PARTIALS}/{printable(n)}" for n in inside if n.endswith(PARTIAL)]
     return tuple(sorted(found))
 
 
@@ -101,12 +133,20 @@ def _absent_numbers(shards: set[str]) -> list[str]:
     for name in shards:
         if m := NUMBERED.fullmatch(name):
             sets[m[1], m[4], m[5], len(m[2])].add(int(m[2]))
-    absent = []
+    absent: list[str] = []
     for (before, total, after, width), numbers in sets.items():
         first = 0 if 0 in numbers else 1
+        if (count := len(absent) + int(total)) > SHARDS.value:
+            example = f"{before}{min(numbers):0{width}d}-of-{total}{after}"
+            raise _beyond(f"the names of shards, such as {example}, count {SHARDS.exceeded(count)}", SHARDS)
         expected = range(first, first + int(total))
         absent += [f"{before}{i:0{width}d}-of-{total}{after}" for i in expected if i not in numbers]
     return absent
+
+
+def _beyond(message: str, limit: Limit) -> CheckpointError:
+    finding = Finding("limit-exceeded", "error", message, hint=limit.hint)
+    return CheckpointError(message, hint=limit.hint, findings=(finding,), code="limit-exceeded")
 
 
 def _nothing(message: str, hint: str) -> CheckpointError:
@@ -130,6 +170,13 @@ def report_missing(listing: Listing, index: Index | None) -> list[Finding]:
         )
         for name in listing.missing
     ]
+
+
+def report_unnamed(listing: Listing) -> list[Finding]:
+    """Report safetensors files that are not read for their names' sake."""
+    message = "its name is not UTF-8, or has control characters; it is not read"
+    hint = "rename it, or remove it if it does not belong to the checkpoint"
+    return [Finding("shard-unreadable", "error", message, file=printable(n), hint=hint) for n in listing.unnamed]
 
 
 def report_partial(listing: Listing) -> list[Finding]:

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from loadmaster.checkpoint.header import MAX_HEADER_BYTES, OTHER_FORMATS
+from loadmaster.checkpoint.header import OTHER_FORMATS
 from loadmaster.checkpoint.pointer import check_content
+from loadmaster.checkpoint.regular import read_regular
+from loadmaster.limits import CONFIG_BYTES, HEADER_BYTES, LimitError
 
 CONFIG = "config.json"
 ADAPTER, PIPELINE, PUBLISHERS = "adapter_config.json", "model_index.json", "params.json"
@@ -61,8 +63,8 @@ def recognise(names: Collection[str], base: str | None = None) -> Lookalike | No
 def base_model(folder: Path) -> str | None:
     """Return the base model that a folder's adapter_config.json names; None where there is no file, or no name in it."""
     try:
-        value = json.loads((folder / ADAPTER).read_bytes()[:1_000_000])
-    except (OSError, ValueError, RecursionError):
+        value = json.loads(read_regular(folder / ADAPTER, CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError, LimitError):
         return None
     name = value.get("base_model_name_or_path") if isinstance(value, dict) else None
     return printable(name) if isinstance(name, str) and name else None
@@ -148,7 +150,7 @@ def foreign_file(path: Path) -> tuple[str, str] | None:
     except OSError:
         return None
     length = int.from_bytes(first[:8], "little")
-    if (first[8:9] == b"{" and length <= MAX_HEADER_BYTES) or check_content(path.name, first, size) is not None:
+    if (first[8:9] == b"{" and length <= HEADER_BYTES.value) or check_content(path.name, first, size) is not None:
         return None
     if what := next((w for begins, w in OTHER_FORMATS.items() if first.startswith(begins)), None):
         return f"{path} is {what}, not a safetensors file", instead([path.name])

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from bisect import bisect_right
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from loadmaster.checkpoint.header import FETCH, METADATA, HeaderError, check_length, parse_header, read_canonical
+from loadmaster.checkpoint.header import (
+    FETCH,
+    METADATA,
+    HeaderError,
+    check_counts,
+    check_length,
+    parse_header,
+    read_canonical,
+)
+from loadmaster.checkpoint.regular import open_regular
 from loadmaster.checkpoint.store import read_nothing_ahead
 from loadmaster.checkpoint.table import Signature, TensorTable
 from loadmaster.findings import Finding, joined
+from loadmaster.limits import HEADER_BYTES, SIGNATURES, TENSORS, Limit
 
 FIRST_READ_BYTES = 2**18
 """Read of each file at first: holds most headers whole."""
+AHEAD, AHEAD_BYTES = 8, 2**22
+"""As many headers are read ahead, but longer ones: one at a time is in memory of those."""
+
+MANY = 16
+"""As many findings of one kind are told one by one, a file each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +65,16 @@ Read = HeaderText | HeaderError
 def read_headers(folder: Path, names: Sequence[str]) -> Iterator[Read]:
     """Yield each file's header text, in order; threads read and hash ahead, decoding holds the interpreter anyway."""
 
-    def read(name: str) -> Read:
+    def read(name: str, most: int = AHEAD_BYTES) -> Read | None:
         try:
-            descriptor = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_regular(folder / name)
             try:
                 stat = os.fstat(descriptor)
                 read_nothing_ahead(descriptor)
                 first = os.pread(descriptor, FIRST_READ_BYTES, 0)
                 length = check_length(name, first, stat.st_size)
+                if length > most:
+                    return None
                 whole = 8 + length <= len(first)
                 text = first[8 : 8 + length] if whole else os.pread(descriptor, length, 8)
                 digest = hashlib.sha256(f"{name}\0{stat.st_size}\0".encode())
@@ -69,16 +86,20 @@ def read_headers(folder: Path, names: Sequence[str]) -> Iterator[Read]:
             return error
         except OSError as error:
             message = f"it cannot be read: {error.strerror or error}"
-            hint = "it is a link to a file that does not exist" if (folder / name).is_symlink() else None
+            dangling = error.errno == errno.ENOENT and (folder / name).is_symlink()
+            hint = "it is a link to a file that does not exist" if dangling else None
             return HeaderError(Finding("shard-unreadable", "error", message, file=name, hint=hint))
 
-    ahead = 8
     with ThreadPoolExecutor(4) as pool:
-        waiting = [pool.submit(read, n) for n in names[:ahead]]
-        for i in range(len(names)):
-            yield waiting.pop(0).result()
-            if i + ahead < len(names):
-                waiting.append(pool.submit(read, names[i + ahead]))
+        waiting = deque(pool.submit(read, n) for n in names[:AHEAD])
+        for i, name in enumerate(names):
+            yield waiting.popleft().result() or read(name, HEADER_BYTES.value) or _grown(name)
+            if i + AHEAD < len(names):
+                waiting.append(pool.submit(read, names[i + AHEAD]))
+
+
+def _grown(name: str) -> HeaderError:
+    return HeaderError(Finding("shard-unreadable", "error", "it changed while it was read", file=name))
 
 
 class Columns:
@@ -99,15 +120,23 @@ class Columns:
         self._firsts: list[int] = []  # the first id of each file
         self._columns: list[tuple[np.ndarray, ...]] = []
         self._signatures: dict[tuple[str, tuple[int, ...]], int] = {}
-        self._sizes: list[int] = []
+        self._full: Finding | None = None  # why nothing more is read
+        self._kinds: list[tuple[str, tuple[int, ...]]] = []  # the signatures by their numbers
+        self._sizes: list[int] = []  # and their bytes
 
     def add(self, name: str, read: Read) -> None:
         """Add one file, or why it has no header."""
         if isinstance(read, HeaderError):
             self._unreadable(name, read.finding)
             return
+        if self._full is not None:
+            self._unreadable(name, replace(self._full, file=name))
+            return
         try:
+            check_counts(name, read.text)
             header = read_canonical(name, read.text) or parse_header(name, read.text)
+            self._check_number(name, TENSORS, len(self._names) + len(header.names))
+            self._check_number(name, SIGNATURES, len(self._signatures) + len(header.kinds))
             are_new = self._enter(header.names)
             if not are_new:
                 header = parse_header(name, read.text)  # refuses what is wrong with this header alone
@@ -120,6 +149,7 @@ class Columns:
         self.files.append(ShardFile(name, read.size, base, read.mtime_ns))
         known = self._signatures
         numbers = np.array([known.setdefault(kind, len(known)) for kind in header.kinds], dtype=np.int32)
+        self._measure(header.kinds)
         signature, begin, end = numbers[header.kind], header.begins, header.ends
         names = header.names
         order = np.lexsort((end, begin))
@@ -127,15 +157,18 @@ class Columns:
         if not in_order:
             names = [names[i] for i in order.tolist()]
             signature, begin, end = signature[order], begin[order], end[order]
-        keep = self._check(name, names, signature, begin, end, read.size - base)
+        expected = np.array([self._sizes[n] for n in numbers.tolist()], dtype=np.int64)[header.kind]
+        expected = expected if in_order else expected[order]
+        keep = self._check(name, names, signature, begin, end, expected, read.size - base)
         if keep is not None:
             names, signature, begin, end = [names[i] for i in keep], signature[keep], begin[keep], end[keep]
         first = len(self._names)
         if are_new and keep is None:
             if not in_order:
-                self._enter(names)  # the same names, by their new numbers
+                self._ids.update(zip(names, range(first, first + len(names)), strict=True))  # by their new numbers
         else:
-            self._leave()
+            if are_new:
+                self._leave(header.names)
             at = [i for i, n in enumerate(names) if n not in self._ids]
             if len(at) < len(names):
                 self._twice(name, [n for n in names if n in self._ids])
@@ -145,18 +178,28 @@ class Columns:
         self._names += names
         self._columns.append((np.full(len(names), number, dtype=np.int32), begin + base, end - begin, signature))
 
+    def _check_number(self, file: str, limit: Limit, total: int) -> None:
+        """Check that what all files have is not too much with the next."""
+        if total > limit.value:
+            message = f"with it there are {limit.exceeded(total)}; it is not read"
+            self._full = Finding("limit-exceeded", "error", message, file=file, hint=limit.hint)
+            raise HeaderError(self._full)
+
     def _enter(self, names: list[str]) -> bool:
         """Number the names of the next file; return whether that could be done: all are new, and could be a tensor's."""
+        if not self._ids.keys().isdisjoint(names):
+            return False
         first = len(self._names)
         self._ids.update(zip(names, range(first, first + len(names)), strict=True))
         if len(self._ids) == first + len(names) and METADATA not in self._ids:
             return True
-        self._leave()
+        self._leave(names)
         return False
 
-    def _leave(self) -> None:
+    def _leave(self, names: list[str]) -> None:
         """Forget the numbers of a file that is not added yet."""
-        self._ids = dict(zip(self._names, range(len(self._names)), strict=True))
+        for name in names:
+            self._ids.pop(name, None)
 
     def _unreadable(self, name: str, finding: Finding) -> None:
         self.unread[name] = finding
@@ -175,20 +218,31 @@ class Columns:
             self.findings.append(finding)
             self.dropped.update(dict.fromkeys(twice, finding))
 
+    def _measure(self, kinds: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+        """Take the bytes of those signatures that are new, -1 for those that fill no whole number, or too many."""
+        for dtype, shape in kinds:
+            if self._signatures[dtype, shape] == len(self._sizes):
+                try:
+                    size = Signature(dtype, shape).num_bytes
+                except ValueError:
+                    size = -1
+                self._kinds.append((dtype, shape))
+                self._sizes.append(size if size < 2**62 else -1)
+
     def _check(
-        self, file: str, names: list[str], signature: np.ndarray, begin: np.ndarray, end: np.ndarray, data: int
+        self,
+        file: str,
+        names: list[str],
+        signature: np.ndarray,
+        begin: np.ndarray,
+        end: np.ndarray,
+        expected: np.ndarray,
+        data: int,
     ) -> list[int] | None:
         """Check that each tensor's bytes fit its signature, and that together they fill the file.
 
         Returns the tensors to keep, None for all: one whose extent is wrong cannot be read.
         """
-        for dtype, shape in islice(self._signatures, len(self._sizes), None):
-            try:
-                size = Signature(dtype, shape).num_bytes
-            except ValueError:
-                size = -1
-            self._sizes.append(size if size < 2**62 else -1)
-        expected = np.array(self._sizes, dtype=np.int64)[signature]
         wrong = np.flatnonzero(expected != end - begin)
         if len(wrong):
             self._extents(file, names, signature, begin, end, expected, wrong.tolist())
@@ -242,19 +296,31 @@ class Columns:
         wrong: list[int],
     ) -> None:
         """Report the tensors whose extent is not that of their signature."""
-        signatures = list(self._signatures)
         findings = []
-        for i in wrong:
-            dtype, shape = signatures[int(signature[i])]
+        for i in wrong[:5]:
+            dtype, shape = self._kinds[int(signature[i])]
             needs = f"needs {int(expected[i]):,} bytes" if expected[i] >= 0 else "fills no whole number of bytes"
             message = (
                 f"{dtype} {list(shape)} {needs}, and the header gives it {int(end[i] - begin[i]):,} "
                 f"({int(begin[i]):,} to {int(end[i]):,})"
             )
             findings.append(Finding("header-extent", "error", message, tensor=names[i], file=file))
-        shown = joined(findings)
+        shown = joined(findings, count=len(wrong))
         self.findings += shown
         self.dropped.update({names[i]: shown[min(k, len(shown) - 1)] for k, i in enumerate(wrong)})
+
+    def join(self) -> None:
+        """Make one of findings that many files have alike; the tensors that they take away keep the one that is told."""
+        alike: dict[str, list[Finding]] = defaultdict(list)
+        for finding in self.findings:
+            alike[finding.code].append(finding)
+        told: dict[Finding, Finding] = {}
+        for found in alike.values():
+            if len(found) > MANY:
+                [one] = joined(found, MANY)
+                told.update(dict.fromkeys(found, one))
+        self.findings = list(dict.fromkeys(told.get(f, f) for f in self.findings))
+        self.dropped = {tensor: told.get(f, f) for tensor, f in self.dropped.items()}
 
     def table(self) -> TensorTable:
         """Return the columns of all files added."""

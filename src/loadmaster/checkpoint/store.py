@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from loadmaster.checkpoint.regular import open_regular
 from loadmaster.errors import LoadError
 
 DIRECT_ALIGNMENT = 4096
@@ -94,8 +95,8 @@ class LocalStore:
             if self._is_closed:
                 raise LoadError(f"{name} cannot be read: the store of {self._folder} is closed")
             if (name, direct) not in self._open:
-                flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
-                self._open[name, direct] = os.open(self._folder / name, flags)
+                flags = os.O_DIRECT if direct else 0
+                self._open[name, direct] = open_regular(self._folder / name, flags)
                 if not self._readahead:
                     read_nothing_ahead(self._open[name, direct])
             return self._open[name, direct]

@@ -15,12 +15,16 @@ from typing import Any, Final
 
 import orjson
 
+from loadmaster.catalogue import CATALOGUE
+from loadmaster.checkpoint.regular import kind_of
 from loadmaster.errors import UsageError
 from loadmaster.findings import Finding
 
 VERSION: Final = 1
 """Raised whenever the checks change: what an older version found is found anew."""
 
+_LONGEST: Final = 2**26
+"""Bytes of a line; a longer one is not ours, and its parts count for nothing."""
 _TITLE: Final = b'{"state of":"loadmaster verify"}'
 
 
@@ -56,6 +60,8 @@ class Journal:
         if path is None:
             return
         try:
+            if path.exists() and (kind := kind_of(path.stat().st_mode)) is not None:
+                raise UsageError(f"--resume {path}: it is {kind}, not a regular file")
             begun = path.exists() and path.stat().st_size > 0
             whole = self._read(path) if begun else True
             self._file = path.open("ab")
@@ -71,9 +77,9 @@ class Journal:
             line = file.readline(1000)
             if not line.startswith(_TITLE):
                 raise UsageError(f"--resume {path}: the file is there, and is not a state file of this command")
-            for line in file:
+            for line in iter(lambda: file.readline(_LONGEST), b""):
                 entry = _entry(line)
-                if entry is not None:
+                if entry is not None and _is_possible(entry):
                     self._entries[entry.key] = entry
         return line.endswith(b"\n")
 
@@ -97,6 +103,20 @@ class Journal:
     ) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _is_possible(entry: Entry) -> bool:
+    """Return whether an entry is of the types that this command writes; a file may have been edited or made up."""
+    lists = entry.blocks.values() if isinstance(entry.blocks, dict) else [None]
+    digests = [d for digests in lists for d in (digests if isinstance(digests, list) else [None])]
+    texts = (entry.key, entry.file, *(f.message for f in entry.findings), *digests)
+    named = (t for f in entry.findings for t in (f.tensor, f.param, f.file, f.hint) if t is not None)
+    return (
+        all(isinstance(t, str) for t in (*texts, *named))
+        and (entry.sha256 is None or isinstance(entry.sha256, str))
+        and all(f.code in CATALOGUE and f.severity in ("error", "warning", "note") for f in entry.findings)
+        and all(isinstance(r, int) for f in entry.findings for r in f.ranks)
+    )
 
 
 def _entry(line: bytes) -> Entry | None:

@@ -17,10 +17,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from loadmaster.checkpoint.regular import read_regular
 from loadmaster.findings import Finding
+from loadmaster.limits import FOLDER_FILES, MANIFEST_BYTES
 
 _MANIFEST: Final = re.compile(r"sha256sums?(\.(txt|asc))?|.+\.sha256(sums?)?", re.IGNORECASE)
 _LINE: Final = re.compile(r"(?P<escaped>\\?)(?P<sha256>[0-9a-fA-F]{64}) [ *](?P<name>.+)")
@@ -28,8 +31,6 @@ _TAGGED: Final = re.compile(r"(?P<escaped>\\?)SHA256 \((?P<name>.+)\) = (?P<sha2
 _BARE: Final = re.compile(r"(?P<sha256>[0-9a-fA-F]{64})")
 _ETAG: Final = re.compile(r"[0-9a-f]{64}")
 _ARMOUR: Final = re.compile(r"-----BEGIN PGP SIGNATURE-----.*", re.DOTALL)
-_LARGEST: Final = 2**24
-"""Bytes; what is larger is no manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ def read_records(folder: Path) -> Records:
     """Collect what is recorded of a folder's own files; what manifests say of files in folders below it is passed over."""
     found: dict[str, list[Record]] = defaultdict(list)
     findings: list[Finding] = []
-    names = sorted(p.name for p in folder.iterdir() if p.is_file())
+    there = (p for p in islice(folder.iterdir(), FOLDER_FILES.value) if p.name.isprintable())
+    names = sorted(p.name for p in there if p.is_file() or _MANIFEST.fullmatch(p.name))
     for name in names:
         if _MANIFEST.fullmatch(name):
             findings += _read_manifest(folder / name, found)
@@ -69,10 +71,12 @@ def read_records(folder: Path) -> Records:
 def _read_manifest(path: Path, found: dict[str, list[Record]]) -> Iterator[Finding]:
     """Add what a manifest records; yield a finding for the first line that says nothing."""
     try:
-        if path.stat().st_size > _LARGEST:
-            raise ValueError(f"it has more than {_LARGEST:,} bytes")
-        lines = _ARMOUR.sub("", path.read_text(encoding="utf-8")).splitlines()
-    except (OSError, ValueError) as error:
+        lines = _ARMOUR.sub("", read_regular(path, MANIFEST_BYTES).decode()).splitlines()
+    except OSError as error:
+        message = f"the manifest cannot be read: {error.strerror or error}"
+        yield Finding("sha256-record", "warning", message, file=path.name)
+        return
+    except ValueError as error:
         yield Finding("sha256-record", "warning", f"the manifest cannot be read: {error}", file=path.name)
         return
     strange = []
@@ -114,7 +118,8 @@ def _linked(path: Path) -> Record | None:
 
 def _downloaded(folder: Path, name: str) -> Record | None:
     try:
-        text = (folder / ".cache" / "huggingface" / "download" / f"{name}.metadata").read_text(encoding="utf-8")
+        path = folder / ".cache" / "huggingface" / "download" / f"{name}.metadata"
+        text = read_regular(path, MANIFEST_BYTES).decode()
     except (OSError, ValueError):
         return None
     etag = [*text.splitlines(), "", ""][1].strip().lower()

@@ -18,8 +18,10 @@ import numpy.typing as npt
 from loadmaster.architectures.items import Item, items
 from loadmaster.architectures.schema import Family, Schema, Spelling, Tensor
 from loadmaster.checkpoint import Checkpoint, Signature, TensorTable
+from loadmaster.errors import ConfigError
 from loadmaster.findings import Finding, Severity
 from loadmaster.formats import Component, Format
+from loadmaster.limits import UNMET
 from loadmaster.plan.claims import KV_CACHE_SCALES, Claims
 from loadmaster.plan.defects import TOP, Defect
 from loadmaster.plan.missing import Missing, explain
@@ -93,6 +95,9 @@ def bind(
     """Bind ``schema`` to the checkpoint's headers. The first ``num_drafts`` MTP layers are wanted, the rest waived.
 
     ``waive`` asks for waivers of tensors that are left over then.
+
+    Raises:
+        ConfigError: so much is missing or unlike the config that it is another model's.
     """
     spelling = _spelling(checkpoint.table, family, schema)
     for glance in (True, False):
@@ -296,8 +301,12 @@ class _Binder:
                     self.unread[component.waived].append(found[component.suffix].reshape(-1))
 
     def _report(self, item: Item, fault: _Fault, layer: int, expert: int | None) -> None:
-        name = item.stored_name(fault.suffix, layer, expert)
-        message = fault.message.replace("{values}", item.stored_name(fault.values, layer, expert))
+        if len(self.missing) + len(self.defects) >= UNMET.value:
+            hint = "is config.json this checkpoint's, and are most of the shards there?"
+            raise ConfigError(f"more than {UNMET.value:,} {UNMET.of}", hint=hint)
+        name, message = item.stored_name(fault.suffix, layer, expert), fault.message
+        if "{values}" in message:
+            message = message.replace("{values}", item.stored_name(fault.values, layer, expert))
         severity: Severity = "error" if self.draft_wanted else "warning"
         finding = Finding(fault.code, severity, message, name, hint=fault.hint)
         if fault.shape is not None:

@@ -6,7 +6,6 @@ met (`loadmaster.formats`) and the modules said to be left out.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,8 @@ from loadmaster.formats import (
     gptq,
     int4_packed,
 )
+from loadmaster.limits import PATTERN_CHARACTERS, PATTERNS, UNQUANTISED
+from loadmaster.plan.patterns import Pattern, read_pattern
 
 KV_CACHE_SCALES = (
     (r".*\.(self_attn|attn)\.([qkv]_proj\.)?([qkv]|kv|prob)_(scale|zero_point)", "scales of a quantised KV cache"),
@@ -36,12 +37,16 @@ KV_CACHE_SCALES = (
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """The model's dtype, the quantised formats that may be met, and the modules said to be left out of them."""
+    """The model's dtype, the quantised formats that may be met, and the modules said to be left out of them.
+
+    Those are given by names, by how names begin (``model.layers.0.*``), or by other patterns.
+    """
 
     model_dtype: str
     formats: tuple[Format, ...] = ()
     ignored: frozenset[str] = frozenset()
-    ignored_patterns: tuple[str, ...] = ()
+    ignored_prefixes: frozenset[str] = frozenset()
+    ignored_patterns: tuple[Pattern, ...] = ()
 
     def ignores(self, tensor: str) -> bool:
         """Return whether the config says that the module of this stored weight is not quantised.
@@ -49,12 +54,14 @@ class Claims:
         A name means that module and all below it, wherever it stands (``lm_head``, ``self_attn``, ``layers.3.mlp.gate``).
         """
         module = tensor.rpartition(".")[0]
-        if not self.ignored and not self.ignored_patterns:
+        if not self.ignored and not self.ignored_prefixes and not self.ignored_patterns:
             return False
+        if self.ignored_prefixes and any(module[:i] in self.ignored_prefixes for i in range(len(module) + 1)):
+            return True
         parts = module.split(".")
         count = len(parts)
         runs = (".".join(parts[i:j]) for i in range(count) for j in range(i + 1, count + 1))
-        return any(r in self.ignored for r in runs) or any(re.match(p, module) for p in self.ignored_patterns)
+        return any(r in self.ignored for r in runs) or any(p.matches(module) for p in self.ignored_patterns)
 
 
 def read_claims(config: Config, default_dtype: str) -> Claims:
@@ -78,10 +85,17 @@ def read_claims(config: Config, default_dtype: str) -> Claims:
         )
     formats = METHODS[method](quantization)
     ignored = _ignored(quantization)
-    patterns = [n.removeprefix("re:") for n in ignored if n.startswith("re:")]
-    patterns += [_glob(n) for n in ignored if "*" in n and not n.startswith("re:")]
     names = frozenset(n for n in ignored if not n.startswith("re:") and "*" not in n)
-    return Claims(dtype, formats, names, tuple(patterns))
+    prefixes = frozenset(n[:-1] for n in ignored if _is_prefix(n))
+    return Claims(dtype, formats, names, prefixes, tuple(read_pattern(n) for n in ignored if _is_pattern(n)))
+
+
+def _is_prefix(name: str) -> bool:
+    return name.find("*") == len(name) - 1 and name != "" and not name.startswith("re:")
+
+
+def _is_pattern(name: str) -> bool:
+    return name.startswith("re:") or ("*" in name and not _is_prefix(name))
 
 
 def _ignored(quantization: Mapping[str, Any]) -> list[str]:
@@ -89,17 +103,13 @@ def _ignored(quantization: Mapping[str, Any]) -> list[str]:
     value: object = next((quantization[k] for k in keys if quantization.get(k)), [])
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise ConfigError("config.json: quantization_config's list of unquantised modules is not a list of strings")
-    for pattern in (v.removeprefix("re:") for v in value if v.startswith("re:")):
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(f"config.json: quantization_config ignores by a broken pattern {pattern!r}") from error
-    return value
-
-
-def _glob(pattern: str) -> str:
-    """Return a shell pattern, of a module or of one above it, as an anchored regular expression."""
-    return "".join(".*" if part == "*" else re.escape(part) for part in re.split(r"(\*)", pattern)) + r"(\..*)?\Z"
+    written = list(dict.fromkeys(filter(_is_pattern, value)))
+    longest = max(written, key=len, default="")
+    for limit, found in ((UNQUANTISED, len(value)), (PATTERNS, len(written)), (PATTERN_CHARACTERS, len(longest))):
+        if found > limit.value:
+            message = f"config.json: quantization_config's list of unquantised modules has {limit.exceeded(found)}"
+            raise ConfigError(message, hint=limit.hint)
+    return list(dict.fromkeys(value))
 
 
 def _fp8(q: Mapping[str, Any]) -> tuple[Format, ...]:

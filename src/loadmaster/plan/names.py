@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 
 from loadmaster.checkpoint import TensorTable
 
 COMPARISONS = 24
 """Names that are compared with all candidates at most, for one checkpoint: each takes milliseconds."""
 CANDIDATES = 500
+SEARCHED = 200_000
+"""Strays among which a renamed tensor is looked for; a checkpoint with more is of another model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +57,24 @@ class Names:
         self.table = table
         self.strays: dict[str, int] = {table.names[i]: int(i) for i in unused}
         self._renames: list[Rename] = []
-        self._left = 2 * COMPARISONS
-        self._by_shape: dict[tuple[tuple[int, ...], tuple[str, ...]], list[str]] = defaultdict(list)
-        for name, i in self.strays.items():
-            self._by_shape[self._shape(i), numbers(name)].append(name)
+        self._searched = len(self.strays) <= SEARCHED
+        self._left = 2 * COMPARISONS if self._searched else 0
         self._by_numbers: dict[tuple[str, ...], list[str]] = {}
+
+    @cached_property
+    def _by_shape(self) -> dict[tuple[tuple[int, ...], tuple[str, ...]], list[str]]:
+        """Strays by their shape and the numbers in their names; those that were taken since are no strays any more."""
+        made: dict[tuple[tuple[int, ...], tuple[str, ...]], list[str]] = defaultdict(list)
+        for name, i in self.strays.items():
+            made[self._shape(i), numbers(name)].append(name)
+        return made
 
     def _shape(self, i: int) -> tuple[int, ...]:
         return self.table.signatures[int(self.table.signature[i])].shape
 
     def take(self, name: str, shape: tuple[int, ...]) -> tuple[int, Rename] | None:
         """Return the stray (its id) that a missing tensor of ``shape`` was renamed to, and how; it is one no longer."""
-        if not self.strays:
+        if not self.strays or not self._searched:
             return None
         for known in self._renames:
             for new in known.apply(name):
@@ -143,12 +151,6 @@ def whole_modules(affected: Collection[str], totals: Mapping[str, int]) -> dict[
     whole = {module for module, count in counts.items() if count >= 2 and count == totals.get(module)}
     found = ((name, next((m for m in ancestors(name) if m in whole), None)) for name in affected)
     return {name: module for name, module in found if module is not None}
-
-
-def module_totals(names: Iterable[str], modules: Iterable[str]) -> dict[str, int]:
-    """Return how many of ``names`` lie in each of ``modules``."""
-    ordered = sorted(names)
-    return {m: bisect_left(ordered, m + "/") - bisect_left(ordered, m + ".") for m in modules}  # "/" follows "."
 
 
 def layer_of(name: str) -> int | None:

@@ -20,6 +20,7 @@ import numpy as np
 import orjson
 
 from loadmaster.architectures.config import Config
+from loadmaster.architectures.items import check_size
 from loadmaster.architectures.registry import find_family, language_config
 from loadmaster.architectures.schema import Family, Param, Schema, Target
 from loadmaster.architectures.targets import NATIVE, find_target
@@ -259,6 +260,7 @@ def _build(
     if layout.num_draft_layers and target.draft is None:
         raise UnsupportedError(f"MTP layers are not described for {target.name}")
     schema = target.adapted(family.schema(config))
+    check_size(schema, family.spelling)
     claims = read_claims(config, _commonest_plain(checkpoint.table))
     if layout.num_draft_layers > len(schema.drafts):
         raise LayoutError(
