@@ -36,6 +36,7 @@ from loadmaster.plan.described import check_described
 from loadmaster.plan.divide import check_divisible
 from loadmaster.plan.fusions import unlike
 from loadmaster.plan.rank import RankPlan
+from loadmaster.plan.sizes import odd_sizes
 
 PLAN_VERSION = 4
 """Raised whenever the meaning of a plan's JSON or hash changes."""
@@ -231,7 +232,8 @@ def _build(checkpoint: Checkpoint, layout: ParallelLayout, dtype: str | None, en
     of_model = (c for own in top.values() for made in own.values() for c in made)
     check_described(target, chain(of_model, *composed.values()), numerics.model_dtype)
     decoded = unlike(target, (binding.top, *binding.classes), len(schema.layers), numerics.model_dtype)
-    findings = gather(checkpoint.findings, (*binding.defects, *decoded), Holders(target, schema, layout, stages))
+    of_files = (*checkpoint.findings, *odd_sizes(config, schema))
+    findings = gather(of_files, (*binding.defects, *decoded), Holders(target, schema, layout, stages))
     plan = Plan(
         checkpoint=checkpoint,
         layout=layout,
