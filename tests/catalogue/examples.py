@@ -117,6 +117,7 @@ FILES: dict[str, Change] = {
 CONFIGURATION: dict[str, Change] = {
     "config-missing": lambda m: (m.path / "config.json").unlink(),
     "config-invalid": lambda m: m.config(hidden_size="320"),
+    "config-implausible": lambda m: m.config(max_position_embeddings=10**9),
     "quantization-disagrees": lambda m: (m.path / "hf_quant_config.json").write_text(
         '{"quantization": {"quant_algo": "NVFP4", "group_size": 16}}'
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -12,9 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Tiny
-from tests.payload.inject import put
+from tests.payload.inject import copy, poke, put, values_of
 
-KEYS = ["sound", "scope", "findings", "checkpoint", "files", "scales", "copies", "sha256", "read_bytes", "seconds"]
+KEYS = [
+    *("sound", "scope", "findings", "checkpoint", "plan", "files", "scales", "encoded", "copies", "sha256"),
+    *("against", "manifest", "read_bytes", "seconds"),
+]
 
 
 def run(*args: object) -> subprocess.CompletedProcess[str]:
@@ -28,6 +32,8 @@ def test_a_sound_payload_is_one_object_and_exit_0(tiny: Tiny) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert list(found) == [*KEYS, "bytes_per_s"]
     assert found["sound"] and found["scales"]["checked"] and found["scales"]["num_tensors"] > 0
+    assert found["plan"] == {"proven": True, "num_errors": 0, "unplanned": None}
+    assert found["scales"]["num_by_name"] == 0 and found["encoded"]["num_tensors"] > 0
     assert found["sha256"] == {"num_recorded": 0, "num_mismatched": 0, "num_unrecorded": 4}
 
 
@@ -40,6 +46,65 @@ def test_a_defect_is_exit_1_in_either_form(tiny_copy: Tiny) -> None:
     assert text.returncode == 1
     assert "value-not-finite" in text.stdout and "not sound: 1 error(s)" in text.stdout
     assert "\x1b" not in text.stdout
+
+
+def test_what_no_plan_tells_is_said_in_either_form_and_is_exit_1(tiny_copy: Tiny) -> None:
+    path = tiny_copy("glm-5.1-fp8")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "architectures": ["NobodyForCausalLM"]}))
+    done = run(path, "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["sound"], found["plan"]["proven"]) == (1, False, False)
+    assert "NobodyForCausalLM" in found["plan"]["unplanned"]
+    assert found["scales"]["num_by_name"] == found["scales"]["num_tensors"] > 0
+    text = run(path)
+    assert text.returncode == 1
+    assert "plan: could not be made: " in text.stdout and "'NobodyForCausalLM' is not known" in text.stdout
+    assert "told by their names alone" in text.stdout and "not sound: 1 error(s)" in text.stdout
+
+
+def test_a_manifest_of_a_good_copy_shows_tensors_that_changed_places(tiny_copy: Tiny, tmp_path: Path) -> None:
+    path, manifest = tiny_copy("smollm2"), tmp_path / "good.json"
+    written = json.loads(run(path, "--write-manifest", manifest, "--json").stdout)
+    assert written["manifest"] == str(manifest)
+    assert run(path, "--against", manifest).returncode == 0
+    k, v = (f"model.layers.1.self_attn.{p}_proj.weight" for p in "kv")
+    values = values_of(path, k)
+    copy(path, v, k)
+    poke(path, v, lambda to: to.__setitem__(..., values))
+    assert run(path).returncode == 0  # no look at the values can tell
+    done = run(path, "--against", manifest, "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, [(f["code"], f["tensor"]) for f in found["findings"]]) == (
+        1,
+        [("manifest-differs", k), ("manifest-differs", v)],
+    )
+    assert v in found["findings"][0]["message"]
+    assert found["against"]["num_compared"] == found["against"]["num_tensors"] == written["checkpoint"]["num_tensors"]
+
+
+def test_a_good_copy_may_be_a_folder_or_the_sha256_of_its_files(tiny: Tiny, tiny_copy: Tiny, tmp_path: Path) -> None:
+    good, path, sums = tiny("smollm2"), tiny_copy("smollm2"), tmp_path / "sums"
+    digest = hashlib.sha256((good / "model.safetensors").read_bytes()).hexdigest()
+    sums.write_text(f"{digest}  model.safetensors\n")
+    for against in (good, sums):
+        assert run(path, "--against", against).returncode == 0
+    put(path, "model.norm.weight", (0,), 1.5)
+    for against, code in ((good, "manifest-differs"), (sums, "sha256-mismatch")):
+        done = run(path, "--against", against, "--json", "--no-hash")
+        assert (done.returncode, [f["code"] for f in json.loads(done.stdout)["findings"]]) == (1, [code])
+
+
+@pytest.mark.parametrize("option", ["--against", "--write-manifest"])
+def test_a_file_that_is_no_manifest_is_exit_2_and_left_alone(option: str, tiny: Tiny, tmp_path: Path) -> None:
+    precious = tmp_path / "thesis.json"
+    for content in ("chapter one\n", '{"manifest_of": "something else"}\n'):
+        precious.write_text(content)
+        done = run(tiny("smollm2"), option, precious)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert option in done.stderr and precious.read_text() == content
+    missing = run(tiny("smollm2"), option, tmp_path / "nowhere" / "file")
+    assert missing.returncode == 2 and "nowhere" in missing.stderr
 
 
 @pytest.mark.parametrize("args", [["--num-threads", "0"], ["--nonsense"], ["--resume", "{state}"]])

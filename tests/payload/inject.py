@@ -20,6 +20,7 @@ NUMPY = {
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E8M0": ml_dtypes.float8_e8m0fnu,
     "U8": np.uint8,
+    "I32": np.int32,
 }
 
 

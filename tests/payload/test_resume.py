@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from loadmaster.checkpoint import LocalStore, open_checkpoint
 from loadmaster.errors import LoadError, UsageError
 from loadmaster.payload import Journal, Verification, survey_payload, verify_payload
 from tests.conftest import Tiny
-from tests.payload.inject import put
+from tests.payload.inject import copy, put
 
 NORM = "model.norm.weight"
 Reads = dict[str, int]
@@ -109,11 +110,30 @@ def test_a_file_without_a_hash_in_the_state_is_read_again_where_one_is_recorded(
     assert reads == {}
 
 
-def test_a_config_that_makes_other_tensors_scales_has_all_read_again(tiny_copy: Tiny, tmp_path: Path) -> None:
+def test_a_config_that_asks_for_other_comparisons_has_their_file_read_again(tiny_copy: Tiny, tmp_path: Path) -> None:
     path, state = tiny_copy("glm-5.1-fp8"), tmp_path / "state"
     verify(path, state)
-    (path / "config.json").unlink()
-    assert verify(path, state).num_resumed == 0
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    assert verify(path, state).num_resumed == 3  # the file of the embedding and the head is read again
+
+
+def test_peers_are_compared_from_what_the_state_file_has(tiny_copy: Tiny, tmp_path: Path) -> None:
+    path, state = tiny_copy("qwen3-moe"), tmp_path / "state"
+    copy(path, "model.layers.0.self_attn.o_proj.weight", "model.layers.1.self_attn.o_proj.weight")
+    first = verify(path, state)
+    second = verify(path, state)
+    assert second.read_bytes == 0
+    assert first.findings == second.findings
+    assert [f.code for f in first.findings] == ["tensor-copied"]
+
+
+def test_a_state_without_digests_is_read_again_where_they_are_wanted(tiny: Tiny, tmp_path: Path) -> None:
+    path, state = tiny("smollm2"), tmp_path / "state"
+    verify(path, state)
+    assert verify(path, state, digesting=True).num_resumed == 0
+    again = verify(path, state, digesting=True)
+    assert (again.num_resumed, len(again.digests)) == (1, len(open_checkpoint(path).table))
 
 
 def test_a_line_that_was_cut_off_counts_for_nothing_and_the_next_is_whole(tiny: Tiny, tmp_path: Path) -> None:

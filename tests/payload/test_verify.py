@@ -105,21 +105,74 @@ def test_a_scale_of_the_draft_is_one_too(tiny_copy: Tiny) -> None:
     assert only(findings(path)).code == "scale-implausible"
 
 
-def test_without_a_config_that_can_be_planned_nothing_is_taken_for_a_scale(tiny_copy: Tiny) -> None:
-    path = tiny_copy(GLM)
-    put(path, f"{Q_A}weight_scale_inv", (0, 0), -1.0)
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, "architectures": ["NobodyForCausalLM"]}))
+def configure(path: Path, **changes: Any) -> Path:
+    """Change values of config.json; None removes one."""
+    config = {**json.loads((path / "config.json").read_text()), **changes}
+    (path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "planned"),
+    [
+        ({"quantization_config": None}, "format-contradiction", True),
+        ({"hidden_size": 384}, "shape-mismatch", True),
+        ({"architectures": ["NobodyForCausalLM"]}, "architecture-unknown", False),
+        ({"quantization_config": {"quant_method": "exl2"}}, "unsupported", False),
+    ],
+)
+def test_scales_that_no_plan_tells_are_checked_by_their_names_and_the_plan_stands_in_the_way(
+    changes: dict[str, Any], code: str, planned: bool, tiny_copy: Tiny
+) -> None:
+    path = configure(tiny_copy(GLM), **changes)
+    scale = "model.layers.3.mlp.experts.0.gate_proj.weight_scale_inv"
     result = verify(path)
-    note = only(list(result.findings))
-    assert (note.code, note.severity, result.survey.roles.planned) == ("architecture-unknown", "note", False)
+    errors = {f.code for f in result.findings if f.severity == "error"}
+    assert code in errors and "scale-implausible" not in errors and not result.sound
+    assert (result.survey.roles.proof is not None, result.survey.roles.unplanned is None) == (planned, planned)
+    put(path, scale, (0, 1), -1e9)
+    [found] = [f for f in findings(path) if f.code == "scale-implausible"]
+    assert (found.severity, found.tensor) == ("error", scale)
+    roles = survey_payload(open_checkpoint(path)).roles
+    assert {i for i, n in enumerate(open_checkpoint(path).table.names) if n.endswith("_scale_inv")} >= set(roles.named)
+    assert len(roles.named) > 100
 
 
-def test_a_missing_config_is_a_note_here(tiny_copy: Tiny) -> None:
-    path = tiny_copy(SMOLLM)
+def test_a_plan_that_is_proven_tells_every_scale_itself(tiny: Tiny) -> None:
+    roles = survey_payload(open_checkpoint(tiny(GLM))).roles
+    assert roles.proof is not None and roles.proof.proven
+    assert (roles.named, roles.scales, roles.encoded) == ((), (), ())
+
+
+def test_encoded_tensors_without_scales_are_counted_and_named(tmp_path: Path) -> None:
+    tensors = [("layers.0.up.weight", "F8_E4M3", (4, 4)), ("layers.0.up.dynamic_scale_of_rows", "F32", (4,))]
+    write_shard(tmp_path / "model.safetensors", tensors, [bytes(range(16)), np.ones(4, "<f4").tobytes()])
+    (tmp_path / "config.json").write_text('{"architectures": ["NobodyForCausalLM"]}')
+    result = verify(tmp_path)
+    names = open_checkpoint(tmp_path).table.names
+    assert [names[i] for i in result.survey.roles.encoded] == ["layers.0.up.weight"]
+    assert [names[i] for i in result.survey.roles.scales] == ["layers.0.up.dynamic_scale_of_rows"]
+    found = [f for f in result.findings if f.code == "scale-unchecked"]
+    assert [(f.severity, f.tensor) for f in found] == [
+        ("error", "layers.0.up.dynamic_scale_of_rows"),
+        ("error", "layers.0.up.weight"),
+    ]
+
+
+def test_without_a_plan_values_are_checked_and_nothing_is_called_sound(tiny_copy: Tiny) -> None:
+    path = configure(tiny_copy(SMOLLM), architectures=["NobodyForCausalLM"])
+    assert [(f.code, f.severity) for f in findings(path)] == [("architecture-unknown", "error")]
+    put(path, "model.norm.weight", (0,), np.nan)
+    assert {f.code for f in findings(path)} == {"architecture-unknown", "value-not-finite"}
     (path / "config.json").unlink()
-    found = only(findings(path))
-    assert (found.code, found.severity) == ("config-missing", "note")
+    assert {f.code for f in findings(path)} == {"config-missing", "value-not-finite"}
+
+
+def test_a_plan_that_is_not_proven_is_not_called_sound(tiny_copy: Tiny) -> None:
+    path = configure(tiny_copy("qwen3-moe"), num_experts_per_tok=4096)
+    result = verify(path)
+    assert [f.code for f in result.findings] == ["config-invalid"]
+    assert "num_experts_per_tok is 4,096" in result.findings[0].message and not result.sound
 
 
 def test_a_draft_embedding_unlike_the_model_says_where_it_differs(tiny_copy: Tiny) -> None:
@@ -168,6 +221,7 @@ def test_a_truncated_shard_is_the_headers_finding_and_the_rest_is_read(tiny_copy
     with first.open("r+b") as file:
         file.truncate(first.stat().st_size - 1)
     assert {f.code for f in findings(path)} == {"file-truncated", "value-not-finite"}
+    assert not verify(path).sound
 
 
 def test_a_file_that_changes_while_it_is_read_is_a_failure(tiny_copy: Tiny) -> None:
@@ -199,7 +253,7 @@ def test_chunks_of_any_size_find_the_same(tiny_copy: Tiny, monkeypatch: pytest.M
     put(path, f"{Q_A}weight_scale_inv", (0, 1), 0.0)
     whole = findings(path)
     assert [f.code for f in whole] == ["value-not-finite", "scale-implausible"]
-    for chunk in (4096, 1000):
+    for chunk in (2**16, 100_000):
         monkeypatch.setattr("loadmaster.payload.survey.CHUNK", chunk)
         monkeypatch.setattr("loadmaster.payload.verify.CHUNK", chunk)
         assert findings(path) == whole

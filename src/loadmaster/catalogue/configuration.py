@@ -22,6 +22,12 @@ CONFIGURATION: Final[dict[str, Entry]] = {
         "config.json: hidden_size is '320', expected an integer of at least 1",
         "take the published config.json",
     ),
+    "config-implausible": Entry(
+        "a value of config.json is possible and hardly meant",
+        "a config edited by hand, a placeholder that was never replaced",
+        ("config.json: max_position_embeddings is 1,000,000,000, and no published model has more than ten million"),
+        "take the published config.json",
+    ),
     "quantization-disagrees": Entry(
         "config.json and hf_quant_config.json (ModelOpt's) tell different quantisations",
         "a checkpoint quantised again, in a folder where one of the two files is that of the earlier one",

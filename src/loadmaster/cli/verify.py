@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loadmaster.cli.options import positive
 from loadmaster.cli.planning import add_download_argument, open_model
+from loadmaster.errors import UsageError
+
+if TYPE_CHECKING:
+    from loadmaster.payload import Manifest, Records
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,19 +29,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-hash", action="store_true", help="leave recorded SHA-256 unchecked")
     parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="PATH",
+        help="compare with a known-good copy: a manifest of it, the SHA-256 of its files, or its folder",
+    )
+    parser.add_argument(
+        "--write-manifest",
+        type=Path,
+        metavar="FILE",
+        help="write the SHA-256 of each tensor to FILE, for a later --against",
+    )
+    parser.add_argument(
         "--num-threads", type=positive, metavar="N", help="reading threads (default: all cores, twice them to 16)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, show progress on standard error, and print what was found; exit 1 if something is wrong."""
+    """Read, show progress on standard error, and print what was found; exit 1 if it is not sound."""
     from loadmaster import payload
     from loadmaster.cli.progress import ByteProgress
 
+    if args.write_manifest:
+        payload.check_writable(args.write_manifest)
     checkpoint = open_model(args)
+    against = _known_good(args, checkpoint.path) if args.against else None
+    digesting = args.write_manifest is not None
     with payload.Journal(args.resume) as journal:
-        survey = payload.survey_payload(checkpoint, hashing=not args.no_hash, journal=journal)
+        survey = payload.survey_payload(
+            checkpoint, hashing=not args.no_hash, journal=journal, digesting=digesting, against=against
+        )
         try:
             with ByteProgress(survey.total_bytes, "verifying") as progress:
                 result = payload.verify_payload(
@@ -45,15 +69,41 @@ def run(args: argparse.Namespace) -> int:
             if args.resume:
                 print(f"interrupted: the same command goes on from {args.resume}", file=sys.stderr)
             raise
+    if args.write_manifest:
+        payload.write_manifest(args.write_manifest, result.manifest)
     if args.json:
         from loadmaster.report.json import dumps
         from loadmaster.report.payload import verification_object
 
-        print(dumps(verification_object(result)))
+        print(dumps(verification_object(result, args.write_manifest)))
     else:
         from rich.console import Console
 
         from loadmaster.report.payload import print_verification
 
-        print_verification(Console(), result)
+        print_verification(Console(), result, args.write_manifest)
     return 0 if result.sound else 1
+
+
+def _known_good(args: argparse.Namespace, folder: Path) -> Manifest | Records:
+    """Return what ``--against`` gives; a folder is read for it.
+
+    Raises:
+        UsageError: it is not there, or nothing that can be compared with.
+    """
+    from loadmaster import payload
+    from loadmaster.checkpoint import open_checkpoint
+    from loadmaster.cli.progress import ByteProgress
+
+    path: Path = args.against
+    if path.is_dir():
+        survey = payload.survey_payload(open_checkpoint(path), hashing=False, digesting=True)
+        with ByteProgress(survey.total_bytes, "reading the known-good copy") as progress:
+            result = payload.verify_payload(survey, num_threads=args.num_threads, on_progress=progress.advance)
+        return replace(result.manifest, source=str(path))
+    if not path.is_file():
+        raise UsageError(f"--against {path}: there is no such file or folder")
+    try:
+        return payload.read_manifest(path) if payload.is_manifest(path) else payload.read_sums(path, folder)
+    except OSError as error:
+        raise UsageError(f"--against {path}: {error.strerror or error}") from error

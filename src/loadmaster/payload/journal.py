@@ -7,7 +7,7 @@ just the file, the header and the checks that it was written for; a line that wa
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedWriter
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +19,9 @@ from loadmaster.catalogue import CATALOGUE
 from loadmaster.checkpoint.regular import kind_of
 from loadmaster.errors import UsageError
 from loadmaster.findings import Finding
+from loadmaster.payload.sketch import Index, Sketch
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised whenever the checks change: what an older version found is found anew."""
 
 _LONGEST: Final = 2**26
@@ -30,7 +31,11 @@ _TITLE: Final = b'{"state of":"loadmaster verify"}'
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What was found in one file. ``sha256`` is None where none was wanted; ``blocks`` are digests by tensor."""
+    """What was found in one file. ``sha256`` is None where none was wanted.
+
+    By tensor: ``blocks`` are digests of its parts, of twins alone; ``sketches`` what it is compared with its peers by;
+    ``digests`` the SHA-256 of its bytes, None where none was wanted.
+    """
 
     key: str
     file: str
@@ -39,11 +44,17 @@ class Entry:
     sha256: str | None
     findings: tuple[Finding, ...]
     blocks: dict[str, list[str]]
+    sketches: dict[str, Sketch] = field(default_factory=dict)
+    digests: dict[str, str] | None = None
 
     def as_json(self) -> bytes:
         """Return one line."""
         values = {name: getattr(self, name) for name in self.__slots__}
-        return orjson.dumps(values | {"findings": [f.as_json() for f in self.findings]}) + b"\n"
+        values["findings"] = [f.as_json() for f in self.findings]
+        values["sketches"] = {
+            n: [*s[:-2], s.hole and [*s.hole], s.index and [*s.index]] for n, s in self.sketches.items()
+        }
+        return orjson.dumps(values) + b"\n"
 
 
 class Journal:
@@ -83,10 +94,15 @@ class Journal:
                     self._entries[entry.key] = entry
         return line.endswith(b"\n")
 
-    def find(self, key: str, *, hashed: bool) -> Entry | None:
-        """Return what is recorded under a key; with ``hashed`` only if the file's SHA-256 was taken."""
+    def find(self, key: str, *, hashed: bool, digested: bool = False) -> Entry | None:
+        """Return what is recorded under a key.
+
+        With ``hashed`` only if the file's SHA-256 was taken, with ``digested`` only if those of its tensors were.
+        """
         entry = self._entries.get(key)
-        return None if entry is None or (hashed and entry.sha256 is None) else entry
+        if entry is None or (hashed and entry.sha256 is None) or (digested and entry.digests is None):
+            return None
+        return entry
 
     def add(self, entry: Entry) -> None:
         """Record a finished file. From any thread."""
@@ -123,6 +139,12 @@ def _entry(line: bytes) -> Entry | None:
     try:
         value: dict[str, Any] = orjson.loads(line)
         findings = tuple(Finding(**{**f, "ranks": tuple(f["ranks"])}) for f in value.pop("findings"))
-        return Entry(**value, findings=findings)
+        sketches = {n: _sketch(*s) for n, s in value.pop("sketches").items()}
+        return Entry(**value, findings=findings, sketches=sketches)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None  # cut off, or another version's
+
+
+def _sketch(*values: Any) -> Sketch:
+    *plain, hole, index = values
+    return Sketch(*plain, hole and (int(hole[0]), int(hole[1])), index and Index(*index))

@@ -16,12 +16,13 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from loadmaster.checkpoint.regular import read_regular
+from loadmaster.errors import UsageError
 from loadmaster.findings import Finding
 from loadmaster.limits import FOLDER_FILES, MANIFEST_BYTES
 
@@ -66,6 +67,27 @@ def read_records(folder: Path) -> Records:
         for n in absent
     ]
     return Records({n: tuple(dict.fromkeys(r)) for n, r in found.items() if n not in absent}, tuple(findings))
+
+
+def read_sums(path: Path, folder: Path) -> Records:
+    """Read a manifest of files from anywhere, as `sha256sum` writes it, for the files of ``folder``.
+
+    Raises:
+        UsageError: it records nothing.
+    """
+    found: dict[str, list[Record]] = defaultdict(list)
+    findings = [replace(f, severity="error") for f in _read_manifest(path, found)]
+    if not found:
+        raise UsageError(
+            f"--against {path}: it is neither a manifest of tensors nor lines of SHA-256 and file names",
+            hint="`loadmaster verify MODEL --write-manifest FILE`, or `sha256sum *.safetensors > FILE`, of a known-good copy",
+        )
+    absent = sorted(n for n in found if not (folder / n).is_file())
+    findings += [
+        Finding("sha256-record", "error", f"{path.name} records it, and it is not in the folder", file=n)
+        for n in absent
+    ]
+    return Records({n: tuple(r) for n, r in found.items() if n not in absent}, tuple(findings))
 
 
 def _read_manifest(path: Path, found: dict[str, list[Record]]) -> Iterator[Finding]:

@@ -1,13 +1,15 @@
 """What each stored tensor is, as far as its values are concerned: a weight, a scale, or one that may well be zero.
 
-Names do not tell; the format tables do, through the plan's binding. Where a config cannot be planned nothing is taken for
-a scale, and a note says so.
+The format tables tell, through the plan's binding. What the plan does not bind (there is none, or a tensor is not what the
+config says) is told by its name where the name is one that the formats use, and is held to the same bounds. What neither
+tells is unchecked, and is counted and named.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -15,15 +17,22 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from loadmaster.architectures.config import Config
-from loadmaster.architectures.registry import find_family, language_config
 from loadmaster.architectures.schema import TIED_HEAD, Param
 from loadmaster.checkpoint import Checkpoint
 from loadmaster.dtypes import DTYPES
 from loadmaster.errors import InputError
 from loadmaster.findings import Finding
 from loadmaster.parallel import ParallelLayout
-from loadmaster.plan import Plan, build_plan
+from loadmaster.payload.modules import (
+    DIVIDED_BY,
+    Module,
+    is_encoded,
+    modules_of,
+    named_factor,
+    num_groups,
+    resembles_factor,
+)
+from loadmaster.plan import Plan, Proof, build_plan, prove
 from loadmaster.plan.bind import LayerClass
 
 
@@ -40,14 +49,14 @@ class Role(IntEnum):
     """A factor that is divided by: its inverse is of a plausible size."""
     EXPONENT = 4
     """A biased exponent: a power of two that is not too large."""
+    INDEX = 5
+    """The group of each input: an integer, of at least 0 and below the number of groups."""
 
 
 SCALES: Final = (Role.SCALE, Role.DIVISOR, Role.EXPONENT)
 
-DIVIDED_BY: Final = ("weight_global_scale", "input_global_scale")
-"""Components of `loadmaster.formats.NVFP4`, whose values are divided by them."""
-
 _MAY_BE_ZERO: Final = re.compile(r"(.*[._])?(bias|zero_point|qzeros|g_idx|zeros)")
+_INDICES: Final = ("I32", "I64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,65 +70,140 @@ class Twin:
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """``column`` is a `Role` for each stored tensor. ``planned``: whether scales could be told."""
+    """What every stored tensor is held against.
+
+    ``column`` is a `Role` for each of them. ``proof`` is that of the default layout of one rank; None where no plan could be
+    made, and ``unplanned`` says why. ``findings`` are the plan's, those of the headers among them, and what was unchecked.
+    ``named`` are factors that only their names tell. ``scales`` and ``encoded`` are tensors that are called scales, and
+    that are FP8 or packed, of which nothing says how they are to be checked. ``modules`` are tensors that belong together;
+    ``groups`` gives for an index how many groups there are and the inputs of each (0: uneven), and ``ordered`` are those
+    that the config says to be in order.
+    """
 
     column: npt.NDArray[np.int8]
     twins: tuple[Twin, ...]
-    planned: bool
-    findings: tuple[Finding, ...] = ()
+    proof: Proof | None
+    unplanned: str | None
+    findings: tuple[Finding, ...]
+    named: tuple[int, ...]
+    scales: tuple[int, ...]
+    encoded: tuple[int, ...]
+    num_encoded: int
+    modules: dict[str, Module]
+    groups: dict[int, tuple[int, int]]
+    ordered: frozenset[int]
 
 
 def roles_of(checkpoint: Checkpoint) -> Roles:
-    """Tell every tensor's role from the format tables, through the plan's binding; MTP layers included."""
+    """Plan and prove the default layout of one rank, and tell every tensor's role, those of MTP layers included."""
     table = checkpoint.table
     floats = np.array([DTYPES[s.dtype].kind in ("float", "complex") for s in table.signatures], dtype=np.bool_)
-    column = np.where(floats[table.signature], Role.WEIGHT, Role.QUIET).astype(np.int8)
-    column[[i for i, name in enumerate(table.names) if _MAY_BE_ZERO.fullmatch(name)]] = Role.QUIET
-    if checkpoint.config is None:
-        return Roles(column, (), False)  # which has its finding already
-    try:
-        plan = _plan(checkpoint)
-    except InputError as error:
-        message = (
-            f"the model cannot be planned ({error.message}): no tensor was checked as a scale, none against a copy"
-        )
-        return Roles(column, (), False, (Finding(error.code, "note", message, file="config.json", hint=error.hint),))
-    for bound in (plan.binding.top, *plan.classes):
-        for leaf, role in _leaves(bound):
+    plain = np.where(floats[table.signature], Role.WEIGHT, Role.QUIET).astype(np.int8)
+    column = plain.copy()
+    signatures = [table.signatures[number] for number in table.signature.tolist()]
+    for number, (name, signature) in enumerate(zip(table.names, signatures, strict=True)):
+        divided = named_factor(name, signature)
+        if _MAY_BE_ZERO.fullmatch(name):
+            plain[number] = Role.QUIET
+            index = name.endswith("g_idx") and signature.dtype in _INDICES
+            column[number] = Role.INDEX if index else Role.QUIET
+        elif divided is not None:
+            column[number] = Role.DIVISOR if divided else Role.SCALE
+        elif is_encoded(name, signature):
+            column[number] = Role.WEIGHT
+    proof, plan, unplanned, findings = _plans(checkpoint)
+    told = np.zeros(len(table), dtype=np.bool_)
+    ordered: set[int] = set()
+    for bound in (plan.binding.top, *plan.classes) if plan else ():
+        for leaf, role, in_order in _leaves(bound):
             ids = bound.ids[leaf].reshape(-1)
-            column[ids[ids >= 0]] = role
+            ids = ids[ids >= 0]
+            told[ids] = True
+            column[ids] = plain[ids] if role is None else role
+            ordered.update(ids.tolist() if in_order else ())
     exponents = np.array([s.dtype in ("U8", "F8_E8M0") for s in table.signatures], dtype=np.bool_)[table.signature]
     column[(column == Role.SCALE) & exponents] = Role.EXPONENT
-    return Roles(column, tuple(_twins(plan)), True)
+    modules = modules_of(table)
+    checked = np.isin(column, SCALES)
+    scales = [
+        i for i, s in enumerate(signatures) if not (told[i] or checked[i]) and resembles_factor(table.names[i], s)
+    ]
+    encoded = [i for i, s in enumerate(signatures) if column[i] == Role.WEIGHT and is_encoded(table.names[i], s)]
+    scaled = {m.values for m in modules.values() if any(checked[i] for i in m.factors)}
+    alone = [i for i in encoded if not told[i] and i not in scaled]
+    return Roles(
+        column=column,
+        twins=tuple(_twins(plan)) if plan else (),
+        proof=proof,
+        unplanned=unplanned,
+        findings=(*findings, *_unchecked(table.names, scales, alone)),
+        named=tuple(np.flatnonzero(checked & ~told).tolist()),
+        scales=tuple(scales),
+        encoded=tuple(alone),
+        num_encoded=len(encoded),
+        modules=modules,
+        groups={m.index: sizes for m in modules.values() for sizes in num_groups(table, m)},
+        ordered=frozenset(ordered),
+    )
 
 
-def _plan(checkpoint: Checkpoint) -> Plan:
-    """Plan on one rank, with every MTP layer that the config declares."""
-    config = checkpoint.config or {}
-    family = find_family(config)
-    num_drafts = len(family.schema(Config(language_config(family, config))).drafts)
-    return build_plan(checkpoint, ParallelLayout(num_draft_layers=num_drafts))
+def _plans(checkpoint: Checkpoint) -> tuple[Proof | None, Plan | None, str | None, tuple[Finding, ...]]:
+    """Return the proof of the default layout, the plan that tells roles, why there is none, and what was found.
+
+    The plan that tells roles has every MTP layer that the config declares, where it can have them.
+    """
+    try:
+        plan = build_plan(checkpoint)
+        proof = prove(plan)
+    except InputError as error:
+        own = Finding(error.code, "error", error.message, file="config.json", hint=error.hint)
+        return None, None, error.message, error.findings or (own,)
+    if plan.schema.drafts:
+        with suppress(InputError):
+            plan = build_plan(checkpoint, ParallelLayout(num_draft_layers=len(plan.schema.drafts)))
+    return proof, plan, None, proof.findings
 
 
-def _leaves(bound: LayerClass) -> Iterator[tuple[str, Role]]:
-    """Yield the leaves of a class's quantised items, each with its role.
+def _unchecked(names: Sequence[str], scales: Sequence[int], encoded: Sequence[int]) -> Iterator[Finding]:
+    """Yield what kept tensors from being checked, as one finding a kind."""
+    for ids, what in (
+        (scales, "is called a scale, and neither the plan nor its name says what it scales: it was not checked as one"),
+        (
+            encoded,
+            "is FP8 or packed, and no scale that belongs to it is known: what its values stand for was not checked",
+        ),
+    ):
+        if ids:
+            more = f" (and {len(ids) - 1:,} more like it)" if len(ids) > 1 else ""
+            hint = "quantization_config in config.json must say how the checkpoint is quantised; --json names them all"
+            yield Finding("scale-unchecked", "error", what + more, names[ids[0]], hint=hint)
 
-    The first component of a format holds values. Of the others those in floating point, and bytes (exponents), are
-    factors; the rest are zero points and indices.
+
+def _leaves(bound: LayerClass) -> Iterator[tuple[str, Role | None, bool]]:
+    """Yield the leaves of a class's sound items, each with its role and whether it is an index of groups in order.
+
+    The role of what is not quantised is None: it is told by the number format and the name. The first component of a format
+    holds values. Of the others those in floating point, and bytes (exponents), are factors; the rest are indices and zero
+    points.
     """
     for key, forms in bound.forms.items():
+        if any(f.format is None for f in forms) and f"{key}/weight" in bound.ids:
+            yield f"{key}/weight", None, False
         for format_ in dict.fromkeys(f.format for f in forms if f.format is not None):
+            in_order = not any(g.kind == "whole" for c in format_.components for g in c.grains)
             for number, component in enumerate(format_.components):
                 leaf = f"{key}/{component.suffix}"
                 if leaf not in bound.ids:
                     continue
                 factor = all(DTYPES[d].kind == "float" or d == "U8" for d in component.dtypes)
                 if number == 0:
-                    yield leaf, Role.WEIGHT
+                    yield leaf, Role.WEIGHT, False
+                elif component.suffix.endswith("g_idx"):
+                    yield leaf, Role.INDEX, in_order
                 elif not factor:
-                    yield leaf, Role.QUIET
+                    yield leaf, Role.QUIET, False
                 else:
-                    yield leaf, Role.DIVISOR if component.suffix in DIVIDED_BY else Role.SCALE
+                    yield leaf, Role.DIVISOR if component.suffix in DIVIDED_BY else Role.SCALE, False
 
 
 def _twins(plan: Plan) -> Iterator[Twin]:

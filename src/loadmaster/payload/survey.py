@@ -13,11 +13,12 @@ import numpy.typing as npt
 import orjson
 
 from loadmaster.checkpoint import Checkpoint, LocalStore, Signature
-from loadmaster.dtypes import DTYPES
 from loadmaster.findings import Finding
 from loadmaster.payload.journal import VERSION, Entry, Journal
-from loadmaster.payload.records import Record, read_records
-from loadmaster.payload.roles import Roles, Twin, roles_of
+from loadmaster.payload.manifest import Manifest
+from loadmaster.payload.records import Record, Records, read_records
+from loadmaster.payload.roles import SCALES, Role, Roles, Twin, roles_of
+from loadmaster.payload.sketch import GRAIN, Samples
 from loadmaster.payload.tally import BLOCK
 
 CHUNK: Final = 2**22
@@ -68,7 +69,8 @@ class FileTask:
 class Survey:
     """Everything that decides what is read. ``done`` are files that a journal has, which are not read again.
 
-    ``unrecorded`` counts shards of which no SHA-256 is recorded, or none is wanted. ``findings`` need no reading.
+    ``unrecorded`` counts shards of which no SHA-256 is recorded, or none is wanted. ``findings`` need no reading. With
+    ``digesting`` the SHA-256 of each tensor is taken; ``against`` is what it is compared with, if anything.
     """
 
     checkpoint: Checkpoint = field(repr=False)
@@ -78,6 +80,8 @@ class Survey:
     findings: tuple[Finding, ...]
     unrecorded: int
     hashing: bool
+    digesting: bool = False
+    against: Manifest | None = field(default=None, repr=False)
 
     @property
     def to_read(self) -> tuple[FileTask, ...]:
@@ -100,27 +104,54 @@ class Survey:
         table = self.checkpoint.table
         return table.signatures[int(table.signature[number])]
 
+    def samples(self, number: int) -> Samples | None:
+        """Return where samples of a tensor go; None for those that have no peers to be compared with."""
+        role = int(self.roles.column[number])
+        if role not in (Role.WEIGHT, Role.INDEX, *SCALES):
+            return None
+        signature = self.signature(number)
+        return Samples(signature.num_bytes, signature.dtype, role, *self.roles.groups.get(number, (0, 0)))
+
     def file_of(self, number: int) -> str:
         """Return the name of a tensor's file."""
         return self.checkpoint.files[int(self.checkpoint.table.file[number])].name
 
 
-def survey_payload(checkpoint: Checkpoint, *, hashing: bool = True, journal: Journal | None = None) -> Survey:
-    """Tell what of a checkpoint is to be read, and what for. With ``hashing`` recorded files are held against their SHA-256,
-    files that are no shards among them."""
+def survey_payload(
+    checkpoint: Checkpoint,
+    *,
+    hashing: bool = True,
+    journal: Journal | None = None,
+    digesting: bool = False,
+    against: Manifest | Records | None = None,
+) -> Survey:
+    """Tell what of a checkpoint is to be read, and what for.
+
+    With ``hashing`` recorded files are held against their SHA-256, files that are no shards among them. With ``digesting``
+    the SHA-256 of each tensor is taken, which is slower. ``against`` is a manifest of tensors, or the SHA-256 of files, of a
+    known-good copy.
+    """
     roles = roles_of(checkpoint)
     records = read_records(checkpoint.path)
     shards = {f.name for f in checkpoint.files}
     strange = {f.file for f in checkpoint.findings}  # shards that are not opened for a reason
-    wanted = records.of if hashing else {}
+    wanted = dict(records.of) if hashing else {}
+    if isinstance(against, Records):
+        wanted = {n: (*wanted.get(n, ()), *against.of.get(n, ())) for n in wanted.keys() | against.of.keys()}
     made = Survey(
         checkpoint=checkpoint,
         roles=roles,
         tasks=(),
         done={},
-        findings=(*map(_lowered, checkpoint.findings), *roles.findings, *(records.findings if hashing else ())),
+        findings=(
+            *roles.findings,
+            *(records.findings if hashing else ()),
+            *(against.findings if isinstance(against, Records) else ()),
+        ),
         unrecorded=sum(name not in wanted for name in shards),
-        hashing=hashing,
+        hashing=bool(hashing or wanted),
+        digesting=digesting or isinstance(against, Manifest),
+        against=against if isinstance(against, Manifest) else None,
     )
     others = [n for n in sorted(wanted.keys() - shards) if not n.endswith(".safetensors") or n in strange]
     tasks = [*_shards(made), *_others(checkpoint.path, others)]
@@ -128,20 +159,14 @@ def survey_payload(checkpoint: Checkpoint, *, hashing: bool = True, journal: Jou
     if journal is None:
         return replace(made, tasks=tuple(tasks))
     tasks = [replace(t, key=_key(made, t)) for t in tasks]
-    found = {t.name: journal.find(t.key, hashed=bool(t.records)) for t in tasks}
+    found = {t.name: journal.find(t.key, hashed=bool(t.records), digested=made.digesting) for t in tasks}
     return replace(made, tasks=tuple(tasks), done={name: entry for name, entry in found.items() if entry is not None})
-
-
-def _lowered(finding: Finding) -> Finding:
-    """Return a finding of the config as a note: the payload can be read without it."""
-    return replace(finding, severity="note") if finding.file == "config.json" else finding
 
 
 def _shards(made: Survey) -> Iterator[FileTask]:
     table = made.checkpoint.table
     twins = [n for t in made.twins for n in (t.copy, t.original)]
-    elements = np.array([max(DTYPES[s.dtype].bits // 8, 1) for s in table.signatures], dtype=np.int64)
-    units = elements[table.signature]
+    units = np.full(len(table), GRAIN, dtype=np.int64)
     units[twins] = BLOCK
     bounds = np.searchsorted(table.file, np.arange(len(made.checkpoint.files) + 1))
     for number, file in enumerate(made.checkpoint.files):
@@ -174,4 +199,5 @@ def _key(made: Survey, task: FileTask) -> str:
     digest = hashlib.sha256(orjson.dumps(what))
     for column in (task.ids - (task.ids[0] if len(task.ids) else 0), task.units, made.roles.column[task.ids]):
         digest.update(np.ascontiguousarray(column).tobytes())
+    digest.update(orjson.dumps([made.roles.groups.get(i) for i in task.ids.tolist() if i in made.roles.groups]))
     return digest.hexdigest()

@@ -13,7 +13,9 @@ import numpy.typing as npt
 from loadmaster.checkpoint import Signature
 from loadmaster.findings import Finding, Severity
 from loadmaster.payload.encodings import EXPONENT, Codes, decode, encoding_of
+from loadmaster.payload.modules import place_of
 from loadmaster.payload.roles import SCALES, Role
+from loadmaster.payload.sketch import Samples, Sketch
 
 LEAST_SCALE: Final = 1e-15
 """Scales below this are absurd. A quantiser writes ``largest / 448`` (or ``/ 7``, ``/ 6``) of a block and guards against
@@ -29,6 +31,14 @@ BLOCK: Final = 2**20
 
 PASS: Final = 2**20
 """Bytes that are looked at in one go: they stay in a core's own cache between one look and the next."""
+
+HOLE_SHARE: Final = 16
+"""A run of zeros is reported from a sixteenth of its tensor on. Rows that pad a vocabulary are about a hundredth."""
+
+HOLE_BYTES: Final = 2**20
+"""Inside a layer's tensor it is reported from these bytes on: what clients download and sparse files leave out at a time."""
+
+HOLE_HINT: Final = "was the file made without its bytes, or a download resumed over a hole?"
 
 _NARROW: Final = ("F16", "F8_E4M3")
 """Scales in these may have become zero by underflow; that of a wider one was written so."""
@@ -55,8 +65,12 @@ class Faults:
 
 @dataclass(slots=True)
 class Tally:
-    """What was seen of a tensor so far. ``blocks`` are digests of `BLOCK` bytes, by number; kept of twins only."""
+    """What was seen of a tensor so far. ``blocks`` are digests of `BLOCK` bytes, by number; kept of twins only.
 
+    ``samples`` are taken where the tensor is to be compared with its peers.
+    """
+
+    samples: Samples | None = None
     all_zero: bool = True
     faults: dict[str, Faults] = field(default_factory=dict)
     blocks: dict[int, str] = field(default_factory=dict)
@@ -67,6 +81,8 @@ class Tally:
         for kind, faults in other.faults.items():
             self.faults.setdefault(kind, Faults()).merge(faults)
         self.blocks.update(other.blocks)
+        if self.samples is not None and other.samples is not None:
+            self.samples.merge(other.samples)
 
     def look(self, data: npt.NDArray[np.uint8], offset: int, dtype: str, role: int, *, twin: bool = False) -> None:
         """Look at the bytes of a part that begins ``offset`` bytes into the tensor, at an element (of a twin: at a block)."""
@@ -84,13 +100,18 @@ class Tally:
                 nan, infinite = encoding.unsound(codes)
                 self._add("nan", nan, at)
                 self._add("infinite", infinite, at)
+            if self.samples is not None:
+                self.samples.look(part, offset + begin, zero=zero, finite=not unsound)
             if role in SCALES:
                 self._weigh(codes, at, dtype, role)
 
     def _weigh(self, codes: Codes, at: int, dtype: str, role: int) -> None:
         factors = decode(codes, dtype)
         least, greatest = _bounds(role)
-        if factors.min() >= least and factors.max() <= greatest:
+        smallest, largest = float(factors.min()), float(factors.max())
+        if self.samples is not None:
+            self.samples.bounds(smallest, largest)
+        if smallest >= least and largest <= greatest:
             return
         finite = np.isfinite(factors)
         self._add("zero", factors == 0, at)
@@ -103,8 +124,10 @@ class Tally:
             self.faults.setdefault(kind, Faults()).add(where, at)
 
 
-def findings_of(tally: Tally, name: str, signature: Signature, file: str, role: int) -> Iterator[Finding]:
-    """Yield what a tensor's tally amounts to."""
+def findings_of(
+    tally: Tally, name: str, signature: Signature, file: str, role: int, sketch: Sketch | None = None
+) -> Iterator[Finding]:
+    """Yield what a tensor's tally, and the sketch of it, amount to."""
     shape = signature.shape
 
     def say(kind: str, what: str) -> str:
@@ -128,8 +151,23 @@ def findings_of(tally: Tally, name: str, signature: Signature, file: str, role: 
             yield Finding("scale-implausible", _severity(found, signature.dtype), message, name, file=file)
     elif role == Role.WEIGHT and tally.all_zero and total:
         message = f"every value of {signature.dtype} {list(shape)} is zero"
-        hint = "was the file made without its bytes, or a download resumed over a hole?"
-        yield Finding("value-all-zero", "warning", message, name, file=file, hint=hint)
+        yield Finding("value-all-zero", "warning", message, name, file=file, hint=HOLE_HINT)
+    elif (
+        role == Role.WEIGHT and sketch is not None and sketch.hole and _is_hole(sketch.hole, name, signature.num_bytes)
+    ):
+        begin, length = sketch.hole
+        message = (
+            f"{length:,} of its {signature.num_bytes:,} bytes are zero in one run, from byte {begin:,} on "
+            f"({signature.dtype} {list(shape)})"
+        )
+        yield Finding("value-hole", "warning", message, name, file=file, hint=HOLE_HINT)
+
+
+def _is_hole(hole: tuple[int, int], name: str, num_bytes: int) -> bool:
+    """Return whether a run of zeros is more than rows that a vocabulary or a kernel was padded by."""
+    begin, length = hole
+    inside = begin + length < num_bytes and place_of(name)[1]
+    return length * HOLE_SHARE >= num_bytes or bool(inside and length >= HOLE_BYTES)
 
 
 def _bounds(role: int) -> tuple[float, float]:

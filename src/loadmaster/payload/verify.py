@@ -1,7 +1,8 @@
 """Reading every byte once: looking at the values and hashing on the way, on all cores.
 
-SHA-256 goes through a file from its first byte to its last, so files that are hashed are read by one thread each, the
-largest first. Of all others any thread takes the next chunk. A thread has one buffer, which it reads into again and again.
+SHA-256 goes through a file (or a tensor) from its first byte to its last, so files that are hashed are read by one thread
+each, the largest first. Of all others any thread takes the next chunk. A thread has one buffer, which it reads into again
+and again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,8 @@ from loadmaster.errors import LoadError
 from loadmaster.findings import Finding, errors
 from loadmaster.payload.copies import compare
 from loadmaster.payload.journal import Entry, Journal
+from loadmaster.payload.manifest import Manifest, differences, manifest_of
+from loadmaster.payload.peers import compare_peers
 from loadmaster.payload.survey import CHUNK, FileTask, Survey
 from loadmaster.payload.tally import Tally, findings_of
 
@@ -37,6 +40,7 @@ class Verification:
 
     ``num_recorded`` files were held against a recorded SHA-256, of which ``num_mismatched`` did not have it;
     ``num_unrecorded`` shards have no record, or none was wanted. ``num_resumed`` files were read by an earlier run.
+    ``digests`` are the SHA-256 of each tensor's bytes, by name; empty where they were not taken.
     """
 
     survey: Survey
@@ -48,11 +52,18 @@ class Verification:
     num_unrecorded: int
     read_bytes: int
     seconds: float
+    digests: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong; warnings and notes may remain."""
-        return not errors(self.findings)
+        """Whether the plan is proven and nothing that was read is wrong; warnings and notes may remain."""
+        return not errors(self.findings) and self.survey.roles.proof is not None
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of what was read; of no tensor where their SHA-256 was not taken."""
+        checkpoint = self.survey.checkpoint
+        return manifest_of(checkpoint.table, self.digests, checkpoint.path.name, sound=self.sound)
 
 
 def verify_payload(
@@ -88,10 +99,18 @@ def verify_payload(
     entries = survey.done | reading.entries
     findings = [f for task in survey.tasks for f in entries[task.name].findings]
     blocks = {name: digests for entry in entries.values() for name, digests in entry.blocks.items()}
+    table = survey.checkpoint.table
+    sketches = {table.ids[name]: sketch for entry in entries.values() for name, sketch in entry.sketches.items()}
+    digests = {name: sha256 for entry in entries.values() for name, sha256 in (entry.digests or {}).items()}
+    beside = list(compare_peers(survey, sketches, findings))
+    if any(f.code == "value-all-zero" for f in beside):
+        findings = [f for f in findings if f.code != "value-all-zero"]  # of each tensor, which is said once of all
+    if survey.against is not None:
+        beside += differences(table, digests, survey.against)
     mismatches = [f for task in survey.tasks for f in _mismatches(task, entries[task.name])]
     return Verification(
         survey=survey,
-        findings=ranked([*survey.findings, *mismatches, *findings, *compare(survey, blocks)]),
+        findings=ranked([*survey.findings, *mismatches, *findings, *compare(survey, blocks), *beside]),
         num_files=len(survey.tasks),
         num_resumed=len(survey.done),
         num_recorded=sum(bool(t.records) for t in survey.tasks),
@@ -99,6 +118,7 @@ def verify_payload(
         num_unrecorded=survey.unrecorded,
         read_bytes=survey.total_bytes,
         seconds=time.perf_counter() - begin,
+        digests=digests,
     )
 
 
@@ -125,12 +145,17 @@ class _Reading:
 
     def _divide(self) -> Iterator[tuple[_File, list[tuple[int, int]]]]:
         """Yield what a thread takes at a time: all chunks of a file that is hashed, else one."""
-        for task in sorted(self.survey.to_read, key=lambda t: (not t.records, -t.size if t.records else 0)):
+
+        def order(task: FileTask) -> tuple[bool, int]:
+            whole = bool(task.records) or self.survey.digesting
+            return not whole, -task.size if whole else 0
+
+        for task in sorted(self.survey.to_read, key=order):
             file = _File(self.survey, task)
             self._files.append(file)
             chunks = list(task.chunks())
             file.num_left = len(chunks)
-            units = [chunks] if file.sha256 or not chunks else [[c] for c in chunks]
+            units = [chunks] if file.sha256 or self.survey.digesting or not chunks else [[c] for c in chunks]
             yield from ((file, unit) for unit in units)
 
     def close(self) -> None:
@@ -172,6 +197,7 @@ class _File:
         self.sha256 = hashlib.sha256() if task.records else None
         self._twins = {n for t in survey.twins for n in (t.copy, t.original)}
         self._tallies: dict[int, Tally] = {}
+        self._hashes = {int(i): hashlib.sha256() for i in task.ids} if survey.digesting else {}
         self._lock = threading.Lock()
         self._store = LocalStore(survey.checkpoint.path)
 
@@ -194,10 +220,12 @@ class _File:
         table, column = self.survey.checkpoint.table, self.survey.roles.column
         for i, begin, end in self.task.parts(start, stop):
             number = int(self.task.ids[i])
-            tally = seen[number] = Tally()
+            tally = seen[number] = Tally(self.survey.samples(number))
             dtype = table.signatures[table.signature[number]].dtype
             offset = begin - int(self.task.start[i])
             part = data[begin - start : end - start]
+            if self._hashes:
+                self._hashes[number].update(part.data)
             tally.look(part, offset, dtype, int(column[number]), twin=number in self._twins)
         with self._lock:
             for number, tally in seen.items():
@@ -230,9 +258,11 @@ class _File:
         if stamp != (task.size, task.mtime_ns):
             raise LoadError(f"{task.name} changed while it was read", hint="verify again once it is at rest")
         findings: list[Finding] = []
+        sketches = {n: t.samples.sketch() for n, t in sorted(self._tallies.items()) if t.samples is not None}
         for number in sorted(self._tallies):
             signature, role = self.survey.signature(number), int(self.survey.roles.column[number])
-            findings += findings_of(self._tallies[number], table.names[number], signature, task.name, role)
+            tally, sketch = self._tallies[number], sketches.get(number)
+            findings += findings_of(tally, table.names[number], signature, task.name, role, sketch)
         blocks = {
             table.names[n]: [digest for _, digest in sorted(t.blocks.items())]
             for n, t in self._tallies.items()
@@ -240,4 +270,14 @@ class _File:
         }
         sha256 = self.sha256.hexdigest() if self.sha256 else None
         self._tallies.clear()
-        return Entry(task.key, task.name, task.size, task.mtime_ns, sha256, tuple(findings), blocks)
+        return Entry(
+            task.key,
+            task.name,
+            task.size,
+            task.mtime_ns,
+            sha256,
+            tuple(findings),
+            blocks,
+            {table.names[n]: s for n, s in sketches.items()},
+            {table.names[n]: h.hexdigest() for n, h in self._hashes.items()} if self.survey.digesting else None,
+        )

@@ -39,6 +39,7 @@ from loadmaster.plan.described import check_described
 from loadmaster.plan.divide import check_divisible
 from loadmaster.plan.fusions import unlike
 from loadmaster.plan.rank import RankPlan
+from loadmaster.plan.sizes import odd_sizes
 from loadmaster.plan.waivers import WaiverRequest, requests
 
 PLAN_VERSION = 4
@@ -276,7 +277,7 @@ def _build(
     of_model = (c for own in top.values() for made in own.values() for c in made)
     check_described(target, chain(of_model, *composed.values()), numerics.model_dtype)
     decoded = unlike(target, (binding.top, *binding.classes), len(schema.layers), numerics.model_dtype)
-    about_files = (*checkpoint.findings, *binding.remarks)
+    about_files = (*checkpoint.findings, *binding.remarks, *odd_sizes(config, schema))
     findings = gather(about_files, (*binding.defects, *decoded), Holders(target, schema, layout, stages))
     plan = Plan(
         checkpoint=checkpoint,

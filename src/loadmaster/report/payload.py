@@ -3,53 +3,85 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from loadmaster.findings import gib
+from loadmaster.findings import errors, gib
 from loadmaster.payload import Verification
-from loadmaster.payload.roles import SCALES
+from loadmaster.payload.roles import SCALES, Roles
 from loadmaster.report.json import checkpoint_object
 from loadmaster.report.text import print_findings
 
 SCOPE: Final = (
-    "values finite, scales plausible, copies alike, files as recorded; placement not proven, numerics not checked"
+    "plan of one rank proven, values finite, scales plausible, tensors like their peers, copies alike, files as recorded; "
+    "tensors of one shape that changed places, and numerics, not checked"
 )
 """What a verification says, and what it does not."""
 
 SHOWN: Final = 20
 """Findings of one code that are printed; JSON has all."""
 
+NAMED: Final = 5
+"""Tensors that were not checked and are printed by name; JSON has all."""
 
-def verification_object(result: Verification) -> dict[str, Any]:
-    """Return the one object of a verification; sizes are bytes, times seconds."""
+
+def verification_object(result: Verification, manifest: Path | None = None) -> dict[str, Any]:
+    """Return the one object of a verification; sizes are bytes, times seconds. ``manifest`` is where one was written."""
+    survey, roles = result.survey, result.survey.roles
+    names = survey.checkpoint.table.names
+    proof = roles.proof
     return {
         "sound": result.sound,
         "scope": SCOPE,
         "findings": [f.as_json() for f in result.findings],
-        "checkpoint": checkpoint_object(result.survey.checkpoint),
+        "checkpoint": checkpoint_object(survey.checkpoint),
+        "plan": {
+            "proven": proof is not None and proof.proven,
+            "num_errors": None if proof is None else len(errors(proof.findings)),
+            "unplanned": roles.unplanned,
+        },
         "files": {"num_read": result.num_files - result.num_resumed, "num_resumed": result.num_resumed},
-        "scales": {"checked": result.survey.roles.planned, "num_tensors": _num_scales(result)},
-        "copies": {"num_compared": len(result.survey.roles.twins)},
+        "scales": {
+            "checked": not roles.scales and not roles.encoded,
+            "num_tensors": _num_scales(roles),
+            "num_by_name": len(roles.named),
+            "unchecked": [names[i] for i in roles.scales],
+        },
+        "encoded": {"num_tensors": roles.num_encoded, "unchecked": [names[i] for i in roles.encoded]},
+        "copies": {"num_compared": len(roles.twins)},
         "sha256": {
             "num_recorded": result.num_recorded,
             "num_mismatched": result.num_mismatched,
             "num_unrecorded": result.num_unrecorded,
         },
+        "against": _against(result),
+        "manifest": None if manifest is None else str(manifest),
         "read_bytes": result.read_bytes,
         "seconds": round(result.seconds, 4),
         "bytes_per_s": round(result.read_bytes / result.seconds),
     }
 
 
-def _num_scales(result: Verification) -> int:
-    return int(np.isin(result.survey.roles.column, SCALES).sum())
+def _against(result: Verification) -> dict[str, Any] | None:
+    good = result.survey.against
+    if good is None:
+        return None
+    return {
+        "source": good.source,
+        "num_tensors": len(good.tensors),
+        "num_compared": len(good.tensors.keys() & result.digests.keys()),
+    }
 
 
-def print_verification(console: Console, result: Verification) -> None:
+def _num_scales(roles: Roles) -> int:
+    return int(np.isin(roles.column, SCALES).sum())
+
+
+def print_verification(console: Console, result: Verification, manifest: Path | None = None) -> None:
     """Print what was read and checked, the findings, and the verdict."""
     survey = result.survey
     table = survey.checkpoint.table
@@ -64,10 +96,8 @@ def print_verification(console: Console, result: Verification) -> None:
     resumed = f"; {result.num_resumed} file(s) were read before" if result.num_resumed else ""
     rate = result.read_bytes / result.seconds / 1e9
     say(f"read {gib(result.read_bytes)} in {result.seconds:.2f} s, {rate:.2f} GB/s{resumed}")
-    if survey.roles.planned:
-        say(f"scales: {_num_scales(result):,} tensors; copies: {len(survey.roles.twins)} pair(s)")
-    else:
-        say("scales: not checked, since the config cannot be planned")
+    for line in _checked(survey.roles, table.names):
+        say(escape(line))
     if survey.hashing:
         matched = result.num_recorded - result.num_mismatched
         say(
@@ -76,6 +106,13 @@ def print_verification(console: Console, result: Verification) -> None:
         )
     else:
         say("SHA-256: not asked for")
+    if against := _against(result):
+        say(
+            f"against {escape(against['source'])}: {against['num_compared']:,} of its {against['num_tensors']:,} tensors "
+            "compared"
+        )
+    if manifest is not None:
+        say(f"manifest of {len(result.digests):,} tensors written to {escape(str(manifest))}")
     seen: Counter[str] = Counter()
     shown = []
     for finding in result.findings:
@@ -87,6 +124,27 @@ def print_verification(console: Console, result: Verification) -> None:
         if count > SHOWN:
             say(f"… and {count - SHOWN:,} more of {code}: --json prints all")
     if result.sound:
-        say("[bold green]sound[/]: values, scales, copies and records; placement is proven by `loadmaster plan`")
+        say("[bold green]sound[/]: plan of one rank, values, scales, peers, copies and records; numerics not checked")
     else:
-        say(f"[bold red]not sound[/]: {sum(f.severity == 'error' for f in result.findings)} error(s)")
+        planned = "" if survey.roles.unplanned is None else "; the plan could not be made"
+        say(f"[bold red]not sound[/]: {len(errors(result.findings))} error(s){planned}")
+
+
+def _checked(roles: Roles, names: list[str]) -> list[str]:
+    """Return what was checked and what was not, in lines."""
+    if roles.proof is None:
+        plan = f"plan: could not be made: {roles.unplanned}"
+    elif roles.proof.proven:
+        plan = "plan: proven, on one rank"
+    else:
+        plan = f"plan: not proven, {len(errors(roles.proof.findings))} error(s)"
+    by_name = f", {len(roles.named):,} of them told by their names alone" if roles.named else ""
+    lines = [plan, f"scales: {_num_scales(roles):,} tensors{by_name}; copies: {len(roles.twins)} pair(s)"]
+    for ids, what in (
+        (roles.scales, "tensors that are called scales"),
+        (roles.encoded, f"of {roles.num_encoded:,} tensors in FP8 or packed"),
+    ):
+        if ids:
+            more = ", …" if len(ids) > NAMED else ""
+            lines.append(f"not checked: {len(ids):,} {what}: {', '.join(names[i] for i in ids[:NAMED])}{more}")
+    return lines

@@ -1,0 +1,216 @@
+"""What is kept of a tensor so that it can be compared with its peers: samples of its bytes, their amplitude, its holes.
+
+A few words of 8 bytes are looked at in each stride of bytes; small tensors are looked at whole. Strides count from the
+tensor's first byte, so parts that are seen in any order come to the same. Two tensors that hold the same bytes have the
+same mark. Whether two of the same mark hold the same bytes, a second look at all bytes says (`loadmaster.payload.peers`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from loadmaster.dtypes import DTYPES
+from loadmaster.payload.encodings import decode, encoding_of
+from loadmaster.payload.roles import SCALES, Role
+
+GRAIN: Final = 2**16
+"""Bytes from one sample to the next in a large tensor, and the greatest stride. Parts of a tensor begin at multiples of it."""
+
+_WORDS: Final = 16
+"""Words of a sample, 128 bytes: two lines of a cache, so that looking costs next to nothing beside reading."""
+
+_SAMPLES: Final = 64
+"""Samples of a tensor that is smaller, at least."""
+
+_PERIOD: Final = 2**13
+
+
+def _spread() -> npt.NDArray[np.uint64]:
+    """Return odd factors that tell the places of words apart, over two periods."""
+    places = np.arange(2 * _PERIOD, dtype=np.uint64) % np.uint64(_PERIOD)
+    return (places * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0xC2B2AE3D27D4EB4F)) | np.uint64(1)
+
+
+_SPREAD: Final = _spread()
+
+_INTEGERS: Final = {"I32": "<i4", "I64": "<i8"}
+
+HOLE: Final = 2**9
+"""Bytes of zeros that are worth remembering, at least."""
+
+
+class Index(NamedTuple):
+    """What was seen of a tensor that says to which group each input belongs.
+
+    ``least`` and ``greatest`` are its values, ``fewest`` and ``most`` the inputs of a group, ``ordered`` whether the groups
+    lie one after another.
+    """
+
+    least: int
+    greatest: int
+    fewest: int
+    most: int
+    ordered: bool
+
+
+class Sketch(NamedTuple):
+    """What is kept of a tensor, as JSON values.
+
+    ``mark`` is equal for equal bytes. ``uniform``: every sampled word is the same one. ``amplitude`` is the mean of
+    |value| of what was sampled (of factors the geometric mean); None where values are packed codes. ``least`` and
+    ``greatest`` are of all factors. ``hole`` is (first byte, bytes) of the longest run of zeros.
+    """
+
+    mark: str
+    uniform: bool
+    amplitude: float | None = None
+    least: float | None = None
+    greatest: float | None = None
+    hole: tuple[int, int] | None = None
+    index: Index | None = None
+
+
+@dataclass(slots=True)
+class Samples:
+    """A tensor as far as it was seen; becomes a `Sketch`. ``groups`` are those that an index may name; 0: not known."""
+
+    num_bytes: int
+    dtype: str
+    role: int
+    groups: int = 0
+    group_size: int = 0
+    _mark: int = 0
+    _low: int = 2**64
+    _high: int = -1
+    _sum: float = 0.0
+    _count: int = 0
+    _least: float = np.inf
+    _greatest: float = -np.inf
+    _holes: list[tuple[int, int]] = field(default_factory=list)
+    _members: npt.NDArray[np.int64] | None = None
+    _ordered: bool = True
+
+    @property
+    def stride(self) -> int:
+        """Bytes from one sample to the next."""
+        return min(max(8 * _WORDS, 1 << (self.num_bytes // (2 * _SAMPLES)).bit_length()), GRAIN)
+
+    def look(self, part: npt.NDArray[np.uint8], offset: int, *, zero: bool, finite: bool) -> None:
+        """Look at bytes that begin ``offset`` bytes into the tensor; ``zero`` and ``finite`` say whether all values are."""
+        assert offset % GRAIN == 0
+        if self.role == Role.INDEX:
+            self._count_members(part, offset)
+        stride = self.stride
+        if tail := len(part) % stride:
+            part = np.concatenate([part, np.zeros(stride - tail, dtype=np.uint8)])
+        words = part.view("<u8").reshape(-1, stride // 8)[:, :_WORDS].reshape(-1)
+        if not len(words):
+            return
+        place = offset // stride * _WORDS % _PERIOD
+        spread = _SPREAD[place : place + len(words)]
+        self._mark = (self._mark + int(np.dot(words, spread))) % 2**64
+        low = int(words.min())
+        self._low, self._high = min(self._low, low), max(self._high, int(words.max()))
+        if zero:
+            self._holes.append((offset, offset + len(part)))
+        elif low == 0 and self.role == Role.WEIGHT:
+            self._find_holes(part, offset, words)
+        self._measure(words, finite=finite)
+
+    def bounds(self, least: float, greatest: float) -> None:
+        """Take note of the least and the greatest factor of a part."""
+        self._least, self._greatest = min(self._least, least), max(self._greatest, greatest)
+
+    def merge(self, other: Samples) -> None:
+        """Add what was seen of another part."""
+        self._mark = (self._mark + other._mark) % 2**64
+        self._low, self._high = min(self._low, other._low), max(self._high, other._high)
+        self._sum, self._count = self._sum + other._sum, self._count + other._count
+        self.bounds(other._least, other._greatest)
+        self._holes += other._holes
+        self._ordered = self._ordered and other._ordered
+        if self._members is None:
+            self._members = other._members
+        elif other._members is not None:
+            self._members = self._members + other._members
+
+    def sketch(self) -> Sketch:
+        """Return what is kept, once all parts were seen."""
+        amplitude = self._sum / self._count if self._count else None
+        if amplitude is not None and self.role in SCALES:
+            amplitude = float(2**amplitude)
+        bounded = self._least <= self._greatest and np.isfinite([self._least, self._greatest]).all()
+        return Sketch(
+            mark=f"{self._mark:016x}",
+            uniform=self._low == self._high,
+            amplitude=amplitude,
+            least=float(self._least) if bounded else None,
+            greatest=float(self._greatest) if bounded else None,
+            hole=self._longest_hole(),
+            index=self._index(),
+        )
+
+    def _find_holes(self, part: npt.NDArray[np.uint8], offset: int, words: npt.NDArray[Any]) -> None:
+        """Note runs of strides that hold nothing but zeros."""
+        empty = np.flatnonzero(~words.reshape(-1, _WORDS).any(axis=1))
+        empty = empty[~part.reshape(-1, self.stride)[empty].any(axis=1)]
+        for run in np.split(empty, np.flatnonzero(np.diff(empty) != 1) + 1):
+            if len(run):
+                begin, end = int(run[0]) * self.stride, (int(run[-1]) + 1) * self.stride
+                if end - begin >= HOLE or begin == 0 or end == len(part):  # it may go on in the part beside
+                    self._holes.append((offset + begin, offset + end))
+
+    def _longest_hole(self) -> tuple[int, int] | None:
+        longest, begin, end = (0, 0), 0, 0
+        for start, stop in sorted(self._holes):
+            begin, end = (begin, max(end, stop)) if start <= end and end else (start, stop)
+            length = min(end, self.num_bytes) - begin
+            longest = max(longest, (length, -begin))
+        length, begin = longest[0], -longest[1]
+        return (begin, length) if length >= min(HOLE, self.num_bytes) and length else None
+
+    def _count_members(self, part: npt.NDArray[np.uint8], offset: int) -> None:
+        """Count the inputs of each group; the first and the last place are for those below 0 and beyond all groups."""
+        kind = np.dtype(_INTEGERS[self.dtype])
+        values = part.view(kind).astype(np.int64)
+        if not len(values):
+            return
+        self.bounds(float(values.min()), float(values.max()))
+        if not self.groups:
+            return
+        members = np.bincount(np.clip(values, -1, self.groups) + 1, minlength=self.groups + 2)
+        self._members = members if self._members is None else self._members + members
+        if self.group_size:
+            at = np.arange(offset // kind.itemsize, offset // kind.itemsize + len(values))
+            row = self.groups * self.group_size
+            self._ordered = self._ordered and bool((values == at % row // self.group_size).all())
+
+    def _index(self) -> Index | None:
+        if self.role != Role.INDEX or self._members is None:
+            return None
+        inside = self._members[1:-1]
+        return Index(int(self._least), int(self._greatest), int(inside.min()), int(inside.max()), self._ordered)
+
+    def _measure(self, words: npt.NDArray[Any], *, finite: bool) -> None:
+        kind = DTYPES[self.dtype].kind
+        if self.role in SCALES:
+            values = decode(encoding_of(self.dtype).codes(words.view(np.uint8)), self.dtype)
+            values = values[np.isfinite(values) & (values > 0)]
+            if len(values):
+                self._sum += float(np.log2(values, dtype=np.float64).sum())
+                self._count += len(values)
+            return
+        if kind == "float" and DTYPES[self.dtype].bits >= 8:
+            values = np.abs(decode(encoding_of(self.dtype).codes(words.view(np.uint8)), self.dtype))
+            if not finite:
+                values = values[np.isfinite(values)]
+        elif self.dtype == "I8":
+            values = np.abs(words.view(np.int8).astype(np.int16))
+        else:
+            return
+        self._sum += float(values.sum(dtype=np.float64))
+        self._count += len(values)
