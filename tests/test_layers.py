@@ -19,7 +19,7 @@ sys.modules.update(dict.fromkeys({RUN_EXTRA!r}))  # None: "not found" to import 
 
 def run_without_extra(script: str, *args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", WITHOUT_RUN_EXTRA + script, *map(str, args)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", WITHOUT_RUN_EXTRA + script, *map(str, args)], capture_output=True, text=True, timeout=300
     )
 
 
