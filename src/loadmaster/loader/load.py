@@ -18,6 +18,7 @@ import torch
 from loadmaster.architectures.algebra import Expression, Region
 from loadmaster.checkpoint import LocalStore, Store
 from loadmaster.errors import LoadError
+from loadmaster.host_memory import no_memory_is_a_load_error
 from loadmaster.loader.device import load_ranks
 from loadmaster.loader.memory import Arena
 from loadmaster.loader.operations import destination, evaluate, fill, operands_of, slabs, view_of_span
@@ -34,6 +35,7 @@ MAX_BUFFERS = 256
 """Destinations of one scattered read."""
 
 
+@no_memory_is_a_load_error()
 def load_rank(
     plan: Plan,
     rank: int,
@@ -54,6 +56,7 @@ def load_rank(
 
     Raises:
         LoadError: a file changed, is shorter than planned, or could not be read; names file, tensor and rank.
+            Or the host has too little memory, which is seen before anything is read.
     """
     if torch.device(device).type != "cpu":
         loaded = load_ranks(
@@ -75,7 +78,7 @@ def load_rank(
     assert source is not None
     try:
         check_files(plan, derived, source, rank)
-        arena = Arena(derived.specs, tensors)
+        arena = Arena(derived.specs, tensors, rank=rank, staging_bytes=derived.staging_bytes(budget))
         job = _Job(plan, derived, source, arena, on_progress or (lambda _: None), budget // readers)
         run_tasks(job.tasks(), readers)
         check_files(plan, derived, source, rank)
