@@ -50,9 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
         print(dumps(verification_object(result)))
     else:
-        from rich.console import Console
-
+        from loadmaster.cli.streams import console
         from loadmaster.report.payload import print_verification
 
-        print_verification(Console(), result)
+        print_verification(console(), result)
     return 0 if result.sound else 1
