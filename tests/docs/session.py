@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.docs.markdown import Block
 
-LIMIT_S = 180
+LIMIT_S = 900
 """How long one block may take."""
 
 AFTER = "\x1e"  # on the line between the output of one console command and the next

@@ -43,7 +43,7 @@ def generate(model: Path, *others: Path, **engine: Any) -> subprocess.CompletedP
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=900,
     )
 
 

@@ -21,7 +21,7 @@ from tests.integrations.test_vllm_runs import PLAIN_MLA
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-START_S = 240
+START_S = 900
 VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
 OURS = [sys.executable, "-m", "loadmaster", "serve"]
 BOTH = ["--dtype", "bfloat16", "--max-model-len", "128", "--served-model-name", "m"]
@@ -56,14 +56,14 @@ def server(command: list[str], log: Path, workers: int = 1) -> Iterator[tuple[su
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)  # it ends its workers
             try:
-                process.wait(30)
+                process.wait(120)
             except subprocess.TimeoutExpired:
                 process.kill()
 
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+        return httpx.get(f"{url}/health", timeout=60).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -73,7 +73,7 @@ def answers(command: list[str], log: Path, workers: int = 1) -> tuple[list[Any],
     import openai
 
     with server(command, log, workers) as (process, url):
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=120)
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=600)
         said: list[Any] = [[m.id for m in client.models.list()]]
         for prompt in ([3, 4, 5], [7, 8, 9, 10]):
             done = client.completions.create(
@@ -83,7 +83,7 @@ def answers(command: list[str], log: Path, workers: int = 1) -> tuple[list[Any],
         chunks = client.completions.create(model="m", prompt="Hello", max_tokens=4, temperature=0, stream=True)
         said.append("".join(c.choices[0].text for c in chunks if c.choices))
         process.send_signal(signal.SIGTERM)
-        return said, process.wait(60)
+        return said, process.wait(300)
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from loadmaster.plan import Plan
 
 GREEDY = SamplingParams(max_tokens=4, temperature=0)
-LIMIT_S = 10
-"""Within which everything must be over when a worker is lost."""
+LIMIT_S = 200
+"""Within which everything must be over when a worker is lost: on a busy machine too, and before what hangs ends."""
 
 
 def start(plan: ToyPlan, **options: Any) -> Engine:
@@ -224,7 +224,7 @@ def test_close_ends_a_worker_that_hangs_and_the_request_with_it() -> None:
         began = time.monotonic()
         engine.close()
         with pytest.raises(RunError, match="closed"):
-            answer.result(1)
+            answer.result(LIMIT_S)
         assert time.monotonic() - began < LIMIT_S
 
 

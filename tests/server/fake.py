@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import cast
 
@@ -25,10 +26,14 @@ EOS = 257  # <|end|> of the tiny tokenizer
 
 @dataclass
 class FakeEngine:
-    """``answer`` is given byte by byte, a token each, then the end token; ``delay_s`` lies between tokens."""
+    """``answer`` is given byte by byte, a token each, then the end token; ``delay_s`` lies between tokens.
+
+    ``endless``: an answer goes on until it is given up.
+    """
 
     answer: bytes = b"Hello, world!"
     delay_s: float = 0.0
+    endless: bool = False
     limits: Limits = field(default_factory=lambda: Limits(64, 262, (EOS,), {"temperature": 0.5}))
     state: str = "ready"
     failed: LoadmasterError | None = None
@@ -82,12 +87,13 @@ class FakeEngine:
         assert self.running == 0, "one at a time"
         self.running += 1
         try:
-            for i, token in enumerate([*self.answer, EOS][: params.max_tokens]):
+            answer = [*self.answer, EOS][: params.max_tokens]
+            for i, token in enumerate(cycle(self.answer) if self.endless else answer):
                 if i == self.fails_after:
                     assert self.error is not None
                     self.fail(self.error)
                     raise self.error
-                time.sleep(self.delay_s)
+                time.sleep(0.01 if self.endless else self.delay_s)
                 yield token
                 if token in self.stop_token_ids(params):
                     return

@@ -27,9 +27,8 @@ def run(args: argparse.Namespace) -> int:
 
         print(dumps(inspection_object(checkpoint, names)))
     else:
-        from rich.console import Console
-
+        from loadmaster.cli.streams import console
         from loadmaster.report.text import print_checkpoint
 
-        print_checkpoint(Console(), checkpoint, names)
+        print_checkpoint(console(), checkpoint, names)
     return 1 if errors(checkpoint.findings) else 0

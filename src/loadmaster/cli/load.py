@@ -91,7 +91,10 @@ def _load(args: argparse.Namespace, ring: Future[Any] | None) -> int:
     ranks = range(plan.num_ranks) if args.rank is None else [args.rank]
 
     from loadmaster.cli.progress import ByteProgress
+    from loadmaster.host_memory import require_memory
     from loadmaster.loader import LoadedRank, Manifest, checksums, load_rank, load_ranks, num_devices
+    from loadmaster.loader.memory import MORE_RANKS
+    from loadmaster.plan.verify import STAGING_BYTES
 
     def verify(loaded: LoadedRank) -> dict[str, Any]:
         manifest = Manifest(plan, args.manifest)
@@ -99,6 +102,11 @@ def _load(args: argparse.Namespace, ring: Future[Any] | None) -> int:
         known = manifest.check(loaded.report.rank, checksums(loaded))
         return {"manifest": str(manifest.path), "first": not known, "seconds": time.perf_counter() - begin}
 
+    if args.device == "cpu":  # before the first rank is read, not when it is the largest's turn
+        largest = max((proof.ranks[r] for r in ranks), key=lambda r: r.resident_bytes)
+        staging_bytes = plan.rank(largest.rank).staging_bytes(args.staging or STAGING_BYTES)
+        what = f"rank {largest.rank}: its parameters and staging take"
+        require_memory(largest.resident_bytes + staging_bytes, what, hint=MORE_RANKS)
     reports: list[dict[str, Any]] = []
     total = sum(proof.ranks[r].needed_bytes for r in ranks)
     at_once = 1 if args.device == "cpu" else max(num_devices(), 1)
@@ -138,9 +146,8 @@ def _load(args: argparse.Namespace, ring: Future[Any] | None) -> int:
 
         print(dumps(result))
     else:
-        from rich.console import Console
-
+        from loadmaster.cli.streams import console
         from loadmaster.report.text import print_load
 
-        print_load(Console(), result)
+        print_load(console(), result)
     return 0

@@ -1,22 +1,27 @@
 """``loadmaster COMMAND …``: the parser, and what an error becomes.
 
 Exit codes: 0 proven or done; 1 something is wrong with checkpoint, config or layout; 2 the command line alone; 3 a
-failure while loading or running. With ``--json`` one object is printed on standard output for 0, 1 and 3.
+failure while loading or running, or standard output that cannot be written; 70 a bug of this program; 130 after Ctrl-C.
+With ``--json`` one object is printed on standard output for 0, 1, 3 and 70. ``LOADMASTER_TRACEBACK=1`` in the environment
+shows where a failure or a bug came from.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import os
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from loadmaster import __version__
-from loadmaster.cli import audit, carried, generate, inspect, load, plan, serve, synth, verify
-from loadmaster.errors import LoadmasterError, UsageError
+from loadmaster.cli import audit, carried, generate, inspect, load, plan, serve, streams, synth, verify
+from loadmaster.errors import LoadError, LoadmasterError, RunError, UsageError
 
 COMMANDS = {
     "inspect": (inspect, "show what a checkpoint holds"),
@@ -32,6 +37,9 @@ COMMANDS = {
 
 BRIEF = {"inspect", "plan"}
 """Commands that end before garbage matters: looking for it took a twentieth of their time."""
+
+BUG_EXIT_CODE = 70
+"""EX_SOFTWARE of sysexits.h."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -62,28 +70,46 @@ def _commands(parser: argparse.ArgumentParser) -> Mapping[str, argparse.Argument
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given, passed_on = serve.split_arguments(sys.argv[1:] if argv is None else argv)
-    parser = build_parser()
+    collects = gc.isenabled()
     try:
-        given, of_vllm = carried.carry_over(given, _commands(parser))
+        try:
+            args = _parse(given, passed_on)
+            if args.command in BRIEF:
+                gc.disable()
+            code = _run(args)
+        finally:
+            streams.flush()  # of --help too
+        return code
     except UsageError as error:
         print(f"loadmaster {given[0]}: error: {error}", file=sys.stderr)
         return error.exit_code
-    args = parser.parse_args(given, argparse.Namespace(passed_on=passed_on, carried=of_vllm))
-    if args.command != "serve" and (note := carried.note(of_vllm, args.command)):
-        print(note, file=sys.stderr)
-    collects = gc.isenabled()
-    if args.command in BRIEF:
-        gc.disable()
-    try:
-        return _run(args)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except (streams.OutputError, BrokenPipeError) as error:
+        streams.give_up_output()
+        if error.errno != errno.EPIPE:  # else whoever read it has seen enough
+            print(f"loadmaster: error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        return LoadError.exit_code
+    except MemoryError:  # too little to say even that in the usual way
+        print("loadmaster: error: host memory ran out", file=sys.stderr)
+        return LoadError.exit_code
     finally:
         if collects:
             gc.enable()
+
+
+def _parse(given: Sequence[str], passed_on: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line; of vLLM's options those that are ignored are named on standard error.
+
+    Raises:
+        UsageError: an option cannot be carried over.
+    """
+    parser = build_parser()
+    own, of_vllm = carried.carry_over(given, _commands(parser))
+    args = parser.parse_args(own, argparse.Namespace(passed_on=passed_on, carried=of_vllm))
+    if args.command != "serve" and (note := carried.note(of_vllm, args.command)):
+        print(note, file=sys.stderr)
+    return args
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -96,7 +122,34 @@ def _run(args: argparse.Namespace) -> int:
     except LoadmasterError as error:
         _print_failure(error, time.perf_counter() - begin, as_json=getattr(args, "json", False))
         return error.exit_code
+    except (streams.OutputError, BrokenPipeError):
+        raise
+    except Exception as error:
+        if os.environ.get("LOADMASTER_TRACEBACK"):
+            traceback.print_exc()
+        failure, code = _failure(error)
+        _print_failure(failure, time.perf_counter() - begin, as_json=getattr(args, "json", False))
     return code
+
+
+def _failure(error: Exception) -> tuple[LoadmasterError, int]:
+    """Return what to say of an error that is none of this package's, and the exit code."""
+    from loadmaster.host_memory import is_out_of_memory
+
+    said = str(error).partition("\n")[0]
+    if is_out_of_memory(error):
+        words = f"host memory ran out: {said or type(error).__name__}"
+        return LoadError(words, hint="free memory, or raise the limit that the process has"), LoadError.exit_code
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return LoadError(f"{where}{os.strerror(error.errno)}"), LoadError.exit_code
+    frames = traceback.extract_tb(error.__traceback__)
+    at = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    bug = RunError(
+        f"this is a bug of loadmaster {__version__}: {type(error).__name__}: {said}{at}",
+        hint="please report it; LOADMASTER_TRACEBACK=1 in the environment shows the traceback",
+    )
+    return bug, BUG_EXIT_CODE
 
 
 def _print_failure(error: LoadmasterError, elapsed_s: float, *, as_json: bool) -> None:
@@ -105,11 +158,9 @@ def _print_failure(error: LoadmasterError, elapsed_s: float, *, as_json: bool) -
     if as_json:
         print(dumps(failure_object(error, elapsed_s)))
         return
-    from rich.console import Console
-
     from loadmaster.report.text import print_error, print_proof
 
-    console = Console(stderr=True)
+    console = streams.console(stderr=True)
     proof = getattr(error, "proof", None)
     if proof is not None:
         print_proof(console, proof, elapsed_s)
@@ -119,6 +170,7 @@ def _print_failure(error: LoadmasterError, elapsed_s: float, *, as_json: bool) -
 
 def entry() -> None:
     """Run as the ``loadmaster`` script."""
+    streams.open_streams()
     sys.exit(main())
 
 

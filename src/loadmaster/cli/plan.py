@@ -43,11 +43,10 @@ def run(args: argparse.Namespace) -> int:
 
         print(dumps(proof_object(proof, elapsed_s, params)))
     else:
-        from rich.console import Console
-
+        from loadmaster.cli.streams import console
         from loadmaster.report.text import print_proof
 
-        print_proof(Console(), proof, elapsed_s, params)
+        print_proof(console(), proof, elapsed_s, params)
     return 0 if proof.proven else 1
 
 

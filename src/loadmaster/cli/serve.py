@@ -105,7 +105,7 @@ def _native_lacks(args: argparse.Namespace, plan: Plan | None = None) -> Unsuppo
     from loadmaster.runtime import refuse_options, refuse_plan, require_run_extra
 
     try:
-        require_run_extra()
+        require_run_extra(serving=True)
         refuse_options(args.tensor_parallel_size, args.speculative_config, args.data_parallel_size)
         if plan is not None:
             refuse_plan(plan)

@@ -77,11 +77,10 @@ def run(args: argparse.Namespace) -> int:
 
         print(dumps(verification_object(result, args.write_manifest)))
     else:
-        from rich.console import Console
-
+        from loadmaster.cli.streams import console
         from loadmaster.report.payload import print_verification
 
-        print_verification(Console(), result, args.write_manifest)
+        print_verification(console(), result, args.write_manifest)
     return 0 if result.sound else 1
 
 

@@ -19,6 +19,7 @@ from loadmaster.architectures.algebra import Expression, Region
 from loadmaster.arguments import expect, expect_int
 from loadmaster.checkpoint import LocalStore, Store
 from loadmaster.errors import LoadError
+from loadmaster.host_memory import no_memory_is_a_load_error
 from loadmaster.loader.completeness import Completeness
 from loadmaster.loader.device import load_ranks
 from loadmaster.loader.memory import Arena
@@ -66,6 +67,7 @@ def load_rank(
 ) -> LoadedRank: ...
 
 
+@no_memory_is_a_load_error()
 def load_rank(
     plan: Plan,
     rank: int,
@@ -92,6 +94,7 @@ def load_rank(
         PlanError: the plan was not proven; carries its findings. Nothing was read.
         ArgumentError: the layout has no such rank, or an argument is not of its kind.
         LoadError: a file changed, is shorter than planned, or could not be read; names file, tensor and rank.
+            Or the host has too little memory, which is seen before anything is read.
     """
     plan = admit(plan, allow_unproven=allow_unproven)
     expect_int("rank", rank, 0, plan.num_ranks - 1)
@@ -119,7 +122,7 @@ def load_rank(
     assert source is not None
     try:
         check_files(plan, derived, source, rank)
-        arena = Arena(derived.specs, tensors)
+        arena = Arena(derived.specs, tensors, rank=rank, staging_bytes=derived.staging_bytes(budget))
         complete = Completeness({rank: derived}, on_progress)
         job = _Job(plan, derived, source, arena, complete.advance, budget // readers)
         run_tasks(job.tasks(), readers)

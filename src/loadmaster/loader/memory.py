@@ -13,6 +13,7 @@ import torch
 
 from loadmaster.arguments import expect
 from loadmaster.errors import ArgumentError, LoadError
+from loadmaster.host_memory import no_memory_is_a_load_error, require_memory
 from loadmaster.plan import ParamSpec
 
 TORCH: Final[dict[str, torch.dtype]] = {
@@ -35,6 +36,12 @@ TORCH: Final[dict[str, torch.dtype]] = {
 ALIGNMENT: Final = 256
 """Each parameter begins at a multiple of this many bytes, as CUDA's own allocations do."""
 
+MORE_RANKS: Final = (
+    "divide the model over more ranks (-pp, -tp) and load one on each host (--rank), load onto GPUs (--device cuda), "
+    "or free memory"
+)
+"""What to do where the host has too little memory."""
+
 
 def _places(specs: Sequence[ParamSpec]) -> tuple[dict[str, int], int]:
     """Return where each parameter begins, aliases left out, and the bytes of all."""
@@ -51,16 +58,28 @@ class Arena:
 
     One mapping instead of thousands: page faults cost as much as the copy itself otherwise. ``tensors`` are views by
     name, aliases included; ``buffers`` the same memory as writable bytes, aliases left out. Where tensors are ``given``
-    (each as its spec says, see `misfit`), nothing is allocated.
+    (each as its spec says, see `misfit`), nothing is allocated. ``staging_bytes`` are taken beside it.
+
+    Raises:
+        LoadError: the host has not that much memory; nothing is allocated then.
     """
 
-    def __init__(self, specs: Sequence[ParamSpec], given: Mapping[str, torch.Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        specs: Sequence[ParamSpec],
+        given: Mapping[str, torch.Tensor] | None = None,
+        *,
+        rank: int = 0,
+        staging_bytes: int = 0,
+    ) -> None:
         if given is not None:
             self.tensors = _given(specs, given)
             self.buffers = {s.name: _bytes_of(self.tensors[s.name]) for s in specs if s.alias is None}
             return
         offsets, size = _places(specs)
-        self._memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        require_memory(size + staging_bytes, f"rank {rank}: its parameters and staging take", hint=MORE_RANKS)
+        with no_memory_is_a_load_error():
+            self._memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if size >= 2**22:
             self._memory.madvise(mmap.MADV_HUGEPAGE)
         whole = torch.frombuffer(self._memory, dtype=torch.uint8)

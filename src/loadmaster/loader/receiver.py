@@ -44,7 +44,7 @@ class Receiver:
         self._begin = time.perf_counter()
         self._plan = plan = admit(plan, allow_unproven=allow_unproven)
         self._derived = plan.rank(rank)
-        self._arena = Arena(self._derived.specs)
+        self._arena = Arena(self._derived.specs, rank=rank)
         self._uses: dict[int, list[tuple[Batch, int, int]]] = defaultdict(list)  # tensor -> batch, place, view
         for batch in self._derived.batches:
             if batch.is_fill:

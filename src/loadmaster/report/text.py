@@ -17,7 +17,7 @@ from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import ParamSpec
 from loadmaster.plan.proven import Proof
 from loadmaster.report.json import architectures
-from loadmaster.report.ranks import print_ranks, unit_of
+from loadmaster.report.ranks import print_ranks, print_wide, unit_of
 
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
@@ -152,8 +152,12 @@ def print_load(console: Console, result: dict[str, Any]) -> None:
             f"{r['bytes_per_s'] / 1e9:.2f}",
         )
         for name, p in r.get("params", {}).items():
-            console.print(f"{p['sha256'][:16]}  {p['dtype']} {p['shape']}  {name}".replace("[", r"\["), highlight=False)
-    console.print(ranks)
+            console.print(
+                f"{p['sha256'][:16]}  {p['dtype']} {p['shape']}  {name}".replace("[", r"\["),
+                highlight=False,
+                soft_wrap=True,
+            )
+    print_wide(console, ranks)
     for r in result["ranks"]:
         if r["phases"]:
             spent = ", ".join(f"{name} {seconds:.3f}" for name, seconds in r["phases"].items())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from loadmaster.architectures.registry import FAMILIES, find_family
 from loadmaster.arguments import expect, expect_int, shown
 from loadmaster.errors import ArgumentError, LoadmasterError, RequestError, UnsupportedError
+from loadmaster.host_memory import require_memory
 from loadmaster.layers.formats import RUNNABLE_FORMATS
 from loadmaster.runtime.executor import DEFAULT_BUILDER, Executor, State
 from loadmaster.runtime.limits import Limits, read_limits
@@ -46,6 +47,7 @@ class Engine:
         UnsupportedError: the layout has tensor- or data-parallel ranks or drafts, or the layers do not compute the family
             or a format that its weights are stored in.
         ConfigError: the model's length is not known, or is exceeded.
+        LoadError: the host has too little memory for all stages.
     """
 
     def __init__(
@@ -75,6 +77,10 @@ class Engine:
             refuse_plan(plan)
         self.limits: Limits = read_limits(plan.config, plan.model_path, max_model_len)
         num_stages = plan.layout.pipeline_parallel_size
+        if builder == DEFAULT_BUILDER and device == "cpu":
+            resident = sum(plan.rank(rank).resident_bytes for rank in range(num_stages))
+            hint = "divide the model over GPUs (--device cuda), or free memory"
+            require_memory(resident, f"the {num_stages} stage(s) of the model take", hint=hint)
         self._total_bytes = sum(plan.rank(rank).needed_bytes for rank in range(num_stages))
         self._done_bytes = 0
         self._on_progress = on_progress

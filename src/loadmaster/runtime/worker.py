@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadmaster.distributed.lifeline import die_with_parent
 from loadmaster.errors import LoadError, LoadmasterError, RunError
+from loadmaster.host_memory import is_out_of_memory
 from loadmaster.runtime.messages import (
     Begin,
     Begun,
@@ -159,7 +160,7 @@ def _serve(stage: Stage, group: PipelineGroup, pipe: Pipe) -> None:
             try:
                 cache = stage.new_cache(message.num_positions)
             except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not (is_out_of_memory(error) or "out of memory" in str(error)):
                     raise
                 pipe.send(Refused(message.request, str(error).partition("\n")[0]))
             else:
@@ -188,13 +189,6 @@ def _step(stage: Stage, group: PipelineGroup, step: Step, cache: Any) -> dict[st
     if group.rank < group.world_size - 1:
         group.send_next(outputs, tuple(stage.carries_out))
     return outputs
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether there was no memory, of which torch's CPU allocator tells by its words alone."""
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")
-    )
 
 
 def failure(error: BaseException, job: Job, phase: type[LoadmasterError]) -> Failed:

@@ -1,0 +1,140 @@
+"""How much more memory this process may take on its host, and what sets the limit: asked before anything is allocated.
+
+Counted are the host's available memory, the control groups that the process is in (version 2 and 1) and its own limits.
+Memory that only caches files is free: the kernel gives it up. Swap is not counted.
+"""
+
+from __future__ import annotations
+
+import errno
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from loadmaster.errors import LoadError
+from loadmaster.findings import gib
+
+_LIMITS: Final = (
+    (resource.RLIMIT_AS, "VmSize", "`ulimit -v`, RLIMIT_AS"),
+    (resource.RLIMIT_DATA, "VmData", "`ulimit -d`, RLIMIT_DATA"),
+)
+_WORDS: Final = (
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+    "std::bad_alloc",
+    "can't start new thread",
+    "failed to map segment",
+)
+"""By which torch's allocator on the host, a new thread or a library's loading tell that there was no memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """``free_bytes`` more can be had; ``limit`` says by what, as the end of "free …"."""
+
+    free_bytes: int
+    limit: str
+
+
+def rooms(root: Path = Path("/")) -> Iterator[Room]:
+    """Yield what every limit leaves; nothing where the system tells of none. ``root`` has ``proc`` and ``sys``."""
+    available = _fields(root / "proc/meminfo").get("MemAvailable")
+    if available is not None:
+        yield Room(available * 1024, "on this host (MemAvailable in /proc/meminfo)")
+    yield from _groups(root)
+    status = _fields(root / "proc/self/status")
+    for number, field, name in _LIMITS:
+        most = resource.getrlimit(number)[0]
+        if most != resource.RLIM_INFINITY:
+            yield Room(max(most - status.get(field, 0) * 1024, 0), f"of this process's limit of {gib(most)} ({name})")
+
+
+def require_memory(num_bytes: int, what: str, *, hint: str, root: Path = Path("/")) -> None:
+    """Refuse what cannot fit. ``what`` is what takes the bytes, as the beginning of a sentence.
+
+    Raises:
+        LoadError: says what is needed, what is there, and which limit that is.
+    """
+    least = min(rooms(root), key=lambda room: room.free_bytes, default=None)
+    if least is not None and num_bytes > least.free_bytes:
+        raise LoadError(
+            f"{what} {gib(num_bytes)} of host memory, and {gib(least.free_bytes)} are free {least.limit}",
+            hint=f"{hint}; nothing was read",
+        )
+
+
+@contextmanager
+def no_memory_is_a_load_error() -> Iterator[None]:
+    """Tell of an allocation that fails all the same, in this block or in the function so decorated, as a `LoadError`."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise LoadError(
+            f"host memory ran out while loading: {str(error).partition(chr(10))[0] or type(error).__name__}",
+            hint="free memory, raise the limit, or divide the model over more ranks; nothing of it was handed out",
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation on the host failed, of which some tell by their words alone.
+
+    >>> is_out_of_memory(OSError(12, "Cannot allocate memory")), is_out_of_memory(RuntimeError("shapes differ"))
+    (True, False)
+    """
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, (RuntimeError, ImportError)):
+        return any(words in str(error).lower() for words in _WORDS)
+    return isinstance(error, MemoryError)
+
+
+def _groups(root: Path) -> Iterator[Room]:
+    """Yield what the process's control groups leave, its own and those around it."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        hierarchy, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if hierarchy == "0" and not controllers:
+            files = ("memory.max", "memory.current", "")
+            top = root / "sys/fs/cgroup"
+        elif "memory" in controllers.split(","):
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+            top = root / "sys/fs/cgroup/memory"
+        else:
+            continue
+        group = PurePosixPath(path.lstrip("/"))
+        # Inside a container the path may be the host's, which is not there; the top is the container's own then.
+        for folder in dict.fromkeys((group, *group.parents)):
+            most, used = _number(top / folder / files[0]), _number(top / folder / files[1])
+            if most is not None and used is not None:
+                stat = _fields(top / folder / "memory.stat")
+                cached = sum(stat.get(f"{files[2]}{name}_file", 0) for name in ("active", "inactive"))
+                name = f"control group /{folder}" if folder.parts else "control group"
+                yield Room(max(most - used + cached, 0), f"of the {gib(most)} of its {name} ({files[0]})")
+
+
+def _number(path: Path) -> int | None:
+    """Return the number that a file holds; None for ``max``, and where there is no such file."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Return the numbers of a file with a name and a number a line, as they are there."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    words = (line.replace(":", " ").split() for line in lines)
+    return {w[0]: int(w[1]) for w in words if len(w) > 1 and w[1].isdecimal()}
