@@ -3,11 +3,14 @@
 The layer contract (pyproject.toml, ``make layers``) reads imports; these tests run without what it forbids.
 """
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import loadmaster
 
 RUN_EXTRA = ("torch", "transformers", "tokenizers", "jinja2", "fastapi", "uvicorn")
 
@@ -61,3 +64,30 @@ def test_synth_inspect_and_plan_run_without_torch(tmp_path: Path) -> None:
     ):
         done = loadmaster(*args)
         assert done.returncode == 0, f"{args}\n{done.stdout}\n{done.stderr}"
+
+
+UNPICKLES = ("pickle", "shelve", "marshal", "dill", "cloudpickle", "multiprocessing")
+"""Modules that can run what they read."""
+
+OWN_PIPE = ("runtime/worker.py", "runtime/executor.py")
+"""Both ends of the pipe between the engine's process and a worker; see docs/decisions/0004-who-can-join.md."""
+
+
+def test_nothing_is_unpickled_but_from_the_pipe_to_a_worker() -> None:
+    source = Path(loadmaster.__file__).parent
+    found = set()
+    for path in source.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            elif isinstance(node, ast.Attribute):  # torch.load, and collectives of objects: all_gather_object, …
+                is_load = node.attr == "load" and isinstance(node.value, ast.Name) and node.value.id == "torch"
+                is_object = node.attr.endswith(("_object", "_object_list"))
+                names = ["pickle"] if is_load or is_object else []
+            else:
+                continue
+            if any(name.partition(".")[0] in UNPICKLES for name in names):
+                found.add(path.relative_to(source).as_posix())
+    assert found == set(OWN_PIPE)

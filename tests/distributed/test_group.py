@@ -16,8 +16,7 @@ import psutil
 import pytest
 import torch
 
-from loadmaster.distributed import PeerLostError, PipelineGroup
-from loadmaster.distributed.group import DTYPES
+from loadmaster.distributed.group import DTYPES, PeerLostError, PipelineGroup
 from loadmaster.errors import LoadError
 from loadmaster.runtime import Engine, SamplingParams, executor
 from tests.distributed import stranger

@@ -1,20 +1,23 @@
 """``loadmaster COMMAND …``: the parser, and what an error becomes.
 
 Exit codes: 0 proven or done; 1 something is wrong with checkpoint, config or layout; 2 the command line alone; 3 a
-failure while loading or running. With ``--json`` one object is printed on standard output for 0, 1 and 3.
+failure while loading or running; 130 interrupted. With ``--json`` one object is printed on standard output for 0, 1 and 3.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 
 from loadmaster import __version__
 from loadmaster.cli import audit, generate, inspect, load, plan, serve, synth, verify
+from loadmaster.cli.interrupt import INTERRUPTED
 from loadmaster.errors import LoadmasterError, UsageError
 
 COMMANDS = {
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(args)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -99,7 +102,17 @@ def _print_failure(error: LoadmasterError, elapsed_s: float, *, as_json: bool) -
 
 def entry() -> None:
     """Run as the ``loadmaster`` script."""
-    sys.exit(main())
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    if code == INTERRUPTED or any(thread.daemon for thread in threading.enumerate()):
+        # At once: the interpreter's own end can crash on a thread that is in the midst of an import.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
