@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import loadmaster
+from loadmaster import __file__ as package
 
 RUN_EXTRA = ("torch", "transformers", "tokenizers", "jinja2", "fastapi", "uvicorn")
 
@@ -74,7 +74,7 @@ OWN_PIPE = ("runtime/worker.py", "runtime/executor.py")
 
 
 def test_nothing_is_unpickled_but_from_the_pipe_to_a_worker() -> None:
-    source = Path(loadmaster.__file__).parent
+    source = Path(package).parent
     found = set()
     for path in source.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
