@@ -3,12 +3,14 @@
 The layer contract (pyproject.toml, ``make layers``) reads imports; these tests run without what it forbids.
 """
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from loadmaster import __file__ as package
 from tests.conftest import Tiny
 
 RUN_EXTRA = ("torch", "transformers", "tokenizers", "jinja2", "fastapi", "uvicorn")
@@ -82,3 +84,30 @@ def test_serve_says_what_it_lacks(tiny: Tiny) -> None:
     done = loadmaster("serve", tiny("smollm2"), "--engine", "native")
     assert done.returncode == 1
     assert "running a model needs torch, transformers, tokenizers, fastapi, jinja2, uvicorn" in done.stderr
+
+
+UNPICKLES = ("pickle", "shelve", "marshal", "dill", "cloudpickle", "multiprocessing")
+"""Modules that can run what they read."""
+
+OWN_PIPE = ("runtime/worker.py", "runtime/executor.py")
+"""Both ends of the pipe between the engine's process and a worker; see docs/decisions/0004-who-can-join.md."""
+
+
+def test_nothing_is_unpickled_but_from_the_pipe_to_a_worker() -> None:
+    source = Path(package).parent
+    found = set()
+    for path in source.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            elif isinstance(node, ast.Attribute):  # torch.load, and collectives of objects: all_gather_object, …
+                is_load = node.attr == "load" and isinstance(node.value, ast.Name) and node.value.id == "torch"
+                is_object = node.attr.endswith(("_object", "_object_list"))
+                names = ["pickle"] if is_load or is_object else []
+            else:
+                continue
+            if any(name.partition(".")[0] in UNPICKLES for name in names):
+                found.add(path.relative_to(source).as_posix())
+    assert found == set(OWN_PIPE)

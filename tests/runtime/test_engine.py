@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from loadmaster.errors import ConfigError, LoadError, LoadmasterError, RequestError, RunError, UnsupportedError
-from loadmaster.runtime import Engine, SamplingParams
-from loadmaster.runtime.engine import refuse_options
+from loadmaster.runtime import Engine, SamplingParams, executor
+from loadmaster.runtime.engine import refuse_launcher, refuse_options
 from tests.runtime.toy import BUILDER, BYTES_A_STAGE, VOCAB, ToyPlan, continuation
 
 if TYPE_CHECKING:
@@ -145,6 +145,15 @@ def test_what_cannot_be_run_is_refused_by_name() -> None:
     refuse_options(1, None)
 
 
+def test_a_launcher_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MASTER_ADDR": "10.0.0.1", "RANK": "1", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with nothing_left(), pytest.raises(UnsupportedError, match=r"process 1 of 4.*several hosts is not supported yet"):
+        start(ToyPlan(2))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    refuse_launcher(os.environ)
+
+
 # How it ends ---------------------------------------------------------------------------------------------------------
 
 
@@ -202,6 +211,50 @@ def test_a_worker_lost_between_requests_ends_the_run() -> None:
         assert isinstance(error, RunError)
         assert "killed by SIGKILL" in str(error)
         assert time.monotonic() - began < LIMIT_S
+
+
+def test_a_stopped_worker_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that runs and makes no progress is not noticed: that needs a heartbeat, which the engine does not have yet."""
+    monkeypatch.setattr(executor, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(executor, "STOPPED_FOR_S", 0.5)
+    with nothing_left(), start(ToyPlan(2)) as engine, ThreadPoolExecutor(1) as thread:
+        engine.wait_ready()
+        worker = psutil.Process().children()[-1]
+        worker.suspend()
+        ended = thread.submit(engine.wait_ended)
+        try:
+            error = ended.result(LIMIT_S)
+        finally:
+            with suppress(psutil.NoSuchProcess):  # as it is to be; else nothing else would end it
+                worker.kill()
+        assert isinstance(error, RunError)
+        assert re.search(rf"\(process {worker.pid}\) was stopped by a signal and not continued", str(error))
+        assert engine.state == "failed"
+
+
+def test_a_worker_that_is_stopped_for_a_moment_goes_on(engine: Engine) -> None:
+    worker = psutil.Process().children()[-1]
+    worker.suspend()
+    time.sleep(0.1)
+    worker.resume()
+    assert list(engine.generate([3], GREEDY)) == continuation([3], 3, 4)
+
+
+def test_close_does_not_wait_for_a_worker_that_never_reads_its_job() -> None:
+    plan = ToyPlan(1, disagree="x" * 10**7)  # more than a pipe holds
+    with ThreadPoolExecutor(1) as thread:
+        before = set(psutil.Process().children())
+        engine = start(plan)
+        while not (workers := set(psutil.Process().children()) - before):
+            time.sleep(0.001)
+        (worker,) = workers
+        worker.suspend()
+        closed = thread.submit(engine.close)
+        try:
+            closed.result(LIMIT_S)
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
 
 
 def test_ranks_that_planned_differently_read_nothing(tmp_path: Path) -> None:

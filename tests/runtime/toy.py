@@ -36,12 +36,14 @@ class ToyPlan:
     """What the engine needs of a plan.
 
     ``faults`` are names of methods of `Faults` (or ``nan``), by stage. ``disagree`` is a file that must not exist.
+    ``arrivals`` is a folder where each stage leaves a file named by its process, once it has its plan.
     """
 
     num_stages: int = 1
     model_path: Path = Path("/nowhere")
     faults: dict[int, str] = field(default_factory=dict)
     disagree: str | None = None
+    arrivals: str | None = None
     eos: int | None = None
     max_model_len: int = 64
 
@@ -57,7 +59,8 @@ class ToyPlan:
         return ToyRank()
 
     def to_json(self) -> bytes:
-        return json.dumps({"num_stages": self.num_stages, "faults": self.faults, "disagree": self.disagree}).encode()
+        names = ("num_stages", "faults", "disagree", "arrivals")
+        return json.dumps({name: getattr(self, name) for name in names}).encode()
 
 
 def continuation(prompt: list[int], num_stages: int, num_tokens: int) -> list[int]:
@@ -70,6 +73,8 @@ class ToyBuilder:
     def __init__(self, plan: bytes) -> None:
         self.plan = json.loads(plan)
         self.hash = "a" * 64
+        if arrivals := self.plan.get("arrivals"):
+            (Path(arrivals) / str(os.getpid())).touch()
         if mark := self.plan["disagree"]:
             with contextlib.suppress(FileExistsError):
                 Path(mark).touch(exist_ok=False)  # the first rank that comes here plans something else

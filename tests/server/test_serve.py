@@ -37,6 +37,8 @@ try:
 except LoadmasterError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)
+except KeyboardInterrupt:
+    sys.exit(130)
 """
 
 
@@ -95,7 +97,7 @@ def test_ctrl_c_while_loading_ends_everything() -> None:
         health(url)
         workers = psutil.Process(process.pid).children()
         process.send_signal(signal.SIGINT)
-        assert ended(process, workers) == (0, "")
+        assert ended(process, workers) == (130, "")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from loadmaster.cli.interrupt import Interruptible
 from loadmaster.cli.options import (
     add_capacity_arguments,
     add_device_argument,
@@ -49,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan, load, and print the answer as it comes; with ``--json`` one object at the end."""
+    with Interruptible():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from loadmaster.cli.planning import proven_plan
     from loadmaster.cli.progress import ByteProgress
     from loadmaster.errors import UsageError

@@ -9,10 +9,12 @@ shows where a failure or a bug came from.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import gc
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -21,6 +23,7 @@ from typing import NoReturn
 
 from loadmaster import __version__
 from loadmaster.cli import audit, carried, generate, inspect, load, plan, serve, streams, synth, verify
+from loadmaster.cli.interrupt import INTERRUPTED
 from loadmaster.errors import LoadError, LoadmasterError, RunError, UsageError
 
 COMMANDS = {
@@ -84,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"loadmaster {given[0]}: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except (streams.OutputError, BrokenPipeError) as error:
         streams.give_up_output()
         if error.errno != errno.EPIPE:  # else whoever read it has seen enough
@@ -171,7 +174,17 @@ def _print_failure(error: LoadmasterError, elapsed_s: float, *, as_json: bool) -
 def entry() -> None:
     """Run as the ``loadmaster`` script."""
     streams.open_streams()
-    sys.exit(main())
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    if code == INTERRUPTED or any(thread.daemon for thread in threading.enumerate()):
+        # At once: the interpreter's own end can crash on a thread that is in the midst of an import.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from loadmaster.cli.carried import note, refuse
 from loadmaster.cli.engines import ENGINES, choose, cpu_lacks
+from loadmaster.cli.interrupt import Interruptible
 from loadmaster.cli.options import add_capacity_arguments, add_device_argument, add_model_arguments, tokens
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def run(args: argparse.Namespace) -> int:
     """Plan, prove, choose the engine and say which; then serve, or become vLLM's server."""
+    with Interruptible(always=True) as interruptible:
+        return _run(args, interruptible)
+
+
+def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
     from loadmaster.cli.handover import hand_over, refuse_for_vllm, vllm_command, vllm_environment
     from loadmaster.cli.planning import proven_plan
     from loadmaster.integrations.vllm.installed import find_vllm
@@ -81,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         assert installed is not None
         refuse_for_vllm(args)
         print(choice, file=sys.stderr)
+        interruptible.restore()
         hand_over(vllm_command(args, plan, installed), vllm_environment(args))
     print(choice, file=sys.stderr)
     if ignored := note(args.carried, "serve"):

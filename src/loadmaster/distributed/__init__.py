@@ -1,5 +1,4 @@
-"""Processes that belong together: how stages find each other, agree, and hand tensors on; and how none is left behind."""
+"""Processes that belong together: how stages agree and hand tensors on (`group`); and how none is left behind (`lifeline`).
 
-from loadmaster.distributed.group import PeerLostError, PipelineGroup, join_store, loopback_store
-
-__all__ = ["PeerLostError", "PipelineGroup", "join_store", "loopback_store"]
+This imports neither: a worker asks for its end with its parent's before it imports torch, which takes seconds.
+"""

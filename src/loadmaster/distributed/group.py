@@ -1,4 +1,8 @@
-"""The pipeline's process group: stages in a row on one host, over gloo on the loopback interface.
+"""The pipeline's stages in a row on one host, each connected to the next by a socket that the engine's process made.
+
+The sockets are unnamed pairs (``socket.socketpair``), inherited by the two workers that use them. Nothing listens and
+nothing has a name, so no other process can join or be mistaken for a stage: docs/decisions/0004-who-can-join.md. Only
+bytes of known sizes cross: hashes, headers, elements of tensors. Nothing that is received is unpickled.
 
 Stage ``i`` hands its outputs to stage ``i + 1`` and nothing else is exchanged, save the agreement on the plan at the
 beginning. Not for tokens or control: those go by the pipes between the workers and the process that started them.
@@ -7,17 +11,15 @@ beginning. Not for tokens or control: those go by the pipes between the workers 
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
-import torch.distributed as dist
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 from loadmaster.errors import LoadError
 
-FOREVER = timedelta(days=7)
-"""Whether a peer still lives is watched by the process that started it; a stage may wait for its inputs."""
+HASH_BYTES = 32
+"""A plan's hash is a SHA-256."""
 
 MAX_TENSORS = 4
 MAX_DIMS = 4
@@ -40,67 +42,60 @@ class PeerLostError(Exception):
     """A peer went away in the middle of an exchange: a consequence, its cause is the peer's own end."""
 
 
-def loopback_store(world_size: int) -> tuple[TCPStore, int]:
-    """Open the rendezvous on a free port of the loopback interface, and return it with the port.
-
-    The socket is bound here and handed over, so no other process can take the port in between, and nothing listens on
-    other interfaces.
-    """
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(max(world_size, 16))
-    port = int(listener.getsockname()[1])
-    store = TCPStore(
-        "127.0.0.1",
-        port,
-        world_size,
-        is_master=True,
-        timeout=FOREVER,
-        wait_for_workers=False,
-        master_listen_fd=listener.detach(),
-    )
-    return store, port
-
-
-def join_store(port: int, world_size: int) -> TCPStore:
-    """Return the rendezvous that the first stage has opened."""
-    return TCPStore("127.0.0.1", port, world_size, is_master=False, timeout=FOREVER)
-
-
 class PipelineGroup:
-    """This stage's place in the row. A row of one needs no ``store`` and exchanges nothing."""
+    """This stage's place in the row.
 
-    def __init__(self, rank: int, world_size: int, store: Store | None = None) -> None:
+    ``previous`` and ``following`` are the sockets to the neighbours; the first stage has no previous one, the last no
+    following one, and a row of one has neither. Whether a peer still lives is watched by the process that started it:
+    a stage waits for its inputs without a limit.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        previous: socket.socket | None = None,
+        following: socket.socket | None = None,
+    ) -> None:
+        assert (previous is None) == (rank == 0)
+        assert (following is None) == (rank == world_size - 1)
         self.rank = rank
         self.world_size = world_size
-        self._sending: list[tuple[dist.Work | None, torch.Tensor]] = []
-        if world_size > 1:
-            assert store is not None
-            try:
-                dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=FOREVER)
-            except RuntimeError as error:
-                raise PeerLostError(f"no connection to the other stages: {error}") from error
+        self._previous = previous
+        self._following = following
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="hand-over")
+        self._sending: Future[None] | None = None
 
     def agree(self, plan_hash: str) -> None:
-        """Hold the hash of this rank's plan against those of all others.
+        """Hold the hash of this rank's plan, a SHA-256 in hexadecimal, against those of all others.
+
+        The hashes are collected from the first stage to the last, and all of them return on the same way.
 
         Raises:
             LoadError: the ranks would carry out different plans; says which.
+            PeerLostError: another stage ended.
         """
-        if self.world_size == 1:
-            return
-        hashes: list[str | None] = [None] * self.world_size
+        own = bytes.fromhex(plan_hash)
+        assert len(own) == HASH_BYTES, plan_hash
+        hashes = own
         try:
-            dist.all_gather_object(hashes, plan_hash)
-        except RuntimeError as error:
-            raise PeerLostError(str(error)) from error
-        if len(set(hashes)) > 1:
-            ranks_by_hash: dict[str, list[str]] = {}
-            for rank, found in enumerate(hashes):
-                ranks_by_hash.setdefault(str(found)[:16], []).append(str(rank))
-            found = ", ".join(f"{h} on rank {' '.join(ranks)}" for h, ranks in ranks_by_hash.items())
+            if self._previous is not None:
+                hashes = bytes(_receive(self._previous, self.rank * HASH_BYTES)) + own
+            if self._following is not None:
+                self._following.sendall(hashes)
+                hashes = bytes(_receive(self._following, self.world_size * HASH_BYTES))
+            if self._previous is not None:
+                self._previous.sendall(hashes)
+        except OSError as error:
+            raise PeerLostError(f"another stage was lost before all agreed on the plan: {error}") from error
+        ranks_by_hash: dict[str, list[str]] = {}
+        for rank in range(self.world_size):
+            found = hashes[rank * HASH_BYTES : (rank + 1) * HASH_BYTES].hex()
+            ranks_by_hash.setdefault(found[:16], []).append(str(rank))
+        if hashes != own * self.world_size:
+            shown = ", ".join(f"{h} on rank {' '.join(ranks)}" for h, ranks in ranks_by_hash.items())
             raise LoadError(
-                f"the ranks do not agree on the plan: {found}",
+                f"the ranks do not agree on the plan: {shown}",
                 hint="all ranks must see the same files and run the same version; nothing was read",
             )
 
@@ -108,36 +103,63 @@ class PipelineGroup:
         """Hand ``names`` of ``tensors`` to the next stage, without waiting until it has taken them.
 
         At most one hand-over is under way: the next waits for the last.
+
+        Raises:
+            PeerLostError: the next stage ended; it may be the following hand-over that says so.
         """
-        peer = self.rank + 1
+        assert self._following is not None, "the last stage has no next one"
         parts = [tensors[name].detach().cpu().contiguous() for name in names]
         try:
-            self._finish_sending()
-            for part in [_header(parts), *parts]:
-                self._sending.append((dist.isend(part, peer), part))
-        except RuntimeError as error:
-            raise PeerLostError(f"stage {peer} of {self.world_size} was lost: {error}") from error
+            if self._sending is not None:
+                self._sending.result()
+        except OSError as error:
+            raise PeerLostError(f"stage {self.rank + 1} of {self.world_size} was lost: {error}") from error
+        views = [_bytes_of(part) for part in (_header(parts), *parts)]
+        self._sending = self._sender.submit(_send, self._following, views)
 
     def receive_previous(self, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """Return what the stage before hands over, by name."""
-        peer = self.rank - 1
+        """Return what the stage before hands over, by name.
+
+        Raises:
+            PeerLostError: the stage before ended.
+        """
+        assert self._previous is not None, "the first stage has no previous one"
         header = torch.empty(MAX_TENSORS * (2 + MAX_DIMS), dtype=torch.int64)
         tensors = {}
         try:
-            dist.recv(header, peer)
+            _receive_into(self._previous, _bytes_of(header))
             for name, row in zip(names, header.view(MAX_TENSORS, -1).tolist(), strict=False):
                 dtype, num_dims, *dims = row
                 tensors[name] = torch.empty(dims[:num_dims], dtype=DTYPES[dtype])
-                dist.recv(tensors[name], peer)
-        except RuntimeError as error:
-            raise PeerLostError(f"stage {peer} of {self.world_size} was lost: {error}") from error
+                _receive_into(self._previous, _bytes_of(tensors[name]))
+        except OSError as error:
+            raise PeerLostError(f"stage {self.rank - 1} of {self.world_size} was lost: {error}") from error
         return tensors
 
-    def _finish_sending(self) -> None:
-        for work, _ in self._sending:
-            if work is not None:
-                work.wait()
-        self._sending.clear()
+
+def _send(to: socket.socket, views: Sequence[memoryview]) -> None:
+    for view in views:
+        to.sendall(view)
+
+
+def _receive(source: socket.socket, num_bytes: int) -> bytearray:
+    data = bytearray(num_bytes)
+    _receive_into(source, memoryview(data))
+    return data
+
+
+def _receive_into(source: socket.socket, view: memoryview) -> None:
+    """Fill ``view``; raise OSError if the peer ends before."""
+    while view:
+        num_bytes = source.recv_into(view)
+        if num_bytes == 0:
+            raise ConnectionResetError("its end of the socket is closed")
+        view = view[num_bytes:]
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor in host memory, as bytes."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _header(parts: list[torch.Tensor]) -> torch.Tensor:

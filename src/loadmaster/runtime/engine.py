@@ -6,6 +6,7 @@ processes, see `loadmaster.runtime.executor`.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import count
@@ -44,8 +45,8 @@ class Engine:
     Raises:
         PlanError: the plan was not proven; carries its findings.
         ArgumentError: an argument is not of its kind.
-        UnsupportedError: the layout has tensor- or data-parallel ranks or drafts, or the layers do not compute the family
-            or a format that its weights are stored in.
+        UnsupportedError: the layout has tensor- or data-parallel ranks or drafts, the layers do not compute the family
+            or a format that its weights are stored in, or a launcher (torchrun) started several of these processes.
         ConfigError: the model's length is not known, or is exceeded.
         LoadError: the host has too little memory for all stages.
     """
@@ -71,6 +72,7 @@ class Engine:
             raise ArgumentError(f"device is {shown(device)}, expected one of {', '.join(DEVICES)}")
         if not callable(on_progress):
             raise ArgumentError(f"on_progress is {shown(on_progress)}, expected a function of a number of bytes")
+        refuse_launcher(os.environ)
         drafts = {"method": "mtp"} if plan.layout.num_draft_layers else None
         refuse_options(plan.layout.tensor_parallel_size, drafts, plan.layout.data_parallel_size)
         if builder == DEFAULT_BUILDER:
@@ -265,6 +267,21 @@ def refuse_options(
             "--speculative-config: drafting with mtp is not supported yet; the MTP layer is planned, proven and loaded "
             "by `plan` and `load`",
             hint="leave out --speculative-config",
+        )
+
+
+def refuse_launcher(environment: Mapping[str, str]) -> None:
+    """Refuse to be one of several processes of a launcher: each would start all stages of a model of its own.
+
+    Raises:
+        UnsupportedError: the environment is what torchrun gives to one of several processes.
+    """
+    size = environment.get("WORLD_SIZE", "1")
+    if "RANK" in environment and "MASTER_ADDR" in environment and size != "1":
+        raise UnsupportedError(
+            f"this is process {environment['RANK']} of {size} of a launcher (RANK, WORLD_SIZE), and running over several "
+            "hosts is not supported yet: one process starts the workers of all stages, on its own host",
+            hint="start the command once, without torchrun",
         )
 
 

@@ -1,8 +1,12 @@
 """The worker processes of a pipeline, and the thread that watches over them.
 
 One thread starts the workers, waits on their pipes, and ends them; it lives exactly as long as they may (the kernel
-kills them with it). A pipe's end is a worker's end, so nothing is polled and nothing can hang unseen. Whatever goes wrong
-ends all workers, and is kept as one error: the cause, not what the neighbours noticed of it.
+kills them with it). A pipe's end is a worker's end. A worker that a signal has stopped is looked for every second; one
+that runs and makes no progress is not noticed. Whatever goes wrong ends all workers, and is kept as one error: the
+cause, not what the neighbours noticed of it.
+
+Workers get all they are connected by from here: a pipe, and sockets to their neighbours. Neither has a name, and nothing
+listens: docs/decisions/0004-who-can-join.md.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import contextlib
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,12 +29,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loadmaster.errors import LoadError, LoadmasterError, RunError
-from loadmaster.runtime.messages import Begun, Failed, Job, Progress, Ready, Refused, Rendezvous, Stepped
+from loadmaster.runtime.messages import Begun, Failed, Job, Progress, Ready, Refused, Stepped
 
 DEFAULT_BUILDER = "loadmaster.runtime.builder:PlanBuilder"
 
 CAUSE_WITHIN_S = 2.0
 """How long a stage's report that its neighbour is lost waits for the neighbour's own."""
+
+LOOK_EVERY_S = 1.0
+"""How often the workers are looked at for one that is stopped."""
+
+STOPPED_FOR_S = 5.0
+"""How long a worker may be stopped while this process runs: a terminal's Ctrl-Z stops both."""
 
 TERMINATE_WITHIN_S = 2.0
 """How long a worker has between SIGTERM and SIGKILL."""
@@ -47,6 +58,7 @@ class Worker:
     pipe: Connection
     is_ready: bool = False
     has_failed: bool = False
+    stopped_s: float = 0.0
 
 
 class Executor:
@@ -72,10 +84,12 @@ class Executor:
         self._device = device
         self._on_progress = on_progress
         self._workers: list[Worker] = []
-        self._lock = threading.Lock()  # of what is sent, and of the pipes' ends
+        self._lock = threading.Lock()  # of what is sent to workers; held as long as one doesn't read
+        self._ending = threading.Lock()  # of the pipe by which `close` is told to the watching thread
         self._replies: queue.SimpleQueue[Reply | None] = queue.SimpleQueue()
         self._loaded, self._ended = threading.Event(), threading.Event()
         self._stop, self._stopped = Pipe()
+        self._looked = time.monotonic()
         self._suspect: tuple[LoadmasterError, float] | None = None
         self._thread = threading.Thread(target=self._watch_over, name="executor", daemon=True)
         atexit.register(self.close)
@@ -131,7 +145,7 @@ class Executor:
 
     def close(self) -> None:
         """End the workers and return when they are gone. May be called again, from any thread."""
-        with self._lock, contextlib.suppress(OSError):
+        with self._ending, contextlib.suppress(OSError):
             self._stop.send_bytes(b"close")
         self._thread.join()
         atexit.unregister(self.close)
@@ -157,35 +171,51 @@ class Executor:
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
-            "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
         }
-        for stage in range(self.num_stages):
-            ours, theirs = Pipe()
-            try:
-                process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "loadmaster.runtime.worker", str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    env=environment,
-                    pass_fds=[theirs.fileno()],
+        pairs = [socket.socketpair() for _ in range(self.num_stages - 1)]
+        jobs = []
+        try:
+            for stage in range(self.num_stages):
+                previous = pairs[stage - 1][1].fileno() if stage > 0 else None
+                following = pairs[stage][0].fileno() if stage < self.num_stages - 1 else None
+                ours, theirs = Pipe()
+                try:
+                    process = subprocess.Popen(
+                        [sys.executable, "-P", "-m", "loadmaster.runtime.worker", str(theirs.fileno())],
+                        stdin=subprocess.DEVNULL,
+                        env=environment,
+                        pass_fds=[fd for fd in (theirs.fileno(), previous, following) if fd is not None],
+                    )
+                finally:
+                    theirs.close()
+                self._workers.append(Worker(stage, process, ours))
+                threads = max(1, cores // self.num_stages)
+                jobs.append(
+                    Job(stage, self.num_stages, threads, self._builder, self._plan, self._device, previous, following)
                 )
-            finally:
-                theirs.close()
-            self._workers.append(Worker(stage, process, ours))
-        for worker in self._workers:
-            threads = max(1, cores // self.num_stages)
-            self.send(
-                Job(worker.stage, self.num_stages, threads, self._builder, self._plan, self._device), [worker.stage]
-            )
+        finally:
+            for pair in pairs:  # each worker has its own: when it ends, its neighbours see it
+                for end in pair:
+                    end.close()
         self._plan = b""
+        threading.Thread(target=self._send_jobs, args=(jobs,), name="jobs", daemon=True).start()
+
+    def _send_jobs(self, jobs: Sequence[Job]) -> None:
+        """Send each worker its job, in a thread of its own: a plan waits in the pipe until the worker reads it."""
+        for job in jobs:
+            self.send(job, [job.stage])
 
     def _watch(self) -> None:
         """Take what the workers say until one fails or `close` is called."""
         by_pipe: dict[Any, Worker] = {worker.pipe: worker for worker in self._workers}
         while self.error is None:
-            left = None if self._suspect is None else self._suspect[1] - time.monotonic()
-            if self._suspect is not None and left is not None and left <= 0:
-                self._fail(self._suspect[0])
-                return
+            left = LOOK_EVERY_S
+            if self._suspect is not None:
+                left = min(left, self._suspect[1] - time.monotonic())
+                if left <= 0:
+                    self._fail(self._suspect[0])
+                    return
+            self._look_for_stopped()
             for source in wait([self._stopped, *by_pipe], left):
                 if source is self._stopped:
                     return
@@ -203,8 +233,6 @@ class Executor:
             self._replies.put(message)
         elif isinstance(message, Progress):
             self._on_progress(message.num_bytes)
-        elif isinstance(message, Rendezvous):
-            self.send(message, range(1, self.num_stages))
         elif isinstance(message, Ready):
             worker.is_ready = True
             if all(w.is_ready for w in self._workers):
@@ -217,6 +245,28 @@ class Executor:
                 self._fail(message.error)
             elif self._suspect is None:
                 self._suspect = message.error, time.monotonic() + CAUSE_WITHIN_S
+
+    def _look_for_stopped(self) -> None:
+        """Fail if a worker was stopped, by SIGSTOP say, and is not continued: its pipe stays open, so nothing else tells.
+
+        A worker that runs and makes no progress is not noticed here.
+        """
+        passed = time.monotonic() - self._looked
+        if passed < LOOK_EVERY_S:
+            return
+        self._looked += passed
+        for worker in self._workers:
+            stopped = _is_stopped(worker.process.pid)
+            worker.stopped_s = worker.stopped_s + min(passed, 2 * LOOK_EVERY_S) if stopped else 0.0
+            if worker.stopped_s > STOPPED_FOR_S:
+                kind = RunError if self._state == "ready" else LoadError
+                self._fail(
+                    kind(
+                        f"stage {worker.stage} of {self.num_stages} (process {worker.process.pid}) was stopped by a signal "
+                        f"and not continued within {STOPPED_FOR_S:g} s",
+                        hint="something sent it SIGSTOP; start again",
+                    )
+                )
 
     def _take_end(self, worker: Worker) -> None:
         """Make an error of a worker that is gone without a word; one that sent `Failed` has said enough."""
@@ -250,10 +300,9 @@ class Executor:
 
     def _end_workers(self) -> None:
         """Terminate, then kill, all at once; return when none is left, not even as a zombie."""
-        with self._lock:
-            for worker in self._workers:
-                worker.pipe.close()
         for worker in self._workers:
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(worker.pipe.fileno())) as pipe:
+                pipe.shutdown(socket.SHUT_RDWR)  # also wakes a thread that waits for the worker to read
             worker.process.terminate()
         until = time.monotonic() + TERMINATE_WITHIN_S
         for worker in self._workers:
@@ -263,8 +312,20 @@ class Executor:
             worker.process.kill()
             worker.process.wait()
         with self._lock:
+            for worker in self._workers:
+                worker.pipe.close()
+        with self._ending:
             self._stop.close()
             self._stopped.close()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return whether a child is stopped now, without taking the news of its end from whoever waits for it."""
+    if not hasattr(os, "waitid"):
+        return False
+    with contextlib.suppress(ChildProcessError):  # it has ended, and was waited for
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    return False
 
 
 def _signal_name(number: int) -> str:

@@ -1,9 +1,10 @@
 """What goes over the pipe between the engine's process and a worker. Plain data, pickled.
 
-    to a worker     Job, Rendezvous, then for each request Begin, Step …, End
-    from a worker   Rendezvous (of the first stage), Progress …, Ready; Begun or Refused, Stepped …; Failed at any time
+    to a worker     Job, then for each request Begin, Step …, End
+    from a worker   Progress …, Ready; Begun or Refused, Stepped …; Failed at any time
 
-``request`` numbers the requests, so that answers to one that was given up are told from those to the next.
+``request`` numbers the requests, so that answers to one that was given up are told from those to the next. The pipe is
+the only place where anything is unpickled: it has no name, and only the two processes have an end of it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from loadmaster.runtime.params import SamplingParams
 class Job:
     """What a worker is: its stage, and what to build it from. ``builder`` is ``module:name``, see `runtime.builder`.
 
-    ``device`` is ``cpu`` or ``cuda``: the host's GPUs, dealt out to the stages in turns.
+    ``device`` is ``cpu`` or ``cuda``: the host's GPUs, dealt out to the stages in turns. ``previous`` and ``following``
+    are file descriptors that the worker has inherited: of its sockets to the stages before and after it.
     """
 
     stage: int
@@ -27,13 +29,8 @@ class Job:
     builder: str
     plan: bytes
     device: str = "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class Rendezvous:
-    """The port, on the loopback interface, where the stages meet."""
-
-    port: int
+    previous: int | None = None
+    following: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """One pipeline stage as a process: ``python -m loadmaster.runtime.worker FD``, started by `loadmaster.runtime.executor`.
 
-FD is its end of a pipe to the engine's process. The worker meets the other stages, agrees with them on the plan, loads
-its rank, builds its stage, and then does what the pipe says, in order. It prints nothing: an error goes over the pipe
-and is shown there, once. When the pipe ends, so does the worker.
+FD is its end of a pipe to the engine's process. The worker agrees with the other stages on the plan, loads its rank,
+builds its stage, and then does what the pipe says, in order. It prints nothing: an error goes over the pipe and is shown
+there, once. When the pipe ends, so does the worker. It listens nowhere: pipe and sockets are what it was started with.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import pickle
 import queue
 import signal
+import socket
 import sys
 import threading
 import time
@@ -32,7 +33,6 @@ from loadmaster.runtime.messages import (
     Progress,
     Ready,
     Refused,
-    Rendezvous,
     Step,
     Stepped,
 )
@@ -50,6 +50,7 @@ def main(fd: int) -> None:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the engine's process decides
     os.dup2(sys.stderr.fileno(), 1)  # standard output belongs to the command
+    os.set_inheritable(fd, False)
     pipe = Pipe(Connection(fd))
     job: Job = pipe.next()
     phase: type[LoadmasterError] = LoadError
@@ -57,7 +58,7 @@ def main(fd: int) -> None:
         import torch
 
         torch.set_num_threads(job.num_threads)
-        group = _meet(job, pipe)
+        group = _join(job)
         stage = _load(job, group, pipe)
         phase = RunError
         pipe.send(Ready())
@@ -122,19 +123,18 @@ class ProgressReport:
         self._num_bytes, self._sent = 0, time.monotonic()
 
 
-def _meet(job: Job, pipe: Pipe) -> PipelineGroup:
-    from loadmaster.distributed.group import PipelineGroup, join_store, loopback_store
+def _join(job: Job) -> PipelineGroup:
+    from loadmaster.distributed.group import PipelineGroup
 
-    if job.num_stages == 1:
-        return PipelineGroup(0, 1)
-    if job.stage == 0:
-        store, port = loopback_store(job.num_stages)
-        pipe.send(Rendezvous(port))
-    else:
-        message = pipe.next()
-        assert isinstance(message, Rendezvous)
-        store = join_store(message.port, job.num_stages)
-    return PipelineGroup(job.stage, job.num_stages, store)
+    return PipelineGroup(job.stage, job.num_stages, _inherited(job.previous), _inherited(job.following))
+
+
+def _inherited(fd: int | None) -> socket.socket | None:
+    """Return the socket that was inherited as ``fd``; processes that this one may start don't inherit it again."""
+    if fd is None:
+        return None
+    os.set_inheritable(fd, False)
+    return socket.socket(fileno=fd)
 
 
 def _load(job: Job, group: PipelineGroup, pipe: Pipe) -> Stage:

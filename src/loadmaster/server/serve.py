@@ -7,7 +7,8 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Generator
+import threading
+from collections.abc import Callable, Generator
 
 import uvicorn
 
@@ -48,17 +49,21 @@ def serve(service: Service, bound: socket.socket, *, api_key: str | None = None)
 
     Raises:
         LoadError, RunError: loading failed, or the engine did.
+        KeyboardInterrupt: SIGINT came before the model was loaded.
     """
     try:
-        asyncio.run(_serve(service, bound, api_key))
+        interrupted = asyncio.run(_serve(service, bound, api_key))
     finally:
         service.close()
         bound.close()
     if service.failed is not None:
         raise service.failed
+    if interrupted:
+        raise KeyboardInterrupt
 
 
-async def _serve(service: Service, bound: socket.socket, api_key: str | None) -> None:
+async def _serve(service: Service, bound: socket.socket, api_key: str | None) -> bool:
+    """Serve; return whether SIGINT ended it before the model was loaded."""
     config = uvicorn.Config(
         build_app(service, api_key),
         log_config=None,
@@ -69,26 +74,62 @@ async def _serve(service: Service, bound: socket.socket, api_key: str | None) ->
     )
     server = _Server(config)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, server.stop)
+    interrupted = False
+
+    def interrupt() -> None:
+        nonlocal interrupted
+        interrupted = interrupted or (not service.is_ready and not server.should_exit)
+        server.stop()
+
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    loop.add_signal_handler(signal.SIGTERM, server.stop)
     watch = asyncio.create_task(_watch(service, server, bound))
     try:
         await server.serve(sockets=[bound])
     finally:
-        await asyncio.to_thread(service.close)  # also ends what `_watch` waits for
-        await watch
+        await asyncio.to_thread(service.close)
+        watch.cancel()  # it may wait for an import, in a thread that is left behind
+        with contextlib.suppress(asyncio.CancelledError):
+            await watch
+    return interrupted
 
 
 async def _watch(service: Service, server: _Server, bound: socket.socket) -> None:
     """Say when the model is loaded; stop the server a moment after its engine has ended."""
     with contextlib.suppress(LoadmasterError):
-        await asyncio.to_thread(service.load)
+        await _in_daemon(service.load)
         address = bound.getsockname()
         print(f"ready: {service.names[0]} at http://{address[0]}:{address[1]}/v1", file=sys.stderr, flush=True)
         await asyncio.to_thread(service.engine.wait_ended)
     if not server.should_exit:
         await asyncio.sleep(FAILED_FOR_S)
         server.stop()
+
+
+async def _in_daemon(work: Callable[[], None]) -> None:
+    """Run ``work`` in a thread that the process doesn't wait for when it ends, unlike those of `asyncio.to_thread`."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            work()
+        except BaseException as caught:
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop was closed in the meantime
+            loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    await done
 
 
 class _Server(uvicorn.Server):
