@@ -82,8 +82,8 @@ WRONG: list[tuple[Family, str]] = [
         "schema: attn.q is divided in units of 48, and dim 0 has 64 elements",
     ),
     (
-        with_tensor("attn.q", lambda t: replace(t, placement=Placement(0, 16, pad=64))),
-        "schema: attn.q is padded to multiples of 64",
+        with_tensor("attn.q", lambda t: replace(t, placement=Placement(0, 16, pad=40))),
+        "schema: attn.q is padded to multiples of 40, expected multiples of its unit, 16",
     ),
     (with_tensor("gain", lambda t: replace(t, quantised=True)), "schema: gain may be quantised"),
     (replace(FAMILY, schema=lambda c: None), "schema: it returns NoneType"),  # type: ignore[arg-type,return-value]

@@ -9,7 +9,7 @@ from loadmaster.architectures.schema import Placement, Schema
 from loadmaster.errors import LayoutError
 from loadmaster.parallel import ParallelLayout, cut
 from loadmaster.plan.bind import Binding
-from loadmaster.plan.compose import unit_of
+from loadmaster.plan.compose import can_pad, unit_of, words_fed
 
 LARGEST = 256
 """Tensor-parallel sizes up to this are tried for a hint."""
@@ -29,7 +29,7 @@ class _Dim:
 
     def divides(self, layout: ParallelLayout) -> bool:
         count = layout.axes(0)[self.axis][1]
-        more = self.padded.padding(self.size, count) if self.padded and self.unit == 1 else 0
+        more = self.padded.padding(self.size, count, self.unit) if self.padded else 0
         try:
             cut(self.size + more, self.unit, count, 0, repeat=self.repeat)
         except LayoutError:
@@ -70,9 +70,9 @@ def _dims(binding: Binding, layout: ParallelLayout) -> Iterator[_Dim]:
                 if t.placement is None or (t.experts and layout.enable_expert_parallel):
                     continue
                 for form in bound.forms.get(item.key, ()):
-                    unit = unit_of(t, form)
+                    unit = unit_of(t, form, words_fed(t, bound))
                     why = f" (words of {form.format.name})" if form.format and unit != t.placement.unit else ""
                     p = t.placement
                     name = f"{t.name} ({item.name})"
-                    padded = None if form.quantised or p.pad is None else p
+                    padded = p if can_pad(t, form) else None
                     yield _Dim(name, t.shape[p.dim], unit, "moe" if t.experts else "tp", p.repeat, padded, why)
