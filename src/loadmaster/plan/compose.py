@@ -210,7 +210,7 @@ def _fused(parts: Sequence[Part], numerics: Numerics, target: str | None, layout
         )
         runs = [Each(fuse(forms), tuple(group)) for forms, group in groupby(slots, key=by_expert)]
     e = concat(0, tuple(runs))
-    return Shard(e, 0, "ep") if layout.enable_expert_parallel else e
+    return Shard(e, 0, "ep", dealt=True) if layout.enable_expert_parallel else e
 
 
 def _experts(stack: Expression, start: int, stop: int) -> Expression:
@@ -316,9 +316,9 @@ def _grids(e: Expression) -> Iterator[Grid]:
             yield _grid(e)
         case Concat() if e.dim == len(e.shape) - 3:  # runs of experts
             yield from _grids(e.parts[0])
-        case Concat(parts=(Decode() as part, Decode(operands=(Fill(), *_)))):  # padded: whole blocks go on in one grid
-            grid, held = _grid(part), encoded(e, 1).shape
-            along = part.format.scale_dim(len(e.shape) - 2)
+        case Concat(parts=(Decode() as sound, Decode(operands=(Fill(), *_)))):  # padded: whole blocks go on in one grid
+            grid, held = _grid(sound), encoded(e, 1).shape
+            along = sound.format.scale_dim(len(e.shape) - 2)
             yield replace(grid, rows=(0, e.shape[-2]), scale_rows=(0, 1 if along is None else held[along]))
         case Concat():
             row = scale_row = 0

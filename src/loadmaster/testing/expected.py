@@ -139,10 +139,7 @@ class Expected:
         if not num_experts:
             return ()
         slots = self.plan.layout.expert_slots(num_experts)
-        if not self.plan.layout.enable_expert_parallel:
-            return slots
-        each = len(slots) // self.plan.layout.stage_size
-        return slots[self.at.place * each : (self.at.place + 1) * each]
+        return slots[slice(*self.plan.layout.held_slots(len(slots), self.at.place))]
 
     def _read(self, number: int | None) -> Bits | None:
         if number is None:

@@ -6,7 +6,7 @@ import torch
 
 from tests.loader.reference import blocks
 from tests.loader.reference.blocks import layers
-from tests.loader.reference.loader import Loader, cut_columns, cut_rows
+from tests.loader.reference.loader import Cut, Loader
 from tests.loader.reference.weights import Mxfp4
 
 
@@ -140,8 +140,8 @@ def gpt_oss(r: Loader, mtp: bool) -> None:
         w13, w2 = (blocks.of_stack(r, e + name, transposed=True) for name in ("gate_up_proj", "down_proj"))
         word = 32 if type(w2[0]) is Mxfp4 else 1
         start, stop, count = r.place.expert_run(inner, word)
-        r.put_experts(f + "w13_", [[cut_rows(w, lambda _: (2 * start, 2 * stop))] for w in w13])
-        r.put_experts(f + "w2_", [[cut_columns(w, lambda _: (start, stop))] for w in w2])
+        r.put_experts(f + "w13_", [[Cut(w, w.rows, (2 * start, 2 * stop))] for w in w13])
+        r.put_experts(f + "w2_", [[Cut(w, w.columns, (start, stop))] for w in w2])
         held = r.place.experts(len(w13))
         r.params[f + "w13_bias"] = r.stored[e + "gate_up_proj_bias"][held][:, 2 * start : 2 * stop]
         r.params[f + "w2_bias"] = r.stored[e + "down_proj_bias"][held]

@@ -72,8 +72,9 @@ class Place:
         index, ranks = self.among_experts
         if self.round_robin:
             return slots[index::ranks]
-        each = len(slots) // ranks
-        return slots[index * each : (index + 1) * each]
+        each, more = divmod(len(slots), ranks)  # vLLM's determine_expert_map: the remainder goes to the first ranks
+        first = index * each + min(index, more)
+        return slots[first : first + each + (1 if index < more else 0)]
 
 
 def _share(size: int, index: int, ranks: int) -> Part:
