@@ -41,3 +41,10 @@ def test_experts_that_cannot_be_dealt_out_are_refused(sound: Sound) -> None:
     with pytest.raises(LayoutError, match="4 experts cannot be dealt out evenly to 8 ranks"):
         sound("glm-5.1-fp8").prove(1, 8, enable_expert_parallel=True)
     assert sound("deepseek-v3").prove(1, 4, enable_expert_parallel=True).findings == ()
+
+
+def test_an_expert_that_is_missing_touches_the_rank_it_is_dealt_to(sound: Sound) -> None:
+    """Four experts over three ranks are two, one and one."""
+    mutant = sound("glm-5.1-fp8").drop(r"layers\.3\.mlp\.experts\.2\.down_proj\.weight$")
+    (found,) = mutant.prove(1, 1, enable_expert_parallel=True, data_parallel_size=3).findings
+    assert found.ranks == (1,)

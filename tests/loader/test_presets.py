@@ -131,3 +131,15 @@ def test_a_vocabulary_that_does_not_divide_is_padded_with_zeros(
     write_tiny(PRESETS[preset], tmp_path / preset, overrides=changes)
     drafts = PRESETS[preset].config.get("num_nextn_predict_layers", 0)
     assert_loads_as_the_reference(tmp_path / preset, ParallelLayout(pp, 3, num_draft_layers=drafts))
+
+
+@pytest.mark.parametrize("placement", ["linear", "round_robin"])
+@pytest.mark.parametrize("preset", ["qwen2-moe", "gpt-oss"])
+def test_experts_that_do_not_divide_are_dealt_to_the_first_ranks(preset: str, placement: Any, tiny: Tiny) -> None:
+    layout = ParallelLayout(1, 1, True, data_parallel_size=3, expert_placement=placement)
+    path = tiny(preset)
+    plan = build_plan(open_checkpoint(path), layout)
+    shapes = [{s.name: s.shape for s in plan.rank(rank).specs} for rank in range(3)]
+    stacks = [next(shape[0] for name, shape in held.items() if ".experts.w2_" in name) for held in shapes]
+    assert stacks == [3, 3, 2]
+    assert_loads_as_the_reference(path, layout)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from loadmaster.errors import LayoutError
-from loadmaster.parallel import Cut, ParallelLayout, cut, partition
+from loadmaster.parallel import Cut, ParallelLayout, cut, deal, partition
 
 
 def test_layers_divide_as_vllm_divides_them() -> None:
@@ -45,6 +45,22 @@ def test_key_value_heads_fewer_than_ranks_are_repeated_and_query_heads_are_not()
     ]
     with pytest.raises(LayoutError, match="cannot be divided over 4 ranks"):
         cut(256, 128, 4, 0)
+
+
+def test_things_are_dealt_as_evenly_as_can_be() -> None:
+    for number in range(8):
+        for count in range(1, 6):
+            runs = [deal(number, count, index) for index in range(count)]
+            assert [run[0] for run in runs] + [number] == [0, *(run[1] for run in runs)]
+            sizes = [end - start for start, end in runs]
+            assert max(sizes) - min(sizes) <= 1 and sizes == sorted(sizes, reverse=True)
+
+
+def test_redundant_experts_are_dealt_out_evenly_or_not_at_all() -> None:
+    layout = ParallelLayout(1, 4, True, num_redundant_experts=1)
+    with pytest.raises(LayoutError, match=r"7 experts, redundant ones included, .* evenly to 4 ranks"):
+        layout.expert_slots(6)
+    assert ParallelLayout(1, 4, True, num_redundant_experts=2).held_slots(8, 3) == (6, 8)
 
 
 def test_a_unit_that_does_not_divide_a_dim_is_refused() -> None:

@@ -82,8 +82,24 @@ WRONG: list[tuple[Family, str]] = [
         "schema: attn.q is divided in units of 48, and dim 0 has 64 elements",
     ),
     (
-        with_tensor("attn.q", lambda t: replace(t, placement=Placement(0, 16, pad=64))),
-        "schema: attn.q is padded to multiples of 64",
+        with_tensor("attn.q", lambda t: replace(t, placement=Placement(0, 16, pad=40))),
+        "schema: attn.q is padded to multiples of 40, expected multiples of its unit, 16",
+    ),
+    (
+        with_tensor("attn.o", lambda t: replace(t, placement=by_rows())),
+        "schema: attn.q is divided along its out dim, and attn.o, which consumes it, is not divided along its in dim",
+    ),
+    (
+        with_tensor("attn.o", lambda t: replace(t, placement=None)),
+        "schema: attn.q is divided along its out dim, and attn.o, which consumes it, is not",
+    ),
+    (
+        with_tensor("mlp.down", lambda t: replace(t, placement=by_columns(48))),
+        "schema: mlp.gate is divided in 96 units along its out dim, and mlp.down, which consumes it, in 2 along its in dim",
+    ),
+    (
+        with_tensor("moe.down", lambda t: replace(t, placement=by_rows())),
+        "schema: moe.gate is divided along its out dim, and moe.down, which consumes it, is not divided along its in dim",
     ),
     (with_tensor("gain", lambda t: replace(t, quantised=True)), "schema: gain may be quantised"),
     (replace(FAMILY, schema=lambda c: None), "schema: it returns NoneType"),  # type: ignore[arg-type,return-value]

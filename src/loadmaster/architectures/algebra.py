@@ -25,7 +25,7 @@ from typing import TypeAlias
 
 from loadmaster.errors import LayoutError
 from loadmaster.formats import Component, Format
-from loadmaster.parallel import cut
+from loadmaster.parallel import cut, deal
 
 Region: TypeAlias = tuple[tuple[int, int], ...]
 """A box: half-open start and stop for each dim. Never empty."""
@@ -151,13 +151,17 @@ class Fill:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """``operand`` divided along ``dim`` over ``axis`` in whole ``unit``s (see `loadmaster.parallel.cut`)."""
+    """``operand`` divided along ``dim`` over ``axis`` in whole ``unit``s (see `loadmaster.parallel.cut`).
+
+    ``dealt``: single elements, of which the first coordinates have one more where they do not divide (experts).
+    """
 
     operand: Expression
     dim: int
     axis: str
     unit: int = 1
     repeat: bool = False
+    dealt: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -309,9 +313,12 @@ def localise(e: Expression, coordinates: Coordinates) -> Expression:
             index, count = coordinates[e.axis]
             if count == 1:
                 return operand
-            part = cut(operand.shape[e.dim], e.unit, count, index, repeat=e.repeat)
             region = list(whole(operand.shape))
-            region[e.dim] = (part.start, part.stop)
+            if e.dealt:
+                region[e.dim] = deal(operand.shape[e.dim], count, index)
+            else:
+                part = cut(operand.shape[e.dim], e.unit, count, index, repeat=e.repeat)
+                region[e.dim] = (part.start, part.stop)
             return restrict(operand, tuple(region))
 
 

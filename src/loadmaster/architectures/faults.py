@@ -93,8 +93,11 @@ def _placement_faults(t: Tensor, p: Placement) -> Iterator[str]:
         yield f"schema: {t.name} is divided along dim {p.dim}, and its shape is {list(t.shape)}"
     elif p.unit < 1 or t.shape[p.dim] % p.unit:
         yield f"schema: {t.name} is divided in units of {p.unit}, and dim {p.dim} has {t.shape[p.dim]} elements"
-    elif p.pad is not None and (p.pad < 1 or p.unit != 1 or t.experts):
-        yield f"schema: {t.name} is padded to multiples of {p.pad}, which goes with units of 1 outside experts only"
+    elif p.pad is not None and (p.pad < 1 or p.pad % p.unit or p.repeat):
+        yield (
+            f"schema: {t.name} is padded to multiples of {p.pad}, expected multiples of its unit, {p.unit}, and none "
+            "where units are held several times"
+        )
 
 
 def _carry_faults(schema: Schema) -> Iterator[str]:

@@ -3,7 +3,12 @@
 As published the experts are MXFP4 (``…_blocks`` and ``…_scales``, out × in); a plain copy lies (in, out). Gate and up stay
 interleaved, as their kernels want them: one logical tensor, cut in pairs of rows.
 
-Sources: the released configs and headers; ``modeling_gpt_oss.py`` of transformers.
+An expert's 2880 inner elements are 90 blocks of MXFP4, which 4 or 8 ranks do not divide: as in vLLM, each rank has
+``ceil(90 / ranks)`` blocks, and those after the last one are zeros. A block of zeros with the exponent 0 is zero, and a
+zero row of ``gate_up`` with a zero bias yields what the zero columns of ``down`` then ignore.
+
+Sources: the released configs and headers; ``modeling_gpt_oss.py`` of transformers; ``_load_weights_mxfp4`` and
+``_load_weights_other`` in vLLM's ``vllm/model_executor/models/gpt_oss.py``.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ def schema(c: Config) -> Schema:
     hidden, heads, kv_heads, head = blocks.heads_of(c)
     inner, num_experts = c.size("intermediate_size"), c.size("num_local_experts")
     bias = c.flag("attention_bias", True)
+    pairs = by_rows(2, pad=2, feeds="moe.down")
     layer = (
         *blocks.norms(hidden),
         *blocks.attention(
@@ -41,9 +47,9 @@ def schema(c: Config) -> Schema:
         Tensor("attn.sinks", (heads,), by_rows(), usual=("F32",)),
         Tensor("moe.router", (num_experts, hidden), usual=("F32",)),
         Tensor("moe.router_bias", (num_experts,), usual=("F32",)),
-        linear("moe.gate_up", 2 * inner, hidden, by_rows(2), experts=num_experts),
-        Tensor("moe.gate_up_bias", (2 * inner,), by_rows(2), experts=num_experts),
-        linear("moe.down", hidden, inner, by_columns(), experts=num_experts),
+        linear("moe.gate_up", 2 * inner, hidden, pairs, experts=num_experts),
+        Tensor("moe.gate_up_bias", (2 * inner,), pairs, experts=num_experts),
+        linear("moe.down", hidden, inner, by_columns(pad=1), experts=num_experts),
         Tensor("moe.down_bias", (hidden,), experts=num_experts),
     )
     return Schema(

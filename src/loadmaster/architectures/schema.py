@@ -15,8 +15,11 @@ from loadmaster.dtypes import PLAIN
 class Placement:
     """``dim`` is divided over the tensor-parallel ranks in whole ``unit``s; ``repeat``: units may be held several times.
 
-    ``pad``: where the dim does not divide, zeros are added up to a multiple of ``pad`` and of the ranks (vocabularies).
-    ``always``: it is padded to a multiple of ``pad`` whether it divides or not, and that must divide.
+    ``pad``: where the dim does not divide, zeros are added at its end until it is a multiple of ``pad`` and each rank has
+    equally many whole units (vocabularies; experts cut in quantisation blocks). ``always``: it is padded to a multiple of
+    ``pad`` whether it divides or not, and that must divide. ``feeds`` names the row-parallel tensor that consumes what
+    this one yields: where padding moves the cuts, both must be cut at the same places, so this one is cut in whole words
+    of that one's format too.
     """
 
     dim: int
@@ -24,16 +27,22 @@ class Placement:
     repeat: bool = False
     pad: int | None = None
     always: bool = False
+    feeds: str | None = None
 
-    def padding(self, size: int, count: int) -> int:
-        """Return how many elements are added to a dim of ``size`` before it is divided over ``count`` ranks.
+    def padding(self, size: int, count: int, unit: int = 1) -> int:
+        """Return how many elements are added to a dim of ``size`` before ``count`` ranks get equally many ``unit``s each.
 
         >>> [Placement(0, pad=64).padding(330, count) for count in (2, 4)], Placement(0, pad=64, always=True).padding(330, 2)
         ([0, 54], 54)
+
+        90 blocks of 32 over 4 ranks are 23 each, of which the last rank's last two are zeros:
+
+        >>> Placement(1, pad=1).padding(2880, 4, unit=32)
+        64
         """
-        if self.pad is None or (size % count == 0 and not self.always):
+        if self.pad is None or (size % (count * unit) == 0 and not self.always):
             return 0
-        return -size % (self.pad if self.always else lcm(self.pad, count))
+        return -size % (self.pad if self.always else lcm(self.pad, count * unit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +80,14 @@ def linear(
     return Tensor(name, (rows, columns), placement, quantised=True, experts=experts)
 
 
-def by_rows(unit: int = 1, *, repeat: bool = False) -> Placement:
+def by_rows(unit: int = 1, *, repeat: bool = False, pad: int | None = None, feeds: str | None = None) -> Placement:
     """Column parallel: the out dim is divided."""
-    return Placement(0, unit, repeat)
+    return Placement(0, unit, repeat, pad, feeds=feeds)
 
 
-def by_columns(unit: int = 1) -> Placement:
+def by_columns(unit: int = 1, *, pad: int | None = None) -> Placement:
     """Row parallel: the in dim is divided."""
-    return Placement(1, unit)
+    return Placement(1, unit, pad=pad)
 
 
 def by_vocabulary() -> Placement:

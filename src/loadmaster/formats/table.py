@@ -61,12 +61,14 @@ class Format:
     """A quantisation format. The first component holds the values, and its dtype tells the format.
 
     ``name`` is what the arithmetic goes by (`loadmaster.kernels`); ``stack`` counts leading dims (experts) that all
-    components have before those of the table.
+    components have before those of the table. ``zero_filled``: whole words may be appended along either dim, with zeros in
+    every component, and their values are zero.
     """
 
     name: str
     components: tuple[Component, ...]
     stack: int = 0
+    zero_filled: bool = False
 
     @property
     def block(self) -> tuple[int, ...]:
@@ -91,7 +93,7 @@ class Format:
             )
             for c in self.components
         )
-        return Format(self.name, components, self.stack + 1)
+        return replace(self, components=components, stack=self.stack + 1)
 
     def exact_span(self, dim: int) -> int:
         """Return the largest packed word along a logical dim: cuts of it must be multiples."""
@@ -199,6 +201,7 @@ MXFP4 = Format(
         Component("_blocks", ("U8",), (OUT, Grain(1, 32), Grain(-1, 16, "inner"))),
         Component("_scales", ("U8",), (OUT, Grain(1, 32))),
     ),
+    zero_filled=True,
 )
 """gpt-oss' MXFP4: 32 E2M1 values in 16 bytes (low nibble first), and a biased exponent for each 32:
 ``value = code * 2^(scale - 127)``. Values and factors lie in separate tensors, both cut at whole blocks only."""

@@ -4,7 +4,7 @@ Pure arithmetic on sizes. Nothing here reads a file or knows a model.
 """
 
 from loadmaster.parallel.layout import Coordinate, ParallelLayout
-from loadmaster.parallel.placement import Cut, cut, legal_counts
+from loadmaster.parallel.placement import Cut, cut, deal, legal_counts
 from loadmaster.parallel.stages import partition, stage_of
 
-__all__ = ["Coordinate", "Cut", "ParallelLayout", "cut", "legal_counts", "partition", "stage_of"]
+__all__ = ["Coordinate", "Cut", "ParallelLayout", "cut", "deal", "legal_counts", "partition", "stage_of"]

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from loadmaster.arguments import expect, expect_int, shown
 from loadmaster.errors import ArgumentError, LayoutError
-from loadmaster.parallel.placement import legal_counts
+from loadmaster.parallel.placement import deal, legal_counts
 
 ExpertPlacement = Literal["linear", "round_robin"]
 EXPERT_PLACEMENTS: Final[tuple[ExpertPlacement, ...]] = ("linear", "round_robin")
@@ -154,31 +154,44 @@ class ParallelLayout:
         return {"tp": (place % self.tensor_parallel_size, self.tensor_parallel_size), "moe": among, "ep": among}
 
     def expert_slots(self, num_experts: int) -> tuple[int, ...]:
-        """Return the expert in each slot of a stage, by place: equal runs of it are what each place holds.
+        """Return the expert in each slot of a stage, by place: `held_slots` says which run of it a place holds.
 
         >>> ParallelLayout(1, 2, enable_expert_parallel=True, expert_placement="round_robin").expert_slots(4)
         (0, 2, 1, 3)
         >>> ParallelLayout(1, 2, enable_expert_parallel=True, num_redundant_experts=2).expert_slots(4)
         (0, 1, 2, 3, 0, 1)
 
+        >>> ParallelLayout(1, 4, enable_expert_parallel=True, expert_placement="round_robin").expert_slots(6)
+        (0, 4, 1, 5, 2, 3)
+
         Raises:
-            LayoutError: the experts do not divide; the hint names legal sizes.
+            LayoutError: there are more ranks than experts, or redundant ones do not divide; the hint says what would.
         """
         expect_int("num_experts", num_experts, 1, MAX_EXPERTS)
         if not self.enable_expert_parallel:
             return tuple(range(num_experts))
         slots = [i % num_experts for i in range(num_experts + self.num_redundant_experts)]
         size = self.stage_size
-        if len(slots) % size:
-            redundant = -num_experts % size
+        if len(slots) < size or (len(slots) % size and self.num_redundant_experts):
+            among = f"{len(slots)} experts" + (", redundant ones included," if self.num_redundant_experts else "")
+            legal = ", ".join(map(str, legal_counts(len(slots))))
+            sizes = legal if self.num_redundant_experts else f"1 to {num_experts}"
             raise LayoutError(
-                f"{len(slots)} experts cannot be dealt out evenly to {size} ranks",
-                hint=f"legal sizes here: {', '.join(map(str, legal_counts(len(slots))))}; or {redundant} redundant experts",
+                f"{among} cannot be dealt out evenly to {size} ranks",
+                hint=f"legal sizes here: {sizes}; or {-num_experts % size} redundant experts",
                 code="layout-indivisible",
             )
         if self.expert_placement == "round_robin":
             return tuple(slot for place in range(size) for slot in slots[place::size])
         return tuple(slots)
+
+    def held_slots(self, num_slots: int, place: int) -> tuple[int, int]:
+        """Return which slots, half open, a place holds where whole experts are dealt out; the first hold one more if needed.
+
+        >>> [ParallelLayout(1, 4, enable_expert_parallel=True).held_slots(6, place) for place in range(4)]
+        [(0, 2), (2, 4), (4, 5), (5, 6)]
+        """
+        return deal(num_slots, self.stage_size, place) if self.enable_expert_parallel else (0, num_slots)
 
     def as_json(self) -> dict[str, Any]:
         """Return the layout as JSON values under its own field names."""

@@ -46,6 +46,17 @@ def cut(size: int, unit: int, count: int, index: int, *, repeat: bool = False) -
     )
 
 
+def deal(number: int, count: int, index: int) -> tuple[int, int]:
+    """Return the run, half open, that ``index`` of ``count`` gets of ``number`` things; what remains goes to the first.
+
+    >>> [deal(10, 4, index) for index in range(4)]
+    [(0, 3), (3, 6), (6, 8), (8, 10)]
+    """
+    each, rest = divmod(number, count)
+    start = index * each + min(index, rest)
+    return start, start + each + (index < rest)
+
+
 def legal_counts(units: int) -> tuple[int, ...]:
     """Return the numbers of coordinates over which ``units`` divide evenly.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -373,7 +373,7 @@ class _Binder:
             )
         read = tuple(c for c in format_.components if c.suffix in found and not c.waived)
         dtypes = tuple(found[c.suffix].dtype for c in read)
-        return Form(dtypes[0], Format(format_.name, read), dtypes)
+        return Form(dtypes[0], replace(format_, components=read), dtypes)
 
     def _inadmissible(self, item: Item, met: list[Format], found: Mapping[str, Signature]) -> _Fault:
         """Say what is wrong with values in a number format that neither the parameter nor a claimed format allows."""

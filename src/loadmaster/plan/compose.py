@@ -99,6 +99,8 @@ class Part:
     tensor: Tensor
     item: Item
     forms: tuple[Form, ...]
+    words: int = 1
+    """Elements of the dim that is divided in a packed word of what consumes them (`Placement.feeds`)."""
 
 
 def parts_of(param: Param, bound: LayerClass) -> list[Part] | None:
@@ -107,8 +109,10 @@ def parts_of(param: Param, bound: LayerClass) -> list[Part] | None:
     if not all(p in holders and holders[p].key in bound.forms for p in param.parts):
         return None
     return [
-        Part(next(t for t in holders[p].parts if t.name == p), holders[p], bound.forms[holders[p].key])
+        Part(t, holders[p], bound.forms[holders[p].key], words_fed(t, bound))
         for p in param.parts
+        for t in holders[p].parts
+        if t.name == p
     ]
 
 
@@ -206,7 +210,7 @@ def _fused(parts: Sequence[Part], numerics: Numerics, target: str | None, layout
         )
         runs = [Each(fuse(forms), tuple(group)) for forms, group in groupby(slots, key=by_expert)]
     e = concat(0, tuple(runs))
-    return Shard(e, 0, "ep") if layout.enable_expert_parallel else e
+    return Shard(e, 0, "ep", dealt=True) if layout.enable_expert_parallel else e
 
 
 def _experts(stack: Expression, start: int, stop: int) -> Expression:
@@ -257,15 +261,44 @@ def _placed(part: Part, form: Form, numerics: Numerics, target: str | None, layo
     if placement is None or (tensor.experts and layout.enable_expert_parallel):
         return e
     dim = placement.dim + (1 if part.item.stacked else 0)
-    if target is not None and (more := placement.padding(e.shape[dim], layout.tensor_parallel_size)):
-        e = Concat(dim, (e, Fill((*e.shape[:dim], more, *e.shape[dim + 1 :]), e.dtype, 0.0)))
-    return Shard(e, dim, "moe" if tensor.experts else "tp", unit_of(tensor, form), placement.repeat)
+    axis, unit = "moe" if tensor.experts else "tp", unit_of(tensor, form, part.words)
+    if can_pad(tensor, form) and (more := placement.padding(e.shape[dim], layout.axes(0)[axis][1], unit)):
+        e = Concat(dim, (e, _zeros(e, dim, more)))
+    return Shard(e, dim, axis, unit, placement.repeat)
 
 
-def unit_of(tensor: Tensor, form: Form) -> int:
-    """Return the unit in which a placed tensor can be cut: its own, and no packed word split."""
+def unit_of(tensor: Tensor, form: Form, words: int = 1) -> int:
+    """Return the unit in which a placed tensor can be cut: its own, no packed word split, and none of what it feeds."""
     assert tensor.placement is not None
-    return lcm(tensor.placement.unit, form.format.exact_span(tensor.placement.dim) if form.format else 1)
+    return lcm(tensor.placement.unit, form.format.exact_span(tensor.placement.dim) if form.format else 1, words)
+
+
+def words_fed(tensor: Tensor, bound: LayerClass) -> int:
+    """Return how many elements of a tensor's divided dim one packed word of the tensor that it feeds consumes."""
+    fed = tensor.placement.feeds if tensor.placement else None
+    item = bound.item_of.get(fed) if fed else None
+    if tensor.placement is None or item is None:
+        return 1
+    consumer = next(t for t in item.parts if t.name == fed)
+    each = tensor.shape[tensor.placement.dim] // consumer.shape[1]
+    return lcm(*(each * f.format.exact_span(1) for f in bound.forms.get(item.key, ()) if f.format))
+
+
+def can_pad(tensor: Tensor, form: Form) -> bool:
+    """Return whether zeros can be added to a placed tensor as it is stored: it is declared, and its format has such zeros."""
+    padded = tensor.placement is not None and tensor.placement.pad is not None
+    return padded and (form.format is None or form.format.zero_filled)
+
+
+def _zeros(e: Expression, dim: int, size: int) -> Expression:
+    """Return ``size`` zeros to put after ``e`` along ``dim``; where its values are encoded, so are these."""
+    shape = (*e.shape[:dim], size, *e.shape[dim + 1 :])
+    if not isinstance(e, Decode):
+        return Fill(shape, e.dtype, 0.0)
+    operands = zip(e.format.components, e.operands, strict=True)
+    fills = tuple(Fill(component.shape(shape), operand.dtype, 0.0) for component, operand in operands)
+    origin = tuple(o + (n if d == dim else 0) for d, (o, n) in enumerate(zip(e.origin, e.shape, strict=True)))
+    return Decode(e.format, fills, shape, origin)
 
 
 def _reason(form: Form, numerics: Numerics) -> str:
@@ -283,6 +316,10 @@ def _grids(e: Expression) -> Iterator[Grid]:
             yield _grid(e)
         case Concat() if e.dim == len(e.shape) - 3:  # runs of experts
             yield from _grids(e.parts[0])
+        case Concat(parts=(Decode() as sound, Decode(operands=(Fill(), *_)))):  # padded: whole blocks go on in one grid
+            grid, held = _grid(sound), encoded(e, 1).shape
+            along = sound.format.scale_dim(len(e.shape) - 2)
+            yield replace(grid, rows=(0, e.shape[-2]), scale_rows=(0, 1 if along is None else held[along]))
         case Concat():
             row = scale_row = 0
             for part in e.parts:

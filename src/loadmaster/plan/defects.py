@@ -71,7 +71,8 @@ class Holders:
         tensors = (t for kind in self.schema.kinds.values() for t in kind)
         slots = self.layout.expert_slots(next(t.experts for t in tensors if t.name == first))
         wanted = set(defect.experts)
-        return {i * self.layout.stage_size // len(slots) for i, e in enumerate(slots) if e in wanted}
+        held = (self.layout.held_slots(len(slots), place) for place in range(self.layout.stage_size))
+        return {place for place, (first, end) in enumerate(held) if wanted.intersection(slots[first:end])}
 
     def waived(self, defect: Defect) -> bool:
         """Whether it touches only MTP layers that nobody asked for, which no rank holds."""

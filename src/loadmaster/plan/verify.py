@@ -196,7 +196,7 @@ def _holders(tensor: Tensor, plan: Plan, expert: int | None) -> int:
     p = tensor.placement
     if p is None:
         return count * copies
-    if p.pad and tensor.shape[p.dim] % count:
+    if p.pad is not None:  # zeros may be added, and nothing is held twice
         return copies
     return cut(tensor.shape[p.dim], p.unit, count, 0, repeat=p.repeat).replicas * copies
 

@@ -288,7 +288,9 @@ PRESETS: dict[str, Preset] = {
         Preset(
             "gpt-oss",
             {**m.GPT_OSS, "quantization_config": QUANTISED["mxfp4"](32)},
-            m.small(m.GPT_OSS),
+            m.small(
+                m.GPT_OSS, intermediate_size=160
+            ),  # five blocks, which 2, 4 and 8 ranks do not divide: as published
             3,
         ),
         Preset("gpt-oss-bf16", m.GPT_OSS, m.small(m.GPT_OSS), 9),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from math import prod
+from math import lcm, prod
 from typing import TypeAlias
 
 import numpy as np
@@ -107,7 +107,7 @@ class Expected:
             array = self._whole(item, component, layer, t)
             if array is None:
                 return None
-            made[component.suffix] = (component, self._placed(array, component, t, item))
+            made[component.suffix] = (component, self._placed(array, component, t, item, layer))
         return made or None
 
     def _format(self, item: Item, layer: int) -> Format | None:
@@ -139,10 +139,7 @@ class Expected:
         if not num_experts:
             return ()
         slots = self.plan.layout.expert_slots(num_experts)
-        if not self.plan.layout.enable_expert_parallel:
-            return slots
-        each = len(slots) // self.plan.layout.stage_size
-        return slots[self.at.place * each : (self.at.place + 1) * each]
+        return slots[slice(*self.plan.layout.held_slots(len(slots), self.at.place))]
 
     def _read(self, number: int | None) -> Bits | None:
         if number is None:
@@ -155,7 +152,22 @@ class Expected:
         count = prod(signature.shape)
         return np.fromfile(file, width, count, offset=int(self.table.start[number])).reshape(signature.shape)
 
-    def _placed(self, array: Bits, component: Component, t: Tensor, item: Item) -> Bits:
+    def _unit(self, t: Tensor, item: Item, layer: int) -> int:
+        """Return in how many elements a tensor is cut: its unit, its words, and the words of the tensor that it feeds."""
+        p = t.placement
+        assert p is not None
+        format_ = self._format(item, layer)
+        unit = lcm(p.unit, format_.exact_span(p.dim) if format_ else 1)
+        schema = self.plan.schema
+        tensors = schema.kinds[(*schema.layers, *schema.drafts)[layer]] if layer >= 0 else schema.top
+        for fed in items(tensors, self.spelling):
+            for consumer in fed.parts:
+                fed_format = self._format(fed, layer)
+                if consumer.name == p.feeds and fed_format:
+                    unit = lcm(unit, t.shape[p.dim] // consumer.shape[1] * fed_format.exact_span(1))
+        return unit
+
+    def _placed(self, array: Bits, component: Component, t: Tensor, item: Item, layer: int) -> Bits:
         """Return the rank's rows and columns of ``t``: a factor belongs to rows of the whole item, parts before it included."""
         p, layout = t.placement, self.plan.layout
         packed = len(item.parts) > 1
@@ -164,14 +176,24 @@ class Expected:
             return _cut(array, component, t, 0, first, last) if packed else array
         index, count = layout.axes(self.at.place)["moe" if t.experts else "tp"]
         size = t.shape[p.dim]
-        if (more := p.padding(size, count)) and component is PLAIN:
-            array = np.pad(array, [(0, more if d == p.dim else 0) for d in range(array.ndim)])  # pad: never of experts
-            size += more
-        mine = cut(size, p.unit, count, index, repeat=p.repeat)
+        format_, unit = self._format(item, layer), self._unit(t, item, layer)
+        if (more := p.padding(size, count, unit)) and (format_ is None or format_.zero_filled):
+            array = _lengthened(_cut(array, component, t, 0, first, last), component, t, more)
+            size, first, packed = size + more, 0, False
+        mine = cut(size, unit, count, index, repeat=p.repeat)
         if p.dim == 0:
             return _cut(array, component, t, 0, first + mine.start, first + mine.stop)
         array = _cut(array, component, t, p.dim, mine.start, mine.stop)
         return _cut(array, component, t, 0, first, last) if packed else array
+
+
+def _lengthened(array: Bits, component: Component, t: Tensor, more: int) -> Bits:
+    """Return a component with zeros for ``more`` elements after the end of the dim that is divided."""
+    assert t.placement is not None
+    lead = 1 if t.experts else 0
+    grains = component.grains[: array.ndim - lead]
+    along = [more // g.span if g.dim == t.placement.dim and g.kind != "inner" else 0 for g in grains]
+    return np.pad(array, [(0, n) for n in (*(0,) * lead, *along)])
 
 
 def _cut(array: Bits, component: Component, t: Tensor, dim: int, start: int, stop: int) -> Bits:

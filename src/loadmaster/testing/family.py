@@ -11,6 +11,7 @@ from loadmaster.architectures.schema import Family
 from loadmaster.parallel import ParallelLayout
 from loadmaster.testing.loading import check_loading
 from loadmaster.testing.modelling import compare_with_transformers, has_model
+from loadmaster.testing.placements import compare_placements
 from loadmaster.testing.plans import check_plans
 
 
@@ -31,5 +32,6 @@ def check_family(
         done.append("check_loading")
         if has_model(config):
             compare_with_transformers(family, config)
-            done.append("compare_with_transformers")
+            compare_placements(family, config)
+            done += ["compare_with_transformers", "compare_placements"]
     return tuple(done)

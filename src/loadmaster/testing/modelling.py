@@ -47,7 +47,7 @@ def has_model(config: Mapping[str, Any]) -> bool:
     if find_spec("transformers") is None:
         return False
     try:
-        _class(config)
+        class_of(config)
     except ImportError:
         return False
     return True
@@ -76,7 +76,8 @@ def names_saved(model: Any) -> Shapes:
     return {name: tuple(t.shape) for name, t in revert_weight_conversion(model, model.state_dict()).items()}
 
 
-def _class(config: Mapping[str, Any]) -> Any:
+def class_of(config: Mapping[str, Any]) -> Any:
+    """Return transformers' class of the name in ``architectures``; ImportError where there is none."""
     import transformers
 
     name = config["architectures"][0]
@@ -90,7 +91,7 @@ def build_model(config: Mapping[str, Any]) -> Any:
     """Return transformers' model for ``config``, on the meta device: names and shapes, no memory."""
     import torch
 
-    found = _class(config)
+    found = class_of(config)
     values = {k: v for k, v in config.items() if k not in ("architectures", "model_type", "quantization_config")}
     with torch.device("meta"):
         return found(found.config_class(**values))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.faults import spelling_labels, table_faults
 from loadmaster.architectures.items import Item, items
 from loadmaster.architectures.registry import FAMILIES, language_config
-from loadmaster.architectures.schema import Family, Schema
+from loadmaster.architectures.schema import Family, Schema, Tensor
 from loadmaster.errors import LoadmasterError
 from loadmaster.testing.faults import expect_none
 
@@ -22,7 +22,8 @@ def check_tables(family: Family, config: Mapping[str, Any]) -> None:
 
     Every logical tensor is spelled, in every spelling, and makes up exactly one native parameter; no spelled name is
     unknown to the other tables; no two tensors of any layers or experts share a stored name; what is packed or fused fits
-    together; what is divided has the dim and the unit; nothing needed is waived; no architecture is taken.
+    together; what is divided has the dim and the unit; what is divided along the out dim is consumed along the in dim
+    (where tensors are named as the shared blocks name them); nothing needed is waived; no architecture is taken.
 
     Raises:
         FamilyFaults: they don't.
@@ -85,9 +86,49 @@ def _faults(family: Family, config: Mapping[str, Any]) -> Iterator[str]:
         return
     found = table_faults(family, schema)
     yield from found
+    if isinstance(schema, Schema):
+        yield from _flow_faults(schema)
     if not found:
         for number, label in enumerate(spelling_labels(family)):
             yield from (f"{label}: {fault}" for fault in _shared_names(family, schema, number))
+
+
+YIELDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "o": ("q", "q_b"),
+    "out": ("qkvz",),
+    "down": ("gate", "up", "gate_up"),
+}
+"""Within a module (``attn.``, ``mlp.``): last word of a logical name → those of the tensors whose outputs it consumes."""
+
+
+def _flow_faults(schema: Schema) -> Iterator[str]:
+    """Yield placements that do not meet: what a column-parallel product yields, a row-parallel one consumes.
+
+    Only the names that `loadmaster.architectures.blocks` uses are known, so this finds nothing where others are used.
+    """
+    for tensors in dict.fromkeys((*schema.kinds.values(),)):
+        by_name = {t.name: t for t in tensors}
+        for consumer in tensors:
+            module, _, word = consumer.name.rpartition(".")
+            made = (by_name.get(f"{module}.{name}") for name in YIELDS.get(word, ()))
+            for producer in (t for t in made if t is not None and len(t.shape) == len(consumer.shape) == 2):
+                out, into = _parts(producer, 0), _parts(consumer, 1)
+                if (out is None) != (into is None):
+                    yield (
+                        f"schema: {producer.name} is {'not ' if out is None else ''}divided along its out dim, and "
+                        f"{consumer.name}, which consumes it, is {'not ' if into is None else ''}divided along its in dim"
+                    )
+                elif out != into:
+                    yield (
+                        f"schema: {producer.name} is divided in {out} units along its out dim, and {consumer.name}, which "
+                        f"consumes it, in {into} along its in dim"
+                    )
+
+
+def _parts(t: Tensor, dim: int) -> int | None:
+    """Return in how many units a tensor is divided along ``dim``; None where it is not."""
+    p = t.placement
+    return None if p is None or p.dim != dim else t.shape[dim] // p.unit
 
 
 def _shared_names(family: Family, schema: Schema, spelling: int) -> Iterator[str]:

@@ -6,7 +6,8 @@ import torch
 
 from tests.loader.reference import blocks
 from tests.loader.reference.blocks import layers
-from tests.loader.reference.loader import Loader, cut_columns, cut_rows
+from tests.loader.reference.loader import Cut, Loader
+from tests.loader.reference.weights import Mxfp4
 
 
 def deepseek(r: Loader, mtp: bool) -> None:
@@ -127,9 +128,9 @@ def mixtral(r: Loader, mtp: bool) -> None:
 
 
 def gpt_oss(r: Loader, mtp: bool) -> None:
-    """gpt-oss: gate and up interleaved, so that any even run of rows is a run of pairs."""
+    """gpt-oss: gate and up interleaved, so that any even run of rows is a run of pairs; perhaps zeros after the last block."""
     r.top()
-    share = r.place.expert_share
+    inner = r.config["intermediate_size"]
     for p, q in layers(r):
         r.copy(q, p, blocks.NORMS)
         blocks.attention(r, p, q)
@@ -137,12 +138,26 @@ def gpt_oss(r: Loader, mtp: bool) -> None:
         r.copy(q + "mlp.", p + "mlp.", ("router.weight", "router.bias"))
         e, f = p + "mlp.experts.", q + "mlp.experts."
         w13, w2 = (blocks.of_stack(r, e + name, transposed=True) for name in ("gate_up_proj", "down_proj"))
-        r.put_experts(f + "w13_", [[cut_rows(w, share)] for w in w13])
-        r.put_experts(f + "w2_", [[cut_columns(w, share)] for w in w2])
+        word = 32 if type(w2[0]) is Mxfp4 else 1
+        start, stop, count = r.place.expert_run(inner, word)
+        r.put_experts(f + "w13_", [[Cut(w, w.rows, (2 * start, 2 * stop))] for w in w13])
+        r.put_experts(f + "w2_", [[Cut(w, w.columns, (start, stop))] for w in w2])
         held = r.place.experts(len(w13))
-        bias = r.stored[e + "gate_up_proj_bias"]
-        r.params[f + "w13_bias"] = bias[held][:, slice(*share(bias.shape[1]))]
+        r.params[f + "w13_bias"] = r.stored[e + "gate_up_proj_bias"][held][:, 2 * start : 2 * stop]
         r.params[f + "w2_bias"] = r.stored[e + "down_proj_bias"][held]
+        for name in ("w13_weight", "w13_blocks", "w13_scales", "w13_bias"):
+            _lengthen(r, f + name, 1, 2 * count)
+        for name, length in (("w2_weight", count), ("w2_blocks", count // word), ("w2_scales", count // word)):
+            _lengthen(r, f + name, 2, length)
+
+
+def _lengthen(r: Loader, name: str, dim: int, length: int) -> None:
+    """Put zeros at the end of a dim of a parameter, if there is one of this name."""
+    if name in r.params:
+        held = r.params[name]
+        made = held.new_zeros(*held.shape[:dim], length, *held.shape[dim + 1 :])
+        made.narrow(dim, 0, held.shape[dim]).copy_(held)
+        r.params[name] = made
 
 
 def llama4(r: Loader, mtp: bool) -> None:

@@ -42,6 +42,12 @@ class Place:
         """The slice of every expert, where experts are not dealt out whole."""
         return (0, size) if self.ep else _share(size, *self.among_experts)
 
+    def expert_run(self, size: int, block: int) -> tuple[int, int, int]:
+        """The slice of every expert in whole blocks, as vLLM rounds it up: start, end, and the length that all ranks have."""
+        index, ranks = (0, 1) if self.ep else self.among_experts
+        each = -(-(size // block) // ranks) * block
+        return min(index * each, size), min((index + 1) * each, size), each
+
     def heads(self, size: int, head: int) -> Part:
         """Key or value rows: where there are fewer heads than ranks, neighbours hold the same one."""
         num_heads, ranks = size // head, self.tp[1]
@@ -66,8 +72,9 @@ class Place:
         index, ranks = self.among_experts
         if self.round_robin:
             return slots[index::ranks]
-        each = len(slots) // ranks
-        return slots[index * each : (index + 1) * each]
+        each, more = divmod(len(slots), ranks)  # vLLM's determine_expert_map: the remainder goes to the first ranks
+        first = index * each + min(index, more)
+        return slots[first : first + each + (1 if index < more else 0)]
 
 
 def _share(size: int, index: int, ranks: int) -> Part:

@@ -285,8 +285,7 @@ def _expert_misfits(planned: Planned, model: torch.nn.Module) -> Iterator[str]:
         slots = layout.expert_slots(moe.num_experts)
         share = (place, layout.stage_size)
         if layout.enable_expert_parallel:
-            each = len(slots) // layout.stage_size
-            slots, share = slots[place * each : (place + 1) * each], (0, 1)
+            slots, share = slots[slice(*layout.held_slots(len(slots), place))], (0, 1)
         held = (
             tuple(manager.get_local_expert_ids()) if manager.expert_map is not None else tuple(range(moe.num_experts))
         )
