@@ -52,7 +52,7 @@ class Entry:
         values = {name: getattr(self, name) for name in self.__slots__}
         values["findings"] = [f.as_json() for f in self.findings]
         values["sketches"] = {
-            n: [*s[:-2], s.hole and [*s.hole], s.index and [*s.index]] for n, s in self.sketches.items()
+            n: [*s[:-2], s.hole and [*s.hole], s.groups and [*s.groups]] for n, s in self.sketches.items()
         }
         return orjson.dumps(values) + b"\n"
 
@@ -146,5 +146,6 @@ def _entry(line: bytes) -> Entry | None:
 
 
 def _sketch(*values: Any) -> Sketch:
-    *plain, hole, index = values
-    return Sketch(*plain, hole and (int(hole[0]), int(hole[1])), index and Index(*index))
+    mark, uniform, amplitude, least, greatest, hole, groups = values
+    place = hole and (int(hole[0]), int(hole[1]))
+    return Sketch(mark, uniform, amplitude, least, greatest, place, groups and Index(*groups))

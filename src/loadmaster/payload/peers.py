@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from loadmaster.checkpoint import LocalStore
-from loadmaster.findings import Finding, joined
+from loadmaster.findings import Finding, Severity, joined
 from loadmaster.payload.modules import Module, is_encoded, part_of, place_of
 from loadmaster.payload.roles import Role
 from loadmaster.payload.sketch import Sketch
@@ -176,11 +176,10 @@ def _indices(survey: Survey, sketches: Mapping[int, Sketch]) -> Iterator[Finding
         if survey.roles.column[number] != Role.INDEX or sketch.least is None or sketch.greatest is None:
             continue
         groups, size = survey.roles.groups.get(number, (0, 0))
-        index, file, name = sketch.index, survey.file_of(number), names[number]
+        index, file, name = sketch.groups, survey.file_of(number), names[number]
 
-        def say(severity: str, message: str, hint: str, name: str = name, file: str = file) -> Finding:
-            kind = "error" if severity == "error" else "warning"
-            return Finding("index-implausible", kind, message, name, file=file, hint=hint)
+        def say(severity: Severity, message: str, hint: str, name: str = name, file: str = file) -> Finding:
+            return Finding("index-implausible", severity, message, name, file=file, hint=hint)
 
         low, high = int(sketch.least), int(sketch.greatest)
         if low < 0 or (groups and high >= groups):

@@ -62,7 +62,8 @@ class Sketch(NamedTuple):
 
     ``mark`` is equal for equal bytes. ``uniform``: every sampled word is the same one. ``amplitude`` is the mean of
     |value| of what was sampled (of factors the geometric mean); None where values are packed codes. ``least`` and
-    ``greatest`` are of all factors. ``hole`` is (first byte, bytes) of the longest run of zeros.
+    ``greatest`` are of all factors. ``hole`` is (first byte, bytes) of the longest run of zeros;
+    ``groups`` what was seen of an index.
     """
 
     mark: str
@@ -71,7 +72,7 @@ class Sketch(NamedTuple):
     least: float | None = None
     greatest: float | None = None
     hole: tuple[int, int] | None = None
-    index: Index | None = None
+    groups: Index | None = None
 
 
 @dataclass(slots=True)
@@ -151,7 +152,7 @@ class Samples:
             least=float(self._least) if bounded else None,
             greatest=float(self._greatest) if bounded else None,
             hole=self._longest_hole(),
-            index=self._index(),
+            groups=self._index(),
         )
 
     def _find_holes(self, part: npt.NDArray[np.uint8], offset: int, words: npt.NDArray[Any]) -> None:
