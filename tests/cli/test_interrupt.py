@@ -32,8 +32,8 @@ class Interrupt:
                     raise
 
 sys.meta_path.insert(0, Interrupt())
-from loadmaster.__main__ import entry
 sys.argv[:] = ["loadmaster", *sys.argv[4:]]
+from loadmaster.__main__ import entry
 entry()
 """
 
