@@ -16,10 +16,18 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from loadmaster.architectures.config import Config
+from loadmaster.architectures.registry import FAMILIES
 from loadmaster.architectures.schema import Family, Param, Target
 from loadmaster.errors import UnsupportedError
 
 NAME: Final = "vllm-0.32"
+
+NOT_OF_PLUGINS: Final = (
+    ": its family is from another package, and only loadmaster's own are, because what vLLM makes of a model is not in a "
+    "family's tables and is held against vLLM's own loaders; prove it for the native target, "
+    "and let it be streamed through vLLM's own loader"
+)
+"""Why a family from another package has no parameters here."""
 
 DRAFT_EMBEDDING: Final = ("{draft}.embed_tokens.weight", "model.embed_tokens.weight")
 """What is planned as a draft's embedding, and what it is called within the draft."""
@@ -135,7 +143,10 @@ def target(family: Family, config: Config) -> Target:
     architecture = config.values["architectures"][0]
     known = DESCRIBED.get(architecture)
     if known is None:
-        raise UnsupportedError(f"{architecture} is not described for {NAME}", hint=f"described: {', '.join(DESCRIBED)}")
+        raise UnsupportedError(
+            f"{architecture} is not described for {NAME}" + ("" if family in FAMILIES else NOT_OF_PLUGINS),
+            hint=f"described: {', '.join(DESCRIBED)}",
+        )
     if obstacle := known.obstacle(config):
         raise UnsupportedError(f"{architecture} is not described for {NAME}: {obstacle}")
     return Target(

@@ -1,0 +1,82 @@
+"""A full-size checkpoint of any config.json whose architecture is described, in this package or in another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from loadmaster.architectures.config import Config
+from loadmaster.architectures.registry import find_family, language_config
+from loadmaster.checkpoint.config import CONFIG, read_config
+from loadmaster.errors import InputError, UnsupportedError
+from loadmaster.findings import errors
+from loadmaster.plan.claims import read_claims
+from loadmaster.synth.inventory import inventory
+from loadmaster.synth.presets import Preset
+from loadmaster.synth.write import write_full_size
+
+SHARD_BYTES = 5 * 10**9
+"""About the size of a shard, as most models are published."""
+
+PLAIN = "BF16"
+
+
+def read_config_file(file: Path) -> dict[str, Any]:
+    """Return a model's config from a file of any name, or from the config.json of a folder.
+
+    Raises:
+        InputError: there is no such file, or it is not a JSON object.
+    """
+    if file.is_dir():
+        file /= CONFIG
+    if not file.is_file():
+        raise InputError(f"{file} is not a file", hint="give a model's config.json")
+    if file.name == CONFIG:
+        config, findings = read_config(file.parent)
+        if found := errors(findings):
+            raise InputError(f"{file}: {found[0].message}", hint=found[0].hint)
+    else:
+        try:
+            config = orjson.loads(file.read_bytes())
+        except ValueError as error:
+            raise InputError(f"{file} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{file} is not a JSON object", hint="give a model's config.json")
+    return config
+
+
+def write_described(config: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Write true headers and sparse bodies of the model that ``config``, a config.json, describes; see `write_full_size`.
+
+    Weights are in the first format that the config's ``quantization_config`` claims. Where it claims one that is not
+    supported, they are plain, and the config is written without it. The family's usual spelling is written.
+
+    Returns:
+        ``num_tensors``, ``num_files`` and ``payload_bytes`` of what was written, and ``notes``: sentences on what the config
+        left open, or was not followed in.
+
+    Raises:
+        ConfigError: the architecture is not known, or a size is missing or impossible.
+        UnsupportedError: the family does not support this config.
+    """
+    family, values = find_family(config), dict(config)
+    notes = []
+    try:
+        claims = read_claims(Config(language_config(family, values)), PLAIN)
+    except UnsupportedError as error:
+        values = {k: v for k, v in values.items() if k != "quantization_config"}
+        claims = read_claims(Config(language_config(family, values)), PLAIN)
+        notes.append(
+            f"the weights are plain ({claims.model_dtype}), and config.json is written without quantization_config: "
+            + error.message
+        )
+    language = language_config(family, values)
+    if not (language.get("dtype") or language.get("torch_dtype")):
+        notes.append(f"config.json names no dtype: what is not quantised is {claims.model_dtype}")
+    preset = Preset("config", values, {}, num_shards=1, family=family)
+    payload = sum(e.signature.num_bytes for e in inventory(preset, values))
+    made = write_full_size(Preset("config", values, {}, num_shards=-(-payload // SHARD_BYTES), family=family), out)
+    return {**made, "notes": notes}
