@@ -1,8 +1,10 @@
 """The server as a process, over the toy model of `tests.runtime.toy` in worker processes of its own."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,17 +18,20 @@ import pytest
 
 from loadmaster.errors import RunError
 from loadmaster.server import listen
+from loadmaster.server.serve import GRACE_S
 
-LIMIT_S = 10
+LIMIT_S = 60
 
 SCRIPT = """
-import json, sys
+import json, resource, sys
 from pathlib import Path
 from loadmaster.errors import LoadmasterError
 from loadmaster.runtime import Engine, Tokenizer
 from loadmaster.server import Service, listen, serve
 from tests.runtime.toy import ToyPlan
 
+if len(sys.argv) > 2:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), int(sys.argv[2])))
 plan = ToyPlan(2, faults={int(k): v for k, v in json.loads(sys.argv[1]).items()})
 bound = listen("127.0.0.1", 0)
 print(bound.getsockname()[1], flush=True)
@@ -40,9 +45,12 @@ except LoadmasterError as error:
 
 
 @contextmanager
-def server(faults: dict[int, str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def server(faults: dict[int, str], *, num_files: int | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, json.dumps(faults)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SCRIPT, json.dumps(faults), *([str(num_files)] if num_files else [])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None
@@ -58,9 +66,17 @@ def health(url: str) -> httpx.Response:
     return httpx.get(f"{url}/health", timeout=5)
 
 
+def request(url: str, body: str, length: int | None = None) -> socket.socket:
+    """Return a connection over which a request was sent, or the beginning of one."""
+    connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length or len(body)}"
+    connection.sendall(f"{head}\r\n\r\n{body}".encode())
+    return connection
+
+
 def until_status(url: str, status: int) -> list[dict[str, Any]]:
     """Return what ``/health`` said before it answered ``status``."""
-    until, said = time.monotonic() + 30, []
+    until, said = time.monotonic() + 120, []
     while (response := health(url)).status_code != status:
         said.append(response.json())
         assert time.monotonic() < until
@@ -116,6 +132,72 @@ def test_a_server_whose_worker_is_lost_says_so_once_and_ends() -> None:
         assert refused.status_code == 500
         code, errors = ended(process, workers)
         assert (code, errors.count("was killed by SIGKILL"), errors.count("Traceback")) == (3, 1, 0), errors
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_stream_that_a_signal_ends_says_so_and_nothing_else_is_said(signals: int) -> None:
+    with server({1: "step_hangs"}) as (process, url):
+        until_status(url, 200)
+        workers = psutil.Process(process.pid).children()
+        body = {"prompt": [3], "max_tokens": 10**6, "ignore_eos": True, "temperature": 0}
+        with (
+            httpx.stream("POST", f"{url}/v1/completions", json={**body, "stream": True}, timeout=60) as response,
+            request(url, json.dumps(body)) as other,
+        ):
+            assert response.status_code == 200, "it runs, and its second token never comes"
+            for _ in range(2):
+                health(url)  # the other request was taken before
+            begin = time.monotonic()
+            for _ in range(signals):
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.3)  # two signals at once are one
+            *_, error, end = [line for line in response.iter_lines() if line]
+            assert "the server is shutting down" in error
+            assert end == "data: [DONE]"
+            if signals == 2:
+                assert time.monotonic() - begin < GRACE_S, "at once"
+            assert b" 503 " in other.recv(1000)
+        assert ended(process, workers) == (0, f"ready: toy at {url}/v1\n")
+
+
+def test_a_request_that_does_not_come_to_its_end_does_not_keep_the_server_from_ending() -> None:
+    with server({}) as (process, url):
+        until_status(url, 200)
+        workers = psutil.Process(process.pid).children()
+        with request(url, "{", length=9):
+            health(url)
+            process.send_signal(signal.SIGTERM)
+            code, errors = ended(process, workers)
+        assert (code, errors.count("Traceback")) == (0, 0), errors
+
+
+def test_without_file_descriptors_connections_wait_and_the_log_has_one_line() -> None:
+    with server({}, num_files=48) as (process, url):
+        until_status(url, 200)
+        workers = psutil.Process(process.pid).children()
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        with contextlib.ExitStack() as connections:
+            for _ in range(60):
+                connections.enter_context(socket.create_connection(address, timeout=30))
+            until = time.monotonic() + 60
+            while psutil.Process(process.pid).num_fds() < 48:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            time.sleep(2.5)  # asyncio tries again every second
+        until_status(url, 200)
+        process.send_signal(signal.SIGTERM)
+        code, errors = ended(process, workers)
+    assert code == 0
+    assert errors.splitlines() == [
+        f"ready: toy at {url}/v1",
+        "warning: new connections wait: Too many open files (the limit is 48; `ulimit -n` raises it)",
+    ]
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "a..b", "a" * 70 + ".b", "a\0b", "192.0.2.1"])
+def test_an_address_that_is_not_this_machines_is_an_error(host: str) -> None:
+    with pytest.raises(RunError, match=r"cannot listen on .*\n\nhint: .*--host"):
+        listen(host, 0)
 
 
 def test_an_address_in_use_is_an_error() -> None:
