@@ -40,6 +40,15 @@ class LoadmasterError(Exception):
         return f"{self.message}\n\nhint: {self.hint}" if self.hint else self.message
 
 
+def clip(text: str, most: int = 200) -> str:
+    """Return at most ``most`` characters of what a stranger wrote, for an error message.
+
+    >>> clip("abc", 3), clip("abcdef", 3)
+    ('abc', 'abc… (6 characters)')
+    """
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
 class InputError(LoadmasterError):
     """Checkpoint, config or layout are at fault.
 

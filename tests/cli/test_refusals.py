@@ -58,3 +58,17 @@ def test_data_parallel_ranks_are_refused_by_name(command: str, tiny: Tiny) -> No
 def test_a_refusal_is_one_object_with_the_finding_unsupported(tiny: Tiny) -> None:
     done = run("generate", tiny("gpt-oss"), "--prompt", "Hello", "--json")
     assert [f["code"] for f in json.loads(done.stdout)["findings"]] == ["unsupported"]
+
+
+@pytest.mark.parametrize("port", ["99999", "65536", "-1", "8000.0", "x", "0x10"])
+def test_a_port_that_is_none_is_a_usage_error_before_anything_is_read(port: str) -> None:
+    done = run("serve", "/no/such/model", "--port", port)
+    assert done.returncode == 2
+    assert f"argument --port: '{port}' is not a port, expected 0 to 65535" in done.stderr
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "192.0.2.1"])
+def test_an_address_that_cannot_be_had_is_an_error_before_anything_is_read(host: str) -> None:
+    done = run("serve", "/no/such/model", "--engine", "native", "--host", host, "--port", "0")
+    assert done.returncode == 3
+    assert f"RunError: cannot listen on {host} port 0" in done.stderr

@@ -69,6 +69,7 @@ class FakeEngine:
         self.ended.set()
 
     def close(self) -> None:
+        self.state = self.state if self.failed else "closed"
         self.ready.set()
         self.ended.set()
 

@@ -1,5 +1,6 @@
 """The API with the real client, against a live server over an engine in this process."""
 
+import json
 import socket
 import threading
 import time
@@ -13,6 +14,8 @@ import pytest
 
 from loadmaster.errors import LoadError, RunError
 from tests.server.fake import FakeEngine, serving
+
+JSON = {"Content-Type": "application/json"}
 
 
 def client_of(url: str, key: str = "none") -> openai.OpenAI:
@@ -302,3 +305,146 @@ def test_the_models_own_end_can_be_ignored(client: openai.OpenAI, engine: FakeEn
     done = client.completions.create(model="toy", prompt="x", max_tokens=14, extra_body={"ignore_eos": True})
     assert done.choices[0].finish_reason == "length"
     assert engine.stop_token_ids(engine.seen[-1][1]) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("settings", "param"),
+    [
+        ({"n": "x" * 10**6}, "n"),
+        ({"stop": ["x" * 10**6]}, "stop"),
+        ({"stop": ["x"] * 1000}, "stop"),
+        ({"stop_token_ids": [1] * 1000}, "stop_token_ids"),
+        ({"stop": [1] * 1000}, "stop"),
+        ({"prompt": [1.5] * 10**5}, "prompt"),
+        ({"prompt": ["x"] * 2000}, "prompt"),
+        ({"prompt": "x" * 10**6}, None),
+        ({"prompt": "a\ud800b"}, "prompt"),
+        ({"stop": ["a", "\udfff"]}, "stop"),
+        ({"user": {"name": ["\ud800"]}}, "user"),
+        ({"\ud800": 1}, None),
+        ({"x" * 10**6: "\ud800"}, "x"),
+        ({"max_tokens": 1e300}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": -1}, None),
+        ({"max_tokens": 10**4000}, "max_tokens"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": -(2**63) - 1}, "seed"),
+        ({"top_k": 2**64}, "top_k"),
+        ({"top_p": True}, "top_p"),
+        ({"n": True}, "n"),
+        ({"n": 10**4000}, "n"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": 1}, "stream": True}, "stream_options"),
+        ({"prompt": [10**400]}, "prompt"),
+        ({"prompt": {"a": 1}}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"logit_bias": {"x" * 10**6: 1}}, "logit_bias"),
+    ],
+    ids=lambda value: repr(value)[:40].encode("ascii", "backslashreplace").decode(),
+)
+def test_hostile_values_are_refused_in_few_words(url: str, settings: dict[str, Any], param: str | None) -> None:
+    got = httpx.post(f"{url}/v1/completions", content=json.dumps({"prompt": "x", **settings}), headers=JSON, timeout=60)
+    assert got.status_code == 400, got.text[:500]
+    error = got.json()["error"]
+    assert (error["param"] or "")[:1] == (param or "")[:1]
+    assert len(got.content) < 1500
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b'{"prompt": "x", "temperature": NaN}', 400, "NaN is not a number in JSON"),
+        (b'{"prompt": "x", "temperature": -Infinity}', 400, "-Infinity is not a number"),
+        (b'{"prompt": "x", "temperature": 1e999}', 400, "temperature: Input should be a finite number"),
+        (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", 400, "more than 4300 digits"),
+        (b'{"prompt": "x", "user": ' + b"[" * 200 + b"]" * 200 + b"}", 400, "user is nested more than 100 deep"),
+        (b'{"prompt": ' + b"[" * 90000 + b"]" * 90000 + b"}", 400, "nested more than 100 deep"),
+        (b'{"prompt": [' + b"[]," * 200000 + b"[]]}", 400, "more than 100,000 lists"),
+        (b'{"prompt": [' + b"1," * 2000001 + b"1]}", 400, "more than 2,000,000 values"),
+        (b'{"prompt": "\xff"}', 400, "not UTF-8, at byte 12"),
+        (b'{"prompt": "\xed\xa0\x80"}', 400, "not UTF-8"),
+        (b"[1]", 400, "valid dictionary"),
+        (b"", 400, "JSON decode error"),
+        (b'{"prompt": "' + b"x" * (16 * 2**20) + b'"}', 413, "at most 16,777,216 are taken"),
+    ],
+    ids=lambda value: repr(value)[:40] if isinstance(value, bytes) else None,
+)
+def test_hostile_bodies_are_refused_in_few_words(url: str, body: bytes, status: int, words: str) -> None:
+    got = httpx.post(f"{url}/v1/completions", content=body, headers=JSON, timeout=60)
+    assert (got.status_code, words in got.json()["error"]["message"]) == (status, True), got.text[:500]
+    assert len(got.content) < 1000
+
+
+def test_brackets_in_text_are_text(url: str) -> None:
+    got = httpx.post(f"{url}/v1/completions", json={"prompt": '[{"a":' * 60000}, timeout=60)
+    assert "characters" in got.json()["error"]["message"], "it is too long for the model, and that is all"
+
+
+def test_a_body_that_is_not_said_to_be_json_is_refused(url: str) -> None:
+    got = httpx.post(f"{url}/v1/completions", content=b"{}", headers={"Content-Type": "text/" + "x" * 10000})
+    assert got.status_code == 415
+    assert len(got.content) < 500
+
+
+@pytest.mark.parametrize(
+    "where", [{"model": "m" * 10**6}, {"messages": [{"role": "user", "content": {"type": "t" * 10**6}}]}]
+)
+def test_what_a_client_wrote_is_not_repeated_at_length(url: str, where: dict[str, Any]) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], **where}
+    got = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+    assert got.status_code in (400, 404)
+    assert len(got.content) < 600
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        None, "x", {}, [1], ["x"], [[]], [None], [{"role": 1}], [{"role": "user", "content": 1}],
+        [{"role": "user", "content": ["x"]}], [{"role": "user", "content": "\ud800"}],
+        [{"role": "user", "content": "x", "tool_calls": [{"\udc00": 1}]}],
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_messages_of_wrong_types_are_refused_by_name(url: str, messages: Any) -> None:
+    body = json.dumps({"messages": messages})
+    got = httpx.post(f"{url}/v1/chat/completions", content=body, headers=JSON)
+    assert (got.status_code, got.json()["error"]["param"]) == (400, "messages"), got.text
+
+
+@pytest.mark.parametrize(
+    "name", ["chat_template", "padding", "truncation", "tokenizer_kwargs", "return_tensors", "max_length", "tokenize"]
+)
+def test_chat_template_kwargs_are_variables_of_the_template_and_nothing_else(url: str, name: str) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {name: "max_length"}}
+    got = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+    assert got.status_code == 400
+    assert f"'{name}' is not a variable of the model's chat template" in got.json()["error"]["message"]
+
+
+def test_a_template_without_end_is_a_clear_error_and_holds_nobody_up(
+    model_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for file in model_path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": loop}))
+    with serving(FakeEngine(), tmp_path) as url, client_of(url) as client:
+        answers: list[httpx.Response] = []
+        body = {"messages": [{"role": "user", "content": "x"}]}
+
+        def ask() -> None:
+            answers.append(httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for t in threads:
+            t.start()
+        assert client.completions.create(model="toy", prompt="x").choices[0].text == "Hello, world!"
+        while any(t.is_alive() for t in threads):
+            assert httpx.get(f"{url}/health", timeout=20).status_code == 200
+            time.sleep(0.05)
+        assert [a.status_code for a in answers] == [500] * 3
+        assert "chat template cannot be used: even on one short message it takes more than 2 s" in answers[0].text
+    assert capfd.readouterr().err.count("warning: /v1/chat/completions: the model's chat template cannot be used") == 1

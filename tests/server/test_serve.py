@@ -1,8 +1,10 @@
 """The server as a process, over the toy model of `tests.runtime.toy` in worker processes of its own."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,14 +22,17 @@ from loadmaster.server import listen
 LIMIT_S = 200
 
 SCRIPT = """
-import json, sys
+import json, resource, sys
 from pathlib import Path
 from loadmaster.errors import LoadmasterError
 from loadmaster.runtime import Engine, Tokenizer
 from loadmaster.server import Service, listen, serve
 from tests.runtime.toy import ToyPlan
 
-sys.modules["loadmaster.server.serve"].FAILED_FOR_S = float(sys.argv[2])
+options = json.loads(sys.argv[2])
+vars(sys.modules["loadmaster.server.serve"]).update(options["seconds"])
+if num_files := options["num_files"]:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (num_files, num_files))
 plan = ToyPlan(2, faults={int(k): v for k, v in json.loads(sys.argv[1]).items()})
 bound = listen("127.0.0.1", 0)
 print(bound.getsockname()[1], flush=True)
@@ -43,9 +48,12 @@ except KeyboardInterrupt:
 
 
 @contextmanager
-def server(faults: dict[int, str], *, failed_for_s: float = 0.1) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start one; it answers for ``failed_for_s`` seconds after its engine failed."""
-    command = [sys.executable, "-c", SCRIPT, json.dumps(faults), str(failed_for_s)]
+def server(
+    faults: dict[int, str], *, num_files: int | None = None, **seconds: float
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start one, with ``num_files`` descriptors at most; ``seconds`` are constants of `loadmaster.server.serve`."""
+    options = {"seconds": {"FAILED_FOR_S": 0.1, **seconds}, "num_files": num_files}
+    command = [sys.executable, "-c", SCRIPT, json.dumps(faults), json.dumps(options)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -59,6 +67,26 @@ def server(faults: dict[int, str], *, failed_for_s: float = 0.1) -> Iterator[tup
 
 def health(url: str) -> httpx.Response:
     return httpx.get(f"{url}/health", timeout=LIMIT_S)
+
+
+def request(url: str, body: str, length: int | None = None) -> socket.socket:
+    """Return a connection over which a request was sent, or the beginning of one."""
+    connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=LIMIT_S)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length or len(body)}"
+    connection.sendall(f"{head}\r\n\r\n{body}".encode())
+    return connection
+
+
+def until_refused(url: str) -> None:
+    """Return when the server takes no connections any more: it has heard a signal."""
+    until = time.monotonic() + LIMIT_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=LIMIT_S).close()
+        except OSError:
+            return
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def until_status(url: str, status: int) -> list[dict[str, Any]]:
@@ -120,7 +148,7 @@ def test_a_server_whose_worker_is_lost_says_so_once_and_ends() -> None:
 
 @pytest.mark.parametrize("fault", ["load_raises", "killed"])
 def test_a_server_whose_engine_failed_says_so_to_whoever_asks(fault: str) -> None:
-    with server({1: fault} if fault == "load_raises" else {}, failed_for_s=LIMIT_S) as (process, url):
+    with server({1: fault} if fault == "load_raises" else {}, FAILED_FOR_S=LIMIT_S) as (process, url):
         if fault == "killed":
             until_status(url, 200)
             os.kill(psutil.Process(process.pid).children()[1].pid, signal.SIGKILL)
@@ -129,6 +157,71 @@ def test_a_server_whose_engine_failed_says_so_to_whoever_asks(fault: str) -> Non
         assert said in health(url).json()["error"]["message"]
         refused = httpx.post(f"{url}/v1/completions", json={"prompt": [3]}, timeout=LIMIT_S)
         assert refused.status_code == 500
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_stream_that_a_signal_ends_says_so_and_nothing_else_is_said(signals: int) -> None:
+    """With two signals the grace is longer than the test waits: the second ends it."""
+    with server({1: "step_hangs"}, GRACE_S=1 if signals == 1 else 10 * LIMIT_S) as (process, url):
+        until_status(url, 200)
+        workers = psutil.Process(process.pid).children()
+        body = {"prompt": [3], "max_tokens": 10**6, "ignore_eos": True, "temperature": 0}
+        with (
+            httpx.stream("POST", f"{url}/v1/completions", json={**body, "stream": True}, timeout=LIMIT_S) as response,
+            request(url, json.dumps(body)) as other,
+        ):
+            assert response.status_code == 200, "it runs, and its second token never comes"
+            for _ in range(2):
+                health(url)  # the other request was taken before
+            process.send_signal(signal.SIGTERM)
+            if signals == 2:
+                until_refused(url)
+                process.send_signal(signal.SIGTERM)
+            *_, error, end = [line for line in response.iter_lines() if line]
+            assert "the server is shutting down" in error
+            assert end == "data: [DONE]"
+            assert b" 503 " in other.recv(1000)
+        assert ended(process, workers) == (0, f"ready: toy at {url}/v1\n")
+
+
+def test_a_request_that_does_not_come_to_its_end_does_not_keep_the_server_from_ending() -> None:
+    with server({}) as (process, url):
+        until_status(url, 200)
+        workers = psutil.Process(process.pid).children()
+        with request(url, "{", length=9):
+            health(url)
+            process.send_signal(signal.SIGTERM)
+            code, errors = ended(process, workers)
+        assert (code, errors.count("Traceback")) == (0, 0), errors
+
+
+def test_without_file_descriptors_connections_wait_and_the_log_has_one_line() -> None:
+    with server({}, num_files=48) as (process, url):
+        until_status(url, 200)
+        workers = psutil.Process(process.pid).children()
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        with contextlib.ExitStack() as connections:
+            for _ in range(60):
+                connections.enter_context(socket.create_connection(address, timeout=LIMIT_S))
+            until = time.monotonic() + LIMIT_S
+            while psutil.Process(process.pid).num_fds() < 48:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            time.sleep(2.5)  # asyncio tries again every second
+        until_status(url, 200)
+        process.send_signal(signal.SIGTERM)
+        code, errors = ended(process, workers)
+    assert code == 0
+    assert errors.splitlines() == [
+        f"ready: toy at {url}/v1",
+        "warning: new connections wait: Too many open files (the limit is 48; `ulimit -n` raises it)",
+    ]
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "a..b", "a" * 70 + ".b", "a\0b", "192.0.2.1"])
+def test_an_address_that_is_not_this_machines_is_an_error(host: str) -> None:
+    with pytest.raises(RunError, match=r"cannot listen on .*\n\nhint: .*--host"):
+        listen(host, 0)
 
 
 def test_an_address_in_use_is_an_error() -> None:

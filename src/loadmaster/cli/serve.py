@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from loadmaster.cli.options import add_capacity_arguments, add_device_argument, 
 if TYPE_CHECKING:
     from loadmaster.cli.engines import Choice
     from loadmaster.errors import UnsupportedError
+    from loadmaster.integrations.vllm.installed import Installed
     from loadmaster.plan import Plan, ProvenPlan
 
 
@@ -36,12 +38,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     server = parser.add_argument_group("server")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    server.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
+    server.add_argument(
+        "--port", type=_port, metavar="PORT", default=8000, help="port to listen on; 0 takes a free one (default: 8000)"
+    )
     server.add_argument("--served-model-name", nargs="+", metavar="NAME", help="what clients call it (default: MODEL)")
     server.add_argument("--api-key", metavar="KEY", help="the bearer token that clients must send (default: none)")
     parser.epilog = (
         "where vLLM serves, its other options are handed on to it, and -- ARGUMENTS, at the end, as they are"
     )
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text[:50]!r} is not a port, expected 0 to 65535")
+    return int(text)
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -66,6 +76,7 @@ def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
     from loadmaster.cli.handover import hand_over, refuse_for_vllm, vllm_command, vllm_environment
     from loadmaster.cli.planning import proven_plan
     from loadmaster.integrations.vllm.installed import find_vllm
+    from loadmaster.runtime.address import bind
 
     installed = None if args.engine == "native" else find_vllm()
     if args.engine == "vllm":
@@ -73,7 +84,23 @@ def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
     if args.engine == "vllm" or installed is None:  # no plan is needed to see that it cannot be
         choice = choose(args.engine, installed, num_ranks=1, device=args.device, native_lacks=_native_lacks(args))
         _refuse_for_native(args, choice)
-    plan = proven_plan(args)
+    with bind(args.host, args.port) as bound:  # before the plan, which may take a while
+        plan = proven_plan(args)
+        choice = _choose(args, plan, installed)
+        if choice.engine == "vllm":
+            assert installed is not None
+            refuse_for_vllm(args)
+            bound.close()
+            print(choice, file=sys.stderr)
+            interruptible.restore()
+            hand_over(vllm_command(args, plan, installed), vllm_environment(args))
+        print(choice, file=sys.stderr)
+        if ignored := note(args.carried, "serve"):
+            print(ignored, file=sys.stderr)
+        return _serve(args, plan, bound)
+
+
+def _choose(args: argparse.Namespace, plan: Plan, installed: Installed | None) -> Choice:
     choice = choose(
         args.engine,
         installed,
@@ -83,16 +110,7 @@ def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
         cpu_lacks=cpu_lacks(plan) if installed is not None and installed.build == "cpu" else None,
     )
     _refuse_for_native(args, choice)
-    if choice.engine == "vllm":
-        assert installed is not None
-        refuse_for_vllm(args)
-        print(choice, file=sys.stderr)
-        interruptible.restore()
-        hand_over(vllm_command(args, plan, installed), vllm_environment(args))
-    print(choice, file=sys.stderr)
-    if ignored := note(args.carried, "serve"):
-        print(ignored, file=sys.stderr)
-    return _serve(args, plan)
+    return choice
 
 
 def _refuse_for_native(args: argparse.Namespace, choice: Choice) -> None:
@@ -121,12 +139,13 @@ def _native_lacks(args: argparse.Namespace, plan: Plan | None = None) -> Unsuppo
     return None
 
 
-def _serve(args: argparse.Namespace, plan: ProvenPlan) -> int:
+def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket) -> int:
     """Open the port, load, serve until a signal; with ``--json`` say at the end what was served."""
     from loadmaster.runtime import Engine, Tokenizer
-    from loadmaster.server import Service, listen, serve
+    from loadmaster.runtime.address import start_listening
+    from loadmaster.server import Service, serve
 
-    bound = listen(args.host, args.port)
+    start_listening(bound)
     host, port = bound.getsockname()[:2]
     with Engine(plan, max_model_len=args.max_model_len, device=args.device or "cpu") as engine:
         service = Service(engine, Tokenizer(plan.model_path), args.served_model_name or [args.model])

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadmaster.errors import CheckpointError, RequestError
+from loadmaster.errors import CheckpointError, RequestError, RunError
+from loadmaster.runtime.template import ChatTemplate
 
 FILES = (
     "tokenizer.json",
@@ -31,6 +32,9 @@ class Tokenizer:
         self._path = model_path
         self._lock = threading.Lock()
         self._loaded: Any = None
+        self._template: ChatTemplate | None = None
+        self._longest: int | None = None
+        self._is_closed = False
 
     @property
     def exists(self) -> bool:
@@ -50,9 +54,15 @@ class Tokenizer:
         """Return the ids of ``text``, with the special tokens that the tokenizer puts around it unless told not to.
 
         Raises:
-            RequestError: the model has no tokenizer.
+            RequestError: the model has no tokenizer, or ``text`` has a lone surrogate.
         """
-        return [int(t) for t in self._get().encode(text, add_special_tokens=add_special_tokens)]
+        tokenizer = self._get()
+        try:
+            return [int(t) for t in tokenizer.encode(text, add_special_tokens=add_special_tokens)]
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"the text has a lone surrogate, U+{ord(text[error.start]):04X}: it is not text"
+            ) from error
 
     def encode_chat(
         self,
@@ -63,25 +73,57 @@ class Tokenizer:
     ) -> list[int]:
         """Return the ids of a conversation, by the model's chat template.
 
+        ``template_options`` are variables of the template. It is rendered by processes with limits of time, memory and
+        output (`ChatTemplate`); they end with this object or with `close`.
+
         Raises:
-            RequestError: the model has no tokenizer or no chat template, or the template refuses the messages.
+            RequestError: the model has no tokenizer or no chat template; the template has no such variable, refuses the
+                messages, or exceeds the limits on them.
+            CheckpointError: the template cannot be used at all.
         """
-        tokenizer = self._get()
-        if not tokenizer.chat_template:
-            raise RequestError("the model has no chat template", hint="use /v1/completions with a prompt")
-        try:
-            ids = tokenizer.apply_chat_template(
-                [dict(m) for m in messages],
-                **{
-                    **(template_options or {}),
-                    "add_generation_prompt": add_generation_prompt,
-                    "tokenize": True,
-                    "return_dict": False,
-                },
-            )
-        except Exception as error:  # whatever the template's code raises
-            raise RequestError(f"the chat template refuses the messages: {error}") from error
-        return [int(t) for t in ids]
+        text = self.render_chat(messages, add_generation_prompt=add_generation_prompt, variables=template_options)
+        return self.encode(text, add_special_tokens=False)
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the text of a conversation, special tokens included, by the model's chat template.
+
+        Raises:
+            RequestError, CheckpointError: as `encode_chat` does.
+        """
+        template = self._chat_template()
+        return template.render(messages, add_generation_prompt=add_generation_prompt, variables=variables)
+
+    def start_template(self) -> None:
+        """Start what renders the chat template, if there is one, and try the template.
+
+        Raises:
+            CheckpointError: the template cannot be used.
+        """
+        if self.exists and self._get().chat_template:
+            self._chat_template().start()
+
+    def close(self) -> None:
+        """End what renders the chat template. May be called again."""
+        with self._lock:
+            self._is_closed = True
+            if self._template is not None:
+                self._template.close()
+
+    @property
+    def longest_token(self) -> int:
+        """Characters of the longest token. A text of more than N times as many has more than N tokens.
+
+        That holds of tokenizers that lose no characters, as all do that a model of text has.
+        """
+        if self._longest is None:
+            self._longest = max(map(len, self._get().get_vocab()), default=1)
+        return self._longest
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of ``token_ids``, without special tokens."""
@@ -92,6 +134,21 @@ class Tokenizer:
             if self._loaded is None:
                 self._loaded = self._load()
             return self._loaded
+
+    def _chat_template(self) -> ChatTemplate:
+        tokenizer = self._get()
+        if not tokenizer.chat_template:
+            raise RequestError("the model has no chat template", hint="use /v1/completions with a prompt")
+        with self._lock:
+            if self._is_closed:
+                raise RunError("the tokenizer is closed")
+            if self._template is None:
+                try:
+                    text = tokenizer.get_chat_template()
+                except ValueError as error:  # several, and none is the default
+                    raise CheckpointError(f"the model's chat template cannot be used: {error}") from error
+                self._template = ChatTemplate(text, tokenizer.special_tokens_map)
+            return self._template
 
     def _load(self) -> Any:
         if not self.exists:

@@ -8,29 +8,27 @@ import json
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing, suppress
-from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from loadmaster import __version__
-from loadmaster.errors import RequestError
+from loadmaster.errors import LoadmasterError, clip
 from loadmaster.runtime import SamplingParams
-from loadmaster.server.failures import (
-    describe_validation,
-    error_response,
-    failure_object,
-    failure_status,
-)
+from loadmaster.server.body import body_of
+from loadmaster.server.failures import error_response, failure_object, failure_status
 from loadmaster.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from loadmaster.server.responses import Choice, Envelope
-from loadmaster.server.service import Service
+from loadmaster.server.service import Service, ShutdownError
 
 RETRY_AFTER_S = 5
+FAREWELL_S = 0.5
+"""How long a client may take for the event that says that the server stops."""
+
 CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody reads it
 
 
@@ -40,7 +38,7 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
     created = int(time.time())
 
     @app.get("/health")
-    def health() -> Response:
+    async def health() -> Response:
         if service.failed is not None:
             return JSONResponse({"status": "failed", **failure_object(service.failed)}, 500)
         if service.is_ready:
@@ -58,7 +56,7 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
         )
 
     @app.get("/v1/models")
-    def models() -> Response:
+    async def models() -> Response:
         return JSONResponse(
             {
                 "object": "list",
@@ -75,44 +73,45 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
             }
         )
 
-    @app.post("/v1/completions")
-    async def completions(body: CompletionRequest, request: Request) -> Response:
+    @app.post("/v1/completions", openapi_extra=_described(CompletionRequest))
+    async def completions(
+        body: Annotated[CompletionRequest, Depends(body_of(CompletionRequest))], request: Request
+    ) -> Response:
         body.check()
         if (unknown := unknown_model(service, body)) is not None:
             return unknown
+        params = body.params(service.engine.limits.sampling, None)
         prompts = []
         for prompt in body.prompts:
             if isinstance(prompt, str):
-                encode = partial(service.tokenizer.encode, add_special_tokens=body.add_special_tokens)
-                prompt = await asyncio.to_thread(encode, prompt)
+                prompt = await service.encode(prompt, add_special_tokens=body.add_special_tokens)
             service.engine.check(prompt)
             prompts.append(prompt)
-        return await answer(service, body, prompts, body.params(service.engine.limits.sampling, None), request)
+        return await answer(service, body, prompts, params, request)
 
-    @app.post("/v1/chat/completions")
-    async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
+    @app.post("/v1/chat/completions", openapi_extra=_described(ChatCompletionRequest))
+    async def chat_completions(
+        body: Annotated[ChatCompletionRequest, Depends(body_of(ChatCompletionRequest))], request: Request
+    ) -> Response:
         body.check()
         if (unknown := unknown_model(service, body)) is not None:
             return unknown
-        ids = await asyncio.to_thread(
-            service.tokenizer.encode_chat,
+        params = body.params(service.engine.limits.sampling, None)
+        ids = await service.encode_chat(
             body.conversation(),
             add_generation_prompt=body.add_generation_prompt,
-            template_options=body.chat_template_kwargs,
+            variables=body.chat_template_kwargs or {},
         )
         service.engine.check(ids)
-        return await answer(service, body, [ids], body.params(service.engine.limits.sampling, None), request)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return error_response(400, *describe_validation(error.errors()))
+        return await answer(service, body, [ids], params, request)
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:
         return error_response(error.status_code, str(error.detail), headers=error.headers)
 
-    @app.exception_handler(RequestError)
-    async def refused_request(_: Request, error: RequestError) -> Response:
+    @app.exception_handler(LoadmasterError)
+    @app.exception_handler(Exception)  # a bug: it is logged, too
+    async def failed(_: Request, error: Exception) -> Response:
         return JSONResponse(failure_object(error), failure_status(error))
 
     app.add_middleware(Gate, service=service, api_key=api_key)
@@ -131,7 +130,12 @@ class Gate:
             refusal = self._refusal(scope)
             if refusal is not None:
                 return await refusal(scope, receive, send)
-        return await self._app(scope, receive, send)
+        try:
+            return await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self._service.stopping.is_set():
+                raise
+            return None  # the server ends, and this client takes its answer too slowly
 
     def _refusal(self, scope: Scope) -> Response | None:
         if self._api_key is not None and scope["path"].startswith("/v1"):
@@ -150,11 +154,18 @@ class Gate:
         return None
 
 
+def _described(kind: type[BaseModel]) -> dict[str, Any]:
+    """Return what the API's own description says of a body."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}}
+
+
 def unknown_model(service: Service, body: GenerationRequest) -> Response | None:
     """Return the refusal of a request for a model that is not served here."""
     if body.model is None or body.model in service.names:
         return None
-    return error_response(404, f"the model {body.model!r} does not exist; served: {', '.join(service.names)}", "model")
+    return error_response(
+        404, f"the model {clip(repr(body.model))} does not exist; served: {', '.join(service.names)}", "model"
+    )
 
 
 async def answer(
@@ -175,7 +186,7 @@ async def answer(
     choices = [Choice(i, ids) for i, ids in enumerate(prompts)]
     chunks = run(service, choices, params, body.stop_strings, envelope)
     if body.stream:
-        return EventStream(chunks)
+        return EventStream(chunks, service.stopping)
     failures: list[Exception] = []
 
     async def finish() -> None:
@@ -186,7 +197,9 @@ async def answer(
         except Exception as error:
             failures.append(error)
 
-    if not await unless_disconnected(finish(), request.receive):
+    if not await unless_over(finish(), request.receive, service.stopping):
+        if service.stopping.is_set():
+            raise ShutdownError
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if failures:
         return JSONResponse(failure_object(failures[0]), failure_status(failures[0]))
@@ -220,23 +233,31 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[dict[str, Any], None]) -> None:
+    def __init__(self, chunks: AsyncGenerator[dict[str, Any], None], stopping: asyncio.Event) -> None:
         super().__init__(headers={"Cache-Control": "no-cache"})
         del self.headers["content-length"]
-        self._chunks = chunks
+        self._chunks, self._stopping = chunks, stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events until the last, or until the client leaves."""
-        await unless_disconnected(self._write(send), receive)
+        """Send the events until the last, until the client leaves, or until the server stops."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        if not await unless_over(self._write(send), receive, self._stopping) and self._stopping.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._end(send, ShutdownError()), FAREWELL_S)
 
     async def _write(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        failure: Exception | None = None
         try:
             async with aclosing(self._chunks):
                 async for chunk in self._chunks:
                     await self._event(send, json.dumps(chunk, ensure_ascii=False, separators=(",", ":")))
         except Exception as error:
-            await self._event(send, json.dumps(failure_object(error)))
+            failure = error
+        await self._end(send, failure)
+
+    async def _end(self, send: Send, failure: Exception | None) -> None:
+        if failure is not None:
+            await self._event(send, json.dumps(failure_object(failure)))
         await self._event(send, "[DONE]")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -244,14 +265,14 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
 
 
-async def unless_disconnected(work: Coroutine[Any, Any, None], receive: Receive) -> bool:
-    """Do ``work``, but give it up when the client leaves; return whether it was done."""
+async def unless_over(work: Coroutine[Any, Any, None], receive: Receive, stopping: asyncio.Event) -> bool:
+    """Do ``work``, but give it up when the client leaves or the server stops; return whether it was done."""
 
     async def left() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(left())]
+    tasks = [asyncio.ensure_future(t) for t in (work, left(), stopping.wait())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if tasks[0].done():
@@ -261,5 +282,6 @@ async def unless_disconnected(work: Coroutine[Any, Any, None], receive: Receive)
     finally:
         for task in tasks:
             task.cancel()
+        for task in tasks:
             with suppress(asyncio.CancelledError, Exception):
                 await task

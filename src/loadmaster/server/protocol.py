@@ -1,17 +1,17 @@
 """What requests may say: the OpenAI API's fields, with vLLM's extras.
 
 A field that would change the answer and isn't supported is refused by name, never ignored, unless it holds the value
-that changes nothing. Fields that nobody knows are ignored, as vLLM does.
+that changes nothing. Fields that nobody knows are ignored, as vLLM does. Types are strict: true is no number, "5" neither.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from loadmaster.errors import RequestError
+from loadmaster.errors import RequestError, clip
 from loadmaster.runtime import SamplingParams
 
 NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
@@ -48,10 +48,23 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
 """Fields that are refused, and the values besides null that ask for nothing."""
 
 
-class FieldError(RequestError):
-    """A request is refused because of one field, named ``param``."""
+MAX_PROMPTS: Final = 1024
+"""Prompts of one request; they are answered one after another."""
 
-    def __init__(self, message: str, param: str) -> None:
+MAX_STOPS: Final = 64
+"""Stop strings of one request, and as many stop tokens: each is looked for after every token."""
+
+MAX_STOP_CHARACTERS: Final = 1024
+"""The longest stop string."""
+
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class FieldError(RequestError):
+    """A request is refused because of one field, named ``param`` where there is one."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
 
@@ -59,22 +72,24 @@ class FieldError(RequestError):
 class StreamOptions(BaseModel):
     """Of a streamed answer."""
 
+    model_config = ConfigDict(strict=True)
+
     include_usage: bool = False
 
 
 class GenerationRequest(BaseModel):
     """What both kinds of requests have in common."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] = Field(default_factory=list)
+    max_tokens: Int64 | None = None
+    temperature: Number | None = None
+    top_p: Number | None = None
+    top_k: Int64 | None = None
+    seed: Int64 | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[Int64], Field(fail_fast=True)] = Field(default_factory=list)
     ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -99,9 +114,17 @@ class GenerationRequest(BaseModel):
         for name, value in (self.model_extra or {}).items():
             if name in NEUTRAL and value is not None and not any(_same(value, n) for n in NEUTRAL[name]):
                 supported = f"; only {NEUTRAL[name][0]!r} is" if NEUTRAL[name] and name in ("n", "best_of") else ""
-                raise FieldError(f"{name}={value!r} is not supported{supported}", name)
+                raise FieldError(f"{name}={clip(repr(value))} is not supported{supported}", name)
         if self.stream_options is not None and not self.stream:
             raise FieldError("stream_options is only allowed with stream=true", "stream_options")
+        for name, values in (("stop", self.stop_strings), ("stop_token_ids", self.stop_token_ids)):
+            if len(values) > MAX_STOPS:
+                raise FieldError(f"{name} has {len(values):,} entries, expected at most {MAX_STOPS}", name)
+        longest = max(map(len, self.stop_strings), default=0)
+        if longest > MAX_STOP_CHARACTERS:
+            raise FieldError(
+                f"a stop string has {longest:,} characters, expected at most {MAX_STOP_CHARACTERS}", "stop"
+            )
 
     def params(self, defaults: Mapping[str, float], default_max_tokens: int | None) -> SamplingParams:
         """Return how to sample: the request's wishes, else the model's ``defaults``, else the API's."""
@@ -124,8 +147,13 @@ class GenerationRequest(BaseModel):
 class CompletionRequest(GenerationRequest):
     """``POST /v1/completions``. A list of prompts gets a choice each."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
-    max_tokens: int | None = 16
+    prompt: (
+        str
+        | Annotated[list[Int64], Field(fail_fast=True)]
+        | Annotated[list[str], Field(fail_fast=True)]
+        | Annotated[list[Annotated[list[Int64], Field(fail_fast=True)]], Field(fail_fast=True)]
+    )
+    max_tokens: Int64 | None = 16
     add_special_tokens: bool = True
 
     @property
@@ -142,13 +170,15 @@ class CompletionRequest(GenerationRequest):
         super().check()
         if self.prompt == []:
             raise FieldError("prompt is empty", "prompt")
+        if len(self.prompts) > MAX_PROMPTS:
+            raise FieldError(f"prompt has {len(self.prompts):,} prompts, expected at most {MAX_PROMPTS:,}", "prompt")
 
 
 class ChatCompletionRequest(GenerationRequest):
     """``POST /v1/chat/completions``."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
-    max_completion_tokens: int | None = None
+    messages: Annotated[list[dict[str, Any]], Field(fail_fast=True)] = Field(min_length=1)
+    max_completion_tokens: Int64 | None = None
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -191,6 +221,8 @@ def _text(content: Any, number: int) -> str:
     for part in content if isinstance(content, list) else [content]:
         if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise FieldError(f"messages[{number}]: content of type {kind!r} is not supported, only text is", "messages")
+            raise FieldError(
+                f"messages[{number}]: content of type {clip(repr(kind))} is not supported, only text is", "messages"
+            )
         parts.append(part["text"])
     return "\n".join(parts)

@@ -4,48 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import math
+import resource
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Generator
+from typing import Any
 
 import uvicorn
 
-from loadmaster.errors import LoadmasterError, RunError
+from loadmaster.errors import LoadmasterError
+from loadmaster.runtime.address import BACKLOG
 from loadmaster.server.app import build_app
 from loadmaster.server.service import Service
 
-GRACE_S = 5
-"""How long running requests have to end, after a signal to stop."""
+GRACE_S = 5.0
+"""How long running requests have to end, after a signal to stop. A second signal ends them at once."""
+
+CLOSE_WITHIN_S = 2
+"""How long they then have to tell their clients."""
+
+EXHAUSTED_EVERY_S = 60.0
+"""How often it is said that there are no file descriptors, while that is so."""
 
 FAILED_FOR_S = 2.0
 """How long a server whose engine failed still answers, so that whoever watches ``/health`` learns of it."""
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address; port 0 takes a free one.
-
-    Raises:
-        RunError: the address cannot be had.
-    """
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
-        bound = socket.socket(family, kind)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.listen(128)
-    except OSError as error:
-        raise RunError(
-            f"cannot listen on {host} port {port}: {error.strerror}", hint="choose another --port"
-        ) from error
-    return bound
-
-
 def serve(service: Service, bound: socket.socket, *, api_key: str | None = None) -> None:
     """Serve until SIGINT or SIGTERM; ``service`` is closed at the end, however it comes.
+
+    After a signal no request is taken, and those that run have `GRACE_S` to end; a second signal ends them at once. A
+    stream that is ended says so in its last event, and other requests get a 503.
 
     Raises:
         LoadError, RunError: loading failed, or the engine did.
@@ -69,11 +62,13 @@ async def _serve(service: Service, bound: socket.socket, api_key: str | None) ->
         log_config=None,
         access_log=False,
         lifespan="off",
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=int(GRACE_S) + CLOSE_WITHIN_S,
         timeout_keep_alive=60,
+        backlog=BACKLOG,
     )
-    server = _Server(config)
+    server = _Server(config, service.stopping)
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_Exhaustion(server).handle)
     interrupted = False
 
     def interrupt() -> None:
@@ -98,8 +93,9 @@ async def _watch(service: Service, server: _Server, bound: socket.socket) -> Non
     """Say when the model is loaded; stop the server a moment after its engine has ended."""
     with contextlib.suppress(LoadmasterError):
         await _in_daemon(service.load)
-        address = bound.getsockname()
-        print(f"ready: {service.names[0]} at http://{address[0]}:{address[1]}/v1", file=sys.stderr, flush=True)
+        host, port = bound.getsockname()[:2]
+        host = f"[{host}]" if bound.family == socket.AF_INET6 else host
+        print(f"ready: {service.names[0]} at http://{host}:{port}/v1", file=sys.stderr, flush=True)
         await asyncio.to_thread(service.engine.wait_ended)
     if not server.should_exit:
         await asyncio.sleep(FAILED_FOR_S)
@@ -135,11 +131,50 @@ async def _in_daemon(work: Callable[[], None]) -> None:
 class _Server(uvicorn.Server):
     """uvicorn, told to stop by its caller: signals end it with grace and not the process behind its back."""
 
+    def __init__(self, config: uvicorn.Config, stopping: asyncio.Event) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
     def stop(self) -> None:
-        """End: at once, if asked twice."""
-        self.force_exit = self.should_exit
+        """End: with grace, or at once if asked twice."""
+        if self.should_exit:
+            self._stopping.set()
         self.should_exit = True
+        asyncio.get_running_loop().call_later(GRACE_S, self._stopping.set)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+
+class _Exhaustion:
+    """Says once a while that connections wait for file descriptors; asyncio would, with a traceback, for each and often.
+
+    asyncio itself looks again every second, so the server goes on when there are some.
+    """
+
+    def __init__(self, server: uvicorn.Server) -> None:
+        self._server = server
+        self._said_at = -math.inf
+
+    def handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Take what the event loop has to say: this as one line, all else as it would be."""
+        error = context.get("exception")
+        if self._server.should_exit and "._start_serving" in context["message"]:
+            return None  # it looked again at a socket that was closed since
+        if not isinstance(error, OSError) or error.errno not in (
+            errno.EMFILE,
+            errno.ENFILE,
+            errno.ENOBUFS,
+            errno.ENOMEM,
+        ):
+            return loop.default_exception_handler(context)
+        if loop.time() - self._said_at >= EXHAUSTED_EVERY_S:
+            self._said_at = loop.time()
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            print(
+                f"warning: new connections wait: {error.strerror} (the limit is {limit}; `ulimit -n` raises it)",
+                file=sys.stderr,
+                flush=True,
+            )
+        return None

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
+from typing import Any, TypeVar
 
-from loadmaster.errors import LoadmasterError, RunError
+from loadmaster.errors import LoadmasterError, RequestError, RunError
 from loadmaster.runtime import Engine, Piece, SamplingParams, Tokenizer, complete
+from loadmaster.runtime.template import NUM_RENDERERS
+
+T = TypeVar("T")
 
 QUEUE_PIECES = 64
 """Pieces that a slow client may lie behind before the engine waits for it."""
+
+NUM_TOKENIZED = 2
+"""Prompts tokenized at once; the others wait, so that they don't all take memory."""
+
+
+class ShutdownError(RunError):
+    """The server was told to stop before a request was answered."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
 
 
 class Service:
@@ -30,6 +46,9 @@ class Service:
         self._is_ready = False
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
+        self._tokenizing = ThreadPoolExecutor(NUM_TOKENIZED, thread_name_prefix="tokenize")
+        self._rendering = ThreadPoolExecutor(NUM_RENDERERS, thread_name_prefix="render")
+        self.stopping = asyncio.Event()
 
     @property
     def failed(self) -> LoadmasterError | None:
@@ -49,12 +68,35 @@ class Service:
         """
         try:
             self.tokenizer.load()
+            with suppress(RuntimeError):  # the service was closed in the meantime
+                self._rendering.submit(self._try_template)
             self.engine.wait_ready()
         except LoadmasterError as error:
             if self.engine.state != "closed":
                 self._failed = error
             raise
         self._is_ready = True
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of a prompt.
+
+        Raises:
+            RequestError: it is refused, or too long for the model whatever its tokens are.
+        """
+        return await self._in(self._tokenizing, self._encode, text, add_special_tokens)
+
+    async def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, variables: Mapping[str, Any]
+    ) -> list[int]:
+        """Return the ids of a conversation, by the chat template with further ``variables``.
+
+        Raises:
+            RequestError: it is refused, or too long for the model whatever its tokens are.
+            CheckpointError: the chat template cannot be used.
+        """
+        render = partial(self.tokenizer.render_chat, add_generation_prompt=add_generation_prompt, variables=variables)
+        text = await self._in(self._rendering, render, messages)
+        return await self.encode(text, add_special_tokens=False)
 
     async def generate(
         self, prompt_token_ids: Sequence[int], params: SamplingParams, stop: Sequence[str]
@@ -89,7 +131,7 @@ class Service:
             done = loop.run_in_executor(self._thread, work)
         except RuntimeError as error:  # the service was closed in the meantime
             self._turn.release()
-            raise RunError("the server is shutting down") from error
+            raise ShutdownError from error
         self.num_requests += 1
         done.add_done_callback(lambda _: self._turn.release())  # only then is the engine free
         try:
@@ -105,4 +147,32 @@ class Service:
     def close(self) -> None:
         """End the engine, and with it what is being generated; blocks."""
         self.engine.close()
+        self.tokenizer.close()
         self._thread.shutdown()
+        self._rendering.shutdown(cancel_futures=True)
+        self._tokenizing.shutdown(cancel_futures=True)
+
+    async def _in(self, threads: ThreadPoolExecutor, work: Callable[..., T], *args: object) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, work, *args)
+        except RuntimeError as error:
+            if self.engine.state != "closed":
+                raise
+            raise ShutdownError from error
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        if self.tokenizer.exists:
+            most = self.engine.max_model_len * self.tokenizer.longest_token
+            if len(text) > most:
+                raise RequestError(
+                    f"the prompt has {len(text):,} characters, and the model's length is {self.engine.max_model_len} "
+                    f"tokens, prompt and answer together: at most {most:,} characters"
+                )
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def _try_template(self) -> None:
+        try:
+            self.tokenizer.start_template()
+        except LoadmasterError as error:
+            if self.engine.state != "closed":
+                print(f"warning: /v1/chat/completions: {error.message}", file=sys.stderr, flush=True)

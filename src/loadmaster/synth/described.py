@@ -10,7 +10,8 @@ import orjson
 
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.registry import find_family, language_config
-from loadmaster.checkpoint.config import CONFIG, read_config
+from loadmaster.checkpoint.config import read_config
+from loadmaster.checkpoint.lookalike import CONFIG
 from loadmaster.errors import InputError, UnsupportedError
 from loadmaster.findings import errors
 from loadmaster.plan.claims import read_claims
