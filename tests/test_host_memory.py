@@ -13,7 +13,7 @@ from loadmaster.cli.main import main
 from loadmaster.errors import LoadError
 from loadmaster.host_memory import Room, no_memory_is_a_load_error, require_memory, rooms
 from loadmaster.loader import Receiver
-from loadmaster.plan import build_plan
+from loadmaster.plan import build_plan, prove
 from tests.conftest import Tiny
 
 MIB = 2**20
@@ -135,4 +135,4 @@ def test_a_command_that_would_not_fit_reads_nothing(
 @pytest.mark.usefixtures("little")
 def test_a_receiver_is_refused_too(tiny: Tiny) -> None:
     with pytest.raises(LoadError, match="rank 0: its parameters and staging take"):
-        Receiver(build_plan(open_checkpoint(tiny("smollm2"))), 0)
+        Receiver(prove(build_plan(open_checkpoint(tiny("smollm2")))).require_proven(), 0)

@@ -111,7 +111,7 @@ class TestBytes:
 
     def test_blocks_that_do_not_divide(self, tmp_path: Path) -> None:
         write_tiny(PRESETS["gpt-oss"], tmp_path, num_shards=2, overrides={"intermediate_size": 160})
-        plan = build_plan(open_checkpoint(tmp_path), ParallelLayout(tensor_parallel_size=4))
+        plan = proven(open_checkpoint(tmp_path), ParallelLayout(tensor_parallel_size=4))
         assert_same(plan, dict.fromkeys(range(4), "cuda:0"))
 
     @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])

@@ -11,7 +11,7 @@ import torch
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.loader import Receiver, load_rank
 from loadmaster.parallel import ParallelLayout
-from loadmaster.plan import Plan, build_plan, prove
+from loadmaster.plan import ProvenPlan, build_plan, prove
 from loadmaster.synth import PRESETS, write_tiny
 from tests.loader.reference import Reference, differences, read_all
 
@@ -36,14 +36,11 @@ def uneven(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return path
 
 
-def _plan(path: Path, layout: ParallelLayout) -> Plan:
-    plan = build_plan(open_checkpoint(path), layout)
-    proof = prove(plan)
-    assert proof.proven, proof.findings
-    return plan
+def _plan(path: Path, layout: ParallelLayout) -> ProvenPlan:
+    return prove(build_plan(open_checkpoint(path), layout)).require_proven()
 
 
-def _poisoned(plan: Plan, rank: int) -> dict[str, Any]:
+def _poisoned(plan: ProvenPlan, rank: int) -> dict[str, Any]:
     own = {name: torch.empty_like(t) for name, t in load_rank(plan, rank, num_readers=1).tensors.items()}
     for tensor in own.values():
         tensor.view(torch.uint8).fill_(0xA5)

@@ -140,8 +140,8 @@ def test_a_parameter_that_nothing_fills_is_named(proven: ProvenPlan, monkeypatch
 
 def test_a_parameter_that_does_not_exist_is_named(proven: ProvenPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     class Forgetful(load.Arena):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
             del self.tensors["norm.weight"]
 
     monkeypatch.setattr(load, "Arena", Forgetful)

@@ -30,14 +30,14 @@ def read_config(folder: Path) -> tuple[dict[str, Any] | None, tuple[Finding, ...
     """
     if not is_there(folder / CONFIG):
         return None, (_missing(folder),)
-    config = _read_object(folder / CONFIG, "error")
+    config = read_object(folder / CONFIG, "error")
     if isinstance(config, Finding):
         return None, (config,)
     if not is_there(folder / QUANTISATION):
         return config, ()
     own = _own_quantisation(config)
     severity: Severity = "error" if own is None else "warning"
-    value = _read_object(folder / QUANTISATION, severity)
+    value = read_object(folder / QUANTISATION, severity)
     if isinstance(value, Finding):
         return config, (value,)
     if (wrong := _impossible(value)) is not None:
@@ -58,7 +58,7 @@ def _missing(folder: Path) -> Finding:
     return Finding("config-missing", "error", message, file=CONFIG, hint=hint)
 
 
-def _read_object(path: Path, severity: Severity) -> dict[str, Any] | Finding:
+def read_object(path: Path, severity: Severity) -> dict[str, Any] | Finding:
     """Return the object that a JSON file is, strictly read; a finding where it is none."""
 
     def strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

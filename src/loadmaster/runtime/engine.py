@@ -68,6 +68,7 @@ class Engine:
         if max_model_len is not None:
             expect_int("max_model_len", max_model_len, 1)
         expect_int("prefill_tokens", prefill_tokens, 1)
+        expect("builder", builder, str, "module:name")
         if device not in DEVICES:
             raise ArgumentError(f"device is {shown(device)}, expected one of {', '.join(DEVICES)}")
         if not callable(on_progress):

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.registry import find_family, language_config
-from loadmaster.checkpoint.config import read_config
+from loadmaster.checkpoint.config import read_config, read_object
 from loadmaster.checkpoint.lookalike import CONFIG
 from loadmaster.errors import InputError, UnsupportedError
-from loadmaster.findings import errors
+from loadmaster.findings import Finding, errors
 from loadmaster.plan.claims import read_claims
 from loadmaster.synth.inventory import inventory
 from loadmaster.synth.presets import Preset
@@ -40,12 +38,10 @@ def read_config_file(file: Path) -> dict[str, Any]:
         if found := errors(findings):
             raise InputError(f"{file}: {found[0].message}", hint=found[0].hint)
     else:
-        try:
-            config = orjson.loads(file.read_bytes())
-        except ValueError as error:
-            raise InputError(f"{file} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{file} is not a JSON object", hint="give a model's config.json")
+        config = read_object(file, "error")
+    if isinstance(config, Finding):
+        raise InputError(f"{file}: {config.message}", hint=config.hint or "give a model's config.json")
+    assert config is not None, "what cannot be read is a finding"
     return config
 
 

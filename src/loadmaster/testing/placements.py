@@ -135,8 +135,8 @@ def _style(family: Family, t: Tensor, plan: Mapping[str, str]) -> tuple[str | No
 def _modules(spelled: str | Packed) -> Iterator[str]:
     """Yield what a stored tensor may be called in a plan: with its module's name, and in the stack of all experts.
 
-    >>> list(_modules("model.layers.{layer}.mlp.experts.{expert}.up_proj.weight"))[-1]
-    'model.layers.0.mlp.experts.gate_up_proj'
+    >>> "experts.gate_up_proj" in list(_modules("experts.{expert}.up_proj.weight"))
+    True
     """
     name = (spelled if isinstance(spelled, str) else spelled.name).format(layer=0, expert="{expert}")
     yield name
