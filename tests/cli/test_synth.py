@@ -100,7 +100,7 @@ def test_large_models_are_in_shards_of_five_gigabytes(tmp_path: Path) -> None:
         (["--config", "{config}", "--full-size"], "the folder to write is missing"),
         (["llama", "--full-size"], "the folder to write is missing"),
         (["--config", "nowhere.json", "out", "--full-size"], "nowhere.json is not a file"),
-        (["--config", "{broken}", "out", "--full-size"], "is not JSON"),
+        (["--config", "{broken}", "out", "--full-size"], "cannot be read: Expecting property name"),
         (["--config", "{list}", "out", "--full-size"], "is not a JSON object"),
         (["--config", "{unknown}", "out", "--full-size"], "the architecture 'NobodyForCausalLM' is not known"),
         (["nobody", "out", "--full-size"], "for a config.json of another model: --config FILE"),

@@ -33,6 +33,7 @@ def read_config_file(file: Path) -> dict[str, Any]:
         file /= CONFIG
     if not file.is_file():
         raise InputError(f"{file} is not a file", hint="give a model's config.json")
+    config: dict[str, Any] | Finding | None
     if file.name == CONFIG:
         config, findings = read_config(file.parent)
         if found := errors(findings):
