@@ -97,7 +97,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _groups(root: Path) -> Iterator[Room]:
     """Yield what the process's control groups leave, its own and those around it."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return
     for line in lines:
@@ -125,7 +125,7 @@ def _groups(root: Path) -> Iterator[Room]:
 def _number(path: Path) -> int | None:
     """Return the number that a file holds; None for ``max``, and where there is no such file."""
     try:
-        return int(path.read_text())
+        return int(path.read_text(encoding="utf-8", errors="replace"))
     except (OSError, ValueError):
         return None
 
@@ -133,7 +133,7 @@ def _number(path: Path) -> int | None:
 def _fields(path: Path) -> dict[str, int]:
     """Return the numbers of a file with a name and a number a line, as they are there."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return {}
     words = (line.replace(":", " ").split() for line in lines)

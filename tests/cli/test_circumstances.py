@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from loadmaster.cli.main import COMMANDS
+from loadmaster.cli.main import COMMANDS, WITH_TORCH
 from tests.conftest import Tiny
 
 COMMAND = {
@@ -115,20 +115,26 @@ def test_workers_run_with_all_streams_closed(run: Run) -> None:
     assert run("generate", after="<&- >&- 2>&-").returncode == 3  # its answer could not be printed
 
 
-@pytest.mark.parametrize("command", [pytest.param(c, marks=[] if c in QUICK else [pytest.mark.slow]) for c in ANSWER])
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=[] if c in {*QUICK, "synth"} else [pytest.mark.slow]) for c in ANSWER]
+)
 def test_an_encoding_that_lacks_characters_gets_escapes(command: str, run: Run) -> None:
     done = run(command, LANG="C", LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii()
 
 
-@pytest.mark.parametrize("command", [pytest.param(c, marks=[] if c in QUICK else [pytest.mark.slow]) for c in ANSWER])
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=[] if c in {*QUICK, *WITH_TORCH} else [pytest.mark.slow]) for c in ANSWER]
+)
 def test_a_current_directory_that_was_removed_and_no_home(command: str, tmp_path: Path, run: Run) -> None:
     (tmp_path / "gone").mkdir()
-    done = run(
-        command, before=f"cd {shlex.quote(str(tmp_path / 'gone'))}; rmdir ../gone", HOME=None, XDG_CACHE_HOME=None
-    )
-    assert done.returncode == 0, done.stderr
+    done = run(command, before=f"cd {shlex.quote(str(tmp_path / 'gone'))}; rmdir ../gone", HOME=None)
+    if command in WITH_TORCH:
+        assert done.returncode == 3
+        assert "the current directory was removed" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -172,4 +178,5 @@ def test_a_manifest_that_cannot_be_written(tmp_path: Path, run: Run) -> None:
 def test_without_memory(command: str, mib: int, run: Run) -> None:
     done = run(command, before=f"ulimit -c 0; ulimit -v {mib * 1024}")
     assert done.returncode == 3 or (done.returncode == 0 and mib > 400)
-    assert done.returncode == 0 or "memory" in done.stderr
+    # a worker that is out of memory while torch is loaded may be ended by its libraries
+    assert done.returncode == 0 or "memory" in done.stderr or "killed by SIGABRT" in done.stderr

@@ -41,6 +41,9 @@ COMMANDS = {
 BRIEF = {"inspect", "plan"}
 """Commands that end before garbage matters: looking for it took a twentieth of their time."""
 
+WITH_TORCH = {"load", "generate", "serve"}
+"""Commands that load torch, whose libraries end the process in a current directory that is not there."""
+
 BUG_EXIT_CODE = 70
 """EX_SOFTWARE of sysexits.h."""
 
@@ -118,6 +121,8 @@ def _parse(given: Sequence[str], passed_on: Sequence[str]) -> argparse.Namespace
 def _run(args: argparse.Namespace) -> int:
     begin = time.perf_counter()
     try:
+        if args.command in WITH_TORCH:
+            _refuse_without_folder()
         code: int = args.run(args)
     except UsageError as error:
         print(f"loadmaster {args.command}: error: {error}", file=sys.stderr)
@@ -133,6 +138,13 @@ def _run(args: argparse.Namespace) -> int:
         failure, code = _failure(error)
         _print_failure(failure, time.perf_counter() - begin, as_json=getattr(args, "json", False))
     return code
+
+
+def _refuse_without_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise LoadError("the current directory was removed", hint="run this in one that exists") from error
 
 
 def _failure(error: Exception) -> tuple[LoadmasterError, int]:

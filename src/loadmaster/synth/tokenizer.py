@@ -54,7 +54,7 @@ def write_tokenizer(out: Path, config: dict[str, Any]) -> None:
         "chat_template": CHAT_TEMPLATE,
     }
     generation = {"bos_token_id": 256, "eos_token_id": config.get("eos_token_id", 257), "pad_token_id": 258}
-    (out / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
+    (out / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
