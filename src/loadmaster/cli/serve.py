@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import socket
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,6 +13,8 @@ from loadmaster.cli.interrupt import Interruptible
 from loadmaster.cli.options import add_capacity_arguments, add_device_argument, add_model_arguments, tokens
 
 if TYPE_CHECKING:
+    import socket
+
     from loadmaster.cli.engines import Choice
     from loadmaster.errors import UnsupportedError
     from loadmaster.integrations.vllm.installed import Installed
