@@ -119,6 +119,12 @@ PATTERNS: Final = Limit(
 )
 PATTERN_CHARACTERS: Final = Limit(512, "characters of a pattern", "about 100", "patterns that take long to compile")
 
+# The layout -----------------------------------------------------------------------------------------------------------
+
+RANKS: Final = Limit(
+    65_536, "ranks of the layout", "about 16,000 (training of Llama 3.1 405B)", "a billion ranks, each with its figures"
+)
+
 LIMITS: Final[dict[str, tuple[Limit, ...]]] = {
     "Files": (
         FOLDER_FILES,
@@ -135,6 +141,7 @@ LIMITS: Final[dict[str, tuple[Limit, ...]]] = {
         MANIFEST_BYTES,
     ),
     "The model": (LAYERS, DRAFT_LAYERS, EXPERTS, SIZE, ELEMENTS, UNMET, UNQUANTISED, PATTERNS, PATTERN_CHARACTERS),
+    "The layout": (RANKS,),
 }
 """All limits, by what they are about."""
 

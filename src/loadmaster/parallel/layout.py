@@ -7,17 +7,11 @@ from typing import Any, Final, Literal
 
 from loadmaster.arguments import expect, expect_int, shown
 from loadmaster.errors import ArgumentError, LayoutError
+from loadmaster.limits import EXPERTS, RANKS
 from loadmaster.parallel.placement import deal, legal_counts
 
 ExpertPlacement = Literal["linear", "round_robin"]
 EXPERT_PLACEMENTS: Final[tuple[ExpertPlacement, ...]] = ("linear", "round_robin")
-
-
-MAX_RANKS: Final = 65_536
-"""Ranks of a layout, at most: some hundred times what any published deployment has."""
-
-MAX_EXPERTS: Final = 2**20
-"""Experts of a layer, at most."""
 
 
 def _integer(name: str, value: object) -> int:
@@ -54,7 +48,7 @@ class ParallelLayout:
 
     Raises:
         ArgumentError: a value is not of its kind.
-        LayoutError: a size below one, more than `MAX_RANKS` ranks, a partition whose length is not the number of stages,
+        LayoutError: a size below one, more ranks than `RANKS`, a partition whose length is not the number of stages,
             or redundant experts where experts are not divided.
     """
 
@@ -71,10 +65,8 @@ class ParallelLayout:
         for name in ("pipeline_parallel_size", "tensor_parallel_size", "data_parallel_size"):
             if _integer(name, getattr(self, name)) < 1:
                 raise LayoutError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.num_ranks > MAX_RANKS:
-            raise LayoutError(
-                f"the layout has {self.num_ranks:,} ranks, and {MAX_RANKS:,} are the most that is planned"
-            )
+        if self.num_ranks > RANKS.value:
+            raise LayoutError(f"the layout has {RANKS.exceeded(self.num_ranks)}", hint=RANKS.hint)
         expect("enable_expert_parallel", self.enable_expert_parallel, bool, "True or False")
         if _integer("num_draft_layers", self.num_draft_layers) < 0:
             raise LayoutError(f"num_draft_layers is {self.num_draft_layers}, expected at least 0")
@@ -167,7 +159,7 @@ class ParallelLayout:
         Raises:
             LayoutError: there are more ranks than experts, or redundant ones do not divide; the hint says what would.
         """
-        expect_int("num_experts", num_experts, 1, MAX_EXPERTS)
+        expect_int("num_experts", num_experts, 1, EXPERTS.value)
         if not self.enable_expert_parallel:
             return tuple(range(num_experts))
         slots = [i % num_experts for i in range(num_experts + self.num_redundant_experts)]
