@@ -29,6 +29,7 @@ WRONG: dict[str, Callable[[], object]] = {
     "below zero": lambda: -1,
     "zero": lambda: 0,
     "too large": lambda: 10**30,
+    "too large to print": lambda: 10**5000,
     "a closed file": lambda: _closed_file(),
     "a type": lambda: int,
 }

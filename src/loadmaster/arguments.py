@@ -15,6 +15,15 @@ SHOWN = 60
 """Characters of a wrong value that an error shows."""
 
 
+MAX_BITS = 64
+"""Bits of an integer, at most: Python refuses to print the largest."""
+
+
+def is_huge(value: object) -> bool:
+    """Return whether a value is an integer that nothing here counts to."""
+    return isinstance(value, int) and value.bit_length() > MAX_BITS
+
+
 def shown(value: object) -> str:
     """Return a value and its type for a message, cut short.
 
@@ -23,6 +32,9 @@ def shown(value: object) -> str:
     """
     if value is None:
         return "None"
+    if is_huge(value):
+        assert isinstance(value, int)
+        return f"an integer of {value.bit_length():,} bits"
     text = repr(value) if isinstance(value, (str, bytes, int, float, tuple)) else object.__repr__(value)
     return f"{text if len(text) <= SHOWN else text[:SHOWN] + '…'}, a {type(value).__name__}"
 
@@ -38,6 +50,19 @@ def expect(name: str, value: object, kinds: type[T] | tuple[type[T], ...], expec
     return value
 
 
+def expect_integer(name: str, value: object) -> int:
+    """Return ``value`` if it is an integer of at most 64 bits; True and False are none here.
+
+    Raises:
+        ArgumentError: it is something else.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ArgumentError(f"{name} is {shown(value)}, expected an integer")
+    if is_huge(value):
+        raise ArgumentError(f"{name} is {shown(value)}, expected one of at most {MAX_BITS}")
+    return value
+
+
 def expect_int(name: str, value: object, least: int, most: int | None = None) -> int:
     """Return ``value`` if it is an integer from ``least`` to ``most`` (None: without an end).
 
@@ -47,9 +72,8 @@ def expect_int(name: str, value: object, least: int, most: int | None = None) ->
     Raises:
         ArgumentError: it is no integer, or lies outside.
     """
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ArgumentError(f"{name} is {shown(value)}, expected an integer")
-    if value < least or (most is not None and value > most):
+    number = expect_integer(name, value)
+    if number < least or (most is not None and number > most):
         limits = f"{least} to {most}" if most is not None else f"at least {least}"
-        raise ArgumentError(f"{name} is {shown(value).rpartition(',')[0]}, expected {limits}")
-    return value
+        raise ArgumentError(f"{name} is {shown(number).removesuffix(', a int')}, expected {limits}")
+    return number

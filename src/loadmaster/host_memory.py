@@ -69,7 +69,7 @@ def require_memory(num_bytes: int, what: str, *, hint: str, root: Path = Path("/
 
 @contextmanager
 def no_memory_is_a_load_error() -> Iterator[None]:
-    """Tell of an allocation that fails all the same, in this block or in the function so decorated, as a `LoadError`."""
+    """Raise a `LoadError` where host memory runs out in this block, or in a function that this decorates."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:

@@ -112,11 +112,12 @@ def test_an_answer_ends_where_the_model_does(engine: Engine) -> None:
         ([], "no tokens"),
         ([1] * 64, "64 tokens, and the model's length is 64"),
         ([1] * 100, "100 tokens, and the model's length is 64"),
+        ([1, None], "the prompt has None among its token ids, expected integers"),
         ([1, VOCAB], f"token id {VOCAB} is not in the model's vocabulary of {VOCAB}"),
         ([-1], "token id -1"),
     ],
 )
-def test_an_impossible_prompt_is_refused_at_once(engine: Engine, prompt: list[int], message: str) -> None:
+def test_an_impossible_prompt_is_refused_at_once(engine: Engine, prompt: list[Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         engine.generate(prompt, GREEDY)
     assert engine.state == "ready"

@@ -122,6 +122,7 @@ def test_a_request_may_set_what_the_template_reads_and_nothing_else(
         "messages",
         "range",
         "x" * 999,
+        "",
     ):
         with pytest.raises(RequestError, match="is not a variable of the model's chat template") as caught:
             ours.render(HELLO, variables={name: 1})

@@ -124,14 +124,11 @@ def _run(args: argparse.Namespace) -> int:
         if args.command in WITH_TORCH:
             _refuse_without_folder()
         code: int = args.run(args)
-    except UsageError as error:
-        print(f"loadmaster {args.command}: error: {error}", file=sys.stderr)
-        return error.exit_code
+    except (UsageError, streams.OutputError, BrokenPipeError):  # for `main`
+        raise
     except LoadmasterError as error:
         _print_failure(error, time.perf_counter() - begin, as_json=getattr(args, "json", False))
         return error.exit_code
-    except (streams.OutputError, BrokenPipeError):
-        raise
     except Exception as error:
         if os.environ.get("LOADMASTER_TRACEBACK"):
             traceback.print_exc()

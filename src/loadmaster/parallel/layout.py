@@ -5,19 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from loadmaster.arguments import expect, expect_int, shown
-from loadmaster.errors import ArgumentError, LayoutError
+from loadmaster.arguments import expect, expect_int, expect_integer
+from loadmaster.errors import LayoutError
 from loadmaster.limits import EXPERTS, RANKS
 from loadmaster.parallel.placement import deal, legal_counts
 
 ExpertPlacement = Literal["linear", "round_robin"]
 EXPERT_PLACEMENTS: Final[tuple[ExpertPlacement, ...]] = ("linear", "round_robin")
-
-
-def _integer(name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ArgumentError(f"{name} is {shown(value)}, expected an integer")
-    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,28 +57,29 @@ class ParallelLayout:
 
     def __post_init__(self) -> None:
         for name in ("pipeline_parallel_size", "tensor_parallel_size", "data_parallel_size"):
-            if _integer(name, getattr(self, name)) < 1:
+            if expect_integer(name, getattr(self, name)) < 1:
                 raise LayoutError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.num_ranks > RANKS.value:
             raise LayoutError(f"the layout has {RANKS.exceeded(self.num_ranks)}", hint=RANKS.hint)
         expect("enable_expert_parallel", self.enable_expert_parallel, bool, "True or False")
-        if _integer("num_draft_layers", self.num_draft_layers) < 0:
+        if expect_integer("num_draft_layers", self.num_draft_layers) < 0:
             raise LayoutError(f"num_draft_layers is {self.num_draft_layers}, expected at least 0")
         parts = self.layer_partition
         for part in expect("layer_partition", parts, (tuple, type(None)), "a tuple of numbers of layers") or ():
-            _integer("layer_partition", part)
+            expect_integer("layer_partition", part)
         if parts is not None and len(parts) != self.pipeline_parallel_size:
             raise LayoutError(
                 f"the layer partition {','.join(map(str, parts))} has {len(parts)} stages, "
                 f"expected pipeline_parallel_size = {self.pipeline_parallel_size}",
                 hint="give one number of layers for each pipeline stage",
             )
+        expect("expert_placement", self.expert_placement, str, "its name")
         if self.expert_placement not in EXPERT_PLACEMENTS:
             raise LayoutError(
                 f"the expert placement {self.expert_placement!r} is not known",
                 hint=f"known: {', '.join(EXPERT_PLACEMENTS)}",
             )
-        if _integer("num_redundant_experts", self.num_redundant_experts) < 0:
+        if expect_integer("num_redundant_experts", self.num_redundant_experts) < 0:
             raise LayoutError(f"num_redundant_experts is {self.num_redundant_experts}, expected at least 0")
         if not self.enable_expert_parallel and (self.num_redundant_experts or self.expert_placement != "linear"):
             raise LayoutError(

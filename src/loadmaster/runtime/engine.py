@@ -138,8 +138,9 @@ class Engine:
         limits = self.limits
         if not isinstance(prompt_token_ids, Sequence) or isinstance(prompt_token_ids, (str, bytes)):
             raise RequestError(f"the prompt is {shown(prompt_token_ids)}, expected token ids")
-        if wrong := next((t for t in prompt_token_ids if not isinstance(t, int)), None):
-            raise RequestError(f"the prompt has {shown(wrong)} among its token ids, expected integers")
+        for token in prompt_token_ids:
+            if not isinstance(token, int):
+                raise RequestError(f"the prompt has {shown(token)} among its token ids, expected integers")
         if not prompt_token_ids:
             raise RequestError("the prompt is empty: it has no tokens")
         if len(prompt_token_ids) >= limits.max_model_len:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loadmaster.arguments import shown
+from loadmaster.arguments import is_huge, shown
 from loadmaster.errors import RequestError
 
 
@@ -51,5 +51,5 @@ class SamplingParams:
 
 
 def _expect(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
-    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool) or is_huge(value):
         raise RequestError(f"{name} is {shown(value)}, expected {expected}")

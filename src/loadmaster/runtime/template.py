@@ -90,7 +90,7 @@ class ChatTemplate:
         """
         taken = self._check()
         variables = variables or {}
-        if unknown := next((name for name in variables if name not in taken), None):
+        if (unknown := next((name for name in variables if name not in taken), None)) is not None:
             raise RequestError(
                 f"chat_template_kwargs: {clip(repr(unknown))} is not a variable of the model's chat template that a "
                 f"request may set; those are: {', '.join(sorted(taken)) or 'none'}"
