@@ -110,9 +110,9 @@ def measure(path: Path, rank: dict[str, Any], way: str) -> tuple[dict[str, float
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
+    from loadmaster.audit.ranks import Rank, load
     from loadmaster.integrations.vllm import loader as ours
-    from loadmaster.integrations.vllm import proof
-    from loadmaster.integrations.vllm.ranks import Rank, load
+    from loadmaster.integrations.vllm import unwritten
 
     found: dict[str, float] = {}
 
@@ -127,14 +127,14 @@ def measure(path: Path, rank: dict[str, Any], way: str) -> tuple[dict[str, float
         return wrapper
 
     kept = [(c, n, getattr(c, n)) for c, n in _timed_methods(BaseModelLoader, DefaultModelLoader, ours.Loader)]
-    pattern = proof.patterned
+    pattern = unwritten.patterned
     try:
-        proof.patterned = nullcontext  # of what builds without a rank's loader; that of the loader stays
+        unwritten.patterned = nullcontext  # of what builds without a rank's loader; that of the loader stays
         for owner, name, call in kept:
             setattr(owner, name, timed({"create_model": "build", "load_weights": "load"}[name], call))
         loaded = load(path, Rank(**{k: tuple(v) if k != "ep" else v for k, v in rank.items()}), **WAYS[way])
     finally:
-        proof.patterned = pattern
+        unwritten.patterned = pattern
         for owner, name, call in kept:
             setattr(owner, name, call)
     return found, loaded.loader

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from loadmaster.loader.driver import Driver
+from loadmaster.loader.cuda.driver import Driver
 
 MIB = 2**20
 RING = ((8, 4), (16, 2), (16, 4), (16, 8), (32, 4))

@@ -118,7 +118,7 @@ class Destinations:
         self.params = DeviceArena(derived.specs, torch.device(device), rank).tensors
         self.uses: dict[str, list[tuple[Any, int, dict[int, Any], Any]]] = defaultdict(list)
         self.num_bytes = derived.needed_bytes
-        for batch in derived.batches:
+        for batch in derived.groups:
             for place in range(len(batch.params)):
                 target = destination(self.params, derived, batch, place, whole(batch.piece.source.shape))
                 waiting: dict[int, Any] = {}
@@ -162,7 +162,7 @@ def loadmaster(path: Path, layout: str, ranks: list[int], io: str = "auto") -> d
         "phases": dict(report.phases),
         "staging": report.staging_bytes,
         "io": report.io,
-        "tensors": sum(int(len(b.params) * len(b.views)) for r in ranks for b in plan.rank(r).batches),
+        "tensors": sum(int(len(b.params) * len(b.views)) for r in ranks for b in plan.rank(r).groups),
         "sums": {str(r): sums(x.tensors) for r, x in loaded.items()},
     }
 

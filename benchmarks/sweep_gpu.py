@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from load_gpu import plan_of
 
-from loadmaster.loader import load_ranks, transfer
-from loadmaster.loader.ring import Ring, device_readers
+from loadmaster.loader import load_ranks
+from loadmaster.loader.cuda import transfer
+from loadmaster.loader.cuda.ring import Ring, device_readers
 from loadmaster.plan import prove
 
 SLOTS = ((4096, 2.0), (4096, 1.5), (4096, 3.0), (2048, 2.0), (2048, 4.0))

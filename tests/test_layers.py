@@ -4,10 +4,13 @@ The layer contract (pyproject.toml, ``make layers``) reads imports; these tests 
 """
 
 import ast
+import shutil
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 from loadmaster import __file__ as package
@@ -89,7 +92,7 @@ def test_serve_says_what_it_lacks(tiny: Tiny) -> None:
 UNPICKLES = ("pickle", "shelve", "marshal", "dill", "cloudpickle", "multiprocessing")
 """Modules that can run what they read."""
 
-OWN_PIPE = ("runtime/worker.py", "runtime/executor.py")
+OWN_PIPE = ("workers/worker.py", "workers/supervisor.py")
 """Both ends of the pipe between the engine's process and a worker; see docs/decisions/0004-who-can-join.md."""
 
 
@@ -111,3 +114,35 @@ def test_nothing_is_unpickled_but_from_the_pipe_to_a_worker() -> None:
             if any(name.partition(".")[0] in UNPICKLES for name in names):
                 found.add(path.relative_to(source).as_posix())
     assert found == set(OWN_PIPE)
+
+
+def circle(imports: dict[str, set[str]]) -> list[str] | None:
+    """Return modules that import each other in turn, directly or through others; None where there are none."""
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return sorted(set(error.args[1]))
+    return None
+
+
+def imports_of(package: str) -> dict[str, set[str]]:
+    """Return what each module imports, in functions and for type checkers too."""
+    graph = grimp.build_graph(package, exclude_type_checking_imports=False, cache_dir=None)
+    return {module: set(graph.find_modules_directly_imported_by(module)) for module in graph.modules}
+
+
+def test_no_module_is_part_of_an_import_circle() -> None:
+    assert circle(imports_of("loadmaster")) is None
+
+
+def test_a_circle_that_is_planted_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "planted"
+    shutil.copytree(Path(package).parent / "parallel", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in copy.glob("*.py"):
+        path.write_text(path.read_text().replace("loadmaster.parallel", "planted"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert circle(imports_of("planted")) is None
+    placement = copy / "placement.py"
+    planted = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from planted.layout import ParallelLayout\n"
+    placement.write_text(placement.read_text() + planted)
+    assert circle(imports_of("planted")) == ["planted.layout", "planted.placement"]

@@ -17,7 +17,7 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "Layouts": ("loadmaster", ("parallel",), ""),
     "Plans and proofs": ("loadmaster", ("plan", "findings"), ""),
     "Loading": ("loadmaster", ("loader",), "Needs `loadmaster[run]`."),
-    "Running": ("loadmaster", ("runtime",), "Needs `loadmaster[run]`."),
+    "Running": ("loadmaster", ("engine", "workers"), "Needs `loadmaster[run]`."),
     "Errors": (
         "loadmaster",
         ("errors",),

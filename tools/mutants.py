@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 60
 
 LAWS = [
-    "tests/plan/test_verify.py",
+    "tests/plan/test_laws.py",
     "tests/plan/test_figures.py",
     "tests/architectures/test_algebra.py",
     "tests/parallel",
@@ -47,7 +47,8 @@ TARGETS = {
     ],
     "loadmaster.architectures.lower": ["tests/architectures/test_algebra.py", "tests/plan/test_plan.py"],
     "loadmaster.architectures.algebra": ["tests/architectures/test_algebra.py", *LAWS],
-    "loadmaster.plan.verify": (*LAWS, "tests/failures/test_memory.py"),
+    "loadmaster.plan.laws": LAWS,
+    "loadmaster.plan.proof": (*LAWS, "tests/failures/test_memory.py"),
 }
 """Module -> the tests that are run against its mutants, the likeliest to notice first."""
 

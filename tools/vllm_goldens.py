@@ -10,7 +10,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from loadmaster.integrations.vllm.ranks import load
+from loadmaster.audit.ranks import load
 from tests.integrations.golden import FILE, RANKS, Parameters, told, write
 
 

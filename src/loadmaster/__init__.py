@@ -54,6 +54,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from loadmaster.checkpoint import Checkpoint, open_checkpoint, resolve_model
+    from loadmaster.engine import Engine, Tokenizer
     from loadmaster.errors import (
         ArgumentError,
         CheckpointError,
@@ -82,7 +83,7 @@ if TYPE_CHECKING:
         build_plan,
         prove,
     )
-    from loadmaster.runtime import Engine, SamplingParams, Tokenizer
+    from loadmaster.workers import SamplingParams
 else:
     ROOMS = {
         "checkpoint": ("Checkpoint", "open_checkpoint", "resolve_model"),
@@ -100,7 +101,8 @@ else:
         ),
         "findings": ("Finding",),
         "loader": ("load_rank", "LoadedRank", "LoadReport", "Receiver"),
-        "runtime": ("Engine", "SamplingParams", "Tokenizer"),
+        "engine": ("Engine", "Tokenizer"),
+        "workers": ("SamplingParams",),
         "errors": (
             "LoadmasterError",
             "InputError",

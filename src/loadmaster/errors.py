@@ -19,11 +19,10 @@ A user's fault raises one of these with what, where, evidence and hint; ``assert
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loadmaster.findings import Finding
-    from loadmaster.plan.proven import Proof
 
 
 class LoadmasterError(Exception):
@@ -89,12 +88,12 @@ class LayoutError(InputError):
 
 
 class PlanError(InputError):
-    """A plan is not proven. ``proof`` has the figures where they could be had."""
+    """A plan is not proven. ``proof`` is the `loadmaster.plan.Proof`, with its figures, where there is one."""
 
     code = "plan-invalid"
 
     def __init__(
-        self, message: str, *, hint: str | None = None, findings: tuple[Finding, ...] = (), proof: Proof | None = None
+        self, message: str, *, hint: str | None = None, findings: tuple[Finding, ...] = (), proof: Any = None
     ) -> None:
         super().__init__(message, hint=hint, findings=findings)
         self.proof = proof

@@ -17,7 +17,7 @@ from loadmaster.checkpoint import open_checkpoint
 from loadmaster.findings import errors
 from loadmaster.plan import build_plan, prove
 from loadmaster.synth import PRESETS
-from loadmaster.testing.mutant import Mutant
+from loadmaster.testing.damaged import DamagedCheckpoint
 
 UNSEEN = {
     "qwen3/tied-by-config",  # the config is followed; the payload's verification finds it
@@ -71,6 +71,6 @@ def test_each_defect_can_be_done_and_the_planner_sees_it_or_not_for_a_reason(
     assert errors(prove(sound).findings) == ()
     path = Path(shutil.copytree(written[case.checkpoint], tmp_path / "damaged"))
     assert case.damage
-    assert case.damage.change(Mutant(path))  # it names what it concerns
+    assert case.damage.change(DamagedCheckpoint(path))  # it names what it concerns
     if case.damage.changes:
         assert planned(path, case.layout) or case.name.partition("@")[0] in UNSEEN

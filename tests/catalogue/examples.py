@@ -22,11 +22,11 @@ from loadmaster.plan.waivers import Waiver
 from loadmaster.report.json import findings_of
 from loadmaster.synth import PRESETS, write_full_size, write_tiny
 from tests.architectures.packages import install
-from tests.failures.mutant import INDEX, Mutant
+from tests.failures.damaged import INDEX, DamagedCheckpoint
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 5360000000\n"
 GLM = {"num_hidden_layers": 4, "first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2}
-Change = Callable[[Mutant], object]
+Change = Callable[[DamagedCheckpoint], object]
 
 
 def shard(i: int) -> str:
@@ -45,7 +45,7 @@ def header(old: bytes, new: bytes) -> Change:
 
 
 def index(change: Callable[[dict[str, str]], object], **metadata: int) -> Change:
-    def write(m: Mutant) -> None:
+    def write(m: DamagedCheckpoint) -> None:
         weight_map = json.loads((m.path / INDEX).read_text())["weight_map"]
         change(weight_map)
         (m.path / INDEX).write_text(json.dumps({"metadata": metadata, "weight_map": weight_map}))
@@ -84,7 +84,7 @@ def with_a_gap(content: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[:first] + bytes(64) + data[first:]
 
 
-def renumbered(m: Mutant) -> object:
+def renumbered(m: DamagedCheckpoint) -> object:
     (m.path / INDEX).unlink()
     return (m.path / "model.safetensors").write_bytes((m.path / shard(2)).read_bytes())
 
@@ -166,8 +166,8 @@ def tampered(plan: Plan, code: str) -> Plan:
     key = next(iter(plan.composed))
     first, *others = plan.composed[key]
     if code == "law-bytes":
-        waivers = (*plan.binding.waivers, Waiver("a waiver too many", 1, 4096))
-        return replace(plan, binding=replace(plan.binding, waivers=waivers))
+        waivers = (*plan.waivers, Waiver("a waiver too many", 1, 4096))
+        return replace(plan, waivers=waivers)
     changed = first
     if code == "law-destination":
         changed = replace(first, pieces=())
@@ -190,7 +190,7 @@ def findings(code: str, folder: Path) -> tuple[Finding, ...]:
         return prove(build_plan(open_checkpoint(folder), ParallelLayout(4)), capacity_bytes=4 * 2**30).findings
     preset, overrides = ("glm-5.1-fp8", GLM) if code != "draft-missing" else ("qwen3", {})
     write_tiny(PRESETS[preset], folder, overrides=overrides, num_shards=3)
-    mutant = Mutant(folder)
+    mutant = DamagedCheckpoint(folder)
     layout = LAYOUTS.get(code, ParallelLayout(4, num_draft_layers=int(code == "draft-missing")))
     if change := {**FILES, **CONFIGURATION, **TENSORS}.get(code):
         change(mutant)

@@ -170,7 +170,7 @@ def test_a_stray_shard_is_a_warning_and_one_with_tensors_of_its_own_is_unindexed
     finding = next(f for f in checkpoint.findings if f.code == "shard-unindexed")
     assert (finding.severity, finding.file) == ("warning", "extra.safetensors")
     assert "t4 and 1 more" in finding.message
-    assert checkpoint.losses.explain("t5") == finding
+    assert checkpoint.causes.explain("t5") == finding
     assert len(checkpoint.table) == 6
 
 

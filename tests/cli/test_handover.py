@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Tiny
-from tests.failures.mutant import Mutant
+from tests.failures.damaged import DamagedCheckpoint
 
 MAIN = """
 import json, os, signal, sys
@@ -94,7 +94,7 @@ def test_a_proven_model_is_handed_over_with_vllms_names_and_exit_code(fake: Fake
 
 def test_options_of_vllm_before_the_dashes_are_handed_on_and_waivers_too(fake: FakeVllm, tiny_copy: Tiny) -> None:
     path = tiny_copy("qwen3")
-    Mutant(path).copy(r"1\.self_attn\.o_proj", "1.self_attn.z_proj")
+    DamagedCheckpoint(path).copy(r"1\.self_attn\.o_proj", "1.self_attn.z_proj")
     spoken = [
         "--gpu_memory_utilization",
         0.92,
@@ -138,7 +138,7 @@ def test_layers_of_each_stage_go_where_vllm_looks_for_them(fake: FakeVllm, tiny:
 
 def test_what_is_not_proven_is_not_handed_over(fake: FakeVllm, tiny_copy: Tiny) -> None:
     path = tiny_copy("qwen3")
-    Mutant(path).drop(r"layers\.1\.self_attn\.o_proj\.weight$")
+    DamagedCheckpoint(path).drop(r"layers\.1\.self_attn\.o_proj\.weight$")
     done = serve(fake(), path, "--engine", "vllm")
     assert (done.returncode, done.stdout) == (1, "")
     assert "o_proj" in done.stderr

@@ -88,7 +88,7 @@ def test_an_interruption_while_workers_start_ends_them_too(checkpoint: Path, tmp
 
 
 def test_a_worker_asks_for_its_end_before_it_imports_torch() -> None:
-    script = "import sys, loadmaster.runtime.worker; assert 'torch' not in sys.modules"
+    script = "import sys, loadmaster.workers.worker; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", script], timeout=LIMIT_S).returncode == 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Tiny
-from tests.failures.mutant import Mutant
+from tests.failures.damaged import DamagedCheckpoint
 
 KEYS = [
     *("proven", "scope", "findings", "waivers", "checkpoint", "layout", "target", "ranks", "params", "plan_hash"),
@@ -130,7 +130,7 @@ def test_people_get_a_table_and_the_verdict(tiny: Tiny) -> None:
 
 def test_a_surplus_tensor_is_waived_with_the_users_reason(tiny_copy: Tiny) -> None:
     path = tiny_copy("qwen3")
-    Mutant(path).copy(r"1\.self_attn\.o_proj", "1.self_attn.z_proj")
+    DamagedCheckpoint(path).copy(r"1\.self_attn\.o_proj", "1.self_attn.z_proj")
     assert plan(path)[0] == 1
     waive = ["--waive", "*.z_proj.*=left over from training"]
     code, found = plan(path, *waive)

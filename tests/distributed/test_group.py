@@ -17,10 +17,11 @@ import pytest
 import torch
 
 from loadmaster.distributed.group import DTYPES, PeerLostError, PipelineGroup
+from loadmaster.engine import Engine
 from loadmaster.errors import LoadError
-from loadmaster.runtime import Engine, SamplingParams, executor
+from loadmaster.workers import SamplingParams, supervisor
 from tests.distributed import stranger
-from tests.runtime.toy import BUILDER, ToyPlan, continuation
+from tests.workers.toy import BUILDER, ToyPlan, continuation
 
 if TYPE_CHECKING:
     from loadmaster.plan import Plan
@@ -131,7 +132,7 @@ def listening(pids: list[int]) -> set[int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_a_stranger_finds_no_way_into_a_starting_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second stage is held up, so that a stranger who comes first would be taken for it."""
-    monkeypatch.setattr(executor, "STOPPED_FOR_S", 120.0, raising=False)
+    monkeypatch.setattr(supervisor, "STOPPED_FOR_S", 120.0, raising=False)
     marker, arrivals = tmp_path / "marker", tmp_path / "arrivals"
     arrivals.mkdir()
     intruder = subprocess.Popen(
@@ -143,7 +144,7 @@ def test_a_stranger_finds_no_way_into_a_starting_engine(tmp_path: Path, monkeypa
     try:
         assert intruder.stdout.readline() == "here\n"
         with Engine(plan, builder=BUILDER) as engine:
-            workers = engine._executor._workers
+            workers = engine._supervisor._workers
             until = time.monotonic() + 240
             while len(workers) < 2:
                 time.sleep(0.001)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from loadmaster.synth import PRESETS, write_tiny
-from tests.failures.mutant import Mutant
+from tests.failures.damaged import DamagedCheckpoint
 
 DEEPSEEK = {"num_hidden_layers": 4, "first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2}
 SMALL = {
@@ -22,7 +22,7 @@ SMALL = {
     "gpt-oss": {},
     "smollm2": {"num_hidden_layers": 4},
 }
-Sound = Callable[..., Mutant]
+Sound = Callable[..., DamagedCheckpoint]
 """A preset's name, and the number of shards → a sound checkpoint that a test may change."""
 
 
@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]
 def sound(made: Callable[[str, int], Path], tmp_path: Path) -> Sound:
     copies = count()
 
-    def copy(preset: str, shards: int = 1) -> Mutant:
-        return Mutant(Path(shutil.copytree(made(preset, shards), tmp_path / f"{preset}-{next(copies)}")))
+    def copy(preset: str, shards: int = 1) -> DamagedCheckpoint:
+        return DamagedCheckpoint(Path(shutil.copytree(made(preset, shards), tmp_path / f"{preset}-{next(copies)}")))
 
     return copy

@@ -19,11 +19,11 @@ def test_a_router_bias_keeps_its_precision_in_a_bf16_model(sound: Sound) -> None
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_router_bias_stored_narrower_is_noted_and_widened(dtype: torch.dtype, sound: Sound) -> None:
-    mutant = sound("glm-5.1-fp8").change(BIAS, lambda t: t.to(dtype))
-    found = mutant.only(4)
+    damaged = sound("glm-5.1-fp8").change(BIAS, lambda t: t.to(dtype))
+    found = damaged.only(4)
     assert (found.code, found.severity, found.ranks) == ("dtype-noted", "note", (2,))
     assert "expected F32" in found.message
-    spec = next(s for s in mutant.prove(4).plan.rank(2).specs if s.name.endswith("e_score_correction_bias"))
+    spec = next(s for s in damaged.prove(4).plan.rank(2).specs if s.name.endswith("e_score_correction_bias"))
     assert spec.dtype == "F32"
 
 

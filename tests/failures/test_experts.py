@@ -32,9 +32,9 @@ def test_the_same_experts_missing_from_many_layers_are_one_finding(sound: Sound)
 def test_under_expert_parallelism_a_missing_expert_touches_only_its_holder(
     expert: int, ranks: tuple[int, ...], sound: Sound
 ) -> None:
-    mutant = sound("glm-5.1-fp8").drop(rf"layers\.2\.mlp\.experts\.{expert}\.")
-    assert mutant.only(2, 2, enable_expert_parallel=True).ranks == ranks
-    assert mutant.only(2, 2).ranks == (2, 3)
+    damaged = sound("glm-5.1-fp8").drop(rf"layers\.2\.mlp\.experts\.{expert}\.")
+    assert damaged.only(2, 2, enable_expert_parallel=True).ranks == ranks
+    assert damaged.only(2, 2).ranks == (2, 3)
 
 
 @pytest.mark.parametrize("part", ["gate_proj", "up_proj", "down_proj"])

@@ -22,7 +22,7 @@ from loadmaster.errors import CheckpointError, ConfigError
 from loadmaster.findings import errors
 from loadmaster.payload import Journal
 from loadmaster.plan import build_plan
-from loadmaster.plan.strays import _groups
+from loadmaster.plan.diagnosis.strays import _groups
 from loadmaster.synth import PRESETS, write_tiny
 from tests.plan.test_patterns import computing
 from tools.hostile import alone, device, directory, entries, fifo, loop, reconfigure, write_shard
@@ -163,7 +163,7 @@ def test_a_config_that_nothing_fits_is_another_models(tmp_path: Path) -> None:
 
 def test_as_many_tensors_as_the_limit_allows_and_no_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards(folder, entries(10, "NUMBER.{}"), 3, 40)
-    monkeypatch.setattr("loadmaster.checkpoint.reader.TENSORS", limits.Limit(20, "tensors in the checkpoint", "", ""))
+    monkeypatch.setattr("loadmaster.checkpoint.columns.TENSORS", limits.Limit(20, "tensors in the checkpoint", "", ""))
     checkpoint = open_checkpoint(folder)
     assert len(checkpoint.table) == 20
     [found] = [f for f in checkpoint.findings if f.code == "limit-exceeded"]

@@ -27,7 +27,7 @@ def test_a_stage_reads_its_own_layers_and_never_one_of_another_stage(preset: str
     for rank in range(4):
         derived = plan.rank(rank)
         assert derived.layers == (rank, rank + 1)
-        names = {plan.checkpoint.table.names[i] for b in derived.batches for i in b.tensors.reshape(-1)}
+        names = {plan.checkpoint.table.names[i] for b in derived.groups for i in b.tensors.reshape(-1)}
         assert {n.split(".")[2] for n in names if ".layers." in n} == {str(rank)}
         assert {s.name.split(".")[1] for s in derived.specs if s.name.startswith("layers.")} == {str(rank)}
 

@@ -11,12 +11,12 @@ Q_A = r"^model\.layers\.1\.self_attn\.q_a_proj\.weight"
 
 
 def test_a_module_listed_as_unquantised_and_stored_quantised_is_a_warning(sound: Sound) -> None:
-    mutant = sound("glm-5.1-fp8").quantization(modules_to_not_convert=["model.layers.1.self_attn.q_a_proj"])
-    found = mutant.only(2)
+    damaged = sound("glm-5.1-fp8").quantization(modules_to_not_convert=["model.layers.1.self_attn.q_a_proj"])
+    found = damaged.only(2)
     assert (found.code, found.severity, found.ranks) == ("format-contradiction", "warning", (0,))
     assert found.tensor == "model.layers.1.self_attn.q_a_proj.weight"
     assert "is to be left unquantised, stored as F8_E4M3" in found.message
-    assert mutant.prove(2).proven
+    assert damaged.prove(2).proven
 
 
 def test_a_module_stored_plain_and_not_listed_is_a_warning(sound: Sound) -> None:
@@ -26,9 +26,9 @@ def test_a_module_stored_plain_and_not_listed_is_a_warning(sound: Sound) -> None
 
 
 def test_a_module_stored_plain_and_listed_needs_no_word(sound: Sound) -> None:
-    mutant = sound("glm-5.1-fp8").drop(Q_A + "_scale_inv").change(Q_A, lambda t: t.float().bfloat16())
-    mutant.quantization(modules_to_not_convert=["model.layers.1.self_attn.q_a_proj"])
-    assert mutant.prove(2).findings == ()
+    damaged = sound("glm-5.1-fp8").drop(Q_A + "_scale_inv").change(Q_A, lambda t: t.float().bfloat16())
+    damaged.quantization(modules_to_not_convert=["model.layers.1.self_attn.q_a_proj"])
+    assert damaged.prove(2).findings == ()
 
 
 def test_a_whole_layer_against_the_list_is_one_warning_a_layer(sound: Sound) -> None:

@@ -29,11 +29,11 @@ def test_a_draft_is_proven_on_the_last_stage_with_all_that_it_shares(stages: int
 def test_a_conversion_without_the_mtp_layer_is_a_warning_unless_the_draft_is_asked_for(
     preset: str, sound: Sound
 ) -> None:
-    mutant = sound(preset).drop(LAYER)
-    unasked = mutant.only(2)
+    damaged = sound(preset).drop(LAYER)
+    unasked = damaged.only(2)
     assert (unasked.code, unasked.severity, unasked.ranks) == ("layer-missing", "warning", ())
     assert "needed for --speculative-config alone" in str(unasked.hint)
-    asked = mutant.only(2, drafts=1)
+    asked = damaged.only(2, drafts=1)
     assert (asked.code, asked.severity, asked.tensor, asked.ranks) == (
         "layer-missing",
         "error",
@@ -53,10 +53,10 @@ def test_a_draft_with_one_of_its_two_copies_lost_is_a_finding_and_never_an_unini
 
 
 def test_a_draft_without_copies_of_its_own_is_given_the_model_s_on_the_last_stage(sound: Sound) -> None:
-    mutant = sound("deepseek-v3").drop(LAYER + r"(embed_tokens|shared_head\.head)")
-    proof = mutant.prove(2, drafts=1)
+    damaged = sound("deepseek-v3").drop(LAYER + r"(embed_tokens|shared_head\.head)")
+    proof = damaged.prove(2, drafts=1)
     assert proof.findings == ()
-    specs = {s.name: s.alias for s in build_plan(open_checkpoint(mutant.path), proof.plan.layout).rank(1).specs}
+    specs = {s.name: s.alias for s in build_plan(open_checkpoint(damaged.path), proof.plan.layout).rank(1).specs}
     assert specs["mtp.0.shared_head.head.weight"] == "lm_head.weight"
     assert specs["mtp.0.embed_tokens.weight"] is None  # a copy: the first stage's embedding is not here
     assert proof.ranks[1].replica_bytes == 320 * 320 * 2
@@ -72,19 +72,19 @@ def test_what_joins_the_draft_to_the_model_is_checked_by_name(part: str, sound: 
 
 @pytest.mark.parametrize("drafts", [0, 1])
 def test_a_bf16_mtp_layer_in_a_quantised_checkpoint_is_followed_and_is_one_warning(drafts: int, sound: Sound) -> None:
-    mutant = sound("glm-5.1-fp8").drop(LAYER + ".*weight_scale_inv")
-    mutant.change(LAYER, lambda t: t.float().bfloat16() if t.dtype == torch.float8_e4m3fn else t)
-    found = mutant.only(2, drafts=drafts)
+    damaged = sound("glm-5.1-fp8").drop(LAYER + ".*weight_scale_inv")
+    damaged.change(LAYER, lambda t: t.float().bfloat16() if t.dtype == torch.float8_e4m3fn else t)
+    found = damaged.only(2, drafts=drafts)
     assert (found.code, found.severity, found.tensor) == ("format-contradiction", "warning", "model.layers.4.*")
     assert "22 tensors" in found.message
     assert "stored as BF16: the headers are followed" in found.message
 
 
 def test_an_mtp_layer_that_the_config_keeps_silent_about_is_left_over_and_the_hint_names_the_key(sound: Sound) -> None:
-    mutant = sound("glm-5.1-fp8").config(num_nextn_predict_layers=0)
-    found = mutant.only(2)
+    damaged = sound("glm-5.1-fp8").config(num_nextn_predict_layers=0)
+    found = damaged.only(2)
     assert (found.code, found.tensor) == ("tensor-unexpected", "model.layers.4.*")
     assert "num_nextn_predict_layers" in str(found.hint)
     with pytest.raises(LayoutError, match="1 MTP layer") as refused:
-        build_plan(open_checkpoint(mutant.path), ParallelLayout(2, num_draft_layers=1))
+        build_plan(open_checkpoint(damaged.path), ParallelLayout(2, num_draft_layers=1))
     assert refused.value.code == "draft-missing"

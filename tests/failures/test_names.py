@@ -40,9 +40,9 @@ def test_one_tensor_renamed_is_one_finding_that_names_both(old: str, new: str, s
 def test_a_renaming_within_an_mtp_layer_that_nobody_asked_for_is_a_warning_and_leaves_the_plan_proven(
     old: str, new: str, preset: str, sound: Sound
 ) -> None:
-    mutant = sound(preset)
-    waivers = mutant.prove(2).waivers
-    proof = mutant.rename(rf"layers\.4\.(.*){old}", rf"layers.4.\1{new}").prove(2)
+    damaged = sound(preset)
+    waivers = damaged.prove(2).waivers
+    proof = damaged.rename(rf"layers\.4\.(.*){old}", rf"layers.4.\1{new}").prove(2)
     assert proof.proven
     assert [(f.code, f.severity, f.ranks) for f in proof.findings] == [("tensor-missing", "warning", ())]
     assert proof.waivers == waivers
@@ -55,22 +55,22 @@ def test_an_expert_stack_that_was_renamed_is_one_finding_with_the_shape_of_the_s
 
 
 def test_two_tensors_that_changed_names_are_not_taken_for_each_other(sound: Sound) -> None:
-    mutant = sound("llama").rename(r"layers\.2\.(.*)k_proj", r"layers.2.\1key_proj")
-    mutant.rename(r"layers\.2\.(.*)up_proj", r"layers.2.\1up")
-    found = {f.tensor: str(f.hint) for f in mutant.prove(2).findings}
+    damaged = sound("llama").rename(r"layers\.2\.(.*)k_proj", r"layers.2.\1key_proj")
+    damaged.rename(r"layers\.2\.(.*)up_proj", r"layers.2.\1up")
+    found = {f.tensor: str(f.hint) for f in damaged.prove(2).findings}
     assert found.keys() == {"model.layers.2.self_attn.k_proj.weight", "model.layers.2.mlp.up_proj.weight"}
     assert "key_proj" in found["model.layers.2.self_attn.k_proj.weight"]
     assert "mlp.up.weight" in found["model.layers.2.mlp.up_proj.weight"]
 
 
 def test_a_name_that_is_like_no_other_is_told_without_a_hint(sound: Sound) -> None:
-    mutant = sound("llama").copy(r"^model\.norm\.weight", "extra_state")
-    found = mutant.only(2)
+    damaged = sound("llama").copy(r"^model\.norm\.weight", "extra_state")
+    found = damaged.only(2)
     assert (found.code, found.tensor) == ("tensor-unexpected", "extra_state")
 
 
 def test_a_tower_of_another_modality_is_one_finding(sound: Sound) -> None:
-    mutant = sound("llama").copy(r"^model\.layers\.", "audio_tower.blocks.")
-    found = mutant.only(2)
+    damaged = sound("llama").copy(r"^model\.layers\.", "audio_tower.blocks.")
+    found = damaged.only(2)
     assert (found.code, found.tensor) == ("tensor-unexpected", "audio_tower.*")
     assert "36 tensors" in found.message

@@ -31,16 +31,16 @@ def test_a_model_without_shared_indexers_is_handed_hidden_states_alone(sound: So
 def test_a_layer_that_selects_for_others_and_has_no_indexer_is_a_finding_before_the_stage_that_waits_for_it(
     layer: int, rank: int, sound: Sound
 ) -> None:
-    mutant = sound("glm-5.2-fp8").drop(rf"layers\.{layer}\.self_attn\.indexer\.")
-    found = mutant.only(2, layer_partition=(3, 5))
+    damaged = sound("glm-5.2-fp8").drop(rf"layers\.{layer}\.self_attn\.indexer\.")
+    found = damaged.only(2, layer_partition=(3, 5))
     assert (found.code, found.tensor) == ("tensor-missing", f"model.layers.{layer}.self_attn.indexer.*")
     assert found.ranks == (rank,)
 
 
 def test_a_model_that_begins_with_a_shared_layer_has_nothing_to_share(sound: Sound) -> None:
-    mutant = sound("glm-5.2-fp8").config(indexer_types=["shared", *["full"] * 7])
+    damaged = sound("glm-5.2-fp8").config(indexer_types=["shared", *["full"] * 7])
     with pytest.raises(ConfigError, match="begins with shared"):
-        mutant.prove(2)
+        damaged.prove(2)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,6 @@ def test_experts_that_cannot_be_dealt_out_are_refused(sound: Sound) -> None:
 
 def test_an_expert_that_is_missing_touches_the_rank_it_is_dealt_to(sound: Sound) -> None:
     """Four experts over three ranks are two, one and one."""
-    mutant = sound("glm-5.1-fp8").drop(r"layers\.3\.mlp\.experts\.2\.down_proj\.weight$")
-    (found,) = mutant.prove(1, 1, enable_expert_parallel=True, data_parallel_size=3).findings
+    damaged = sound("glm-5.1-fp8").drop(r"layers\.3\.mlp\.experts\.2\.down_proj\.weight$")
+    (found,) = damaged.prove(1, 1, enable_expert_parallel=True, data_parallel_size=3).findings
     assert found.ranks == (1,)

@@ -19,10 +19,10 @@ def test_a_tied_model_over_stages_has_a_copy_of_the_embedding_on_the_last(stages
 
 @pytest.mark.parametrize("preset", ["smollm2", "qwen3"])
 def test_an_untied_config_over_a_checkpoint_without_a_head_asks_whether_it_is_tied(preset: str, sound: Sound) -> None:
-    mutant = sound(preset).config(tie_word_embeddings=False)
+    damaged = sound(preset).config(tie_word_embeddings=False)
     if preset == "qwen3":
-        mutant.drop("^lm_head")
-    found = mutant.only(2)
+        damaged.drop("^lm_head")
+    found = damaged.only(2)
     assert (found.code, found.tensor, found.ranks) == ("tensor-missing", "lm_head.weight", (1,))
     assert "tie_word_embeddings" in str(found.hint)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from loadmaster.integrations.vllm.ranks import Rank
+from loadmaster.audit.ranks import Rank
 from loadmaster.synth import PRESETS, write_tiny
 from tests.integrations.models import ACCEPTED, OTHERS
 

@@ -19,7 +19,7 @@ from loadmaster.loader.memory import TORCH
 from loadmaster.parallel import ParallelLayout
 from loadmaster.synth import PRESETS, write_tiny
 from tests.conftest import Tiny
-from tests.failures.mutant import Mutant
+from tests.failures.damaged import DamagedCheckpoint
 from tests.integrations.models import ACCEPTED
 
 
@@ -130,7 +130,7 @@ def test_a_draft_is_planned_with_its_model_on_the_last_stage_and_has_only_its_ow
 
 
 def test_what_every_model_lacks_is_refused_with_the_findings(tiny_copy: Tiny) -> None:
-    path = Mutant(tiny_copy("qwen3")).drop(r"layers\.1\.self_attn\.o_proj").path
+    path = DamagedCheckpoint(tiny_copy("qwen3")).drop(r"layers\.1\.self_attn\.o_proj").path
     with pytest.raises(PlanError) as refused:
         prove_layout(open_checkpoint(path), ParallelLayout(2), torch.bfloat16)
     assert "nothing was allocated" in str(refused.value)
@@ -148,9 +148,9 @@ def test_what_every_model_lacks_is_refused_with_the_findings(tiny_copy: Tiny) ->
     ],
 )
 def test_what_vllm_may_see_otherwise_is_left_to_it(
-    damage: Callable[[Mutant], Mutant], said: str, tiny_copy: Tiny
+    damage: Callable[[DamagedCheckpoint], DamagedCheckpoint], said: str, tiny_copy: Tiny
 ) -> None:
-    path = damage(Mutant(tiny_copy("qwen3"))).path
+    path = damage(DamagedCheckpoint(tiny_copy("qwen3"))).path
     with pytest.raises(Unfit, match=said):
         prove_layout(open_checkpoint(path), ParallelLayout(), torch.bfloat16)
 
@@ -158,7 +158,7 @@ def test_what_vllm_may_see_otherwise_is_left_to_it(
 def test_what_a_draft_s_checkpoint_lacks_is_left_to_vllm(tmp_path: Path) -> None:
     """It may be the draft's alone."""
     write_tiny(PRESETS["glm-5.1-fp8"], tmp_path, overrides=ACCEPTED["glm-5.1-fp8"])
-    checkpoint = open_checkpoint(Mutant(tmp_path).drop(r"model\.layers\.[0-4]\.").path)
+    checkpoint = open_checkpoint(DamagedCheckpoint(tmp_path).drop(r"model\.layers\.[0-4]\.").path)
     with pytest.raises(Unfit, match="layer-missing"):
         prove_layout(checkpoint, ParallelLayout(num_draft_layers=1), torch.bfloat16)
     with pytest.raises(PlanError):
@@ -245,7 +245,11 @@ def test_memory_is_shared_where_the_plan_says_so_and_nowhere_else(tiny: Tiny) ->
 
 def test_scales_of_a_cache_that_are_stored_are_not_left_out(tiny_copy: Tiny) -> None:
     scale = "model.layers.0.self_attn.attn.k_scale"
-    path = Mutant(tiny_copy("qwen3")).copy(r"layers\.0\.input_layernorm\.weight", "layers.0.self_attn.k_scale").path
+    path = (
+        DamagedCheckpoint(tiny_copy("qwen3"))
+        .copy(r"layers\.0\.input_layernorm\.weight", "layers.0.self_attn.k_scale")
+        .path
+    )
     made = planned(path)
     model = built(made)
     assert reasons(made, model, scale) == []

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from loadmaster.audit.ranks import Rank
 from loadmaster.checkpoint import open_checkpoint
-from loadmaster.integrations.vllm.ranks import Rank
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove

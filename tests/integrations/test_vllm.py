@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from loadmaster.audit.ranks import Built, Rank, load
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import CheckpointError, LoadError, PlanError, UnsupportedError, UsageError
-from loadmaster.integrations.vllm.ranks import Built, Rank, load
 from loadmaster.synth import PRESETS, write_tiny
-from tests.failures.mutant import Mutant
+from tests.failures.damaged import DamagedCheckpoint
 from tests.integrations.golden import RANKS, goldens
 from tests.integrations.models import ACCEPTED, OTHERS
 from tools.vllm_goldens import parameters_of
@@ -49,10 +49,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def mutant(tmp_path: Path) -> Callable[[str], Mutant]:
-    def copy(preset: str) -> Mutant:
+def mutant(tmp_path: Path) -> Callable[[str], DamagedCheckpoint]:
+    def copy(preset: str) -> DamagedCheckpoint:
         write_tiny(PRESETS[preset], tmp_path / preset, overrides=ACCEPTED[preset])
-        return Mutant(tmp_path / preset)
+        return DamagedCheckpoint(tmp_path / preset)
 
     return copy
 
@@ -181,7 +181,7 @@ def test_a_loader_that_forgot_its_guards_loads(made: Callable[[str], Path], monk
     ],
 )
 def test_what_vllm_serves_as_garbage_is_refused_by_name(
-    preset: str, dropped: str, param: str, told: str, mutant: Callable[[str], Mutant]
+    preset: str, dropped: str, param: str, told: str, mutant: Callable[[str], DamagedCheckpoint]
 ) -> None:
     checkpoint = mutant(preset)
     checkpoint.drop(rf"layers\.{re.escape(dropped)}$")
@@ -192,7 +192,7 @@ def test_what_vllm_serves_as_garbage_is_refused_by_name(
     assert told in str(refused.value)
 
 
-def test_without_the_proof_it_is_loaded_as_vllm_does(mutant: Callable[[str], Mutant]) -> None:
+def test_without_the_proof_it_is_loaded_as_vllm_does(mutant: Callable[[str], DamagedCheckpoint]) -> None:
     checkpoint = mutant("qwen3").drop(r"layers\.1\.self_attn\.o_proj\.weight$")
     load(checkpoint.path, model_loader_extra_config={"verify": False, "direct": False})
     with pytest.raises(UsageError, match="no option verfiy"):
@@ -212,7 +212,7 @@ def test_without_the_proof_it_is_loaded_as_vllm_does(mutant: Callable[[str], Mut
     ],
 )
 def test_a_defective_checkpoint_is_refused_before_the_model_is_built(
-    preset: str, dropped: str, told: str, mutant: Callable[[str], Mutant], monkeypatch: pytest.MonkeyPatch
+    preset: str, dropped: str, told: str, mutant: Callable[[str], DamagedCheckpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
@@ -306,13 +306,15 @@ def test_a_vocabulary_is_padded_as_vllm_pads_it(rank: Rank, tmp_path: Path) -> N
     assert differences(load(tmp_path, rank, **DIRECT), load(tmp_path, rank, load_format="auto")) == []
 
 
-def test_a_tensor_that_vllm_does_not_know_is_named_with_its_rank(mutant: Callable[[str], Mutant]) -> None:
+def test_a_tensor_that_vllm_does_not_know_is_named_with_its_rank(mutant: Callable[[str], DamagedCheckpoint]) -> None:
     checkpoint = mutant("qwen3").copy(r"layers\.1\.self_attn\.o_proj\.weight$", "layers.1.self_attn.z_proj.weight")
     with pytest.raises(LoadError, match=r"rank pp 0 of 1.* failed at model\.layers\.1\.self_attn\.z_proj\.weight"):
         load(checkpoint.path)
 
 
-def test_a_checkpoint_with_errors_is_refused_before_anything_is_read(mutant: Callable[[str], Mutant]) -> None:
+def test_a_checkpoint_with_errors_is_refused_before_anything_is_read(
+    mutant: Callable[[str], DamagedCheckpoint],
+) -> None:
     path = mutant("qwen3").path
     first, second = sorted(path.glob("*.safetensors"))
     with first.open("r+b") as file:
@@ -343,7 +345,7 @@ def test_tensors_that_are_pushed_make_what_vllm_makes_when_it_loads_their_checkp
     from vllm.model_executor.model_loader.reload.inplace import reload_weights
     from vllm.model_executor.model_loader.reload.layerwise import record_metadata_for_reloading
 
-    from loadmaster.integrations.vllm.again import received
+    from loadmaster.integrations.vllm.reload import received
 
     write_tiny(PRESETS["qwen3-moe"], tmp_path, seed=7)
     new = {n: t for shard in tmp_path.glob("*.safetensors") for n, t in load_file(shard).items()}

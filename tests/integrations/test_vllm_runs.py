@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from loadmaster.synth import PRESETS, write_tiny
-from tests.failures.mutant import Mutant
+from tests.failures.damaged import DamagedCheckpoint
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -74,7 +74,7 @@ def test_the_same_tokens_with_experts_and_latent_attention(tmp_path: Path) -> No
 
 
 def test_a_model_that_would_answer_garbage_does_not_start(qwen: Path) -> None:
-    Mutant(qwen).drop(r"layers\.1\.self_attn\.o_proj\.weight$")
+    DamagedCheckpoint(qwen).drop(r"layers\.1\.self_attn\.o_proj\.weight$")
     assert tokens(generate(qwen, enforce_eager=True))  # garbage, without a word
     refused = generate(qwen, load_format="loadmaster", enforce_eager=True)
     assert refused.returncode != 0
@@ -87,7 +87,7 @@ def test_weights_loaded_again_are_those_of_a_fresh_start_and_a_checkpoint_that_l
     first, second, lacking, cut = (tmp_path / n for n in ("first", "second", "lacking", "cut"))
     for path, seed in ((first, 0), (second, 1), (lacking, 2), (cut, 2)):
         write_tiny(PRESETS["qwen3"], path, seed=seed, overrides={"head_dim": 32})
-    Mutant(lacking).drop(r"layers\.1\.self_attn\.k_proj\.weight$")
+    DamagedCheckpoint(lacking).drop(r"layers\.1\.self_attn\.k_proj\.weight$")
     shard = min(cut.glob("*.safetensors"))
     os.truncate(shard, shard.stat().st_size - 100)
     done = generate(first, first, second, lacking, cut, first, load_format="loadmaster", enforce_eager=True)

@@ -76,7 +76,7 @@ def test_gate_and_up_are_cut_where_the_columns_of_down_are(tmp_path: Path) -> No
         rows = shapes["w13_blocks"][1], shapes["w13_scales"][1], shapes["w13_bias"][1]
         assert rows == (128, 128, 128) and shapes["w2_blocks"][2:] == (2, 16) and shapes["w2_scales"][2] == 2
         # what is read of one expert's down: blocks of this rank
-        boxes = [v.box for b in plan.rank(rank).batches for v in b.views if v.leaf.name.endswith("moe.down/_scales")]
+        boxes = [v.box for b in plan.rank(rank).groups for v in b.views if v.leaf.name.endswith("moe.down/_scales")]
         held.append({box[2] for box in boxes})
     assert held == [{(0, 2)}, {(2, 4)}, {(4, 5)}, set()]
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from loadmaster.checkpoint import open_checkpoint
+from loadmaster.engine import Engine
 from loadmaster.errors import LoadError, PlanError
 from loadmaster.loader import Receiver, load, load_rank, load_ranks
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan, ProvenPlan, build_plan, prove
-from loadmaster.runtime import Engine
-from loadmaster.testing.mutant import Mutant
+from loadmaster.testing.damaged import DamagedCheckpoint
 from tests.conftest import Tiny
 
 O_PROJ = "model.layers.1.self_attn.o_proj.weight"
@@ -34,9 +34,12 @@ def without_a_shard(path: Path) -> None:
 
 
 DEFECTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a renamed tensor": (lambda path: Mutant(path).rename(O_PROJ, O_PROJ.replace("o_proj", "out_proj")), "o_proj"),
+    "a renamed tensor": (
+        lambda path: DamagedCheckpoint(path).rename(O_PROJ, O_PROJ.replace("o_proj", "out_proj")),
+        "o_proj",
+    ),
     "a deleted shard": (without_a_shard, "shard-missing"),
-    "a wrong hidden_size": (lambda path: Mutant(path).config(hidden_size=512), "shape-mismatch"),
+    "a wrong hidden_size": (lambda path: DamagedCheckpoint(path).config(hidden_size=512), "shape-mismatch"),
 }
 
 
@@ -95,7 +98,7 @@ def test_a_proven_plan_is_the_plan_and_cannot_be_made_otherwise(tiny: Tiny) -> N
 
 def test_an_incomplete_model_is_loaded_only_where_that_is_asked_for_by_name(tiny_copy: Tiny) -> None:
     path = tiny_copy("llama")
-    Mutant(path).rename(O_PROJ, O_PROJ.replace("o_proj", "out_proj"))
+    DamagedCheckpoint(path).rename(O_PROJ, O_PROJ.replace("o_proj", "out_proj"))
     plan = build_plan(open_checkpoint(path))
     loaded = load_rank(plan, 0, allow_unproven=True)
     assert "layers.0.self_attn.o_proj.weight" in loaded.tensors
@@ -131,8 +134,8 @@ def test_a_read_that_was_not_carried_out_is_noticed(
 def test_a_parameter_that_nothing_fills_is_named(proven: ProvenPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rank's batches lack one, as a fault in deriving them would have it."""
     rank = proven.rank(0)
-    lost = next(b for b in rank.batches if rank.specs[b.params[0]].name == "norm.weight")
-    fewer = dataclasses.replace(rank, batches=tuple(b for b in rank.batches if b is not lost))
+    lost = next(b for b in rank.groups if rank.specs[b.params[0]].name == "norm.weight")
+    fewer = dataclasses.replace(rank, groups=tuple(b for b in rank.groups if b is not lost))
     monkeypatch.setattr(Plan, "rank", lambda self, number: fewer)
     with pytest.raises(LoadError, match=r"rank 0: 0 of 640 bytes of norm\.weight are written"):
         load_rank(proven, 0)

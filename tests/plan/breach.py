@@ -10,10 +10,10 @@ from loadmaster.architectures.lower import Piece
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan, build_plan
-from loadmaster.plan.compose import Composed
+from loadmaster.plan.composition import PlannedParam
 from tests.conftest import Tiny
 
-Breach = Callable[[Composed], Composed]
+Breach = Callable[[PlannedParam], PlannedParam]
 
 
 def plan_of(tiny: Tiny, preset: str = "llama", *sizes: int, **layout: object) -> Plan:

@@ -11,7 +11,7 @@ from loadmaster.checkpoint import open_checkpoint
 from loadmaster.findings import Finding
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
-from loadmaster.plan.bind import Waiver
+from loadmaster.plan.waivers import Waiver
 from loadmaster.synth import PRESETS, write_tiny
 from tests.conftest import Tiny
 from tests.plan.breach import plan_of

@@ -91,7 +91,7 @@ def test_a_rank_s_plan_never_mentions_a_layer_of_another_stage(tiny: Tiny) -> No
     for rank in range(3):
         derived = plan.rank(rank)
         layers = {*range(*derived.layers), *derived.draft_layers}
-        read = {names[i] for b in derived.batches for i in b.tensors.reshape(-1)}
+        read = {names[i] for b in derived.groups for i in b.tensors.reshape(-1)}
         assert {int(n.split(".")[2]) for n in read if n.startswith("model.layers.")} == layers
         pairs = [s.name for s in derived.specs if s.name.endswith("indexer.wk_weights_proj.weight")]
         assert len(pairs) == len(layers)

@@ -14,7 +14,7 @@ from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan, build_plan, prove
 from loadmaster.synth import PRESETS, write_full_size, write_tiny
 from tests.conftest import Tiny
-from tests.failures.mutant import Mutant
+from tests.failures.damaged import DamagedCheckpoint
 
 VLLM = vllm_0_32.NAME
 
@@ -68,7 +68,7 @@ def test_stages_hold_embedding_and_head_where_vllm_does(preset: str, on: list[in
 
 
 def test_what_every_stage_lacks_touches_every_rank(tiny_copy: Tiny) -> None:
-    path = Mutant(tiny_copy("mixtral")).drop("embed_tokens").path
+    path = DamagedCheckpoint(tiny_copy("mixtral")).drop("embed_tokens").path
     (finding,) = prove(plan(path, 2, 2)).findings
     assert (finding.code, finding.ranks) == ("tensor-missing", (0, 1, 2, 3))
     (finding,) = prove(build_plan(open_checkpoint(path), ParallelLayout(2, 2))).findings

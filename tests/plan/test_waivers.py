@@ -12,7 +12,7 @@ from loadmaster.errors import ArgumentError, UsageError
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan, Proof, WaiverRequest, build_plan, prove
 from tests.conftest import Tiny
-from tests.failures.mutant import Mutant
+from tests.failures.damaged import DamagedCheckpoint
 
 SURPLUS = WaiverRequest("*.z_proj.*", "left over from training")
 
@@ -21,7 +21,7 @@ SURPLUS = WaiverRequest("*.z_proj.*", "left over from training")
 def surplus(tiny_copy: Tiny) -> Path:
     """Return a sound checkpoint with one tensor more in each of two layers."""
     path = tiny_copy("qwen3")
-    Mutant(path).copy(r"([12])\.self_attn\.o_proj", r"\1.self_attn.z_proj")
+    DamagedCheckpoint(path).copy(r"([12])\.self_attn\.o_proj", r"\1.self_attn.z_proj")
     return path
 
 
@@ -63,16 +63,16 @@ def test_a_pattern_that_matches_what_is_read_is_refused(surplus: Path) -> None:
 @pytest.mark.parametrize("pattern", ["*", "model.layers.1.self_attn.o_proj.weight", "model.layers.1.*"])
 def test_what_is_missing_or_misshapen_cannot_be_waived(pattern: str, tiny_copy: Tiny) -> None:
     path = tiny_copy("qwen3")
-    Mutant(path).drop(r"layers\.1\.self_attn\.o_proj\.weight$")
+    DamagedCheckpoint(path).drop(r"layers\.1\.self_attn\.o_proj\.weight$")
     assert ("tensor-missing", "error") in codes(proof(path, WaiverRequest(pattern, "excused")))
-    Mutant(path).config(hidden_size=256)
+    DamagedCheckpoint(path).config(hidden_size=256)
     misshapen = codes(proof(path, WaiverRequest(pattern, "excused")))
     assert ("shape-mismatch", "error") in misshapen
 
 
 def test_a_renamed_tensor_cannot_be_waived_under_its_new_name(tiny_copy: Tiny) -> None:
     path = tiny_copy("qwen3")
-    Mutant(path).rename(r"layers\.1\.self_attn\.o_proj", "layers.1.self_attn.out_proj")
+    DamagedCheckpoint(path).rename(r"layers\.1\.self_attn\.o_proj", "layers.1.self_attn.out_proj")
     found = proof(path, WaiverRequest("*.out_proj.*", "excused"))
     assert ("tensor-missing", "error") in codes(found)
     assert found.waivers == ()

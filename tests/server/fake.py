@@ -17,9 +17,10 @@ from typing import cast
 
 import uvicorn
 
+from loadmaster.engine import Engine, Limits, Tokenizer
 from loadmaster.errors import LoadmasterError, RequestError
-from loadmaster.runtime import Engine, Limits, SamplingParams, Tokenizer
 from loadmaster.server import Service, build_app, listen
+from loadmaster.workers import SamplingParams
 
 EOS = 257  # <|end|> of the tiny tokenizer
 

@@ -1,4 +1,4 @@
-"""The server as a process, over the toy model of `tests.runtime.toy` in worker processes of its own."""
+"""The server as a process, over the toy model of `tests.workers.toy` in worker processes of its own."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from loadmaster.errors import RunError
-from loadmaster.server import listen
+from loadmaster.server.address import listen
 
 LIMIT_S = 200
 
@@ -25,9 +25,11 @@ SCRIPT = """
 import json, resource, sys
 from pathlib import Path
 from loadmaster.errors import LoadmasterError
-from loadmaster.runtime import Engine, Tokenizer
-from loadmaster.server import Service, listen, serve
-from tests.runtime.toy import ToyPlan
+from loadmaster.engine import Engine, Tokenizer
+from loadmaster.server.address import listen
+from loadmaster.server.serve import serve
+from loadmaster.server.service import Service
+from tests.workers.toy import ToyPlan
 
 options = json.loads(sys.argv[2])
 vars(sys.modules["loadmaster.server.serve"]).update(options["seconds"])
@@ -37,7 +39,7 @@ plan = ToyPlan(2, faults={int(k): v for k, v in json.loads(sys.argv[1]).items()}
 bound = listen("127.0.0.1", 0)
 print(bound.getsockname()[1], flush=True)
 try:
-    with Engine(plan, builder="tests.runtime.toy:ToyBuilder") as engine:
+    with Engine(plan, builder="tests.workers.toy:ToyBuilder") as engine:
         serve(Service(engine, Tokenizer(plan.model_path), ["toy"]), bound)
 except LoadmasterError as error:
     print(error, file=sys.stderr)

@@ -116,7 +116,7 @@ def made_of(plan: Plan, rank: int) -> dict[str, frozenset[str]]:
     derived = plan.rank(rank)
     names = plan.checkpoint.table.names
     found: dict[str, set[str]] = defaultdict(set)
-    for batch in derived.batches:
+    for batch in derived.groups:
         for param, tensors in zip(batch.params.tolist(), batch.tensors.tolist(), strict=True):
             found[derived.specs[param].name].update(names[t] for t in tensors)
     return {s.name: frozenset(found[s.alias or s.name]) for s in derived.specs}

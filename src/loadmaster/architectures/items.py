@@ -70,6 +70,18 @@ class Item:
         name = self.name.format(layer=layer, expert=expert)
         return name if suffix == "weight" else name.removesuffix("weight") + suffix
 
+    def around_expert(self, suffix: str, layer: int) -> tuple[str, str]:
+        """Return the parts of `stored_name` before and after the expert's number.
+
+        >>> from loadmaster.architectures.schema import Tensor
+        >>> Item("up", "layers.{layer}.experts.{expert}.up.weight", (Tensor("up", (4, 8)),)).around_expert("weight", 3)
+        ('layers.3.experts.', '.up.weight')
+        """
+        before, _, after = self.name.partition("{expert}")
+        if suffix != "weight":
+            after = after.removesuffix("weight") + suffix
+        return before.format(layer=layer), after.format(layer=layer)
+
 
 def items(tensors: Iterable[Tensor], spelling: Spelling) -> tuple[Item, ...]:
     """Return the stored items that hold ``tensors``, in the schema's order.

@@ -192,7 +192,7 @@ def respelled(spelling: Spelling, *changes: tuple[str, str]) -> dict[str, str | 
     }
 
 
-Form = Literal["stored", "decoded"]
+Storage = Literal["stored", "decoded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,7 @@ class Param:
 
     name: str
     parts: tuple[str, ...]
-    form: Form = "stored"
+    form: Storage = "stored"
     otherwise: str | None = None
     stage: Literal["first", "last", "every"] | None = None
     keep: str | None = None

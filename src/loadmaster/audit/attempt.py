@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 import torch
 
 from loadmaster.audit.observed import Attempt
+from loadmaster.audit.ranks import Built, Rank, build
 from loadmaster.audit.reference import Expected, difference, engine_name, raw
-from loadmaster.integrations.vllm.proof import is_default, unwritten
-from loadmaster.integrations.vllm.ranks import Built, Rank, build
+from loadmaster.integrations.vllm.unwritten import is_default, unwritten
 
 Params: TypeAlias = dict[str, torch.Tensor]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from loadmaster.audit.damage import Damage
-from loadmaster.integrations.vllm.ranks import Rank
+from loadmaster.audit.ranks import Rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.synth import PRESETS, Preset, write_tiny
 from loadmaster.synth.quantised import FP8
-from loadmaster.testing.mutant import Mutant
+from loadmaster.testing.damaged import DamagedCheckpoint
 
 MLA: Final[dict[str, Any]] = {  # vLLM takes no cut inside a block of 128
     "topk_method": "noaux_tc",
@@ -130,10 +130,10 @@ class Case:
         """Write the sound checkpoint."""
         write_tiny(self.written, path, num_shards=self.shards)
         if self.preset == "mixtral-fp8-static":
-            alike_inputs(Mutant(path))
+            alike_inputs(DamagedCheckpoint(path))
 
 
-def alike_inputs(m: Mutant) -> None:
+def alike_inputs(m: DamagedCheckpoint) -> None:
     """Give the first and third matrix of each expert one input scale, as a quantiser does: they have the same input."""
     of_w1 = {n: m.tensor(n) for n in m.names(r"\.w1\.input_scale$")}
     m.each(r"\.w3\.input_scale$", lambda name, tensor: {name: of_w1[name.replace(".w3.", ".w1.")].clone()})

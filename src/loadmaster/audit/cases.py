@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Final
 
-from loadmaster.audit.blocks import fp8_cases
 from loadmaster.audit.case import CUT, LAST, ONE, SPREAD, WHERE, Case
 from loadmaster.audit.dense import dense_cases
 from loadmaster.audit.experts import expert_cases
+from loadmaster.audit.fp8 import fp8_cases
 from loadmaster.audit.packed import packed_cases
 from loadmaster.synth import PRESETS
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from loadmaster.testing.mutant import INDEX, Mutant
+from loadmaster.testing.damaged import INDEX, DamagedCheckpoint
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ KINDS: Final[dict[str, str]] = {
 }
 """Kinds of defects, in the order of the report."""
 
-Change = Callable[[Mutant], Sequence[str]]
+Change = Callable[[DamagedCheckpoint], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def nothing(kind: str, what: str) -> Damage:
 def missing(pattern: str, what: str, kind: str = "tensor-missing", *concerned: str, harmless: bool = False) -> Damage:
     """Return a defect: all tensors that match are left out. ``concerned`` are more words that name them."""
 
-    def change(m: Mutant) -> Sequence[str]:
+    def change(m: DamagedCheckpoint) -> Sequence[str]:
         names = m.names(pattern)
         m.drop(pattern)
         return (*names, *concerned)
@@ -75,7 +75,7 @@ def missing(pattern: str, what: str, kind: str = "tensor-missing", *concerned: s
 def added(pattern: str, new: str, what: str, *, harmless: bool = False) -> Damage:
     """Return a defect: the tensors that match are stored once more, under other names."""
 
-    def change(m: Mutant) -> Sequence[str]:
+    def change(m: DamagedCheckpoint) -> Sequence[str]:
         before = set(m.names())
         m.copy(pattern, new)
         return sorted(set(m.names()) - before)
@@ -86,7 +86,7 @@ def added(pattern: str, new: str, what: str, *, harmless: bool = False) -> Damag
 def renamed(pattern: str, new: str, what: str) -> Damage:
     """Return a defect: tensors have other names."""
 
-    def change(m: Mutant) -> Sequence[str]:
+    def change(m: DamagedCheckpoint) -> Sequence[str]:
         before = set(m.names())
         m.rename(pattern, new)
         return sorted(before ^ set(m.names()))
@@ -99,7 +99,7 @@ def changed(
 ) -> Damage:
     """Return a defect: the tensors that match are changed."""
 
-    def change(m: Mutant) -> Sequence[str]:
+    def change(m: DamagedCheckpoint) -> Sequence[str]:
         m.change(pattern, make)
         return m.names(pattern)
 
@@ -120,7 +120,7 @@ def cast(kind: str, pattern: str, dtype: str, what: str, *, harmless: bool = Fal
 def dequantised(pattern: str, what: str, *, scales: bool, harmless: bool = False) -> Damage:
     """Return a defect: FP8 weights that match are stored as BF16; their scales stay (``scales``) or are left out."""
 
-    def change(m: Mutant) -> Sequence[str]:
+    def change(m: DamagedCheckpoint) -> Sequence[str]:
         names = [n.removesuffix("_scale_inv") for n in m.names(rf"{pattern}\.weight_scale_inv$")]
         grids = {n: m.tensor(f"{n}_scale_inv") for n in names}
 
@@ -144,7 +144,7 @@ def _decoded(codes: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
 def config(kind: str, what: str, *concerned: str, harmless: bool = False, **values: Any) -> Damage:
     """Return a defect: values of the config are other ones; ``...`` leaves one out. ``concerned`` are names it makes wrong."""
 
-    def change(m: Mutant) -> Sequence[str]:
+    def change(m: DamagedCheckpoint) -> Sequence[str]:
         m.config(**values)
         return (*concerned, *values)
 
@@ -154,7 +154,7 @@ def config(kind: str, what: str, *concerned: str, harmless: bool = False, **valu
 def quantization(kind: str, what: str, *concerned: str, **values: Any) -> Damage:
     """Return a defect: values of ``quantization_config`` are other ones."""
 
-    def change(m: Mutant) -> Sequence[str]:
+    def change(m: DamagedCheckpoint) -> Sequence[str]:
         m.quantization(**values)
         return (*concerned, *values)
 
@@ -164,7 +164,7 @@ def quantization(kind: str, what: str, *concerned: str, **values: Any) -> Damage
 def both(kind: str, what: str, *parts: Damage) -> Damage:
     """Return several changes that are one defect."""
 
-    def change(m: Mutant) -> Sequence[str]:
+    def change(m: DamagedCheckpoint) -> Sequence[str]:
         return tuple(dict.fromkeys(name for d in parts for name in d.change(m)))
 
     return Damage(kind, what, change)
@@ -216,7 +216,7 @@ def shards(path: Path) -> list[Path]:
 def unindexed(damage: Damage) -> Damage:
     """Return the same defect in a checkpoint that has lost its index."""
 
-    def change(m: Mutant) -> Sequence[str]:
+    def change(m: DamagedCheckpoint) -> Sequence[str]:
         names = damage.change(m)
         (m.path / INDEX).unlink()
         return names
@@ -227,7 +227,7 @@ def unindexed(damage: Damage) -> Damage:
 def lost_shard(number: int) -> Damage:
     """Return a defect: a shard is not there."""
 
-    def change(m: Mutant) -> Sequence[str]:
+    def change(m: DamagedCheckpoint) -> Sequence[str]:
         shard = shards(m.path)[number]
         names = list(_indexed(m, shard.name))
         shard.unlink()
@@ -239,7 +239,7 @@ def lost_shard(number: int) -> Damage:
 def rewritten_shard(number: int, make: Callable[[bytes], bytes], what: str) -> Damage:
     """Return a defect: a shard has other bytes."""
 
-    def change(m: Mutant) -> Sequence[str]:
+    def change(m: DamagedCheckpoint) -> Sequence[str]:
         shard = shards(m.path)[number]
         shard.write_bytes(make(shard.read_bytes()))
         return (shard.name,)
@@ -250,7 +250,7 @@ def rewritten_shard(number: int, make: Callable[[bytes], bytes], what: str) -> D
 def stale_shard(file: str, pattern: str, what: str, *, harmless: bool = False) -> Damage:
     """Return a defect: another file lies in the folder, with older values of the tensors that match; no index names it."""
 
-    def change(m: Mutant) -> Sequence[str]:
+    def change(m: DamagedCheckpoint) -> Sequence[str]:
         _write_stale(m, file, pattern)
         return (file, *m.names(pattern))
 
@@ -260,7 +260,7 @@ def stale_shard(file: str, pattern: str, what: str, *, harmless: bool = False) -
 def twice(pattern: str, what: str) -> Damage:
     """Return a defect: the last shard holds older values of tensors that the index gives to the first."""
 
-    def change(m: Mutant) -> Sequence[str]:
+    def change(m: DamagedCheckpoint) -> Sequence[str]:
         from safetensors.torch import load_file, save_file
 
         last, index = shards(m.path)[-1], (m.path / INDEX).read_bytes()
@@ -277,7 +277,7 @@ def twice(pattern: str, what: str) -> Damage:
 def index(make: Callable[[dict[str, str]], Sequence[str]], what: str, *, harmless: bool = False) -> Damage:
     """Return a defect of the index alone; ``make`` changes its map of tensors to files and returns what it changed."""
 
-    def change(m: Mutant) -> Sequence[str]:
+    def change(m: DamagedCheckpoint) -> Sequence[str]:
         weight_map = json.loads((m.path / INDEX).read_text())["weight_map"]
         names = make(weight_map)
         (m.path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
@@ -302,12 +302,12 @@ def forget_tensor(weight_map: dict[str, str]) -> Sequence[str]:
     return [name]
 
 
-def _indexed(m: Mutant, file: str) -> tuple[str, ...]:
+def _indexed(m: DamagedCheckpoint, file: str) -> tuple[str, ...]:
     weight_map: dict[str, str] = json.loads((m.path / INDEX).read_text())["weight_map"]
     return tuple(n for n, f in weight_map.items() if f == file)
 
 
-def _write_stale(m: Mutant, file: str, pattern: str) -> None:
+def _write_stale(m: DamagedCheckpoint, file: str, pattern: str) -> None:
     import re
 
     from safetensors.torch import load_file, save_file

@@ -18,16 +18,16 @@ from loadmaster.audit.case import Case
 from loadmaster.audit.damage import Damage
 from loadmaster.audit.isolate import Lost, Running
 from loadmaster.audit.observed import Attempt
+from loadmaster.audit.ranks import QUIET
 from loadmaster.audit.verdict import Judgement, Verdict, judge
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import InputError, UnsupportedError
 from loadmaster.findings import Finding, errors
-from loadmaster.integrations.vllm.ranks import QUIET
 from loadmaster.parallel import ParallelLayout
 from loadmaster.payload import survey_payload, verify_payload
 from loadmaster.plan import build_plan, prove
 from loadmaster.report.json import findings_of
-from loadmaster.testing.mutant import Mutant
+from loadmaster.testing.damaged import DamagedCheckpoint
 
 LIMIT_S = 120.0
 """Seconds after which a load counts as hung; the longest takes ten, the first of an architecture."""
@@ -183,7 +183,7 @@ class Audit:
         path = self.folder / "damaged"
         shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(self._sound(case), path)
-        subjects = tuple(self._change(lambda: list(damage.change(Mutant(path)))))
+        subjects = tuple(self._change(lambda: list(damage.change(DamagedCheckpoint(path)))))
 
         usual = control.logged if control else ()
 

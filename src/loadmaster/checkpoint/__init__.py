@@ -4,19 +4,19 @@ Knows files and formats of files, never a model or a rank. What is wrong with a 
 error is raised only where there is nothing to look at.
 """
 
+from loadmaster.checkpoint.causes import Causes
+from loadmaster.checkpoint.columns import ShardFile
 from loadmaster.checkpoint.folder import Checkpoint, open_checkpoint
 from loadmaster.checkpoint.hub import resolve_model
 from loadmaster.checkpoint.index import Index
-from loadmaster.checkpoint.losses import Losses
-from loadmaster.checkpoint.reader import ShardFile
 from loadmaster.checkpoint.store import LocalStore, Store
 from loadmaster.checkpoint.table import Signature, TensorTable
 
 __all__ = [
+    "Causes",
     "Checkpoint",
     "Index",
     "LocalStore",
-    "Losses",
     "ShardFile",
     "Signature",
     "Store",

@@ -14,8 +14,8 @@ from math import isinf
 from pathlib import Path
 from typing import Any
 
+from loadmaster.checkpoint.content import check_content
 from loadmaster.checkpoint.lookalike import CONFIG, base_model, printable, recognise
-from loadmaster.checkpoint.pointer import check_content
 from loadmaster.checkpoint.regular import is_there, read_regular
 from loadmaster.findings import Finding, Severity
 from loadmaster.limits import CONFIG_BYTES, CONFIG_DEPTH, CONFIG_PARTS, LimitError

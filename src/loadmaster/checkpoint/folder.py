@@ -12,7 +12,8 @@ from typing import Any
 
 from loadmaster.arguments import expect
 from loadmaster.catalogue import ranked
-from loadmaster.checkpoint.aside import report_aside
+from loadmaster.checkpoint.causes import Causes
+from loadmaster.checkpoint.columns import Columns, ShardFile, read_headers
 from loadmaster.checkpoint.config import read_config
 from loadmaster.checkpoint.index import INDEX_NAME, Index, check_total, disagreements, read_index
 from loadmaster.checkpoint.listing import (
@@ -24,10 +25,9 @@ from loadmaster.checkpoint.listing import (
     report_unnamed,
 )
 from loadmaster.checkpoint.lookalike import printable
-from loadmaster.checkpoint.losses import Losses
-from loadmaster.checkpoint.reader import Columns, ShardFile, read_headers
 from loadmaster.checkpoint.regular import is_there
 from loadmaster.checkpoint.table import TensorTable
+from loadmaster.checkpoint.unread_files import report_aside
 from loadmaster.errors import CheckpointError
 from loadmaster.findings import Finding, joined
 
@@ -37,7 +37,7 @@ class Checkpoint:
     """A folder of safetensors shards, as its headers, index and config say; no payload is read.
 
     ``digest`` is the SHA-256 over that of each file's name, size and header. ``findings`` are what is wrong with the files, and
-    ``losses`` which of them explains a tensor that is nowhere; ``config`` (with what `read_config` adds) is None where it
+    ``causes`` which of them explains a tensor that is nowhere; ``config`` (with what `read_config` adds) is None where it
     could not be read, which is a finding too.
     """
 
@@ -48,7 +48,7 @@ class Checkpoint:
     index: Index | None = field(repr=False)
     findings: tuple[Finding, ...]
     digest: str
-    losses: Losses = field(default=Losses(), repr=False)
+    causes: Causes = field(default=Causes(), repr=False)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -99,9 +99,9 @@ def _open(path: Path) -> Checkpoint:
     ]
     if index and not (of_file or stale or columns.dropped):
         findings += check_total(index, table.payload_bytes)
-    losses = Losses(of_file, of_tensor | columns.dropped, index.weight_map if index else {}, next(iter(stale), None))
+    causes = Causes(of_file, of_tensor | columns.dropped, index.weight_map if index else {}, next(iter(stale), None))
     files = tuple(columns.files)
-    return Checkpoint(folder, files, table, config, index, ranked(findings), columns.digest.hexdigest(), losses)
+    return Checkpoint(folder, files, table, config, index, ranked(findings), columns.digest.hexdigest(), causes)
 
 
 def _joined(by_file: Mapping[str, Finding]) -> dict[str, Finding]:

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from loadmaster.checkpoint.pointer import check_content
+from loadmaster.checkpoint.content import check_content
 from loadmaster.dtypes import DTYPES
 from loadmaster.findings import Finding
 from loadmaster.limits import DIMS, HEADER_BYTES, NAME_CHARACTERS, SIGNATURES, TENSORS, Limit

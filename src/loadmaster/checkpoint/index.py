@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from loadmaster.checkpoint.pointer import check_content
+from loadmaster.checkpoint.content import check_content
 from loadmaster.checkpoint.regular import read_regular
 from loadmaster.checkpoint.table import TensorTable
 from loadmaster.findings import Finding

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from loadmaster.checkpoint.content import check_content
 from loadmaster.checkpoint.header import OTHER_FORMATS
-from loadmaster.checkpoint.pointer import check_content
 from loadmaster.checkpoint.regular import read_regular
 from loadmaster.limits import CONFIG_BYTES, HEADER_BYTES, LimitError
 

@@ -20,7 +20,8 @@ from loadmaster.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from loadmaster.runtime import Engine, SamplingParams, Tokenizer
+    from loadmaster.engine import Engine, Tokenizer
+    from loadmaster.workers import SamplingParams
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from loadmaster.cli.planning import proven_plan
     from loadmaster.cli.progress import ByteProgress
+    from loadmaster.engine import Engine, Tokenizer, refuse_options, refuse_plan, require_run_extra
     from loadmaster.errors import UsageError
-    from loadmaster.runtime import Engine, Tokenizer, refuse_options, refuse_plan, require_run_extra
 
     if (args.prompt is None) == (args.prompt_token_ids is None):
         raise UsageError("give exactly one of --prompt and --prompt-token-ids")
@@ -112,7 +113,7 @@ def _answer(
     engine: Engine, tokenizer: Tokenizer, prompt: Sequence[int], params: SamplingParams, *, show: bool
 ) -> _Answer:
     """Generate; ``show`` prints the text on the way, or token ids where there is no tokenizer."""
-    from loadmaster.runtime import complete
+    from loadmaster.engine import complete
 
     answer = _Answer(time.perf_counter())
     for piece in complete(engine, tokenizer, prompt, params):
@@ -132,7 +133,7 @@ def _answer(
 
 def _params(args: argparse.Namespace) -> SamplingParams:
     from loadmaster.errors import RequestError, UsageError
-    from loadmaster.runtime import SamplingParams
+    from loadmaster.workers import SamplingParams
 
     try:
         return SamplingParams(

@@ -94,7 +94,7 @@ def _load(args: argparse.Namespace, ring: Future[Any] | None) -> int:
     from loadmaster.host_memory import require_memory
     from loadmaster.loader import LoadedRank, Manifest, checksums, load_rank, load_ranks, num_devices
     from loadmaster.loader.memory import MORE_RANKS
-    from loadmaster.plan.verify import STAGING_BYTES
+    from loadmaster.plan.proof import STAGING_BYTES
 
     def verify(loaded: LoadedRank) -> dict[str, Any]:
         manifest = Manifest(plan, args.manifest)

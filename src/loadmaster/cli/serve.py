@@ -77,7 +77,7 @@ def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
     from loadmaster.cli.handover import hand_over, refuse_for_vllm, vllm_command, vllm_environment
     from loadmaster.cli.planning import proven_plan
     from loadmaster.integrations.vllm.installed import find_vllm
-    from loadmaster.runtime.address import bind
+    from loadmaster.server.address import bind
 
     installed = None if args.engine == "native" else find_vllm()
     if args.engine == "vllm":
@@ -127,8 +127,8 @@ def _refuse_for_native(args: argparse.Namespace, choice: Choice) -> None:
 
 def _native_lacks(args: argparse.Namespace, plan: Plan | None = None) -> UnsupportedError | None:
     """Return why the engine here cannot run it: as far as the command line alone tells, or the plan too."""
+    from loadmaster.engine import refuse_options, refuse_plan, require_run_extra
     from loadmaster.errors import UnsupportedError
-    from loadmaster.runtime import refuse_options, refuse_plan, require_run_extra
 
     try:
         require_run_extra(serving=True)
@@ -142,9 +142,10 @@ def _native_lacks(args: argparse.Namespace, plan: Plan | None = None) -> Unsuppo
 
 def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket) -> int:
     """Open the port, load, serve until a signal; with ``--json`` say at the end what was served."""
-    from loadmaster.runtime import Engine, Tokenizer
-    from loadmaster.runtime.address import start_listening
-    from loadmaster.server import Service, serve
+    from loadmaster.engine import Engine, Tokenizer
+    from loadmaster.server.address import start_listening
+    from loadmaster.server.serve import serve
+    from loadmaster.server.service import Service
 
     start_listening(bound)
     host, port = bound.getsockname()[:2]

@@ -1,7 +1,7 @@
 """A worker must never outlive the process that started it, however that process ends.
 
 Two ways, because each has a hole: the kernel's parent-death signal (Linux only, and lost if the parent is gone before it
-is asked for), and the end of the pipe to the parent, which `loadmaster.runtime.worker` watches.
+is asked for), and the end of the pipe to the parent, which `loadmaster.workers.worker` watches.
 """
 
 from __future__ import annotations

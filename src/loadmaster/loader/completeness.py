@@ -61,9 +61,9 @@ class Completeness:
 
 
 def _written(derived: RankPlan) -> np.ndarray:
-    """Return how many bytes of each parameter the rank's batches write."""
+    """Return how many bytes of each parameter the rank's groups write."""
     written = np.zeros(derived.num_params, dtype=np.int64)
-    for batch in derived.batches:
-        width = itemsize(derived.specs[batch.params[0]].dtype) if len(batch.params) else 0
-        np.add.at(written, batch.params, width * prod(stop - start for start, stop in batch.box))
+    for group in derived.groups:
+        width = itemsize(derived.specs[group.params[0]].dtype) if len(group.params) else 0
+        np.add.at(written, group.params, width * prod(stop - start for start, stop in group.box))
     return written

@@ -21,15 +21,15 @@ from loadmaster.checkpoint import LocalStore, Store
 from loadmaster.errors import LoadError
 from loadmaster.host_memory import no_memory_is_a_load_error
 from loadmaster.loader.completeness import Completeness
-from loadmaster.loader.device import load_ranks
+from loadmaster.loader.cuda.load import load_ranks
 from loadmaster.loader.memory import Arena
 from loadmaster.loader.operations import destination, evaluate, fill, operands_of, slabs, view_of_span
 from loadmaster.loader.options import check_options, torch_device
 from loadmaster.loader.readers import Task, check_files, default_readers, run_tasks
 from loadmaster.loader.report import LoadedRank, LoadReport
 from loadmaster.plan import Plan, ProvenPlan, RankPlan, admit
-from loadmaster.plan.rank import Batch
-from loadmaster.plan.verify import STAGING_BYTES
+from loadmaster.plan.moves import MoveGroup
+from loadmaster.plan.proof import STAGING_BYTES
 
 CHUNK_BYTES = 8 * 2**20
 """A task's size: large enough that Python's share is small, small enough to divide well among readers."""
@@ -169,38 +169,38 @@ class _Job:
     def tasks(self) -> Iterator[Task]:
         """Yield tasks in file order; a task takes a reader's local storage."""
         direct, staged = [], []
-        for batch in self.derived.batches:
-            if batch.is_fill:
-                fill(self.arena.tensors, self.derived, batch)
+        for group in self.derived.groups:
+            if group.is_fill:
+                fill(self.arena.tensors, self.derived, group)
                 continue
-            target = self._direct_target(batch)
+            target = self._direct_target(group)
             if target is None:
-                staged.append(batch)
+                staged.append(group)
             else:
-                direct.append((batch, target))
+                direct.append((group, target))
         made = [*self._direct_tasks(direct), *self._staged_tasks(staged)]
         made.sort(key=lambda t: t[0])
         for _, task in made:
             yield task
 
-    def _direct_target(self, batch: Batch) -> np.ndarray | None:
-        """Return where each place of a batch begins in its parameter, in bytes; None if bytes cannot go there directly."""
-        if not batch.is_copy or batch.runs[0].counts:
+    def _direct_target(self, group: MoveGroup) -> np.ndarray | None:
+        """Return where each place of a group begins in its parameter, in bytes; None if bytes cannot go there directly."""
+        if not group.is_copy or group.runs[0].counts:
             return None
-        to, begins = self.derived.target(batch)
+        to, begins = self.derived.destination(group)
         return None if to.counts else begins
 
-    def _direct_tasks(self, batches: Sequence[tuple[Batch, np.ndarray]]) -> Iterator[tuple[tuple[int, int], Task]]:
+    def _direct_tasks(self, groups: Sequence[tuple[MoveGroup, np.ndarray]]) -> Iterator[tuple[tuple[int, int], Task]]:
         """Join neighbouring reads into scattered ones of about a chunk, and divide large ones."""
-        if not batches:
+        if not groups:
             return
         table = self.plan.checkpoint.table
-        file = np.concatenate([table.file[b.tensors[:, 0]] for b, _ in batches])
-        start = np.concatenate([b.starts(table, 0) for b, _ in batches])
-        length = np.concatenate([np.full(len(b.params), b.runs[0].run) for b, _ in batches])
-        param = np.concatenate([b.params for b, _ in batches])
-        offset = np.concatenate([to for _, to in batches])
-        tensor = np.concatenate([b.tensors[:, 0] for b, _ in batches])
+        file = np.concatenate([table.file[b.tensors[:, 0]] for b, _ in groups])
+        start = np.concatenate([b.starts(table, 0) for b, _ in groups])
+        length = np.concatenate([np.full(len(b.params), b.runs[0].run) for b, _ in groups])
+        param = np.concatenate([b.params for b, _ in groups])
+        offset = np.concatenate([to for _, to in groups])
+        tensor = np.concatenate([b.tensors[:, 0] for b, _ in groups])
         order = np.lexsort((start, file))
         self.direct_bytes = int(length.sum())
         buffers = [self.arena.buffers.get(s.name) for s in self.derived.specs]
@@ -257,30 +257,30 @@ class _Job:
                 hint="nothing of the model was handed out",
             ) from error
 
-    def _staged_tasks(self, batches: Sequence[Batch]) -> Iterator[tuple[tuple[int, int], Task]]:
+    def _staged_tasks(self, groups: Sequence[MoveGroup]) -> Iterator[tuple[tuple[int, int], Task]]:
         table = self.plan.checkpoint.table
-        for batch in batches:
-            parts = list(slabs(batch.piece.source, self.slot_bytes))
-            for place in range(len(batch.params)):
-                first = int(batch.tensors[place, 0])
+        for group in groups:
+            parts = list(slabs(group.piece.source, self.slot_bytes))
+            for place in range(len(group.params)):
+                first = int(group.tensors[place, 0])
                 key = (int(table.file[first]), int(table.start[first]))
                 for i, (region, part) in enumerate(parts):
-                    counted = batch.needed_bytes // len(batch.params) if i == len(parts) - 1 else 0
-                    yield key, self._read_staged(batch, place, region, part, counted)
+                    counted = group.needed_bytes // len(group.params) if i == len(parts) - 1 else 0
+                    yield key, self._read_staged(group, place, region, part, counted)
 
-    def _read_staged(self, batch: Batch, place: int, region: Region, part: Expression, counted: int) -> Task:
+    def _read_staged(self, group: MoveGroup, place: int, region: Region, part: Expression, counted: int) -> Task:
         def read(local: Any) -> None:
             if not hasattr(local, "slot"):
                 local.slot = torch.empty(self.slot_bytes, dtype=torch.uint8)
             slot = local.slot
             raw = memoryview(slot.numpy())
-            operands = operands_of(part, batch, place, self.plan.checkpoint.table)
+            operands = operands_of(part, group, place, self.plan.checkpoint.table)
             assert operands[-1].end <= self.slot_bytes
             for o in operands:
                 name = self.plan.checkpoint.files[o.file].name
                 self._read(name, o.start, [raw[o.at : o.at + o.span]], o.tensor, o.tensor)
             views = (view_of_span(o.view, slot[o.at : o.at + o.span]) for o in operands)
-            destination(self.arena.tensors, self.derived, batch, place, region).copy_(evaluate(part, views))
+            destination(self.arena.tensors, self.derived, group, place, region).copy_(evaluate(part, views))
             self.on_progress(counted)
 
         return read

@@ -19,11 +19,11 @@ from loadmaster.architectures.algebra import (
     whole,
 )
 from loadmaster.checkpoint import TensorTable
-from loadmaster.kernels import blocks
+from loadmaster.kernels import fp8_dequantise
 from loadmaster.kernels.dequantise import dequantise
 from loadmaster.loader.memory import TORCH
 from loadmaster.plan import RankPlan
-from loadmaster.plan.rank import Batch
+from loadmaster.plan.moves import MoveGroup
 from loadmaster.plan.specs import itemsize
 from loadmaster.plan.strided import strided_run
 
@@ -79,7 +79,7 @@ def write(target: torch.Tensor, e: Expression, operands: Iterator[torch.Tensor],
         if target.stride(1) == 1 and values.stride(1) == 1:
             rows, columns = decode.format.block
             phase = (decode.origin[0] % rows, decode.origin[1] % columns)
-            blocks.dequantise_blocks_into(target, values, scale, (rows, columns), phase)
+            fp8_dequantise.dequantise_blocks_into(target, values, scale, (rows, columns), phase)
             return
         operands = iter((values, scale))
     target.copy_(evaluate(e, operands))
@@ -110,10 +110,10 @@ class Operand:
         return self.at + -(-self.span // 16) * 16
 
 
-def operands_of(part: Expression, batch: Batch, place: int, table: TensorTable) -> list[Operand]:
-    """Return the operands of (a part of) a batch's source at one of its places, left to right."""
+def operands_of(part: Expression, group: MoveGroup, place: int, table: TensorTable) -> list[Operand]:
+    """Return the operands of (a part of) a group's source at one of its places, left to right."""
     made: list[Operand] = []
-    for view, tensor in zip(leaves(part), batch.tensors[place].tolist(), strict=True):
+    for view, tensor in zip(leaves(part), group.tensors[place].tolist(), strict=True):
         run = strided_run(view.factors, view.box, itemsize(view.dtype))
         at = made[-1].end if made else 0
         start = int(table.start[tensor]) + run.offset
@@ -155,16 +155,16 @@ Tensors = Mapping[str, torch.Tensor]
 """A rank's parameters by name."""
 
 
-def fill(tensors: Tensors, derived: RankPlan, batch: Batch) -> None:
-    """Write a constant to all places of a batch."""
-    source = batch.piece.source
-    for place in range(len(batch.params)):
-        destination(tensors, derived, batch, place, whole(source.shape)).copy_(evaluate(source, iter(())))
+def fill(tensors: Tensors, derived: RankPlan, group: MoveGroup) -> None:
+    """Write a constant to all places of a group."""
+    source = group.piece.source
+    for place in range(len(group.params)):
+        destination(tensors, derived, group, place, whole(source.shape)).copy_(evaluate(source, iter(())))
 
 
-def destination(tensors: Tensors, derived: RankPlan, batch: Batch, place: int, region: Region) -> torch.Tensor:
-    """Return the part of a parameter that ``region`` of a batch's source fills, at one of its places."""
-    param = tensors[derived.specs[batch.params[place]].name]
-    if batch.piece.ids is not None:
-        param = param[int(batch.slots[place])]
-    return param[tuple(slice(a + c, a + d) for (a, _), (c, d) in zip(batch.box, region, strict=True))]
+def destination(tensors: Tensors, derived: RankPlan, group: MoveGroup, place: int, region: Region) -> torch.Tensor:
+    """Return the part of a parameter that ``region`` of a group's source fills, at one of its places."""
+    param = tensors[derived.specs[group.params[place]].name]
+    if group.piece.ids is not None:
+        param = param[int(group.slots[place])]
+    return param[tuple(slice(a + c, a + d) for (a, _), (c, d) in zip(group.box, region, strict=True))]

@@ -20,7 +20,7 @@ from loadmaster.loader.memory import TORCH, Arena
 from loadmaster.loader.operations import destination, evaluate, fill, view_of
 from loadmaster.loader.report import LoadedRank, LoadReport
 from loadmaster.plan import Plan, ProvenPlan, admit
-from loadmaster.plan.rank import Batch
+from loadmaster.plan.moves import MoveGroup
 
 
 class Receiver:
@@ -45,15 +45,15 @@ class Receiver:
         self._plan = plan = admit(plan, allow_unproven=allow_unproven)
         self._derived = plan.rank(rank)
         self._arena = Arena(self._derived.specs, rank=rank)
-        self._uses: dict[int, list[tuple[Batch, int, int]]] = defaultdict(list)  # tensor -> batch, place, view
-        for batch in self._derived.batches:
-            if batch.is_fill:
-                fill(self._arena.tensors, self._derived, batch)
-        for batch, place in self._derived.moves():
-            for view in range(len(batch.views)):
-                self._uses[int(batch.tensors[place, view])].append((batch, place, view))
+        self._uses: dict[int, list[tuple[MoveGroup, int, int]]] = defaultdict(list)  # tensor -> group, place, view
+        for group in self._derived.groups:
+            if group.is_fill:
+                fill(self._arena.tensors, self._derived, group)
+        for group, place in self._derived.moves():
+            for view in range(len(group.views)):
+                self._uses[int(group.tensors[place, view])].append((group, place, view))
         self._came: set[int] = set()
-        self._held: dict[tuple[int, int], dict[int, torch.Tensor]] = {}  # operands that wait, by (batch, place)
+        self._held: dict[tuple[int, int], dict[int, torch.Tensor]] = {}  # operands that wait, by (group, place)
         self._done_bytes = 0  # of the plan
         self._finished = False
 
@@ -86,24 +86,24 @@ class Receiver:
         if number in self._came:
             raise LoadError(f"{name} was offered twice")
         source = tensor.detach().contiguous()
-        for batch, place, view in uses:
-            part = view_of(batch.views[view], source)
-            if len(batch.views) == 1:
-                self._write(batch, place, [part])
+        for group, place, view in uses:
+            part = view_of(group.views[view], source)
+            if len(group.views) == 1:
+                self._write(group, place, [part])
                 continue
-            waiting = self._held.setdefault((id(batch), place), {})
+            waiting = self._held.setdefault((id(group), place), {})
             waiting[view] = part.clone()
-            if len(waiting) == len(batch.views):
-                del self._held[id(batch), place]
-                self._write(batch, place, [waiting[i] for i in range(len(batch.views))])
+            if len(waiting) == len(group.views):
+                del self._held[id(group), place]
+                self._write(group, place, [waiting[i] for i in range(len(group.views))])
         self._came.add(number)
         return True
 
-    def _write(self, batch: Batch, place: int, operands: list[torch.Tensor]) -> None:
-        source = batch.piece.source
-        target = destination(self._arena.tensors, self._derived, batch, place, whole(source.shape))
+    def _write(self, group: MoveGroup, place: int, operands: list[torch.Tensor]) -> None:
+        source = group.piece.source
+        target = destination(self._arena.tensors, self._derived, group, place, whole(source.shape))
         target.copy_(evaluate(source, iter(operands)))
-        self._done_bytes += batch.needed_bytes // len(batch.params)
+        self._done_bytes += group.needed_bytes // len(group.params)
 
     @property
     def held_bytes(self) -> int:

@@ -15,7 +15,7 @@ from loadmaster.layers.mlp import GatedMLP
 from loadmaster.layers.moe import MixtureOfExperts
 from loadmaster.layers.norm import rms_norm
 from loadmaster.layers.weight import Params
-from loadmaster.models.stage import State
+from loadmaster.models.layer import State
 
 
 class DecoderLayer:

@@ -12,7 +12,7 @@ from loadmaster.layers.cache import Cache
 from loadmaster.layers.mlp import GatedMLP
 from loadmaster.layers.norm import rms_norm
 from loadmaster.layers.weight import Params
-from loadmaster.models.stage import State
+from loadmaster.models.layer import State
 
 
 class DecoderLayer:

@@ -6,33 +6,17 @@ indices where the next stage begins on a layer that shares them). Cutting anywhe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from loadmaster.architectures.config import Config
-from loadmaster.architectures.registry import find_family
-from loadmaster.errors import UnsupportedError
 from loadmaster.layers.cache import Cache
 from loadmaster.layers.norm import rms_norm
 from loadmaster.layers.weight import Params, linear
-from loadmaster.plan import ParamSpec
-
-State = dict[str, Tensor]
-"""What goes from layer to layer and from stage to stage: ``hidden_states`` ``[T, H]``, perhaps ``topk_indices`` ``[T, K]``."""
-
-
-class Layer(Protocol):
-    """One decoder layer of any family."""
-
-    def widths(self) -> dict[tuple[int, str], tuple[int, ...]]:
-        """Return what the cache remembers of each token."""
-
-    def __call__(self, state: State, positions_T: Tensor, cache: Cache) -> State:
-        """Return the state after the layer."""
+from loadmaster.models.layer import Layer, State
 
 
 class Stage:
@@ -89,48 +73,3 @@ class Stage:
             return {name: state[name] for name in self.carries_out}
         hidden_TH = state["hidden_states"] if all_logits else state["hidden_states"][-1:]
         return {"logits": linear(rms_norm(hidden_TH, self.norm, self.eps), self.head)}
-
-
-def makers() -> dict[str, Callable[[Mapping[str, Any], Params, int], Layer]]:
-    """Return what makes a layer of each family that runs, by the family's name: those that say ``runs``."""
-    from loadmaster.models import deepseek, llama
-
-    return {"deepseek": deepseek.DecoderLayer, "llama": llama.DecoderLayer}
-
-
-def build_stage(
-    config: Mapping[str, Any],
-    specs: Sequence[ParamSpec],
-    tensors: Mapping[str, Tensor],
-    *,
-    layers: range,
-    first: bool,
-    last: bool,
-    dtype: torch.dtype,
-) -> Stage:
-    """Build a stage from the parameters of its rank.
-
-    Raises:
-        UnsupportedError: the architecture is described but has no forward pass here, or the config asks for something
-            that the pass does not have.
-    """
-    family = find_family(config)
-    maker = makers().get(family.name)
-    if maker is None:
-        raise UnsupportedError(f"models of the family {family.name} can be planned and loaded, not run yet")
-    if config.get("hidden_act", "silu") != "silu":
-        raise UnsupportedError(
-            f"config.json: hidden_act {config['hidden_act']!r} is not supported", hint="supported: silu"
-        )
-    schema = family.schema(Config(config))
-    params = Params(specs, tensors)
-    return Stage(
-        config,
-        params,
-        [maker(config, params, layer) for layer in layers],
-        first=first,
-        last=last,
-        carries_in=() if first else schema.carried_into(layers.start),
-        carries_out=() if last else schema.carried_into(layers.stop),
-        dtype=dtype,
-    )

@@ -18,7 +18,7 @@ EXPERT_PLACEMENTS: Final[tuple[ExpertPlacement, ...]] = ("linear", "round_robin"
 class Coordinate:
     """Where a rank stands: pipeline stage, tensor-, data- and expert-parallel rank (0 where experts are not divided).
 
-    ``place`` is its place among the ranks of its stage: ``dp_rank * tensor_parallel_size + tp_rank``.
+    ``stage_slot`` is its number among the ranks of its stage: ``dp_rank * tensor_parallel_size + tp_rank``.
     """
 
     rank: int
@@ -26,7 +26,7 @@ class Coordinate:
     tp_rank: int
     dp_rank: int
     ep_rank: int
-    place: int
+    stage_slot: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from loadmaster.payload.modules import (
     resembles_factor,
 )
 from loadmaster.plan import Plan, Proof, build_plan, prove
-from loadmaster.plan.bind import LayerClass
+from loadmaster.plan.classes import LayerClass
 
 
 class Role(IntEnum):
@@ -114,7 +114,7 @@ def roles_of(checkpoint: Checkpoint) -> Roles:
     proof, plan, unplanned, findings = _plans(checkpoint)
     told = np.zeros(len(table), dtype=np.bool_)
     ordered: set[int] = set()
-    for bound in (plan.binding.top, *plan.classes) if plan else ():
+    for bound in (plan.top_class, *plan.classes) if plan else ():
         for leaf, role, in_order in _leaves(bound):
             ids = bound.ids[leaf].reshape(-1)
             ids = ids[ids >= 0]
@@ -208,7 +208,7 @@ def _leaves(bound: LayerClass) -> Iterator[tuple[str, Role | None, bool]]:
 
 def _twins(plan: Plan) -> Iterator[Twin]:
     """Yield what is stored twice: a draft's own embedding and head, and a head beside a tied embedding."""
-    own = plan.binding.top
+    own = plan.top_class
     targets = {p.name: p for p in plan.target.params}
     for bound in (c for c in plan.classes if c.draft):
         for param in (p for p in plan.target.params if p.otherwise):

@@ -6,17 +6,17 @@ proof = prove(plan)
 proven = proof.require_proven()  # what loads and runs takes no other plan
 """
 
+from loadmaster.plan.moves import MoveGroup
 from loadmaster.plan.plan import Plan, build_plan
-from loadmaster.plan.proven import Proof, ProvenPlan, RankFigures
-from loadmaster.plan.rank import Batch, RankPlan
+from loadmaster.plan.proof import Proof, ProvenPlan, RankFigures, admit, prove
+from loadmaster.plan.rank import RankPlan
 from loadmaster.plan.specs import Grid, ParamSpec
 from loadmaster.plan.strided import StridedRun, strided_run
-from loadmaster.plan.verify import admit, prove
 from loadmaster.plan.waivers import Waiver, WaiverRequest
 
 __all__ = [
-    "Batch",
     "Grid",
+    "MoveGroup",
     "ParamSpec",
     "Plan",
     "Proof",

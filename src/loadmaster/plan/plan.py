@@ -7,11 +7,9 @@ composes again and compares, so two versions of this package that would plan dif
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ import orjson
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.items import check_size
 from loadmaster.architectures.registry import find_family, language_config
-from loadmaster.architectures.schema import Family, Param, Schema, Target
+from loadmaster.architectures.schema import Family, Target
 from loadmaster.architectures.targets import NATIVE, find_target
 from loadmaster.arguments import expect, expect_int, shown
 from loadmaster.catalogue import ranked
@@ -30,24 +28,24 @@ from loadmaster.checkpoint import Checkpoint, ShardFile, Signature, TensorTable
 from loadmaster.dtypes import PLAIN
 from loadmaster.errors import ArgumentError, ConfigError, InputError, LayoutError, PlanError, UnsupportedError
 from loadmaster.findings import Finding
-from loadmaster.parallel import ParallelLayout, partition, stage_of
-from loadmaster.plan.bind import Binding, LayerClass, bind
+from loadmaster.parallel import ParallelLayout, partition
+from loadmaster.plan.binding import bind
 from loadmaster.plan.claims import read_claims
-from loadmaster.plan.compose import Composed, Numerics, Whole, compose
-from loadmaster.plan.defects import Holders, gather
-from loadmaster.plan.described import check_described
-from loadmaster.plan.divide import check_divisible
-from loadmaster.plan.fusions import unlike
-from loadmaster.plan.rank import RankPlan
-from loadmaster.plan.sizes import odd_sizes
-from loadmaster.plan.waivers import WaiverRequest, requests
+from loadmaster.plan.composition import Numerics
+from loadmaster.plan.diagnosis import diagnose
+from loadmaster.plan.diagnosis.defects import Holders, gather
+from loadmaster.plan.diagnosis.described import check_described
+from loadmaster.plan.diagnosis.divide import check_divisible
+from loadmaster.plan.diagnosis.fusions import unlike
+from loadmaster.plan.diagnosis.sizes import odd_sizes
+from loadmaster.plan.hash import PLAN_VERSION, hash_plan
+from loadmaster.plan.model import PlannedModel, compose_model
+from loadmaster.plan.rank import RankPlan, derive_rank
+from loadmaster.plan.waivers import Waiver, WaiverRequest, requests
 
-PLAN_VERSION = 4
-"""Raised whenever the meaning of a plan's JSON or hash changes."""
 
-
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, eq=False)
+class Plan(PlannedModel):
     """What every rank reads, moves and computes.
 
     Made by `build_plan`. ``findings`` are those met on the way; `loadmaster.plan.prove` adds the laws and says whether
@@ -55,17 +53,11 @@ class Plan:
     """
 
     checkpoint: Checkpoint = field(repr=False)
-    layout: ParallelLayout
     dtype: str
     hash: str
     family: Family = field(repr=False)
-    target: Target = field(repr=False)
-    schema: Schema = field(repr=False)
-    binding: Binding = field(repr=False)
-    stages: tuple[tuple[int, int], ...]
-    composed: Mapping[tuple[int, int], tuple[Composed, ...]] = field(repr=False)
-    top: Mapping[int, Mapping[str, tuple[Composed, ...]]] = field(repr=False)
     findings: tuple[Finding, ...]
+    waivers: tuple[Waiver, ...]
     explicit_dtype: str | None = None
     waive: tuple[WaiverRequest, ...] = ()
 
@@ -85,59 +77,13 @@ class Plan:
         """The checkpoint's folder."""
         return self.checkpoint.path
 
-    @property
-    def num_ranks(self) -> int:
-        """Ranks in all."""
-        return self.layout.num_ranks
-
-    @cached_property
-    def classes(self) -> tuple[LayerClass, ...]:
-        """The classes of layers and wanted drafts."""
-        return self.binding.classes
-
-    @cached_property
-    def place_of(self) -> Mapping[int, tuple[int, int]]:
-        """Stored layer -> its class, and its row there."""
-        return {
-            layer: (number, row) for number, bound in enumerate(self.classes) for row, layer in enumerate(bound.layers)
-        }
-
-    def block(self, layer: int) -> str:
-        """Return what the target calls the block of a stored layer: ``layers.7``, or ``mtp.0`` for the first MTP layer.
-
-        Raises:
-            ArgumentError: the plan has no such layer.
-        """
-        return self.target.block(self._layer(layer), len(self.schema.layers))
-
-    def named(self, param: str, layer: int) -> str:
-        """Return what the target calls a parameter of a stored layer.
-
-        Raises:
-            ArgumentError: the plan has no such layer.
-        """
-        return self.target.named(expect("param", param, str, "a name"), self._layer(layer), len(self.schema.layers))
-
-    def stage_of(self, layer: int) -> int:
-        """Return the pipeline stage of a stored layer number; MTP layers live on the last.
-
-        Raises:
-            ArgumentError: the plan has no such layer.
-        """
-        return stage_of(self.stages, self._layer(layer))
-
-    def _layer(self, layer: int) -> int:
-        return expect_int("layer", layer, 0, len(self.schema.layers) + self.layout.num_draft_layers - 1)
-
     def rank(self, rank: int) -> RankPlan:
         """Derive one rank's parameters and reads.
 
         Raises:
             ArgumentError: the layout has no such rank.
         """
-        from loadmaster.plan.derive import derive
-
-        return derive(self, expect_int("rank", rank, 0, self.num_ranks - 1))
+        return derive_rank(self, expect_int("rank", rank, 0, self.num_ranks - 1))
 
     def to_json(self) -> bytes:
         """Return the plan as JSON: its inputs and its hash."""
@@ -270,32 +216,49 @@ def _build(
             code="draft-missing",
         )
     stages = partition(len(schema.layers), layout.pipeline_parallel_size, layout.layer_partition)
-    binding = bind(checkpoint, family, schema, claims, num_drafts=layout.num_draft_layers, waive=waive)
+    binding = bind(checkpoint, family, schema, claims, num_drafts=layout.num_draft_layers)
+    diagnosis = diagnose(checkpoint, binding, claims, len(schema.layers), waive)
     check_divisible(binding, schema, layout)
     numerics = _numerics(target, claims.model_dtype, dtype)
-    composed, top = _compose_all(target, binding, layout, numerics)
-    of_model = (c for own in top.values() for made in own.values() for c in made)
+    composed, top = compose_model(target, binding, layout, numerics)
+    of_model = (c for own in top.values() for params in own.values() for c in params)
     check_described(target, chain(of_model, *composed.values()), numerics.model_dtype)
-    decoded = unlike(target, (binding.top, *binding.classes), len(schema.layers), numerics.model_dtype)
-    about_files = (*checkpoint.findings, *binding.remarks, *odd_sizes(config, schema))
-    findings = gather(about_files, (*binding.defects, *decoded), Holders(target, schema, layout, stages))
+    decoded = unlike(target, binding.all_classes, len(schema.layers), numerics.model_dtype)
+    about_files = (*checkpoint.findings, *diagnosis.findings, *odd_sizes(config, schema))
+    findings = gather(about_files, (*diagnosis.defects, *decoded), Holders(target, schema, layout, stages))
     plan = Plan(
-        checkpoint=checkpoint,
         layout=layout,
+        target=target,
+        schema=schema,
+        stages=stages,
+        table=checkpoint.table,
+        top_class=binding.top,
+        classes=binding.classes,
+        composed=composed,
+        top=top,
+        checkpoint=checkpoint,
         dtype=numerics.model_dtype,
         hash="",
         family=family,
-        target=target,
-        schema=schema,
-        binding=binding,
-        stages=stages,
-        composed=composed,
-        top=top,
         findings=findings,
+        waivers=diagnosis.waivers,
         explicit_dtype=dtype,
         waive=waive,
     )
     return replace(plan, hash=_hash(plan))
+
+
+def _hash(plan: Plan) -> str:
+    inputs = {
+        "checkpoint": plan.checkpoint.digest,
+        "config": json.dumps(plan.config, sort_keys=True),  # which may hold numbers of any size
+        "layout": plan.layout.as_json(),
+        "target": plan.target.name,
+        "dtype": plan.dtype,
+        "explicit_dtype": plan.explicit_dtype,
+        "waive": [[w.pattern, w.reason] for w in plan.waive],
+    }
+    return hash_plan(inputs, plan)
 
 
 def _check_columns(checkpoint: Checkpoint) -> None:
@@ -332,64 +295,3 @@ def _commonest_plain(table: TensorTable) -> str:
         if d in ("BF16", "F16", "F32"):
             counts[d] = counts.get(d, 0) + count
     return max(counts, key=lambda d: counts[d], default="BF16")
-
-
-def _compose_all(
-    target: Target, binding: Binding, layout: ParallelLayout, numerics: Numerics
-) -> tuple[dict[tuple[int, int], tuple[Composed, ...]], dict[int, dict[str, tuple[Composed, ...]]]]:
-    """Compose every class, and the model's own parameters, for every place of a stage.
-
-    Places that agree in the axes a parameter is divided over share what is composed for it.
-    """
-    places = [layout.axes(place) for place in range(layout.stage_size)]
-
-    def wholes(params: Sequence[Param], bound: LayerClass) -> list[Whole]:
-        made = (compose(p, bound, numerics, layout) for p in params)
-        return [w for w in made if w is not None]
-
-    def at_places(w: Whole) -> list[tuple[Composed, ...]]:
-        known: dict[tuple[tuple[int, int], ...], tuple[Composed, ...]] = {}
-        keys = [tuple(at[axis] for axis in w.axes) for at in places]
-        for key, at in zip(keys, places, strict=True):
-            if key not in known:
-                known[key] = tuple(w.at(at))
-        return [known[key] for key in keys]
-
-    in_blocks = [p for p in target.params if p.stage is None]
-    composed = {}
-    for number, bound in enumerate(binding.classes):
-        made = [at_places(w) for w in wholes(in_blocks, bound)]
-        for place in range(layout.stage_size):
-            composed[number, place] = tuple(c for by_place in made for c in by_place[place])
-    own = wholes([p for p in target.params if p.stage is not None], binding.top)
-    own_at = {w.param.name: at_places(w) for w in own}
-    top = {place: {name: at[place] for name, at in own_at.items()} for place in range(layout.stage_size)}
-    return composed, top
-
-
-def _hash(plan: Plan) -> str:
-    """Hash the inputs and everything composed from them."""
-    digest = hashlib.sha256()
-    config = json.dumps(plan.config, sort_keys=True)
-    inputs = [PLAN_VERSION, plan.checkpoint.digest, config, plan.layout.as_json(), plan.dtype, plan.explicit_dtype]
-    if plan.target.name != NATIVE:
-        inputs.append(plan.target.name)
-    if plan.waive:
-        inputs.append({"waive": [[w.pattern, w.reason] for w in plan.waive]})
-    digest.update(orjson.dumps(inputs, option=orjson.OPT_SORT_KEYS))
-    for bound in plan.binding.classes:
-        digest.update(repr((bound.kind, bound.layers, sorted(bound.forms.items()))).encode())
-        for leaf, ids in bound.ids.items():
-            digest.update(leaf.encode())
-            digest.update(ids.tobytes())
-    known: dict[int, bytes] = {}  # places share what is composed
-    for key, params in (
-        *plan.composed.items(),
-        *((p, [c for cs in own.values() for c in cs]) for p, own in plan.top.items()),
-    ):
-        digest.update(repr(key).encode())
-        for p in params:
-            if id(p) not in known:
-                known[id(p)] = hashlib.sha256(repr((p.spec, p.pieces)).encode()).digest()
-            digest.update(known[id(p)])
-    return digest.hexdigest()

@@ -1,93 +1,27 @@
-"""One rank's share of a plan: its parameters, and what is moved into them, as batches of strided runs.
+"""One rank's share of a plan: its parameters, and what is moved into them. Derived on demand by `derive_rank`.
 
-A batch is one piece of one class over many layers (and experts): the source views and the destination box are stated
-once, and numpy columns give the stored tensors, the parameters and the offsets. 15,000 moves are about a hundred batches.
+What stage slots, or layers of a class, have in common is made once and shared; a rank adds only names and columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
 import numpy as np
-import numpy.typing as npt
 
-from loadmaster.architectures.algebra import Region, Stored
-from loadmaster.architectures.lower import Piece
+from loadmaster.architectures.schema import Param
 from loadmaster.arguments import expect, shown
 from loadmaster.checkpoint import TensorTable
 from loadmaster.errors import ArgumentError
-from loadmaster.plan.compose import Composed
+from loadmaster.plan.classes import LayerClass
+from loadmaster.plan.composition import PlannedParam
+from loadmaster.plan.model import PlannedModel
+from loadmaster.plan.moves import I32, I64, Move, MoveGroup
 from loadmaster.plan.specs import ParamSpec, itemsize
 from loadmaster.plan.strided import StridedRun, strided_run
-
-I64 = npt.NDArray[np.int64]
-I32 = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One piece over ``n`` places.
-
-    ``views`` are the views of stored tensors under the piece's source, left to right, and ``runs`` their bytes in a
-    stored tensor. ``tensors`` ``[n, views]`` are stored ids, ``params`` ``[n]`` index the rank's specs, ``slots``
-    ``[n]`` are places in the first dim of the parameter (experts; 0 where there are none). ``box`` is the destination
-    without that dim.
-    """
-
-    piece: Piece
-    views: tuple[Stored, ...]
-    runs: tuple[StridedRun, ...]
-    tensors: I32
-    params: I32
-    slots: I32
-
-    @property
-    def is_copy(self) -> bool:
-        """Whether bytes go as they are from the file to the parameter, with no operation between."""
-        return isinstance(self.piece.source, Stored) and _is_row_major(self.piece.source)
-
-    @property
-    def box(self) -> Region:
-        """The destination in the parameter, or in one slot of it."""
-        return self.piece.box if self.piece.ids is None else self.piece.box[1:]
-
-    @property
-    def needed_bytes(self) -> int:
-        """Bytes of stored tensors that go into the batch."""
-        return len(self.params) * sum(r.num_bytes for r in self.runs)
-
-    @property
-    def is_fill(self) -> bool:
-        """Whether it is a constant: nothing is read for it."""
-        return not self.views
-
-    def starts(self, table: TensorTable, view: int) -> I64:
-        """Return where in its file each place's view begins, in bytes."""
-        return np.asarray(table.start[self.tensors[:, view]] + self.runs[view].offset, dtype=np.int64)
-
-    def renumbered(self, number: I32) -> Batch:
-        """Return the places whose parameters have a new number (none: -1), under that."""
-        params = number[self.params]
-        kept = params >= 0
-        return replace(self, tensors=self.tensors[kept], params=params[kept], slots=self.slots[kept])
-
-
-def _names(given: object) -> frozenset[str]:
-    """Return names of parameters as a set.
-
-    Raises:
-        ArgumentError: they are no collection of strings.
-    """
-    if isinstance(given, (str, bytes)) or not isinstance(given, Collection):
-        raise ArgumentError(f"names is {shown(given)}, expected names of parameters")
-    return frozenset(expect("names", name, str, "names of parameters") for name in given)
-
-
-def _is_row_major(view: Stored) -> bool:
-    return view.order == tuple(sorted(view.order))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +32,7 @@ class Held:
     Where ``alias`` is given they are the memory of parameters of the same rank, those whose ``old`` became ``alias``.
     """
 
-    composed: tuple[Composed, ...]
+    composed: tuple[PlannedParam, ...]
     old: str
     new: str
     alias: str | None = None
@@ -142,7 +76,7 @@ class RankPlan:
     draft_layers: tuple[int, ...]
     carries: tuple[str, ...]
     held: tuple[Held, ...]
-    batches: tuple[Batch, ...]
+    groups: tuple[MoveGroup, ...]
     table: TensorTable
 
     @cached_property
@@ -163,7 +97,7 @@ class RankPlan:
     @property
     def needed_bytes(self) -> int:
         """Bytes of stored tensors that the rank's parameters are made of."""
-        return sum(b.needed_bytes for b in self.batches)
+        return sum(b.needed_bytes for b in self.groups)
 
     @cached_property
     def reads(self) -> tuple[I32, I64, I64]:
@@ -173,10 +107,10 @@ class RankPlan:
         fetched can be more than what is needed.
         """
         files, starts, ends = [], [], []
-        for batch in self.batches:
-            for view, run in enumerate(batch.runs):
-                start = batch.starts(self.table, view)
-                files.append(self.table.file[batch.tensors[:, view]])
+        for group in self.groups:
+            for view, run in enumerate(group.runs):
+                start = group.starts(self.table, view)
+                files.append(self.table.file[group.tensors[:, view]])
                 starts.append(start)
                 ends.append(start + run.span)
         if not files:
@@ -192,12 +126,12 @@ class RankPlan:
         last = np.append(np.flatnonzero(first)[1:] - 1, len(start) - 1)
         return file[first], start[first], reach[last]
 
-    def target(self, batch: Batch) -> tuple[StridedRun, I64]:
-        """Return the bytes of a batch's destination in a parameter (or a slot of it), and where each place's begin there."""
-        spec = self.specs[batch.params[0]]
-        shape = spec.shape if batch.piece.ids is None else spec.shape[1:]
-        to = strided_run(shape, batch.box, itemsize(spec.dtype))
-        return to, to.offset + batch.slots.astype(np.int64) * (prod(shape) * itemsize(spec.dtype))
+    def destination(self, group: MoveGroup) -> tuple[StridedRun, I64]:
+        """Return the bytes of a group's destination in a parameter (or a slot of it), and where each place's begin there."""
+        spec = self.specs[group.params[0]]
+        shape = spec.shape if group.piece.ids is None else spec.shape[1:]
+        to = strided_run(shape, group.box, itemsize(spec.dtype))
+        return to, to.offset + group.slots.astype(np.int64) * (prod(shape) * itemsize(spec.dtype))
 
     def only(self, names: Collection[str]) -> RankPlan:
         """Return what of it fills the parameters ``names``; a block has all of its parameters among them or none.
@@ -221,8 +155,8 @@ class RankPlan:
                 number[at : at + count] = range(kept, kept + count)
                 kept += count
             at += count
-        batches = (b.renumbered(number) for b in self.batches)
-        return replace(self, held=tuple(held), batches=tuple(b for b in batches if len(b.params)))
+        groups = (b.renumbered(number) for b in self.groups)
+        return replace(self, held=tuple(held), groups=tuple(b for b in groups if len(b.params)))
 
     @property
     def num_reads(self) -> int:
@@ -240,7 +174,7 @@ class RankPlan:
         """Bytes that pass through staging memory on their way: strided cuts and operands of operations."""
         return sum(
             len(b.params) * sum(r.span for r in b.runs)
-            for b in self.batches
+            for b in self.groups
             if not b.is_copy or any(r.counts for r in b.runs)
         )
 
@@ -248,8 +182,139 @@ class RankPlan:
         """Host memory for staging under a budget: none where every byte goes straight to its place."""
         return min(budget, self.staged_bytes)
 
-    def moves(self) -> Iterator[tuple[Batch, int]]:
-        """Yield every (batch, place)."""
-        for batch in self.batches:
-            for place in range(len(batch.params)):
-                yield batch, place
+    def moves(self) -> Iterator[tuple[MoveGroup, int]]:
+        """Yield every (group, place)."""
+        for group in self.groups:
+            for place in range(len(group.params)):
+                yield group, place
+
+
+def _names(given: object) -> frozenset[str]:
+    """Return names of parameters as a set.
+
+    Raises:
+        ArgumentError: they are no collection of strings.
+    """
+    if isinstance(given, (str, bytes)) or not isinstance(given, Collection):
+        raise ArgumentError(f"names is {shown(given)}, expected names of parameters")
+    return frozenset(expect("names", name, str, "names of parameters") for name in given)
+
+
+def derive_rank(plan: PlannedModel, rank: int) -> RankPlan:
+    """Return what ``rank`` holds, reads and writes."""
+    at = plan.layout.coordinate(rank)
+    first, end = plan.stages[at.pp_rank]
+    is_last = at.pp_rank == len(plan.stages) - 1
+    builder = _RankBuilder(plan, at.stage_slot)
+    own = [p for p in plan.target.params if p.stage is not None and p.is_on(at.pp_rank, len(plan.stages))]
+    builder.add_top([p for p in own if p.stage == "first"])
+    drafts = range(len(plan.schema.layers), len(plan.schema.layers) + plan.layout.num_draft_layers) if is_last else ()
+    for layer in (*range(first, end), *drafts):
+        builder.add_block(layer)
+    builder.add_top([p for p in own if p.stage != "first"])
+    for layer in drafts:
+        builder.add_substitutes(layer)
+    return RankPlan(
+        rank=rank,
+        pp_rank=at.pp_rank,
+        tp_rank=at.tp_rank,
+        dp_rank=at.dp_rank,
+        ep_rank=at.ep_rank,
+        layers=(first, end),
+        draft_layers=tuple(drafts),
+        carries=plan.schema.carried_into(first),
+        held=tuple(builder.held),
+        groups=tuple(builder.groups()),
+        table=plan.table,
+    )
+
+
+class _RankBuilder:
+    """Collects what one rank holds, and which pieces fill it."""
+
+    def __init__(self, plan: PlannedModel, stage_slot: int) -> None:
+        self.plan = plan
+        self.stage_slot = stage_slot
+        self.held: list[Held] = []
+        self.num_params = 0
+        self.holders: dict[str, Held] = {}  # a parameter of the model itself, under all its names -> what holds it
+        self.rows: dict[int, tuple[list[int], list[int]]] = {}  # class -> rows, and the first spec of each
+        self.top: list[tuple[tuple[PlannedParam, ...], int]] = []
+
+    def add_block(self, layer: int) -> None:
+        number, row = self.plan.place_of[layer]
+        rows, bases = self.rows.setdefault(number, ([], []))
+        rows.append(row)
+        bases.append(self.num_params)
+        draft = self.plan.target.layer.format(layer=layer)
+        self._hold(Held(self.plan.composed[number, self.stage_slot], "{block}", self.plan.block(layer), draft=draft))
+
+    def add_top(self, params: list[Param]) -> None:
+        for p in params:
+            made = self.plan.top[self.stage_slot].get(p.name)
+            if made:
+                self._add_own(made, p.name, p.name)
+            elif p.otherwise and p.parts[0] not in {t.name for t in self.plan.schema.top}:
+                self._substitute(p.name, p.otherwise)
+
+    def add_substitutes(self, layer: int) -> None:
+        """Add what a draft layer shares with the model: the same memory, or a copy where this rank has none."""
+        number, _ = self.plan.place_of[layer]
+        exists = self.plan.classes[number].item_of
+        for p in self.plan.target.params:
+            if p.stage is None and p.otherwise and p.parts[0] not in exists and layer >= len(self.plan.schema.layers):
+                self._substitute(self.plan.named(p.name, layer), p.otherwise)
+
+    def _hold(self, held: Held) -> None:
+        self.held.append(held)
+        self.num_params += len(held.composed)
+
+    def _substitute(self, name: str, original: str) -> None:
+        if held := self.holders.get(original):
+            self._hold(replace(held, new=_stem(name), alias=held.new))
+            self.holders.setdefault(name, held)
+        elif made := self.plan.top[self.stage_slot].get(original):
+            self.holders[original] = self._add_own(made, name, original)
+
+    def _add_own(self, made: tuple[PlannedParam, ...], name: str, original: str) -> Held:
+        """Add a parameter of the model itself, all its components, under a name of its own."""
+        self.top.append((made, self.num_params))
+        held = Held(made, _stem(original), _stem(name))
+        self._hold(held)
+        self.holders[name] = held
+        return held
+
+    def groups(self) -> Iterator[MoveGroup]:
+        plan = self.plan
+        for composed, base in self.top:
+            yield from _groups(composed, plan.top_class, [0], [base])
+        for number, (rows, bases) in self.rows.items():
+            yield from _groups(plan.composed[number, self.stage_slot], plan.classes[number], rows, bases)
+
+
+def _stem(name: str) -> str:
+    """Return what the names of all components of a weight begin with."""
+    return name.removesuffix("weight")
+
+
+def _groups(
+    composed: tuple[PlannedParam, ...], bound: LayerClass, rows: Sequence[int], bases: Sequence[int]
+) -> Iterator[MoveGroup]:
+    """Yield the groups of one class over some of its layers, whose specs begin at ``bases``."""
+    at, base = np.array(rows), np.array(bases, dtype=np.int32)
+    for local, c in enumerate(composed):
+        for move in c.moves:
+            yield _group(move, bound, at, base + local)
+
+
+def _group(move: Move, bound: LayerClass, rows: np.ndarray, params: I32) -> MoveGroup:
+    names, piece = [v.leaf.name for v in move.views], move.piece
+    if piece.ids is None:
+        none = np.empty((len(rows), 0), dtype=np.int32)  # a constant has no views
+        tensors = np.concatenate([none, *(bound.ids[n][rows][:, None] for n in names)], axis=1)
+        return MoveGroup(piece, move.views, move.runs, tensors, params, np.zeros(len(rows), dtype=np.int32))
+    ids = np.array(piece.ids)
+    tensors = np.stack([bound.ids[n][np.ix_(rows, ids)].reshape(-1) for n in names], axis=-1)
+    first_slot = piece.box[0][0]
+    slots = np.tile(np.arange(first_slot, first_slot + len(ids), dtype=np.int32), len(rows))
+    return MoveGroup(piece, move.views, move.runs, tensors, np.repeat(params, len(ids)), slots)

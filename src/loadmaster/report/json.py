@@ -13,8 +13,7 @@ from loadmaster.checkpoint.lookalike import printable
 from loadmaster.errors import InputError, LoadmasterError
 from loadmaster.findings import Finding
 from loadmaster.plan import ParamSpec
-from loadmaster.plan.proven import Proof
-from loadmaster.plan.verify import SCOPE
+from loadmaster.plan.proof import SCOPE, Proof
 
 NOTHING_CHECKED = {"checked": [], "not_checked": [*SCOPE["checked"], *SCOPE["not_checked"]]}
 """The scope of a failure that came before there was a plan to check."""

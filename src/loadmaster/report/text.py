@@ -15,7 +15,7 @@ from loadmaster.errors import LoadmasterError
 from loadmaster.findings import Finding, gib, ranges
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import ParamSpec
-from loadmaster.plan.proven import Proof
+from loadmaster.plan.proof import Proof
 from loadmaster.report.json import architectures
 from loadmaster.report.ranks import print_ranks, print_wide, unit_of
 

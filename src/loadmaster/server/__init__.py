@@ -1,11 +1,9 @@
 """The OpenAI-compatible API over an engine.
 
-serve(Service(engine, tokenizer, names), listen("127.0.0.1", 8000))
-"""
-
-from loadmaster.runtime.address import listen
-from loadmaster.server.app import build_app
 from loadmaster.server.serve import serve
 from loadmaster.server.service import Service
 
-__all__ = ["Service", "build_app", "listen", "serve"]
+serve(Service(engine, tokenizer, names), listen("127.0.0.1", 8000))
+
+Nothing is imported here: an address (`loadmaster.server.address`) is bound before the server's packages are loaded.
+"""

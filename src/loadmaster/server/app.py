@@ -18,12 +18,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from loadmaster import __version__
 from loadmaster.errors import LoadmasterError, clip
-from loadmaster.runtime import SamplingParams
 from loadmaster.server.body import body_of
 from loadmaster.server.failures import error_response, failure_object, failure_status
 from loadmaster.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from loadmaster.server.responses import Choice, Envelope
 from loadmaster.server.service import Service, ShutdownError
+from loadmaster.workers import SamplingParams
 
 RETRY_AFTER_S = 5
 FAREWELL_S = 0.5

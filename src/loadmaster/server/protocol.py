@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from loadmaster.errors import RequestError, clip
-from loadmaster.runtime import SamplingParams
+from loadmaster.workers import SamplingParams
 
 NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "n": (1,),

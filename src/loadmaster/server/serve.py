@@ -17,7 +17,7 @@ from typing import Any
 import uvicorn
 
 from loadmaster.errors import LoadmasterError
-from loadmaster.runtime.address import BACKLOG
+from loadmaster.server.address import BACKLOG
 from loadmaster.server.app import build_app
 from loadmaster.server.service import Service
 

@@ -11,9 +11,10 @@ from contextlib import closing, suppress
 from functools import partial
 from typing import Any, TypeVar
 
+from loadmaster.engine import Engine, Piece, Tokenizer, complete
+from loadmaster.engine.template import NUM_RENDERERS
 from loadmaster.errors import LoadmasterError, RequestError, RunError
-from loadmaster.runtime import Engine, Piece, SamplingParams, Tokenizer, complete
-from loadmaster.runtime.template import NUM_RENDERERS
+from loadmaster.workers import SamplingParams
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from loadmaster.formats import Component, Format, Grain
 from loadmaster.parallel import cut
 from loadmaster.plan import Plan
 from loadmaster.plan.claims import read_claims
-from loadmaster.plan.compose import component_name
+from loadmaster.plan.composition import component_name
 
 Bits: TypeAlias = npt.NDArray[np.unsignedinteger]
 WIDTHS = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
@@ -66,7 +66,7 @@ class Expected:
         specs = self.derived.specs
         computed = {
             specs[i].name
-            for b in self.derived.batches
+            for b in self.derived.groups
             if any(v.dtype != specs[b.params[0]].dtype for v in b.views)
             for i in b.params
         }
@@ -139,7 +139,7 @@ class Expected:
         if not num_experts:
             return ()
         slots = self.plan.layout.expert_slots(num_experts)
-        return slots[slice(*self.plan.layout.held_slots(len(slots), self.at.place))]
+        return slots[slice(*self.plan.layout.held_slots(len(slots), self.at.stage_slot))]
 
     def _read(self, number: int | None) -> Bits | None:
         if number is None:
@@ -174,7 +174,7 @@ class Expected:
         first, last = item.rows(t.name)
         if p is None or (t.experts and layout.enable_expert_parallel):
             return _cut(array, component, t, 0, first, last) if packed else array
-        index, count = layout.axes(self.at.place)["moe" if t.experts else "tp"]
+        index, count = layout.axes(self.at.stage_slot)["moe" if t.experts else "tp"]
         size = t.shape[p.dim]
         format_, unit = self._format(item, layer), self._unit(t, item, layer)
         if (more := p.padding(size, count, unit)) and (format_ is None or format_.zero_filled):

@@ -51,7 +51,7 @@ class Planned:
     @property
     def place(self) -> int:
         """The rank's place in its stage, over which experts are divided."""
-        return self.plan.layout.coordinate(self.rank).place
+        return self.plan.layout.coordinate(self.rank).stage_slot
 
     @cached_property
     def derived(self) -> RankPlan:
@@ -78,7 +78,7 @@ class Planned:
     def tensors(self) -> list[int]:
         """Ids of the stored tensors that are read, in rising order."""
         own = self.derived.only({spec.name for spec, _ in self.params})
-        ids = [np.empty(0, np.int32), *(b.tensors.reshape(-1) for b in own.batches)]
+        ids = [np.empty(0, np.int32), *(b.tensors.reshape(-1) for b in own.groups)]
         return [int(i) for i in np.unique(np.concatenate(ids))]
 
 
@@ -196,9 +196,9 @@ def prove_layout(
 
 def _num_strays(plan: Plan) -> int:
     """Return how many stored tensors are neither needed nor waived."""
-    bound = [ids.reshape(-1) for c in (plan.binding.top, *plan.classes) for ids in c.ids.values()]
+    bound = [ids.reshape(-1) for c in (plan.top_class, *plan.classes) for ids in c.ids.values()]
     used = np.unique(np.concatenate(bound))
-    waived = sum(w.num_tensors for w in plan.binding.waivers)
+    waived = sum(w.num_tensors for w in plan.waivers)
     return len(plan.checkpoint.table) - int((used >= 0).sum()) - waived
 
 
@@ -245,7 +245,7 @@ def misfits(planned: Planned, model: torch.nn.Module, may_stay: Callable[[str], 
     filled = {id(params[name]) for _, name in planned.params if name in params}
     others = [name for name, p in params.items() if id(p) not in filled]
     yield from (f"{name} is not in the plan" for name in others if not may_stay(name))
-    if others and any(w.reason in {reason for _, reason in KV_CACHE_SCALES} for w in planned.plan.binding.waivers):
+    if others and any(w.reason in {reason for _, reason in KV_CACHE_SCALES} for w in planned.plan.waivers):
         yield "scales of a quantised KV cache are stored"
 
 

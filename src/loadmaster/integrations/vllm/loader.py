@@ -36,13 +36,13 @@ from vllm.model_executor.model_loader.weight_utils import maybe_download_from_mo
 from loadmaster.checkpoint import Checkpoint, LocalStore, open_checkpoint, resolve_model
 from loadmaster.errors import CheckpointError, LoadError, LoadmasterError, UnsupportedError
 from loadmaster.findings import errors, gib
-from loadmaster.integrations.vllm.again import SHOWN, Signatures, check_found, remember, remembered
+from loadmaster.integrations.vllm.built_model import outline_of
 from loadmaster.integrations.vllm.direct import Planned, Unfit, check_fit, layout_of, misfits, prove_layout, told, write
 from loadmaster.integrations.vllm.needs import Outline, Skip, expert_sources, reason_to_skip, sources
 from loadmaster.integrations.vllm.options import read_options
-from loadmaster.integrations.vllm.outline import outline_of
-from loadmaster.integrations.vllm.proof import Gap, Watch, patterned
+from loadmaster.integrations.vllm.reload import SHOWN, Signatures, check_found, remember, remembered
 from loadmaster.integrations.vllm.stream import stream_tensors
+from loadmaster.integrations.vllm.unwritten import Gap, Watch, patterned
 from loadmaster.loader.readers import default_readers
 
 logger = init_logger("vllm.loadmaster")

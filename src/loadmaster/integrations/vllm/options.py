@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from loadmaster.errors import UsageError
-from loadmaster.plan.verify import STAGING_BYTES
+from loadmaster.plan.proof import STAGING_BYTES
 from loadmaster.plan.waivers import WaiverRequest
 
 

@@ -1,0 +1,188 @@
+"""vLLM's loaders in one process, on the CPU, as any rank of any layout: models are built and loaded, never run.
+
+Groups of one process answer as if they were larger. Where vLLM would look for an instruction set that only running needs,
+it is told that it is there. For the audit and for tests; nothing of this is used where a model is served.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+QUIET = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
+"""What vLLM is told through its environment, unless that says otherwise."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A place in a layout: (rank, size) of its pipeline and of its tensor-parallel group, which experts may be spread over.
+
+    >>> str(Rank(pp=(1, 2), tp=(0, 2), ep=True)), str(Rank())
+    ('pp1of2-tp0of2-ep', 'pp0of1-tp0of1')
+    """
+
+    pp: tuple[int, int] = (0, 1)
+    tp: tuple[int, int] = (0, 1)
+    ep: bool = False
+
+    def __str__(self) -> str:
+        return f"pp{self.pp[0]}of{self.pp[1]}-tp{self.tp[0]}of{self.tp[1]}" + ("-ep" if self.ep else "")
+
+
+class Group:
+    """A group of one process that answers as rank ``rank`` of ``size``."""
+
+    def __init__(self, real: Any, rank: int, size: int) -> None:
+        self._real = real
+        self.rank = self.rank_in_group = rank
+        self.world_size, self.ranks = size, list(range(size))
+        self.first_rank, self.last_rank = 0, size - 1
+        self.is_first_rank, self.is_last_rank = rank == 0, rank == size - 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+@dataclass
+class Built:
+    """A rank's model, its parameters, the loader that is to write them, and what that is told."""
+
+    model: Any
+    loader: Any
+    model_config: Any
+    config: Any
+    params: dict[str, torch.Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.params = {n: p.data for n, p in self.model.named_parameters()}
+
+    def current(self) -> Any:
+        """Return the context in which vLLM works on it."""
+        return _current(self.config, self.model_config)
+
+    def process(self) -> None:
+        """Let vLLM bring the weights into the form in which it computes with them."""
+        import torch
+        from vllm.model_executor.model_loader.utils import process_weights_after_loading
+
+        with self.current():
+            process_weights_after_loading(self.model, self.model_config, torch.device("cpu"))
+
+    def write(self) -> None:
+        """Let the loader write the parameters, up to vLLM's processing of weights."""
+        with self.current():
+            self.loader.load_weights(self.model, self.model_config)
+
+
+def load(
+    path: Path,
+    rank: Rank = Rank(),  # a frozen value
+    *,
+    load_format: str = "loadmaster",
+    draft: str | None = None,
+    **engine: Any,
+) -> Built:
+    """Build a rank's model and load it, up to vLLM's processing of weights; arguments as of `build`."""
+    built = build(path, rank, load_format=load_format, draft=draft, **engine)
+    built.write()
+    return built
+
+
+def build(path: Path, rank: Rank, *, load_format: str, draft: str | None = None, **engine: Any) -> Built:
+    """Build a rank's model. Memory that no one writes has the pattern (`proof`), so it is the same in every run.
+
+    ``draft`` is a method of speculation: the draft is built instead. ``engine`` are more of vLLM's arguments.
+    """
+    pp, tp = _groups()
+    import torch
+    from vllm.distributed import parallel_state
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.model_loader import get_model_loader
+    from vllm.model_executor.models import utils
+
+    from loadmaster.integrations.vllm import register
+    from loadmaster.integrations.vllm.unwritten import patterned
+
+    register()
+    arguments = {
+        "model": str(path),
+        "dtype": "bfloat16",
+        "max_model_len": 256,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 256,
+        "enforce_eager": True,
+        "load_format": load_format,
+        "use_tqdm_on_load": False,
+        "speculative_config": {"method": draft, "num_speculative_tokens": 1} if draft else None,
+        **engine,
+    }
+    config = EngineArgs(**arguments).create_engine_config()
+    parallel = config.parallel_config
+    parallel.pipeline_parallel_size, parallel.tensor_parallel_size = rank.pp[1], rank.tp[1]
+    parallel.enable_expert_parallel = rank.ep
+    utils._model_to_pp_missing_layer_names.clear()  # it goes by id(model), and models come and go here
+    parallel_state._PP, parallel_state._TP = Group(pp, *rank.pp), Group(tp, *rank.tp)
+    parallel_state._EP = Group(tp, *(rank.tp if rank.ep else (0, 1)))
+    model_config = config.speculative_config.draft_model_config if draft else config.model_config
+    with _current(config, model_config):
+        loader = get_model_loader(config.load_config)
+        with torch.device("cpu"), patterned():
+            model = loader.create_model(vllm_config=config, model_config=model_config)
+    return Built(model, loader, model_config, config)
+
+
+def _current(config: Any, model_config: Any) -> Any:
+    """Return the context in which vLLM builds and loads."""
+    from contextlib import ExitStack
+
+    from vllm.config import set_current_vllm_config
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    stack = ExitStack()
+    stack.enter_context(set_current_vllm_config(config))
+    stack.enter_context(set_default_torch_dtype(model_config.dtype))
+    return stack
+
+
+@functools.cache
+def _groups() -> Any:
+    """Start one process's groups, once, and tell vLLM of what it needs only to run."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import torch
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.distributed import parallel_state
+    from vllm.model_executor.kernels.linear.scaled_mm import cpu as kernels
+    from vllm.model_executor.layers.fused_moe.experts import cpu_moe
+    from vllm.model_executor.models import deepseek_v2
+    from vllm.platforms.cpu import CpuPlatform
+
+    backend = CpuPlatform.get_attn_backend_cls.__func__
+
+    def dense(cls: Any, /, selected_backend: Any, attn_selector_config: Any, **more: Any) -> Any:
+        return backend(cls, selected_backend, attn_selector_config._replace(use_sparse=False), **more)
+
+    CpuPlatform.get_attn_backend_cls = classmethod(dense)
+    for name, kernel in vars(kernels).items():
+        if name.startswith("CPUFp8"):
+            kernel.is_supported = classmethod(lambda cls, *a, **k: (True, None))
+    for name, experts in vars(cpu_moe).items():
+        if name.startswith("CPUExpertsFp8"):
+            experts._supports_current_device = staticmethod(lambda *a, **k: True)
+
+    class Nothing(torch.nn.Module):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__()
+
+    deepseek_v2.SparseAttnIndexer = Nothing
+    with set_current_vllm_config(VllmConfig()):
+        port = 20000 + os.getpid() % 20000
+        parallel_state.init_distributed_environment(1, 0, f"tcp://127.0.0.1:{port}", 0, "gloo")
+        parallel_state.initialize_model_parallel(1, 1)
+    return parallel_state._PP, parallel_state._TP

@@ -1,0 +1,26 @@
+"""Runs a loaded model: an engine over its pipeline stages, with text in and out. Imports no torch; the workers do.
+
+with Engine(plan) as engine:
+    for token in engine.generate(prompt_token_ids, SamplingParams(max_tokens=16)):
+        ...
+"""
+
+from loadmaster.engine.answer import Piece, complete
+from loadmaster.engine.engine import Engine
+from loadmaster.engine.limits import Limits, read_limits
+from loadmaster.engine.support import refuse_model, refuse_options, refuse_plan, require_run_extra
+from loadmaster.engine.tokenizer import Detokenizer, Tokenizer
+
+__all__ = [
+    "Detokenizer",
+    "Engine",
+    "Limits",
+    "Piece",
+    "Tokenizer",
+    "complete",
+    "read_limits",
+    "refuse_model",
+    "refuse_options",
+    "refuse_plan",
+    "require_run_extra",
+]

@@ -1,0 +1,132 @@
+"""The process that renders chat templates: ``python -m loadmaster.engine.renderer FD``, started by `Renderers`.
+
+FD is a socket. Each socket that arrives over it gets a child of this process, made by `os.fork`: transformers is imported
+once, and a new child costs milliseconds. A child answers what comes over its socket, in order:
+
+    {"template": TEXT, "special_tokens": {…}, "within_s": SECONDS}      {"variables": […]} or {"broken": WHY}
+    {"messages": […], "add_generation_prompt": BOOL, "variables": {…}}  {"text": TEXT}, {"refused": WHY} or {"exceeded": WHAT}
+
+A child that takes longer than ``within_s`` for one of them is killed by its own timer, and memory beyond the limit is
+refused to it. This process has one thread, imports no torch, and ends when FD does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loadmaster.engine.renderers import LENGTH, receive, receive_bytes, send
+from loadmaster.engine.template import MAX_CHARACTERS, MEMORY_BYTES
+
+
+def main(fd: int) -> None:
+    """Make a child for every socket that comes, until ``fd`` ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
+    import transformers.utils.chat_template_utils  # noqa: F401  (here, so that no child has to)
+    from transformers import PreTrainedTokenizerBase  # noqa: F401
+
+    with socket.socket(fileno=fd) as control:
+        while True:
+            word, fds, _, _ = socket.recv_fds(control, 16, 1)
+            if not word:
+                return
+            with socket.socket(fileno=fds[0]) as pipe, contextlib.suppress(OSError):  # no child: its socket ends
+                if os.fork() == 0:
+                    try:
+                        control.close()
+                        _limit()
+                        _work(pipe)
+                    finally:
+                        os._exit(0)
+
+
+def _limit() -> None:
+    """Limit this child for good."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # how it ends is seen at the socket
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + MEMORY_BYTES
+    for limit, value in ((resource.RLIMIT_AS, most), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
+        _, hard = resource.getrlimit(limit)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (value, value))
+
+
+def _work(pipe: socket.socket) -> None:
+    """Answer messages until the socket ends, or memory has run out once."""
+    first = receive(pipe)
+    within_s = first["within_s"]
+    signal.setitimer(signal.ITIMER_REAL, within_s)  # its signal ends the process, whatever that is doing
+    try:
+        template = _Template(first["template"], first["special_tokens"])
+        send(pipe, template.describe())
+        while True:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            length = LENGTH.unpack(receive_bytes(pipe, LENGTH.size))[0]
+            signal.setitimer(signal.ITIMER_REAL, within_s)
+            send(pipe, template.render(json.loads(receive_bytes(pipe, length))))
+    except MemoryError:
+        send(pipe, {"exceeded": f"it needs more than {MEMORY_BYTES // 2**20} MiB of memory"})
+
+
+class _Template:
+    """A template with the special tokens of its tokenizer, rendered by transformers' own code."""
+
+    def __init__(self, template: str, special_tokens: dict[str, str]) -> None:
+        from transformers import PreTrainedTokenizerBase
+
+        class Tokenizer(PreTrainedTokenizerBase):
+            @property
+            def special_tokens_map(self) -> dict[str, str]:
+                return special_tokens
+
+        self._template = template
+        kind: Any = Tokenizer
+        self._tokenizer = kind(chat_template=template)
+        parameters = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() - {"documents"}
+        special = {*PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES, *special_tokens}
+        self._taken = {*parameters, *special, "messages", "conversations"}
+
+    def describe(self) -> dict[str, Any]:
+        """Return the variables that a request may set, or why the template cannot be used at all."""
+        from jinja2.meta import find_undeclared_variables
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        try:
+            environment = _compile_jinja_template(self._template).environment
+            names = find_undeclared_variables(environment.parse(self._template))
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a compiler meets in hostile text
+            return {"broken": f"{type(error).__name__}: {error}"[:1000]}
+        return {"variables": sorted(names - self._taken)}
+
+    def render(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the conversation as text, or why there is none."""
+        try:
+            text = self._tokenizer.apply_chat_template(
+                message["messages"],
+                **message["variables"],
+                add_generation_prompt=message["add_generation_prompt"],
+                tokenize=False,
+            )
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever the template's code raises
+            return {"refused": (str(error) or type(error).__name__)[:1000]}
+        if len(text) > MAX_CHARACTERS:
+            return {"exceeded": f"it gives more than {MAX_CHARACTERS:,} characters"}
+        return {"text": text}
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,156 @@
+"""Processes in which strangers' code runs within limits of time and memory: what `loadmaster.engine.renderer` does.
+
+One process has imported what rendering needs; a renderer is a child that it makes by `os.fork`, within milliseconds.
+Messages are JSON, in both directions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loadmaster.errors import RunError
+
+START_WITHIN_S = 60.0
+"""How long the process may take to import what it needs, on a busy machine."""
+
+LENGTH = struct.Struct("!Q")
+
+
+class Renderers:
+    """Makes renderers. Its process starts with the first, and is started again if it is lost. Usable from any thread."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._is_closed = False
+        self._lock = threading.Lock()
+
+    def new(self) -> socket.socket:
+        """Return the socket of a new renderer. It takes messages at once, and answers when the process is up.
+
+        Raises:
+            RunError: the process cannot be started or reached, or `close` was called.
+        """
+        ours, theirs = _pair(socket.SOCK_STREAM)
+        with theirs:
+            try:
+                self._hand_over(theirs)
+            except BaseException:
+                ours.close()
+                raise
+        return ours
+
+    def check(self) -> None:
+        """Return if the process is there.
+
+        Raises:
+            RunError: it is not; says why.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise RunError("the server is shutting down")
+            if self._process is None or self._process.poll() is not None:
+                raise RunError("the process that renders chat templates has ended")
+
+    def close(self) -> None:
+        """End the process; its children end within their limits. May be called again."""
+        with self._lock:
+            self._is_closed = True
+            self._end()
+
+    def _hand_over(self, theirs: socket.socket) -> None:
+        with self._lock:
+            if self._is_closed:
+                raise RunError("the server is shutting down")
+            if self._process is not None and self._process.poll() is not None:
+                self._end()
+            if self._process is None:
+                self._start()
+            assert self._control is not None
+            try:
+                socket.send_fds(self._control, [b"new"], [theirs.fileno()])
+            except OSError as error:
+                raise RunError(f"the process that renders chat templates cannot be reached: {error}") from error
+
+    def _start(self) -> None:
+        ours, theirs = _pair(socket.SOCK_SEQPACKET)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
+            "OPENBLAS_NUM_THREADS": "1",  # a process that forks has no threads
+            "OMP_NUM_THREADS": "1",
+        }
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "loadmaster.engine.renderer", str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    env=environment,
+                    pass_fds=[theirs.fileno()],
+                )
+            except OSError as error:
+                ours.close()
+                raise RunError(f"the process that renders chat templates cannot be started: {error}") from error
+        ours.settimeout(START_WITHIN_S)  # many wait, and none is taken: it hangs
+        self._control = ours
+
+    def _end(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def _pair(kind: int) -> tuple[socket.socket, socket.socket]:
+    try:
+        return socket.socketpair(socket.AF_UNIX, kind)
+    except OSError as error:
+        raise RunError(f"there is no socket for the process that renders chat templates: {error}") from error
+
+
+def receive(pipe: socket.socket) -> Any:
+    """Return the next message: its length in 8 bytes, then JSON.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    return json.loads(receive_bytes(pipe, LENGTH.unpack(receive_bytes(pipe, LENGTH.size))[0]))
+
+
+def receive_bytes(pipe: socket.socket, num_bytes: int) -> bytearray:
+    """Return the next ``num_bytes`` bytes.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    data = bytearray(num_bytes)
+    view, done = memoryview(data), 0
+    while done < num_bytes:
+        if not (got := pipe.recv_into(view[done:])):
+            raise EOFError
+        done += got
+    return data
+
+
+def send(pipe: socket.socket, message: Mapping[str, Any]) -> None:
+    """Send ``message``."""
+    pipe.sendall(packed(message))
+
+
+def packed(message: Mapping[str, Any]) -> bytes:
+    """Return ``message`` as it goes over a socket."""
+    data = json.dumps(message, separators=(",", ":")).encode()
+    return LENGTH.pack(len(data)) + data

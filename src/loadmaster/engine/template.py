@@ -1,0 +1,208 @@
+"""A checkpoint's chat template: conversations become text, in processes with limits (`loadmaster.engine.renderer`).
+
+A template is a program that came with the checkpoint, run on what a client wrote. Jinja's sandbox keeps it from files and
+from Python's internals; it limits neither time nor memory. The kernel does, and here is who asks it to. Not for tokens:
+`Tokenizer` makes them of the text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loadmaster.engine.renderers import START_WITHIN_S, Renderers, packed, receive
+from loadmaster.errors import CheckpointError, RequestError, clip
+
+RENDER_WITHIN_S = 2.0
+"""How long one conversation may take."""
+
+MEMORY_BYTES = 256 * 2**20
+"""What rendering may allocate, beyond what its process starts with."""
+
+MAX_CHARACTERS = 16 * 2**20
+"""The longest text that a template may give."""
+
+NUM_RENDERERS = 2
+"""Conversations rendered at once, so that one that takes all its time holds up no other."""
+
+LATE_S = 3.0
+"""A renderer is killed by its own timer; how much later it is given up if that doesn't happen (it was stopped)."""
+
+SAMPLE = {"messages": [{"role": "user", "content": "Hello"}], "add_generation_prompt": True, "variables": {}}
+"""A template that exceeds the limits even on this is at fault itself, and not the request."""
+
+
+class ChatTemplate:
+    """Renders conversations as transformers does. Its process starts with the first use, or with `start`.
+
+    ``special_tokens`` are the tokenizer's, by their names in templates. ``renderers`` may be shared; who gives them closes
+    them. Usable from any thread.
+    """
+
+    def __init__(
+        self,
+        template: str,
+        special_tokens: Mapping[str, str],
+        *,
+        renderers: Renderers | None = None,
+        within_s: float = RENDER_WITHIN_S,
+    ) -> None:
+        self._renderers, self._is_shared = renderers or Renderers(), renderers is not None
+        self._template = {"template": template, "special_tokens": dict(special_tokens), "within_s": within_s}
+        self._within_s = within_s
+        self._variables: frozenset[str] | None = None  # None: the template was not compiled yet
+        self._fault: CheckpointError | None = None
+        self._checking = threading.Lock()  # of the two above
+        self._idle: list[socket.socket] = []
+        self._is_closed = False
+        self._lock = threading.Lock()  # of the two above
+        self._slots = threading.BoundedSemaphore(NUM_RENDERERS)
+
+    def start(self) -> None:
+        """Start the process, compile the template, and render a sample; blocks.
+
+        Raises:
+            CheckpointError: the template is none, or exceeds the limits on the simplest conversation.
+            RunError: the process cannot be started, or the template was closed.
+        """
+        with contextlib.suppress(CheckpointError):
+            self._check()
+        if self._fault is not None:
+            raise self._fault
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the text of a conversation. ``variables`` are further ones of the template.
+
+        Raises:
+            RequestError: the template has no such variable, refuses the messages, or exceeds the limits on them.
+            CheckpointError: the template is none, or exceeds the limits on any conversation.
+            RunError: the process cannot be started, or the template was closed.
+        """
+        taken = self._check()
+        variables = variables or {}
+        if (unknown := next((name for name in variables if name not in taken), None)) is not None:
+            raise RequestError(
+                f"chat_template_kwargs: {clip(repr(unknown))} is not a variable of the model's chat template that a "
+                f"request may set; those are: {', '.join(sorted(taken)) or 'none'}"
+            )
+        request = {
+            "messages": [dict(m) for m in messages],
+            "add_generation_prompt": add_generation_prompt,
+            "variables": dict(variables),
+        }
+        try:
+            reply = self._exchange(request)
+        except _ExceededError as error:
+            if self._fault is not None:
+                raise self._fault from error
+            raise RequestError(
+                f"the chat template was stopped on these messages: {error}",
+                hint="send fewer or shorter messages, or other chat_template_kwargs",
+            ) from error
+        if "refused" in reply:
+            raise RequestError(f"the chat template refuses the messages: {clip(reply['refused'])}")
+        return str(reply["text"])
+
+    def close(self) -> None:
+        """End the renderers. May be called again, from any thread."""
+        with self._lock:
+            self._is_closed = True
+            for pipe in self._idle:
+                pipe.close()
+            self._idle.clear()
+        if not self._is_shared:
+            self._renderers.close()
+
+    def _check(self) -> frozenset[str]:
+        """Return the variables that a request may set; the first time, compile the template and try it."""
+        with self._checking:
+            if self._variables is None and self._fault is None:
+                try:
+                    self._exchange(SAMPLE)
+                except _ExceededError as error:
+                    self._fault = CheckpointError(
+                        f"the model's chat template cannot be used: even on one short message {error}",
+                        hint="use /v1/completions with a prompt, or mend the chat template of the checkpoint",
+                    )
+                except CheckpointError as error:
+                    self._fault = error
+            if self._variables is None:
+                assert self._fault is not None
+                raise self._fault
+            return self._variables
+
+    def _exchange(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a renderer answers. One that was lost while it waited is replaced."""
+        data = packed(request)
+        with self._slots:
+            with self._lock:
+                pipe = self._idle.pop() if self._idle else None
+            if pipe is not None and not _is_alive(pipe):
+                pipe.close()
+                pipe = None
+            pipe = pipe or self._new_renderer()
+            reply = self._ask(pipe, data, self._within_s)
+            with self._lock:
+                if self._is_closed:
+                    pipe.close()
+                else:
+                    self._idle.append(pipe)
+            return reply
+
+    def _new_renderer(self) -> socket.socket:
+        """Return the socket of a renderer that has compiled the template."""
+        pipe = self._renderers.new()
+        reply = self._ask(pipe, packed(self._template), START_WITHIN_S)
+        if "broken" in reply:
+            pipe.close()
+            raise CheckpointError(
+                f"the model's chat template cannot be used: {clip(reply['broken'])}",
+                hint="use /v1/completions with a prompt, or mend the chat template of the checkpoint",
+            )
+        self._variables = frozenset(reply["variables"])
+        return pipe
+
+    def _ask(self, pipe: socket.socket, data: bytes, within_s: float) -> dict[str, Any]:
+        """Return the answer to a message; unless there is a good one, ``pipe`` is closed."""
+        begin = time.monotonic()
+        pipe.settimeout(within_s + LATE_S)
+        try:
+            pipe.sendall(data)
+            reply: dict[str, Any] = receive(pipe)
+            if "exceeded" not in reply:
+                return reply
+            error = _ExceededError(reply["exceeded"])
+        except (OSError, EOFError):
+            is_late = time.monotonic() - begin >= 0.9 * self._within_s
+            error = _ExceededError(f"it takes more than {self._within_s:g} s" if is_late else "its process was killed")
+        except BaseException:
+            pipe.close()
+            raise
+        pipe.close()
+        self._renderers.check()
+        raise error
+
+
+class _ExceededError(Exception):
+    """A renderer was ended by one of its limits, which the message names."""
+
+
+def _is_alive(pipe: socket.socket) -> bool:
+    """Return whether a renderer that has nothing to say still waits at the other end."""
+    pipe.setblocking(False)
+    try:
+        return bool(pipe.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False

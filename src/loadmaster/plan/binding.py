@@ -1,0 +1,312 @@
+"""Binding: logical tensors to stored ones, in columns.
+
+A layer's tensors over all layers of its kind are matrices of ids. Layers with the same signatures (dtype and shape of
+every tensor) form a class; each class is checked once. Binding notes what is missing, misshapen, or in a form that its
+parameter does not allow, with the layer it belongs to; `loadmaster.plan.diagnosis` turns these notes into findings.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from loadmaster.architectures.items import Item, items
+from loadmaster.architectures.schema import Family, Schema, Spelling, Tensor
+from loadmaster.checkpoint import Checkpoint, TensorTable
+from loadmaster.errors import ConfigError
+from loadmaster.findings import Finding, Severity
+from loadmaster.limits import UNMET
+from loadmaster.plan.claims import KV_CACHE_SCALES, Claims
+from loadmaster.plan.classes import TOP, Ids, LayerClass
+from loadmaster.plan.forms import FormDefect, StoredForm, judge
+from loadmaster.plan.waivers import Waiver, waive_names
+
+NOT_ENABLED = "mtp not enabled"
+"""The reason for leaving an MTP layer unread that no option asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """A finding, and the layers (`TOP` for the model itself), item (by its key) and experts that it touches.
+
+    ``experts`` empty: it touches whoever holds the layer. ``cause`` is the finding about files that explains it; it is
+    reported there.
+    """
+
+    finding: Finding
+    layers: tuple[int, ...]
+    logical: str
+    experts: tuple[int, ...] = ()
+    cause: Finding | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MissingTensor:
+    """A tensor of ``shape`` that is nowhere: the finding that says so, and the layer, item and expert that need it."""
+
+    finding: Finding
+    layer: int
+    item: Item
+    expert: int | None
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Its stored name."""
+        return self.finding.tensor or ""
+
+    @property
+    def path(self) -> str:
+        """Its place within its layer, without the component's suffix; ``self_attn.q_proj.weight``, say."""
+        inner = self.item.name.partition("{layer}.")[2]
+        return inner.format(layer=self.layer, expert=self.expert)
+
+    def defect(self, *, hint: str | None = None, cause: Finding | None = None) -> Defect:
+        """Return it as a defect of its own."""
+        finding = replace(self.finding, hint=hint) if hint else self.finding
+        experts = () if self.expert is None else (self.expert,)
+        return Defect(finding, (self.layer,), self.item.key, experts, cause)
+
+
+@dataclass(frozen=True, slots=True)
+class SoundItem:
+    """A sound item of some layers, and of some experts of each: what remarks are made of once all layers are seen."""
+
+    item: Item
+    form: StoredForm
+    layers: tuple[int, ...]
+    members: list[int]
+
+    def name(self, layer: int, member: int) -> str:
+        """Return the stored name of the values."""
+        suffix = self.form.format.components[0].suffix if self.form.format else "weight"
+        return self.item.stored_name(suffix, layer, member if self.item.members else None)
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Everything that binding found. ``top`` is the model's own class; ``classes`` are those of its layers and drafts.
+
+    ``missing``, ``defects`` and ``sound`` are what `loadmaster.plan.diagnosis` explains. ``items`` gives the stored items
+    that each layer needs, ``suffixes`` those of all components, ``used`` which stored tensors are bound or waived by name.
+    ``unread`` gives by reason the ids of what is bound and left unread, ``waived_names`` the waivers that the family has.
+    """
+
+    top: LayerClass
+    classes: tuple[LayerClass, ...]
+    defects: tuple[Defect, ...] = ()
+    missing: tuple[MissingTensor, ...] = ()
+    sound: tuple[SoundItem, ...] = ()
+    items: Mapping[int, tuple[Item, ...]] = field(default_factory=dict)
+    suffixes: tuple[str, ...] = ()
+    used: npt.NDArray[np.bool_] = field(default_factory=lambda: np.ones(0, dtype=np.bool_))
+    unread: Mapping[str, Sequence[Ids]] = field(default_factory=dict)
+    waived_names: tuple[Waiver, ...] = ()
+
+    @property
+    def all_classes(self) -> tuple[LayerClass, ...]:
+        """The model's own class, then those of its layers and drafts."""
+        return (self.top, *self.classes)
+
+    def read(self, table: TensorTable) -> npt.NDArray[np.bool_]:
+        """Return which stored tensors the classes need; what lies in an unsound form is needed too."""
+        read = np.zeros(len(table) + 1, dtype=np.bool_)  # the last is for -1
+        for bound in self.all_classes:
+            for ids in bound.ids.values():
+                read[ids] = True
+        for columns in self.unread.values():
+            for ids in columns:
+                read[ids] = False
+        return read[:-1]
+
+
+def bind(checkpoint: Checkpoint, family: Family, schema: Schema, claims: Claims, *, num_drafts: int) -> Binding:
+    """Bind ``schema`` to the checkpoint's headers. The first ``num_drafts`` MTP layers are wanted, the rest waived.
+
+    Raises:
+        ConfigError: so much is missing or unlike the config that it is another model's.
+    """
+    spelling = _spelling(checkpoint.table, family, schema)
+    for glance in (True, False):
+        binder = _Binder(checkpoint, spelling, claims, glance=glance)
+        top, classes, unwanted = _classes(binder, schema, num_drafts)
+        by_name = waive_names(checkpoint.table, binder.used, (*family.waived, *schema.waived, *KV_CACHE_SCALES))
+        if binder.used.all() or not binder.glanced:
+            break
+    return Binding(
+        top,
+        tuple(classes),
+        defects=tuple(binder.defects),
+        missing=tuple(binder.missing),
+        sound=tuple(binder.sound),
+        items=binder.items,
+        suffixes=binder.suffixes,
+        used=binder.used,
+        unread={NOT_ENABLED: [i.reshape(-1) for c in unwanted for i in c.ids.values()], **binder.unread},
+        waived_names=tuple(by_name),
+    )
+
+
+def _classes(binder: _Binder, schema: Schema, num_drafts: int) -> tuple[LayerClass, list[LayerClass], list[LayerClass]]:
+    """Return the classes of the model itself, of its layers and wanted drafts, and of the drafts that are not wanted."""
+    top = binder.classes("top", schema.top, (TOP,))[0]
+    kinds: dict[str, list[int]] = defaultdict(list)
+    for layer, kind in enumerate(schema.layers):
+        kinds[kind].append(layer)
+    classes = [c for kind, layers in kinds.items() for c in binder.classes(kind, schema.kinds[kind], tuple(layers))]
+    unwanted: list[LayerClass] = []
+    for i, kind in enumerate(schema.drafts):
+        layer = len(schema.layers) + i
+        binder.draft_wanted = i < num_drafts
+        bound = binder.classes(kind, schema.kinds[kind], (layer,), draft=True)
+        (classes if i < num_drafts else unwanted).extend(bound)
+    return top, classes, unwanted
+
+
+def _spelling(table: TensorTable, family: Family, schema: Schema) -> Spelling:
+    """Return the spelling that names most of what a first layer of each kind stores; the usual one where none does."""
+    if not family.variants:
+        return family.spelling
+    samples = [(TOP, schema.top), *((schema.layers.index(kind), schema.kinds[kind]) for kind in set(schema.layers))]
+
+    def score(spelling: Spelling) -> int:
+        found = (
+            item.stored_name(suffix, layer, 0) in table.ids
+            for layer, tensors in samples
+            for item in items(tensors, spelling)
+            for suffix in ("weight", "weight_packed", "_blocks", "qweight")
+        )
+        return sum(found)
+
+    return max(family.spellings, key=score)
+
+
+class _Binder:
+    """The state of one binding: which stored tensors are used, and what was found.
+
+    ``glance``: a component of experts is not looked for where the first and the last of a layer have none. That it did
+    so is in ``glanced``; it has missed nothing if every stored tensor is used.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, spelling: Spelling, claims: Claims, *, glance: bool) -> None:
+        self.glance = glance
+        self.glanced = False
+        self.checkpoint = checkpoint
+        self.table: TensorTable = checkpoint.table
+        self.spelling = spelling
+        self.claims = claims
+        self.suffixes = tuple(dict.fromkeys(["weight", *(c.suffix for f in claims.formats for c in f.components)]))
+        self.padded = np.append(self.table.signature, -1).astype(np.int32)  # id -1 has signature -1
+        self.used = np.zeros(len(self.table), dtype=np.bool_)
+        self.defects: list[Defect] = []
+        self.missing: list[MissingTensor] = []
+        self.items: dict[int, tuple[Item, ...]] = {}  # layer -> what it needs
+        self.sound: list[SoundItem] = []
+        self.unread: dict[str, list[Ids]] = defaultdict(list)  # reason -> ids of components that are waived
+        self.draft_wanted = True
+
+    def classes(
+        self, kind: str, tensors: tuple[Tensor, ...], layers: tuple[int, ...], *, draft: bool = False
+    ) -> list[LayerClass]:
+        """Look up the tensors of ``layers``, group the layers by signature, and check each group once."""
+        stored = items(tensors, self.spelling)
+        ids: dict[str, Ids] = {}
+        for item in stored:
+            for suffix in self.suffixes if item.first.quantised else ("weight",):
+                found = self._look_up(item, suffix, layers)
+                there = found[found >= 0]
+                self.used[there] = True
+                if len(there):
+                    ids[f"{item.key}/{suffix}"] = found
+        signatures = {leaf: self.padded[i] for leaf, i in ids.items()}
+        groups: dict[bytes, list[int]] = defaultdict(list)
+        for row in range(len(layers)):
+            groups[b"".join(s[row].tobytes() for s in signatures.values())].append(row)
+        return [
+            self._class(kind, stored, tuple(layers[r] for r in rows), {k: v[rows] for k, v in ids.items()}, draft)
+            for rows in groups.values()
+        ]
+
+    def _look_up(self, item: Item, suffix: str, layers: tuple[int, ...]) -> Ids:
+        get = self.table.ids.get
+        if not item.members:
+            return np.array([get(item.stored_name(suffix, layer), -1) for layer in layers], dtype=np.int32)
+        rows = np.full((len(layers), item.members), -1, dtype=np.int32)
+        _, after = item.around_expert(suffix, 0)
+        endings = [f"{e}{after}" for e in range(item.members)]
+        for row, layer in enumerate(layers):
+            before, _ = item.around_expert(suffix, layer)
+            if self.glance and before + endings[0] not in self.table.ids and before + endings[-1] not in self.table.ids:
+                self.glanced = True
+            else:
+                rows[row] = [get(before + ending, -1) for ending in endings]
+        return rows
+
+    def _class(
+        self, kind: str, stored: tuple[Item, ...], layers: tuple[int, ...], ids: dict[str, Ids], draft: bool
+    ) -> LayerClass:
+        present = {i.first.optional for i in stored if any((v >= 0).any() for v in self._components(i, ids).values())}
+        stored = tuple(i for i in stored if i.first.optional is None or i.first.optional in present)
+        self.items.update(dict.fromkeys(layers, stored))
+        forms = {}
+        for item in stored:
+            form = self._forms(item, layers, self._components(item, ids))
+            if form is not None:
+                forms[item.key] = form
+        return LayerClass(kind, layers, stored, forms, ids, draft)
+
+    def _components(self, item: Item, ids: Mapping[str, Ids]) -> dict[str, Ids]:
+        """Return suffix -> ids of what is there of an item."""
+        leaves = ((suffix, f"{item.key}/{suffix}") for suffix in self.suffixes)
+        return {suffix: ids[leaf] for suffix, leaf in leaves if leaf in ids}
+
+    def _forms(self, item: Item, layers: tuple[int, ...], found: Mapping[str, Ids]) -> tuple[StoredForm, ...] | None:
+        """Check one item of a class; return its form (one an expert where they differ), None if defective."""
+        columns = {suffix: self.padded[ids[0].reshape(-1)].tolist() for suffix, ids in found.items()}
+        num = item.members or 1
+        rows = list(zip(*columns.values(), strict=True)) if columns else [()] * num
+        ignored = item.first.rarely or self.claims.ignores(item.stored_name("weight", layers[0], 0))
+        verdicts: dict[tuple[int, ...], StoredForm | FormDefect] = {}
+        forms: list[StoredForm] = []
+        for expert, row in enumerate(rows):
+            if row not in verdicts:
+                signatures = {s: self.table.signatures[n] for s, n in zip(columns, row, strict=True) if n >= 0}
+                verdicts[row] = judge(item, signatures, self.claims.formats, ignored=ignored)
+            verdict = verdicts[row]
+            if isinstance(verdict, StoredForm):
+                forms.append(verdict)
+                continue
+            for layer in layers:
+                self._report(item, verdict, layer, expert if item.members else None)
+        if len(forms) < num:
+            return None
+        for form in dict.fromkeys(forms):
+            members = [e for e, f in enumerate(forms) if f == form]
+            self.sound.append(SoundItem(item, form, layers, members))
+        self._leave_unread(found)
+        return (forms[0],) if len(set(forms)) == 1 else tuple(forms)
+
+    def _leave_unread(self, found: Mapping[str, Ids]) -> None:
+        for format_ in self.claims.formats if self.draft_wanted else ():
+            for component in format_.components:
+                if component.waived and component.suffix in found:
+                    self.unread[component.waived].append(found[component.suffix].reshape(-1))
+
+    def _report(self, item: Item, fault: FormDefect, layer: int, expert: int | None) -> None:
+        if len(self.missing) + len(self.defects) >= UNMET.value:
+            hint = "is config.json this checkpoint's, and are most of the shards there?"
+            raise ConfigError(f"more than {UNMET.value:,} {UNMET.of}", hint=hint)
+        name, message = item.stored_name(fault.suffix, layer, expert), fault.message
+        if "{values}" in message:
+            message = message.replace("{values}", item.stored_name(fault.values, layer, expert))
+        severity: Severity = "error" if self.draft_wanted else "warning"
+        finding = Finding(fault.code, severity, message, name, hint=fault.hint)
+        if fault.shape is not None:
+            self.missing.append(MissingTensor(finding, layer, item, expert, fault.shape))
+        else:
+            experts = () if expert is None else (expert,)
+            self.defects.append(Defect(finding, (layer,), item.key, experts))

@@ -1,0 +1,40 @@
+"""Classes of layers: layers of one kind that meet the same signatures in the headers. The unit of proof."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from loadmaster.architectures.items import Item
+from loadmaster.plan.forms import StoredForm
+
+Ids = npt.NDArray[np.int32]
+"""Numbers of stored tensors in the checkpoint's table; -1 for one that is not there."""
+
+TOP = -1
+"""Stands for the model itself (embedding, norm, head) where a layer's number is asked for."""
+
+
+@dataclass(frozen=True)
+class LayerClass:
+    """Layers of one kind that meet the same signatures. ``layers`` are stored numbers (`TOP` for the model itself).
+
+    ``items`` are what is stored. ``forms`` gives by an item's key the form of each sound one, one an expert where
+    experts differ. ``ids`` gives for each leaf (``key/suffix``) the stored ids, ``[layers]`` or ``[layers, experts]``.
+    """
+
+    kind: str
+    layers: tuple[int, ...]
+    items: tuple[Item, ...]
+    forms: Mapping[str, tuple[StoredForm, ...]]
+    ids: Mapping[str, Ids]
+    draft: bool = False
+
+    @cached_property
+    def item_of(self) -> Mapping[str, Item]:
+        """Logical name -> the item that holds it."""
+        return {t.name: item for item in self.items for t in item.parts}

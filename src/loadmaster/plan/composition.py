@@ -1,0 +1,293 @@
+"""Composition: target ∘ schema ∘ spelling ∘ format, as one expression a parameter, for a class of layers.
+
+What a fused parameter becomes follows from the forms of its parts:
+
+    all quantised alike, form "stored"    the encoded components, each a parameter: values, scales …, with the grids
+    none quantised, form "stored"         one parameter in the format stored (or in --dtype); mixed parts widen
+    otherwise                             decoded, in the model's dtype
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from math import lcm
+
+from loadmaster.architectures.algebra import (
+    Cast,
+    Concat,
+    Coordinates,
+    Decode,
+    Each,
+    Expression,
+    Fill,
+    Leaf,
+    Shard,
+    axes,
+    concat,
+    decode,
+    encoded,
+    format_of,
+    localise,
+    permute,
+    restrict,
+    stored,
+    whole,
+)
+from loadmaster.architectures.items import Item
+from loadmaster.architectures.lower import Piece, pieces
+from loadmaster.architectures.schema import Param, Tensor
+from loadmaster.dtypes import join, widens
+from loadmaster.parallel import ParallelLayout
+from loadmaster.plan.classes import LayerClass
+from loadmaster.plan.forms import StoredForm
+from loadmaster.plan.grids import scale_grids
+from loadmaster.plan.moves import Move, move_of
+from loadmaster.plan.specs import ParamSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Numerics:
+    """The model's dtype, and why plain weights are cast to it; None: they are not."""
+
+    model_dtype: str
+    cast: str | None
+
+
+@dataclass(frozen=True)
+class PlannedParam:
+    """A parameter of one class at one place of a stage: what it is, and the pieces that make it up.
+
+    The spec's name still holds ``{block}``. ``parts`` are the logical tensors it is made of.
+    """
+
+    spec: ParamSpec
+    parts: tuple[str, ...]
+    pieces: tuple[Piece, ...]
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Bytes of the parameter."""
+        return self.spec.num_bytes
+
+    @cached_property
+    def moves(self) -> tuple[Move, ...]:
+        """What is read for each piece: shared by all ranks and layers that hold the parameter."""
+        return tuple(move_of(piece) for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One logical tensor of a parameter, and how it is stored: one form, or one an expert where they differ."""
+
+    tensor: Tensor
+    item: Item
+    forms: tuple[StoredForm, ...]
+    words: int = 1
+    """Elements of the dim that is divided in a packed word of what consumes them (`Placement.feeds`)."""
+
+
+def parts_of(param: Param, bound: LayerClass) -> list[Part] | None:
+    """Return what ``param`` is made of in a class; None where a part is defective or does not exist."""
+    holders = bound.item_of
+    if not all(p in holders and holders[p].key in bound.forms for p in param.parts):
+        return None
+    return [
+        Part(t, holders[p], bound.forms[holders[p].key], words_fed(t, bound))
+        for p in param.parts
+        for t in holders[p].parts
+        if t.name == p
+    ]
+
+
+def compose(param: Param, bound: LayerClass, numerics: Numerics, layout: ParallelLayout) -> UnplacedParam | None:
+    """Return the parameter (not yet localised) that ``param`` becomes in a class.
+
+    None where a part is defective (its finding is reported) or does not exist in this class.
+    """
+    parts = parts_of(param, bound)
+    if parts is None:
+        return None
+    every = {f for part in parts for f in part.forms}
+    quantised = {f.quantised for f in every}
+    if param.form == "stored" and quantised == {True} and len(every) == 1:
+        dtype = None
+    elif param.form == "stored" and quantised == {False}:
+        keep = param.keep or parts[0].tensor.keep
+        dtype = keep or (numerics.model_dtype if numerics.cast else join(tuple(f.dtype for f in every)))
+    else:
+        dtype = numerics.model_dtype
+    return UnplacedParam(param, _fused(parts, numerics, dtype, layout), dtype is None)
+
+
+@dataclass(frozen=True)
+class UnplacedParam:
+    """A parameter before placement: its expression, and whether its values stay encoded (values and scales apart)."""
+
+    param: Param
+    expression: Expression
+    is_encoded: bool
+
+    @cached_property
+    def axes(self) -> tuple[str, ...]:
+        """The axes of the layout that it is divided over: places that agree in these hold the same."""
+        return tuple(sorted(axes(self.expression)))
+
+    def at(self, coordinates: Coordinates) -> Iterator[PlannedParam]:
+        """Yield the parameters that one coordinate holds.
+
+        Raises:
+            LayoutError: a dim does not divide over the ranks.
+        """
+        e = localise(self.expression, coordinates)
+        name, parts = self.param.name, self.param.parts
+        if not self.is_encoded:
+            yield PlannedParam(ParamSpec(name, e.shape, e.dtype), parts, pieces(e))
+            return
+        format_ = format_of(e)
+        components = [encoded(e, i) for i in range(len(format_.components))]
+        names = [component_name(name, c.suffix) for c in format_.components]
+        yield PlannedParam(
+            ParamSpec(
+                names[0],
+                components[0].shape,
+                components[0].dtype,
+                scale=names[1],
+                grids=scale_grids(e),
+                format=format_.name,
+                components=tuple(names[1:]),
+            ),
+            parts,
+            pieces(components[0]),
+        )
+        for component_of, component in zip(names[1:], components[1:], strict=True):
+            yield PlannedParam(ParamSpec(component_of, component.shape, component.dtype), parts, pieces(component))
+
+
+def component_name(name: str, suffix: str) -> str:
+    """Return the name of the parameter that holds a component of the weight ``name``.
+
+    >>> component_name("q.weight", "weight_scale_inv"), component_name("experts.w13_weight", "_blocks")
+    ('q.weight_scale_inv', 'experts.w13_blocks')
+    """
+    stem = name.removesuffix("weight")
+    return stem + (suffix if not stem.endswith("_") else suffix.removeprefix("_"))
+
+
+def _fused(parts: Sequence[Part], numerics: Numerics, dtype: str | None, layout: ParallelLayout) -> Expression:
+    """Return the parts one after another along their out dim; for experts, a stack of such, by slot."""
+
+    def fuse(forms: Sequence[StoredForm]) -> Expression:
+        made = [_placed(p, f, numerics, dtype, layout) for p, f in zip(parts, forms, strict=True)]
+        return concat(1 if parts[0].item.stacked else 0, tuple(made))
+
+    num_experts = parts[0].tensor.experts
+    if not num_experts:
+        return fuse([p.forms[0] for p in parts])
+    slots = layout.expert_slots(num_experts)
+    if parts[0].item.stacked:
+        stack = fuse([p.forms[0] for p in parts])
+        runs = [_experts(stack, first, last + 1) for first, last in _runs(slots)]
+    else:
+        by_expert: Callable[[int], tuple[StoredForm, ...]] = lambda e: tuple(  # noqa: E731
+            p.forms[e if len(p.forms) > 1 else 0] for p in parts
+        )
+        runs = [Each(fuse(forms), tuple(group)) for forms, group in groupby(slots, key=by_expert)]
+    e = concat(0, tuple(runs))
+    return Shard(e, 0, "ep", dealt=True) if layout.enable_expert_parallel else e
+
+
+def _experts(stack: Expression, start: int, stop: int) -> Expression:
+    """Return some experts of a stack that is not sliced, or all of one that may be."""
+    if (start, stop) == (0, stack.shape[0]):
+        return stack
+    return restrict(stack, ((start, stop), *whole(stack.shape[1:])))
+
+
+def _runs(slots: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield runs of consecutive experts in a list of slots, first and last."""
+    for _, group in groupby(enumerate(slots), key=lambda pair: pair[1] - pair[0]):
+        run = [expert for _, expert in group]
+        yield run[0], run[-1]
+
+
+def view(item: Item, form: StoredForm, part: Tensor) -> Expression:
+    """Return one logical tensor as it is stored: decoded where it is quantised, and not placed.
+
+    Where the item is a stack of experts, so is the result.
+    """
+    member = item.members > 0
+    e: Expression
+    if form.format is None:
+        leaf = stored(Leaf(f"{item.key}/weight", form.dtype, item.plain_shape, member))
+        dims = range(len(item.plain_shape))
+        e = permute(leaf, (*dims[:-2], dims[-1], dims[-2])) if item.is_transposed else leaf
+    else:
+        format_ = form.format.stacked() if item.stacked else form.format
+        operands = tuple(
+            stored(Leaf(f"{item.key}/{c.suffix}", dtype, c.shape(item.shape), member))
+            for c, dtype in zip(format_.components, form.dtypes, strict=True)
+        )
+        e = decode(format_, operands, item.shape)
+    if len(item.parts) > 1:
+        region = list(whole(e.shape))
+        region[1 if item.stacked else 0] = item.rows(part.name)
+        e = restrict(e, tuple(region))
+    return e
+
+
+def _placed(part: Part, form: StoredForm, numerics: Numerics, dtype: str | None, layout: ParallelLayout) -> Expression:
+    """Return one logical tensor with its placement; ``dtype`` None leaves it as it is stored."""
+    tensor, placement = part.tensor, part.tensor.placement
+    e = view(part.item, form, tensor)
+    if dtype is not None and e.dtype != dtype:
+        e = Cast(e, dtype, None if widens(e.dtype, dtype) else _reason(form, numerics))
+    if placement is None or (tensor.experts and layout.enable_expert_parallel):
+        return e
+    dim = placement.dim + (1 if part.item.stacked else 0)
+    axis, unit = "moe" if tensor.experts else "tp", unit_of(tensor, form, part.words)
+    if can_pad(tensor, form) and (more := placement.padding(e.shape[dim], layout.axes(0)[axis][1], unit)):
+        e = Concat(dim, (e, _zeros(e, dim, more)))
+    return Shard(e, dim, axis, unit, placement.repeat)
+
+
+def unit_of(tensor: Tensor, form: StoredForm, words: int = 1) -> int:
+    """Return the unit in which a placed tensor can be cut: its own, no packed word split, and none of what it feeds."""
+    assert tensor.placement is not None
+    return lcm(tensor.placement.unit, form.format.exact_span(tensor.placement.dim) if form.format else 1, words)
+
+
+def words_fed(tensor: Tensor, bound: LayerClass) -> int:
+    """Return how many elements of a tensor's divided dim one packed word of the tensor that it feeds consumes."""
+    fed = tensor.placement.feeds if tensor.placement else None
+    item = bound.item_of.get(fed) if fed else None
+    if tensor.placement is None or item is None:
+        return 1
+    consumer = next(t for t in item.parts if t.name == fed)
+    each = tensor.shape[tensor.placement.dim] // consumer.shape[1]
+    return lcm(*(each * f.format.exact_span(1) for f in bound.forms.get(item.key, ()) if f.format))
+
+
+def can_pad(tensor: Tensor, form: StoredForm) -> bool:
+    """Return whether zeros can be added to a placed tensor as it is stored: it is declared, and its format has such zeros."""
+    padded = tensor.placement is not None and tensor.placement.pad is not None
+    return padded and (form.format is None or form.format.zero_filled)
+
+
+def _zeros(e: Expression, dim: int, size: int) -> Expression:
+    """Return ``size`` zeros to put after ``e`` along ``dim``; where its values are encoded, so are these."""
+    shape = (*e.shape[:dim], size, *e.shape[dim + 1 :])
+    if not isinstance(e, Decode):
+        return Fill(shape, e.dtype, 0.0)
+    operands = zip(e.format.components, e.operands, strict=True)
+    fills = tuple(Fill(component.shape(shape), operand.dtype, 0.0) for component, operand in operands)
+    origin = tuple(o + (n if d == dim else 0) for d, (o, n) in enumerate(zip(e.origin, e.shape, strict=True)))
+    return Decode(e.format, fills, shape, origin)
+
+
+def _reason(form: StoredForm, numerics: Numerics) -> str:
+    if numerics.cast:
+        return numerics.cast
+    return "dequantised into the model's dtype" if form.quantised else "fused into one parameter of the model's dtype"

@@ -1,0 +1,37 @@
+"""Capacity: whether another division of the layers over the same stages would fit the memory of each device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from loadmaster.plan.model import PlannedModel
+
+
+def fitting_partition(plan: PlannedModel, resident_bytes: Sequence[int], capacity: int) -> tuple[int, ...] | None:
+    """Return how many layers each stage could hold so that all ranks fit ``capacity`` bytes; None: no partition does that.
+
+    ``resident_bytes`` are those of each rank under the plan's own partition. What a stage holds beside its layers
+    (embeddings, head, MTP layers) stays where it is. Each stage takes as many layers as it can, and leaves one for every
+    stage after it: if that does not fit, nothing does.
+    """
+    num_layers, num_stages = len(plan.schema.layers), len(plan.stages)
+    places = range(plan.layout.stage_size)
+    block = {key: sum(c.num_bytes for c in composed) for key, composed in plan.composed.items()}
+    of_layer = np.array([[block[plan.place_of[n][0], p] for p in places] for n in range(num_layers)], dtype=np.int64)
+    room = np.full((num_stages, len(places)), capacity, dtype=np.int64)
+    for rank, resident in enumerate(resident_bytes):
+        at = plan.layout.coordinate(rank)
+        first, end = plan.stages[at.pp_rank]
+        room[at.pp_rank, at.stage_slot] -= resident - int(of_layer[first:end, at.stage_slot].sum())
+    counts, first = [], 0
+    for stage in range(num_stages):
+        most = num_layers - first - (num_stages - 1 - stage)
+        held = np.cumsum(of_layer[first : first + most], axis=0)
+        count = int((held <= room[stage]).all(axis=1).sum())
+        if count == 0:
+            return None
+        counts.append(count)
+        first += count
+    return tuple(counts) if first == num_layers else None

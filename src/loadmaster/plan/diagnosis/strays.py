@@ -1,0 +1,85 @@
+"""Strays: stored tensors that no parameter needs and no waiver names, gathered into the modules that are stray whole."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+
+from loadmaster.checkpoint import Checkpoint
+from loadmaster.findings import Finding
+from loadmaster.plan.binding import Defect
+from loadmaster.plan.classes import TOP
+from loadmaster.plan.diagnosis.names import Names, layer_of
+
+SINGLY = 10_000
+"""As many groups of strays are findings of their own; of more, one finding counts them."""
+
+
+def unexpected(names: Names, checkpoint: Checkpoint, num_layers: int) -> Iterator[Defect]:
+    """Report what is left of the strays, once what was renamed is taken out."""
+    strays, table = names.strays, checkpoint.table
+    groups = list(_groups(sorted(strays), sorted(table.names))) if len(strays) > 1 else [(None, [*strays])]
+    firsts = sorted(
+        (min(map(strays.__getitem__, inside)), number) for number, (_, inside) in enumerate(groups) if inside
+    )
+    told = firsts if len(firsts) <= SINGLY else firsts[:1]
+    for first, number in told:
+        module, inside = groups[number]
+        if module is None:
+            tensor, signature = table.names[first], table.signatures[table.signature[first]]
+            what = f"{signature.dtype} {list(signature.shape)} belongs to no parameter of this architecture"
+        else:
+            tensor, what = f"{module}.*", f"{len(inside):,} tensors that belong to no parameter of this architecture"
+        if len(told) == len(firsts):
+            yield _defect(tensor, what, checkpoint, first, num_layers)
+        else:
+            found = set(map(layer_of, strays))
+            layers = tuple(sorted({TOP if n is None else min(n, num_layers) for n in found}))
+            what += f" (and {len(strays) - len(inside):,} tensors more like it)"
+            yield _defect(tensor, what, checkpoint, first, num_layers, layers)
+
+
+def _groups(strays: Sequence[str], every: Sequence[str]) -> Iterator[tuple[str | None, Sequence[str]]]:
+    """Yield each outermost module of at least two tensors that is stray whole, and each stray in none (module None).
+
+    Both sequences are sorted, so that the tensors of a module lie together; a module is looked at once.
+    """
+    at, open_modules = 0, [("", len(strays))]  # modules around the place that are not whole, with where they end
+    while at < len(strays):
+        while open_modules[-1][1] <= at:
+            open_modules.pop()
+        name, stop = strays[at], at + 1
+        dot = name.find(".", len(open_modules[-1][0]) + 1)
+        while dot >= 0 and at + 1 < len(strays) and strays[at + 1].startswith(name[: dot + 1]):
+            module = name[:dot]
+            first, end = _range(strays, module)
+            if end - first == _number(every, module):
+                stop = end
+                break
+            open_modules.append((module, end))
+            dot = name.find(".", dot + 1)
+        yield (name[:dot], strays[at:stop]) if stop > at + 1 else (None, [name])
+        at = stop
+
+
+def _range(ordered: Sequence[str], module: str) -> tuple[int, int]:
+    return bisect_left(ordered, module + "."), bisect_left(ordered, module + "/")  # "/" follows "."
+
+
+def _number(ordered: Sequence[str], module: str) -> int:
+    first, end = _range(ordered, module)
+    return end - first
+
+
+def _defect(
+    tensor: str, message: str, checkpoint: Checkpoint, number: int, num_layers: int, layers: tuple[int, ...] = ()
+) -> Defect:
+    layer = layer_of(tensor)
+    hint = "is config.json the one this checkpoint was published with?"
+    if layer is not None and layer >= num_layers:
+        hint = f"config.json describes {num_layers} layers; an MTP layer needs num_nextn_predict_layers. {hint.capitalize()}"
+    hint += f" What is known to be surplus can be waived: --waive '{tensor}=REASON'"
+    file = checkpoint.files[checkpoint.table.file[number]].name
+    finding = Finding("tensor-unexpected", "error", message, tensor, file=file, hint=hint)
+    alike = ".".join("#" if part.isdecimal() else part for part in tensor.split("."))
+    return Defect(finding, layers or (TOP if layer is None else layer,), alike)

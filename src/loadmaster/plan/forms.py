@@ -1,0 +1,162 @@
+"""Stored forms: how a tensor is stored (plain, or in which quantised format), judged from the headers of its components.
+
+The headers decide; what they leave open (which format an F8 tensor is in) the config's claims decide. A form that its
+parameter does not allow is a `FormDefect`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from loadmaster.architectures.items import Item
+from loadmaster.checkpoint import Signature
+from loadmaster.formats import Component, Format
+
+
+@dataclass(frozen=True, slots=True)
+class StoredForm:
+    """How a stored item lies in the checkpoint: the number format of its values and, where it is quantised, the format.
+
+    ``format`` has just the components that are there and are read; ``dtypes`` are theirs.
+    """
+
+    dtype: str
+    format: Format | None = None
+    dtypes: tuple[str, ...] = ()
+
+    @property
+    def quantised(self) -> bool:
+        """Whether it is stored in a quantised format."""
+        return self.format is not None
+
+
+@dataclass(frozen=True, slots=True)
+class FormDefect:
+    """Why an item's signatures are not sound: a finding without its name, which is that of the component ``suffix``.
+
+    ``{values}`` in the message stands for the name of the component that holds the values. ``shape`` is that of a
+    component which is missing.
+    """
+
+    code: str
+    suffix: str
+    message: str
+    values: str = "weight"
+    hint: str | None = None
+    shape: tuple[int, ...] | None = None
+
+
+def judge(
+    item: Item, found: Mapping[str, Signature], claimed: Sequence[Format], *, ignored: bool
+) -> StoredForm | FormDefect:
+    """Return the form that the signatures of an item's components give it, or why they give it none.
+
+    ``found`` gives the signature of each component that is stored, by its suffix. ``claimed`` are the formats that the
+    config announces; ``ignored`` says that it leaves this module out of them.
+    """
+    formats = claimed if item.first.quantised else ()
+    plain = item.first.dtypes
+    weight = found.get("weight")
+    if weight is not None and weight.dtype in plain:
+        if weight.shape != item.plain_shape:
+            return FormDefect("shape-mismatch", "weight", _shapes(item.plain_shape, weight.shape))
+        beside = next((s for s in found if s != "weight"), None)
+        if beside is not None:
+            return FormDefect(
+                "scale-stray",
+                beside,
+                f"it lies beside {{values}}, which is {weight.dtype} and not quantised",
+                hint="either the weight was dequantised and its scale left behind, or the weight is mislabelled",
+            )
+        return StoredForm(weight.dtype)
+    met = [f for f in formats if f.components[0].suffix in found]
+    fitting = [f for f in met if found[f.components[0].suffix].dtype in f.components[0].dtypes]
+    if fitting:
+        verdicts = [_encoded(item, f, found) for f in fitting]
+        return next((v for v in verdicts if isinstance(v, StoredForm)), verdicts[0])
+    if met or weight is not None:
+        return _inadmissible(item, met, found, claimed)
+    return _missing(item, found, claimed, ignored=ignored)
+
+
+def _encoded(item: Item, format_: Format, found: Mapping[str, Signature]) -> StoredForm | FormDefect:
+    """Hold every component of a format against what is stored."""
+    values = format_.components[0].suffix
+    shaped = format_.stacked() if item.stacked else format_
+    for component, alone in zip(shaped.components, format_.components, strict=True):
+        signature, expected = found.get(component.suffix), component.shape(item.shape)
+        if signature is None:
+            if component.optional:
+                continue
+            return FormDefect(
+                "scale-missing",
+                component.suffix,
+                f"{{values}} is {found[values].dtype} ({format_.name}) and needs it, "
+                f"{' or '.join(component.dtypes)} {list(expected)}, in no shard",
+                values,
+                shape=expected,
+            )
+        if signature.shape != expected and not (alone.is_scalar and signature.shape == expected[:-1]):
+            of = "" if component.suffix == values else f", for {{values}} in {format_.name}"
+            return FormDefect("shape-mismatch", component.suffix, _shapes(expected, signature.shape) + of, values)
+        if signature.dtype not in component.dtypes:
+            return FormDefect(
+                "dtype-inadmissible", component.suffix, _dtypes(component.dtypes, signature.dtype), values
+            )
+    known = {c.suffix for c in format_.components}
+    stray = next((s for s in found if s not in known), None)
+    if stray is not None:
+        return FormDefect(
+            "scale-stray", stray, f"it lies beside {{values}}, whose format ({format_.name}) has none", values
+        )
+    read = tuple(c for c in format_.components if c.suffix in found and not c.waived)
+    dtypes = tuple(found[c.suffix].dtype for c in read)
+    return StoredForm(dtypes[0], replace(format_, components=read), dtypes)
+
+
+def _inadmissible(
+    item: Item, met: Sequence[Format], found: Mapping[str, Signature], claimed: Sequence[Format]
+) -> FormDefect:
+    """Say what is wrong with values in a number format that neither the parameter nor a claimed format allows."""
+    suffix = met[0].components[0].suffix if met else "weight"
+    signature = found[suffix]
+    shape = met[0].components[0].shape(item.shape) if met else item.plain_shape
+    if not item.first.quantised and signature.shape != shape:
+        return FormDefect("shape-mismatch", suffix, _shapes(shape, signature.shape))
+    if item.first.quantised and not claimed and signature.dtype in ENCODED:
+        return FormDefect(
+            "format-contradiction",
+            suffix,
+            f"stored as {signature.dtype}, and config.json has no quantization_config that says how",
+            hint="quantization_config must give quant_method and what belongs to it",
+        )
+    allowed = [*item.first.dtypes, *(d for f in met for d in f.components[0].dtypes)]
+    return FormDefect("dtype-inadmissible", suffix, _dtypes(tuple(dict.fromkeys(allowed)), signature.dtype))
+
+
+def _missing(item: Item, found: Mapping[str, Signature], claimed: Sequence[Format], *, ignored: bool) -> FormDefect:
+    """Say which values are missing: those of the claimed format, unless the config leaves the module out of it."""
+    formats = claimed if item.first.quantised else ()
+    others = [f for f in formats if any(c.suffix in found for c in f.components[1:])] or list(formats)
+    values: Component | None = others[0].components[0] if others and (found or not ignored) else None
+    suffix = values.suffix if values else "weight"
+    plain = [] if suffix != "weight" else [*item.first.dtypes]
+    dtypes = [*plain, *(values.dtypes if values else ())]
+    if values and item.stacked:
+        values = others[0].stacked().components[0]
+    shape = values.shape(item.shape) if values else item.plain_shape
+    message = f"expected {' or '.join(dtypes)} {list(shape)}, in no shard"
+    return FormDefect("tensor-missing", suffix, message, shape=shape)
+
+
+ENCODED = ("F8_E4M3", "U8", "I8", "I32", "F4")
+"""Number formats whose meaning the config has to tell."""
+
+
+def _shapes(expected: tuple[int, ...], found: tuple[int, ...]) -> str:
+    return f"expected {list(expected)} from the config, found {list(found)}"
+
+
+def _dtypes(allowed: tuple[str, ...], found: str) -> str:
+    return f"expected {' or '.join(allowed)}, found {found}"

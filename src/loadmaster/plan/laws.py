@@ -1,0 +1,255 @@
+"""The laws on elements, checked once for each class of layers and stage slot, on boxes, never once a tensor.
+
+1. every element of every parameter is written exactly once;
+2. every stored element is read by a rank or waived;
+3. what is divided is tiled, what is replicated is held as often as declared;
+4. no cast narrows without a reason.
+
+What is proven besides, and the proof itself, is in `loadmaster.plan.proof`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
+from itertools import groupby
+
+import numpy as np
+
+from loadmaster.architectures.algebra import Cast, Expression, Leaf, Region, Stored, leaves
+from loadmaster.architectures.items import Item
+from loadmaster.architectures.lower import coverage, edges, multiplicity, num_elements, tiles
+from loadmaster.architectures.schema import Tensor
+from loadmaster.dtypes import widens
+from loadmaster.findings import Finding
+from loadmaster.parallel import ParallelLayout, cut
+from loadmaster.plan.classes import LayerClass
+from loadmaster.plan.composition import PlannedParam, view
+from loadmaster.plan.forms import StoredForm
+from loadmaster.plan.plan import Plan
+from loadmaster.plan.rank import RankPlan
+from loadmaster.plan.specs import itemsize
+
+# Laws 1 and 4 ---------------------------------------------------------------------------------------------------------
+
+
+def check_destinations(made: Iterable[Sequence[PlannedParam]]) -> Iterator[Finding]:
+    """Check each parameter once: places that hold the same share it."""
+    for c in {id(c): c for composed in made for c in composed}.values():
+        if not tiles([p.box for p in c.pieces], c.spec.shape):
+            yield Finding(
+                "law-destination",
+                "error",
+                f"{list(c.spec.shape)} is not filled exactly once by its {len(c.pieces)} piece(s)",
+                param=c.spec.name,
+            )
+        for piece in c.pieces:
+            yield from _casts(piece.source, c.spec.name)
+
+
+def _casts(e: Expression, param: str) -> Iterator[Finding]:
+    if isinstance(e, Cast):
+        if e.reason is None and not widens(e.operand.dtype, e.dtype):
+            yield Finding(
+                "law-cast", "error", f"{e.operand.dtype} would be narrowed to {e.dtype} without a reason", param=param
+            )
+        yield from _casts(e.operand, param)
+
+
+# Laws 2 and 3 ---------------------------------------------------------------------------------------------------------
+
+Reads = dict[Leaf, list[Region]]
+"""Leaf -> the boxes that one rank reads of it. A leaf over experts has the expert as its first dim."""
+
+
+def class_reads(by_place: Sequence[Sequence[PlannedParam]]) -> list[Reads]:
+    """Return what each place of a stage reads of a layer."""
+    known: dict[int, list[tuple[Leaf, Region]]] = {}
+    made = []
+    for composed in by_place:
+        reads: Reads = defaultdict(list)
+        for c in composed:
+            if id(c) not in known:
+                known[id(c)] = [(v.leaf, box) for p in c.pieces for v in leaves(p.source) for box in _boxes(v, p.ids)]
+            for leaf, box in known[id(c)]:
+                reads[leaf].append(box)
+        made.append(reads)
+    return made
+
+
+def top_reads(plan: Plan, rank: RankPlan) -> Reads:
+    """Return what a rank reads of the model's own tensors, substitutes (a copy of the embedding) included."""
+    own = {i.key for i in plan.top_class.items}
+    reads: Reads = defaultdict(list)
+    for group in rank.groups:
+        for v in group.views:
+            if v.leaf.name.rpartition("/")[0] in own:
+                reads[v.leaf].extend(_boxes(v, group.piece.ids))
+    return reads
+
+
+def _boxes(view: Stored, ids: tuple[int, ...] | None) -> Iterator[Region]:
+    assert view.factors == view.leaf.shape, "views of split dims need a common refinement"
+    if not view.leaf.member:
+        yield view.box
+        return
+    assert ids is not None
+    start = 0
+    for i in range(1, len(ids) + 1):
+        if i == len(ids) or ids[i] != ids[i - 1] + 1:
+            yield ((ids[start], ids[i - 1] + 1), *view.box)
+            start = i
+
+
+def _holders(tensor: Tensor, plan: Plan, expert: int | None) -> int:
+    """Return on how many ranks of a stage each element of a logical tensor (of one expert) is declared to be."""
+    layout = plan.layout
+    if tensor.experts and layout.enable_expert_parallel:
+        return _copies(layout, tensor.experts)[expert or 0]
+    axis, copies = ("moe", 1) if tensor.experts else ("tp", layout.data_parallel_size)
+    count = layout.axes(0)[axis][1]
+    p = tensor.placement
+    if p is None:
+        return count * copies
+    if p.pad is not None:  # zeros may be added, and nothing is held twice
+        return copies
+    return cut(tensor.shape[p.dim], p.unit, count, 0, repeat=p.repeat).replicas * copies
+
+
+@cache
+def _copies(layout: ParallelLayout, num_experts: int) -> Mapping[int, int]:
+    """Return on how many ranks of a stage each expert is."""
+    return Counter(layout.expert_slots(num_experts))
+
+
+def declared_stages(plan: Plan) -> dict[str, set[int]]:
+    """Return on which stages each of the model's own tensors is declared to be."""
+    num_stages = len(plan.stages)
+    by_name = {p.name: p for p in plan.target.params}
+    stages: dict[str, set[int]] = {t.name: set() for t in plan.schema.top}
+    drafts = [c for c in plan.classes if c.draft]
+    for p in plan.target.params:
+        held = [n for n in range(num_stages) if p.is_on(n, num_stages)] if p.stage else [num_stages - 1]
+        if p.parts[0] in stages:
+            stages[p.parts[0]].update(held)
+            continue
+        draft_needs = p.stage is None and any(p.parts[0] not in c.item_of for c in drafts)
+        if p.otherwise and (p.stage is not None or draft_needs):
+            original = by_name[p.otherwise]
+            while original.parts[0] not in stages and original.otherwise:
+                original = by_name[original.otherwise]
+            stages[original.parts[0]].update(held)
+    return stages
+
+
+def _hindered(bound: LayerClass, plan: Plan) -> set[str]:
+    """Return the items of a class that are defective, or fused with one that is: their defect is reported already."""
+    defective = {i.key for i in bound.items} - set(bound.forms)
+    holders = bound.item_of
+    fused = [{holders[part].key for part in p.parts if part in holders} for p in plan.target.params]
+    return defective.union(*(keys for keys in fused if defective & keys))
+
+
+class SourceLaws:
+    """Checks that each stored element of a class is read as often as declared, and counts what readers repeat.
+
+    ``stages`` says on how many stages each of the model's own tensors is; one for all others.
+    """
+
+    def __init__(self, bound: LayerClass, plan: Plan, stages: Mapping[str, int]) -> None:
+        self.bound, self.plan, self.stages = bound, plan, stages
+        self.hindered = _hindered(bound, plan)
+
+    def check(self, readers: Sequence[Reads]) -> tuple[list[Finding], list[int]]:
+        """Return the findings, and each reader's replicated bytes: those that a reader before it needs as well."""
+        findings: list[Finding] = []
+        repeated = [0] * len(readers)
+        read = {leaf for reader in readers for leaf in reader}
+        for item in self.bound.items:
+            if item.key in self.hindered:
+                continue
+            declared = self._declared(item)
+            for leaf in sorted(declared, key=lambda leaf: leaf.name):
+                if leaf not in read:
+                    what = f"{leaf.name} ({self.bound.kind}) is read by no parameter of any rank"
+                    findings.append(Finding("law-source", "error", what))
+                    continue
+                findings += self._check_leaf(leaf, declared[leaf], readers, repeated)
+        return findings, repeated
+
+    def _declared(self, item: Item) -> dict[Leaf, list[tuple[Region, int]]]:
+        """Return for each leaf of an item the boxes that exist, and how many ranks are declared to hold them."""
+        forms = self.bound.forms[item.key]
+        made: dict[Leaf, list[tuple[Region, int]]] = defaultdict(list)
+        num_experts = item.first.experts
+        for part in item.parts:
+            copies = self.stages.get(part.name, 1)
+            experts: list[tuple[int | None, StoredForm]]
+            if item.members:
+                experts = [(e, forms[e if len(forms) > 1 else 0]) for e in range(num_experts)]
+            else:
+                experts = [(e, forms[0]) for e in (range(num_experts) if num_experts else (None,))]
+            for (holders, form), group in groupby(
+                ((_holders(part, self.plan, e) * copies, form, e) for e, form in experts), key=lambda x: x[:2]
+            ):
+                run = [e for _, _, e in group]
+                for v in leaves(view(item, form, part)):
+                    box = v.box
+                    if run[0] is not None and run[-1] is not None:
+                        slots = (run[0], run[-1] + 1)
+                        box = (slots, *v.box) if item.members else (slots, *v.box[1:])
+                    made[v.leaf].append((box, holders))
+        return made
+
+    def _check_leaf(
+        self, leaf: Leaf, declared: list[tuple[Region, int]], readers: Sequence[Reads], repeated: list[int]
+    ) -> Iterator[Finding]:
+        """Check one leaf; a leaf over experts has the expert as its first dim.
+
+        Values are read exactly as often as declared. Scales may be read more often, where a cut falls inside a block or
+        where they hold for all of a tensor that is cut; nothing outside what exists is read.
+        """
+        of_values = leaf.name.rpartition("/")[2] in self._values
+        num_experts = self.bound_experts(leaf)
+        shape = (num_experts, *leaf.shape) if leaf.member else leaf.shape
+        by_reader = [reader.get(leaf, []) for reader in readers]
+        distinct: Counter[tuple[Region, ...]] = Counter(tuple(boxes) for boxes in by_reader)
+        every = [b for boxes in distinct for b in boxes]
+        cuts = edges(every + [box for box, _ in declared], shape)
+        covers = {boxes: coverage(cuts, boxes) for boxes in distinct}
+        counts = np.zeros([len(c) - 1 for c in cuts], dtype=np.int64)
+        for boxes, times in distinct.items():
+            counts += times * multiplicity(cuts, boxes)
+        expected = np.zeros_like(counts)
+        for box, holders in declared:
+            inside = coverage(cuts, [box])
+            expected = expected + holders * inside if of_values else np.maximum(expected, holders * inside)
+        wrong = counts != expected if of_values else (counts < expected) | (counts > 0) & (expected == 0)
+        if bool(wrong.any()):
+            found, wanted = (sorted({int(n) for n in array[wrong]}) for array in (counts, expected))
+            yield Finding(
+                "law-source",
+                "error",
+                f"elements of {leaf.name} ({self.bound.kind}) are read {found} times, declared {wanted}",
+            )
+        seen = np.zeros(counts.shape, dtype=np.bool_)
+        for i, mine_boxes in enumerate(by_reader):
+            if mine_boxes:
+                mine = covers[tuple(mine_boxes)]
+                again = num_elements(cuts, mine & seen)
+                if len(mine_boxes) > 1:  # parts of one packed tensor share its g_idx, or its one factor
+                    own = multiplicity(cuts, mine_boxes)
+                    again += sum((n - 1) * num_elements(cuts, own == n) for n in range(2, int(own.max(initial=0)) + 1))
+                repeated[i] += itemsize(leaf.dtype) * again
+                seen |= mine
+
+    @cached_property
+    def _values(self) -> set[str]:
+        forms = (f.format for forms in self.bound.forms.values() for f in forms)
+        return {"weight", *(f.components[0].suffix for f in forms if f)}
+
+    def bound_experts(self, leaf: Leaf) -> int:
+        """Return how many experts the leaf's item has."""
+        key = leaf.name.rpartition("/")[0]
+        return next(i.first.experts for i in self.bound.items if i.key == key)

@@ -1,0 +1,223 @@
+"""One pipeline stage as a process: ``python -m loadmaster.workers.worker FD``, started by `loadmaster.workers.supervisor`.
+
+FD is its end of a pipe to the engine's process. The worker agrees with the other stages on the plan, loads its rank,
+builds its stage, and then does what the pipe says, in order. It prints nothing: an error goes over the pipe and is shown
+there, once. When the pipe ends, so does the worker. It listens nowhere: pipe and sockets are what it was started with.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loadmaster.distributed.lifeline import die_with_parent
+from loadmaster.errors import LoadError, LoadmasterError, RunError
+from loadmaster.host_memory import is_out_of_memory
+from loadmaster.workers.messages import (
+    Begin,
+    Begun,
+    End,
+    Failed,
+    Job,
+    Progress,
+    Ready,
+    Refused,
+    Step,
+    Stepped,
+)
+
+if TYPE_CHECKING:
+    from loadmaster.distributed.group import PipelineGroup
+    from loadmaster.workers.builder import Stage
+    from loadmaster.workers.sampler import Sampler
+
+PROGRESS_EVERY_S = 0.05
+
+
+def main(fd: int) -> None:
+    """Work until the pipe ends or something fails. Never returns."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the engine's process decides
+    os.dup2(sys.stderr.fileno(), 1)  # standard output belongs to the command
+    os.set_inheritable(fd, False)
+    pipe = Pipe(Connection(fd))
+    job: Job = pipe.next()
+    phase: type[LoadmasterError] = LoadError
+    try:
+        import torch
+
+        torch.set_num_threads(job.num_threads)
+        group = _join(job)
+        stage = _load(job, group, pipe)
+        phase = RunError
+        pipe.send(Ready())
+        with torch.inference_mode():
+            _serve(stage, group, pipe)
+    except BaseException as error:
+        pipe.send(failure(error, job, phase))
+        sys.stderr.flush()
+        os._exit(1)
+
+
+class Pipe:
+    """The worker's end of the pipe: read by a thread of its own, so that its end is noticed in the midst of a step."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name="pipe", daemon=True).start()
+
+    def next(self) -> Any:
+        """Return the next message, when it comes."""
+        return self._inbox.get()
+
+    def send(self, message: object) -> None:
+        """Send ``message``; from any thread."""
+        with self._lock:
+            self._connection.send(message)
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._inbox.put(self._connection.recv())
+        except (EOFError, OSError):
+            os._exit(0)
+
+
+class ProgressReport:
+    """Adds up bytes that reading threads report, and passes them on now and then."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self._lock = threading.Lock()
+        self._num_bytes = 0
+        self._sent = time.monotonic()
+
+    def add(self, num_bytes: int) -> None:
+        """Add bytes that are done."""
+        with self._lock:
+            self._num_bytes += num_bytes
+            if time.monotonic() - self._sent >= PROGRESS_EVERY_S:
+                self._send()
+
+    def finish(self) -> None:
+        """Pass on what is left."""
+        with self._lock:
+            self._send()
+
+    def _send(self) -> None:
+        if self._num_bytes:
+            self._pipe.send(Progress(self._num_bytes))
+        self._num_bytes, self._sent = 0, time.monotonic()
+
+
+def _join(job: Job) -> PipelineGroup:
+    from loadmaster.distributed.group import PipelineGroup
+
+    return PipelineGroup(job.stage, job.num_stages, _inherited(job.previous), _inherited(job.following))
+
+
+def _inherited(fd: int | None) -> socket.socket | None:
+    """Return the socket that was inherited as ``fd``; processes that this one may start don't inherit it again."""
+    if fd is None:
+        return None
+    os.set_inheritable(fd, False)
+    return socket.socket(fileno=fd)
+
+
+def _load(job: Job, group: PipelineGroup, pipe: Pipe) -> Stage:
+    module, _, name = job.builder.partition(":")
+    builder = getattr(importlib.import_module(module), name)(job.plan)
+    group.agree(builder.hash)
+    progress = ProgressReport(pipe)
+    stage: Stage = builder.build(job.stage, job.device, progress.add)
+    progress.finish()
+    return stage
+
+
+def _serve(stage: Stage, group: PipelineGroup, pipe: Pipe) -> None:
+    """Do what the messages say: the pipeline's whole life after loading."""
+    from loadmaster.workers.sampler import Sampler
+
+    is_last = group.rank == group.world_size - 1
+    cache: Any = None
+    sampler: Sampler | None = None
+    while True:
+        message = pipe.next()
+        if isinstance(message, Begin):
+            try:
+                cache = stage.new_cache(message.num_positions)
+            except (MemoryError, RuntimeError) as error:
+                if not (is_out_of_memory(error) or "out of memory" in str(error)):
+                    raise
+                pipe.send(Refused(message.request, str(error).partition("\n")[0]))
+            else:
+                sampler = Sampler(message.params)
+                pipe.send(Begun(message.request))
+        elif isinstance(message, Step):
+            outputs = _step(stage, group, message, cache)
+            if is_last:
+                assert sampler is not None, "a step before its request"
+                token = sampler.sample(outputs["logits"]) if message.sample else None
+                pipe.send(Stepped(message.request, token))
+        else:
+            assert isinstance(message, End), message
+            cache = sampler = None
+
+
+def _step(stage: Stage, group: PipelineGroup, step: Step, cache: Any) -> dict[str, Any]:
+    import torch
+
+    if group.rank == 0:
+        inputs = {"token_ids": torch.tensor(step.token_ids, dtype=torch.int64)}
+    else:
+        inputs = group.receive_previous(tuple(stage.carries_in))
+    positions_T = torch.arange(step.first, step.first + step.num_tokens)
+    outputs = stage.forward(inputs, positions_T, cache)
+    if group.rank < group.world_size - 1:
+        group.send_next(outputs, tuple(stage.carries_out))
+    return outputs
+
+
+def failure(error: BaseException, job: Job, phase: type[LoadmasterError]) -> Failed:
+    """Return what the pipe carries of ``error``: this package's own errors as they are, others as one of ``phase``.
+
+    The traceback goes along as a note.
+    """
+    from loadmaster.distributed.group import PeerLostError
+
+    where = f"stage {job.stage} of {job.num_stages}"
+    if isinstance(error, PeerLostError):
+        return Failed(phase(f"{where}: {error}"), is_cause=False)
+    if isinstance(error, LoadmasterError) and _survives_pickling(error):
+        shown: LoadmasterError = error
+    else:
+        frame = traceback.extract_tb(error.__traceback__)[-1:]
+        at = f" ({Path(frame[0].filename).name}:{frame[0].lineno})" if frame else ""
+        shown = phase(f"{where}: {type(error).__name__}: {error}{at}")
+    shown.add_note(f"in the process of {where}:\n{''.join(traceback.format_exception(error))}")
+    return Failed(shown, is_cause=True)
+
+
+def _survives_pickling(error: LoadmasterError) -> bool:
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:
+        return False
+    return type(copy) is type(error) and str(copy) == str(error)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

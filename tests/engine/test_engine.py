@@ -1,0 +1,338 @@
+"""The engine over real processes, with the toy model of `tests.workers.toy`."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import psutil
+import pytest
+
+from loadmaster.engine import Engine
+from loadmaster.engine.engine import refuse_launcher, refuse_options
+from loadmaster.errors import ConfigError, LoadError, LoadmasterError, RequestError, RunError, UnsupportedError
+from loadmaster.workers import SamplingParams, supervisor
+from tests.workers.toy import BUILDER, BYTES_A_STAGE, VOCAB, ToyPlan, continuation
+
+if TYPE_CHECKING:
+    from loadmaster.plan import Plan
+
+GREEDY = SamplingParams(max_tokens=4, temperature=0)
+LIMIT_S = 200
+"""Within which everything must be over when a worker is lost: on a busy machine too, and before what hangs ends."""
+
+
+def start(plan: ToyPlan, **options: Any) -> Engine:
+    return Engine(cast("Plan", plan), builder=BUILDER, **options)
+
+
+@contextmanager
+def nothing_left() -> Iterator[None]:
+    """See that the block leaves no process behind, running or zombie."""
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with nothing_left(), start(ToyPlan(3, eos=50), prefill_tokens=4) as engine:
+        engine.wait_ready()
+        yield engine
+
+
+# What a running engine does ------------------------------------------------------------------------------------------
+
+
+def test_one_stage_needs_no_group() -> None:
+    with nothing_left(), start(ToyPlan(1)) as engine:
+        assert list(engine.generate([3, 4, 5], GREEDY)) == continuation([3, 4, 5], 1, 4) == [6, 7, 8, 9]
+        pid = psutil.Process().children()[-1]
+        assert "loadmaster.workers.worker" in pid.cmdline()
+    assert engine.state == "closed"
+    assert engine.wait_ended() is None
+    engine.close()  # again
+    with pytest.raises(RunError, match="closed"):
+        next(engine.generate([1], GREEDY))
+
+
+def test_stages_in_a_row_answer_as_one_would(engine: Engine) -> None:
+    assert engine.state == "ready"
+    assert engine.progress() == (3 * BYTES_A_STAGE, 3 * BYTES_A_STAGE)
+    assert list(engine.generate([3, 4, 5], GREEDY)) == continuation([3, 4, 5], 3, 4) == [11, 17, 23, 29]
+
+
+@pytest.mark.parametrize("num_prompt_tokens", [1, 4, 5, 12, 13, 40])
+def test_a_prompt_may_be_computed_in_chunks_of_four(engine: Engine, num_prompt_tokens: int) -> None:
+    prompt = list(range(1, num_prompt_tokens + 1))
+    assert list(engine.generate(prompt, GREEDY)) == continuation(prompt, 3, 4)
+
+
+def test_a_closed_iterator_leaves_the_engine_usable(engine: Engine) -> None:
+    for _ in range(3):
+        given_up = engine.generate(range(1, 30), SamplingParams(max_tokens=20, temperature=0))
+        assert next(given_up) == 35
+        given_up.close()
+    assert list(engine.generate([3], GREEDY)) == continuation([3], 3, 4)
+
+
+def test_a_second_request_is_refused_until_the_first_is_over(engine: Engine) -> None:
+    first = engine.generate([1], GREEDY)
+    next(first)
+    with pytest.raises(RequestError, match="another request is running"):
+        next(engine.generate([1], GREEDY))
+    assert list(first) == continuation([1], 3, 4)[1:]
+    assert len(list(engine.generate([1], GREEDY))) == 4
+
+
+def test_the_end_token_is_the_last_unless_it_is_ignored(engine: Engine) -> None:
+    greedy = SamplingParams(max_tokens=10, temperature=0)
+    assert list(engine.generate([38], greedy)) == [44, 50]
+    ignoring = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True, stop_token_ids=(62,))
+    assert list(engine.generate([38], ignoring)) == [44, 50, 56, 62]
+    also = SamplingParams(max_tokens=10, temperature=0, stop_token_ids=(44,))
+    assert list(engine.generate([38], also)) == [44]
+
+
+def test_an_answer_ends_where_the_model_does(engine: Engine) -> None:
+    unbounded = SamplingParams(max_tokens=None, temperature=0, ignore_eos=True)
+    assert len(list(engine.generate(list(range(1, 24)), unbounded))) == 64 - 23
+    assert len(list(engine.generate([5] * 63, GREEDY))) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "no tokens"),
+        ([1] * 64, "64 tokens, and the model's length is 64"),
+        ([1] * 100, "100 tokens, and the model's length is 64"),
+        ([1, None], "the prompt has None among its token ids, expected integers"),
+        ([1, VOCAB], f"token id {VOCAB} is not in the model's vocabulary of {VOCAB}"),
+        ([-1], "token id -1"),
+    ],
+)
+def test_an_impossible_prompt_is_refused_at_once(engine: Engine, prompt: list[Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        engine.generate(prompt, GREEDY)
+    assert engine.state == "ready"
+
+
+def test_a_cache_that_does_not_fit_is_a_refusal_and_not_the_end(engine: Engine) -> None:
+    with pytest.raises(RequestError, match="no memory for a cache of 61 tokens: DefaultCPUAllocator"):
+        list(engine.generate([1], SamplingParams(max_tokens=60)))
+    assert list(engine.generate([3], GREEDY)) == continuation([3], 3, 4)
+
+
+def test_max_model_len_shortens_and_never_lengthens() -> None:
+    with pytest.raises(ConfigError, match="65, and the model's max_position_embeddings is 64"):
+        start(ToyPlan(), max_model_len=65)
+    with start(ToyPlan(), max_model_len=8) as engine, pytest.raises(RequestError, match="model's length is 8"):
+        engine.generate([1] * 9, GREEDY)
+
+
+def test_what_cannot_be_run_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedError, match=r"tensor-parallel-size 2.*not supported yet"):
+        refuse_options(2, None)
+    with pytest.raises(UnsupportedError, match=r"speculative-config.*not supported yet"):
+        refuse_options(1, {"method": "mtp"})
+    with pytest.raises(UnsupportedError, match=r"data-parallel-size 2.*not supported yet"):
+        refuse_options(1, None, 2)
+    refuse_options(1, None)
+
+
+def test_a_launcher_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MASTER_ADDR": "10.0.0.1", "RANK": "1", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with nothing_left(), pytest.raises(UnsupportedError, match=r"process 1 of 4.*several hosts is not supported yet"):
+        start(ToyPlan(2))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    refuse_launcher(os.environ)
+
+
+# How it ends ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_stages", "faults", "kind", "message"),
+    [
+        (1, {0: "load_raises"}, LoadError, r"stage 0 of 1: OSError: the disk is on fire \(toy.py:\d+\)"),
+        (2, {1: "load_refuses"}, ConfigError, "^no such thing\n\nhint: plan again$"),
+        (2, {0: "load_hangs", 1: "load_killed"}, LoadError, r"stage 1 of 2 \(process \d+\) was killed by SIGKILL"),
+    ],
+)
+def test_a_worker_lost_while_loading_ends_the_run(
+    num_stages: int, faults: dict[int, str], kind: type[LoadmasterError], message: str
+) -> None:
+    began = time.monotonic()
+    with nothing_left(), start(ToyPlan(num_stages, faults=faults)) as engine:
+        with pytest.raises(kind) as caught:
+            engine.wait_ready()
+        assert type(caught.value) is kind
+        assert re.search(message, str(caught.value))
+        assert engine.wait_ended() is caught.value is engine.failed
+        assert engine.state == "failed"
+    assert time.monotonic() - began < LIMIT_S
+
+
+@pytest.mark.parametrize(
+    ("num_stages", "faults", "message"),
+    [
+        (2, {1: "step_raises"}, r"^stage 1 of 2: ValueError: a bug \(toy.py:\d+\)$"),
+        (2, {0: "step_exits"}, r"^stage 0 of 2 \(process \d+\) ended unexpectedly, with exit status 1$"),
+        (3, {1: "step_killed", 2: "step_hangs"}, r"^stage 1 of 3 \(process \d+\) was killed by SIGKILL"),
+        (1, {0: "nan"}, "the model's logits are not numbers"),
+    ],
+)
+def test_a_worker_lost_in_a_step_ends_the_run(num_stages: int, faults: dict[int, str], message: str) -> None:
+    with nothing_left(), start(ToyPlan(num_stages, faults=faults)) as engine:
+        engine.wait_ready()
+        began = time.monotonic()
+        with pytest.raises(RunError) as caught:
+            list(engine.generate([1, 2], GREEDY))
+        assert re.search(message, str(caught.value))
+        assert engine.wait_ended() is engine.failed is caught.value
+        with pytest.raises(RunError):
+            next(engine.generate([1, 2], GREEDY))
+        engine.close()
+        assert time.monotonic() - began < LIMIT_S
+
+
+def test_a_worker_lost_between_requests_ends_the_run() -> None:
+    with nothing_left(), start(ToyPlan(2)) as engine:
+        engine.wait_ready()
+        began = time.monotonic()
+        psutil.Process().children()[-1].kill()
+        error = engine.wait_ended()
+        assert isinstance(error, RunError)
+        assert "killed by SIGKILL" in str(error)
+        assert time.monotonic() - began < LIMIT_S
+
+
+def test_a_stopped_worker_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that runs and makes no progress is not noticed: that needs a heartbeat, which the engine does not have yet."""
+    monkeypatch.setattr(supervisor, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(supervisor, "STOPPED_FOR_S", 0.5)
+    with nothing_left(), start(ToyPlan(2)) as engine, ThreadPoolExecutor(1) as thread:
+        engine.wait_ready()
+        worker = psutil.Process().children()[-1]
+        worker.suspend()
+        ended = thread.submit(engine.wait_ended)
+        try:
+            error = ended.result(LIMIT_S)
+        finally:
+            with suppress(psutil.NoSuchProcess):  # as it is to be; else nothing else would end it
+                worker.kill()
+        assert isinstance(error, RunError)
+        assert re.search(rf"\(process {worker.pid}\) was stopped by a signal and not continued", str(error))
+        assert engine.state == "failed"
+
+
+def test_a_worker_that_is_stopped_for_a_moment_goes_on(engine: Engine) -> None:
+    worker = psutil.Process().children()[-1]
+    worker.suspend()
+    time.sleep(0.1)
+    worker.resume()
+    assert list(engine.generate([3], GREEDY)) == continuation([3], 3, 4)
+
+
+def test_close_does_not_wait_for_a_worker_that_never_reads_its_job() -> None:
+    plan = ToyPlan(1, disagree="x" * 10**7)  # more than a pipe holds
+    with ThreadPoolExecutor(1) as thread:
+        before = set(psutil.Process().children())
+        engine = start(plan)
+        while not (workers := set(psutil.Process().children()) - before):
+            time.sleep(0.001)
+        (worker,) = workers
+        worker.suspend()
+        closed = thread.submit(engine.close)
+        try:
+            closed.result(LIMIT_S)
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+
+
+def test_ranks_that_planned_differently_read_nothing(tmp_path: Path) -> None:
+    plan = ToyPlan(2, disagree=str(tmp_path / "mark"))
+    with (
+        nothing_left(),
+        start(plan) as engine,
+        pytest.raises(LoadError, match=r"do not agree on the plan: [ab]{16} on rank 0, [ab]{16} on rank 1"),
+    ):
+        engine.wait_ready()
+    assert engine.progress()[0] == 0
+
+
+def test_close_ends_a_worker_that_hangs_and_the_request_with_it() -> None:
+    with nothing_left(), ThreadPoolExecutor(1) as thread, start(ToyPlan(1, faults={0: "step_hangs"})) as engine:
+        tokens = engine.generate([1], GREEDY)
+        next(tokens)
+        answer = thread.submit(next, tokens)
+        assert not wait([answer], timeout=0.5).done
+        began = time.monotonic()
+        engine.close()
+        with pytest.raises(RunError, match="closed"):
+            answer.result(LIMIT_S)
+        assert time.monotonic() - began < LIMIT_S
+
+
+# The engine's process ends --------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import json, signal, sys
+from pathlib import Path
+from loadmaster.parallel import ParallelLayout
+from loadmaster.engine import Engine
+from loadmaster.workers import SamplingParams, supervisor
+
+assert "torch" not in sys.modules
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
+
+class Plan:  # as tests.workers.toy.ToyPlan, which imports torch
+    layout = ParallelLayout(2)
+    config = {"max_position_embeddings": 1_000_000_000}
+    model_path = Path("/nowhere")
+    def rank(self, rank):
+        return type("Rank", (), {"needed_bytes": 1000})
+    def to_json(self):
+        return json.dumps({"num_stages": 2, "faults": {}, "disagree": None}).encode()
+
+engine = Engine(Plan(), builder="tests.workers.toy:ToyBuilder")
+engine.wait_ready()
+print("ready", flush=True)
+for token in engine.generate([1], SamplingParams(max_tokens=None, temperature=0)):
+    assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_the_engine_however_it_ends(end: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n", process.communicate()[1]
+        workers = psutil.Process(process.pid).children()
+        assert len(workers) == 2
+        os.killpg(process.pid, end) if end == signal.SIGINT else process.send_signal(end)
+        _, errors = process.communicate(timeout=LIMIT_S)
+        assert psutil.wait_procs(workers, timeout=LIMIT_S)[1] == []
+    finally:
+        process.kill()
+    if end == signal.SIGINT:
+        assert errors.count("Traceback") == 1, errors
+        assert errors.rstrip().endswith("KeyboardInterrupt")
+    else:
+        assert errors == ""

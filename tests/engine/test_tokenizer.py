@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadmaster.engine import Detokenizer, Tokenizer
+from loadmaster.engine.answer import StopStrings
+from loadmaster.errors import CheckpointError, RequestError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_path: Path) -> Tokenizer:
+    return Tokenizer(model_path)
+
+
+def test_text_and_tokens_are_each_others_inverse(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode("aé") == [97, 0xC3, 0xA9]
+    assert tokenizer.decode([97, 257, 0xC3, 0xA9]) == "aé"
+
+
+def test_chat_template_lays_out_a_conversation(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode_chat([{"role": "user", "content": "hi"}])
+    assert ids == [259, *b"hi", 257, 260]  # <|user|>hi<|end|><|assistant|>
+
+
+def test_a_character_is_held_back_until_its_last_byte(tokenizer: Tokenizer) -> None:
+    detokenizer = Detokenizer(tokenizer)
+    assert [detokenizer.add(b) for b in "a€".encode()] == ["a", "", "", "€"]
+    assert [detokenizer.add(b) for b in "😀".encode()[:3]] == ["", "", ""]
+    assert detokenizer.finish() == "\ufffd"
+    assert detokenizer.finish() == ""
+
+
+@given(st.lists(st.integers(0, 258), max_size=40))
+def test_the_parts_joined_are_the_whole(tokenizer: Tokenizer, tokens: list[int]) -> None:
+    detokenizer = Detokenizer(tokenizer)
+    parts = [detokenizer.add(t) for t in tokens]
+    assert "".join([*parts, detokenizer.finish()]) == tokenizer.decode(tokens)
+
+
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
+def test_stop_strings_cut_where_the_first_to_be_complete_begins(
+    text: str, strings: list[str], data: st.DataObject
+) -> None:
+    stop, given_out = StopStrings(strings), ""
+    for letter in text:
+        given_out += stop.add(letter)
+    given_out += stop.finish()
+    ends = [(text.find(s) + len(s), text.find(s)) for s in strings if s in text]
+    expected = text[: min(b for e, b in ends if e == min(ends)[0])] if ends else text
+    assert given_out == expected
+    assert stop.found == bool(ends)
+
+
+def test_a_model_without_tokenizer_refuses_text(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(tmp_path)
+    tokenizer.load()
+    assert not tokenizer.exists
+    with pytest.raises(RequestError, match=r"has no tokenizer.*\n\nhint: give the prompt as token ids"):
+        tokenizer.encode("hi")
+
+
+def test_a_broken_tokenizer_is_the_checkpoints_fault(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        Tokenizer(tmp_path).load()
+
+
+def test_a_model_without_chat_template_refuses_messages(model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((model_path / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(RequestError, match="no chat template"):
+        Tokenizer(tmp_path).encode_chat([{"role": "user", "content": "hi"}])

@@ -1,0 +1,163 @@
+"""A toy model, small enough to check by hand: each token is one more than the last, plus the sum of the stages' numbers.
+
+It is run by real worker processes. Its stages carry the tokens themselves as ``hidden_states``, and check that what
+they are given, positions and cache, is what belongs together. Its plan can also say where a stage goes wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loadmaster.errors import ConfigError
+from loadmaster.parallel import ParallelLayout
+
+VOCAB = 97
+BYTES_A_STAGE = 1000
+BUILDER = "tests.workers.toy:ToyBuilder"
+
+
+@dataclass(frozen=True)
+class ToyRank:
+    needed_bytes: int = BYTES_A_STAGE
+
+
+@dataclass(frozen=True)
+class ToyPlan:
+    """What the engine needs of a plan.
+
+    ``faults`` are names of methods of `Faults` (or ``nan``), by stage. ``disagree`` is a file that must not exist.
+    ``arrivals`` is a folder where each stage leaves a file named by its process, once it has its plan.
+    """
+
+    num_stages: int = 1
+    model_path: Path = Path("/nowhere")
+    faults: dict[int, str] = field(default_factory=dict)
+    disagree: str | None = None
+    arrivals: str | None = None
+    eos: int | None = None
+    max_model_len: int = 64
+
+    @property
+    def layout(self) -> ParallelLayout:
+        return ParallelLayout(pipeline_parallel_size=self.num_stages)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"max_position_embeddings": self.max_model_len, "vocab_size": VOCAB, "eos_token_id": self.eos}
+
+    def rank(self, rank: int) -> ToyRank:
+        return ToyRank()
+
+    def to_json(self) -> bytes:
+        names = ("num_stages", "faults", "disagree", "arrivals")
+        return json.dumps({name: getattr(self, name) for name in names}).encode()
+
+
+def continuation(prompt: list[int], num_stages: int, num_tokens: int) -> list[int]:
+    """Return what the toy model answers: stage s adds s + 1."""
+    step = sum(range(1, num_stages + 1))
+    return [(prompt[-1] + step * (i + 1)) % VOCAB for i in range(num_tokens)]
+
+
+class ToyBuilder:
+    def __init__(self, plan: bytes) -> None:
+        self.plan = json.loads(plan)
+        self.hash = "a" * 64
+        if arrivals := self.plan.get("arrivals"):
+            (Path(arrivals) / str(os.getpid())).touch()
+        if mark := self.plan["disagree"]:
+            with contextlib.suppress(FileExistsError):
+                Path(mark).touch(exist_ok=False)  # the first rank that comes here plans something else
+                self.hash = "b" * 64
+
+    def build(self, rank: int, device: str, on_progress: Callable[[int], None]) -> ToyStage:
+        on_progress(BYTES_A_STAGE // 2)
+        fault = self.plan["faults"].get(str(rank), "")
+        if fault.startswith("load"):
+            getattr(Faults, fault)()
+        on_progress(BYTES_A_STAGE - BYTES_A_STAGE // 2)
+        return ToyStage(rank, self.plan["num_stages"], fault)
+
+
+class ToyStage:
+    def __init__(self, rank: int, num_stages: int, fault: str) -> None:
+        self.rank = rank
+        self.fault = fault
+        self.is_first, self.is_last = rank == 0, rank == num_stages - 1
+        self.carries_in = () if self.is_first else ("hidden_states", "topk_indices")
+        self.carries_out = () if self.is_last else ("hidden_states", "topk_indices")
+
+    def new_cache(self, max_tokens: int) -> list[int]:
+        if max_tokens == 61:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 61 bytes")
+        return [max_tokens]
+
+    def forward(
+        self, inputs: dict[str, torch.Tensor], positions_T: torch.Tensor, cache: list[int]
+    ) -> dict[str, torch.Tensor]:
+        done = len(cache) - 1
+        num_tokens = len(positions_T)
+        assert positions_T.tolist() == list(range(done, done + num_tokens)), "positions go on where the cache ends"
+        assert done + num_tokens <= cache[0], "the cache is large enough"
+        cache.extend(positions_T.tolist())
+        if self.fault.startswith("step") and done:
+            getattr(Faults, self.fault)()
+        if self.is_first:
+            assert set(inputs) == {"token_ids"}
+            x_T1 = inputs["token_ids"].to(torch.bfloat16)[:, None]
+        else:
+            x_T1 = inputs["hidden_states"]
+            assert torch.equal(inputs["topk_indices"], positions_T[:, None].to(torch.int32).expand(-1, 3))
+        assert x_T1.shape == (num_tokens, 1)
+        x_T1 = (x_T1 + self.rank + 1) % VOCAB
+        if self.is_last:
+            logits_1V = torch.nn.functional.one_hot(x_T1[-1].long(), VOCAB).float()
+            return {"logits": logits_1V / 0 if self.fault == "nan" else logits_1V}
+        return {"hidden_states": x_T1, "topk_indices": positions_T[:, None].to(torch.int32).expand(-1, 3)}
+
+
+class Faults:
+    """What a stage can do wrong: while it loads, or in the first step after the prompt."""
+
+    @staticmethod
+    def load_raises() -> None:
+        raise OSError("the disk is on fire")
+
+    @staticmethod
+    def load_refuses() -> None:
+        raise ConfigError("no such thing", hint="plan again")
+
+    @staticmethod
+    def load_killed() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @staticmethod
+    def load_hangs() -> None:
+        time.sleep(1000)
+
+    @staticmethod
+    def step_raises() -> None:
+        raise ValueError("a bug")
+
+    @staticmethod
+    def step_exits() -> None:
+        os._exit(1)
+
+    @staticmethod
+    def step_killed() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @staticmethod
+    def step_hangs() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(1000)
