@@ -201,7 +201,7 @@ resource.setrlimit(resource.RLIMIT_CPU, (100, 100))
 from loadmaster.cli.main import main
 for path in sys.argv[1:]:
     for command in ("plan", "inspect", "verify", "load"):
-        print("exit", command, main([command, path]), path)
+        print("exit", command, main([command, path]), ascii(path))
 """
 
 

@@ -53,8 +53,7 @@ def test_redundant_experts_are_declared_to_be_held_twice(tiny: Tiny) -> None:
 def test_a_waiver_of_one_byte_too_many_or_too_few_breaks_the_byte_law(waived: int, tiny: Tiny) -> None:
     plan = plan_of(tiny)
     payload = plan.checkpoint.table.payload_bytes
-    binding = replace(plan.binding, waivers=(Waiver("nothing", 1, waived),))
-    (finding,) = prove(replace(plan, binding=binding)).findings
+    (finding,) = prove(replace(plan, waivers=(Waiver("nothing", 1, waived),))).findings
     assert (finding.code, finding.severity) == ("law-bytes", "error")
     assert f"need {payload:,} bytes" in finding.message
     assert finding.message.endswith(f"= {payload - waived:,}")
@@ -62,14 +61,13 @@ def test_a_waiver_of_one_byte_too_many_or_too_few_breaks_the_byte_law(waived: in
 
 def test_the_byte_law_is_silent_where_an_error_explains_the_difference(tiny: Tiny) -> None:
     plan = plan_of(tiny)
-    binding = replace(plan.binding, waivers=(Waiver("nothing", 1, 1),))
     noted = Finding("dtype-noted", "note", "a note")
     warned = Finding("index-total-size", "warning", "a warning")
     wrong = Finding("tensor-missing", "error", "an error")
-    known = prove(replace(plan, binding=binding, findings=(noted, warned, wrong)))
+    known = prove(replace(plan, waivers=(Waiver("nothing", 1, 1),), findings=(noted, warned, wrong)))
     assert known.findings == (wrong, warned, noted)  # the gravest first
     assert not known.proven
-    assert [f.code for f in prove(replace(plan, binding=binding, findings=(noted,))).findings] == [
+    assert [f.code for f in prove(replace(plan, waivers=(Waiver("nothing", 1, 1),), findings=(noted,))).findings] == [
         "law-bytes",
         "dtype-noted",
     ]

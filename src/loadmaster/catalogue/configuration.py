@@ -64,7 +64,7 @@ CONFIGURATION: Final[dict[str, Entry]] = {
     "plan-invalid": Entry(
         "what was given as a plan is none, or one that this version would make differently",
         "ranks that run different versions, a plan kept over an update",
-        "a plan of version 1, expected 4",
+        "a plan of version 1, expected 5",
         "plan again, with one version on all hosts",
     ),
 }

@@ -101,7 +101,7 @@ class ParallelLayout:
         """Return where ``rank`` stands.
 
         >>> ParallelLayout(2, 4, enable_expert_parallel=True).coordinate(6)
-        Coordinate(rank=6, pp_rank=1, tp_rank=2, dp_rank=0, ep_rank=2, place=2)
+        Coordinate(rank=6, pp_rank=1, tp_rank=2, dp_rank=0, ep_rank=2, stage_slot=2)
 
         Raises:
             ArgumentError: the layout has no such rank.
