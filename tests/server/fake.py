@@ -19,7 +19,9 @@ import uvicorn
 
 from loadmaster.engine import Engine, Limits, Tokenizer
 from loadmaster.errors import LoadmasterError, RequestError
-from loadmaster.server import Service, build_app, listen
+from loadmaster.server.address import listen
+from loadmaster.server.app import build_app
+from loadmaster.server.service import Service
 from loadmaster.workers import SamplingParams
 
 EOS = 257  # <|end|> of the tiny tokenizer
