@@ -50,7 +50,7 @@ Reply = Begun | Refused | Stepped
 
 
 @dataclass(slots=True)
-class Worker:
+class WorkerProcess:
     """One worker process, seen from the engine's."""
 
     stage: int
@@ -83,7 +83,7 @@ class Supervisor:
         self._builder = builder
         self._device = device
         self._on_progress = on_progress
-        self._workers: list[Worker] = []
+        self._workers: list[WorkerProcess] = []
         self._lock = threading.Lock()  # of what is sent to workers; held as long as one doesn't read
         self._ending = threading.Lock()  # of the pipe by which `close` is told to the watching thread
         self._replies: queue.SimpleQueue[Reply | None] = queue.SimpleQueue()
@@ -188,7 +188,7 @@ class Supervisor:
                     )
                 finally:
                     theirs.close()
-                self._workers.append(Worker(stage, process, ours))
+                self._workers.append(WorkerProcess(stage, process, ours))
                 threads = max(1, cores // self.num_stages)
                 jobs.append(
                     Job(stage, self.num_stages, threads, self._builder, self._plan, self._device, previous, following)
@@ -207,7 +207,7 @@ class Supervisor:
 
     def _watch(self) -> None:
         """Take what the workers say until one fails or `close` is called."""
-        by_pipe: dict[Any, Worker] = {worker.pipe: worker for worker in self._workers}
+        by_pipe: dict[Any, WorkerProcess] = {worker.pipe: worker for worker in self._workers}
         while self.error is None:
             left = LOOK_EVERY_S
             if self._suspect is not None:
@@ -228,7 +228,7 @@ class Supervisor:
                 else:
                     self._take(worker, message)
 
-    def _take(self, worker: Worker, message: object) -> None:
+    def _take(self, worker: WorkerProcess, message: object) -> None:
         if isinstance(message, Reply):
             self._replies.put(message)
         elif isinstance(message, Progress):
@@ -268,7 +268,7 @@ class Supervisor:
                     )
                 )
 
-    def _take_end(self, worker: Worker) -> None:
+    def _take_end(self, worker: WorkerProcess) -> None:
         """Make an error of a worker that is gone without a word; one that sent `Failed` has said enough."""
         if worker.has_failed:
             return

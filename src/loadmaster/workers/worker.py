@@ -23,24 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from loadmaster.distributed.lifeline import die_with_parent
 from loadmaster.errors import LoadError, LoadmasterError, RunError
-from loadmaster.host_memory import is_out_of_memory
-from loadmaster.workers.messages import (
-    Begin,
-    Begun,
-    End,
-    Failed,
-    Job,
-    Progress,
-    Ready,
-    Refused,
-    Step,
-    Stepped,
-)
+from loadmaster.workers.messages import Failed, Job, Progress, Ready
 
 if TYPE_CHECKING:
     from loadmaster.distributed.group import PipelineGroup
     from loadmaster.workers.builder import Stage
-    from loadmaster.workers.sampler import Sampler
 
 PROGRESS_EVERY_S = 0.05
 
@@ -148,47 +135,14 @@ def _load(job: Job, group: PipelineGroup, pipe: Pipe) -> Stage:
 
 
 def _serve(stage: Stage, group: PipelineGroup, pipe: Pipe) -> None:
-    """Do what the messages say: the pipeline's whole life after loading."""
-    from loadmaster.workers.sampler import Sampler
+    """Run the engine's messages until the pipe ends, which ends the process."""
+    from loadmaster.workers.runner import StageRunner
 
-    is_last = group.rank == group.world_size - 1
-    cache: Any = None
-    sampler: Sampler | None = None
+    runner = StageRunner(stage, group)
     while True:
-        message = pipe.next()
-        if isinstance(message, Begin):
-            try:
-                cache = stage.new_cache(message.num_positions)
-            except (MemoryError, RuntimeError) as error:
-                if not (is_out_of_memory(error) or "out of memory" in str(error)):
-                    raise
-                pipe.send(Refused(message.request, str(error).partition("\n")[0]))
-            else:
-                sampler = Sampler(message.params)
-                pipe.send(Begun(message.request))
-        elif isinstance(message, Step):
-            outputs = _step(stage, group, message, cache)
-            if is_last:
-                assert sampler is not None, "a step before its request"
-                token = sampler.sample(outputs["logits"]) if message.sample else None
-                pipe.send(Stepped(message.request, token))
-        else:
-            assert isinstance(message, End), message
-            cache = sampler = None
-
-
-def _step(stage: Stage, group: PipelineGroup, step: Step, cache: Any) -> dict[str, Any]:
-    import torch
-
-    if group.rank == 0:
-        inputs = {"token_ids": torch.tensor(step.token_ids, dtype=torch.int64)}
-    else:
-        inputs = group.receive_previous(tuple(stage.carries_in))
-    positions_T = torch.arange(step.first, step.first + step.num_tokens)
-    outputs = stage.forward(inputs, positions_T, cache)
-    if group.rank < group.world_size - 1:
-        group.send_next(outputs, tuple(stage.carries_out))
-    return outputs
+        reply = runner.run(pipe.next())
+        if reply is not None:
+            pipe.send(reply)
 
 
 def failure(error: BaseException, job: Job, phase: type[LoadmasterError]) -> Failed:
