@@ -33,8 +33,17 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody reads it
 
 
 def build_app(service: Service, api_key: str | None = None) -> FastAPI:
-    """Return the API over ``service``. With ``api_key`` all of ``/v1`` wants it as a bearer token."""
+    """Return the API over ``service``. With ``api_key``, every route below ``/v1`` requires it as a bearer token."""
     app = FastAPI(title="Loadmaster", version=__version__)
+    _add_status_routes(app, service)
+    _add_generation_routes(app, service)
+    _add_error_handlers(app)
+    app.add_middleware(Gate, service=service, api_key=api_key)
+    return app
+
+
+def _add_status_routes(app: FastAPI, service: Service) -> None:
+    """Add ``/health`` and the list of models."""
     created = int(time.time())
 
     @app.get("/health")
@@ -73,7 +82,11 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
             }
         )
 
-    @app.post("/v1/completions", openapi_extra=_described(CompletionRequest))
+
+def _add_generation_routes(app: FastAPI, service: Service) -> None:
+    """Add completions and chat completions."""
+
+    @app.post("/v1/completions", openapi_extra=_body_schema(CompletionRequest))
     async def completions(
         body: Annotated[CompletionRequest, Depends(body_of(CompletionRequest))], request: Request
     ) -> Response:
@@ -89,7 +102,7 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
             prompts.append(prompt)
         return await answer(service, body, prompts, params, request)
 
-    @app.post("/v1/chat/completions", openapi_extra=_described(ChatCompletionRequest))
+    @app.post("/v1/chat/completions", openapi_extra=_body_schema(ChatCompletionRequest))
     async def chat_completions(
         body: Annotated[ChatCompletionRequest, Depends(body_of(ChatCompletionRequest))], request: Request
     ) -> Response:
@@ -105,6 +118,10 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
         service.engine.check(ids)
         return await answer(service, body, [ids], params, request)
 
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Answer every error in the OpenAI API's form."""
+
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:
         return error_response(error.status_code, str(error.detail), headers=error.headers)
@@ -113,9 +130,6 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
     @app.exception_handler(Exception)  # a bug: it is logged, too
     async def failed(_: Request, error: Exception) -> Response:
         return JSONResponse(failure_object(error), failure_status(error))
-
-    app.add_middleware(Gate, service=service, api_key=api_key)
-    return app
 
 
 class Gate:
@@ -154,7 +168,7 @@ class Gate:
         return None
 
 
-def _described(kind: type[BaseModel]) -> dict[str, Any]:
+def _body_schema(kind: type[BaseModel]) -> dict[str, Any]:
     """Return what the API's own description says of a body."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}}
 
