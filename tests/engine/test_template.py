@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from loadmaster.engine import Tokenizer
-from loadmaster.engine.renderers import Renderers
+from loadmaster.engine.renderer_pool import RendererPool
 from loadmaster.engine.template import ChatTemplate
 from loadmaster.errors import CheckpointError, RequestError, RunError
 
@@ -66,8 +66,8 @@ DOUBLING = "{% set ns = namespace(s='a' * 99) %}{% for i in range(60) %}{% set n
 
 
 @pytest.fixture(scope="module")
-def renderers() -> Iterator[Renderers]:
-    renderers = Renderers()
+def renderers() -> Iterator[RendererPool]:
+    renderers = RendererPool()
     yield renderers
     renderers.close()
 
@@ -75,7 +75,9 @@ def renderers() -> Iterator[Renderers]:
 @pytest.mark.parametrize(
     "template", [CHATML, HEADERS, INSTRUCT, BLOCKS], ids=["chatml", "headers", "instruct", "blocks"]
 )
-def test_a_template_renders_as_transformers_renders_it(renderers: Renderers, model_path: Path, template: str) -> None:
+def test_a_template_renders_as_transformers_renders_it(
+    renderers: RendererPool, model_path: Path, template: str
+) -> None:
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(str(model_path), local_files_only=True)
@@ -110,7 +112,7 @@ def test_a_template_renders_as_transformers_renders_it(renderers: Renderers, mod
     ],
 )
 def test_a_request_may_set_what_the_template_reads_and_nothing_else(
-    renderers: Renderers, template: str, taken: str
+    renderers: RendererPool, template: str, taken: str
 ) -> None:
     ours = ChatTemplate(template, {"bos_token": "<b>", "eos_token": "<e>", "image_token": "<i>"}, renderers=renderers)
     for name in (
@@ -142,7 +144,7 @@ def test_a_request_may_set_what_the_template_reads_and_nothing_else(
     ids=["time", "memory", "output"],
 )
 def test_what_exceeds_a_limit_is_ended_and_the_next_request_is_answered(
-    renderers: Renderers, work: str, message: str
+    renderers: RendererPool, work: str, message: str
 ) -> None:
     ours = ChatTemplate(
         "{% if bad %}" + work + "{% endif %}ok", {}, renderers=renderers, within_s=0.5 if work == FOREVER else 20
@@ -158,7 +160,7 @@ def test_what_exceeds_a_limit_is_ended_and_the_next_request_is_answered(
 
 
 @pytest.mark.parametrize("template", ["{% if %}", "{{" + "(" * 5000 + "1" + ")" * 5000 + "}}"], ids=["syntax", "depth"])
-def test_what_is_no_template_is_the_checkpoints_fault(renderers: Renderers, template: str) -> None:
+def test_what_is_no_template_is_the_checkpoints_fault(renderers: RendererPool, template: str) -> None:
     ours = ChatTemplate(template, {}, renderers=renderers)
     for _ in range(2):
         with pytest.raises(CheckpointError, match=r"chat template cannot be used: \w+Error"):
@@ -185,7 +187,7 @@ def test_a_process_that_is_killed_is_started_again_and_nothing_outlives_close() 
         ours.render(HELLO)
 
 
-def test_two_conversations_render_at_once(renderers: Renderers) -> None:
+def test_two_conversations_render_at_once(renderers: RendererPool) -> None:
 
     ours = ChatTemplate("{% if bad %}" + FOREVER + "{% endif %}ok", {}, renderers=renderers, within_s=20)
     assert ours.render(HELLO) == "ok"

@@ -1,4 +1,4 @@
-"""Processes in which strangers' code runs within limits of time and memory: what `loadmaster.engine.renderer` does.
+"""Processes in which strangers' code runs within limits of time and memory: what `loadmaster.engine.renderer_process` does.
 
 One process has imported what rendering needs; a renderer is a child that it makes by `os.fork`, within milliseconds.
 Messages are JSON, in both directions.
@@ -25,7 +25,7 @@ START_WITHIN_S = 60.0
 LENGTH = struct.Struct("!Q")
 
 
-class Renderers:
+class RendererPool:
     """Makes renderers. Its process starts with the first, and is started again if it is lost. Usable from any thread."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Renderers:
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "loadmaster.engine.renderer", str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", "loadmaster.engine.renderer_process", str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     env=environment,

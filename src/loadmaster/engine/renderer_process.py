@@ -1,4 +1,4 @@
-"""The process that renders chat templates: ``python -m loadmaster.engine.renderer FD``, started by `Renderers`.
+"""The process that renders chat templates: ``python -m loadmaster.engine.renderer_process FD``, started by `RendererPool`.
 
 FD is a socket. Each socket that arrives over it gets a child of this process, made by `os.fork`: transformers is imported
 once, and a new child costs milliseconds. A child answers what comes over its socket, in order:
@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loadmaster.engine.renderers import LENGTH, receive, receive_bytes, send
+from loadmaster.engine.renderer_pool import LENGTH, receive, receive_bytes, send
 from loadmaster.engine.template import MAX_CHARACTERS, MEMORY_BYTES
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint's chat template: conversations become text, in processes with limits (`loadmaster.engine.renderer`).
+"""A checkpoint's chat template: conversations become text, in processes with limits (`loadmaster.engine.renderer_process`).
 
 A template is a program that came with the checkpoint, run on what a client wrote. Jinja's sandbox keeps it from files and
 from Python's internals; it limits neither time nor memory. The kernel does, and here is who asks it to. Not for tokens:
@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loadmaster.engine.renderers import START_WITHIN_S, Renderers, packed, receive
+from loadmaster.engine.renderer_pool import START_WITHIN_S, RendererPool, packed, receive
 from loadmaster.errors import CheckpointError, RequestError, clip
 
 RENDER_WITHIN_S = 2.0
@@ -48,10 +48,10 @@ class ChatTemplate:
         template: str,
         special_tokens: Mapping[str, str],
         *,
-        renderers: Renderers | None = None,
+        renderers: RendererPool | None = None,
         within_s: float = RENDER_WITHIN_S,
     ) -> None:
-        self._renderers, self._is_shared = renderers or Renderers(), renderers is not None
+        self._renderers, self._is_shared = renderers or RendererPool(), renderers is not None
         self._template = {"template": template, "special_tokens": dict(special_tokens), "within_s": within_s}
         self._within_s = within_s
         self._variables: frozenset[str] | None = None  # None: the template was not compiled yet
