@@ -1,8 +1,9 @@
 """One pipeline stage as a process: ``python -m loadmaster.workers.worker FD``, started by `loadmaster.workers.supervisor`.
 
-FD is its end of a pipe to the engine's process. The worker agrees with the other stages on the plan, loads its rank,
-builds its stage, and then does what the pipe says, in order. It prints nothing: an error goes over the pipe and is shown
-there, once. When the pipe ends, so does the worker. It listens nowhere: pipe and sockets are what it was started with.
+FD is its end of a pipe to the engine's process. The worker checks that all stages have the same plan, loads its rank,
+builds its stage, and then carries out the messages from the pipe, in order. It prints nothing: it sends an error over the
+pipe, and the engine's process shows it once. When the pipe ends, so does the worker. It has no other connections than the
+pipe and the sockets that it inherits, and listens on none.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ PROGRESS_EVERY_S = 0.05
 
 
 def main(fd: int) -> None:
-    """Work until the pipe ends or something fails. Never returns."""
+    """Run until the pipe ends or an error occurs. Never returns."""
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the engine's process decides
-    os.dup2(sys.stderr.fileno(), 1)  # standard output belongs to the command
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes of the terminal; the engine's ends the workers
+    os.dup2(sys.stderr.fileno(), 1)  # standard output is for the command's results
     os.set_inheritable(fd, False)
     pipe = Pipe(Connection(fd))
     job: Job = pipe.next()
@@ -58,7 +61,7 @@ def main(fd: int) -> None:
 
 
 class Pipe:
-    """The worker's end of the pipe: read by a thread of its own, so that its end is noticed in the midst of a step."""
+    """The worker's end of the pipe. A separate thread reads it, so that its end is noticed during a step too."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -67,11 +70,11 @@ class Pipe:
         threading.Thread(target=self._read, name="pipe", daemon=True).start()
 
     def next(self) -> Any:
-        """Return the next message, when it comes."""
+        """Wait for the next message and return it."""
         return self._inbox.get()
 
     def send(self, message: object) -> None:
-        """Send ``message``; from any thread."""
+        """Send ``message``. May be called from any thread."""
         with self._lock:
             self._connection.send(message)
 
@@ -84,7 +87,7 @@ class Pipe:
 
 
 class ProgressReport:
-    """Adds up bytes that reading threads report, and passes them on now and then."""
+    """Adds up the bytes that reading threads report, and sends the sum every `PROGRESS_EVERY_S`."""
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
@@ -93,14 +96,14 @@ class ProgressReport:
         self._sent = time.monotonic()
 
     def add(self, num_bytes: int) -> None:
-        """Add bytes that are done."""
+        """Add bytes that were loaded."""
         with self._lock:
             self._num_bytes += num_bytes
             if time.monotonic() - self._sent >= PROGRESS_EVERY_S:
                 self._send()
 
     def finish(self) -> None:
-        """Pass on what is left."""
+        """Send the rest."""
         with self._lock:
             self._send()
 
@@ -117,7 +120,7 @@ def _join(job: Job) -> PipelineGroup:
 
 
 def _inherited(fd: int | None) -> socket.socket | None:
-    """Return the socket that was inherited as ``fd``; processes that this one may start don't inherit it again."""
+    """Return the socket that was inherited as ``fd``. Child processes of this one do not inherit it."""
     if fd is None:
         return None
     os.set_inheritable(fd, False)
@@ -146,9 +149,9 @@ def _serve(stage: Stage, group: PipelineGroup, pipe: Pipe) -> None:
 
 
 def failure(error: BaseException, job: Job, phase: type[LoadmasterError]) -> Failed:
-    """Return what the pipe carries of ``error``: this package's own errors as they are, others as one of ``phase``.
+    """Return the message that reports ``error``: a LoadmasterError unchanged, any other wrapped in a ``phase`` error.
 
-    The traceback goes along as a note.
+    The traceback is added as a note.
     """
     from loadmaster.distributed.group import PeerLostError
 
@@ -159,8 +162,8 @@ def failure(error: BaseException, job: Job, phase: type[LoadmasterError]) -> Fai
         shown: LoadmasterError = error
     else:
         frame = traceback.extract_tb(error.__traceback__)[-1:]
-        at = f" ({Path(frame[0].filename).name}:{frame[0].lineno})" if frame else ""
-        shown = phase(f"{where}: {type(error).__name__}: {error}{at}")
+        location = f" ({Path(frame[0].filename).name}:{frame[0].lineno})" if frame else ""
+        shown = phase(f"{where}: {type(error).__name__}: {error}{location}")
     shown.add_note(f"in the process of {where}:\n{''.join(traceback.format_exception(error))}")
     return Failed(shown, is_cause=True)
 
