@@ -446,7 +446,6 @@ def test_a_template_without_end_is_a_clear_error_and_holds_nobody_up(
             assert httpx.get(f"{url}/health", timeout=20).status_code == 200
             time.sleep(0.05)
         assert [a.status_code for a in answers] == [500] * 3
-        assert (
-            "cannot use the model's chat template: even on one short message it takes more than 2 s" in answers[0].text
-        )
-    assert capfd.readouterr().err.count("warning: /v1/chat/completions: the model's chat template cannot be used") == 1
+        message = "cannot use the model's chat template: even on one short message it takes more than 2 s"
+        assert message in answers[0].text
+    assert capfd.readouterr().err.count(f"warning: /v1/chat/completions: {message}") == 1

@@ -94,11 +94,8 @@ async def _bytes(request: Request) -> bytes:
         if num_bytes > DISCARDED_BYTES:
             break
     if num_bytes > MAX_BODY_BYTES:
-        size = (
-            f"{int(content_length):,}"
-            if content_length.isdecimal() and len(content_length) < 20
-            else f"more than {MAX_BODY_BYTES:,}"
-        )
+        is_stated = content_length.isdecimal() and len(content_length) < 20
+        size = f"{int(content_length):,}" if is_stated else f"more than {MAX_BODY_BYTES:,}"
         raise HTTPException(413, f"the body has {size} bytes, expected at most {MAX_BODY_BYTES:,}")
     return b"".join(parts)
 
