@@ -93,7 +93,7 @@ class ChatTemplate:
         if (unknown := next((name for name in variables if name not in allowed), None)) is not None:
             raise RequestError(
                 f"chat_template_kwargs: {clip(repr(unknown))} is not a variable of the model's chat template that a "
-                f"request may set; a request may set: {', '.join(sorted(allowed)) or 'none'}"
+                f"request may set; allowed: {', '.join(sorted(allowed)) or 'none'}"
             )
         request = {
             "messages": [dict(m) for m in messages],

@@ -158,9 +158,9 @@ class Supervisor:
             self._watch()
         except BaseException as error:
             if self.error is None:
-                self._fail(
-                    error if isinstance(error, LoadmasterError) else RunError(f"cannot start the workers: {error!r}")
-                )
+                if not isinstance(error, LoadmasterError):
+                    error = RunError(f"cannot start the workers: {error!r}")
+                self._fail(error)
         finally:
             if self.error is None:
                 self._state = "closed"

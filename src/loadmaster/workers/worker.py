@@ -36,9 +36,7 @@ PROGRESS_EVERY_S = 0.05
 def main(fd: int) -> None:
     """Run until the pipe ends or an error occurs. Never returns."""
     die_with_parent()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes of the terminal; the engine's ends the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too; the engine's process ends them
     os.dup2(sys.stderr.fileno(), 1)  # standard output is for the command's results
     os.set_inheritable(fd, False)
     pipe = Pipe(Connection(fd))
