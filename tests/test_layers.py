@@ -86,7 +86,7 @@ entry()
 def test_serve_says_what_it_lacks(tiny: Tiny) -> None:
     done = loadmaster("serve", tiny("smollm2"), "--engine", "native")
     assert done.returncode == 1
-    assert "running a model needs torch, transformers, tokenizers, fastapi, jinja2, uvicorn" in done.stderr
+    assert "packages that are not installed: torch, transformers, tokenizers, fastapi, jinja2, uvicorn" in done.stderr
 
 
 UNPICKLES = ("pickle", "shelve", "marshal", "dill", "cloudpickle", "multiprocessing")

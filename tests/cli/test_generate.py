@@ -23,10 +23,10 @@ def test_greedy_tokens_are_those_of_transformers_at_one_to_four_stages(tiny: Tin
         layout = ["-pp", stages, "--layer-partition", partition]
         args = ("--prompt-token-ids", ids, "--max-tokens", 32, "--ignore-eos", "--dtype", "float32", "--json")
         done = run("generate", path, *layout, *args)
-        found = json.loads(done.stdout)
-        assert found["token_ids"] == expected, partition
-        assert sorted(found) == ["finish_reason", "prompt_token_ids", "text", "timings", "token_ids"]
-        assert found["finish_reason"] == "length"
+        answer = json.loads(done.stdout)
+        assert answer["token_ids"] == expected, partition
+        assert sorted(answer) == ["finish_reason", "prompt_token_ids", "text", "timings", "token_ids"]
+        assert answer["finish_reason"] == "length"
 
 
 def test_the_same_seed_gives_the_same_sampled_tokens(tiny: Tiny) -> None:

@@ -28,10 +28,14 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ("mixtral", ["MixtralForCausalLM is of the family mixtral", "families that run: deepseek, llama"]),
+        ("mixtral", ["MixtralForCausalLM is of the family mixtral", "use a family that runs: deepseek, llama"]),
         (
             "llama-awq",
-            ["layers.0.self_attn.qkv_proj.qweight and 127 more weights", "format awq", "that run: plain, fp8_block"],
+            [
+                "layers.0.self_attn.qkv_proj.qweight and 127 more parameters",
+                "format awq",
+                "use a format that runs: plain, fp8_block",
+            ],
         ),
     ],
 )
@@ -52,7 +56,7 @@ def test_data_parallel_ranks_are_refused_by_name(command: str, tiny: Tiny) -> No
     done = run(command, tiny("llama"), "-dp", 2, *COMMANDS[command])
     assert done.returncode == 1
     assert "--data-parallel-size 2" in done.stderr
-    assert "pipeline-parallel-size alone" in " ".join(done.stderr.split())
+    assert "pipeline-parallel-size only" in " ".join(done.stderr.split())
 
 
 def test_a_refusal_is_one_object_with_the_finding_unsupported(tiny: Tiny) -> None:

@@ -60,7 +60,7 @@ def test_every_stage_learns_which_ranks_planned_otherwise() -> None:
     with row(3) as groups:
         errors = agree(groups, [A, B, A])
     assert {type(error) for error in errors} == {LoadError}
-    words = f"the ranks do not agree on the plan: {'a' * 16} on rank 0 2, {'b' * 16} on rank 1"
+    words = f"the ranks have different plans: {'a' * 16} on rank 0 2, {'b' * 16} on rank 1"
     assert all(words in str(error) for error in errors)
 
 
@@ -106,9 +106,9 @@ def test_a_peer_that_ends_is_noticed_by_both_neighbours() -> None:
         for end in (second._previous, second._following):
             assert end is not None
             end.close()
-        with pytest.raises(PeerLostError, match="stage 1 of 3 was lost"):
+        with pytest.raises(PeerLostError, match="stage 1 of 3 has ended"):
             third.receive_previous(("x",))
-        with pytest.raises(PeerLostError, match="stage 1 of 3 was lost"):
+        with pytest.raises(PeerLostError, match="stage 1 of 3 has ended"):
             for _ in range(2):
                 first.send_next({"x": torch.zeros(3)}, ("x",))
         assert isinstance(agree([first], [A])[0], PeerLostError)

@@ -111,8 +111,8 @@ def test_an_answer_ends_where_the_model_does(engine: Engine) -> None:
     ("prompt", "message"),
     [
         ([], "no tokens"),
-        ([1] * 64, "64 tokens, and the model's length is 64"),
-        ([1] * 100, "100 tokens, and the model's length is 64"),
+        ([1] * 64, "64 tokens, and the model allows 64 tokens"),
+        ([1] * 100, "100 tokens, and the model allows 64 tokens"),
         ([1, None], "the prompt has None among its token ids, expected integers"),
         ([1, VOCAB], f"token id {VOCAB} is not in the model's vocabulary of {VOCAB}"),
         ([-1], "token id -1"),
@@ -125,15 +125,15 @@ def test_an_impossible_prompt_is_refused_at_once(engine: Engine, prompt: list[An
 
 
 def test_a_cache_that_does_not_fit_is_a_refusal_and_not_the_end(engine: Engine) -> None:
-    with pytest.raises(RequestError, match="no memory for a cache of 61 tokens: DefaultCPUAllocator"):
+    with pytest.raises(RequestError, match="not enough memory for a KV cache of 61 tokens: DefaultCPUAllocator"):
         list(engine.generate([1], SamplingParams(max_tokens=60)))
     assert list(engine.generate([3], GREEDY)) == continuation([3], 3, 4)
 
 
 def test_max_model_len_shortens_and_never_lengthens() -> None:
-    with pytest.raises(ConfigError, match="65, and the model's max_position_embeddings is 64"):
+    with pytest.raises(ConfigError, match="65, expected at most 64, the model's max_position_embeddings"):
         start(ToyPlan(), max_model_len=65)
-    with start(ToyPlan(), max_model_len=8) as engine, pytest.raises(RequestError, match="model's length is 8"):
+    with start(ToyPlan(), max_model_len=8) as engine, pytest.raises(RequestError, match="the model allows 8 tokens"):
         engine.generate([1] * 9, GREEDY)
 
 
@@ -187,7 +187,7 @@ def test_a_worker_lost_while_loading_ends_the_run(
         (2, {1: "step_raises"}, r"^stage 1 of 2: ValueError: a bug \(toy.py:\d+\)$"),
         (2, {0: "step_exits"}, r"^stage 0 of 2 \(process \d+\) ended unexpectedly, with exit status 1$"),
         (3, {1: "step_killed", 2: "step_hangs"}, r"^stage 1 of 3 \(process \d+\) was killed by SIGKILL"),
-        (1, {0: "nan"}, "the model's logits are not numbers"),
+        (1, {0: "nan"}, "the model's logits contain NaN"),
     ],
 )
 def test_a_worker_lost_in_a_step_ends_the_run(num_stages: int, faults: dict[int, str], message: str) -> None:
@@ -264,7 +264,7 @@ def test_ranks_that_planned_differently_read_nothing(tmp_path: Path) -> None:
     with (
         nothing_left(),
         start(plan) as engine,
-        pytest.raises(LoadError, match=r"do not agree on the plan: [ab]{16} on rank 0, [ab]{16} on rank 1"),
+        pytest.raises(LoadError, match=r"have different plans: [ab]{16} on rank 0, [ab]{16} on rank 1"),
     ):
         engine.wait_ready()
     assert engine.progress()[0] == 0

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from loadmaster.engine import Tokenizer
-from loadmaster.engine.renderers import Renderers
+from loadmaster.engine.renderer_pool import RendererPool
 from loadmaster.engine.template import ChatTemplate
 from loadmaster.errors import CheckpointError, RequestError, RunError
 
@@ -66,8 +66,8 @@ DOUBLING = "{% set ns = namespace(s='a' * 99) %}{% for i in range(60) %}{% set n
 
 
 @pytest.fixture(scope="module")
-def renderers() -> Iterator[Renderers]:
-    renderers = Renderers()
+def renderers() -> Iterator[RendererPool]:
+    renderers = RendererPool()
     yield renderers
     renderers.close()
 
@@ -75,7 +75,9 @@ def renderers() -> Iterator[Renderers]:
 @pytest.mark.parametrize(
     "template", [CHATML, HEADERS, INSTRUCT, BLOCKS], ids=["chatml", "headers", "instruct", "blocks"]
 )
-def test_a_template_renders_as_transformers_renders_it(renderers: Renderers, model_path: Path, template: str) -> None:
+def test_a_template_renders_as_transformers_renders_it(
+    renderers: RendererPool, model_path: Path, template: str
+) -> None:
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(str(model_path), local_files_only=True)
@@ -93,14 +95,14 @@ def test_a_template_renders_as_transformers_renders_it(renderers: Renderers, mod
                 except Exception as error:
                     with pytest.raises(RequestError) as caught:
                         ours.render(messages, add_generation_prompt=prompt, variables=variables)
-                    assert caught.value.message == f"the chat template refuses the messages: {error}"
+                    assert caught.value.message == f"the chat template rejects the messages: {error}"
                 else:
                     assert ours.render(messages, add_generation_prompt=prompt, variables=variables) == text
     ours.close()
 
 
 @pytest.mark.parametrize(
-    ("template", "taken"),
+    ("template", "allowed"),
     [
         (CHATML, "content, enable_thinking"),
         (HEADERS, "date_string"),
@@ -110,7 +112,7 @@ def test_a_template_renders_as_transformers_renders_it(renderers: Renderers, mod
     ],
 )
 def test_a_request_may_set_what_the_template_reads_and_nothing_else(
-    renderers: Renderers, template: str, taken: str
+    renderers: RendererPool, template: str, allowed: str
 ) -> None:
     ours = ChatTemplate(template, {"bos_token": "<b>", "eos_token": "<e>", "image_token": "<i>"}, renderers=renderers)
     for name in (
@@ -127,7 +129,7 @@ def test_a_request_may_set_what_the_template_reads_and_nothing_else(
         with pytest.raises(RequestError, match="is not a variable of the model's chat template") as caught:
             ours.render(HELLO, variables={name: 1})
         assert name[:150] in caught.value.message
-        assert caught.value.message.endswith(f"those are: {taken}")
+        assert caught.value.message.endswith(f"; allowed: {allowed}")
         assert len(caught.value.message) < 400
     ours.close()
 
@@ -137,31 +139,33 @@ def test_a_request_may_set_what_the_template_reads_and_nothing_else(
     [
         (FOREVER, r"it takes more than 0\.5 s"),
         (DOUBLING, "it needs more than 256 MiB of memory"),
-        ("{{ 'a' * 17000000 }}", "it gives more than 16,777,216 characters"),
+        ("{{ 'a' * 17000000 }}", "it returns more than 16,777,216 characters"),
     ],
     ids=["time", "memory", "output"],
 )
 def test_what_exceeds_a_limit_is_ended_and_the_next_request_is_answered(
-    renderers: Renderers, work: str, message: str
+    renderers: RendererPool, work: str, message: str
 ) -> None:
     ours = ChatTemplate(
         "{% if bad %}" + work + "{% endif %}ok", {}, renderers=renderers, within_s=0.5 if work == FOREVER else 20
     )
-    with pytest.raises(RequestError, match=f"was stopped on these messages: {message}"):
+    with pytest.raises(RequestError, match=f"exceeded a limit on these messages: {message}"):
         ours.render(HELLO, variables={"bad": True})
     assert ours.render(HELLO) == "ok"
     ours.close()
     always = ChatTemplate(work, {}, renderers=renderers, within_s=0.5 if work == FOREVER else 20)
-    with pytest.raises(CheckpointError, match=f"cannot be used: even on one short message {message}"):
+    with pytest.raises(
+        CheckpointError, match=f"cannot use the model's chat template: even on one short message {message}"
+    ):
         always.render(HELLO)
     always.close()
 
 
 @pytest.mark.parametrize("template", ["{% if %}", "{{" + "(" * 5000 + "1" + ")" * 5000 + "}}"], ids=["syntax", "depth"])
-def test_what_is_no_template_is_the_checkpoints_fault(renderers: Renderers, template: str) -> None:
+def test_what_is_no_template_is_the_checkpoints_fault(renderers: RendererPool, template: str) -> None:
     ours = ChatTemplate(template, {}, renderers=renderers)
     for _ in range(2):
-        with pytest.raises(CheckpointError, match=r"chat template cannot be used: \w+Error"):
+        with pytest.raises(CheckpointError, match=r"cannot use the model's chat template: \w+Error"):
             ours.render(HELLO)
     ours.close()
 
@@ -185,7 +189,7 @@ def test_a_process_that_is_killed_is_started_again_and_nothing_outlives_close() 
         ours.render(HELLO)
 
 
-def test_two_conversations_render_at_once(renderers: Renderers) -> None:
+def test_two_conversations_render_at_once(renderers: RendererPool) -> None:
 
     ours = ChatTemplate("{% if bad %}" + FOREVER + "{% endif %}ok", {}, renderers=renderers, within_s=20)
     assert ours.render(HELLO) == "ok"

@@ -63,7 +63,7 @@ def test_a_model_without_tokenizer_refuses_text(tmp_path: Path) -> None:
 
 def test_a_broken_tokenizer_is_the_checkpoints_fault(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match="cannot load the tokenizer"):
         Tokenizer(tmp_path).load()
 
 

@@ -81,7 +81,7 @@ class FakeEngine:
 
     def check(self, prompt: Sequence[int]) -> None:
         if len(prompt) >= self.max_model_len:
-            raise RequestError(f"the prompt has {len(prompt)} tokens, and the model's length is {self.max_model_len}")
+            raise RequestError(f"the prompt has {len(prompt)} tokens, and the model allows {self.max_model_len}")
 
     def generate(self, prompt: Sequence[int], params: SamplingParams) -> Generator[int, None, None]:
         self.seen.append((list(prompt), params))

@@ -1,4 +1,4 @@
-"""Processes that belong together: how stages agree and hand tensors on (`group`); and how none is left behind (`lifeline`).
+"""How stages communicate: the pipeline of sockets between them (`group`), and how a worker ends with its parent (`lifeline`).
 
-This imports neither: a worker asks for its end with its parent's before it imports torch, which takes seconds.
+This module imports neither: a worker sets up `lifeline` before it imports torch, which takes seconds.
 """

@@ -1,11 +1,11 @@
-"""The pipeline's stages in a row on one host, each connected to the next by a socket that the engine's process made.
+"""The pipeline stages of one host, each connected to the next by a socket that the engine's process created.
 
-The sockets are unnamed pairs (``socket.socketpair``), inherited by the two workers that use them. Nothing listens and
-nothing has a name, so no other process can join or be mistaken for a stage: docs/decisions/0004-who-can-join.md. Only
-bytes of known sizes cross: hashes, headers, elements of tensors. Nothing that is received is unpickled.
+The sockets are unnamed pairs (``socket.socketpair``), inherited by the two workers that use them. No socket listens or
+has a name, so no other process can connect: docs/decisions/0004-who-can-join.md. Only bytes of known sizes are sent:
+hashes, headers, elements of tensors. Nothing that is received is unpickled.
 
-Stage ``i`` hands its outputs to stage ``i + 1`` and nothing else is exchanged, save the agreement on the plan at the
-beginning. Not for tokens or control: those go by the pipes between the workers and the process that started them.
+First, all stages compare their plans. After that, stage ``i`` sends its outputs to stage ``i + 1``, and nothing else is
+sent. Tokens and control messages use the pipes between the supervisor and the workers instead.
 """
 
 from __future__ import annotations
@@ -35,19 +35,18 @@ DTYPES = (
     torch.uint8,
     torch.bool,
 )
-"""What can cross a cut; a header names a dtype by its place here, so the order is part of the protocol."""
+"""Dtypes that one stage can send to the next. A header names a dtype by its index here: the order is part of the protocol."""
 
 
 class PeerLostError(Exception):
-    """A peer went away in the middle of an exchange: a consequence, its cause is the peer's own end."""
+    """A neighbouring stage ended during a transfer. The cause is whatever ended that stage."""
 
 
 class PipelineGroup:
-    """This stage's place in the row.
+    """One stage's connections to its neighbours.
 
-    ``previous`` and ``following`` are the sockets to the neighbours; the first stage has no previous one, the last no
-    following one, and a row of one has neither. Whether a peer still lives is watched by the process that started it:
-    a stage waits for its inputs without a limit.
+    ``previous`` and ``following`` are the sockets to the stages before and after. The first stage has no previous one,
+    the last has no following one. A stage waits for its inputs without a time limit: the supervisor notices lost stages.
     """
 
     def __init__(
@@ -63,49 +62,49 @@ class PipelineGroup:
         self.world_size = world_size
         self._previous = previous
         self._following = following
-        self._sender = ThreadPoolExecutor(1, thread_name_prefix="hand-over")
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="send")
         self._sending: Future[None] | None = None
 
     def agree(self, plan_hash: str) -> None:
-        """Hold the hash of this rank's plan, a SHA-256 in hexadecimal, against those of all others.
+        """Compare the hash of this rank's plan, a SHA-256 in hexadecimal, with those of all other ranks.
 
-        The hashes are collected from the first stage to the last, and all of them return on the same way.
+        The hashes are collected from the first stage to the last, and the full list is sent back the same way.
 
         Raises:
-            LoadError: the ranks would carry out different plans; says which.
+            LoadError: ranks have different plans; names the ranks.
             PeerLostError: another stage ended.
         """
-        own = bytes.fromhex(plan_hash)
-        assert len(own) == HASH_BYTES, plan_hash
-        hashes = own
+        own_hash = bytes.fromhex(plan_hash)
+        assert len(own_hash) == HASH_BYTES, plan_hash
+        hashes = own_hash
         try:
             if self._previous is not None:
-                hashes = bytes(_receive(self._previous, self.rank * HASH_BYTES)) + own
+                hashes = bytes(_receive(self._previous, self.rank * HASH_BYTES)) + own_hash
             if self._following is not None:
                 self._following.sendall(hashes)
                 hashes = bytes(_receive(self._following, self.world_size * HASH_BYTES))
             if self._previous is not None:
                 self._previous.sendall(hashes)
         except OSError as error:
-            raise PeerLostError(f"another stage was lost before all agreed on the plan: {error}") from error
+            raise PeerLostError(f"another stage ended before all stages had compared their plans: {error}") from error
         ranks_by_hash: dict[str, list[str]] = {}
         for rank in range(self.world_size):
-            found = hashes[rank * HASH_BYTES : (rank + 1) * HASH_BYTES].hex()
-            ranks_by_hash.setdefault(found[:16], []).append(str(rank))
-        if hashes != own * self.world_size:
+            rank_hash = hashes[rank * HASH_BYTES : (rank + 1) * HASH_BYTES].hex()
+            ranks_by_hash.setdefault(rank_hash[:16], []).append(str(rank))
+        if hashes != own_hash * self.world_size:
             shown = ", ".join(f"{h} on rank {' '.join(ranks)}" for h, ranks in ranks_by_hash.items())
             raise LoadError(
-                f"the ranks do not agree on the plan: {shown}",
-                hint="all ranks must see the same files and run the same version; nothing was read",
+                f"the ranks have different plans: {shown}",
+                hint="give all ranks the same files and the same version of loadmaster; no tensor was read",
             )
 
     def send_next(self, tensors: Mapping[str, torch.Tensor], names: tuple[str, ...]) -> None:
-        """Hand ``names`` of ``tensors`` to the next stage, without waiting until it has taken them.
+        """Send the tensors called ``names`` to the next stage, without waiting until it has received them.
 
-        At most one hand-over is under way: the next waits for the last.
+        At most one send is in progress: a second call waits for the first send to finish.
 
         Raises:
-            PeerLostError: the next stage ended; it may be the following hand-over that says so.
+            PeerLostError: the next stage ended. It can be a later call that raises this.
         """
         assert self._following is not None, "the last stage has no next one"
         parts = [tensors[name].detach().cpu().contiguous() for name in names]
@@ -113,15 +112,15 @@ class PipelineGroup:
             if self._sending is not None:
                 self._sending.result()
         except OSError as error:
-            raise PeerLostError(f"stage {self.rank + 1} of {self.world_size} was lost: {error}") from error
+            raise PeerLostError(f"stage {self.rank + 1} of {self.world_size} has ended: {error}") from error
         views = [_bytes_of(part) for part in (_header(parts), *parts)]
         self._sending = self._sender.submit(_send, self._following, views)
 
     def receive_previous(self, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """Return what the stage before hands over, by name.
+        """Return the tensors that the previous stage sends, by name.
 
         Raises:
-            PeerLostError: the stage before ended.
+            PeerLostError: the previous stage ended.
         """
         assert self._previous is not None, "the first stage has no previous one"
         header = torch.empty(MAX_TENSORS * (2 + MAX_DIMS), dtype=torch.int64)
@@ -133,7 +132,7 @@ class PipelineGroup:
                 tensors[name] = torch.empty(dims[:num_dims], dtype=DTYPES[dtype])
                 _receive_into(self._previous, _bytes_of(tensors[name]))
         except OSError as error:
-            raise PeerLostError(f"stage {self.rank - 1} of {self.world_size} was lost: {error}") from error
+            raise PeerLostError(f"stage {self.rank - 1} of {self.world_size} has ended: {error}") from error
         return tensors
 
 
@@ -149,21 +148,21 @@ def _receive(source: socket.socket, num_bytes: int) -> bytearray:
 
 
 def _receive_into(source: socket.socket, view: memoryview) -> None:
-    """Fill ``view``; raise OSError if the peer ends before."""
+    """Fill ``view``; raise OSError if the peer closes its end first."""
     while view:
         num_bytes = source.recv_into(view)
         if num_bytes == 0:
-            raise ConnectionResetError("its end of the socket is closed")
+            raise ConnectionResetError("it closed its end of the socket")
         view = view[num_bytes:]
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    """Return the memory of a contiguous tensor in host memory, as bytes."""
+    """Return the bytes of a contiguous tensor in host memory, without a copy."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _header(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Return dtype, number of dims and dims of each tensor, in rows of fixed size."""
+    """Return one row of fixed size for each tensor: dtype, number of dims, dims."""
     assert len(parts) <= MAX_TENSORS
     header = torch.zeros(MAX_TENSORS, 2 + MAX_DIMS, dtype=torch.int64)
     for row, part in zip(header, parts, strict=False):

@@ -1,4 +1,4 @@
-"""Runs a loaded model: an engine over its pipeline stages, with text in and out. Imports no torch; the workers do.
+"""Runs a model: the engine, its checks, and text to tokens and back. Imports no torch; the workers do.
 
 with Engine(plan) as engine:
     for token in engine.generate(prompt_token_ids, SamplingParams(max_tokens=16)):

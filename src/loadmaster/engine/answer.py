@@ -1,4 +1,4 @@
-"""A request's answer as text: tokens from the engine, detokenised, and cut where a stop string begins."""
+"""A request's answer as text: the engine's tokens, detokenised, up to the first stop string."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of the answer: a token, with the text that it makes certain, perhaps none.
+    """A part of the answer: a token, and the text that is final after it, which may be empty.
 
-    The last piece has a ``finish_reason``, no token, and what text was held back: a character or a stop string could
-    have been in the making.
+    The last piece has a ``finish_reason``, no token, and the rest of the text. Text is held back while it may be part of
+    an incomplete character or of a stop string.
     """
 
     token_id: int | None
@@ -29,7 +29,7 @@ class Piece:
 
 
 class StopStrings:
-    """Finds stop strings in text that comes in parts, and holds back what may be the beginning of one.
+    """Finds stop strings in text that arrives in parts. Holds back text that may be the beginning of one.
 
     >>> stop = StopStrings(["END"])
     >>> stop.add("a lot E"), stop.add("lse"), stop.add(" EN"), stop.add("D."), stop.found
@@ -42,7 +42,7 @@ class StopStrings:
         self.found = False
 
     def add(self, text: str) -> str:
-        """Take text and return what is certain not to belong to a stop string."""
+        """Add text, and return the text that is certainly not part of a stop string."""
         if self.found or not self._strings:
             return "" if self.found else text
         text = self._held + text
@@ -57,7 +57,7 @@ class StopStrings:
         return text[: len(text) - keep]
 
     def finish(self) -> str:
-        """Return what was held back; no more text comes."""
+        """Return the text that was held back. Call it after the last `add`."""
         text, self._held = self._held, ""
         return text
 
@@ -69,16 +69,16 @@ def complete(
     params: SamplingParams,
     stop: Sequence[str] = (),
 ) -> Generator[Piece, None, None]:
-    """Return the answer to a prompt, a piece a token. Closing the iterator gives the request up.
+    """Return the answer to a prompt, one piece for each token. Closing the iterator cancels the request.
 
-    The token that ends an answer (end of text, ``stop_token_ids``) counts, but its text is left out, and so is a stop
-    string. A model without a tokenizer gives pieces without text.
+    The token that ends an answer (end of text, ``stop_token_ids``) is returned, but without its text. A stop string is
+    left out. If the model has no tokenizer, pieces have no text.
 
     Raises:
-        RequestError: as `Engine.generate` does; or stop strings were given to a model without tokenizer.
+        RequestError: as `Engine.generate` raises it; or stop strings were given and the model has no tokenizer.
     """
     if stop and not tokenizer.exists:
-        raise RequestError("stop strings need a tokenizer, and the model has none", hint="use stop_token_ids")
+        raise RequestError("stop strings need a tokenizer, and the model has none", hint="use stop_token_ids instead")
     tokens = engine.generate(prompt_token_ids, params)
     return _pieces(tokens, engine.stop_token_ids(params), Detokenizer(tokenizer) if tokenizer.exists else None, stop)
 

@@ -1,7 +1,7 @@
-"""The engine: one model over its pipeline stages, one request at a time.
+"""The engine: runs one model on its pipeline stages, one request at a time.
 
-It checks requests, feeds the stages and hands tokens out. It holds no tensor and imports no torch: the stages are
-processes, see `loadmaster.workers.supervisor`.
+It checks requests, sends steps to the stages and returns tokens. It has no tensors and imports no torch: each stage runs
+in a worker process, see `loadmaster.workers.supervisor`.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ if TYPE_CHECKING:
     from loadmaster.plan import ProvenPlan
 
 PREFILL_TOKENS = 2048
-"""A longer prompt is computed in chunks of so many tokens, so that several stages work on it at once."""
+"""A longer prompt is computed in chunks of this many tokens, so that several stages work on it at the same time."""
 
 DEVICES = ("cpu", "cuda")
-"""Where stages run."""
+"""The devices that stages can run on."""
 
 
 class Engine:
-    """Runs a proven plan. Loading begins at once, in the background; `generate` waits for it.
+    """Runs a proven plan. Loading starts at once, in the background; `generate` waits for it.
 
-    ``max_model_len`` shortens the model's own length. ``prefill_tokens`` is the longest piece of a prompt computed at
-    once. ``builder`` (``module:name``) makes a stage in each worker; see `loadmaster.workers.builder`. ``device`` is
-    ``cpu`` or ``cuda``: stages run on this host's GPUs, dealt out in turns.
+    ``max_model_len`` limits prompt and answer together to fewer tokens than the model allows. ``prefill_tokens`` is the
+    most prompt tokens in one step. ``builder`` (``module:name``) builds the stage in each worker; see
+    `loadmaster.workers.builder`. ``device`` is ``cpu``, or ``cuda`` for the GPUs of this host: stage ``i`` uses GPU ``i``
+    modulo their number.
 
     Raises:
-        PlanError: the plan was not proven; carries its findings.
-        ArgumentError: an argument is not of its kind.
-        UnsupportedError: the layout has tensor- or data-parallel ranks or drafts, the layers do not compute the family
-            or a format that its weights are stored in, or a launcher (torchrun) started several of these processes.
-        ConfigError: the model's length is not known, or is exceeded.
+        PlanError: the plan is not proven; has its findings.
+        ArgumentError: an argument has the wrong type or value.
+        UnsupportedError: running this family, a format of its weights, tensor or data parallelism, or a draft model is
+            not supported yet; or a launcher (torchrun) started several of these processes.
+        ConfigError: config.json has no maximum length, or ``max_model_len`` is longer than it.
         LoadError: the host has too little memory for all stages.
     """
 
@@ -79,7 +80,7 @@ class Engine:
         num_stages = plan.layout.pipeline_parallel_size
         if builder == DEFAULT_BUILDER and device == "cpu":
             resident = sum(plan.rank(rank).resident_bytes for rank in range(num_stages))
-            hint = "divide the model over GPUs (--device cuda), or free memory"
+            hint = "use GPUs (--device cuda), or free memory"
             require_memory(resident, f"the {num_stages} stage(s) of the model take", hint=hint)
         self._total_bytes = sum(plan.rank(rank).needed_bytes for rank in range(num_stages))
         self._done_bytes = 0
@@ -98,20 +99,20 @@ class Engine:
 
     @property
     def failed(self) -> LoadmasterError | None:
-        """What ended the engine, if something did."""
+        """The error that ended the engine, or None."""
         return self._supervisor.error
 
     @property
     def max_model_len(self) -> int:
-        """Most tokens of prompt and answer together."""
+        """The most tokens of prompt and answer together."""
         return self.limits.max_model_len
 
     def progress(self) -> tuple[int, int]:
-        """Return bytes loaded and bytes to load, over all stages."""
+        """Return the bytes loaded so far and the bytes to load, of all stages."""
         return self._done_bytes, self._total_bytes
 
     def wait_ready(self) -> None:
-        """Return when the model is loaded.
+        """Wait until the model is loaded.
 
         Raises:
             LoadError: loading failed.
@@ -119,48 +120,51 @@ class Engine:
         self._supervisor.wait_ready()
 
     def wait_ended(self) -> LoadmasterError | None:
-        """Return when the engine has failed, with the error, or was closed."""
+        """Wait until the engine has failed or was closed. Return the error, if there is one."""
         return self._supervisor.wait_ended()
 
     def stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
-        """Return the tokens that end an answer. The one that did is its last."""
+        """Return the tokens that end an answer. The answer includes the one that ended it."""
         return frozenset(params.stop_token_ids) | (set() if params.ignore_eos else set(self.limits.eos_token_ids))
 
     def check(self, prompt_token_ids: Sequence[int]) -> None:
-        """Hold a prompt against the model.
+        """Check a prompt against the model's limits.
 
         Raises:
-            RequestError: it is empty, leaves no room for a token, or has ids that the model doesn't know.
+            RequestError: the prompt is empty or too long, or has ids that are not in the model's vocabulary.
         """
         limits = self.limits
         if not isinstance(prompt_token_ids, Sequence) or isinstance(prompt_token_ids, (str, bytes)):
-            raise RequestError(f"the prompt is {shown(prompt_token_ids)}, expected token ids")
+            raise RequestError(f"the prompt is {shown(prompt_token_ids)}, expected a list of token ids")
         for token in prompt_token_ids:
             if not isinstance(token, int):
                 raise RequestError(f"the prompt has {shown(token)} among its token ids, expected integers")
         if not prompt_token_ids:
-            raise RequestError("the prompt is empty: it has no tokens")
+            raise RequestError("the prompt has no tokens")
         if len(prompt_token_ids) >= limits.max_model_len:
             raise RequestError(
-                f"the prompt has {len(prompt_token_ids)} tokens, and the model's length is {limits.max_model_len} "
-                "tokens, prompt and answer together"
+                f"the prompt has {len(prompt_token_ids)} tokens, and the model allows {limits.max_model_len} tokens "
+                "for prompt and answer together",
+                hint="send a shorter prompt",
             )
-        top = limits.vocab_size
-        bad = next((t for t in prompt_token_ids if t < 0 or (top is not None and t >= top)), None)
-        if bad is not None:
+        size = limits.vocab_size
+        unknown = next((t for t in prompt_token_ids if t < 0 or (size is not None and t >= size)), None)
+        if unknown is not None:
             raise RequestError(
-                f"token id {bad} is not in the model's vocabulary" + (f" of {top} tokens" if top is not None else "")
+                f"token id {unknown} is not in the model's vocabulary"
+                + (f" of {size} tokens" if size is not None else "")
             )
 
     def generate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> Generator[int, None, None]:
-        """Return the tokens that follow ``prompt_token_ids``, one by one, as they are made.
+        """Return the tokens that follow ``prompt_token_ids``, one by one, as soon as each is sampled.
 
-        Closing the iterator gives the request up and leaves the engine usable. One request runs at a time: a second
-        is refused, when its first token is asked for, until the first iterator is exhausted or closed.
+        Closing the iterator cancels the request; the engine stays usable. Only one request can run at a time: until its
+        iterator is exhausted or closed, the iterator of any other raises RequestError.
 
         Raises:
-            RequestError: the prompt is refused (at once), or the request (by the iterator); the engine goes on.
-            LoadError, RunError: by the iterator: loading failed, or a stage did. The engine is unusable.
+            RequestError: the prompt is not valid (at once), or the request cannot run (from the iterator). The engine
+                stays usable.
+            LoadError, RunError: loading or a stage failed (from the iterator). The engine is unusable.
         """
         self.check(prompt_token_ids)
         prompt = tuple(prompt_token_ids)
@@ -168,7 +172,7 @@ class Engine:
         return self._generate(prompt, params)
 
     def close(self) -> None:
-        """End all workers; return when they are gone."""
+        """End all workers and wait for them."""
         self._supervisor.close()
 
     def __enter__(self) -> Engine:
@@ -187,7 +191,7 @@ class Engine:
         self.wait_ready()
         self._supervisor.check()
         if not self._busy.acquire(blocking=False):
-            raise RequestError("another request is running", hint="exhaust or close its iterator first")
+            raise RequestError("another request is running", hint="exhaust or close the iterator of that request first")
         request = next(self._requests)
         try:
             room = self.max_model_len - len(prompt)
@@ -216,21 +220,21 @@ class Engine:
                 assert isinstance(reply, Begun)
         if refusals:
             raise RequestError(
-                f"there is no memory for a cache of {num_positions} tokens: {refusals[0]}",
-                hint="ask for fewer tokens (max_tokens)",
+                f"there is not enough memory for a KV cache of {num_positions} tokens: {refusals[0]}",
+                hint="use a smaller max_tokens",
             )
 
     def _prefill(self, request: int, prompt: tuple[int, ...]) -> int:
-        """Send the prompt in chunks, as many ahead as there are stages, and return the token that follows."""
-        chunk, ahead = self._prefill_tokens, 0
+        """Send the prompt in chunks and return the token that follows. At most one chunk a stage is in flight."""
+        chunk, in_flight = self._prefill_tokens, 0
         for first in range(0, len(prompt), chunk):
-            if ahead == self._supervisor.num_stages:
+            if in_flight == self._supervisor.num_stages:
                 self._supervisor.reply(request)
-                ahead -= 1
+                in_flight -= 1
             last = first + chunk >= len(prompt)
             self._send_step(request, first, prompt[first : first + chunk], sample=last)
-            ahead += 1
-        for _ in range(ahead - 1):
+            in_flight += 1
+        for _ in range(in_flight - 1):
             self._supervisor.reply(request)
         return self._next_token(request)
 

@@ -1,6 +1,6 @@
-"""What a model says of its use: how long a text may be, which tokens end it, how its authors sample.
+"""A model's limits and defaults: maximum length, vocabulary size, end tokens, and default sampling parameters.
 
-From ``config.json`` and, where there is one, ``generation_config.json`` beside it.
+They come from ``config.json`` and, if the checkpoint has one, ``generation_config.json``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from loadmaster.errors import ConfigError
 
 @dataclass(frozen=True)
 class Limits:
-    """``max_model_len`` counts prompt and answer together. ``sampling`` holds the authors' own temperature, top_p, top_k."""
+    """``max_model_len`` counts prompt and answer together. ``sampling`` has the model's default temperature, top_p, top_k."""
 
     max_model_len: int
     vocab_size: int | None = None
@@ -25,11 +25,11 @@ class Limits:
 
 
 def read_limits(config: Mapping[str, Any], model_path: Path, max_model_len: int | None = None) -> Limits:
-    """Return the limits of a model; ``max_model_len`` is the user's wish.
+    """Return the limits of a model. ``max_model_len`` is the length that the user requested.
 
     Raises:
-        ConfigError: the config names no length and the user neither, or the user wants more than the model can; or
-            generation_config.json is not a JSON object.
+        ConfigError: neither the config nor the user gives a length, or the requested length is longer than the config's;
+            or generation_config.json is not a JSON object.
     """
     text = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else {}
     merged = {**config, **(text or {})}
@@ -47,17 +47,19 @@ def read_limits(config: Mapping[str, Any], model_path: Path, max_model_len: int 
     )
 
 
-def _model_length(stated: object, wanted: int | None) -> int:
-    longest = stated if isinstance(stated, int) else None
-    if wanted is not None and wanted < 1:
-        raise ConfigError(f"--max-model-len is {wanted}, expected at least 1")
-    if wanted is None:
+def _model_length(configured: object, requested: int | None) -> int:
+    longest = configured if isinstance(configured, int) else None
+    if requested is not None and requested < 1:
+        raise ConfigError(f"--max-model-len is {requested}, expected at least 1")
+    if requested is None:
         if longest is None:
-            raise ConfigError("config.json has no max_position_embeddings", hint="give --max-model-len")
+            raise ConfigError("config.json has no max_position_embeddings", hint="pass --max-model-len")
         return longest
-    if longest is not None and wanted > longest:
-        raise ConfigError(f"--max-model-len is {wanted}, and the model's max_position_embeddings is {longest}")
-    return wanted
+    if longest is not None and requested > longest:
+        raise ConfigError(
+            f"--max-model-len is {requested}, expected at most {longest}, the model's max_position_embeddings"
+        )
+    return requested
 
 
 def _generation_config(model_path: Path) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def _generation_config(model_path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+        raise ConfigError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} is not a JSON object")
     return value

@@ -1,8 +1,8 @@
-"""A checkpoint's chat template: conversations become text, in processes with limits (`loadmaster.engine.renderer`).
+"""Renders conversations with a checkpoint's chat template, in processes with limits (`engine.renderer_process`).
 
-A template is a program that came with the checkpoint, run on what a client wrote. Jinja's sandbox keeps it from files and
-from Python's internals; it limits neither time nor memory. The kernel does, and here is who asks it to. Not for tokens:
-`Tokenizer` makes them of the text.
+A template is a program from the checkpoint that runs on a client's input. Jinja's sandbox protects files and Python's
+internals; it limits neither time nor memory. The kernel enforces those limits. The result is text: `Tokenizer` turns it
+into tokens.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loadmaster.engine.renderers import START_WITHIN_S, Renderers, packed, receive
+from loadmaster.engine.renderer_pool import START_WITHIN_S, RendererPool, packed, receive
 from loadmaster.errors import CheckpointError, RequestError, clip
 
 RENDER_WITHIN_S = 2.0
-"""How long one conversation may take."""
+"""How long rendering one conversation may take."""
 
 MEMORY_BYTES = 256 * 2**20
-"""What rendering may allocate, beyond what its process starts with."""
+"""How much memory rendering may allocate, in addition to what its process has at the start."""
 
 MAX_CHARACTERS = 16 * 2**20
-"""The longest text that a template may give."""
+"""The longest text that a template may return."""
 
 NUM_RENDERERS = 2
-"""Conversations rendered at once, so that one that takes all its time holds up no other."""
+"""Conversations rendered at once, so that a slow one does not delay the others."""
 
 LATE_S = 3.0
-"""A renderer is killed by its own timer; how much later it is given up if that doesn't happen (it was stopped)."""
+"""A renderer's own timer kills it. If that does not happen (a stopped process), it is abandoned this much later."""
 
 SAMPLE = {"messages": [{"role": "user", "content": "Hello"}], "add_generation_prompt": True, "variables": {}}
-"""A template that exceeds the limits even on this is at fault itself, and not the request."""
+"""If a template exceeds the limits on this, the template is wrong and not the request."""
 
 
 class ChatTemplate:
-    """Renders conversations as transformers does. Its process starts with the first use, or with `start`.
+    """Renders conversations as transformers does. Its process starts on first use, or by `start`.
 
-    ``special_tokens`` are the tokenizer's, by their names in templates. ``renderers`` may be shared; who gives them closes
+    ``special_tokens`` are the tokenizer's, by their names in templates. ``renderers`` may be shared; then the caller closes
     them. Usable from any thread.
     """
 
@@ -48,31 +48,31 @@ class ChatTemplate:
         template: str,
         special_tokens: Mapping[str, str],
         *,
-        renderers: Renderers | None = None,
+        renderers: RendererPool | None = None,
         within_s: float = RENDER_WITHIN_S,
     ) -> None:
-        self._renderers, self._is_shared = renderers or Renderers(), renderers is not None
+        self._renderers, self._is_shared = renderers or RendererPool(), renderers is not None
         self._template = {"template": template, "special_tokens": dict(special_tokens), "within_s": within_s}
         self._within_s = within_s
-        self._variables: frozenset[str] | None = None  # None: the template was not compiled yet
-        self._fault: CheckpointError | None = None
-        self._checking = threading.Lock()  # of the two above
+        self._variables: frozenset[str] | None = None  # None until the template is compiled
+        self._defect: CheckpointError | None = None
+        self._checking = threading.Lock()  # guards the two above
         self._idle: list[socket.socket] = []
         self._is_closed = False
-        self._lock = threading.Lock()  # of the two above
+        self._lock = threading.Lock()  # guards the two above
         self._slots = threading.BoundedSemaphore(NUM_RENDERERS)
 
     def start(self) -> None:
-        """Start the process, compile the template, and render a sample; blocks.
+        """Start the process, compile the template and render a sample. Blocks.
 
         Raises:
-            CheckpointError: the template is none, or exceeds the limits on the simplest conversation.
+            CheckpointError: the template does not compile, or exceeds the limits on the simplest conversation.
             RunError: the process cannot be started, or the template was closed.
         """
         with contextlib.suppress(CheckpointError):
             self._check()
-        if self._fault is not None:
-            raise self._fault
+        if self._defect is not None:
+            raise self._defect
 
     def render(
         self,
@@ -81,19 +81,19 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """Return the text of a conversation. ``variables`` are further ones of the template.
+        """Return the text of a conversation. ``variables`` are additional variables of the template.
 
         Raises:
-            RequestError: the template has no such variable, refuses the messages, or exceeds the limits on them.
-            CheckpointError: the template is none, or exceeds the limits on any conversation.
+            RequestError: the template has no such variable, rejects the messages, or exceeds the limits on them.
+            CheckpointError: the template does not compile, or exceeds the limits on any conversation.
             RunError: the process cannot be started, or the template was closed.
         """
-        taken = self._check()
+        allowed = self._check()
         variables = variables or {}
-        if (unknown := next((name for name in variables if name not in taken), None)) is not None:
+        if (unknown := next((name for name in variables if name not in allowed), None)) is not None:
             raise RequestError(
                 f"chat_template_kwargs: {clip(repr(unknown))} is not a variable of the model's chat template that a "
-                f"request may set; those are: {', '.join(sorted(taken)) or 'none'}"
+                f"request may set; allowed: {', '.join(sorted(allowed)) or 'none'}"
             )
         request = {
             "messages": [dict(m) for m in messages],
@@ -103,14 +103,14 @@ class ChatTemplate:
         try:
             reply = self._exchange(request)
         except _ExceededError as error:
-            if self._fault is not None:
-                raise self._fault from error
+            if self._defect is not None:
+                raise self._defect from error
             raise RequestError(
-                f"the chat template was stopped on these messages: {error}",
-                hint="send fewer or shorter messages, or other chat_template_kwargs",
+                f"the chat template exceeded a limit on these messages: {error}",
+                hint="send fewer or shorter messages, or change chat_template_kwargs",
             ) from error
         if "refused" in reply:
-            raise RequestError(f"the chat template refuses the messages: {clip(reply['refused'])}")
+            raise RequestError(f"the chat template rejects the messages: {clip(reply['refused'])}")
         return str(reply["text"])
 
     def close(self) -> None:
@@ -124,25 +124,25 @@ class ChatTemplate:
             self._renderers.close()
 
     def _check(self) -> frozenset[str]:
-        """Return the variables that a request may set; the first time, compile the template and try it."""
+        """Return the variables that a request may set. The first call compiles the template and renders a sample."""
         with self._checking:
-            if self._variables is None and self._fault is None:
+            if self._variables is None and self._defect is None:
                 try:
                     self._exchange(SAMPLE)
                 except _ExceededError as error:
-                    self._fault = CheckpointError(
-                        f"the model's chat template cannot be used: even on one short message {error}",
-                        hint="use /v1/completions with a prompt, or mend the chat template of the checkpoint",
+                    self._defect = CheckpointError(
+                        f"cannot use the model's chat template: even on one short message {error}",
+                        hint="use /v1/completions with a prompt, or fix the chat template of the checkpoint",
                     )
                 except CheckpointError as error:
-                    self._fault = error
+                    self._defect = error
             if self._variables is None:
-                assert self._fault is not None
-                raise self._fault
+                assert self._defect is not None
+                raise self._defect
             return self._variables
 
     def _exchange(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a renderer answers. One that was lost while it waited is replaced."""
+        """Send a request to a renderer and return its reply. An idle renderer that has ended is replaced."""
         data = packed(request)
         with self._slots:
             with self._lock:
@@ -166,14 +166,14 @@ class ChatTemplate:
         if "broken" in reply:
             pipe.close()
             raise CheckpointError(
-                f"the model's chat template cannot be used: {clip(reply['broken'])}",
-                hint="use /v1/completions with a prompt, or mend the chat template of the checkpoint",
+                f"cannot use the model's chat template: {clip(reply['broken'])}",
+                hint="use /v1/completions with a prompt, or fix the chat template of the checkpoint",
             )
         self._variables = frozenset(reply["variables"])
         return pipe
 
     def _ask(self, pipe: socket.socket, data: bytes, within_s: float) -> dict[str, Any]:
-        """Return the answer to a message; unless there is a good one, ``pipe`` is closed."""
+        """Send a message and return the reply. Close ``pipe`` if there is none, or if a limit was exceeded."""
         begin = time.monotonic()
         pipe.settimeout(within_s + LATE_S)
         try:
@@ -194,11 +194,11 @@ class ChatTemplate:
 
 
 class _ExceededError(Exception):
-    """A renderer was ended by one of its limits, which the message names."""
+    """A limit ended a renderer; the message names it."""
 
 
 def _is_alive(pipe: socket.socket) -> bool:
-    """Return whether a renderer that has nothing to say still waits at the other end."""
+    """Return whether an idle renderer still has its end of the socket open."""
     pipe.setblocking(False)
     try:
         return bool(pipe.recv(1, socket.MSG_PEEK))

@@ -1,4 +1,4 @@
-"""Text to token ids and back. The tokenizer itself is transformers'; it is loaded when it is first needed."""
+"""Converts text to token ids and back, with transformers' tokenizer, which is loaded on first use."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ FILES = (
     "spiece.model",
     "tekken.json",
 )
-"""A folder with none of these has no tokenizer."""
+"""A folder without any of these files has no tokenizer."""
 
 REPLACEMENT = "\ufffd"
-"""What bytes that are no character, or not yet, are decoded to."""
+"""What an invalid or incomplete character is decoded to."""
 
 
 class Tokenizer:
-    """The tokenizer of a checkpoint, if it has one. Without one a model takes and gives token ids only."""
+    """The tokenizer of a checkpoint, if it has one. Without a tokenizer, prompts and answers are token ids only."""
 
     def __init__(self, model_path: Path) -> None:
         self._path = model_path
@@ -42,16 +42,16 @@ class Tokenizer:
         return any((self._path / name).is_file() for name in FILES)
 
     def load(self) -> None:
-        """Load it now, if it exists.
+        """Load the tokenizer now, if it exists.
 
         Raises:
-            CheckpointError: its files cannot be read.
+            CheckpointError: transformers cannot load it.
         """
         if self.exists:
             self._get()
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Return the ids of ``text``, with the special tokens that the tokenizer puts around it unless told not to.
+        """Return the token ids of ``text``, with the special tokens that the tokenizer adds if ``add_special_tokens``.
 
         Raises:
             RequestError: the model has no tokenizer, or ``text`` has a lone surrogate.
@@ -61,7 +61,7 @@ class Tokenizer:
             return [int(t) for t in tokenizer.encode(text, add_special_tokens=add_special_tokens)]
         except UnicodeEncodeError as error:
             raise RequestError(
-                f"the text has a lone surrogate, U+{ord(text[error.start]):04X}: it is not text"
+                f"the text is not valid: it has a lone surrogate, U+{ord(text[error.start]):04X}"
             ) from error
 
     def encode_chat(
@@ -71,15 +71,15 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         template_options: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Return the ids of a conversation, by the model's chat template.
+        """Return the token ids of a conversation, rendered with the model's chat template.
 
-        ``template_options`` are variables of the template. It is rendered by processes with limits of time, memory and
-        output (`ChatTemplate`); they end with this object or with `close`.
+        ``template_options`` are variables of the template. Processes with limits on time, memory and output render it
+        (`ChatTemplate`); they end with this object or with `close`.
 
         Raises:
-            RequestError: the model has no tokenizer or no chat template; the template has no such variable, refuses the
+            RequestError: the model has no tokenizer or no chat template; or the template has no such variable, rejects the
                 messages, or exceeds the limits on them.
-            CheckpointError: the template cannot be used at all.
+            CheckpointError: the template cannot be used.
         """
         text = self.render_chat(messages, add_generation_prompt=add_generation_prompt, variables=template_options)
         return self.encode(text, add_special_tokens=False)
@@ -91,16 +91,16 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """Return the text of a conversation, special tokens included, by the model's chat template.
+        """Return the text of a conversation, with special tokens, rendered with the model's chat template.
 
         Raises:
-            RequestError, CheckpointError: as `encode_chat` does.
+            RequestError, CheckpointError: as `encode_chat` raises them.
         """
         template = self._chat_template()
         return template.render(messages, add_generation_prompt=add_generation_prompt, variables=variables)
 
     def start_template(self) -> None:
-        """Start what renders the chat template, if there is one, and try the template.
+        """Start the process that renders the chat template, if there is one, and render a sample.
 
         Raises:
             CheckpointError: the template cannot be used.
@@ -109,7 +109,7 @@ class Tokenizer:
             self._chat_template().start()
 
     def close(self) -> None:
-        """End what renders the chat template. May be called again."""
+        """End the process that renders the chat template. May be called again."""
         with self._lock:
             self._is_closed = True
             if self._template is not None:
@@ -117,9 +117,9 @@ class Tokenizer:
 
     @property
     def longest_token(self) -> int:
-        """Characters of the longest token. A text of more than N times as many has more than N tokens.
+        """Characters of the longest token. A text of more than N times this many characters has more than N tokens.
 
-        That holds of tokenizers that lose no characters, as all do that a model of text has.
+        This is true of tokenizers that keep every character, as those of text models do.
         """
         if self._longest is None:
             self._longest = max(map(len, self._get().get_vocab()), default=1)
@@ -145,54 +145,55 @@ class Tokenizer:
             if self._template is None:
                 try:
                     text = tokenizer.get_chat_template()
-                except ValueError as error:  # several, and none is the default
-                    raise CheckpointError(f"the model's chat template cannot be used: {error}") from error
+                except ValueError as error:  # there are several templates and no default
+                    raise CheckpointError(f"cannot use the model's chat template: {error}") from error
                 self._template = ChatTemplate(text, tokenizer.special_tokens_map)
             return self._template
 
     def _load(self) -> Any:
         if not self.exists:
             raise RequestError(
-                f"{self._path} has no tokenizer, so it takes no text", hint="give the prompt as token ids instead"
+                f"{self._path} has no tokenizer, so a prompt cannot be text",
+                hint="give the prompt as token ids instead",
             )
         from transformers import AutoTokenizer
 
         try:
             return AutoTokenizer.from_pretrained(str(self._path), local_files_only=True)
-        except Exception as error:  # transformers raises many kinds
-            raise CheckpointError(f"the tokenizer in {self._path} cannot be loaded: {error}") from error
+        except Exception as error:  # transformers raises many types
+            raise CheckpointError(f"cannot load the tokenizer in {self._path}: {error}") from error
 
 
 class Detokenizer:
-    """Turns tokens into text as they come. A character whose last byte is still to come is held back.
+    """Turns tokens into text one by one. Holds back a character until its last byte has arrived.
 
-    What it gives, joined, is the text of all tokens together. The text of a token can depend on those before it, so a
-    window is decoded, and what its older part gives is left out.
+    The returned texts, joined, are the text of all tokens. A token's text can depend on the tokens before it, so a
+    window of tokens is decoded, and the text of its older part is cut off.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._tokens: list[int] = []
-        self._start = 0  # of the window
-        self._given = 0  # tokens whose text was given
+        self._start = 0  # first token of the window
+        self._num_returned = 0  # tokens whose text was returned
 
     def add(self, token: int) -> str:
-        """Take a token and return the text that is now certain, perhaps none."""
+        """Add a token, and return the text that is now final; it may be empty."""
         self._tokens.append(token)
         text = self._pending()
         if not text or text.endswith(REPLACEMENT):
             return ""
-        self._start, self._given = self._given, len(self._tokens)
+        self._start, self._num_returned = self._num_returned, len(self._tokens)
         return text
 
     def finish(self) -> str:
-        """Return what was held back; no more tokens come."""
+        """Return the text that was held back. Call it after the last `add`."""
         text = self._pending()
-        self._start = self._given = len(self._tokens)
+        self._start = self._num_returned = len(self._tokens)
         return text
 
     def _pending(self) -> str:
-        if self._given == len(self._tokens):
+        if self._num_returned == len(self._tokens):
             return ""
-        before = self._tokenizer.decode(self._tokens[self._start : self._given])
+        before = self._tokenizer.decode(self._tokens[self._start : self._num_returned])
         return self._tokenizer.decode(self._tokens[self._start :])[len(before) :]

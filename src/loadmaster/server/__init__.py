@@ -5,5 +5,5 @@ from loadmaster.server.service import Service
 
 serve(Service(engine, tokenizer, names), listen("127.0.0.1", 8000))
 
-Nothing is imported here: an address (`loadmaster.server.address`) is bound before the server's packages are loaded.
+This module imports nothing: an address (`loadmaster.server.address`) is bound before the server's packages are imported.
 """

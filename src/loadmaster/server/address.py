@@ -1,4 +1,4 @@
-"""The address that a server listens on. It can be had early and cheaply: nothing here needs the server itself."""
+"""Binds the address that a server listens on. Imports nothing of the server, so it can be called early."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import socket
 from loadmaster.errors import RunError, clip
 
 BACKLOG = 128
-"""Connections that may wait to be taken."""
+"""The most connections that may wait to be accepted."""
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that has an address and takes no connection yet; port 0 takes a free one.
+    """Return a socket that is bound to an address and accepts no connections yet; port 0 means any free port.
 
     Raises:
-        RunError: the address cannot be had.
+        RunError: the address is not available.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, _, _, address = found[0]
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, _, _, address = addresses[0]
         bound = socket.socket(family, kind)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -26,16 +26,16 @@ def bind(host: str, port: int) -> socket.socket:
         except BaseException:
             bound.close()
             raise
-    except (OSError, OverflowError, ValueError) as error:  # UnicodeError: a name that is no host's
+    except (OSError, OverflowError, ValueError) as error:  # UnicodeError: not a valid host name
         raise _unavailable(host, port, error) from error
     return bound
 
 
 def start_listening(bound: socket.socket) -> None:
-    """Let a socket from `bind` take connections.
+    """Accept connections on a socket from `bind`.
 
     Raises:
-        RunError: another program listens on the address by now.
+        RunError: another program listens on the address now.
     """
     try:
         bound.listen(BACKLOG)
@@ -45,10 +45,10 @@ def start_listening(bound: socket.socket) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on an address; port 0 takes a free one.
+    """Return a socket that listens on an address; port 0 means any free port.
 
     Raises:
-        RunError: the address cannot be had.
+        RunError: the address is not available.
     """
     bound = bind(host, port)
     try:
@@ -64,5 +64,5 @@ def _unavailable(host: str, port: int, error: Exception) -> RunError:
     is_name = isinstance(error, (socket.gaierror, UnicodeError)) or "\0" in host
     return RunError(
         f"cannot listen on {clip(host)} port {port}: {what}",
-        hint="give an address of this machine as --host" if is_name else "choose another --port or --host",
+        hint="pass an address of this machine as --host" if is_name else "pass another --port or --host",
     )

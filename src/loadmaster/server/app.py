@@ -1,4 +1,4 @@
-"""The API's routes. What a request becomes can be read here; what it is made of is elsewhere."""
+"""The API's routes: from a checked request to its answer, whole or streamed."""
 
 from __future__ import annotations
 
@@ -27,14 +27,23 @@ from loadmaster.workers import SamplingParams
 
 RETRY_AFTER_S = 5
 FAREWELL_S = 0.5
-"""How long a client may take for the event that says that the server stops."""
+"""How long a client may take to receive the event that reports the server's shutdown."""
 
-CLIENT_CLOSED_REQUEST = 499  # nginx's; nobody reads it
+CLIENT_CLOSED_REQUEST = 499  # nginx's code; the client has left and does not read it
 
 
 def build_app(service: Service, api_key: str | None = None) -> FastAPI:
-    """Return the API over ``service``. With ``api_key`` all of ``/v1`` wants it as a bearer token."""
+    """Return the API over ``service``. With ``api_key``, every route below ``/v1`` requires it as a bearer token."""
     app = FastAPI(title="Loadmaster", version=__version__)
+    _add_status_routes(app, service)
+    _add_generation_routes(app, service)
+    _add_error_handlers(app)
+    app.add_middleware(Gate, service=service, api_key=api_key)
+    return app
+
+
+def _add_status_routes(app: FastAPI, service: Service) -> None:
+    """Add ``/health`` and the list of models."""
     created = int(time.time())
 
     @app.get("/health")
@@ -73,7 +82,11 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
             }
         )
 
-    @app.post("/v1/completions", openapi_extra=_described(CompletionRequest))
+
+def _add_generation_routes(app: FastAPI, service: Service) -> None:
+    """Add completions and chat completions."""
+
+    @app.post("/v1/completions", openapi_extra=_body_schema(CompletionRequest))
     async def completions(
         body: Annotated[CompletionRequest, Depends(body_of(CompletionRequest))], request: Request
     ) -> Response:
@@ -89,7 +102,7 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
             prompts.append(prompt)
         return await answer(service, body, prompts, params, request)
 
-    @app.post("/v1/chat/completions", openapi_extra=_described(ChatCompletionRequest))
+    @app.post("/v1/chat/completions", openapi_extra=_body_schema(ChatCompletionRequest))
     async def chat_completions(
         body: Annotated[ChatCompletionRequest, Depends(body_of(ChatCompletionRequest))], request: Request
     ) -> Response:
@@ -105,6 +118,10 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
         service.engine.check(ids)
         return await answer(service, body, [ids], params, request)
 
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Answer every error in the OpenAI API's form."""
+
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:
         return error_response(error.status_code, str(error.detail), headers=error.headers)
@@ -114,18 +131,15 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
     async def failed(_: Request, error: Exception) -> Response:
         return JSONResponse(failure_object(error), failure_status(error))
 
-    app.add_middleware(Gate, service=service, api_key=api_key)
-    return app
-
 
 class Gate:
-    """Stands before all routes but ``/health``: the key first, then whether the model is loaded."""
+    """Checks the API key, then whether the model is loaded, before every route but ``/health``."""
 
     def __init__(self, app: ASGIApp, service: Service, api_key: str | None) -> None:
         self._app, self._service, self._api_key = app, service, api_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request pass, or answer it."""
+        """Pass a request to the routes, or answer it with an error."""
         if scope["type"] == "http" and scope["path"] != "/health":
             refusal = self._refusal(scope)
             if refusal is not None:
@@ -135,12 +149,12 @@ class Gate:
         except asyncio.CancelledError:
             if not self._service.stopping.is_set():
                 raise
-            return None  # the server ends, and this client takes its answer too slowly
+            return None  # the server is shutting down, and this client reads too slowly
 
     def _refusal(self, scope: Scope) -> Response | None:
         if self._api_key is not None and scope["path"].startswith("/v1"):
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, f"Bearer {self._api_key}".encode()):
+            authorization = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(authorization, f"Bearer {self._api_key}".encode()):
                 return error_response(401, "the API key is missing or wrong", headers={"WWW-Authenticate": "Bearer"})
         if self._service.failed is not None:
             return JSONResponse(failure_object(self._service.failed), 500)
@@ -154,13 +168,13 @@ class Gate:
         return None
 
 
-def _described(kind: type[BaseModel]) -> dict[str, Any]:
-    """Return what the API's own description says of a body."""
+def _body_schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """Return the description of a body for the OpenAPI schema."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}}
 
 
 def unknown_model(service: Service, body: GenerationRequest) -> Response | None:
-    """Return the refusal of a request for a model that is not served here."""
+    """Return an error if a request names a model that is not served, else None."""
     if body.model is None or body.model in service.names:
         return None
     return error_response(
@@ -175,7 +189,7 @@ async def answer(
     params: SamplingParams,
     request: Request,
 ) -> Response:
-    """Return the answer to a checked request, whole or as a stream. A client that leaves gives it up."""
+    """Return the answer to a checked request, whole or as a stream. The request is cancelled if the client leaves."""
     envelope = Envelope(
         service.names[0],
         is_chat=isinstance(body, ChatCompletionRequest),
@@ -197,7 +211,7 @@ async def answer(
         except Exception as error:
             failures.append(error)
 
-    if not await unless_over(finish(), request.receive, service.stopping):
+    if not await finish_unless_ended(finish(), request.receive, service.stopping):
         if service.stopping.is_set():
             raise ShutdownError
         return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -209,27 +223,27 @@ async def answer(
 async def run(
     service: Service, choices: list[Choice], params: SamplingParams, stop: Sequence[str], envelope: Envelope
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Generate every choice, one after another, and yield the chunks of a streamed answer on the way."""
+    """Generate the choices one after another, and yield the chunks of a streamed answer."""
     for choice in choices:
         if (opening := envelope.opening(choice.index)) is not None:
             yield opening
-        untold: list[int] = []
+        unsent: list[int] = []
         async with aclosing(service.generate(choice.prompt_token_ids, params, stop)) as pieces:
             async for piece in pieces:
                 choice.text += piece.text
                 choice.finish_reason = piece.finish_reason
                 if piece.token_id is not None:
                     choice.token_ids.append(piece.token_id)
-                    untold.append(piece.token_id)
+                    unsent.append(piece.token_id)
                 if piece.text or piece.finish_reason:
-                    yield envelope.part(choice.index, piece.text, untold, piece.finish_reason)
-                    untold = []
+                    yield envelope.part(choice.index, piece.text, unsent, piece.finish_reason)
+                    unsent = []
     if (closing := envelope.closing(choices)) is not None:
         yield closing
 
 
 class EventStream(Response):
-    """Server-sent events, one a chunk, then ``[DONE]``. An error in the midst is an event too."""
+    """Server-sent events: one for each chunk, then ``[DONE]``. An error during the stream is an event too."""
 
     media_type = "text/event-stream"
 
@@ -239,9 +253,9 @@ class EventStream(Response):
         self._chunks, self._stopping = chunks, stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events until the last, until the client leaves, or until the server stops."""
+        """Send all events. Stop early if the client leaves or the server shuts down."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        if not await unless_over(self._write(send), receive, self._stopping) and self._stopping.is_set():
+        if not await finish_unless_ended(self._write(send), receive, self._stopping) and self._stopping.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._end(send, ShutdownError()), FAREWELL_S)
 
@@ -265,8 +279,8 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
 
 
-async def unless_over(work: Coroutine[Any, Any, None], receive: Receive, stopping: asyncio.Event) -> bool:
-    """Do ``work``, but give it up when the client leaves or the server stops; return whether it was done."""
+async def finish_unless_ended(work: Coroutine[Any, Any, None], receive: Receive, stopping: asyncio.Event) -> bool:
+    """Run ``work``; cancel it if the client leaves or the server stops. Return whether it finished."""
 
     async def left() -> None:
         while (await receive())["type"] != "http.disconnect":

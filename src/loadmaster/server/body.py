@@ -1,4 +1,4 @@
-"""A request's body: read up to a limit, parsed as strict JSON, and made a request of. Nothing a client sends is a 500."""
+"""Reads a request's body up to a limit, parses it as strict JSON, and validates it. No client input causes a 500."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ MAX_BODY_BYTES: Final = 16 * 2**20
 """A prompt of a million tokens has 5 MB as text and 7 MB as token ids."""
 
 DISCARDED_BYTES: Final = 64 * 2**20
-"""So much of a body that is too long is still read, because clients read no answer before they have sent it."""
+"""How much of a body that is too long is still read: many clients read no answer until they have sent everything."""
 
 MAX_DEPTH: Final = 100
-"""Lists and objects in one another: more than any API asks for, less than what ends Python's stack."""
+"""The deepest nesting of lists and objects: more than any API needs, less than Python's stack allows."""
 
 MAX_PARTS: Final = 100_000
-"""Lists, objects, names and strings in one body. They cost a hundred times what a token id does."""
+"""The most lists, objects, names and strings in one body. Each costs about a hundred times as much as a token id."""
 
 MAX_VALUES: Final = 2_000_000
-"""Values in one body: token ids, for the most part."""
+"""The most values in one body. Most of them are token ids."""
 
 STRING: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
-"""How half of a character that has no half is written; in whole characters, too."""
+"""An escaped surrogate: half of a character. Pairs of them match too."""
 
 M = TypeVar("M", bound=BaseModel)
 
 
 def body_of(kind: type[M]) -> Callable[[Request], Awaitable[M]]:
-    """Return what makes a ``kind`` of a request, as FastAPI's `Depends` takes it.
+    """Return a function, for FastAPI's `Depends`, that reads a ``kind`` from a request.
 
-    Raises (it, not this):
-        HTTPException: 413, the body is too long; 415, it is said not to be JSON.
-        FieldError: it is no JSON, or not what ``kind`` asks for; names the field where there is one.
+    The function raises:
+        HTTPException: 413, the body is too long; 415, its Content-Type is not JSON.
+        FieldError: the body is not JSON, or not a valid ``kind``; names the field if there is one.
     """
 
     async def read(request: Request) -> M:
@@ -60,22 +60,22 @@ def body_of(kind: type[M]) -> Callable[[Request], Awaitable[M]]:
 
 
 def parse(body: bytes) -> Any:
-    """Return JSON as Python's values: UTF-8, numbers that are numbers, text that is text, nested within reason.
+    """Parse strict JSON: UTF-8, no NaN or infinity, no lone surrogates, at most `MAX_DEPTH` levels.
 
     Raises:
-        FieldError: says what is wrong.
+        FieldError: the body breaks one of these rules.
     """
     try:
         text = body.decode()
-        _weigh(text)
+        _check_size(text)
         value = json.loads(text, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise FieldError(f"the body is not UTF-8, at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise FieldError(f"JSON decode error: {error.msg}, at character {error.pos}") from None
     except RecursionError:
-        raise FieldError(f"the body is nested more than {MAX_DEPTH} deep") from None
-    except ValueError:  # of `int`: Python converts no longer ones
+        raise FieldError(f"the body is nested more than {MAX_DEPTH} levels deep") from None
+    except ValueError:  # from `int`: Python does not convert longer ones
         raise FieldError("JSON decode error: a number has more than 4300 digits") from None
     if text.count("{") + text.count("[") > MAX_DEPTH or SURROGATE.search(text):
         _walk(value)
@@ -83,7 +83,7 @@ def parse(body: bytes) -> Any:
 
 
 async def _bytes(request: Request) -> bytes:
-    stated = request.headers.get("content-length", "")
+    content_length = request.headers.get("content-length", "")
     parts, num_bytes = [], 0
     async for part in request.stream():
         num_bytes += len(part)
@@ -94,8 +94,9 @@ async def _bytes(request: Request) -> bytes:
         if num_bytes > DISCARDED_BYTES:
             break
     if num_bytes > MAX_BODY_BYTES:
-        size = f"{int(stated):,}" if stated.isdecimal() and len(stated) < 20 else f"more than {MAX_BODY_BYTES:,}"
-        raise HTTPException(413, f"the body has {size} bytes, and at most {MAX_BODY_BYTES:,} are taken")
+        is_stated = content_length.isdecimal() and len(content_length) < 20
+        size = f"{int(content_length):,}" if is_stated else f"more than {MAX_BODY_BYTES:,}"
+        raise HTTPException(413, f"the body has {size} bytes, expected at most {MAX_BODY_BYTES:,}")
     return b"".join(parts)
 
 
@@ -103,13 +104,13 @@ def _no_constant(name: str) -> Any:
     raise FieldError(f"JSON decode error: {name} is not a number in JSON")
 
 
-def _weigh(text: str) -> None:
-    """Refuse what would keep the server busy for seconds, before it is parsed. What stands in strings doesn't count."""
+def _check_size(text: str) -> None:
+    """Refuse, before parsing, a body that would take seconds to parse. Text inside strings is not counted."""
     if _num_parts(text) <= MAX_PARTS and text.count(",") <= MAX_VALUES:
         return
     if (text.count('"') - text.count('\\"')) // 2 <= MAX_PARTS:
-        strings_away = STRING.sub("", text)
-        if _num_parts(strings_away) <= MAX_PARTS and strings_away.count(",") <= MAX_VALUES:
+        without_strings = STRING.sub("", text)
+        if _num_parts(without_strings) <= MAX_PARTS and without_strings.count(",") <= MAX_VALUES:
             return
     raise FieldError(
         f"the body has more than {MAX_PARTS:,} lists, objects, names and strings, or more than {MAX_VALUES:,} values"
@@ -121,10 +122,10 @@ def _num_parts(text: str) -> int:
 
 
 def _walk(value: Any) -> None:
-    """Refuse what is nested too deep, and strings that are not text, by the field that holds them."""
+    """Refuse values that are nested too deep, and strings with lone surrogates. Names the field."""
     level: list[tuple[Any, str | None]] = [(value, None)]
     for _ in range(MAX_DEPTH + 1):
-        below: list[tuple[Any, str | None]] = []
+        next_level: list[tuple[Any, str | None]] = []
         for item, field in level:
             if isinstance(item, str):
                 _check_text(item, field)
@@ -132,13 +133,13 @@ def _walk(value: Any) -> None:
                 for name, inner in item.items():
                     _check_text(name, field)
                     if isinstance(inner, (str, list, dict)):
-                        below.append((inner, name if field is None else field))
+                        next_level.append((inner, name if field is None else field))
             elif isinstance(item, list):
-                below.extend((inner, field) for inner in item if isinstance(inner, (str, list, dict)))
-        if not below:
+                next_level.extend((inner, field) for inner in item if isinstance(inner, (str, list, dict)))
+        if not next_level:
             return
-        level = below
-    raise FieldError(f"{clip(str(level[0][1]))} is nested more than {MAX_DEPTH} deep", level[0][1])
+        level = next_level
+    raise FieldError(f"{clip(str(level[0][1]))} is nested more than {MAX_DEPTH} levels deep", level[0][1])
 
 
 def _check_text(text: str, field: str | None) -> None:
@@ -147,5 +148,5 @@ def _check_text(text: str, field: str | None) -> None:
     except UnicodeEncodeError as error:
         where = clip(field) if field is not None else "the name of a field"
         raise FieldError(
-            f"{where} has a lone surrogate, U+{ord(text[error.start]):04X}: it is not text", field
+            f"{where} is not valid text: it has a lone surrogate, U+{ord(text[error.start]):04X}", field
         ) from None

@@ -1,7 +1,7 @@
-"""What requests may say: the OpenAI API's fields, with vLLM's extras.
+"""The fields of requests: the OpenAI API's, and vLLM's additional ones.
 
-A field that would change the answer and isn't supported is refused by name, never ignored, unless it holds the value
-that changes nothing. Fields that nobody knows are ignored, as vLLM does. Types are strict: true is no number, "5" neither.
+A known field that is not supported is refused by name, unless its value is the one that has no effect. Unknown fields
+are ignored, as in vLLM. Types are strict: neither true nor "5" is a number.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "prompt_embeds": (),
     "audio": (),
 }
-"""Fields that are refused, and the values besides null that ask for nothing."""
+"""Fields that are not supported, and the values, in addition to null, that have no effect and are accepted."""
 
 
 MAX_PROMPTS: Final = 1024
-"""Prompts of one request; they are answered one after another."""
+"""The most prompts in one request. They are answered one after another."""
 
 MAX_STOPS: Final = 64
-"""Stop strings of one request, and as many stop tokens: each is looked for after every token."""
+"""The most stop strings in one request, and the most stop tokens. Each is checked after every token."""
 
 MAX_STOP_CHARACTERS: Final = 1024
 """The longest stop string."""
@@ -62,7 +62,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class FieldError(RequestError):
-    """A request is refused because of one field, named ``param`` where there is one."""
+    """A request is refused because of one field, ``param``, if it is known."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -70,7 +70,7 @@ class FieldError(RequestError):
 
 
 class StreamOptions(BaseModel):
-    """Of a streamed answer."""
+    """Options of a streamed answer."""
 
     model_config = ConfigDict(strict=True)
 
@@ -78,7 +78,7 @@ class StreamOptions(BaseModel):
 
 
 class GenerationRequest(BaseModel):
-    """What both kinds of requests have in common."""
+    """The fields that both kinds of requests share."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -106,7 +106,7 @@ class GenerationRequest(BaseModel):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def check(self) -> None:
-        """Refuse what is not supported.
+        """Refuse fields that are not supported, and values that are out of range.
 
         Raises:
             FieldError: names the field.
@@ -127,17 +127,17 @@ class GenerationRequest(BaseModel):
             )
 
     def params(self, defaults: Mapping[str, float], default_max_tokens: int | None) -> SamplingParams:
-        """Return how to sample: the request's wishes, else the model's ``defaults``, else the API's."""
+        """Return the sampling parameters: the request's, else the model's ``defaults``, else the API's."""
 
-        def chosen(name: str, otherwise: float) -> float:
+        def value_of(name: str, api_default: float) -> float:
             value = getattr(self, name)
-            return defaults.get(name, otherwise) if value is None else value
+            return defaults.get(name, api_default) if value is None else value
 
         return SamplingParams(
             max_tokens=self.max_tokens if self.max_tokens is not None else default_max_tokens,
-            temperature=chosen("temperature", 1.0),
-            top_p=chosen("top_p", 1.0),
-            top_k=int(chosen("top_k", 0)),
+            temperature=value_of("temperature", 1.0),
+            top_p=value_of("top_p", 1.0),
+            top_k=int(value_of("top_k", 0)),
             seed=self.seed,
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
@@ -145,7 +145,7 @@ class GenerationRequest(BaseModel):
 
 
 class CompletionRequest(GenerationRequest):
-    """``POST /v1/completions``. A list of prompts gets a choice each."""
+    """``POST /v1/completions``. The answer has one choice for each prompt."""
 
     prompt: (
         str
@@ -166,7 +166,7 @@ class CompletionRequest(GenerationRequest):
         return self.prompt  # type: ignore[return-value]
 
     def check(self) -> None:
-        """Refuse what is not supported, and a list without a prompt."""
+        """Refuse what `GenerationRequest.check` refuses, an empty prompt, and too many prompts."""
         super().check()
         if self.prompt == []:
             raise FieldError("prompt is empty", "prompt")
@@ -186,18 +186,18 @@ class ChatCompletionRequest(GenerationRequest):
         """Return the messages with their content as plain text, as chat templates expect it.
 
         Raises:
-            FieldError: a message has no role, or content that isn't text.
+            FieldError: a message has no role, or content that is not text.
         """
         return [{**m, "role": _role(m, i), "content": _text(m.get("content"), i)} for i, m in enumerate(self.messages)]
 
     def params(self, defaults: Mapping[str, float], default_max_tokens: int | None) -> SamplingParams:
-        """Return how to sample; ``max_completion_tokens`` is the newer name of ``max_tokens``."""
-        wanted = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-        return super().params(defaults, wanted if wanted is not None else default_max_tokens)
+        """Return the sampling parameters. ``max_completion_tokens`` is the newer name of ``max_tokens``."""
+        max_tokens = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        return super().params(defaults, max_tokens if max_tokens is not None else default_max_tokens)
 
 
 def _same(value: Any, neutral: Any) -> bool:
-    """Return whether values are equal; True and 1 are not.
+    """Return whether two values are equal. Unlike Python's ==, True and 1 are not.
 
     >>> _same(1, 1.0), _same(True, 1), _same(0, False)
     (True, False, False)

@@ -1,4 +1,4 @@
-"""The bodies of answers, whole and streamed, as the OpenAI API lays them out."""
+"""The bodies of answers, whole and streamed, in the OpenAI API's form."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class Choice:
-    """An answer to one prompt, as it grows."""
+    """The answer to one prompt, so far."""
 
     index: int
     prompt_token_ids: Sequence[int]
@@ -21,14 +21,14 @@ class Choice:
 
 
 def usage(choices: Sequence[Choice]) -> dict[str, int]:
-    """Return the tokens of prompts and answers."""
+    """Return the numbers of tokens of the prompts and answers."""
     prompt = sum(len(c.prompt_token_ids) for c in choices)
     answer = sum(len(c.token_ids) for c in choices)
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
 
 class Envelope:
-    """What all parts of one answer share: id, time, model and kind. ``token_ids``: answers name their tokens as well."""
+    """Builds all parts of one answer: they share id, time, model and kind. ``token_ids``: include token ids."""
 
     def __init__(self, model: str, *, is_chat: bool, is_stream: bool, token_ids: bool, include_usage: bool) -> None:
         self._is_chat, self._token_ids, self._include_usage = is_chat, token_ids, include_usage
@@ -45,7 +45,7 @@ class Envelope:
         return {**self._head, "choices": [self._choice(c) for c in choices], "usage": usage(choices)}
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        """Return what a streamed answer begins with, if anything."""
+        """Return the first chunk of a streamed choice, or None if it has none."""
         if not self._is_chat:
             return None
         return self._chunk({"index": index, "delta": {"role": "assistant", "content": ""}}, None)
@@ -62,7 +62,7 @@ class Envelope:
         return self._chunk(body, finish_reason)
 
     def closing(self, choices: Sequence[Choice]) -> dict[str, Any] | None:
-        """Return what a streamed answer ends with, if anything: the usage."""
+        """Return the last chunk of a streamed answer, its usage; None unless it was requested."""
         return {**self._head, "choices": [], "usage": usage(choices)} if self._include_usage else None
 
     def _choice(self, c: Choice) -> dict[str, Any]:

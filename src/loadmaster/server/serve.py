@@ -1,4 +1,4 @@
-"""Serving: the port is open from the first moment, the process ends as its engine does."""
+"""Runs the server: the port is open from the start, and the server stops when its engine ends."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from loadmaster.server.app import build_app
 from loadmaster.server.service import Service
 
 GRACE_S = 5.0
-"""How long running requests have to end, after a signal to stop. A second signal ends them at once."""
+"""How long running requests may continue after a signal to stop. A second signal ends them at once."""
 
 CLOSE_WITHIN_S = 2
-"""How long they then have to tell their clients."""
+"""How long they may then take to send their clients the last event."""
 
 EXHAUSTED_EVERY_S = 60.0
-"""How often it is said that there are no file descriptors, while that is so."""
+"""How often the warning about missing file descriptors is repeated."""
 
 FAILED_FOR_S = 2.0
-"""How long a server whose engine failed still answers, so that whoever watches ``/health`` learns of it."""
+"""How long a server still answers after its engine has failed, so that ``/health`` can report it."""
 
 
 def serve(service: Service, bound: socket.socket, *, api_key: str | None = None) -> None:
-    """Serve until SIGINT or SIGTERM; ``service`` is closed at the end, however it comes.
+    """Serve until SIGINT or SIGTERM. Always closes ``service`` at the end.
 
-    After a signal no request is taken, and those that run have `GRACE_S` to end; a second signal ends them at once. A
-    stream that is ended says so in its last event, and other requests get a 503.
+    After a signal the server accepts no requests. Running requests may continue for `GRACE_S`; a second signal ends them
+    at once. A stream that is cut short reports it in its last event; other requests get a 503.
 
     Raises:
-        LoadError, RunError: loading failed, or the engine did.
-        KeyboardInterrupt: SIGINT came before the model was loaded.
+        LoadError, RunError: loading or the engine failed.
+        KeyboardInterrupt: SIGINT arrived before the model was loaded.
     """
     try:
         interrupted = asyncio.run(_serve(service, bound, api_key))
@@ -56,7 +56,7 @@ def serve(service: Service, bound: socket.socket, *, api_key: str | None = None)
 
 
 async def _serve(service: Service, bound: socket.socket, api_key: str | None) -> bool:
-    """Serve; return whether SIGINT ended it before the model was loaded."""
+    """Serve. Return whether SIGINT stopped the server before the model was loaded."""
     config = uvicorn.Config(
         build_app(service, api_key),
         log_config=None,
@@ -83,14 +83,14 @@ async def _serve(service: Service, bound: socket.socket, api_key: str | None) ->
         await server.serve(sockets=[bound])
     finally:
         await asyncio.to_thread(service.close)
-        watch.cancel()  # it may wait for an import, in a thread that is left behind
+        watch.cancel()  # it may wait for a thread that still imports; that thread is abandoned
         with contextlib.suppress(asyncio.CancelledError):
             await watch
     return interrupted
 
 
 async def _watch(service: Service, server: _Server, bound: socket.socket) -> None:
-    """Say when the model is loaded; stop the server a moment after its engine has ended."""
+    """Print a line when the model is loaded. Stop the server `FAILED_FOR_S` after its engine has ended."""
     with contextlib.suppress(LoadmasterError):
         await _in_daemon(service.load)
         host, port = bound.getsockname()[:2]
@@ -129,14 +129,14 @@ async def _in_daemon(work: Callable[[], None]) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, told to stop by its caller: signals end it with grace and not the process behind its back."""
+    """uvicorn, without its own signal handlers: the caller stops it."""
 
     def __init__(self, config: uvicorn.Config, stopping: asyncio.Event) -> None:
         super().__init__(config)
         self._stopping = stopping
 
     def stop(self) -> None:
-        """End: with grace, or at once if asked twice."""
+        """Stop, and give running requests `GRACE_S`. A second call stops at once."""
         if self.should_exit:
             self._stopping.set()
         self.should_exit = True
@@ -148,20 +148,21 @@ class _Server(uvicorn.Server):
 
 
 class _Exhaustion:
-    """Says once a while that connections wait for file descriptors; asyncio would, with a traceback, for each and often.
+    """Prints a warning every `EXHAUSTED_EVERY_S` while connections wait for file descriptors.
 
-    asyncio itself looks again every second, so the server goes on when there are some.
+    asyncio itself would print a traceback for each attempt. It tries again every second, so the server continues when
+    descriptors are free again.
     """
 
     def __init__(self, server: uvicorn.Server) -> None:
         self._server = server
-        self._said_at = -math.inf
+        self._warned_at = -math.inf
 
     def handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Take what the event loop has to say: this as one line, all else as it would be."""
+        """Handle an error of the event loop: missing descriptors as one line, any other as asyncio does."""
         error = context.get("exception")
         if self._server.should_exit and "._start_serving" in context["message"]:
-            return None  # it looked again at a socket that was closed since
+            return None  # a retry on a socket that is closed by now
         if not isinstance(error, OSError) or error.errno not in (
             errno.EMFILE,
             errno.ENFILE,
@@ -169,8 +170,8 @@ class _Exhaustion:
             errno.ENOMEM,
         ):
             return loop.default_exception_handler(context)
-        if loop.time() - self._said_at >= EXHAUSTED_EVERY_S:
-            self._said_at = loop.time()
+        if loop.time() - self._warned_at >= EXHAUSTED_EVERY_S:
+            self._warned_at = loop.time()
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             print(
                 f"warning: new connections wait: {error.strerror} (the limit is {limit}; `ulimit -n` raises it)",

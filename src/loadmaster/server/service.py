@@ -1,4 +1,4 @@
-"""A model being served: its engine, its tokenizer, its names, and one request after another."""
+"""A served model: its engine, its tokenizer and its names. Requests run one after another."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from loadmaster.workers import SamplingParams
 T = TypeVar("T")
 
 QUEUE_PIECES = 64
-"""Pieces that a slow client may lie behind before the engine waits for it."""
+"""How many pieces may wait for a slow client before generation pauses."""
 
 NUM_TOKENIZED = 2
-"""Prompts tokenized at once; the others wait, so that they don't all take memory."""
+"""Prompts tokenized at once. The others wait, to limit memory."""
 
 
 class ShutdownError(RunError):
-    """The server was told to stop before a request was answered."""
+    """The server is shutting down, and a request is not answered."""
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down")
 
 
 class Service:
-    """Feeds the engine one request at a time, in the order they came, each from a thread of its own.
+    """Runs requests on the engine one at a time, in the order in which they arrive, in a separate thread.
 
-    ``names`` are what clients may call the model; answers use the first.
+    ``names`` are the model's names that requests may use; answers use the first.
     """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, names: Sequence[str]) -> None:
@@ -53,19 +53,19 @@ class Service:
 
     @property
     def failed(self) -> LoadmasterError | None:
-        """What ended the service, if something did."""
+        """The error that ended the service, or None."""
         return self._failed or self.engine.failed
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests are taken."""
+        """Whether the service accepts requests."""
         return self._is_ready and self.engine.state == "ready" and self.failed is None
 
     def load(self) -> None:
-        """Load the tokenizer, and wait until the engine is ready too; blocks.
+        """Load the tokenizer and wait until the engine is ready. Blocks.
 
         Raises:
-            LoadmasterError: either failed, which is kept as ``failed``, or the service was closed.
+            LoadmasterError: either failed (kept as ``failed``), or the service was closed.
         """
         try:
             self.tokenizer.load()
@@ -79,20 +79,20 @@ class Service:
         self._is_ready = True
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Return the ids of a prompt.
+        """Return the token ids of a prompt.
 
         Raises:
-            RequestError: it is refused, or too long for the model whatever its tokens are.
+            RequestError: the prompt is refused, or has more characters than the model's length can hold.
         """
         return await self._in(self._tokenizing, self._encode, text, add_special_tokens)
 
     async def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, variables: Mapping[str, Any]
     ) -> list[int]:
-        """Return the ids of a conversation, by the chat template with further ``variables``.
+        """Return the token ids of a conversation, rendered with the chat template and ``variables``.
 
         Raises:
-            RequestError: it is refused, or too long for the model whatever its tokens are.
+            RequestError: it is refused, or has more characters than the model's length can hold.
             CheckpointError: the chat template cannot be used.
         """
         render = partial(self.tokenizer.render_chat, add_generation_prompt=add_generation_prompt, variables=variables)
@@ -102,7 +102,7 @@ class Service:
     async def generate(
         self, prompt_token_ids: Sequence[int], params: SamplingParams, stop: Sequence[str]
     ) -> AsyncGenerator[Piece, None]:
-        """Yield the answer's pieces, once it is this request's turn. Closing the generator gives the request up.
+        """Wait for this request's turn, then yield the answer's pieces. Closing the generator cancels the request.
 
         Raises:
             RequestError: the request is refused.
@@ -110,7 +110,7 @@ class Service:
         """
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
-        room, given_up = threading.Semaphore(QUEUE_PIECES), threading.Event()
+        room, cancelled = threading.Semaphore(QUEUE_PIECES), threading.Event()
 
         def work() -> None:
             last: Exception | None = None
@@ -118,7 +118,7 @@ class Service:
                 with closing(complete(self.engine, self.tokenizer, prompt_token_ids, params, stop)) as answer:
                     for piece in answer:
                         room.acquire()
-                        if given_up.is_set():
+                        if cancelled.is_set():
                             break
                         loop.call_soon_threadsafe(pieces.put_nowait, piece)
             except Exception as error:
@@ -134,7 +134,7 @@ class Service:
             self._turn.release()
             raise ShutdownError from error
         self.num_requests += 1
-        done.add_done_callback(lambda _: self._turn.release())  # only then is the engine free
+        done.add_done_callback(lambda _: self._turn.release())  # the engine is free when the thread is done
         try:
             while (piece := await pieces.get()) is not None:
                 if isinstance(piece, Exception):
@@ -142,11 +142,11 @@ class Service:
                 room.release()
                 yield piece
         finally:
-            given_up.set()
+            cancelled.set()
             room.release()
 
     def close(self) -> None:
-        """End the engine, and with it what is being generated; blocks."""
+        """End the engine and the request that runs on it. Blocks."""
         self.engine.close()
         self.tokenizer.close()
         self._thread.shutdown()
@@ -163,11 +163,12 @@ class Service:
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         if self.tokenizer.exists:
-            most = self.engine.max_model_len * self.tokenizer.longest_token
-            if len(text) > most:
+            max_characters = self.engine.max_model_len * self.tokenizer.longest_token
+            if len(text) > max_characters:
                 raise RequestError(
-                    f"the prompt has {len(text):,} characters, and the model's length is {self.engine.max_model_len} "
-                    f"tokens, prompt and answer together: at most {most:,} characters"
+                    f"the prompt has {len(text):,} characters, and the model allows {self.engine.max_model_len} tokens for "
+                    f"prompt and answer together, at most {max_characters:,} characters",
+                    hint="send a shorter prompt",
                 )
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 

@@ -1,6 +1,6 @@
-"""The processes that compute: one for each rank. They load, run what the engine sends, and sample. Never imports `engine`.
+"""Worker processes, one for each rank: they load the model, run the engine's steps, and sample. Never imports `engine`.
 
-`supervisor` starts and watches them from the engine's process, without torch; `worker` is what runs in each.
+`supervisor` starts and watches them from the engine's process, without torch; `worker` runs in each of them.
 """
 
 from loadmaster.workers.sampling_params import SamplingParams

@@ -1,6 +1,6 @@
-"""From a plan to a stage that computes, in the worker's process.
+"""Loads a rank of a plan and builds its stage, in the worker's process.
 
-A builder is named ``module:name`` and made from a plan's JSON, so that a worker can be given another one (tests do).
+A builder is named ``module:name`` and constructed from a plan's JSON, so that tests can replace it.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float
 
 
 class Stage(Protocol):
-    """What the worker runs; `loadmaster.models.stage.Stage` is the real one.
+    """A stage that a worker can run; `loadmaster.models.stage.Stage` is the real one.
 
-    ``carries_in`` and ``carries_out`` name what comes from the stage before and goes to the one after, beside the token
-    ids that the first is given and the logits that the last returns.
+    The first stage takes token ids and the last returns logits. All other inputs and outputs are tensors that pass from
+    one stage to the next.
     """
 
     @property
     def carries_in(self) -> tuple[str, ...]:
-        """Names of the tensors taken from the stage before."""
+        """Names of the tensors received from the previous stage."""
 
     @property
     def carries_out(self) -> tuple[str, ...]:
-        """Names of the tensors handed to the next stage."""
+        """Names of the tensors sent to the next stage."""
 
     def new_cache(self, max_tokens: int) -> Any:
-        """Return an empty cache of ``max_tokens`` positions."""
+        """Return an empty KV cache of ``max_tokens`` positions."""
 
     def forward(
         self, inputs: dict[str, torch.Tensor], positions_T: torch.Tensor, cache: Any
     ) -> dict[str, torch.Tensor]:
-        """Compute the tokens at ``positions_T``, and leave what later ones need of them in ``cache``."""
+        """Compute the tokens at ``positions_T``, and store their keys and values in ``cache``."""
 
 
 class PlanBuilder:
-    """Reads the plan, proves it again, loads a rank, builds its stage."""
+    """Reads a plan, proves it again, loads a rank and builds its stage."""
 
     def __init__(self, plan: bytes) -> None:
         from loadmaster.plan import Plan, prove
@@ -49,34 +49,36 @@ class PlanBuilder:
 
     @property
     def hash(self) -> str:
-        """What all ranks must agree on before the first byte is read."""
+        """The plan's hash; it must be the same on all ranks before the first tensor is read."""
         return self._plan.hash
 
     def build(self, rank: int, device: str, on_progress: Callable[[int], None]) -> Stage:
-        """Load ``rank`` and return its stage; ``on_progress`` is told of bytes, from any thread.
+        """Load ``rank`` and return its stage; ``on_progress`` is called with numbers of bytes loaded, from any thread.
 
-        ``device`` is ``cpu`` or ``cuda``; of several GPUs, ranks take theirs in turns.
+        ``device`` is ``cpu`` or ``cuda``; with ``cuda``, rank ``r`` uses GPU ``r`` modulo the number of GPUs.
 
         Raises:
             LoadError: reading failed.
-            UnsupportedError: the family can be planned and loaded, but not run.
+            UnsupportedError: the model can be planned and loaded, but not run.
         """
         from loadmaster.loader import load_rank, num_devices
         from loadmaster.models.build import build_stage
 
-        plan, derived = self._plan, self._plan.rank(rank)
+        plan, rank_plan = self._plan, self._plan.rank(rank)
         dtype = TORCH_DTYPES.get(plan.dtype)
         if dtype is None:
-            raise UnsupportedError(f"computing in {plan.dtype} is not supported", hint="try --dtype bfloat16")
-        at = f"cuda:{rank % max(num_devices(), 1)}" if device == "cuda" else device
-        loaded = load_rank(plan, rank, device=at, on_progress=on_progress)
+            raise UnsupportedError(
+                f"--dtype: computing in {plan.dtype} is not supported yet", hint="use --dtype bfloat16"
+            )
+        rank_device = f"cuda:{rank % max(num_devices(), 1)}" if device == "cuda" else device
+        loaded = load_rank(plan, rank, device=rank_device, on_progress=on_progress)
         stage: Stage = build_stage(
             plan.config,
-            derived.specs,
+            rank_plan.specs,
             loaded.tensors,
-            layers=range(*derived.layers),
-            first=derived.pp_rank == 0,
-            last=derived.pp_rank == plan.layout.pipeline_parallel_size - 1,
+            layers=range(*rank_plan.layers),
+            first=rank_plan.pp_rank == 0,
+            last=rank_plan.pp_rank == plan.layout.pipeline_parallel_size - 1,
             dtype=dtype,
         )
         return stage

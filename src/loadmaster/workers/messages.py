@@ -1,10 +1,10 @@
-"""What goes over the pipe between the engine's process and a worker. Plain data, pickled.
+"""The messages on the pipe between the engine's process and a worker. Plain data, pickled.
 
     to a worker     Job, then for each request Begin, Step …, End
     from a worker   Progress …, Ready; Begun or Refused, Stepped …; Failed at any time
 
-``request`` numbers the requests, so that answers to one that was given up are told from those to the next. The pipe is
-the only place where anything is unpickled: it has no name, and only the two processes have an end of it.
+``request`` is the request's number: replies to a cancelled request are dropped by it. Nothing but these messages is
+unpickled anywhere: the pipe has no name, and only these two processes have an end of it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from loadmaster.workers.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker is: its stage, and what to build it from. ``builder`` is ``module:name``, see `runtime.builder`.
+    """A worker's first message: its stage, and how to build it. ``builder`` is ``module:name``, see `workers.builder`.
 
-    ``device`` is ``cpu`` or ``cuda``: the host's GPUs, dealt out to the stages in turns. ``previous`` and ``following``
-    are file descriptors that the worker has inherited: of its sockets to the stages before and after it.
+    ``device`` is ``cpu`` or ``cuda``. ``previous`` and ``following`` are file descriptors that the worker has inherited:
+    its sockets to the stages before and after it.
     """
 
     stage: int
@@ -35,7 +35,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Bytes of the plan that are done since the last such message."""
+    """Bytes of the plan that were loaded since the last `Progress`."""
 
     num_bytes: int
 
@@ -47,7 +47,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """A request begins: make a cache for ``num_positions`` tokens, prompt and answer together."""
+    """A request begins: allocate a KV cache for ``num_positions`` tokens, prompt and answer together."""
 
     request: int
     num_positions: int
@@ -56,14 +56,14 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The cache is there."""
+    """The KV cache is allocated."""
 
     request: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """There is no memory for the cache; the worker goes on."""
+    """There is not enough memory for the KV cache. The worker keeps running."""
 
     request: int
     reason: str
@@ -71,9 +71,9 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Compute ``num_tokens`` tokens from position ``first``. Only the first stage is given their ids.
+    """Compute ``num_tokens`` tokens from position ``first``. ``token_ids`` is None for all stages but the first.
 
-    ``sample``: the last stage chooses the token that follows.
+    ``sample``: the last stage samples the next token.
     """
 
     request: int
@@ -85,7 +85,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """The last stage has done a step; ``token`` is the one chosen, None if none was asked for."""
+    """The last stage has computed a step. ``token`` is the sampled token, or None if the step did not ask for one."""
 
     request: int
     token: int | None
@@ -93,14 +93,14 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The request is over: its cache may go."""
+    """The request is over: free its KV cache."""
 
     request: int
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The worker ends with ``error``. Without ``is_cause`` it only noticed that a neighbour has gone."""
+    """The worker ends with ``error``. If not ``is_cause``, the error is only that a neighbouring stage has ended."""
 
     error: LoadmasterError
     is_cause: bool

@@ -1,4 +1,4 @@
-"""The choice of the next token from the last stage's logits."""
+"""Samples the next token from the last stage's logits."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from loadmaster.errors import RunError
 from loadmaster.workers.sampling_params import SamplingParams
 
 GREEDY_BELOW = 1e-5
-"""Below this temperature the division would overflow: it is greedy, as in vLLM."""
+"""Below this temperature sampling is greedy, as in vLLM: the division would overflow."""
 
 
 class Sampler:
-    """Chooses the tokens of one request. The same seed and the same logits give the same tokens."""
+    """Samples the tokens of one request. The same seed and the same logits give the same tokens."""
 
     def __init__(self, params: SamplingParams) -> None:
         self._params = params
@@ -26,11 +26,14 @@ class Sampler:
         """Return the next token.
 
         Raises:
-            RunError: the logits are not numbers.
+            RunError: the logits contain NaN.
         """
         logits_V = logits_1V.reshape(-1).to("cpu", torch.float32)
         if torch.isnan(logits_V).any():
-            raise RunError("the model's logits are not numbers (NaN)", hint="its weights or its dtype are at fault")
+            raise RunError(
+                "the model's logits contain NaN",
+                hint="check the weights with `loadmaster verify`, or try another --dtype",
+            )
         if self._params.temperature < GREEDY_BELOW:
             return int(torch.argmax(logits_V))
         probs_V = kept_probabilities(logits_V, self._params)
@@ -38,9 +41,9 @@ class Sampler:
 
 
 def kept_probabilities(logits_V: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """Return the distribution that is sampled from: temperature, then the ``top_k`` likeliest, of these the nucleus.
+    """Return the distribution to sample from: temperature first, then ``top_k``, then ``top_p``.
 
-    The nucleus is the smallest set of likeliest tokens whose probabilities reach ``top_p``; it has at least one.
+    ``top_p`` keeps the smallest set of the most likely tokens whose probabilities add up to it; at least one token.
     """
     scaled_V = logits_V / params.temperature
     if params.top_k <= 0 and params.top_p >= 1:

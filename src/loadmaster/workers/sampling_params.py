@@ -1,4 +1,4 @@
-"""What a request asks of sampling. Plain data: it is checked in the engine's process and used in the last stage's."""
+"""How a request is sampled. Plain data: checked in the engine's process, used in the last stage's."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class SamplingParams:
     """How one request's tokens are chosen, and when it ends. Names, meanings and defaults are vLLM's.
 
     ``max_tokens`` None means as many as fit. ``temperature`` 0 is greedy. ``top_k`` 0 or -1 keeps all tokens. ``seed``
-    None takes a fresh one. ``ignore_eos`` goes on after the model's own end tokens, not after ``stop_token_ids``.
+    None uses a random seed. ``ignore_eos`` continues after the model's end tokens, but not after ``stop_token_ids``.
 
     Raises:
-        RequestError: a value outside its range; names it.
+        RequestError: a value has the wrong type or is out of range; names the parameter.
     """
 
     max_tokens: int | None = 16
@@ -41,7 +41,7 @@ class SamplingParams:
         if self.max_tokens is not None and self.max_tokens < 1:
             raise RequestError(f"max_tokens is {self.max_tokens}, expected at least 1")
         if not 0 <= self.temperature <= 100:  # also refuses NaN
-            raise RequestError(f"temperature is {self.temperature}, expected 0 or more, and finite")
+            raise RequestError(f"temperature is {self.temperature}, expected 0 to 100")
         if not 0 < self.top_p <= 1:
             raise RequestError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
         if self.top_k < -1:

@@ -1,11 +1,11 @@
-"""The worker processes of a pipeline, and the thread that watches over them.
+"""Starts the worker processes of a pipeline, watches them, and ends them.
 
-One thread starts the workers, waits on their pipes, and ends them; it lives exactly as long as they may (the kernel
-kills them with it). A pipe's end is a worker's end. A worker that a signal has stopped is looked for every second; one
-that runs and makes no progress is not noticed. Whatever goes wrong ends all workers, and is kept as one error: the
-cause, not what the neighbours noticed of it.
+One thread does all three: it starts the workers, waits on their pipes, and ends them. When the thread ends, the kernel
+kills the workers. The end of a pipe means that its worker has ended. Once a second the thread looks for workers that a
+signal has stopped; a worker that runs but makes no progress is not noticed. Any failure ends all workers. It is kept as
+one error: the cause, not the errors that it caused in other stages.
 
-Workers get all they are connected by from here: a pipe, and sockets to their neighbours. Neither has a name, and nothing
+The supervisor creates every connection of a worker: a pipe, and sockets to its neighbours. None of them has a name or
 listens: docs/decisions/0004-who-can-join.md.
 """
 
@@ -34,24 +34,24 @@ from loadmaster.workers.messages import Begun, Failed, Job, Progress, Ready, Ref
 DEFAULT_BUILDER = "loadmaster.workers.builder:PlanBuilder"
 
 CAUSE_WITHIN_S = 2.0
-"""How long a stage's report that its neighbour is lost waits for the neighbour's own."""
+"""When a stage reports that its neighbour has ended: how long to wait for the neighbour's own error."""
 
 LOOK_EVERY_S = 1.0
-"""How often the workers are looked at for one that is stopped."""
+"""How often to look for stopped workers."""
 
 STOPPED_FOR_S = 5.0
-"""How long a worker may be stopped while this process runs: a terminal's Ctrl-Z stops both."""
+"""How long a worker may be stopped while this process runs. Ctrl-Z in a terminal stops both."""
 
 TERMINATE_WITHIN_S = 2.0
-"""How long a worker has between SIGTERM and SIGKILL."""
+"""The time from SIGTERM to SIGKILL."""
 
 State = Literal["loading", "ready", "failed", "closed"]
 Reply = Begun | Refused | Stepped
 
 
 @dataclass(slots=True)
-class Worker:
-    """One worker process, seen from the engine's."""
+class WorkerProcess:
+    """The handle of one worker process, in the engine's process."""
 
     stage: int
     process: subprocess.Popen[bytes]
@@ -64,7 +64,7 @@ class Worker:
 class Supervisor:
     """Starts ``num_stages`` workers at once and returns; they load in the background.
 
-    ``on_progress`` is told of bytes that are done, from the watching thread.
+    ``on_progress`` is called with numbers of bytes loaded, from the supervisor's thread.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class Supervisor:
         self._builder = builder
         self._device = device
         self._on_progress = on_progress
-        self._workers: list[Worker] = []
-        self._lock = threading.Lock()  # of what is sent to workers; held as long as one doesn't read
-        self._ending = threading.Lock()  # of the pipe by which `close` is told to the watching thread
+        self._workers: list[WorkerProcess] = []
+        self._lock = threading.Lock()  # one sender at a time; held while a worker does not read
+        self._ending = threading.Lock()  # guards the pipe through which `close` wakes the thread
         self._replies: queue.SimpleQueue[Reply | None] = queue.SimpleQueue()
         self._loaded, self._ended = threading.Event(), threading.Event()
         self._stop, self._stopped = Pipe()
-        self._looked = time.monotonic()
+        self._last_look = time.monotonic()
         self._suspect: tuple[LoadmasterError, float] | None = None
         self._thread = threading.Thread(target=self._watch_over, name="supervisor", daemon=True)
         atexit.register(self.close)
@@ -97,32 +97,32 @@ class Supervisor:
 
     @property
     def state(self) -> State:
-        """Where the workers are: loading, ready, failed (see ``error``) or closed."""
+        """``loading``, ``ready``, ``failed`` (see ``error``) or ``closed``."""
         return self._state
 
     def wait_ready(self) -> None:
         """Return when every stage is loaded.
 
         Raises:
-            LoadError: loading failed. Any other error of this package that a worker met keeps its type.
+            LoadError: loading failed. Any other LoadmasterError that a worker raised keeps its type.
         """
         self._loaded.wait()
         self.check()
 
     def wait_ended(self) -> LoadmasterError | None:
-        """Return when the workers have failed or were closed; with the error, if there is one."""
+        """Wait until a worker has failed or `close` was called. Return the error, if there is one."""
         self._ended.wait()
         return self.error
 
     def check(self) -> None:
-        """Raise what has gone wrong, if anything."""
+        """Raise the error that ended the workers, if there is one; or RunError after `close`."""
         if self.error is not None:
             raise self.error
         if self._state == "closed":
             raise RunError("the engine is closed")
 
     def send(self, message: object, stages: Sequence[int] | None = None) -> None:
-        """Send to ``stages``, or all. A worker that is gone is noticed by the thread that watches."""
+        """Send to ``stages``, or to all. A worker that has ended is ignored here: the supervisor's thread notices it."""
         with self._lock:
             for worker in self._workers:
                 if stages is None or worker.stage in stages:
@@ -130,7 +130,7 @@ class Supervisor:
                         worker.pipe.send(message)
 
     def reply(self, request: int) -> Reply:
-        """Return the next answer to ``request``; those to requests given up are dropped.
+        """Return the next reply to ``request``. Replies to cancelled requests are dropped.
 
         Raises:
             RunError: a worker failed, or the engine was closed.
@@ -138,19 +138,19 @@ class Supervisor:
         while True:
             reply = self._replies.get()
             if reply is None:
-                self._replies.put(None)  # for the next who asks
+                self._replies.put(None)  # for other threads that wait
                 self.check()
             elif reply.request == request:
                 return reply
 
     def close(self) -> None:
-        """End the workers and return when they are gone. May be called again, from any thread."""
+        """End the workers and wait for them. May be called again, from any thread."""
         with self._ending, contextlib.suppress(OSError):
             self._stop.send_bytes(b"close")
         self._thread.join()
         atexit.unregister(self.close)
 
-    # What follows runs in the watching thread.
+    # All methods below run in the supervisor's thread.
 
     def _watch_over(self) -> None:
         try:
@@ -158,11 +158,13 @@ class Supervisor:
             self._watch()
         except BaseException as error:
             if self.error is None:
-                self._fail(error if isinstance(error, LoadmasterError) else RunError(f"starting workers: {error!r}"))
+                if not isinstance(error, LoadmasterError):
+                    error = RunError(f"cannot start the workers: {error!r}")
+                self._fail(error)
         finally:
             if self.error is None:
                 self._state = "closed"
-            self._announce()
+            self._wake_waiting()
             self._end_workers()
             self._ended.set()
 
@@ -188,35 +190,35 @@ class Supervisor:
                     )
                 finally:
                     theirs.close()
-                self._workers.append(Worker(stage, process, ours))
+                self._workers.append(WorkerProcess(stage, process, ours))
                 threads = max(1, cores // self.num_stages)
                 jobs.append(
                     Job(stage, self.num_stages, threads, self._builder, self._plan, self._device, previous, following)
                 )
         finally:
-            for pair in pairs:  # each worker has its own: when it ends, its neighbours see it
+            for pair in pairs:  # each worker has its own copy; a neighbour sees when that one closes
                 for end in pair:
                     end.close()
         self._plan = b""
         threading.Thread(target=self._send_jobs, args=(jobs,), name="jobs", daemon=True).start()
 
     def _send_jobs(self, jobs: Sequence[Job]) -> None:
-        """Send each worker its job, in a thread of its own: a plan waits in the pipe until the worker reads it."""
+        """Send each worker its job. A separate thread, because sending blocks until the worker reads its plan."""
         for job in jobs:
             self.send(job, [job.stage])
 
     def _watch(self) -> None:
-        """Take what the workers say until one fails or `close` is called."""
-        by_pipe: dict[Any, Worker] = {worker.pipe: worker for worker in self._workers}
+        """Process the workers' messages until one fails or `close` is called."""
+        by_pipe: dict[Any, WorkerProcess] = {worker.pipe: worker for worker in self._workers}
         while self.error is None:
-            left = LOOK_EVERY_S
+            timeout_s = LOOK_EVERY_S
             if self._suspect is not None:
-                left = min(left, self._suspect[1] - time.monotonic())
-                if left <= 0:
+                timeout_s = min(timeout_s, self._suspect[1] - time.monotonic())
+                if timeout_s <= 0:
                     self._fail(self._suspect[0])
                     return
             self._look_for_stopped()
-            for source in wait([self._stopped, *by_pipe], left):
+            for source in wait([self._stopped, *by_pipe], timeout_s):
                 if source is self._stopped:
                     return
                 worker = by_pipe[source]
@@ -224,11 +226,11 @@ class Supervisor:
                     message = worker.pipe.recv()
                 except (EOFError, OSError):
                     del by_pipe[source]
-                    self._take_end(worker)
+                    self._process_end(worker)
                 else:
-                    self._take(worker, message)
+                    self._process(worker, message)
 
-    def _take(self, worker: Worker, message: object) -> None:
+    def _process(self, worker: WorkerProcess, message: object) -> None:
         if isinstance(message, Reply):
             self._replies.put(message)
         elif isinstance(message, Progress):
@@ -247,29 +249,29 @@ class Supervisor:
                 self._suspect = message.error, time.monotonic() + CAUSE_WITHIN_S
 
     def _look_for_stopped(self) -> None:
-        """Fail if a worker was stopped, by SIGSTOP say, and is not continued: its pipe stays open, so nothing else tells.
+        """Fail if a worker was stopped, for example by SIGSTOP, and not continued. Its pipe stays open, so only this notices.
 
-        A worker that runs and makes no progress is not noticed here.
+        A worker that runs but makes no progress is not noticed.
         """
-        passed = time.monotonic() - self._looked
-        if passed < LOOK_EVERY_S:
+        passed_s = time.monotonic() - self._last_look
+        if passed_s < LOOK_EVERY_S:
             return
-        self._looked += passed
+        self._last_look += passed_s
         for worker in self._workers:
             stopped = _is_stopped(worker.process.pid)
-            worker.stopped_s = worker.stopped_s + min(passed, 2 * LOOK_EVERY_S) if stopped else 0.0
+            worker.stopped_s = worker.stopped_s + min(passed_s, 2 * LOOK_EVERY_S) if stopped else 0.0
             if worker.stopped_s > STOPPED_FOR_S:
                 kind = RunError if self._state == "ready" else LoadError
                 self._fail(
                     kind(
                         f"stage {worker.stage} of {self.num_stages} (process {worker.process.pid}) was stopped by a signal "
                         f"and not continued within {STOPPED_FOR_S:g} s",
-                        hint="something sent it SIGSTOP; start again",
+                        hint="find what sent it SIGSTOP, and start again",
                     )
                 )
 
-    def _take_end(self, worker: Worker) -> None:
-        """Make an error of a worker that is gone without a word; one that sent `Failed` has said enough."""
+    def _process_end(self, worker: WorkerProcess) -> None:
+        """Fail because a worker has ended, unless it has already sent `Failed`."""
         if worker.has_failed:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -281,33 +283,33 @@ class Supervisor:
             self._fail(
                 kind(
                     f"{where} was killed by {_signal_name(-status)}",
-                    hint="the kernel may have run out of memory: see dmesg" if status == -signal.SIGKILL else None,
+                    hint="the kernel may have run out of memory; check dmesg" if status == -signal.SIGKILL else None,
                 )
             )
         else:
             self._fail(kind(f"{where} ended unexpectedly, with exit status {status}"))
 
     def _fail(self, error: LoadmasterError) -> None:
-        """Keep the first error and tell all who wait."""
+        """Keep the first error and wake all threads that wait."""
         if self.error is None:
             self.error = error
             self._state = "failed"
-            self._announce()
+            self._wake_waiting()
 
-    def _announce(self) -> None:
+    def _wake_waiting(self) -> None:
         self._loaded.set()
         self._replies.put(None)
 
     def _end_workers(self) -> None:
-        """Terminate, then kill, all at once; return when none is left, not even as a zombie."""
+        """Terminate all workers, then kill those that are left. Return when none is left, not even as a zombie."""
         for worker in self._workers:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(worker.pipe.fileno())) as pipe:
-                pipe.shutdown(socket.SHUT_RDWR)  # also wakes a thread that waits for the worker to read
+                pipe.shutdown(socket.SHUT_RDWR)  # also wakes a thread that is blocked in sending to it
             worker.process.terminate()
-        until = time.monotonic() + TERMINATE_WITHIN_S
+        deadline = time.monotonic() + TERMINATE_WITHIN_S
         for worker in self._workers:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.process.wait(max(0.01, until - time.monotonic()))
+                worker.process.wait(max(0.01, deadline - time.monotonic()))
         for worker in self._workers:
             worker.process.kill()
             worker.process.wait()
@@ -320,7 +322,7 @@ class Supervisor:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Return whether a child is stopped now, without taking the news of its end from whoever waits for it."""
+    """Return whether a child process is stopped now. Does not reap it (WNOWAIT)."""
     if not hasattr(os, "waitid"):
         return False
     with contextlib.suppress(ChildProcessError):  # it has ended, and was waited for

@@ -1,8 +1,9 @@
 """One pipeline stage as a process: ``python -m loadmaster.workers.worker FD``, started by `loadmaster.workers.supervisor`.
 
-FD is its end of a pipe to the engine's process. The worker agrees with the other stages on the plan, loads its rank,
-builds its stage, and then does what the pipe says, in order. It prints nothing: an error goes over the pipe and is shown
-there, once. When the pipe ends, so does the worker. It listens nowhere: pipe and sockets are what it was started with.
+FD is its end of a pipe to the engine's process. The worker checks that all stages have the same plan, loads its rank,
+builds its stage, and then carries out the messages from the pipe, in order. It prints nothing: it sends an error over the
+pipe, and the engine's process shows it once. When the pipe ends, so does the worker. It has no other connections than the
+pipe and the sockets that it inherits, and listens on none.
 """
 
 from __future__ import annotations
@@ -23,33 +24,20 @@ from typing import TYPE_CHECKING, Any
 
 from loadmaster.distributed.lifeline import die_with_parent
 from loadmaster.errors import LoadError, LoadmasterError, RunError
-from loadmaster.host_memory import is_out_of_memory
-from loadmaster.workers.messages import (
-    Begin,
-    Begun,
-    End,
-    Failed,
-    Job,
-    Progress,
-    Ready,
-    Refused,
-    Step,
-    Stepped,
-)
+from loadmaster.workers.messages import Failed, Job, Progress, Ready
 
 if TYPE_CHECKING:
     from loadmaster.distributed.group import PipelineGroup
     from loadmaster.workers.builder import Stage
-    from loadmaster.workers.sampler import Sampler
 
 PROGRESS_EVERY_S = 0.05
 
 
 def main(fd: int) -> None:
-    """Work until the pipe ends or something fails. Never returns."""
+    """Run until the pipe ends or an error occurs. Never returns."""
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the engine's process decides
-    os.dup2(sys.stderr.fileno(), 1)  # standard output belongs to the command
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too; the engine's process ends them
+    os.dup2(sys.stderr.fileno(), 1)  # standard output is for the command's results
     os.set_inheritable(fd, False)
     pipe = Pipe(Connection(fd))
     job: Job = pipe.next()
@@ -71,7 +59,7 @@ def main(fd: int) -> None:
 
 
 class Pipe:
-    """The worker's end of the pipe: read by a thread of its own, so that its end is noticed in the midst of a step."""
+    """The worker's end of the pipe. A separate thread reads it, so that its end is noticed during a step too."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -80,11 +68,11 @@ class Pipe:
         threading.Thread(target=self._read, name="pipe", daemon=True).start()
 
     def next(self) -> Any:
-        """Return the next message, when it comes."""
+        """Wait for the next message and return it."""
         return self._inbox.get()
 
     def send(self, message: object) -> None:
-        """Send ``message``; from any thread."""
+        """Send ``message``. May be called from any thread."""
         with self._lock:
             self._connection.send(message)
 
@@ -97,7 +85,7 @@ class Pipe:
 
 
 class ProgressReport:
-    """Adds up bytes that reading threads report, and passes them on now and then."""
+    """Adds up the bytes that reading threads report, and sends the sum every `PROGRESS_EVERY_S`."""
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
@@ -106,14 +94,14 @@ class ProgressReport:
         self._sent = time.monotonic()
 
     def add(self, num_bytes: int) -> None:
-        """Add bytes that are done."""
+        """Add bytes that were loaded."""
         with self._lock:
             self._num_bytes += num_bytes
             if time.monotonic() - self._sent >= PROGRESS_EVERY_S:
                 self._send()
 
     def finish(self) -> None:
-        """Pass on what is left."""
+        """Send the rest."""
         with self._lock:
             self._send()
 
@@ -130,7 +118,7 @@ def _join(job: Job) -> PipelineGroup:
 
 
 def _inherited(fd: int | None) -> socket.socket | None:
-    """Return the socket that was inherited as ``fd``; processes that this one may start don't inherit it again."""
+    """Return the socket that was inherited as ``fd``. Child processes of this one do not inherit it."""
     if fd is None:
         return None
     os.set_inheritable(fd, False)
@@ -148,53 +136,20 @@ def _load(job: Job, group: PipelineGroup, pipe: Pipe) -> Stage:
 
 
 def _serve(stage: Stage, group: PipelineGroup, pipe: Pipe) -> None:
-    """Do what the messages say: the pipeline's whole life after loading."""
-    from loadmaster.workers.sampler import Sampler
+    """Run the engine's messages until the pipe ends, which ends the process."""
+    from loadmaster.workers.runner import StageRunner
 
-    is_last = group.rank == group.world_size - 1
-    cache: Any = None
-    sampler: Sampler | None = None
+    runner = StageRunner(stage, group)
     while True:
-        message = pipe.next()
-        if isinstance(message, Begin):
-            try:
-                cache = stage.new_cache(message.num_positions)
-            except (MemoryError, RuntimeError) as error:
-                if not (is_out_of_memory(error) or "out of memory" in str(error)):
-                    raise
-                pipe.send(Refused(message.request, str(error).partition("\n")[0]))
-            else:
-                sampler = Sampler(message.params)
-                pipe.send(Begun(message.request))
-        elif isinstance(message, Step):
-            outputs = _step(stage, group, message, cache)
-            if is_last:
-                assert sampler is not None, "a step before its request"
-                token = sampler.sample(outputs["logits"]) if message.sample else None
-                pipe.send(Stepped(message.request, token))
-        else:
-            assert isinstance(message, End), message
-            cache = sampler = None
-
-
-def _step(stage: Stage, group: PipelineGroup, step: Step, cache: Any) -> dict[str, Any]:
-    import torch
-
-    if group.rank == 0:
-        inputs = {"token_ids": torch.tensor(step.token_ids, dtype=torch.int64)}
-    else:
-        inputs = group.receive_previous(tuple(stage.carries_in))
-    positions_T = torch.arange(step.first, step.first + step.num_tokens)
-    outputs = stage.forward(inputs, positions_T, cache)
-    if group.rank < group.world_size - 1:
-        group.send_next(outputs, tuple(stage.carries_out))
-    return outputs
+        reply = runner.run(pipe.next())
+        if reply is not None:
+            pipe.send(reply)
 
 
 def failure(error: BaseException, job: Job, phase: type[LoadmasterError]) -> Failed:
-    """Return what the pipe carries of ``error``: this package's own errors as they are, others as one of ``phase``.
+    """Return the message that reports ``error``: a LoadmasterError unchanged, any other wrapped in a ``phase`` error.
 
-    The traceback goes along as a note.
+    The traceback is added as a note.
     """
     from loadmaster.distributed.group import PeerLostError
 
@@ -205,8 +160,8 @@ def failure(error: BaseException, job: Job, phase: type[LoadmasterError]) -> Fai
         shown: LoadmasterError = error
     else:
         frame = traceback.extract_tb(error.__traceback__)[-1:]
-        at = f" ({Path(frame[0].filename).name}:{frame[0].lineno})" if frame else ""
-        shown = phase(f"{where}: {type(error).__name__}: {error}{at}")
+        location = f" ({Path(frame[0].filename).name}:{frame[0].lineno})" if frame else ""
+        shown = phase(f"{where}: {type(error).__name__}: {error}{location}")
     shown.add_note(f"in the process of {where}:\n{''.join(traceback.format_exception(error))}")
     return Failed(shown, is_cause=True)
 

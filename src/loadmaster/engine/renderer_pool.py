@@ -1,7 +1,7 @@
-"""Processes in which strangers' code runs within limits of time and memory: what `loadmaster.engine.renderer` does.
+"""Starts processes that run a checkpoint's template code within limits of time and memory.
 
-One process has imported what rendering needs; a renderer is a child that it makes by `os.fork`, within milliseconds.
-Messages are JSON, in both directions.
+One process (`loadmaster.engine.renderer_process`) imports what rendering needs. A renderer is a child that it forks,
+within milliseconds. Messages are JSON, in both directions.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 from loadmaster.errors import RunError
 
 START_WITHIN_S = 60.0
-"""How long the process may take to import what it needs, on a busy machine."""
+"""How long the process may take to import what it needs. Long, because a machine can be busy."""
 
 LENGTH = struct.Struct("!Q")
 
 
-class Renderers:
-    """Makes renderers. Its process starts with the first, and is started again if it is lost. Usable from any thread."""
+class RendererPool:
+    """Creates renderers. Starts its process for the first one, and again if it has ended. Usable from any thread."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -35,7 +35,7 @@ class Renderers:
         self._lock = threading.Lock()
 
     def new(self) -> socket.socket:
-        """Return the socket of a new renderer. It takes messages at once, and answers when the process is up.
+        """Return the socket of a new renderer. It accepts messages at once, and answers when the process has started.
 
         Raises:
             RunError: the process cannot be started or reached, or `close` was called.
@@ -43,17 +43,17 @@ class Renderers:
         ours, theirs = _pair(socket.SOCK_STREAM)
         with theirs:
             try:
-                self._hand_over(theirs)
+                self._send_socket(theirs)
             except BaseException:
                 ours.close()
                 raise
         return ours
 
     def check(self) -> None:
-        """Return if the process is there.
+        """Check that the process runs.
 
         Raises:
-            RunError: it is not; says why.
+            RunError: it does not; says why.
         """
         with self._lock:
             if self._is_closed:
@@ -62,12 +62,12 @@ class Renderers:
                 raise RunError("the process that renders chat templates has ended")
 
     def close(self) -> None:
-        """End the process; its children end within their limits. May be called again."""
+        """End the process; its renderers end within their time limits. May be called again."""
         with self._lock:
             self._is_closed = True
             self._end()
 
-    def _hand_over(self, theirs: socket.socket) -> None:
+    def _send_socket(self, theirs: socket.socket) -> None:
         with self._lock:
             if self._is_closed:
                 raise RunError("the server is shutting down")
@@ -79,7 +79,7 @@ class Renderers:
             try:
                 socket.send_fds(self._control, [b"new"], [theirs.fileno()])
             except OSError as error:
-                raise RunError(f"the process that renders chat templates cannot be reached: {error}") from error
+                raise RunError(f"cannot reach the process that renders chat templates: {error}") from error
 
     def _start(self) -> None:
         ours, theirs = _pair(socket.SOCK_SEQPACKET)
@@ -92,7 +92,7 @@ class Renderers:
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "loadmaster.engine.renderer", str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", "loadmaster.engine.renderer_process", str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     env=environment,
@@ -100,8 +100,8 @@ class Renderers:
                 )
             except OSError as error:
                 ours.close()
-                raise RunError(f"the process that renders chat templates cannot be started: {error}") from error
-        ours.settimeout(START_WITHIN_S)  # many wait, and none is taken: it hangs
+                raise RunError(f"cannot start the process that renders chat templates: {error}") from error
+        ours.settimeout(START_WITHIN_S)  # a send blocks only if many sockets wait and the process hangs
         self._control = ours
 
     def _end(self) -> None:
@@ -118,14 +118,14 @@ def _pair(kind: int) -> tuple[socket.socket, socket.socket]:
     try:
         return socket.socketpair(socket.AF_UNIX, kind)
     except OSError as error:
-        raise RunError(f"there is no socket for the process that renders chat templates: {error}") from error
+        raise RunError(f"cannot create a socket for the process that renders chat templates: {error}") from error
 
 
 def receive(pipe: socket.socket) -> Any:
     """Return the next message: its length in 8 bytes, then JSON.
 
     Raises:
-        EOFError: the other side is gone.
+        EOFError: the other side has closed the socket.
     """
     return json.loads(receive_bytes(pipe, LENGTH.unpack(receive_bytes(pipe, LENGTH.size))[0]))
 
@@ -134,14 +134,14 @@ def receive_bytes(pipe: socket.socket, num_bytes: int) -> bytearray:
     """Return the next ``num_bytes`` bytes.
 
     Raises:
-        EOFError: the other side is gone.
+        EOFError: the other side has closed the socket.
     """
     data = bytearray(num_bytes)
     view, done = memoryview(data), 0
     while done < num_bytes:
-        if not (got := pipe.recv_into(view[done:])):
+        if not (num_received := pipe.recv_into(view[done:])):
             raise EOFError
-        done += got
+        done += num_received
     return data
 
 
@@ -151,6 +151,6 @@ def send(pipe: socket.socket, message: Mapping[str, Any]) -> None:
 
 
 def packed(message: Mapping[str, Any]) -> bytes:
-    """Return ``message`` as it goes over a socket."""
+    """Return the bytes of ``message``: its length in 8 bytes, then JSON."""
     data = json.dumps(message, separators=(",", ":")).encode()
     return LENGTH.pack(len(data)) + data

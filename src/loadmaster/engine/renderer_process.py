@@ -1,13 +1,13 @@
-"""The process that renders chat templates: ``python -m loadmaster.engine.renderer FD``, started by `Renderers`.
+"""The process that renders chat templates: ``python -m loadmaster.engine.renderer_process FD``, started by `RendererPool`.
 
-FD is a socket. Each socket that arrives over it gets a child of this process, made by `os.fork`: transformers is imported
-once, and a new child costs milliseconds. A child answers what comes over its socket, in order:
+FD is a socket over which other sockets arrive. For each of them this process forks a child, a renderer: transformers is
+imported once, and a new renderer takes milliseconds. A renderer answers the messages on its socket, in order:
 
     {"template": TEXT, "special_tokens": {…}, "within_s": SECONDS}      {"variables": […]} or {"broken": WHY}
     {"messages": […], "add_generation_prompt": BOOL, "variables": {…}}  {"text": TEXT}, {"refused": WHY} or {"exceeded": WHAT}
 
-A child that takes longer than ``within_s`` for one of them is killed by its own timer, and memory beyond the limit is
-refused to it. This process has one thread, imports no torch, and ends when FD does.
+A renderer that takes longer than ``within_s`` for a message is killed by its own timer. It cannot allocate more memory
+than its limit. This process has one thread, imports no torch, and ends when FD is closed.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loadmaster.engine.renderers import LENGTH, receive, receive_bytes, send
+from loadmaster.engine.renderer_pool import LENGTH, receive, receive_bytes, send
 from loadmaster.engine.template import MAX_CHARACTERS, MEMORY_BYTES
 
 
 def main(fd: int) -> None:
-    """Make a child for every socket that comes, until ``fd`` ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
-    import transformers.utils.chat_template_utils  # noqa: F401  (here, so that no child has to)
+    """Fork a renderer for every socket that arrives, until ``fd`` is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; the server ends it
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that the kernel reaps the children
+    import transformers.utils.chat_template_utils  # noqa: F401  (here, so that no child has to import it)
     from transformers import PreTrainedTokenizerBase  # noqa: F401
 
     with socket.socket(fileno=fd) as control:
         while True:
-            word, fds, _, _ = socket.recv_fds(control, 16, 1)
-            if not word:
+            data, fds, _, _ = socket.recv_fds(control, 16, 1)
+            if not data:
                 return
-            with socket.socket(fileno=fds[0]) as pipe, contextlib.suppress(OSError):  # no child: its socket ends
+            with socket.socket(fileno=fds[0]) as pipe, contextlib.suppress(OSError):  # fork failed: its socket closes
                 if os.fork() == 0:
                     try:
                         control.close()
@@ -51,21 +51,21 @@ def main(fd: int) -> None:
 
 
 def _limit() -> None:
-    """Limit this child for good."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # how it ends is seen at the socket
+    """Set this renderer's limits; it cannot raise them."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the other end of the socket sees how this process ends
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + MEMORY_BYTES
-    for limit, value in ((resource.RLIMIT_AS, most), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
+    max_bytes = pages * resource.getpagesize() + MEMORY_BYTES
+    for limit, value in ((resource.RLIMIT_AS, max_bytes), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
         _, hard = resource.getrlimit(limit)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (value, value))
 
 
 def _work(pipe: socket.socket) -> None:
-    """Answer messages until the socket ends, or memory has run out once."""
+    """Answer messages until the socket is closed or the memory limit is reached."""
     first = receive(pipe)
     within_s = first["within_s"]
-    signal.setitimer(signal.ITIMER_REAL, within_s)  # its signal ends the process, whatever that is doing
+    signal.setitimer(signal.ITIMER_REAL, within_s)  # SIGALRM ends the process, whatever it is doing
     try:
         template = _Template(first["template"], first["special_tokens"])
         send(pipe, template.describe())
@@ -79,7 +79,7 @@ def _work(pipe: socket.socket) -> None:
 
 
 class _Template:
-    """A template with the special tokens of its tokenizer, rendered by transformers' own code."""
+    """A template and the special tokens of its tokenizer. transformers' code renders it."""
 
     def __init__(self, template: str, special_tokens: dict[str, str]) -> None:
         from transformers import PreTrainedTokenizerBase
@@ -94,10 +94,10 @@ class _Template:
         self._tokenizer = kind(chat_template=template)
         parameters = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() - {"documents"}
         special = {*PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES, *special_tokens}
-        self._taken = {*parameters, *special, "messages", "conversations"}
+        self._reserved = {*parameters, *special, "messages", "conversations"}
 
     def describe(self) -> dict[str, Any]:
-        """Return the variables that a request may set, or why the template cannot be used at all."""
+        """Return the variables that a request may set, or why the template cannot be used."""
         from jinja2.meta import find_undeclared_variables
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -106,12 +106,12 @@ class _Template:
             names = find_undeclared_variables(environment.parse(self._template))
         except MemoryError:
             raise
-        except Exception as error:  # whatever a compiler meets in hostile text
+        except Exception as error:  # a compiler can raise anything on hostile text
             return {"broken": f"{type(error).__name__}: {error}"[:1000]}
-        return {"variables": sorted(names - self._taken)}
+        return {"variables": sorted(names - self._reserved)}
 
     def render(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the conversation as text, or why there is none."""
+        """Return the conversation as text, or why it cannot be rendered."""
         try:
             text = self._tokenizer.apply_chat_template(
                 message["messages"],
@@ -121,10 +121,10 @@ class _Template:
             )
         except MemoryError:
             raise
-        except Exception as error:  # whatever the template's code raises
+        except Exception as error:  # a template's code can raise anything
             return {"refused": (str(error) or type(error).__name__)[:1000]}
         if len(text) > MAX_CHARACTERS:
-            return {"exceeded": f"it gives more than {MAX_CHARACTERS:,} characters"}
+            return {"exceeded": f"it returns more than {MAX_CHARACTERS:,} characters"}
         return {"text": text}
 
 
