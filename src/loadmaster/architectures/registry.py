@@ -81,27 +81,6 @@ def find_family(config: Mapping[str, Any]) -> Family:
     )
 
 
-def language_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of the language model: the family's section of it, with what is said of the whole model.
-
-    Raises:
-        ConfigError: there is no such section.
-    """
-    if family.section is None or family.section not in config:
-        if family.section is not None and "hidden_size" not in config:
-            raise ConfigError(f"config.json has no {family.section!r}", hint="the language model is described there")
-        return dict(config)
-    section = config[family.section]
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"config.json: {family.section} is not an object")
-    whole = {k: v for k, v in config.items() if k in _OF_THE_WHOLE}
-    return {**{k: v for k, v in section.items() if v is not None}, **whole}
-
-
-_OF_THE_WHOLE = ("architectures", "quantization_config", "tie_word_embeddings", "dtype", "torch_dtype")
-"""Keys of a config that hold for the whole model, wherever its language model is described."""
-
-
 def known() -> tuple[str, ...]:
     """Return the names of all architectures that this package describes."""
     return tuple(name for family in FAMILIES for name in family.architectures)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import lcm
-from typing import Literal
+from typing import Any, Literal
 
 from loadmaster.architectures.config import Config
 from loadmaster.dtypes import PLAIN
+from loadmaster.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,3 +293,27 @@ class Family:
     def spellings(self) -> tuple[Spelling, ...]:
         """All spellings, the usual one first."""
         return (self.spelling, *self.variants)
+
+    def describe(self, config: Mapping[str, Any]) -> Config:
+        """Return the config of the language model: the family's section, and the keys that hold for the whole model.
+
+        Raises:
+            ConfigError: there is no such section.
+        """
+        if self.section is None or self.section not in config:
+            if self.section is not None and "hidden_size" not in config:
+                raise ConfigError(f"config.json has no {self.section!r}", hint="the language model is described there")
+            return Config(dict(config))
+        section = config[self.section]
+        if not isinstance(section, Mapping):
+            raise ConfigError(f"config.json: {self.section} is not an object")
+        fallback = {key: config[key] for key in _WITHOUT_SECTION if key in config}
+        whole = {key: config[key] for key in _OF_THE_WHOLE if key in config}
+        return Config({**fallback, **{k: v for k, v in section.items() if v is not None}, **whole})
+
+
+_OF_THE_WHOLE = ("architectures", "quantization_config", "tie_word_embeddings", "dtype", "torch_dtype")
+"""Keys of a config that hold for the whole model, wherever its language model is described."""
+
+_WITHOUT_SECTION = ("eos_token_id",)
+"""Keys that are read outside the section where the section leaves them out."""
