@@ -6,7 +6,7 @@ A family of this package is looked up first. Only an architecture that it doesn'
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from loadmaster.architectures import (
@@ -23,8 +23,10 @@ from loadmaster.architectures import (
     qwen3_next,
     qwen_moe,
 )
+from loadmaster.architectures.config import Config
+from loadmaster.architectures.model import Model
 from loadmaster.architectures.schema import Family
-from loadmaster.errors import ConfigError
+from loadmaster.errors import ConfigError, UnsupportedError
 
 FAMILIES: tuple[Family, ...] = (
     deepseek.FAMILY,
@@ -40,6 +42,9 @@ FAMILIES: tuple[Family, ...] = (
     granite_moe.FAMILY,
     olmo.FAMILY,
 )
+
+MODELS: dict[str, Callable[[Config], Model]] = {"deepseek": deepseek.read_model, "llama": llama.read_model}
+"""What reads the config of a family that runs, by the family's name."""
 
 
 class DescribedConfig(dict[str, Any]):
@@ -79,6 +84,20 @@ def find_family(config: Mapping[str, Any]) -> Family:
         hint=f"known: {', '.join(known())}; another package can bring more (docs/guides/add-a-family.md)",
         code="architecture-unknown",
     )
+
+
+def read_model(config: Mapping[str, Any]) -> Model:
+    """Return what computing the model needs to know of its config.json.
+
+    Raises:
+        UnsupportedError: the family cannot be run, or the config asks for something that its layers do not compute.
+        ConfigError: a value is missing or impossible.
+    """
+    family = find_family(config)
+    reader = MODELS.get(family.name) if family.runs else None
+    if reader is None:
+        raise UnsupportedError(f"models of the family {family.name} can be planned and loaded, not run yet")
+    return reader(family.describe(config))
 
 
 def known() -> tuple[str, ...]:

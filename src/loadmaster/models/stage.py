@@ -6,8 +6,7 @@ indices where the next stage begins on a layer that shares them). Cutting anywhe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -24,7 +23,6 @@ class Stage:
 
     def __init__(
         self,
-        config: Mapping[str, Any],
         params: Params,
         layers: Sequence[Layer],
         *,
@@ -32,12 +30,13 @@ class Stage:
         last: bool,
         carries_in: tuple[str, ...],
         carries_out: tuple[str, ...],
+        norm_eps: float,
         dtype: torch.dtype,
     ) -> None:
         self.layers = layers
         self.carries_in, self.carries_out = carries_in, carries_out
         self.dtype = dtype
-        self.eps = float(config["rms_norm_eps"])
+        self.eps = norm_eps
         self.embed = params.tensor("embed_tokens.weight") if first else None
         self.norm = params.tensor("norm.weight") if last else None
         self.head = params.weight("lm_head.weight") if last else None

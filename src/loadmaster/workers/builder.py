@@ -61,6 +61,7 @@ class PlanBuilder:
             LoadError: reading failed.
             UnsupportedError: the family can be planned and loaded, but not run.
         """
+        from loadmaster.architectures.registry import read_model
         from loadmaster.loader import load_rank, num_devices
         from loadmaster.models.build import build_stage
 
@@ -71,7 +72,7 @@ class PlanBuilder:
         at = f"cuda:{rank % max(num_devices(), 1)}" if device == "cuda" else device
         loaded = load_rank(plan, rank, device=at, on_progress=on_progress)
         stage: Stage = build_stage(
-            plan.config,
+            read_model(plan.config),
             derived.specs,
             loaded.tensors,
             layers=range(*derived.layers),
