@@ -2,7 +2,7 @@
 
 Latent attention (MLA), a sparse-attention indexer on some or all layers (V3.2, GLM), dense layers first and then routed
 experts, and MTP layers stored after the decoder layers. GLM's MTP layer shares the model's embedding and head;
-DeepSeek's stores copies of its own: what the headers hold decides.
+DeepSeek's stores its own copies. The headers decide.
 
 Sources: the released configs and headers; ``modeling_deepseek_v3.py``, ``modeling_deepseek_v32.py`` and
 ``modeling_glm_moe_dsa.py`` of transformers.
@@ -31,7 +31,7 @@ from loadmaster.errors import ConfigError, UnsupportedError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeepseekModel(Model):
-    """Latent attention and experts. ``indexer_types`` are those of the function; ``indexer`` is None if all are ``none``."""
+    """Latent attention and experts. ``indexer_types`` gives the type of each layer; ``indexer`` is None if no layer has one."""
 
     attention: LatentSpec
     indexer: IndexerSpec | None
@@ -85,7 +85,7 @@ def indexer_types(c: Config) -> tuple[str, ...]:
     if len(types) < num_layers or not set(types) <= {"full", "shared"}:
         raise ConfigError(f"config.json: indexer_types must give full or shared for each of {num_layers} layers")
     if types[0] == "shared":
-        raise ConfigError("config.json: indexer_types begins with shared, which has nothing before it to share")
+        raise ConfigError("config.json: indexer_types begins with shared, but no earlier layer selects tokens")
     return types[:num_layers]
 
 

@@ -28,7 +28,7 @@ def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
     hidden, heads, kv_heads, head = blocks.heads_of(c)
     architecture = c.values["architectures"][0]
-    bias = c.flag("attention_bias")  # Qwen2 has biases on q, k and v and says so nowhere; Llama's flag includes o
+    bias = c.flag("attention_bias")  # Qwen2 has biases on q, k and v, and no key for them; Llama's flag includes o
     qk_norm = head if architecture == "Qwen3ForCausalLM" else 0
     layer = (
         *blocks.norms(hidden),

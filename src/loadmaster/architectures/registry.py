@@ -1,7 +1,7 @@
-"""Architecture name → family. One line a family of this package; other packages bring theirs through an entry point.
+"""Architecture name → family. One line for each family of this package; other packages add theirs through an entry point.
 
-A family of this package is looked up first. Only an architecture that it doesn't know is looked for in other packages
-(`loadmaster.architectures.plugins`), so that finding them costs nothing where they aren't needed.
+This package's families are looked up first. Other packages are searched (`loadmaster.architectures.plugins`) only for an
+architecture that none of these has, so the search costs nothing where it isn't needed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MODELS: dict[str, Callable[[Config], Model]] = {"deepseek": deepseek.read_model,
 
 
 class DescribedConfig(dict[str, Any]):
-    """A config.json that brings its family with it: for a family that is registered nowhere (yet), as in its tests."""
+    """A config.json together with its family: for a family that is not registered (yet), as in its tests."""
 
     def __init__(self, values: Mapping[str, Any], family: Family) -> None:
         super().__init__(values)
@@ -60,7 +60,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
 
     Raises:
         ConfigError: there is no such key, or the architecture is not known; the hint names those that are.
-        FamilyError: the architecture is not known here, and a package that may know it is broken, or two do.
+        FamilyError: the architecture is not known here, and a package that may describe it is broken, or two describe it.
     """
     if isinstance(config, DescribedConfig):
         return config.family
@@ -81,7 +81,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
         return plugin
     raise ConfigError(
         f"config.json: the architecture {names[0]!r} is not known",
-        hint=f"known: {', '.join(known())}; another package can bring more (docs/guides/add-a-family.md)",
+        hint=f"known: {', '.join(known())}; other packages can add more (docs/guides/add-a-family.md)",
         code="architecture-unknown",
     )
 

@@ -16,7 +16,7 @@ from loadmaster.layers.weight import Params, linear
 def causal_mask(positions_T: Tensor, num_cached: int, window: int | None = None) -> Tensor:
     """Return ``[T, S]``: which cached tokens each token may attend to (true), itself included.
 
-    ``window``: only the last so many, itself included.
+    ``window``: only the last ``window`` tokens, itself included.
     """
     keys = torch.arange(num_cached, device=positions_T.device)
     mask = keys[None] <= positions_T[:, None]
@@ -40,7 +40,7 @@ class Attention:
         self.k_norm = params.optional(f"{prefix}.k_norm.weight")
 
     def widths(self) -> dict[tuple[int, str], tuple[int, ...]]:
-        """Return what the cache remembers of each token, for `Cache`."""
+        """Return the shapes that the cache stores for each token, for `Cache`."""
         width = (self.num_kv_heads, self.head_dim)
         return {(self.layer, "key"): width, (self.layer, "value"): width}
 

@@ -1,9 +1,9 @@
 """Latent attention (MLA) with, where a model has one, the sparse-attention indexer.
 
-The cache holds one latent and one rotary key a token, shared by all heads. Attention runs in the latent (the absorbed
-form): queries go through the key half of ``kv_b``, outputs through its value half, so nothing is expanded a token.
-The indexer scores every cached token for every query and keeps the ``index_topk`` best; a layer that *shares* attends to
-the tokens that the last selecting layer kept. Sources: DeepSeek-V3 (arXiv 2412.19437), DeepSeek-V3.2's and GLM-5's
+The cache has one latent and one rotary key for each token, shared by all heads. Attention runs in the latent (the absorbed
+form): queries go through the key half of ``kv_b``, outputs through its value half, so no token is expanded.
+The indexer scores every cached token for every query and keeps the ``topk`` best; a layer that *shares* attends to the
+tokens that the last selecting layer kept. Sources: DeepSeek-V3 (arXiv 2412.19437), DeepSeek-V3.2's and GLM-5's
 reference implementations in transformers.
 """
 
@@ -39,7 +39,7 @@ class Indexer:
     def select(
         self, x_TH: Tensor, q_latent_TR: Tensor, cos: Tensor, sin: Tensor, mask_TS: Tensor, cache: Cache, start: int
     ) -> Tensor:
-        """Return the selected tokens ``[T, K]``; where fewer may be attended to, the rest are ones that may not."""
+        """Return the selected tokens ``[T, K]``; where fewer are allowed, the rest are tokens that the mask excludes."""
         k_TD, weights_TN = linear(x_TH, self.wk_weights).split((self.head_dim, self.num_heads), dim=-1)
         q_TND = linear(q_latent_TR, self.wq_b).view(len(x_TH), self.num_heads, self.head_dim)
         k_T1D = layer_norm(k_TD, self.k_norm, self.k_norm_bias, INDEXER_NORM_EPS)[:, None]
@@ -51,8 +51,8 @@ class Indexer:
         return scores_TS.topk(min(self.topk, scores_TS.shape[-1]), dim=-1).indices
 
     def _rotated(self, x_TND: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        turned, rest = x_TND.split((self.rope_dim, self.head_dim - self.rope_dim), dim=-1)
-        return torch.cat([rotate(turned, cos, sin, interleaved=self.interleaved), rest], dim=-1)
+        rotary, rest = x_TND.split((self.rope_dim, self.head_dim - self.rope_dim), dim=-1)
+        return torch.cat([rotate(rotary, cos, sin, interleaved=self.interleaved), rest], dim=-1)
 
 
 class LatentAttention:
@@ -82,7 +82,7 @@ class LatentAttention:
         self.indexer = None if indexer is None else Indexer(indexer, params, f"{prefix}.indexer", layer)
 
     def widths(self) -> dict[tuple[int, str], tuple[int, ...]]:
-        """Return what the cache remembers of each token, for `Cache`."""
+        """Return the shapes that the cache stores for each token, for `Cache`."""
         widths: dict[tuple[int, str], tuple[int, ...]] = {
             (self.layer, "latent"): (self.kv_rank,),
             (self.layer, "rope_key"): (self.rope,),

@@ -11,7 +11,7 @@ from loadmaster.layers.weight import Params
 
 
 class Router:
-    """Chooses experts. The bias decides the choice, never the weight."""
+    """Chooses experts. The bias affects the choice, never the weights."""
 
     def __init__(self, spec: RouterSpec, params: Params, prefix: str) -> None:
         self.topk = spec.topk

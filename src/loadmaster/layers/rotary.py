@@ -16,7 +16,7 @@ from loadmaster.architectures.rope import Rope
 
 @dataclass(frozen=True)
 class Rotary:
-    """Frequencies of one head dim, and the factor on cosine and sine (YaRN's attention factor)."""
+    """The frequencies of a head's pairs, and the factor on cosine and sine (YaRN's attention factor)."""
 
     frequencies: Tensor
     factor: float = 1.0
@@ -45,8 +45,8 @@ class Rotary:
 def rotate(x_TND: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
     """Rotate pairs of elements of each head: neighbours (interleaved), or one of each half.
 
-    The result has the first elements of all pairs, then the second, either way: queries and keys are laid out alike, so
-    their products are those of the published order.
+    In both cases the result has the first elements of all pairs, then the second ones. Queries and keys have the same
+    order, so their products equal those of the published order.
     """
     if interleaved:
         a, b = x_TND[..., 0::2], x_TND[..., 1::2]

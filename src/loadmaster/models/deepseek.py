@@ -37,7 +37,7 @@ class DecoderLayer:
         self.post_norm = params.tensor(f"{prefix}.post_attention_layernorm.weight")
 
     def widths(self) -> dict[tuple[int, str], tuple[int, ...]]:
-        """Return what the cache remembers of each token."""
+        """Return the shapes that the cache stores for each token."""
         return self.attention.widths()
 
     def __call__(self, state: State, positions_T: Tensor, cache: Cache) -> State:

@@ -1,7 +1,7 @@
-"""A pipeline stage: some of a model's layers, what they are handed, and what they hand on.
+"""A pipeline stage: some of a model's layers, with their inputs and outputs.
 
-Between stages go the hidden states with the residual already added, and what the schema names beside them (top-k
-indices where the next stage begins on a layer that shares them). Cutting anywhere gives the same bits.
+A stage passes on the hidden states, with the residual already added, and the other tensors that the schema names (top-k
+indices where the next stage begins with a layer that shares them). The result has the same bits for every cut.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Stage:
     def forward(self, inputs: State, positions_T: Tensor, cache: Cache, *, all_logits: bool = False) -> State:
         """Run the stage on T tokens of one request at consecutive positions.
 
-        Inputs may lie anywhere; outputs lie on the stage's device. The first stage takes ``token_ids`` ``[T]``, the others
+        Inputs may be on any device; outputs are on the stage's. The first stage takes ``token_ids`` ``[T]``, the others
         what ``carries_in`` names. The last returns ``logits``
         ``[1, V]`` of the last token, or ``[T, V]`` with ``all_logits``; the others what ``carries_out`` names.
 
