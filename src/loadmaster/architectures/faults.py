@@ -95,8 +95,8 @@ def _placement_faults(t: Tensor, p: Placement) -> Iterator[str]:
         yield f"schema: {t.name} is divided in units of {p.unit}, and dim {p.dim} has {t.shape[p.dim]} elements"
     elif p.pad is not None and (p.pad < 1 or p.pad % p.unit or p.repeat):
         yield (
-            f"schema: {t.name} is padded to multiples of {p.pad}, expected multiples of its unit, {p.unit}, and none "
-            "where units are held several times"
+            f"schema: {t.name} is padded to multiples of {p.pad}, expected multiples of its unit, {p.unit}, and no padding "
+            "where units are repeated"
         )
 
 

@@ -1,4 +1,4 @@
-"""Gemma-3: four norms a layer, norms of queries and keys, a tied head; the vision tower is waived.
+"""Gemma-3: four norms in each layer, norms of queries and keys, a tied head; the vision tower is waived.
 
 The published configs of the models with vision leave out values that are defaults of ``Gemma3TextConfig``.
 

@@ -57,7 +57,7 @@ def layer_types(c: Config) -> tuple[str, ...]:
 
 
 def _gated_attention(c: Config) -> tuple[Tensor, ...]:
-    """Attention whose query projection also makes a gate of each head: 2 × ``head_dim`` rows a head."""
+    """Attention whose query projection also makes a gate for each head: 2 × ``head_dim`` rows per head."""
     hidden, heads, kv_heads, head = blocks.heads_of(c)
     plain = blocks.attention(
         hidden,
