@@ -116,6 +116,30 @@ def test_nothing_is_unpickled_but_from_the_pipe_to_a_worker() -> None:
     assert found == set(OWN_PIPE)
 
 
+def reads_config(source: str) -> bool:
+    """Whether code takes a config, or reads one: anything called config, and the class `Config`."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {n.id for n in nodes if isinstance(n, ast.Name)} | {n.arg for n in nodes if isinstance(n, ast.arg)}
+    names |= {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+    names |= {alias.name for n in nodes if isinstance(n, ast.ImportFrom) for alias in n.names}
+    return any(name.lower().strip("_") == "config" or name == "text_config" for name in names)
+
+
+def test_layers_and_models_take_typed_values_and_read_no_config() -> None:
+    source = Path(package).parent
+    paths = [path for room in ("layers", "models") for path in (source / room).glob("*.py")]
+    assert paths
+    assert [path.name for path in paths if reads_config(path.read_text())] == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    ['config["hidden_size"]', 'plan.config.get("hidden_size")', "def f(config): ...", "import_ = Config(values)"],
+)
+def test_a_config_that_is_read_is_found(planted: str) -> None:
+    assert reads_config(planted)
+
+
 def circle(imports: dict[str, set[str]]) -> list[str] | None:
     """Return modules that import each other in turn, directly or through others; None where there are none."""
     try:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from loadmaster.architectures.config import Config
-from loadmaster.architectures.registry import FAMILIES, find_family, language_config
+from loadmaster.architectures.registry import FAMILIES, find_family
 from loadmaster.architectures.schema import Family
 from loadmaster.layers.formats import RUNNABLE_FORMATS
 from loadmaster.plan.claims import read_claims
@@ -42,7 +41,7 @@ def _presets() -> Iterator[tuple[str, tuple[str, str, str, str]]]:
     for name, preset in PRESETS.items():
         config = preset.config_of(tiny=False)
         family = find_family(config)
-        claims = read_claims(Config(language_config(family, config)), "BF16")
+        claims = read_claims(family.describe(config), "BF16")
         format_ = claims.formats[0].name if claims.formats else "plain"
         runs = "runs" if family.runs and format_ in _runnable() else ""
         yield name, (family.name, f"`{config['architectures'][0]}`", format_, runs)

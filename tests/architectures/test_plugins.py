@@ -73,11 +73,11 @@ def test_installed_packages_are_not_asked_about_families_of_our_own(monkeypatch:
         ("", "acme:FAMILY", "AttributeError"),
         ("FAMILY = 'llama'", "acme:FAMILY", "it is 'llama', expected a Family or a sequence of them"),
         ("FAMILY = []", "acme:FAMILY", r"it is \[\], expected a Family"),
-        (right("acme", "LlamaForCausalLM"), "acme:FAMILY", "LlamaForCausalLM is taken: loadmaster describes it itself"),
+        (right("acme", "LlamaForCausalLM"), "acme:FAMILY", "LlamaForCausalLM is already described by loadmaster"),
         (
             right("acme", "AcmeForCausalLM", "FAMILY = replace(FAMILY, runs=True)"),
             "acme:FAMILY",
-            "the family acme says runs=True",
+            "the family acme has runs=True",
         ),
     ],
 )

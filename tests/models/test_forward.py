@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from loadmaster.architectures.registry import read_model
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import RunError, UnsupportedError
 from loadmaster.loader import load_rank
@@ -38,7 +39,7 @@ def stages(path: Path, partition: tuple[int, ...]) -> list[Stage]:
         derived = plan.rank(rank)
         made.append(
             build_stage(
-                plan.config,
+                read_model(plan.config),
                 derived.specs,
                 load_rank(plan, rank).tensors,
                 layers=range(*derived.layers),
@@ -138,7 +139,7 @@ def test_what_the_forward_pass_does_not_have_is_refused_by_name(
     derived = plan.rank(0)
     with pytest.raises(UnsupportedError, match=says):
         build_stage(
-            {**plan.config, **change},
+            read_model({**plan.config, **change}),
             derived.specs,
             load_rank(plan, 0).tensors,
             layers=range(*derived.layers),

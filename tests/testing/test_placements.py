@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from loadmaster.architectures import Config, Family, Placement, Tensor, by_columns, by_rows
-from loadmaster.architectures.registry import find_family, language_config
+from loadmaster.architectures import Family, Placement, Tensor, by_columns, by_rows
+from loadmaster.architectures.registry import find_family
 from loadmaster.synth import PRESETS
 from loadmaster.testing import Compared, FamilyFaults, check_tables, compare_placements
 from loadmaster.testing.placements import plans_of
@@ -35,7 +35,7 @@ NOT_IN_A_PLAN = {
 
 def divided(family: Family, config: Mapping[str, Any], compared: Compared) -> set[str]:
     """The matrices among what could not be compared that the schema divides, drafts, indexers and vocabularies left out."""
-    schema = family.schema(Config(language_config(family, config)))
+    schema = family.schema(family.describe(config))
     tensors = {t.name: t for kind in schema.kinds.values() for t in kind}
     left = {tensors[n] for n in compared.left if n in tensors}
     return {

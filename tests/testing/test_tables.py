@@ -114,14 +114,14 @@ WRONG: list[tuple[Family, str]] = [
         _variant(FAMILY.spelling | {"gain": LAYER + "input_layernorm.weight"}),
         "variants[0]: input_norm and gain are all",
     ),
-    (spelled(gian=LAYER + "gian"), "spelling: gian is spelled, and neither the schema nor the native target knows it"),
+    (spelled(gian=LAYER + "gian"), "spelling: gian is spelled, and neither the schema nor the native target has it"),
     (spelled(gain="model.gain"), "gain is stored as model.gain, with {layer} 0 times, expected 1"),
     (spelled(norm=LAYER + "norm"), "norm is stored as model.layers.{layer}.norm, with {layer} 1 times, expected 0"),
     (
         spelled(moe__up=LAYER + "mlp.up.weight"),
         "moe.up is stored as model.layers.{layer}.mlp.up.weight, with {expert} 0",
     ),
-    (spelled(gain=LAYER + "{index}.gain"), "{index} is not known: {layer} and {expert} are"),
+    (spelled(gain=LAYER + "{index}.gain"), "{index} is not known: use {layer} and {expert}"),
     (spelled(gain=LAYER + "gain}"), "gain is stored as 'model.layers.{layer}.gain}', which is not a pattern"),
     (
         spelled(moe__gate=LAYER + "mlp.experts.{expert}.up_proj.weight"),
@@ -171,7 +171,7 @@ WRONG: list[tuple[Family, str]] = [
     (native(("norm.weight", Param("norm.weight", ("norm",)))), "native: norm.weight has no stage"),
     (
         native(("lm_head.weight", Param("lm_head.weight", ("head",), otherwise="embed", stage="last"))),
-        "native: lm_head.weight takes the place of embed, which is no parameter of the model itself",
+        "native: lm_head.weight falls back to embed, which is not a parameter of the model itself",
     ),
     (
         native(("{block}.gain", Param("{block}.input_layernorm.weight", ("gain",)))),
@@ -182,7 +182,7 @@ WRONG: list[tuple[Family, str]] = [
         replace(FAMILY, waived=((r".*norm.*", "norms"),)),
         "waived: the pattern '.*norm.*' (norms) matches model.norm.weight",
     ),
-    (replace(FAMILY, waived=((r"(", "nothing"),)), "waived: the pattern '(' is none"),
+    (replace(FAMILY, waived=((r"(", "nothing"),)), "waived: the pattern '(' is not a regular expression"),
     (
         replace(FAMILY, architectures=("SampleForCausalLM", "LlamaForCausalLM")),
         "family: LlamaForCausalLM is taken by loadmaster's own family 'llama'",

@@ -5,15 +5,15 @@ expression (`Shard`); `localise` turns it into regions for one coordinate, and `
 leaves, as a database pushes a predicate down to the scan. What reaches the bottom is boxes of stored tensors; what stays
 above them is the few operations that have to run (decode, cast).
 
-    Stored     a view of a stored tensor: a box in its factored shape, its dims in any order
-    Each       a stack of one member expression over a family of tensors (experts): a list slot -> id
-    Concat     the node that gives things a position
+    Stored     a view of a stored tensor: a box in its factored shape, with its dims in any order
+    Each       a stack of one member expression over many tensors (experts): a list slot -> id
+    Concat     parts one after another: the node that gives positions
     Decode     stored components -> values: dequantisation
-    Cast       another number format, with the reason where it narrows
+    Cast       another number format, with the reason where precision is lost
     Fill       a constant
     Shard      placement over an axis of the layout; removed by `localise`
 
-Not here: what a family's expressions are (`deepseek.py`, `llama.py`), where tensors lie in files (`loadmaster.plan`).
+Not here: a family's expressions (`deepseek.py`, `llama.py`), and where tensors are in files (`loadmaster.plan`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Region: TypeAlias = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A stored tensor by name: its number format and stored shape. ``member``: one tensor an expert."""
+    """A stored tensor by name: its number format and stored shape. ``member``: one tensor for each expert."""
 
     name: str
     dtype: str
@@ -66,7 +66,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Each:
-    """A stack over a family of tensors: slot ``s`` of the new first dim is ``member`` with its leaves bound to ``ids[s]``."""
+    """A stack over many tensors: slot ``s`` of the new first dim is ``member`` with its leaves bound to ``ids[s]``."""
 
     member: Expression
     ids: tuple[int, ...]
@@ -106,7 +106,7 @@ class Concat:
 class Decode:
     """Stored components -> F32 values of ``shape``.
 
-    ``origin`` is the first element's place in the whole tensor: it stays absolute, because a cut keeps the block grid of
+    ``origin`` is the position of the first element in the whole tensor: it stays absolute, because a cut keeps the block grid of
     the whole tensor. The operands are the components' views that cover the elements from there.
     """
 
@@ -122,13 +122,13 @@ class Decode:
 
     @property
     def phase(self) -> tuple[int, ...]:
-        """Elements of the first block that lie before the first element, for each dim (of a format with such blocks)."""
+        """Elements of the first quantisation block before the first element, for each dim (of a format with such blocks)."""
         return tuple(o % b for o, b in zip(self.origin, self.format.block, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """The same values in another number format. ``reason`` says why where the cast narrows."""
+    """The same values in another number format. ``reason`` says why, where precision is lost."""
 
     operand: Expression
     dtype: str
@@ -153,7 +153,7 @@ class Fill:
 class Shard:
     """``operand`` divided along ``dim`` over ``axis`` in whole ``unit``s (see `loadmaster.parallel.cut`).
 
-    ``dealt``: single elements, of which the first coordinates have one more where they do not divide (experts).
+    ``dealt``: in single elements (experts); where they do not divide, the first coordinates have one more.
     """
 
     operand: Expression
@@ -165,7 +165,7 @@ class Shard:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The whole operand's shape: a shard knows no coordinate."""
+        """The whole operand's shape: the expression has no coordinate yet."""
         return self.operand.shape
 
     @property
@@ -190,7 +190,7 @@ def decode(format_: Format, operands: tuple[Expression, ...], shape: tuple[int, 
 
 
 def whole(shape: tuple[int, ...]) -> Region:
-    """Return the region of everything."""
+    """Return the region of the whole shape."""
     return tuple((0, n) for n in shape)
 
 
@@ -239,7 +239,7 @@ def restrict(e: Expression, region: Region) -> Expression:
 
 
 def concat(dim: int, parts: tuple[Expression, ...]) -> Expression:
-    """Return the concatenation; that of one part is the part."""
+    """Return the concatenation; of a single part, the part itself."""
     return parts[0] if len(parts) == 1 else Concat(dim, parts)
 
 
@@ -268,7 +268,7 @@ def _restrict_decode(e: Decode, region: Region) -> Decode:
 
 
 def _of_component(e: Decode, component: Component, all_of_it: Region, region: Region) -> Region:
-    """Return the part of a component that covers ``region``: packed words exactly, blocks rounded outward."""
+    """Return the part of a component that covers ``region``: packed words exactly, quantisation blocks rounded outward."""
     if component.is_scalar:
         return all_of_it
     part = []
@@ -292,10 +292,10 @@ def _of_component(e: Decode, component: Component, all_of_it: Region, region: Re
 
 
 def localise(e: Expression, coordinates: Coordinates) -> Expression:
-    """Return what one coordinate holds of ``e``: every `Shard` becomes a region, pushed down to the leaves.
+    """Return the part of ``e`` at one coordinate: every `Shard` becomes a region, pushed down to the leaves.
 
     Raises:
-        LayoutError: a dim does not divide; the hint names the legal sizes.
+        LayoutError: a dim does not divide; the hint names the possible sizes.
     """
     match e:
         case Stored() | Fill():
@@ -326,8 +326,8 @@ def encoded(e: Expression, component: int) -> Expression:
     """Return one stored component of a localised expression whose values are all encoded alike.
 
     ``Concat(Decode(w, s), Decode(v, t))`` becomes ``Concat(w, v)`` for component 0 and ``Concat(s, t)`` for 1, along the
-    component's dim that runs as the concatenated one. A component without such a dim (one number a tensor, ``g_idx``)
-    has one value, or run of values, for each part; in a stack, for each part of each expert.
+    component's dim that corresponds to the concatenated one. A component without such a dim (one number for each
+    tensor, ``g_idx``) has one value, or run of values, for each part; in a stack, for each part of each expert.
     """
     match e:
         case Decode():
@@ -344,7 +344,7 @@ def encoded(e: Expression, component: int) -> Expression:
 
 
 def format_of(e: Expression) -> Format:
-    """Return the format of an encoded expression; a stack of experts has one leading dim more than its member."""
+    """Return the format of an encoded expression; a stack of experts has one more leading dim than its member."""
     match e:
         case Decode():
             return e.format

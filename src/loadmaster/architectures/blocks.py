@@ -1,6 +1,6 @@
-"""The blocks that families share, each as its three tables: attention with heads, the gated MLP, routed experts.
+"""The parts that families share, each as its three tables: attention with heads, the gated MLP, routed experts.
 
-A family's file composes them and adds what is its own. Spellings are those of the models' classes in transformers, under
+A family's file combines them and adds its own tensors. Spellings are those of the models' classes in transformers, under
 ``model.layers.{layer}.``; `loadmaster.architectures.schema.respelled` gives them another prefix.
 """
 
@@ -31,7 +31,7 @@ TOP_NATIVE = (
 )
 
 INV_FREQ = (r"(.*\.)?rotary_emb\.inv_freq", "rotary frequencies are recomputed")
-"""Waived everywhere: older checkpoints store what is computed from the config."""
+"""Waived everywhere: older checkpoints store these values, which are computed from the config."""
 
 VISION = (r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\..*", "vision is not supported: text only")
 
@@ -57,29 +57,29 @@ def attention(
 ) -> tuple[Tensor, ...]:
     """Return q, k, v, o of ``heads`` × ``head``; norms of queries and keys of that many elements where given.
 
-    Key and value heads fewer than ranks are repeated. A norm over one head is held by all, one over all heads is cut with
-    them.
+    Key and value heads are repeated where there are fewer of them than ranks. A norm over one head is on all ranks; a
+    norm over all heads is cut with them.
     """
     kv = by_rows(head, repeat=True)
-    made = [
+    tensors = [
         linear("attn.q", heads * head, hidden, by_rows(head)),
         linear("attn.k", kv_heads * head, hidden, kv),
         linear("attn.v", kv_heads * head, hidden, kv),
         linear("attn.o", hidden, heads * head, by_columns(head)),
     ]
     if bias:
-        made += [
+        tensors += [
             Tensor("attn.q_bias", (heads * head,), by_rows(head)),
             Tensor("attn.k_bias", (kv_heads * head,), kv),
             Tensor("attn.v_bias", (kv_heads * head,), kv),
         ]
     if out_bias:
-        made.append(Tensor("attn.o_bias", (hidden,)))
+        tensors.append(Tensor("attn.o_bias", (hidden,)))
     if q_norm:
-        made.append(Tensor("attn.q_norm", (q_norm,), by_rows(head) if q_norm == heads * head != head else None))
+        tensors.append(Tensor("attn.q_norm", (q_norm,), by_rows(head) if q_norm == heads * head != head else None))
     if k_norm:
-        made.append(Tensor("attn.k_norm", (k_norm,), kv if k_norm == kv_heads * head != head else None))
-    return tuple(made)
+        tensors.append(Tensor("attn.k_norm", (k_norm,), kv if k_norm == kv_heads * head != head else None))
+    return tuple(tensors)
 
 
 ATTENTION_SPELLING = {
@@ -109,18 +109,18 @@ ATTENTION_NATIVE = (
 
 def gated_mlp(hidden: int, inner: int, *, logical: str = "mlp", bias: bool = False) -> tuple[Tensor, ...]:
     """Return gate, up and down, ``[inner, hidden]`` and back, under ``logical`` names (``mlp.gate`` …)."""
-    made = [
+    tensors = [
         linear(f"{logical}.gate", inner, hidden, by_rows()),
         linear(f"{logical}.up", inner, hidden, by_rows()),
         linear(f"{logical}.down", hidden, inner, by_columns()),
     ]
     if bias:
-        made += [
+        tensors += [
             Tensor(f"{logical}.gate_bias", (inner,), by_rows()),
             Tensor(f"{logical}.up_bias", (inner,), by_rows()),
             Tensor(f"{logical}.down_bias", (hidden,)),
         ]
-    return tuple(made)
+    return tuple(tensors)
 
 
 def gated_mlp_spelling(stored: str = "mlp", *, logical: str = "mlp") -> dict[str, str]:
@@ -133,7 +133,7 @@ def gated_mlp_spelling(stored: str = "mlp", *, logical: str = "mlp") -> dict[str
 
 
 def gated_mlp_native(param: str = "mlp", *, logical: str = "mlp") -> tuple[Param, ...]:
-    """Return its parameters under ``{block}.`` + ``param``."""
+    """Return the parameters of a gated MLP under ``{block}.`` + ``param``."""
     return (
         Param(f"{{block}}.{param}.gate_up_proj.weight", (f"{logical}.gate", f"{logical}.up")),
         Param(f"{{block}}.{param}.gate_up_proj.bias", (f"{logical}.gate_bias", f"{logical}.up_bias")),
@@ -147,16 +147,16 @@ def gated_mlp_native(param: str = "mlp", *, logical: str = "mlp") -> tuple[Param
 
 def experts(hidden: int, inner: int, num_experts: int, *, router_bias: bool = False) -> tuple[Tensor, ...]:
     """Return the router and the experts' gate, up and down; ``router_bias`` is DeepSeek's correction bias."""
-    made = [Tensor("moe.router", (num_experts, hidden), usual=("F32",))]
+    tensors = [Tensor("moe.router", (num_experts, hidden), usual=("F32",))]
     if router_bias:
-        # It decides between near equals and must not be narrowed.
-        made.append(Tensor("moe.router_bias", (num_experts,), keep="F32"))
-    made += [
+        # It decides between nearly equal scores, so it keeps its precision.
+        tensors.append(Tensor("moe.router_bias", (num_experts,), keep="F32"))
+    tensors += [
         linear("moe.gate", inner, hidden, by_rows(), experts=num_experts),
         linear("moe.up", inner, hidden, by_rows(), experts=num_experts),
         linear("moe.down", hidden, inner, by_columns(), experts=num_experts),
     ]
-    return tuple(made)
+    return tuple(tensors)
 
 
 def experts_spelling(
@@ -174,7 +174,7 @@ def experts_spelling(
 
 
 def stacked_experts_spelling(stored: str = "mlp") -> dict[str, str | Packed]:
-    """Return the spelling of experts stored all in one tensor, gate before up: transformers' own names since v5."""
+    """Return the spelling of experts that are stored in one tensor, gate before up: transformers' names since v5."""
     return {
         "moe.router": f"{LAYER}{stored}.gate.weight",
         "moe.router_bias": f"{LAYER}{stored}.gate.e_score_correction_bias",
@@ -229,7 +229,7 @@ DECODER_NATIVE = (*TOP_NATIVE, *NORMS_NATIVE, *ATTENTION_NATIVE, *gated_mlp_nati
 
 
 def draft(c: Config) -> tuple[Tensor, ...]:
-    """Return what an MTP layer has beside a decoder layer's tensors; DeepSeek's stores an embedding and a head too."""
+    """Return what an MTP layer has in addition to a decoder layer; DeepSeek's stores an embedding and a head too."""
     hidden, vocab = c.size("hidden_size"), c.size("vocab_size")
     return (
         Tensor("mtp.eh_proj", (hidden, 2 * hidden)),

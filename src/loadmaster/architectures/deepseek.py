@@ -2,7 +2,7 @@
 
 Latent attention (MLA), a sparse-attention indexer on some or all layers (V3.2, GLM), dense layers first and then routed
 experts, and MTP layers stored after the decoder layers. GLM's MTP layer shares the model's embedding and head;
-DeepSeek's stores copies of its own: what the headers hold decides.
+DeepSeek's stores its own copies. The headers decide.
 
 Sources: the released configs and headers; ``modeling_deepseek_v3.py``, ``modeling_deepseek_v32.py`` and
 ``modeling_glm_moe_dsa.py`` of transformers.
@@ -10,8 +10,12 @@ Sources: the released configs and headers; ``modeling_deepseek_v3.py``, ``modeli
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
+from loadmaster.architectures.model import IndexerSpec, LatentSpec, Model, RouterSpec, require
+from loadmaster.architectures.rope import read_rope
 from loadmaster.architectures.schema import (
     Family,
     Param,
@@ -23,6 +27,16 @@ from loadmaster.architectures.schema import (
     linear,
 )
 from loadmaster.errors import ConfigError, UnsupportedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeepseekModel(Model):
+    """Latent attention and experts. ``indexer_types`` gives the type of each layer; ``indexer`` is None if no layer has one."""
+
+    attention: LatentSpec
+    indexer: IndexerSpec | None
+    indexer_types: tuple[str, ...]
+    router: RouterSpec
 
 
 def schema(c: Config) -> Schema:
@@ -71,8 +85,48 @@ def indexer_types(c: Config) -> tuple[str, ...]:
     if len(types) < num_layers or not set(types) <= {"full", "shared"}:
         raise ConfigError(f"config.json: indexer_types must give full or shared for each of {num_layers} layers")
     if types[0] == "shared":
-        raise ConfigError("config.json: indexer_types begins with shared, which has nothing before it to share")
+        raise ConfigError("config.json: indexer_types begins with shared, but no earlier layer selects tokens")
     return types[:num_layers]
+
+
+def read_model(c: Config) -> DeepseekModel:
+    """Return what computing the model needs."""
+    require(c, "hidden_act", "silu")
+    require(c, "scoring_func", "sigmoid")
+    require(c, "topk_method", "noaux_tc")
+    norm_eps, rope_dim = c.number("rms_norm_eps"), c.size("qk_rope_head_dim")
+    return DeepseekModel(
+        schema=schema(c),
+        norm_eps=norm_eps,
+        attention=LatentSpec(
+            num_heads=c.size("num_attention_heads"),
+            nope_dim=c.size("qk_nope_head_dim"),
+            rope_dim=rope_dim,
+            value_dim=c.size("v_head_dim"),
+            q_rank=c.size("q_lora_rank"),
+            kv_rank=c.size("kv_lora_rank"),
+            norm_eps=norm_eps,
+            rope=read_rope(c),
+            interleaved=c.flag("rope_interleave", True),
+        ),
+        indexer=_indexer_spec(c, rope_dim),
+        indexer_types=indexer_types(c),
+        router=RouterSpec(
+            topk=c.size("num_experts_per_tok"),
+            num_groups=c.size("n_group", 1, least=0) or 1,
+            topk_groups=c.size("topk_group", 1, least=0) or 1,
+            normalise=c.flag("norm_topk_prob", True),
+            scaling=c.number("routed_scaling_factor", 1.0),
+        ),
+    )
+
+
+def _indexer_spec(c: Config, rope_dim: int) -> IndexerSpec | None:
+    if c.values.get("index_topk") is None:
+        return None
+    # GLM rotates neighbours; DeepSeek-V3.2 rotates one of each half, unlike in its main attention
+    interleaved = c.flag("indexer_rope_interleave", c.values.get("model_type") == "glm_moe_dsa")
+    return IndexerSpec(c.size("index_topk"), c.size("index_n_heads"), c.size("index_head_dim"), rope_dim, interleaved)
 
 
 def _attention(c: Config) -> tuple[Tensor, ...]:

@@ -1,8 +1,8 @@
-"""What is wrong with a family's three tables, as sentences that name the table. They are found without a checkpoint.
+"""Check a family's three tables, without a checkpoint. Each fault is a sentence that names the table.
 
-The tables have to agree with one another: every logical tensor of the schema is spelled, and makes up exactly one
-parameter of the native target; what lies in one stored tensor, or in one parameter, fits together. Whether they agree
-with the world is another question: `loadmaster.testing` holds them against checkpoints and against transformers.
+The tables have to agree with one another: every logical tensor of the schema is spelled, and is part of exactly one
+parameter of the native target; the parts of one stored tensor, or of one parameter, fit together.
+`loadmaster.testing` compares the tables with checkpoints and with transformers.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ TOP = "top"
 
 
 def fatal_faults(family: Family, schema: Schema) -> tuple[str, ...]:
-    """Return the faults that would keep any checkpoint from being planned."""
-    found = tuple(_schema_faults(schema))
-    if found:
-        return found  # what follows would only repeat them
+    """Return the faults that prevent every plan of the family."""
+    wrong_schema = tuple(_schema_faults(schema))
+    if wrong_schema:
+        return wrong_schema  # the other checks would repeat these
     kinds = kinds_in_use(schema)
     named = zip(spelling_labels(family), family.spellings, strict=True)
     return (
@@ -47,7 +47,7 @@ def kinds_in_use(schema: Schema) -> Kinds:
 
 
 def spelling_labels(family: Family) -> tuple[str, ...]:
-    """Return what the family's spellings are called in a sentence, in order."""
+    """Return the names of the family's spellings in sentences, in order."""
     return ("spelling", *(f"variants[{i}]" for i in range(len(family.variants))))
 
 
@@ -64,13 +64,13 @@ def _schema_faults(schema: Schema) -> Iterator[str]:
             return
     if not schema.layers:
         yield "schema: the model has no layers"
-    own = {t.name for t in schema.top}
+    top_names = {t.name for t in schema.top}
     for kind in (TOP, *dict.fromkeys((*schema.layers, *schema.drafts))):
         tensors = schema.top if kind == TOP else schema.kinds[kind]
         for name, count in Counter(t.name for t in tensors).items():
             if count > 1:
                 yield f"schema: {_of(kind)} has {name} {count} times"
-            if kind != TOP and name in own:
+            if kind != TOP and name in top_names:
                 yield f"schema: {name} is a tensor of the model itself and of {_of(kind)}"
         for tensor in tensors:
             yield from _tensor_faults(tensor, kind)
@@ -95,8 +95,8 @@ def _placement_faults(t: Tensor, p: Placement) -> Iterator[str]:
         yield f"schema: {t.name} is divided in units of {p.unit}, and dim {p.dim} has {t.shape[p.dim]} elements"
     elif p.pad is not None and (p.pad < 1 or p.pad % p.unit or p.repeat):
         yield (
-            f"schema: {t.name} is padded to multiples of {p.pad}, expected multiples of its unit, {p.unit}, and none "
-            "where units are held several times"
+            f"schema: {t.name} is padded to multiples of {p.pad}, expected multiples of its unit, {p.unit}, and no padding "
+            "where units are repeated"
         )
 
 
@@ -104,7 +104,7 @@ def _carry_faults(schema: Schema) -> Iterator[str]:
     if schema.carries and len(schema.carries) != len(schema.layers):
         yield f"schema: carries is given for {len(schema.carries)} layers, and there are {len(schema.layers)}"
     if schema.carries and schema.carries[0]:
-        yield f"schema: layer 0 is handed {', '.join(schema.carries[0])}, and no layer stands before it"
+        yield f"schema: layer 0 needs {', '.join(schema.carries[0])} from an earlier layer, and there is none"
 
 
 # The spelling ---------------------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def _spelling_faults(label: str, spelling: Spelling, kinds: Kinds) -> Iterator[s
         for name, holders in stored.items():
             first = spelling[holders[0]]
             if len(holders) > 1 and not (isinstance(first, Packed) and set(holders) <= set(first.parts)):
-                yield f"{label}: {' and '.join(holders)} are all stored as {name}; `packed` says what lies in one tensor"
+                yield f"{label}: {' and '.join(holders)} are all stored as {name}; use `packed` for the parts of one tensor"
 
 
 def _name_faults(t: Tensor, spelled: str | Packed, kind: str) -> Iterator[str]:
@@ -137,13 +137,13 @@ def _name_faults(t: Tensor, spelled: str | Packed, kind: str) -> Iterator[str]:
         return
     by_expert = t.experts > 0 and not (isinstance(spelled, Packed) and spelled.stacked)
     for field, wanted, why in (
-        ("layer", kind != TOP, "tensors of layers have {layer} in their names, the model's own don't"),
-        ("expert", by_expert, "one tensor an expert has {expert} in its name, others don't"),
+        ("layer", kind != TOP, "names of a layer's tensors have {layer}, those of the model itself don't"),
+        ("expert", by_expert, "names of tensors stored for each expert have {expert}, others don't"),
     ):
         if fields[field] != int(wanted):
             yield f"{t.name} is stored as {name}, with {{{field}}} {fields[field]} times, expected {int(wanted)}: {why}"
     if strange := sorted(set(fields) - {"layer", "expert"}):
-        yield f"{t.name} is stored as {name}, and {{{strange[0]}}} is not known: {{layer}} and {{expert}} are"
+        yield f"{t.name} is stored as {name}, and {{{strange[0]}}} is not known: use {{layer}} and {{expert}}"
     if "None" in name:
         yield f"{t.name} is stored as {name}, which must not contain the word None"
 
@@ -163,7 +163,7 @@ def _packed_faults(
     for part in spelled.parts[1:]:
         other = tensors.get(part)
         if spelling.get(part) != spelled:
-            yield f"{t.name} and {part} are packed into {spelled.name}, and {part} is spelled otherwise"
+            yield f"{t.name} and {part} are packed into {spelled.name}, and {part} has another spelling"
         elif other is None:
             yield f"{t.name} and {part} are packed into {spelled.name}, and {_of(kind)} has no {part}"
         elif (other.shape[1:], other.experts, other.quantised) != (t.shape[1:], t.experts, t.quantised):
@@ -177,7 +177,7 @@ def _packed_faults(
 
 
 def _native_faults(native: tuple[Param, ...], kinds: Kinds) -> Iterator[str]:
-    own = {p.name for p in native if p.stage is not None}
+    of_the_model = {p.name for p in native if p.stage is not None}
     for p in native:
         if not p.parts:
             yield f"native: {p.name} has no parts"
@@ -186,8 +186,8 @@ def _native_faults(native: tuple[Param, ...], kinds: Kinds) -> Iterator[str]:
                 f"native: {p.name} {'has no' if p.stage is None else 'has a'} stage: parameters of layers begin with "
                 "{block} and have none, those of the model itself have one"
             )
-        if p.otherwise is not None and p.otherwise not in own:
-            yield f"native: {p.name} takes the place of {p.otherwise}, which is no parameter of the model itself"
+        if p.otherwise is not None and p.otherwise not in of_the_model:
+            yield f"native: {p.name} falls back to {p.otherwise}, which is not a parameter of the model itself"
     for kind, tensors in kinds.items():
         params = [p for p in native if (p.stage is not None) == (kind == TOP) and any(n in tensors for n in p.parts)]
         for name, count in Counter(p.name for p in params).items():
@@ -209,8 +209,8 @@ def _native_faults(native: tuple[Param, ...], kinds: Kinds) -> Iterator[str]:
 def _fusion_faults(p: Param, tensors: Mapping[str, Tensor], kind: str) -> Iterator[str]:
     missing = [n for n in p.parts if n not in tensors]
     if missing:
-        there = next(n for n in p.parts if n in tensors)
-        yield f"native: {p.name} fuses {', '.join(p.parts)}, and {_of(kind)} has {there} without {missing[0]}"
+        present = next(n for n in p.parts if n in tensors)
+        yield f"native: {p.name} fuses {', '.join(p.parts)}, and {_of(kind)} has {present} without {missing[0]}"
         return
     first, *others = (tensors[n] for n in p.parts)
     for other in others:
@@ -222,12 +222,12 @@ def _fusion_faults(p: Param, tensors: Mapping[str, Tensor], kind: str) -> Iterat
         elif _across(first) != _across(other):
             yield (
                 f"native: {p.name} fuses {first.name} ({_way(first)}) and {other.name} ({_way(other)}): "
-                "what is divided across the out dim must be divided alike"
+                "parts that are divided along another dim must be divided alike"
             )
 
 
 def _across(t: Tensor) -> Placement | None:
-    """Return the placement of a tensor that is divided along another dim than the one it is fused along."""
+    """Return the placement of a tensor that is divided along a dim other than the one it is fused along."""
     return t.placement if t.placement is not None and t.placement.dim != 0 else None
 
 
@@ -235,7 +235,7 @@ def _way(t: Tensor) -> str:
     return "not divided" if t.placement is None else f"divided along dim {t.placement.dim}"
 
 
-# Waivers, and names that no table explains ----------------------------------------------------------------------------
+# Waivers, and names that no other table has ----------------------------------------------------------------------------
 
 
 def _waiver_faults(family: Family, schema: Schema) -> Iterator[str]:
@@ -249,16 +249,16 @@ def _waiver_faults(family: Family, schema: Schema) -> Iterator[str]:
         try:
             matches = re.compile(pattern).fullmatch
         except re.error as error:
-            yield f"waived: the pattern {pattern!r} is none: {error}"
+            yield f"waived: the pattern {pattern!r} is not a regular expression: {error}"
             continue
-        if taken := next((n for n in stored if matches(n)), None):
-            yield f"waived: the pattern {pattern!r} ({reason}) matches {taken}, which the spelling needs"
+        if needed := next((n for n in stored if matches(n)), None):
+            yield f"waived: the pattern {pattern!r} ({reason}) matches {needed}, which the spelling needs"
 
 
 def _unknown_faults(family: Family, schema: Schema) -> Iterator[str]:
-    """Yield names that the spelling alone has. Optional tensors (biases) stand in the target too, whatever a config has.
+    """Yield names that only the spelling has. Optional tensors (biases) are in the target too, whatever the config has.
 
-    What the target alone has is no fault: the blocks that families share have more than each of them needs.
+    A name that only the target has is no fault: the parts that families share have more than each family needs.
     """
     if not isinstance(schema, Schema):
         return
@@ -267,7 +267,7 @@ def _unknown_faults(family: Family, schema: Schema) -> Iterator[str]:
     for label, spelling in zip(spelling_labels(family), family.spellings, strict=True):
         for name in spelling:
             if name not in described | consumed:
-                yield f"{label}: {name} is spelled, and neither the schema nor the native target knows it"
+                yield f"{label}: {name} is spelled, and neither the schema nor the native target has it"
 
 
 def _of(kind: str) -> str:

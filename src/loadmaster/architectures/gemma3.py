@@ -1,6 +1,6 @@
-"""Gemma-3: four norms a layer, norms of queries and keys, a tied head; the vision tower is waived.
+"""Gemma-3: four norms in each layer, norms of queries and keys, a tied head; the vision tower is waived.
 
-The published configs of the models with vision leave out what ``Gemma3TextConfig`` has as default.
+The published configs of the models with vision leave out values that are defaults of ``Gemma3TextConfig``.
 
 Sources: the released configs and headers; ``modeling_gemma3.py`` and ``configuration_gemma3.py`` of transformers.
 """

@@ -1,11 +1,11 @@
 """gpt-oss: all experts of a layer in one tensor, gate and up interleaved row by row, with biases; attention sinks.
 
-As published the experts are MXFP4 (``…_blocks`` and ``…_scales``, out × in); a plain copy lies (in, out). Gate and up stay
-interleaved, as their kernels want them: one logical tensor, cut in pairs of rows.
+As published the experts are MXFP4 (``…_blocks`` and ``…_scales``, out × in); plain copies are stored (in, out). Gate and
+up stay interleaved, as kernels expect them: one logical tensor, cut in pairs of rows.
 
-An expert's 2880 inner elements are 90 blocks of MXFP4, which 4 or 8 ranks do not divide: as in vLLM, each rank has
+An expert's 2880 inner elements are 90 blocks of MXFP4, which 4 or 8 ranks cannot divide evenly: as in vLLM, each rank has
 ``ceil(90 / ranks)`` blocks, and those after the last one are zeros. A block of zeros with the exponent 0 is zero, and a
-zero row of ``gate_up`` with a zero bias yields what the zero columns of ``down`` then ignore.
+zero row of ``gate_up`` with a zero bias yields values that the zero columns of ``down`` ignore.
 
 Sources: the released configs and headers; ``modeling_gpt_oss.py`` of transformers; ``_load_weights_mxfp4`` and
 ``_load_weights_other`` in vLLM's ``vllm/model_executor/models/gpt_oss.py``.

@@ -1,4 +1,4 @@
-"""Granite-MoE (3.0, 3.1, 4.0 without state-space layers): all experts of a layer in one tensor, perhaps a shared one.
+"""Granite-MoE (3.0, 3.1, 4.0 without state-space layers): all experts of a layer in one tensor, and sometimes a shared one.
 
 Sources: the released configs; ``modeling_granitemoe.py`` and ``modeling_granitemoeshared.py`` of transformers.
 """

@@ -1,6 +1,6 @@
-"""What is looked up in a checkpoint: the stored tensors of a kind of layer, as a schema and a spelling give them.
+"""What is looked up in a checkpoint: the stored tensors of a kind of layer, from a schema and a spelling.
 
-Mostly an item is one logical tensor. It holds several where a checkpoint packs them into one (`Packed`).
+An item is usually one logical tensor, or several that a checkpoint packs into one (`Packed`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from loadmaster.limits import ELEMENTS, TENSORS
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One stored tensor of a layer, or with `members` one of each expert.
+    """One stored tensor of a layer, or with `members` one for each expert.
 
     ``key`` names it (the logical name, joined by ``+`` where it holds several), ``name`` is its stored name with
     ``{layer}`` and ``{expert}``, ``parts`` are the logical tensors in it, in order along their out dim.
@@ -31,29 +31,29 @@ class Item:
 
     @property
     def first(self) -> Tensor:
-        """The first logical tensor; what is said of formats holds for all parts alike."""
+        """The first logical tensor; all parts have its formats."""
         return self.parts[0]
 
     @property
     def members(self) -> int:
-        """Number of stored tensors a layer: one an expert, 0 where it is a single one."""
+        """Number of stored tensors in each layer: one for each expert, 0 for a single tensor."""
         return 0 if self.stacked else self.first.experts
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The logical shape of what is stored: all parts, and the experts in front where they are stacked."""
+        """The logical shape of the stored tensor: all parts, with the experts as first dim where they are stacked."""
         rows = sum(t.shape[0] for t in self.parts)
         lead = (self.first.experts,) if self.stacked else ()
         return (*lead, rows, *self.first.shape[1:])
 
     @property
     def plain_shape(self) -> tuple[int, ...]:
-        """The stored shape of a plain weight: `shape`, its last two dims exchanged where it is transposed."""
+        """The stored shape of a plain weight: `shape`, with the last two dims exchanged where it is transposed."""
         return (*self.shape[:-2], self.shape[-1], self.shape[-2]) if self.is_transposed else self.shape
 
     @property
     def is_transposed(self) -> bool:
-        """Whether plain weights lie (in, out); vectors never do."""
+        """Whether plain weights are stored (in, out); vectors never are."""
         return self.transposed and len(self.first.shape) == 2
 
     def rows(self, part: str) -> tuple[int, int]:
@@ -66,7 +66,7 @@ class Item:
         raise KeyError(part)
 
     def stored_name(self, suffix: str, layer: int, expert: int | None = None) -> str:
-        """Return the checkpoint's name of a component: its suffix takes the place of ``weight``, or follows the name."""
+        """Return the checkpoint's name of a component: its suffix replaces ``weight``, or follows the name."""
         name = self.name.format(layer=layer, expert=expert)
         return name if suffix == "weight" else name.removesuffix("weight") + suffix
 
@@ -106,10 +106,10 @@ def _items(tensors: dict[str, Tensor], spelling: Spelling) -> Iterator[Item]:
 
 
 def check_size(schema: Schema, spelling: Spelling) -> None:
-    """Check that a config describes no more tensors, and no larger ones, than any checkpoint could hold.
+    """Check that the config's tensors are within the limits on their number and size.
 
     Raises:
-        ConfigError: it does; names the limit.
+        ConfigError: a limit is exceeded; names it.
     """
     counts = Counter((*schema.layers, *schema.drafts))
     groups = [(1, items(schema.top, spelling)), *((n, items(schema.kinds[k], spelling)) for k, n in counts.items())]

@@ -6,16 +6,29 @@ Sources: the released configs and ``modeling_llama.py``, ``modeling_qwen2.py``, 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
+from loadmaster.architectures.model import AttentionSpec, Model, require
+from loadmaster.architectures.rope import read_rope
 from loadmaster.architectures.schema import Family, Schema, embedding
+from loadmaster.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaModel(Model):
+    """A dense model. ``windows`` gives for each layer how many tokens it attends to at most; None: all."""
+
+    attention: AttentionSpec
+    windows: tuple[int | None, ...]
 
 
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
     hidden, heads, kv_heads, head = blocks.heads_of(c)
     architecture = c.values["architectures"][0]
-    bias = c.flag("attention_bias")  # Qwen2 has biases on q, k and v and says so nowhere; Llama's flag includes o
+    bias = c.flag("attention_bias")  # Qwen2 has biases on q, k and v, and no key for them; Llama's flag includes o
     qk_norm = head if architecture == "Qwen3ForCausalLM" else 0
     layer = (
         *blocks.norms(hidden),
@@ -36,6 +49,45 @@ def schema(c: Config) -> Schema:
         kinds={"dense": layer},
         layers=("dense",) * c.size("num_hidden_layers"),
     )
+
+
+def read_model(c: Config) -> LlamaModel:
+    """Return what computing the model needs."""
+    require(c, "hidden_act", "silu")
+    _, heads, kv_heads, head = blocks.heads_of(c)
+    norm_eps = c.number("rms_norm_eps")
+    return LlamaModel(
+        schema=schema(c),
+        norm_eps=norm_eps,
+        attention=AttentionSpec(heads, kv_heads, head, norm_eps, read_rope(c)),
+        windows=windows(c),
+    )
+
+
+def windows(c: Config) -> tuple[int | None, ...]:
+    """Return for each layer how many tokens it attends to at most; None for all.
+
+    ``layer_types`` decides where it is given. Otherwise Mistral slides in every layer if ``sliding_window`` is set, and
+    Qwen only with ``use_sliding_window``, from layer ``max_window_layers`` on.
+    """
+    num_layers = c.size("num_hidden_layers")
+    size = c.optional_size("sliding_window")
+    has_switch = "use_sliding_window" in c.values
+    if size is None or (has_switch and not c.flag("use_sliding_window")):
+        return (None,) * num_layers
+    types = c.strings("layer_types")
+    if types and len(types) < num_layers:
+        raise ConfigError(
+            f"config.json: layer_types has {len(types)} entries, expected one for each of {num_layers} layers"
+        )
+    if types:
+        slides = [kind == "sliding_attention" for kind in types[:num_layers]]
+    elif has_switch:
+        first = c.size("max_window_layers", 28, least=0)
+        slides = [layer >= first for layer in range(num_layers)]
+    else:
+        slides = [c.values.get("model_type") == "mistral"] * num_layers
+    return tuple(size if s else None for s in slides)
 
 
 FAMILY = Family(

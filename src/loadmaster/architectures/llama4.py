@@ -1,6 +1,6 @@
 """Llama-4: some layers dense, the others with routed experts and a shared one; the vision tower is waived.
 
-As published all experts of a layer lie in one tensor, (in, out), gate before up; quantised copies store them one by one.
+As published, all experts of a layer are stored in one tensor, (in, out), gate before up; quantised copies store them one by one.
 
 Sources: the released configs and headers; ``modeling_llama4.py`` of transformers.
 """

@@ -1,8 +1,8 @@
-"""From a localised expression to pieces: what is written where, and from which boxes.
+"""From a localised expression to pieces: which boxes are written where.
 
 A piece is one source (a view of a stored tensor, or an operation over views) and the box of the parameter that it fills.
-`Concat` and `Each` disappear here: they only gave positions. One piece never means one object a run or an expert: a
-piece over experts keeps the list of ids.
+`Concat` and `Each` disappear here: they only give positions. There is no object for each run or expert: a piece over
+experts keeps the list of ids.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def pieces(e: Expression) -> tuple[Piece, ...]:
 def _pieces(e: Expression, box: Region, ids: tuple[int, ...] | None) -> Iterator[Piece]:
     match e:
         case Concat():
-            lead = 0 if ids is None else 1  # inside a family the box has the slots in front
+            lead = 0 if ids is None else 1  # inside an `Each` the box has the slots as first dim
             at = 0
             for part in e.parts:
                 n = part.shape[e.dim]
@@ -56,7 +56,7 @@ def _pieces(e: Expression, box: Region, ids: tuple[int, ...] | None) -> Iterator
                 yield from _pieces(part, compose(box, tuple(inner)), ids)
                 at += n
         case Each():
-            assert ids is None, "families do not nest"
+            assert ids is None, "Each does not nest"
             yield from _pieces(e.member, box, e.ids)
         case Stored() | Decode() | Cast() | Fill():
             yield Piece(e, box, ids)
@@ -69,7 +69,7 @@ Cuts = tuple[list[int], ...]
 
 
 def edges(boxes: Sequence[Region], shape: tuple[int, ...]) -> Cuts:
-    """Return the cuts of ``shape`` wherever a box begins or ends: two elements of one cell lie in the same boxes.
+    """Return the cuts of ``shape`` wherever a box begins or ends: all elements of a cell are in the same boxes.
 
     >>> edges([((0, 2), (0, 4)), ((1, 2), (0, 4))], (3, 4))
     ([0, 1, 2, 3], [0, 4])
@@ -91,7 +91,7 @@ def multiplicity(cuts: Cuts, boxes: Sequence[Region]) -> np.ndarray:
 
 
 def coverage(cuts: Cuts, boxes: Sequence[Region]) -> np.ndarray:
-    """Return which cells between ``cuts`` lie in any of ``boxes``, whose edges are among the cuts."""
+    """Return which cells between ``cuts`` are in any of ``boxes``, whose edges are among the cuts."""
     covers = np.zeros([len(c) - 1 for c in cuts], dtype=np.bool_)
     for cells in _cells(cuts, boxes):
         covers[cells] = True
@@ -99,9 +99,9 @@ def coverage(cuts: Cuts, boxes: Sequence[Region]) -> np.ndarray:
 
 
 def _cells(cuts: Cuts, boxes: Sequence[Region]) -> Iterator[tuple[slice, ...]]:
-    places = [{edge: i for i, edge in enumerate(c)} for c in cuts]
+    indices = [{edge: i for i, edge in enumerate(c)} for c in cuts]
     for box in boxes:
-        yield tuple(slice(p[a], p[b]) for p, (a, b) in zip(places, box, strict=True))
+        yield tuple(slice(p[a], p[b]) for p, (a, b) in zip(indices, box, strict=True))
 
 
 def tiles(boxes: Sequence[Region], shape: tuple[int, ...]) -> bool:
@@ -112,7 +112,7 @@ def tiles(boxes: Sequence[Region], shape: tuple[int, ...]) -> bool:
 
 
 def num_elements(cuts: Cuts, mask: np.ndarray) -> int:
-    """Return how many elements lie in the cells that ``mask`` selects."""
+    """Return how many elements are in the cells that ``mask`` selects."""
     sizes: np.ndarray = np.ones((), dtype=np.int64)
     for edges in cuts:
         sizes = np.multiply.outer(sizes, np.diff(np.array(edges, dtype=np.int64)))

@@ -1,6 +1,6 @@
 """Mixtral and MiniMax-M2: routed experts in every layer, stored one by one as w1 (gate), w2 (down) and w3 (up).
 
-MiniMax-M2 adds norms over all query heads and over all key heads, and a correction bias beside the router.
+MiniMax-M2 adds norms over all query heads and over all key heads, and a correction bias for the router.
 
 Sources: the released configs and headers; ``modeling_mixtral.py`` and ``modeling_minimax_m2.py`` of transformers.
 """

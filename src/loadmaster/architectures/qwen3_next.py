@@ -1,7 +1,7 @@
 """Qwen3-Next: three layers of gated delta-rule linear attention, then one of gated attention; experts everywhere.
 
-The linear attention's ``in_proj_qkvz`` and ``in_proj_ba`` lie grouped by key head, so that a key head and the value heads
-that share it are one run of rows; the convolution's channels lie q, k, v. The MTP module (``mtp.…``) is waived.
+The linear attention's ``in_proj_qkvz`` and ``in_proj_ba`` are grouped by key head, so that a key head and the value heads
+that share it are one run of rows; the convolution's channels are in the order q, k, v. The MTP module (``mtp.…``) is waived.
 
 Sources: the released configs; ``modeling_qwen3_next.py`` of transformers.
 """
@@ -48,7 +48,7 @@ def schema(c: Config) -> Schema:
 
 
 def layer_types(c: Config) -> tuple[str, ...]:
-    """Return the attention of each layer: as listed, else full every ``full_attention_interval``."""
+    """Return the attention of each layer: from the list if there is one, else full every ``full_attention_interval``."""
     num_layers, interval = c.size("num_hidden_layers"), c.size("full_attention_interval", 4)
     types = c.strings("layer_types") or tuple(FULL if (i + 1) % interval == 0 else LINEAR for i in range(num_layers))
     if len(types) != num_layers or not set(types) <= {LINEAR, FULL}:
@@ -57,7 +57,7 @@ def layer_types(c: Config) -> tuple[str, ...]:
 
 
 def _gated_attention(c: Config) -> tuple[Tensor, ...]:
-    """Attention whose query projection also makes a gate of each head: 2 × ``head_dim`` rows a head."""
+    """Attention whose query projection also makes a gate for each head: 2 × ``head_dim`` rows per head."""
     hidden, heads, kv_heads, head = blocks.heads_of(c)
     plain = blocks.attention(
         hidden,

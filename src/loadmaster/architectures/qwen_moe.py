@@ -1,4 +1,4 @@
-"""Qwen2-MoE and Qwen3-MoE: every so many layers routed experts; Qwen2's have a shared expert behind a gate of its own.
+"""Qwen2-MoE and Qwen3-MoE: routed experts in every n-th layer; Qwen2's add a shared expert with its own gate.
 
 Sources: the released configs; ``modeling_qwen2_moe.py`` and ``modeling_qwen3_moe.py`` of transformers.
 """
@@ -54,7 +54,7 @@ def sparse_layers(c: Config) -> tuple[str, ...]:
 
 
 def shared_expert(c: Config) -> tuple[Tensor, ...]:
-    """Return the expert that every token visits, and the gate that weighs it."""
+    """Return the expert that every token uses, and its gate."""
     hidden = c.size("hidden_size")
     return (
         *blocks.gated_mlp(hidden, c.size("shared_expert_intermediate_size"), logical="shared"),

@@ -1,12 +1,12 @@
-"""Architecture name → family. One line a family of this package; other packages bring theirs through an entry point.
+"""Architecture name → family. One line for each family of this package; other packages add theirs through an entry point.
 
-A family of this package is looked up first. Only an architecture that it doesn't know is looked for in other packages
-(`loadmaster.architectures.plugins`), so that finding them costs nothing where they aren't needed.
+This package's families are looked up first. Other packages are searched (`loadmaster.architectures.plugins`) only for an
+architecture that none of these has, so the search costs nothing where it isn't needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from loadmaster.architectures import (
@@ -23,8 +23,10 @@ from loadmaster.architectures import (
     qwen3_next,
     qwen_moe,
 )
+from loadmaster.architectures.config import Config
+from loadmaster.architectures.model import Model
 from loadmaster.architectures.schema import Family
-from loadmaster.errors import ConfigError
+from loadmaster.errors import ConfigError, UnsupportedError
 
 FAMILIES: tuple[Family, ...] = (
     deepseek.FAMILY,
@@ -41,9 +43,12 @@ FAMILIES: tuple[Family, ...] = (
     olmo.FAMILY,
 )
 
+MODELS: dict[str, Callable[[Config], Model]] = {"deepseek": deepseek.read_model, "llama": llama.read_model}
+"""What reads the config of a family that runs, by the family's name."""
+
 
 class DescribedConfig(dict[str, Any]):
-    """A config.json that brings its family with it: for a family that is registered nowhere (yet), as in its tests."""
+    """A config.json together with its family: for a family that is not registered (yet), as in its tests."""
 
     def __init__(self, values: Mapping[str, Any], family: Family) -> None:
         super().__init__(values)
@@ -55,7 +60,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
 
     Raises:
         ConfigError: there is no such key, or the architecture is not known; the hint names those that are.
-        FamilyError: the architecture is not known here, and a package that may know it is broken, or two do.
+        FamilyError: the architecture is not known here, and a package that may describe it is broken, or two describe it.
     """
     if isinstance(config, DescribedConfig):
         return config.family
@@ -76,30 +81,23 @@ def find_family(config: Mapping[str, Any]) -> Family:
         return plugin
     raise ConfigError(
         f"config.json: the architecture {names[0]!r} is not known",
-        hint=f"known: {', '.join(known())}; another package can bring more (docs/guides/add-a-family.md)",
+        hint=f"known: {', '.join(known())}; other packages can add more (docs/guides/add-a-family.md)",
         code="architecture-unknown",
     )
 
 
-def language_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of the language model: the family's section of it, with what is said of the whole model.
+def read_model(config: Mapping[str, Any]) -> Model:
+    """Return what computing the model needs to know of its config.json.
 
     Raises:
-        ConfigError: there is no such section.
+        UnsupportedError: the family cannot be run, or the config asks for something that its layers do not compute.
+        ConfigError: a value is missing or impossible.
     """
-    if family.section is None or family.section not in config:
-        if family.section is not None and "hidden_size" not in config:
-            raise ConfigError(f"config.json has no {family.section!r}", hint="the language model is described there")
-        return dict(config)
-    section = config[family.section]
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"config.json: {family.section} is not an object")
-    whole = {k: v for k, v in config.items() if k in _OF_THE_WHOLE}
-    return {**{k: v for k, v in section.items() if v is not None}, **whole}
-
-
-_OF_THE_WHOLE = ("architectures", "quantization_config", "tie_word_embeddings", "dtype", "torch_dtype")
-"""Keys of a config that hold for the whole model, wherever its language model is described."""
+    family = find_family(config)
+    reader = MODELS.get(family.name) if family.runs else None
+    if reader is None:
+        raise UnsupportedError(f"models of the family {family.name} can be planned and loaded, not run yet")
+    return reader(family.describe(config))
 
 
 def known() -> tuple[str, ...]:

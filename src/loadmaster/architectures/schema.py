@@ -1,25 +1,26 @@
-"""The three tables of a family: schema, spelling, target. Values only; `registry.py` finds them by architecture."""
+"""The three tables of a family: schema, spelling, target. Only values; `registry.py` finds them by architecture."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import lcm
-from typing import Literal
+from typing import Any, Literal
 
 from loadmaster.architectures.config import Config
 from loadmaster.dtypes import PLAIN
+from loadmaster.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """``dim`` is divided over the tensor-parallel ranks in whole ``unit``s; ``repeat``: units may be held several times.
+    """``dim`` is divided over the tensor-parallel ranks in whole ``unit``s; ``repeat``: several ranks may have the same unit.
 
     ``pad``: where the dim does not divide, zeros are added at its end until it is a multiple of ``pad`` and each rank has
     equally many whole units (vocabularies; experts cut in quantisation blocks). ``always``: it is padded to a multiple of
-    ``pad`` whether it divides or not, and that must divide. ``feeds`` names the row-parallel tensor that consumes what
-    this one yields: where padding moves the cuts, both must be cut at the same places, so this one is cut in whole words
-    of that one's format too.
+    ``pad`` even if it divides, and the padded size must divide. ``feeds`` names the row-parallel tensor that consumes the
+    output of this one: where padding moves the cuts, both must be cut at the same positions, so this one is also cut in
+    whole words of that one's format.
     """
 
     dim: int
@@ -35,7 +36,7 @@ class Placement:
         >>> [Placement(0, pad=64).padding(330, count) for count in (2, 4)], Placement(0, pad=64, always=True).padding(330, 2)
         ([0, 54], 54)
 
-        90 blocks of 32 over 4 ranks are 23 each, of which the last rank's last two are zeros:
+        90 blocks of 32 over 4 ranks are 23 for each; the last two of the last rank are zeros:
 
         >>> Placement(1, pad=1).padding(2880, 4, unit=32)
         64
@@ -47,13 +48,13 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One logical tensor: what the architecture says exists, before any file is seen.
+    """One logical tensor that the architecture has, whatever the files contain.
 
     ``shape`` comes from the config. ``placement`` None means replicated over tensor-parallel ranks. ``quantised``: may be
-    stored in the checkpoint's quantised format; ``rarely``: mostly is not, and that needs no word. ``dtypes`` are the plain
-    formats it may be stored in. ``keep`` is a format that the running parameter has whatever was stored (router biases
+    stored in the checkpoint's quantised format; ``rarely``: usually it is not, which needs no remark. ``dtypes`` are the
+    plain formats it may be stored in. ``keep`` is the format of the running parameter, whatever is stored (router biases
     stay F32). ``usual`` are formats that need no remark although they are not the model's. ``experts`` > 0: one such
-    tensor an expert. ``optional`` names a group of which a layer stores all or none.
+    tensor for each expert. ``optional`` names a group of tensors: a layer stores all of them or none.
     """
 
     name: str
@@ -76,7 +77,7 @@ def linear(
     *,
     experts: int = 0,
 ) -> Tensor:
-    """Return a weight ``[rows, columns]`` (out, in) of a linear layer, which a checkpoint may hold quantised."""
+    """Return a weight ``[rows, columns]`` (out, in) of a linear layer, which a checkpoint may store quantised."""
     return Tensor(name, (rows, columns), placement, quantised=True, experts=experts)
 
 
@@ -100,7 +101,7 @@ def embedding(
 ) -> tuple[Tensor, ...]:
     """Return the tensors ``embed``, ``norm`` and, unless it is tied, ``head``: what nearly every model has.
 
-    The keywords are what a family means where its config leaves ``tie_word_embeddings`` or a size out.
+    The keywords are the family's defaults for ``tie_word_embeddings`` and the sizes.
     """
     hidden, vocab = c.size("hidden_size", hidden), c.size("vocab_size", vocab)
     top = [Tensor("embed", (vocab, hidden), by_vocabulary()), Tensor("norm", (hidden,))]
@@ -110,7 +111,7 @@ def embedding(
 
 
 TIED_HEAD = ((r"(.*\.)?lm_head\.weight", "tied to the embedding"),)
-"""Waiver of a head that is stored although it is tied."""
+"""Waives a head that is stored although it is tied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +120,8 @@ class Schema:
 
     ``kinds`` are the kinds of layers, each with the tensors that such a layer has. ``layers`` gives the kind of each
     decoder layer, ``drafts`` those of the MTP layers stored after them. ``top`` are the tensors of the model itself,
-    held by the ``first`` or the ``last`` stage. ``carries`` says for each layer what must be handed to a stage that
-    begins there, beside the hidden states.
+    on the ``first`` or the ``last`` stage. ``carries`` gives for each layer what a stage that begins there needs from
+    the stage before, in addition to the hidden states.
     """
 
     top: tuple[Tensor, ...]
@@ -136,11 +137,11 @@ class Schema:
 
     @property
     def waived(self) -> tuple[tuple[str, str], ...]:
-        """Patterns of stored names that this config makes superfluous, with the reason."""
+        """Patterns of stored names that this config makes unnecessary, with the reason."""
         return TIED_HEAD if self.tied else ()
 
     def carried_into(self, layer: int) -> tuple[str, ...]:
-        """Return what a stage that begins at ``layer`` must be handed."""
+        """Return what a stage that begins at ``layer`` needs from the stage before."""
         if layer == 0:
             return ()
         return ("hidden_states", *(self.carries[layer] if self.carries else ()))
@@ -151,8 +152,8 @@ class Packed:
     """One stored tensor that holds several logical ones, one after another along their out dim; or a stack of experts.
 
     ``name`` is its stored name, ``parts`` the logical tensors in order (one, where only the storage differs).
-    ``stacked``: all experts in one tensor, along its first dim. ``transposed``: plain weights lie (in, out); encoded ones
-    lie as their format says. Every part is spelled with an equal `Packed`.
+    ``stacked``: all experts in one tensor, along its first dim. ``transposed``: plain weights are stored (in, out);
+    encoded ones as their format defines. Every part is spelled with an equal `Packed`.
     """
 
     name: str
@@ -175,7 +176,7 @@ def packed(name: str, *parts: str, stacked: bool = False, transposed: bool = Fal
 
 
 def respelled(spelling: Spelling, *changes: tuple[str, str]) -> dict[str, str | Packed]:
-    """Return a spelling whose stored names begin with another prefix; the first change that fits is made.
+    """Return a spelling whose stored names begin with another prefix; the first change that matches is applied.
 
     >>> respelled({"norm": "model.norm.weight"}, ("model.", "language_model.model."))
     {'norm': 'language_model.model.norm.weight'}
@@ -200,10 +201,10 @@ class Param:
     """One parameter of the running model: ``parts`` one after another along their first (out) dim.
 
     ``name`` begins with ``{block}``, which becomes ``layers.7`` or ``mtp.0`` (or ``{draft}``, see `Target`), or with
-    none for the model's own. ``form``: ``stored`` keeps what the headers say (FP8 with its scales, BF16 …), ``decoded``
-    is always in the model's dtype. ``otherwise`` is a parameter of the model itself that takes the place where the
-    parts do not exist: the same memory where the rank holds it, a copy of its own where it doesn't. ``stage`` places
-    the model's own parameters. ``keep`` is a format that it has whatever was stored.
+    none for parameters of the model itself. ``form``: ``stored`` keeps the format of the headers (FP8 with its scales,
+    BF16 …), ``decoded`` is always in the model's dtype. ``otherwise`` is a parameter of the model itself that is used
+    where the parts do not exist: the same memory where the rank has it, a copy where it doesn't. ``stage`` places the
+    parameters of the model itself. ``keep`` is the parameter's format, whatever is stored.
     """
 
     name: str
@@ -220,17 +221,17 @@ class Param:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whose parameters a plan fills: this package's own runtime, or another engine.
+    """The engine whose parameters a plan fills: this package's own, or another one.
 
-    ``layer`` and ``draft`` are what the blocks of decoder layers and of MTP layers are called: by their stored number
-    (``layer``), or counted anew (``{}``). Where an MTP layer has a block within it, ``{draft}`` stands for all of it,
-    which is called as a decoder layer is. An engine without ``draft`` is not described with MTP layers. ``formats`` are
-    the quantised formats whose parameters are described, each with the suffixes of its components beside the values
-    (None: all formats).
+    ``layer`` and ``draft`` are the names of the blocks of decoder layers and of MTP layers, with their stored number
+    (``layer``), or counted from 0 (``{}``). Where an MTP layer contains a block, ``{draft}`` is the name of the whole
+    layer, in the form of a decoder layer's name. An engine without ``draft`` is not described with MTP layers. ``formats``
+    are the quantised formats whose parameters are described, each with the suffixes of its components other than the
+    values (None: all formats).
 
-    ``fixed`` says of an engine that the formats of its parameters do not follow the checkpoint: plain weights are always in
-    the model's dtype (``dtypes`` gives the one it takes instead of the config's), vocabularies are always padded, and what
-    is quantised must be so in every part.
+    ``fixed``: the formats of the engine's parameters do not follow the checkpoint. Plain weights are always in the model's
+    dtype (``dtypes`` gives the one used instead of the config's), vocabularies are always padded, and a quantised
+    parameter must be quantised in every part.
     """
 
     name: str
@@ -242,14 +243,14 @@ class Target:
     dtypes: Mapping[str, str] = field(default_factory=dict)
 
     def block(self, layer: int, num_layers: int) -> str:
-        """Return what the block of a stored layer is called."""
+        """Return the name of the block of a stored layer."""
         if layer < num_layers:
             return self.layer.format(layer=layer)
         assert self.draft is not None
         return self.draft.format(layer - num_layers, layer=layer)
 
     def named(self, param: str, layer: int, num_layers: int) -> str:
-        """Return what a parameter of a stored layer is called."""
+        """Return the name of a parameter of a stored layer."""
         return param.replace("{block}", self.block(layer, num_layers)).replace(
             "{draft}", self.layer.format(layer=layer)
         )
@@ -272,10 +273,10 @@ class Family:
     """A model family. ``spelling`` gives for each logical tensor its stored name.
 
     ``variants`` are other spellings that checkpoints of the family are published in: the one that names most of the
-    stored tensors is taken. ``native`` is the target of this package's own runtime. ``waived`` are anchored patterns of
+    stored tensors is used. ``native`` is the target of this package's own runtime. ``waived`` are anchored patterns of
     stored names that are left unread, with the reason. ``section`` is the key of the config under which the language
     model is described, where the config describes more (``text_config``). ``runs``: this package's runtime computes it
-    (`loadmaster.models` has its layers); the others are planned, proven and loaded.
+    (`loadmaster.models` has its layers); other families are planned, proven and loaded.
     """
 
     name: str
@@ -292,3 +293,27 @@ class Family:
     def spellings(self) -> tuple[Spelling, ...]:
         """All spellings, the usual one first."""
         return (self.spelling, *self.variants)
+
+    def describe(self, config: Mapping[str, Any]) -> Config:
+        """Return the config of the language model: the family's section, and the keys that hold for the whole model.
+
+        Raises:
+            ConfigError: there is no such section.
+        """
+        if self.section is None or self.section not in config:
+            if self.section is not None and "hidden_size" not in config:
+                raise ConfigError(f"config.json has no {self.section!r}", hint="the language model is described there")
+            return Config(dict(config))
+        section = config[self.section]
+        if not isinstance(section, Mapping):
+            raise ConfigError(f"config.json: {self.section} is not an object")
+        fallback = {key: config[key] for key in _WITHOUT_SECTION if key in config}
+        whole = {key: config[key] for key in _OF_THE_WHOLE if key in config}
+        return Config({**fallback, **{k: v for k, v in section.items() if v is not None}, **whole})
+
+
+_OF_THE_WHOLE = ("architectures", "quantization_config", "tie_word_embeddings", "dtype", "torch_dtype")
+"""Keys of a config that hold for the whole model, wherever its language model is described."""
+
+_WITHOUT_SECTION = ("eos_token_id",)
+"""Keys that are read outside the section where the section leaves them out."""

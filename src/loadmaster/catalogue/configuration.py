@@ -50,8 +50,8 @@ CONFIGURATION: Final[dict[str, Entry]] = {
             " that another one repeats"
         ),
         (
-            "config.json: the architecture 'AcmeForCausalLM' is not known here, and what may describe it is broken: acme 1.2 "
-            "(entry point family = acme:FAMILY): ModuleNotFoundError: No module named 'acme_kernels'"
+            "config.json: the architecture 'AcmeForCausalLM' is not known, and a package that may describe it is broken: "
+            "acme 1.2 (entry point family = acme:FAMILY): ModuleNotFoundError: No module named 'acme_kernels'"
         ),
         "mend, update or uninstall the package that the message names",
     ),

@@ -97,9 +97,7 @@ def _hint(installed: Installed | None) -> str | None:
 
 def cpu_lacks(plan: Plan, cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
     """Return what vLLM 0.32 would miss to run a plan on this CPU, as far as the native engine does without."""
-    from loadmaster.architectures.registry import language_config
-
-    if language_config(plan.family, plan.config).get("index_topk") is not None:
+    if plan.family.describe(plan.config).values.get("index_topk") is not None:
         return "on a CPU vLLM has no sparse attention"
     has_amx = cpuinfo.exists() and "amx_tile" in cpuinfo.read_text(encoding="utf-8")
     if not has_amx and any(s.format == "fp8_block" for r in range(plan.num_ranks) for s in plan.rank(r).specs):

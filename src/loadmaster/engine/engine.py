@@ -76,7 +76,7 @@ class Engine:
         refuse_options(plan.layout.tensor_parallel_size, drafts, plan.layout.data_parallel_size)
         if builder == DEFAULT_BUILDER:
             refuse_plan(plan)
-        self.limits: Limits = read_limits(plan.config, plan.model_path, max_model_len)
+        self.limits: Limits = read_limits(plan.family.describe(plan.config), plan.model_path, max_model_len)
         num_stages = plan.layout.pipeline_parallel_size
         if builder == DEFAULT_BUILDER and device == "cpu":
             resident = sum(plan.rank(rank).resident_bytes for rank in range(num_stages))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loadmaster.architectures.config import Config
 from loadmaster.errors import ConfigError
 
 
@@ -24,21 +25,19 @@ class Limits:
     sampling: Mapping[str, float] = field(default_factory=dict)
 
 
-def read_limits(config: Mapping[str, Any], model_path: Path, max_model_len: int | None = None) -> Limits:
+def read_limits(config: Config, model_path: Path, max_model_len: int | None = None) -> Limits:
     """Return the limits of a model. ``max_model_len`` is the length that the user requested.
 
     Raises:
         ConfigError: neither the config nor the user gives a length, or the requested length is longer than the config's;
             or generation_config.json is not a JSON object.
     """
-    text = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else {}
-    merged = {**config, **(text or {})}
     generation = _generation_config(model_path)
-    vocab_size = merged.get("vocab_size")
+    vocab_size = config.values.get("vocab_size")
     return Limits(
-        max_model_len=_model_length(merged.get("max_position_embeddings"), max_model_len),
+        max_model_len=_model_length(config.values.get("max_position_embeddings"), max_model_len),
         vocab_size=vocab_size if isinstance(vocab_size, int) else None,
-        eos_token_ids=_token_ids(generation.get("eos_token_id")) or _token_ids(merged.get("eos_token_id")),
+        eos_token_ids=_token_ids(generation.get("eos_token_id")) or _token_ids(config.values.get("eos_token_id")),
         sampling={
             name: generation[name]
             for name in ("temperature", "top_p", "top_k")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from loadmaster.architectures.model import AttentionSpec
 from loadmaster.layers.cache import Cache
 from loadmaster.layers.norm import rms_norm
 from loadmaster.layers.rotary import Rotary, rotate
@@ -18,7 +16,7 @@ from loadmaster.layers.weight import Params, linear
 def causal_mask(positions_T: Tensor, num_cached: int, window: int | None = None) -> Tensor:
     """Return ``[T, S]``: which cached tokens each token may attend to (true), itself included.
 
-    ``window``: only the last so many, itself included.
+    ``window``: only the last ``window`` tokens, itself included.
     """
     keys = torch.arange(num_cached, device=positions_T.device)
     mask = keys[None] <= positions_T[:, None]
@@ -28,23 +26,21 @@ def causal_mask(positions_T: Tensor, num_cached: int, window: int | None = None)
 class Attention:
     """Attention over a cache of keys and values."""
 
-    def __init__(self, config: Mapping[str, Any], params: Params, prefix: str, layer: int, window: int | None) -> None:
+    def __init__(self, spec: AttentionSpec, params: Params, prefix: str, layer: int, window: int | None) -> None:
         self.layer = layer
         self.window = window
-        self.num_heads = int(config["num_attention_heads"])
-        self.num_kv_heads = int(config.get("num_key_value_heads") or self.num_heads)
+        self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        self.eps = spec.norm_eps
+        self.rotary = Rotary.of(spec.rope, self.head_dim)
         self.qkv = params.weight(f"{prefix}.qkv_proj.weight")
         self.qkv_bias = params.optional(f"{prefix}.qkv_proj.bias")
         self.o = params.weight(f"{prefix}.o_proj.weight")
         self.o_bias = params.optional(f"{prefix}.o_proj.bias")
         self.q_norm = params.optional(f"{prefix}.q_norm.weight")
         self.k_norm = params.optional(f"{prefix}.k_norm.weight")
-        self.eps = float(config["rms_norm_eps"])
-        self.head_dim = self.qkv.values.shape[0] // (self.num_heads + 2 * self.num_kv_heads)
-        self.rotary = Rotary.from_config(config, self.head_dim)
 
     def widths(self) -> dict[tuple[int, str], tuple[int, ...]]:
-        """Return what the cache remembers of each token, for `Cache`."""
+        """Return the shapes that the cache stores for each token, for `Cache`."""
         width = (self.num_kv_heads, self.head_dim)
         return {(self.layer, "key"): width, (self.layer, "value"): width}
 

@@ -1,4 +1,4 @@
-"""One request's caches on one stage: for each layer and each thing it remembers, rows of one a token."""
+"""The cache of one request on one stage: for each layer and kind of value, one row for each token."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from loadmaster.errors import RunError
 
 
 class Cache:
-    """Preallocated rows ``[max_tokens, …]`` by (layer, what). ``length`` tokens are in it.
+    """Preallocated rows ``[max_tokens, …]`` by (layer, kind). ``length`` tokens are in it.
 
-    Rows are written at the positions of a call; a call may begin at or before ``length`` (what lies behind is
+    Rows are written at the positions of a call; a call may begin at or before ``length`` (later rows are
     overwritten), never past it.
     """
 
@@ -34,7 +34,7 @@ class Cache:
         """Return the first position of a call and the tokens in the cache after it.
 
         Raises:
-            RunError: the call leaves a hole, or does not fit.
+            RunError: the call leaves a gap, or does not fit.
         """
         start, stop = int(positions_T[0]), int(positions_T[-1]) + 1
         if start > self.length or stop - start != len(positions_T):
@@ -43,8 +43,8 @@ class Cache:
             raise RunError(f"{stop} tokens do not fit a cache of {self.max_tokens}")
         return start, stop
 
-    def update(self, layer: int, what: str, start: int, rows: Tensor) -> Tensor:
+    def update(self, layer: int, kind: str, start: int, rows: Tensor) -> Tensor:
         """Write rows ``[T, …]`` from position ``start`` on; return all rows up to their end ``[S, …]``."""
-        kept = self._rows[layer, what]
-        kept[start : start + len(rows)] = rows
-        return kept[: start + len(rows)]
+        buffer = self._rows[layer, kind]
+        buffer[start : start + len(rows)] = rows
+        return buffer[: start + len(rows)]

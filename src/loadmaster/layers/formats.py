@@ -1,4 +1,4 @@
-"""Which formats of weights the layers compute with. Apart from the layers, so that it can be asked without torch."""
+"""The formats of weights that the layers compute with: a separate file, so that it can be imported without torch."""
 
 RUNNABLE_FORMATS = (None, "fp8_block")
 """None is plain; the rest are names of `loadmaster.formats`."""

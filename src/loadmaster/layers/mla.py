@@ -1,21 +1,19 @@
 """Latent attention (MLA) with, where a model has one, the sparse-attention indexer.
 
-The cache holds one latent and one rotary key a token, shared by all heads. Attention runs in the latent (the absorbed
-form): queries go through the key half of ``kv_b``, outputs through its value half, so nothing is expanded a token.
-The indexer scores every cached token for every query and keeps the ``index_topk`` best; a layer that *shares* attends to
-the tokens that the last selecting layer kept. Sources: DeepSeek-V3 (arXiv 2412.19437), DeepSeek-V3.2's and GLM-5's
+The cache has one latent and one rotary key for each token, shared by all heads. Attention runs in the latent (the absorbed
+form): queries go through the key half of ``kv_b``, outputs through its value half, so no token is expanded.
+The indexer scores every cached token for every query and keeps the ``topk`` best; a layer that *shares* attends to the
+tokens that the last selecting layer kept. Sources: DeepSeek-V3 (arXiv 2412.19437), DeepSeek-V3.2's and GLM-5's
 reference implementations in transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from loadmaster.architectures.model import IndexerSpec, LatentSpec
 from loadmaster.layers.attention import causal_mask
 from loadmaster.layers.cache import Cache
 from loadmaster.layers.norm import layer_norm, rms_norm
@@ -28,15 +26,11 @@ INDEXER_NORM_EPS = 1e-6
 class Indexer:
     """Selects for each token the cached tokens that it attends to."""
 
-    def __init__(self, config: Mapping[str, Any], params: Params, prefix: str, layer: int) -> None:
+    def __init__(self, spec: IndexerSpec, params: Params, prefix: str, layer: int) -> None:
         self.layer = layer
-        self.topk = int(config["index_topk"])
-        self.num_heads = int(config["index_n_heads"])
-        self.head_dim = int(config["index_head_dim"])
-        self.rope_dim = int(config["qk_rope_head_dim"])
-        # GLM rotates neighbours; DeepSeek-V3.2 rotates one of each half, unlike its main attention
-        default = config.get("model_type") == "glm_moe_dsa"
-        self.interleaved = bool(config.get("indexer_rope_interleave", default))
+        self.topk = spec.topk
+        self.num_heads, self.head_dim, self.rope_dim = spec.num_heads, spec.head_dim, spec.rope_dim
+        self.interleaved = spec.interleaved
         self.wq_b = params.weight(f"{prefix}.wq_b.weight")
         self.wk_weights = params.weight(f"{prefix}.wk_weights_proj.weight")
         self.k_norm = params.tensor(f"{prefix}.k_norm.weight")
@@ -45,7 +39,7 @@ class Indexer:
     def select(
         self, x_TH: Tensor, q_latent_TR: Tensor, cos: Tensor, sin: Tensor, mask_TS: Tensor, cache: Cache, start: int
     ) -> Tensor:
-        """Return the selected tokens ``[T, K]``; where fewer may be attended to, the rest are ones that may not."""
+        """Return the selected tokens ``[T, K]``; where fewer are allowed, the rest are tokens that the mask excludes."""
         k_TD, weights_TN = linear(x_TH, self.wk_weights).split((self.head_dim, self.num_heads), dim=-1)
         q_TND = linear(q_latent_TR, self.wq_b).view(len(x_TH), self.num_heads, self.head_dim)
         k_T1D = layer_norm(k_TD, self.k_norm, self.k_norm_bias, INDEXER_NORM_EPS)[:, None]
@@ -57,34 +51,38 @@ class Indexer:
         return scores_TS.topk(min(self.topk, scores_TS.shape[-1]), dim=-1).indices
 
     def _rotated(self, x_TND: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        turned, rest = x_TND.split((self.rope_dim, self.head_dim - self.rope_dim), dim=-1)
-        return torch.cat([rotate(turned, cos, sin, interleaved=self.interleaved), rest], dim=-1)
+        rotary, rest = x_TND.split((self.rope_dim, self.head_dim - self.rope_dim), dim=-1)
+        return torch.cat([rotate(rotary, cos, sin, interleaved=self.interleaved), rest], dim=-1)
 
 
 class LatentAttention:
-    """MLA over a latent cache; ``indexer``: ``full`` selects tokens, ``shared`` is handed them, ``none`` attends to all."""
+    """MLA over a latent cache: attends to all tokens, or to those that an indexer selects.
 
-    def __init__(self, config: Mapping[str, Any], params: Params, prefix: str, layer: int, indexer: str) -> None:
+    The layer's own ``indexer`` selects them, or with ``shares`` the layer takes the tokens selected by an earlier layer.
+    """
+
+    def __init__(
+        self, spec: LatentSpec, params: Params, prefix: str, layer: int, indexer: IndexerSpec | None, *, shares: bool
+    ) -> None:
         self.layer = layer
-        self.kind = indexer
-        self.num_heads = int(config["num_attention_heads"])
-        self.nope, self.rope = int(config["qk_nope_head_dim"]), int(config["qk_rope_head_dim"])
-        self.value = int(config["v_head_dim"])
-        self.q_rank, self.kv_rank = int(config["q_lora_rank"]), int(config["kv_lora_rank"])
-        self.eps = float(config["rms_norm_eps"])
-        self.interleaved = bool(config.get("rope_interleave", True))
-        self.scale = softmax_scale(config, self.nope + self.rope)
-        self.rotary = Rotary.from_config(config, self.rope)
+        self.is_sparse = shares or indexer is not None
+        self.num_heads = spec.num_heads
+        self.nope, self.rope, self.value = spec.nope_dim, spec.rope_dim, spec.value_dim
+        self.q_rank, self.kv_rank = spec.q_rank, spec.kv_rank
+        self.eps = spec.norm_eps
+        self.interleaved = spec.interleaved
+        self.scale = softmax_scale(spec.rope, self.nope + self.rope)
+        self.rotary = Rotary.of(spec.rope, self.rope)
         self.qkv_a = params.weight(f"{prefix}.fused_qkv_a_proj.weight")
         self.q_norm = params.tensor(f"{prefix}.q_a_layernorm.weight")
         self.kv_norm = params.tensor(f"{prefix}.kv_a_layernorm.weight")
         self.q_b = params.weight(f"{prefix}.q_b_proj.weight")
         self.kv_b = params.weight(f"{prefix}.kv_b_proj.weight")
         self.o = params.weight(f"{prefix}.o_proj.weight")
-        self.indexer = Indexer(config, params, f"{prefix}.indexer", layer) if indexer == "full" else None
+        self.indexer = None if indexer is None else Indexer(indexer, params, f"{prefix}.indexer", layer)
 
     def widths(self) -> dict[tuple[int, str], tuple[int, ...]]:
-        """Return what the cache remembers of each token, for `Cache`."""
+        """Return the shapes that the cache stores for each token, for `Cache`."""
         widths: dict[tuple[int, str], tuple[int, ...]] = {
             (self.layer, "latent"): (self.kv_rank,),
             (self.layer, "rope_key"): (self.rope,),
@@ -112,8 +110,8 @@ class LatentAttention:
 
         if self.indexer is not None:
             topk_TK = self.indexer.select(x_TH, q_TR, cos, sin, mask_TS, cache, start)
-        if self.kind != "none":
-            assert topk_TK is not None, "a layer that shares must be handed the selected tokens"
+        if self.is_sparse:
+            assert topk_TK is not None, "a layer that shares a selection needs the selected tokens"
             mask_TS = mask_TS & torch.zeros_like(mask_TS).scatter(1, topk_TK, True)
 
         kv_b_NDR = self.kv_b.dense(x_TH.dtype).view(self.num_heads, self.nope + self.value, self.kv_rank)

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from loadmaster.errors import UnsupportedError
+from loadmaster.architectures.model import RouterSpec
 from loadmaster.layers.mlp import GatedMLP, gated
 from loadmaster.layers.weight import Params
 
 
 class Router:
-    """Chooses experts. The bias decides the choice, never the weight."""
+    """Chooses experts. The bias affects the choice, never the weights."""
 
-    def __init__(self, config: Mapping[str, Any], params: Params, prefix: str) -> None:
-        for key, supported in (("scoring_func", "sigmoid"), ("topk_method", "noaux_tc")):
-            if config.get(key, supported) != supported:
-                raise UnsupportedError(
-                    f"config.json: {key} {config[key]!r} is not supported", hint=f"supported: {supported}"
-                )
-        self.topk = int(config["num_experts_per_tok"])
-        self.num_groups, self.topk_groups = int(config.get("n_group") or 1), int(config.get("topk_group") or 1)
-        self.normalise = bool(config.get("norm_topk_prob", True))
-        self.scaling = float(config.get("routed_scaling_factor", 1.0))
+    def __init__(self, spec: RouterSpec, params: Params, prefix: str) -> None:
+        self.topk = spec.topk
+        self.num_groups, self.topk_groups = spec.num_groups, spec.topk_groups
+        self.normalise, self.scaling = spec.normalise, spec.scaling
         self.weight = params.tensor(f"{prefix}.weight")
         self.bias = params.tensor(f"{prefix}.e_score_correction_bias")
 
@@ -48,8 +39,8 @@ class Router:
 class MixtureOfExperts:
     """Routed experts and the shared ones; only experts that a token chose are computed."""
 
-    def __init__(self, config: Mapping[str, Any], params: Params, prefix: str) -> None:
-        self.router = Router(config, params, f"{prefix}.gate")
+    def __init__(self, spec: RouterSpec, params: Params, prefix: str) -> None:
+        self.router = Router(spec, params, f"{prefix}.gate")
         self.w13 = params.weight(f"{prefix}.experts.w13_weight")
         self.w2 = params.weight(f"{prefix}.experts.w2_weight")
         self.shared = GatedMLP(params, f"{prefix}.shared_experts")
@@ -59,7 +50,7 @@ class MixtureOfExperts:
         experts_TK, weights_TK = self.router(x_TH)
         out_TH = torch.zeros_like(x_TH)
         for expert in experts_TK.unique().tolist():
-            token, place = torch.where(experts_TK == expert)
+            token, choice = torch.where(experts_TK == expert)
             part = gated(x_TH[token], self.w13.expert(expert), self.w2.expert(expert))
-            out_TH.index_add_(0, token, (part * weights_TK[token, place, None]).to(x_TH.dtype))
+            out_TH.index_add_(0, token, (part * weights_TK[token, choice, None]).to(x_TH.dtype))
         return out_TH + self.shared(x_TH)

@@ -1,7 +1,7 @@
 """A weight as it was loaded: plain, or quantised with its scales. Dequantised exactly, at each use.
 
-The plain path for every device: memory stays at what the checkpoint stores, and a product in float32 rounds nothing but
-itself. Kernels that multiply quantised weights directly are an accelerator's matter and would stand beside this.
+This is the plain path for every device: a weight takes the memory that the checkpoint takes, and a product in float32 has
+no rounding except its own. Kernels that multiply quantised weights directly are not here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from loadmaster.plan import Grid, ParamSpec
 class Weight:
     """``values`` ``[…, out, in]`` with, where quantised, ``scale`` ``[…, blocks out, blocks in]`` and its ``grids``.
 
-    The geometry is the plan's: nothing is inferred from shapes, because ragged blocks make that ambiguous.
+    The grids come from the plan: shapes alone are ambiguous where the last quantisation block is not whole.
     """
 
     values: Tensor
@@ -56,7 +56,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
 
 
 class Params:
-    """A rank's parameters by name, as modules are handed them."""
+    """A rank's parameters by name."""
 
     def __init__(self, specs: Sequence[ParamSpec], tensors: Mapping[str, Tensor]) -> None:
         self._specs = {s.name: s for s in specs}
@@ -64,7 +64,7 @@ class Params:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters lie: all on one device."""
+        """The device of all parameters."""
         return next(iter(self._tensors.values())).device
 
     def __contains__(self, name: str) -> bool:
@@ -83,9 +83,9 @@ class Params:
         spec = self._specs.get(name)
         if spec is None or spec.format not in RUNNABLE_FORMATS:
             stem = name.removesuffix("weight")
-            found = spec.format if spec else next(s.format for n, s in self._specs.items() if n.startswith(stem))
+            format_ = spec.format if spec else next(s.format for n, s in self._specs.items() if n.startswith(stem))
             raise UnsupportedError(
-                f"{name} is stored in the format {found}, which can be planned and loaded, not run yet"
+                f"{name} is stored in the format {format_}, which can be planned and loaded, not run yet"
             )
         scale = self._tensors[spec.scale] if spec.scale is not None else None
         return Weight(self._tensors[name], scale, spec.grids)

@@ -1,4 +1,4 @@
-"""From a plan's parameters to a stage that computes: each family's layer, by the family's name."""
+"""From a plan's parameters to a stage that computes: each family's layer, by the type of its model."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loadmaster.architectures.config import Config
-from loadmaster.architectures.registry import find_family
-from loadmaster.errors import UnsupportedError
+from loadmaster.architectures.deepseek import DeepseekModel
+from loadmaster.architectures.llama import LlamaModel
+from loadmaster.architectures.model import Model
 from loadmaster.layers.weight import Params
 from loadmaster.models import deepseek, llama
 from loadmaster.models.layer import Layer
 from loadmaster.models.stage import Stage
 from loadmaster.plan import ParamSpec
 
-LAYERS: dict[str, Callable[[Mapping[str, Any], Params, int], Layer]] = {
-    "deepseek": deepseek.DecoderLayer,
-    "llama": llama.DecoderLayer,
+LAYERS: dict[type[Model], Callable[[Any, Params, int], Layer]] = {
+    DeepseekModel: deepseek.DecoderLayer,
+    LlamaModel: llama.DecoderLayer,
 }
-"""What makes a layer of each family that runs, by the family's name: those that say ``runs``."""
+"""What makes a layer of each family that runs, by what the family reads from a config."""
 
 
 def build_stage(
-    config: Mapping[str, Any],
+    model: Model,
     specs: Sequence[ParamSpec],
     tensors: Mapping[str, Tensor],
     *,
@@ -34,29 +34,20 @@ def build_stage(
     last: bool,
     dtype: torch.dtype,
 ) -> Stage:
-    """Build a stage from the parameters of its rank.
+    """Build a stage from the parameters of its rank; ``model`` is what `read_model` returns.
 
     Raises:
-        UnsupportedError: the architecture is described but has no forward pass here, or the config asks for something
-            that the pass does not have.
+        UnsupportedError: a weight is stored in a format that the layers do not compute with.
     """
-    family = find_family(config)
-    maker = LAYERS.get(family.name)
-    if maker is None:
-        raise UnsupportedError(f"models of the family {family.name} can be planned and loaded, not run yet")
-    if config.get("hidden_act", "silu") != "silu":
-        raise UnsupportedError(
-            f"config.json: hidden_act {config['hidden_act']!r} is not supported", hint="supported: silu"
-        )
-    schema = family.schema(Config(config))
+    make_layer = LAYERS[type(model)]
     params = Params(specs, tensors)
     return Stage(
-        config,
         params,
-        [maker(config, params, layer) for layer in layers],
+        [make_layer(model, params, layer) for layer in layers],
         first=first,
         last=last,
-        carries_in=() if first else schema.carried_into(layers.start),
-        carries_out=() if last else schema.carried_into(layers.stop),
+        carries_in=() if first else model.schema.carried_into(layers.start),
+        carries_out=() if last else model.schema.carried_into(layers.stop),
+        norm_eps=model.norm_eps,
         dtype=dtype,
     )

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
-from loadmaster.architectures.config import Config
-from loadmaster.architectures.deepseek import indexer_types
+from loadmaster.architectures.deepseek import DeepseekModel
 from loadmaster.layers.cache import Cache
 from loadmaster.layers.mla import LatentAttention
 from loadmaster.layers.mlp import GatedMLP
@@ -21,18 +17,27 @@ from loadmaster.models.layer import State
 class DecoderLayer:
     """Latent attention and a feed-forward layer (dense, or experts), each after a norm and added to the residual."""
 
-    def __init__(self, config: Mapping[str, Any], params: Params, layer: int) -> None:
+    def __init__(self, model: DeepseekModel, params: Params, layer: int) -> None:
         prefix = f"layers.{layer}"
-        self.eps = float(config["rms_norm_eps"])
-        kind = indexer_types(Config(config))[layer]
-        self.attention = LatentAttention(config, params, f"{prefix}.self_attn", layer, kind)
+        self.eps = model.norm_eps
+        kind = model.indexer_types[layer]
+        self.attention = LatentAttention(
+            model.attention,
+            params,
+            f"{prefix}.self_attn",
+            layer,
+            model.indexer if kind == "full" else None,
+            shares=kind == "shared",
+        )
         sparse = f"{prefix}.mlp.gate.weight" in params
-        self.mlp = MixtureOfExperts(config, params, f"{prefix}.mlp") if sparse else GatedMLP(params, f"{prefix}.mlp")
+        self.mlp = (
+            MixtureOfExperts(model.router, params, f"{prefix}.mlp") if sparse else GatedMLP(params, f"{prefix}.mlp")
+        )
         self.input_norm = params.tensor(f"{prefix}.input_layernorm.weight")
         self.post_norm = params.tensor(f"{prefix}.post_attention_layernorm.weight")
 
     def widths(self) -> dict[tuple[int, str], tuple[int, ...]]:
-        """Return what the cache remembers of each token."""
+        """Return the shapes that the cache stores for each token."""
         return self.attention.widths()
 
     def __call__(self, state: State, positions_T: Tensor, cache: Cache) -> State:

@@ -1,13 +1,12 @@
-"""A pipeline stage: some of a model's layers, what they are handed, and what they hand on.
+"""A pipeline stage: some of a model's layers, with their inputs and outputs.
 
-Between stages go the hidden states with the residual already added, and what the schema names beside them (top-k
-indices where the next stage begins on a layer that shares them). Cutting anywhere gives the same bits.
+A stage passes on the hidden states, with the residual already added, and the other tensors that the schema names (top-k
+indices where the next stage begins with a layer that shares them). The result has the same bits for every cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -24,7 +23,6 @@ class Stage:
 
     def __init__(
         self,
-        config: Mapping[str, Any],
         params: Params,
         layers: Sequence[Layer],
         *,
@@ -32,12 +30,13 @@ class Stage:
         last: bool,
         carries_in: tuple[str, ...],
         carries_out: tuple[str, ...],
+        norm_eps: float,
         dtype: torch.dtype,
     ) -> None:
         self.layers = layers
         self.carries_in, self.carries_out = carries_in, carries_out
         self.dtype = dtype
-        self.eps = float(config["rms_norm_eps"])
+        self.eps = norm_eps
         self.embed = params.tensor("embed_tokens.weight") if first else None
         self.norm = params.tensor("norm.weight") if last else None
         self.head = params.weight("lm_head.weight") if last else None
@@ -52,7 +51,7 @@ class Stage:
     def forward(self, inputs: State, positions_T: Tensor, cache: Cache, *, all_logits: bool = False) -> State:
         """Run the stage on T tokens of one request at consecutive positions.
 
-        Inputs may lie anywhere; outputs lie on the stage's device. The first stage takes ``token_ids`` ``[T]``, the others
+        Inputs may be on any device; outputs are on the stage's. The first stage takes ``token_ids`` ``[T]``, the others
         what ``carries_in`` names. The last returns ``logits``
         ``[1, V]`` of the last token, or ``[T, V]`` with ``all_logits``; the others what ``carries_out`` names.
 

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from loadmaster.architectures.config import Config
 from loadmaster.architectures.items import check_size
-from loadmaster.architectures.registry import find_family, language_config
+from loadmaster.architectures.registry import find_family
 from loadmaster.architectures.schema import Family, Target
 from loadmaster.architectures.targets import NATIVE, find_target
 from loadmaster.arguments import expect, expect_int, shown
@@ -202,7 +201,7 @@ def _build(
     if checkpoint.config is None:
         raise ConfigError("the checkpoint has no readable config.json", findings=checkpoint.findings)
     family = find_family(checkpoint.config)
-    config = Config(language_config(family, checkpoint.config))
+    config = family.describe(checkpoint.config)
     target = find_target(engine, family, config)
     if layout.num_draft_layers and target.draft is None:
         raise UnsupportedError(f"MTP layers are not described for {target.name}")

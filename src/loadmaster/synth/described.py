@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loadmaster.architectures.config import Config
-from loadmaster.architectures.registry import find_family, language_config
+from loadmaster.architectures.registry import find_family
 from loadmaster.checkpoint.config import read_config, read_object
 from loadmaster.checkpoint.lookalike import CONFIG
 from loadmaster.errors import InputError, UnsupportedError
@@ -63,15 +62,15 @@ def write_described(config: Mapping[str, Any], out: Path) -> dict[str, Any]:
     family, values = find_family(config), dict(config)
     notes = []
     try:
-        claims = read_claims(Config(language_config(family, values)), PLAIN)
+        claims = read_claims(family.describe(values), PLAIN)
     except UnsupportedError as error:
         values = {k: v for k, v in values.items() if k != "quantization_config"}
-        claims = read_claims(Config(language_config(family, values)), PLAIN)
+        claims = read_claims(family.describe(values), PLAIN)
         notes.append(
             f"the weights are plain ({claims.model_dtype}), and config.json is written without quantization_config: "
             + error.message
         )
-    language = language_config(family, values)
+    language = family.describe(values).values
     if not (language.get("dtype") or language.get("torch_dtype")):
         notes.append(f"config.json names no dtype: what is not quantised is {claims.model_dtype}")
     preset = Preset("config", values, {}, num_shards=1, family=family)

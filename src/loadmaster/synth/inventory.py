@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from loadmaster.architectures.config import Config
 from loadmaster.architectures.items import Item, items
-from loadmaster.architectures.registry import language_config
 from loadmaster.checkpoint import Signature
 from loadmaster.formats import Component, Format
 from loadmaster.plan.claims import Claims, read_claims
@@ -38,7 +36,7 @@ STORED_OPTIONS = ("g_idx", "input_scale", "input_global_scale")
 def inventory(preset: Preset, config: dict[str, Any]) -> list[Entry]:
     """Return every tensor of the checkpoint: what the config quantises in the first format it claims, the rest plain."""
     family = preset.family_of(config)
-    language = Config(language_config(family, config))
+    language = family.describe(config)
     schema = family.schema(language)
     claims = read_claims(language, "BF16")
     kinds = dict(enumerate((*schema.layers, *schema.drafts)))

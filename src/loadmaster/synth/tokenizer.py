@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tokenizer(out: Path, config: dict[str, Any]) -> None:
+def write_tokenizer(out: Path, config: Mapping[str, Any]) -> None:
     """Write tokenizer.json, tokenizer_config.json and generation_config.json beside a tiny checkpoint."""
     alphabet = _byte_alphabet()
     tokenizer: dict[str, Any] = {

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from loadmaster.architectures.registry import language_config
 from loadmaster.checkpoint import Signature
 from loadmaster.dtypes import num_bytes
 from loadmaster.errors import InputError
@@ -87,7 +86,7 @@ def write_tiny(
         return weight.tobytes()
 
     made = _write(preset, out, config, num_shards or preset.tiny_shards, body)
-    write_tokenizer(out, language_config(preset.family_of(config), config))
+    write_tokenizer(out, preset.family_of(config).describe(config).values)
     return made
 
 

@@ -14,9 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from loadmaster.architectures.config import Config
 from loadmaster.architectures.items import Item, items
-from loadmaster.architectures.registry import language_config
 from loadmaster.architectures.schema import Param, Spelling, Tensor
 from loadmaster.dtypes import DTYPES
 from loadmaster.formats import Component, Format, Grain
@@ -38,7 +36,7 @@ class Expected:
         self.at = plan.layout.coordinate(rank)
         self.derived = plan.rank(rank)
         self.table = plan.checkpoint.table
-        config = Config(language_config(plan.family, plan.config))
+        config = plan.family.describe(plan.config)
         self.formats = read_claims(config, plan.dtype).formats
         self.own = {p.name: p for p in plan.target.params if p.stage is not None}
 

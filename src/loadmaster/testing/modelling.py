@@ -11,9 +11,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
-from loadmaster.architectures.config import Config
 from loadmaster.architectures.faults import spelling_labels
-from loadmaster.architectures.registry import language_config
 from loadmaster.architectures.schema import Family
 from loadmaster.testing.faults import expect_none
 from loadmaster.testing.tables import Shapes, check_tables, stored_shapes
@@ -31,7 +29,7 @@ def compare_with_transformers(family: Family, config: Mapping[str, Any]) -> None
     """
     check_tables(family, config)
     model = build_model(config)
-    waived = (*family.waived, *family.schema(Config(language_config(family, config))).waived)
+    waived = (*family.waived, *family.schema(family.describe(config)).waived)
     theirs = [_without(waived, names) for names in (names_saved(model), names_inside(model))]
     candidates: list[tuple[str, ...]] = [
         tuple(_differences(label, stored_shapes(family, config, number, drafts=False), names))

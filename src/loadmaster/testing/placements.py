@@ -13,9 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from loadmaster.architectures.config import Config
 from loadmaster.architectures.faults import kinds_in_use
-from loadmaster.architectures.registry import language_config
 from loadmaster.architectures.schema import Family, Packed, Tensor
 from loadmaster.testing.faults import expect_none
 from loadmaster.testing.modelling import class_of
@@ -83,7 +81,7 @@ def compare_placements(family: Family, config: Mapping[str, Any]) -> Compared:
     """
     check_tables(family, config)
     styles, stacks = plans_of(family, config)
-    schema = family.schema(Config(language_config(family, config)))
+    schema = family.schema(family.describe(config))
     tensors = {t.name: t for kind in kinds_in_use(schema).values() for t in kind.values()}
     agree, left, faults = [], {}, []
     for t in tensors.values():

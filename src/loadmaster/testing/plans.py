@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loadmaster.architectures.config import Config
 from loadmaster.architectures.faults import spelling_labels
-from loadmaster.architectures.registry import DescribedConfig, language_config
+from loadmaster.architectures.registry import DescribedConfig
 from loadmaster.architectures.schema import Family, Schema
 from loadmaster.checkpoint import Checkpoint, open_checkpoint
 from loadmaster.errors import InputError, LayoutError
@@ -56,7 +55,7 @@ def layouts_of(family: Family, config: Mapping[str, Any]) -> tuple[ParallelLayou
 
     Tensor parallel sizes are 1, 2 and 4: a tiny config should have sizes that divide by 4, and experts too.
     """
-    schema = family.schema(Config(language_config(family, config)))
+    schema = family.schema(family.describe(config))
     num_layers = len(schema.layers)
     made = [ParallelLayout()]
     if num_layers > 1:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from loadmaster.architectures.config import Config
 from loadmaster.architectures.faults import spelling_labels, table_faults
 from loadmaster.architectures.items import Item, items
-from loadmaster.architectures.registry import FAMILIES, language_config
+from loadmaster.architectures.registry import FAMILIES
 from loadmaster.architectures.schema import Family, Schema, Tensor
 from loadmaster.errors import LoadmasterError
 from loadmaster.testing.faults import expect_none
@@ -39,7 +38,7 @@ def unreached(family: Family, *configs: Mapping[str, Any]) -> frozenset[str]:
     """
     described = set()
     for config in configs:
-        schema = family.schema(Config(language_config(family, config)))
+        schema = family.schema(family.describe(config))
         described |= {t.name for tensors in (schema.top, *schema.kinds.values()) for t in tensors}
     return frozenset(name for spelling in family.spellings for name in spelling if name not in described)
 
@@ -49,7 +48,7 @@ def stored_shapes(family: Family, config: Mapping[str, Any], spelling: int = 0, 
 
     ``spelling`` numbers the family's spellings, 0 being the usual one. ``drafts``: with those of the MTP layers.
     """
-    schema = family.schema(Config(language_config(family, config)))
+    schema = family.schema(family.describe(config))
     return {
         item.stored_name("weight", layer, expert): item.plain_shape
         for layer, expert, item in _stored(family, schema, spelling)
@@ -77,7 +76,7 @@ def _faults(family: Family, config: Mapping[str, Any]) -> Iterator[str]:
         if taken and other != family:
             yield f"family: {taken[0]} is taken by loadmaster's own family {other.name!r}, which is looked up first"
     try:
-        schema = family.schema(Config(language_config(family, config)))
+        schema = family.schema(family.describe(config))
     except LoadmasterError as error:
         yield f"schema: it refuses this config: {error.message}"
         return

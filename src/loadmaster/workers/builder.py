@@ -61,6 +61,7 @@ class PlanBuilder:
             LoadError: reading failed.
             UnsupportedError: the model can be planned and loaded, but not run.
         """
+        from loadmaster.architectures.registry import read_model
         from loadmaster.loader import load_rank, num_devices
         from loadmaster.models.build import build_stage
 
@@ -73,7 +74,7 @@ class PlanBuilder:
         rank_device = f"cuda:{rank % max(num_devices(), 1)}" if device == "cuda" else device
         loaded = load_rank(plan, rank, device=rank_device, on_progress=on_progress)
         stage: Stage = build_stage(
-            plan.config,
+            read_model(plan.config),
             rank_plan.specs,
             loaded.tensors,
             layers=range(*rank_plan.layers),
