@@ -27,6 +27,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PYTEST := $(BIN)/python -m pytest $(TESTS)
 
+unexport PYTHONDONTWRITEBYTECODE  # set, every process of the tests would compile the package anew
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-gpu test-vllm vllm-goldens lint format types layers docs reference check release-check bench fuzz mutants clean
 

@@ -1,12 +1,17 @@
 """What holds for every test: one thread a process, no network, no surprise from the terminal."""
 
 import os
+import sys
 
 # The tests run side by side and start processes of their own; a thread pool in each would only make them wait for each
 # other. Set before torch or numpy is imported, and inherited by every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(HF_HUB_OFFLINE="1", NO_COLOR="1", COLUMNS="100")
 os.environ.pop("FORCE_COLOR", None)
+
+# Hundreds of processes import the package: each would compile all of it again if none may write bytecode.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 import importlib.util
 import shutil

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,14 @@ class Damaged:
         for file, tensors in self.shards.items():
             for name in tensors:
                 yield file, name
+
+    def samples(self) -> Iterator[tuple[str, str]]:
+        """Yield (file, tensor) of the first and the last tensor of each kind: a name without its layer and expert."""
+        kinds: dict[str, list[tuple[str, str]]] = {}
+        for file, name in self.names():
+            kinds.setdefault(re.sub(r"\d+", "*", name), []).append((file, name))
+        for alike in kinds.values():
+            yield from dict.fromkeys((alike[0], alike[-1]))
 
     def replace(self, file: str, changes: dict[str, torch.Tensor | None]) -> None:
         """Write ``file`` with some tensors changed, added or (None) removed; the index follows."""
