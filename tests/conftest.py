@@ -1,7 +1,6 @@
 """What holds for every test: one thread a process, no network, no surprise from the terminal."""
 
 import os
-import sys
 
 # The tests run side by side and start processes of their own; a thread pool in each would only make them wait for each
 # other. Set before torch or numpy is imported, and inherited by every process that a test starts.
@@ -11,15 +10,17 @@ os.environ.pop("FORCE_COLOR", None)
 
 # Hundreds of processes import the package: each would compile all of it again if none may write bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 
 import importlib.util
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+sys.dont_write_bytecode = False
 
 Tiny = Callable[[str], Path]
 """A preset's name → the folder of its tiny checkpoint."""

@@ -144,8 +144,6 @@ def _name_faults(t: Tensor, spelled: str | Packed, kind: str) -> Iterator[str]:
             yield f"{t.name} is stored as {name}, with {{{field}}} {fields[field]} times, expected {int(wanted)}: {why}"
     if strange := sorted(set(fields) - {"layer", "expert"}):
         yield f"{t.name} is stored as {name}, and {{{strange[0]}}} is not known: use {{layer}} and {{expert}}"
-    if "None" in name:
-        yield f"{t.name} is stored as {name}, which must not contain the word None"
 
 
 def _packed_faults(
