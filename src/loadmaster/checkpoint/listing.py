@@ -1,7 +1,7 @@
 """Lists a folder by file names: its shards, missing shards, safetensors files that are not read, unfinished downloads.
 
-Other files (tokenizers, documents, folders such as ``original/`` and ``.git/``) are ignored. Only where there is no shard do
-they tell what the folder is instead.
+Other files (tokenizers, documents, folders such as ``original/`` and ``.git/``) are ignored. Only where there is no shard, they
+show what the folder is instead.
 """
 
 from __future__ import annotations

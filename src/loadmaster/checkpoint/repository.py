@@ -90,8 +90,8 @@ class Repository:
     @property
     def needed(self) -> tuple[str, ...]:
         """The files that a model needs: those that a plan reads, and `RUNNING`."""
-        beside = (n for n in self.files if "/" not in n and not n.endswith(_WEIGHTS))
-        return (*self.planned, *sorted(n for n in beside if any(fnmatchcase(n, p) for p in RUNNING)))
+        others = (n for n in self.files if "/" not in n and not n.endswith(_WEIGHTS))
+        return (*self.planned, *sorted(n for n in others if any(fnmatchcase(n, p) for p in RUNNING)))
 
     def absent(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Return those of ``names`` that are missing in the snapshot, or differ in size from the hub's."""

@@ -129,16 +129,16 @@ def roles_of(checkpoint: Checkpoint) -> Roles:
     ]
     encoded = [i for i, s in enumerate(signatures) if column[i] == Role.WEIGHT and is_encoded(table.names[i], s)]
     scaled = {m.values for m in modules.values() if any(checked[i] for i in m.factors)}
-    alone = [i for i in encoded if not planned[i] and i not in scaled]
+    unscaled = [i for i in encoded if not planned[i] and i not in scaled]
     return Roles(
         column=column,
         twins=tuple(_twins(plan)) if plan else (),
         proof=proof,
         unplanned=unplanned,
-        findings=(*findings, *_unchecked(table.names, scales, alone)),
+        findings=(*findings, *_unchecked(table.names, scales, unscaled)),
         named=tuple(np.flatnonzero(checked & ~planned).tolist()),
         scales=tuple(scales),
-        encoded=tuple(alone),
+        encoded=tuple(unscaled),
         num_encoded=len(encoded),
         modules=modules,
         groups={m.index: sizes for m in modules.values() for sizes in num_groups(table, m)},

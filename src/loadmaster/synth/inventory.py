@@ -62,17 +62,17 @@ def _entries(preset: Preset, claims: Claims, item: Item, layer: int) -> Iterator
             continue
         shaped = format_.stacked() if item.stacked else format_
         written = (
-            (c, alone)
-            for c, alone in zip(shaped.components, format_.components, strict=True)
+            (c, unstacked)
+            for c, unstacked in zip(shaped.components, format_.components, strict=True)
             if not c.optional or c.suffix in STORED_OPTIONS
         )
-        for number, (component, alone) in enumerate(written):
+        for number, (component, unstacked) in enumerate(written):
             name = item.stored_name(component.suffix, layer, expert)
             component_dtype = component.dtypes[0]
             if preset.e8m0 and "F8_E8M0" in component.dtypes:
                 component_dtype = "F8_E8M0"
             shape = component.shape(item.shape)
-            if item.stacked and alone.is_scalar:
+            if item.stacked and unstacked.is_scalar:
                 shape = shape[:-1]  # one number for each expert
             signature = Signature(component_dtype, shape)
             yield Entry(name, signature, item, format_, component, number)
