@@ -190,10 +190,10 @@ def findings(code: str, folder: Path) -> tuple[Finding, ...]:
         return prove(build_plan(open_checkpoint(folder), ParallelLayout(4)), capacity_bytes=4 * 2**30).findings
     preset, overrides = ("glm-5.1-fp8", GLM) if code != "draft-missing" else ("qwen3", {})
     write_tiny(PRESETS[preset], folder, overrides=overrides, num_shards=3)
-    mutant = DamagedCheckpoint(folder)
+    damaged = DamagedCheckpoint(folder)
     layout = LAYOUTS.get(code, ParallelLayout(4, num_draft_layers=int(code == "draft-missing")))
     if change := {**FILES, **CONFIGURATION, **TENSORS}.get(code):
-        change(mutant)
+        change(damaged)
     if code == "plugin-broken":
         install(folder.parent / "site", "acme", "import acme_kernels", "acme:FAMILY", version="1.2")
         sys.path.insert(0, str(folder.parent / "site"))

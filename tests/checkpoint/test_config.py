@@ -66,8 +66,8 @@ def test_a_quantised_cache_alone_leaves_the_weights_plain(tmp_path: Path) -> Non
     [
         ({"quant_method": "modelopt", "quant_algo": "nvfp4"}, None),
         ({"quant_method": "modelopt"}, None),
-        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "as NVFP4, and config.json says FP8"),
-        ({"quant_method": "fp8"}, "as NVFP4, and config.json says fp8"),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "as NVFP4, config.json says FP8; using config.json"),
+        ({"quant_method": "fp8"}, "as NVFP4, config.json says fp8; using config.json"),
     ],
 )
 @pytest.mark.parametrize("section", [False, True])

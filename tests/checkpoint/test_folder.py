@@ -87,7 +87,7 @@ def test_an_index_without_any_of_its_shards_is_opened_and_they_are_missing(folde
 @pytest.mark.parametrize(
     ("weight_map", "tensor", "says"),
     [
-        (INDEX | {"d": "model-1-of-2.safetensors"}, "d", "no such tensor"),
+        (INDEX | {"d": "model-1-of-2.safetensors"}, "d", "does not have it"),
         (INDEX | {"a": "model-2-of-2.safetensors"}, "a", "another shard"),
         ({k: v for k, v in INDEX.items() if k != "b"}, "b", "does not list it"),
     ],

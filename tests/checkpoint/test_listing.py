@@ -141,7 +141,7 @@ def test_a_shard_that_aria2_has_not_finished_may_have_holes(indexed: Path) -> No
     (indexed / f"{shard(2)}.aria2").touch()
     finding = only(indexed)
     assert (finding.code, finding.severity) == ("download-partial", "warning")
-    assert f"aria2 was not done with {shard(2)}" in finding.message
+    assert f"aria2 did not finish {shard(2)}" in finding.message
 
 
 @pytest.mark.parametrize("with_index", [True, False])

@@ -59,14 +59,14 @@ def test_an_adapter_s_file_by_itself_misses_its_config_as_what_it_is(tmp_path: P
     ("files", "says"),
     [
         (["model_index.json", "unet/config.json", "unet/x.safetensors"], "a pipeline of diffusers"),
-        (["tokenizer.json", "tokenizer_config.json"], "holds a tokenizer, and no weights"),
-        (["config.json", "tokenizer.json"], "holds a config and a tokenizer, and no weights"),
+        (["tokenizer.json", "tokenizer_config.json"], "holds a tokenizer, but no weights"),
+        (["config.json", "tokenizer.json"], "holds a config and a tokenizer, but no weights"),
         (["params.json", "consolidated.00.pth"], "publisher's own layout"),
-        (["tf_model.h5", "config.json"], "weights of TensorFlow"),
-        (["flax_model.msgpack", "model.onnx"], "weights of Flax and ONNX"),
-        (["a/config.json", "a/model.safetensors", "b/readme"], "subfolders of it (a); give it, such as {}/a"),
-        (["blobs/0", f"snapshots/{COMMIT}/config.json", "refs/main"], "give owner/model itself as MODEL, or"),
-        (["models--a--b/refs/main", "models--c--d/refs/main"], "the cache of the hub's client; give the hub id"),
+        (["tf_model.h5", "config.json"], "TensorFlow weights"),
+        (["flax_model.msgpack", "model.onnx"], "Flax and ONNX weights"),
+        (["a/config.json", "a/model.safetensors", "b/readme"], "in its subfolders (a); give it, such as {}/a"),
+        (["blobs/0", f"snapshots/{COMMIT}/config.json", "refs/main"], "give owner/model as MODEL, or"),
+        (["models--a--b/refs/main", "models--c--d/refs/main"], "the hub cache; give a hub id"),
     ],
 )
 def test_a_folder_of_another_kind_says_what_it_is(files: list[str], says: str, tmp_path: Path) -> None:

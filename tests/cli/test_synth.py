@@ -80,9 +80,9 @@ def test_what_the_config_leaves_open_is_said(tmp_path: Path, capsys: pytest.Capt
     config = {k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")}
     assert synth(config, tmp_path) == 0
     said = capsys.readouterr().out
-    assert "note: the weights are plain (BF16), and config.json is written without quantization_config" in said
+    assert "note: the weights are BF16, and config.json is written without quantization_config" in said
     assert "'hqq' is not supported" in said
-    assert "note: config.json names no dtype: what is not quantised is BF16" in said
+    assert "note: config.json names no dtype: unquantised tensors are BF16" in said
     assert prove(build_plan(open_checkpoint(tmp_path / "out"), ParallelLayout(1, 2))).proven
 
 

@@ -60,8 +60,8 @@ def test_what_no_plan_tells_is_said_in_either_form_and_is_exit_1(tiny_copy: Tiny
     assert found["scales"]["num_by_name"] == found["scales"]["num_tensors"] > 0
     text = run(path)
     assert text.returncode == 1
-    assert "plan: could not be made: " in text.stdout and "'NobodyForCausalLM' is not known" in text.stdout
-    assert "told by their names alone" in text.stdout and "not sound: 1 error(s)" in text.stdout
+    assert "plan: planning failed: " in text.stdout and "'NobodyForCausalLM' is not known" in text.stdout
+    assert "recognised only by name" in text.stdout and "not sound: 1 error(s)" in text.stdout
 
 
 def test_a_manifest_of_a_good_copy_shows_tensors_that_changed_places(tiny_copy: Tiny, tmp_path: Path) -> None:

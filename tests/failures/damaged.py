@@ -1,4 +1,4 @@
-"""Mutants of sound tiny checkpoints, each with one defect, and the proof of them."""
+"""Sound tiny checkpoints that tests damage, and the proof of them."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def mutant(tmp_path: Path) -> Callable[[str], DamagedCheckpoint]:
+def damaged(tmp_path: Path) -> Callable[[str], DamagedCheckpoint]:
     def copy(preset: str) -> DamagedCheckpoint:
         write_tiny(PRESETS[preset], tmp_path / preset, overrides=ACCEPTED[preset])
         return DamagedCheckpoint(tmp_path / preset)
@@ -181,9 +181,9 @@ def test_a_loader_that_forgot_its_guards_loads(made: Callable[[str], Path], monk
     ],
 )
 def test_what_vllm_serves_as_garbage_is_refused_by_name(
-    preset: str, dropped: str, param: str, told: str, mutant: Callable[[str], DamagedCheckpoint]
+    preset: str, dropped: str, param: str, told: str, damaged: Callable[[str], DamagedCheckpoint]
 ) -> None:
-    checkpoint = mutant(preset)
+    checkpoint = damaged(preset)
     checkpoint.drop(rf"layers\.{re.escape(dropped)}$")
     load(checkpoint.path, load_format="auto")  # which says nothing
     with pytest.raises(LoadError, match=r"rank pp 0 of 1, tp 0 of 1: 1 parameter was not written") as refused:
@@ -192,8 +192,8 @@ def test_what_vllm_serves_as_garbage_is_refused_by_name(
     assert told in str(refused.value)
 
 
-def test_without_the_proof_it_is_loaded_as_vllm_does(mutant: Callable[[str], DamagedCheckpoint]) -> None:
-    checkpoint = mutant("qwen3").drop(r"layers\.1\.self_attn\.o_proj\.weight$")
+def test_without_the_proof_it_is_loaded_as_vllm_does(damaged: Callable[[str], DamagedCheckpoint]) -> None:
+    checkpoint = damaged("qwen3").drop(r"layers\.1\.self_attn\.o_proj\.weight$")
     load(checkpoint.path, model_loader_extra_config={"verify": False, "direct": False})
     with pytest.raises(UsageError, match="no option verfiy"):
         load(checkpoint.path, model_loader_extra_config={"verfiy": False})
@@ -212,12 +212,12 @@ def test_without_the_proof_it_is_loaded_as_vllm_does(mutant: Callable[[str], Dam
     ],
 )
 def test_a_defective_checkpoint_is_refused_before_the_model_is_built(
-    preset: str, dropped: str, told: str, mutant: Callable[[str], DamagedCheckpoint], monkeypatch: pytest.MonkeyPatch
+    preset: str, dropped: str, told: str, damaged: Callable[[str], DamagedCheckpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
     monkeypatch.setattr(BaseModelLoader, "create_model", lambda *_, **__: pytest.fail("it was built"))
-    path = mutant(preset).drop(dropped).path
+    path = damaged(preset).drop(dropped).path
     with pytest.raises(PlanError, match="nothing was allocated, for the plan is not proven") as refused:
         load(path, Rank((0, 2)))
     assert told in str(refused.value)
@@ -306,16 +306,16 @@ def test_a_vocabulary_is_padded_as_vllm_pads_it(rank: Rank, tmp_path: Path) -> N
     assert differences(load(tmp_path, rank, **DIRECT), load(tmp_path, rank, load_format="auto")) == []
 
 
-def test_a_tensor_that_vllm_does_not_know_is_named_with_its_rank(mutant: Callable[[str], DamagedCheckpoint]) -> None:
-    checkpoint = mutant("qwen3").copy(r"layers\.1\.self_attn\.o_proj\.weight$", "layers.1.self_attn.z_proj.weight")
+def test_a_tensor_that_vllm_does_not_know_is_named_with_its_rank(damaged: Callable[[str], DamagedCheckpoint]) -> None:
+    checkpoint = damaged("qwen3").copy(r"layers\.1\.self_attn\.o_proj\.weight$", "layers.1.self_attn.z_proj.weight")
     with pytest.raises(LoadError, match=r"rank pp 0 of 1.* failed at model\.layers\.1\.self_attn\.z_proj\.weight"):
         load(checkpoint.path)
 
 
 def test_a_checkpoint_with_errors_is_refused_before_anything_is_read(
-    mutant: Callable[[str], DamagedCheckpoint],
+    damaged: Callable[[str], DamagedCheckpoint],
 ) -> None:
-    path = mutant("qwen3").path
+    path = damaged("qwen3").path
     first, second = sorted(path.glob("*.safetensors"))
     with first.open("r+b") as file:
         file.truncate(first.stat().st_size - 100)

@@ -86,8 +86,8 @@ def test_negative_zeros_are_zeros(tiny_copy: Tiny) -> None:
     [
         (0.0, "error", "1 zero, first at [0, 1]"),
         (-0.5, "error", "1 negative, first at [0, 1]"),
-        (1e-16, "warning", "1 absurdly small"),
-        (1e5, "warning", "1 absurdly large"),
+        (1e-16, "warning", "1 implausibly small"),
+        (1e5, "warning", "1 implausibly large"),
     ],
 )
 def test_a_scale_is_positive_and_of_a_plausible_size(value: float, severity: str, says: str, tiny_copy: Tiny) -> None:

@@ -90,7 +90,7 @@ def with_norms(size: Callable[[Config], int]) -> Family:
 
 def test_a_norm_over_one_head_is_not_what_transformers_has() -> None:
     wrong = with_norms(lambda c: 16)
-    with pytest.raises(FamilyFaults, match=r"layers.0.self_attn.k_norm.weight is \[16\], and in transformers \[32\]"):
+    with pytest.raises(FamilyFaults, match=r"layers.0.self_attn.k_norm.weight is \[16\], but \[32\] in transformers"):
         compare_with_transformers(wrong, CONFIG)
 
 
@@ -99,7 +99,7 @@ def test_a_tensor_that_the_schema_forgets_is_what_transformers_has_more() -> Non
         made = schema(c)
         return replace(made, kinds={k: tuple(t for t in ts if t.name != "attn.q_norm") for k, ts in made.kinds.items()})
 
-    with pytest.raises(FamilyFaults, match=r"transformers has model.layers.0.self_attn.q_norm.weight \[64\], which no"):
+    with pytest.raises(FamilyFaults, match=r"transformers has model.layers.0.self_attn.q_norm.weight \[64\], but no"):
         compare_with_transformers(replace(FAMILY, schema=forget), CONFIG)
 
 

@@ -93,7 +93,7 @@ def test_what_the_names_do_not_tell_transformers_does() -> None:
     with pytest.raises(FamilyFaults) as caught:
         compare_placements(wrong, OLMOE_CONFIG)
     assert caught.value.faults == (
-        "schema: attn.dense is divided along its out dim, and in transformers layers.*.self_attn.o_proj is divided along "
+        "schema: attn.dense is divided along its out dim, but in transformers layers.*.self_attn.o_proj is divided along "
         "its in dim (rowwise_split_input)",
     )
 
@@ -109,7 +109,7 @@ def test_what_the_names_do_not_tell_transformers_does() -> None:
         (
             "qwen3-moe",
             {"moe__gate": by_columns(), "moe__up": by_columns(), "moe__down": by_rows()},
-            r"moe\.down is divided along its out dim, and in transformers layers\.\*\.mlp\.experts\.down_proj",
+            r"moe\.down is divided along its out dim, but in transformers layers\.\*\.mlp\.experts\.down_proj",
         ),
         (
             "llama-4",
@@ -136,7 +136,7 @@ def test_what_could_not_be_compared_is_said_with_the_reason() -> None:
     said = str(compare_placements(find_family(config), config)).splitlines()
     assert said[0] == "15 of 28 tensors are placed as in transformers"
     assert said[1].startswith("not compared, its plan does not name it: embed, norm, input_norm")
-    assert said[2].endswith("so that another cut can be right too: linear.out")
+    assert said[2].endswith("so another cut can also be right: linear.out")
 
 
 def test_experts_that_transformers_deals_out_have_to_be_experts() -> None:
@@ -144,5 +144,5 @@ def test_experts_that_transformers_deals_out_have_to_be_experts() -> None:
     none = with_tensors(find_family(config), lambda t: replace(t, experts=0) if t.name == "moe.down_bias" else t)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("loadmaster.testing.placements.check_tables", lambda family, config: None)
-        with pytest.raises(FamilyFaults, match=r"moe\.down_bias has no experts, and transformers deals out experts"):
+        with pytest.raises(FamilyFaults, match=r"moe\.down_bias has no experts, but transformers distributes experts"):
             compare_placements(none, config)

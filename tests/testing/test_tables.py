@@ -87,19 +87,19 @@ WRONG: list[tuple[Family, str]] = [
     ),
     (
         with_tensor("attn.o", lambda t: replace(t, placement=by_rows())),
-        "schema: attn.q is divided along its out dim, and attn.o, which consumes it, is not divided along its in dim",
+        "schema: attn.q is divided along its out dim, but attn.o, which consumes it, is not divided along its in dim",
     ),
     (
         with_tensor("attn.o", lambda t: replace(t, placement=None)),
-        "schema: attn.q is divided along its out dim, and attn.o, which consumes it, is not",
+        "schema: attn.q is divided along its out dim, but attn.o, which consumes it, is not",
     ),
     (
         with_tensor("mlp.down", lambda t: replace(t, placement=by_columns(48))),
-        "schema: mlp.gate is divided in 96 units along its out dim, and mlp.down, which consumes it, in 2 along its in dim",
+        "schema: mlp.gate is divided in 96 units along its out dim, but mlp.down, which consumes it, in 2 along its in dim",
     ),
     (
         with_tensor("moe.down", lambda t: replace(t, placement=by_rows())),
-        "schema: moe.gate is divided along its out dim, and moe.down, which consumes it, is not divided along its in dim",
+        "schema: moe.gate is divided along its out dim, but moe.down, which consumes it, is not divided along its in dim",
     ),
     (with_tensor("gain", lambda t: replace(t, quantised=True)), "schema: gain may be quantised"),
     (replace(FAMILY, schema=lambda c: None), "schema: it returns NoneType"),  # type: ignore[arg-type,return-value]
@@ -185,12 +185,12 @@ WRONG: list[tuple[Family, str]] = [
     (replace(FAMILY, waived=((r"(", "nothing"),)), "waived: the pattern '(' is not a regular expression"),
     (
         replace(FAMILY, architectures=("SampleForCausalLM", "LlamaForCausalLM")),
-        "family: LlamaForCausalLM is taken by loadmaster's own family 'llama'",
+        "family: LlamaForCausalLM already belongs to loadmaster's family 'llama'",
     ),
-    (replace(FAMILY, architectures=()), "family: it describes no architecture"),
+    (replace(FAMILY, architectures=()), "family: it names no architecture"),
     (
         replace(FAMILY, architectures=("Other",)),
-        "family: the config is of ['SampleForCausalLM'], and it describes Other",
+        "family: the config names ['SampleForCausalLM'], but the family describes Other",
     ),
 ]
 

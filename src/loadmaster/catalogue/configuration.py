@@ -32,8 +32,8 @@ CONFIGURATION: Final[dict[str, Entry]] = {
         "config.json and hf_quant_config.json (ModelOpt's) tell different quantisations",
         "a checkpoint quantised again, in a folder where one of the two files is that of the earlier one",
         (
-            "hf_quant_config.json: it says that the weights are quantised as NVFP4, and config.json says fp8, which is "
-            "followed"
+            "hf_quant_config.json: this file says that the weights are quantised as NVFP4, config.json says "
+            "fp8; using config.json"
         ),
         "remove hf_quant_config.json if config.json is right, else the quantization_config from config.json",
     ),

@@ -23,8 +23,8 @@ FILES: Final[dict[str, Entry]] = {
         "a file is a Git LFS pointer of some 130 bytes in place of what it stands for",
         "a repository cloned without Git LFS, or with GIT_LFS_SKIP_SMUDGE=1",
         (
-            "model-00002-of-00003.safetensors: the file is a Git LFS pointer of 79 bytes, not what it stands "
-            "for (5,360,000,000 bytes); lost with it: 62 weights of layers 1-3"
+            "model-00002-of-00003.safetensors: the file is a Git LFS pointer of 79 bytes, not the content "
+            "itself (5,360,000,000 bytes); lost with it: 62 weights of layers 1-3"
         ),
         "run `git lfs install` and `git lfs pull` in the folder, or download it with `hf download`",
     ),
@@ -47,8 +47,8 @@ FILES: Final[dict[str, Entry]] = {
         "a shard is not in the folder: the index names it, or the numbers in the others' names tell of it",
         "an interrupted download, a copy that left a file out",
         (
-            "model-00002-of-00003.safetensors: the index puts 106 tensor(s) in it, and it is not in the folder;"
-            " lost with it: 62 weights of layers 1-3"
+            "model-00002-of-00003.safetensors: it is not in the folder; by the index it holds 106 tensor(s); "
+            "lost with it: 62 weights of layers 1-3"
         ),
         "fetch that shard; the tensors lost with it are counted here and not reported one by one",
     ),
@@ -68,8 +68,8 @@ FILES: Final[dict[str, Entry]] = {
         "a shard ends before its last tensor does",
         "an interrupted download or copy, a full disk",
         (
-            "model-00002-of-00003.safetensors: its tensors end at byte 1,574,280 of the data, and the file has "
-            "1,570,184: 4,096 are missing"
+            "model-00002-of-00003.safetensors: its tensors end at byte 1,574,280 of the data, but the file "
+            "ends at 1,570,184: 4,096 missing"
         ),
         "fetch the shard again and compare its size with the published one",
     ),
@@ -77,8 +77,8 @@ FILES: Final[dict[str, Entry]] = {
         "a shard goes on after its last tensor ends",
         "a download resumed at the wrong place, two files written into one",
         (
-            "model-00002-of-00003.safetensors: its tensors end at byte 1,574,280 of the data, and the file goes"
-            " on to 1,578,376"
+            "model-00002-of-00003.safetensors: its tensors end at byte 1,574,280 of the data, but the file "
+            "continues to 1,578,376"
         ),
         "fetch the shard again",
     ),
@@ -113,7 +113,7 @@ FILES: Final[dict[str, Entry]] = {
         "the bytes a header gives a tensor are not those its dtype and shape need",
         "a header edited without its data: a shape changed, packed values relabelled",
         (
-            "model.layers.2.input_layernorm.weight: BF16 [321] needs 642 bytes, and the header gives it 640 "
+            "model.layers.2.input_layernorm.weight: BF16 [321] needs 642 bytes, but the header gives it 640 "
             "(368,784 to 369,424)"
         ),
         "write the shard again from its source",
@@ -133,7 +133,7 @@ FILES: Final[dict[str, Entry]] = {
         "two shards hold a tensor of the same name",
         "two revisions in one folder, tied weights saved twice, shards merged by hand",
         (
-            "model.layers.1.mlp.experts.3.gate_proj.weight: it is in model-00002-of-00003.safetensors as well "
+            "model.layers.1.mlp.experts.3.gate_proj.weight: it is also in model-00002-of-00003.safetensors "
             "(and 105 more like it)"
         ),
         "remove the shards of the other revision, or add the index that says which counts",
@@ -143,18 +143,14 @@ FILES: Final[dict[str, Entry]] = {
         "an index from before a layer or an adapter was added",
         (
             "model-00002-of-00003.safetensors: it holds model.layers.1.mlp.experts.3.gate_proj.weight and 105 "
-            "more tensor(s) that no shard of the index has; it is not read; lost with it: 62 weights of layers "
-            "1-3"
+            "more tensor(s) that no shard of the index has; ignored; lost with it: 62 weights of layers 1-3"
         ),
         "fetch or make the index anew, or move the file away",
     ),
     "shard-stray": Entry(
         "a safetensors file lies in the folder that does not belong to the checkpoint, and is not read",
         "shards of an earlier revision, the publisher's own consolidated file, an adapter",
-        (
-            "consolidated.safetensors: the same weights in their publisher's own layout, beside the shards; it "
-            "is not read"
-        ),
+        "consolidated.safetensors: the same weights in their publisher's own layout, not a shard; ignored",
         "none is needed; remove it if it is not wanted",
     ),
     "index-invalid": Entry(
@@ -167,8 +163,8 @@ FILES: Final[dict[str, Entry]] = {
         "the index and the headers of the shards name different tensors or places",
         "a stale index: shards were written anew (quantised, merged, pruned) and the index was kept",
         (
-            "model.layers.9.input_layernorm.weight: the index puts it in model-00001-of-00003.safetensors, "
-            "whose header has no such tensor"
+            "model.layers.9.input_layernorm.weight: the index says that it is in "
+            "model-00001-of-00003.safetensors, but that file's header does not have it"
         ),
         "fetch or make the index anew; the headers are what is loaded",
     ),
@@ -176,7 +172,7 @@ FILES: Final[dict[str, Entry]] = {
         "the index states a total size that is not that of the tensors",
         "an index copied from the checkpoint that this one was made of",
         (
-            "model.safetensors.index.json: the index states a total size of 756,162,687,872 bytes, and the "
+            "model.safetensors.index.json: the index states a total size of 756,162,687,872 bytes, but the "
             "tensors have 4,724,128"
         ),
         "none is needed for loading",
@@ -185,8 +181,8 @@ FILES: Final[dict[str, Entry]] = {
         "an unfinished download lies in the folder, although no shard is missing",
         "an interrupted download that was later finished by other means",
         (
-            "model-00002-of-00003.safetensors.aria2: aria2 was not done with model-00002-of-00003.safetensors: "
-            "it has its full size from the start, and may have holes"
+            "model-00002-of-00003.safetensors.aria2: aria2 did not finish model-00002-of-00003.safetensors: "
+            "the file has its full size from the start, but may have holes"
         ),
         "remove it, or finish the download if it belongs to a file that is wanted",
     ),

@@ -1,7 +1,7 @@
 """Checkpoints on disk: headers as columns, index, config, and stores that read byte ranges.
 
-Knows files and formats of files, never a model or a rank. What is wrong with a checkpoint comes back as findings; an
-error is raised only where there is nothing to look at.
+Knows files and their formats, never a model or a rank. What is wrong with a checkpoint is returned as findings; an error
+is raised only when there is no checkpoint to read.
 """
 
 from loadmaster.checkpoint.causes import Causes

@@ -1,7 +1,7 @@
-"""Causes: which of a checkpoint's findings explains that a tensor is nowhere.
+"""Why a tensor is missing: which of a checkpoint's findings explains it.
 
-A shard that is missing takes nine hundred tensors with it, and that is one defect. What a plan misses is asked for here
-first; nothing is computed for a checkpoint that lacks nothing.
+A missing shard can hold nine hundred tensors, and that is one defect, not nine hundred. The plan looks up each missing
+tensor here first. A complete checkpoint costs nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from loadmaster.findings import Finding
 
 @dataclass(frozen=True, slots=True)
 class Causes:
-    """What is known of tensors that could not be read.
+    """The findings that explain missing tensors, by file and by tensor.
 
-    ``of_file`` are the findings of files that are missing or unreadable, ``of_tensor`` those that take a single tensor
-    away (a wrong extent, a shard that the index does not name). ``claimed`` is the index's tensor → file, empty without
-    one; ``stale`` is the finding that it names tensors which their shard does not have.
+    ``of_file`` are the findings of missing or unreadable files, ``of_tensor`` those of single tensors (a wrong size, a shard
+    that is not in the index). ``claimed`` is the index's tensor → file, empty without an index; ``stale`` is the finding that
+    the index names tensors which their shard does not have.
     """
 
     of_file: Mapping[str, Finding] = field(default_factory=dict)
@@ -27,13 +27,13 @@ class Causes:
     stale: Finding | None = None
 
     def explain(self, tensor: str) -> Finding | None:
-        """Return the finding that is known to explain why ``tensor`` is nowhere; None if there is none."""
+        """Return the finding that explains why ``tensor`` is missing; None if there is none."""
         file = self.claimed.get(tensor)
-        if found := self.of_file.get(file or ""):
-            return found
+        if finding := self.of_file.get(file or ""):
+            return finding
         return self.of_tensor.get(tensor) or (self.stale if file is not None else None)
 
     @property
     def suspect(self) -> Finding | None:
-        """The first file that was not read and whose tensors no index tells: what explains nothing better may be there."""
+        """The finding of the first unread file, where no index says what it holds: a missing tensor may be in it."""
         return next(iter(self.of_file.values()), None) if not self.claimed else None

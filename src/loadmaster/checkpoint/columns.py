@@ -1,4 +1,4 @@
-"""Headers into columns: read ahead in threads, decoded one after another, checked a file at a time."""
+"""Reads the headers of all shards into columns: threads read ahead, decoding and checks go file by file."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from loadmaster.findings import Finding, joined
 from loadmaster.limits import HEADER_BYTES, SIGNATURES, TENSORS, Limit
 
 FIRST_READ_BYTES = 2**18
-"""Read of each file at first: holds most headers whole."""
+"""Bytes of the first read of each file: most headers fit."""
 AHEAD, AHEAD_BYTES = 8, 2**22
-"""As many headers are read ahead, but longer ones: one at a time is in memory of those."""
+"""How many headers are read ahead; a header longer than ``AHEAD_BYTES`` is not, so only one of those is in memory."""
 
 MANY = 16
-"""As many findings of one kind are told one by one, a file each."""
+"""Up to this many findings of one kind are reported one by one, one for each file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,11 @@ class HeaderText:
 
 
 Read = HeaderText | HeaderError
-"""What a file's header is, or why there is none."""
+"""A file's header, or why it has none."""
 
 
 def read_headers(folder: Path, names: Sequence[str]) -> Iterator[Read]:
-    """Yield each file's header text, in order; threads read and hash ahead, decoding holds the interpreter anyway."""
+    """Yield each file's header text, in order. Threads read and hash ahead; decoding holds the GIL anyway."""
 
     def read(name: str, most: int = AHEAD_BYTES) -> Read | None:
         try:
@@ -103,10 +103,10 @@ def _grown(name: str) -> HeaderError:
 
 
 class Columns:
-    """Collects headers into columns, file by file, and what is wrong with them.
+    """Collects headers into columns, file by file, and the findings about them.
 
-    ``unread`` are the findings of files that gave nothing, ``dropped`` those of tensors that are left out: one whose extent
-    is wrong, and the second of two.
+    ``unread`` are the findings of files that could not be read, ``dropped`` those of tensors that are left out: tensors of a
+    wrong size, and the second of two with one name.
     """
 
     def __init__(self) -> None:
@@ -120,12 +120,12 @@ class Columns:
         self._firsts: list[int] = []  # the first id of each file
         self._columns: list[tuple[np.ndarray, ...]] = []
         self._signatures: dict[tuple[str, tuple[int, ...]], int] = {}
-        self._full: Finding | None = None  # why nothing more is read
+        self._full: Finding | None = None  # why no more files are read
         self._kinds: list[tuple[str, tuple[int, ...]]] = []  # the signatures by their numbers
         self._sizes: list[int] = []  # and their bytes
 
     def add(self, name: str, read: Read) -> None:
-        """Add one file, or why it has no header."""
+        """Add one file's header, or the reason why it has none."""
         if isinstance(read, HeaderError):
             self._unreadable(name, read.finding)
             return
@@ -139,7 +139,7 @@ class Columns:
             self._check_number(name, SIGNATURES, len(self._signatures) + len(header.kinds))
             are_new = self._enter(header.names)
             if not are_new:
-                header = parse_header(name, read.text)  # refuses what is wrong with this header alone
+                header = parse_header(name, read.text)  # raises if this header alone is wrong
         except HeaderError as error:
             self._unreadable(name, error.finding)
             return
@@ -179,14 +179,14 @@ class Columns:
         self._columns.append((np.full(len(names), number, dtype=np.int32), begin + base, end - begin, signature))
 
     def _check_number(self, file: str, limit: Limit, total: int) -> None:
-        """Check that what all files have is not too much with the next."""
+        """Check that the total over all files, the next one included, is within a limit."""
         if total > limit.value:
-            message = f"with it there are {limit.exceeded(total)}; it is not read"
+            message = f"this file would make it {limit.exceeded(total)}; the file is not read"
             self._full = Finding("limit-exceeded", "error", message, file=file, hint=limit.hint)
             raise HeaderError(self._full)
 
     def _enter(self, names: list[str]) -> bool:
-        """Number the names of the next file; return whether that could be done: all are new, and could be a tensor's."""
+        """Number the names of the next file; return False, and change nothing, if a name is not new or not a tensor's."""
         if not self._ids.keys().isdisjoint(names):
             return False
         first = len(self._names)
@@ -206,20 +206,20 @@ class Columns:
         self.digest.update(f"{name}\0unreadable\0".encode())
 
     def _twice(self, file: str, names: list[str]) -> None:
-        """Report tensors that an earlier file has as well: one finding for each such file."""
+        """Report tensors that an earlier file also has: one finding for each such file."""
         by_other: dict[str, list[str]] = defaultdict(list)
         for n in names:
             by_other[self.files[bisect_right(self._firsts, self._ids[n]) - 1].name].append(n)
         for other, twice in by_other.items():
             more = f" (and {len(twice) - 1:,} more like it)" if len(twice) > 1 else ""
-            hint = "two revisions in one folder, or shards merged by hand: keep one of them"
-            message = f"it is in {other} as well{more}"
+            hint = "the folder mixes two revisions, or shards were merged by hand: keep one of the two"
+            message = f"it is also in {other}{more}"
             finding = Finding("tensor-duplicate", "error", message, tensor=twice[0], file=file, hint=hint)
             self.findings.append(finding)
             self.dropped.update(dict.fromkeys(twice, finding))
 
     def _measure(self, kinds: Sequence[tuple[str, tuple[int, ...]]]) -> None:
-        """Take the bytes of those signatures that are new, -1 for those that fill no whole number, or too many."""
+        """Compute the bytes of new signatures; -1 where they are not a whole number, or too many."""
         for dtype, shape in kinds:
             if self._signatures[dtype, shape] == len(self._sizes):
                 try:
@@ -241,7 +241,7 @@ class Columns:
     ) -> list[int] | None:
         """Check that each tensor's bytes fit its signature, and that together they fill the file.
 
-        Returns the tensors to keep, None for all: one whose extent is wrong cannot be read.
+        Returns the tensors to keep, None for all: a tensor of a wrong size cannot be read.
         """
         wrong = np.flatnonzero(expected != end - begin)
         if len(wrong):
@@ -268,7 +268,7 @@ class Columns:
                 Finding(
                     "file-truncated",
                     "error",
-                    f"its tensors end at byte {last:,} of the data, and the file has {data:,}: {last - data:,} are missing",
+                    f"its tensors end at byte {last:,} of the data, but the file ends at {data:,}: {last - data:,} missing",
                     file=file,
                     hint=FETCH,
                 )
@@ -278,7 +278,7 @@ class Columns:
                 Finding(
                     "file-overlong",
                     "error",
-                    f"its tensors end at byte {last:,} of the data, and the file goes on to {data:,}",
+                    f"its tensors end at byte {last:,} of the data, but the file continues to {data:,}",
                     file=file,
                     hint="two files were written into one, or a download was resumed wrongly; fetch the shard again",
                 )
@@ -295,13 +295,13 @@ class Columns:
         expected: np.ndarray,
         wrong: list[int],
     ) -> None:
-        """Report the tensors whose extent is not that of their signature."""
+        """Report the tensors whose bytes do not match their dtype and shape."""
         findings = []
         for i in wrong[:5]:
             dtype, shape = self._kinds[int(signature[i])]
-            needs = f"needs {int(expected[i]):,} bytes" if expected[i] >= 0 else "fills no whole number of bytes"
+            needs = f"needs {int(expected[i]):,} bytes" if expected[i] >= 0 else "is not a whole number of bytes"
             message = (
-                f"{dtype} {list(shape)} {needs}, and the header gives it {int(end[i] - begin[i]):,} "
+                f"{dtype} {list(shape)} {needs}, but the header gives it {int(end[i] - begin[i]):,} "
                 f"({int(begin[i]):,} to {int(end[i]):,})"
             )
             findings.append(Finding("header-extent", "error", message, tensor=names[i], file=file))
@@ -310,17 +310,17 @@ class Columns:
         self.dropped.update({names[i]: shown[min(k, len(shown) - 1)] for k, i in enumerate(wrong)})
 
     def join(self) -> None:
-        """Make one of findings that many files have alike; the tensors that they take away keep the one that is told."""
+        """Merge findings that many files share; dropped tensors then refer to the merged finding."""
         alike: dict[str, list[Finding]] = defaultdict(list)
         for finding in self.findings:
             alike[finding.code].append(finding)
-        told: dict[Finding, Finding] = {}
-        for found in alike.values():
-            if len(found) > MANY:
-                [one] = joined(found, MANY)
-                told.update(dict.fromkeys(found, one))
-        self.findings = list(dict.fromkeys(told.get(f, f) for f in self.findings))
-        self.dropped = {tensor: told.get(f, f) for tensor, f in self.dropped.items()}
+        merged: dict[Finding, Finding] = {}
+        for findings in alike.values():
+            if len(findings) > MANY:
+                [one] = joined(findings, MANY)
+                merged.update(dict.fromkeys(findings, one))
+        self.findings = list(dict.fromkeys(merged.get(f, f) for f in self.findings))
+        self.dropped = {tensor: merged.get(f, f) for tensor, f in self.dropped.items()}
 
     def table(self) -> TensorTable:
         """Return the columns of all files added."""

@@ -1,7 +1,7 @@
-"""``config.json``, read as what it is: a JSON object. What its keys mean is the architectures' business.
+"""Reads ``config.json`` as a JSON object. What its keys mean is decided in the architectures.
 
-ModelOpt's older exports tell the quantisation in a file of its own, ``hf_quant_config.json``; it is read here, so that all
-others find it where it belongs, as the config's ``quantization_config``.
+Older ModelOpt exports store the quantisation in a separate file, ``hf_quant_config.json``. It is read here and becomes the
+config's ``quantization_config``, where everything else expects it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ QUANTISATION = "hf_quant_config.json"
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any] | None, tuple[Finding, ...]]:
-    """Read a folder's config.json; None with a finding where there is none, or none that can be used.
+    """Read a folder's config.json; None with a finding where it is missing or cannot be used.
 
-    Where it has no ``quantization_config``, and an ``hf_quant_config.json`` lies beside it, it gets that one's.
+    If it has no ``quantization_config``, that of ``hf_quant_config.json`` is added, where that file exists.
     """
     if not is_there(folder / CONFIG):
         return None, (_missing(folder),)
@@ -35,52 +35,52 @@ def read_config(folder: Path) -> tuple[dict[str, Any] | None, tuple[Finding, ...
         return None, (config,)
     if not is_there(folder / QUANTISATION):
         return config, ()
-    own = _own_quantisation(config)
-    severity: Severity = "error" if own is None else "warning"
+    stated = _stated_quantisation(config)
+    severity: Severity = "error" if stated is None else "warning"
     value = read_object(folder / QUANTISATION, severity)
     if isinstance(value, Finding):
         return config, (value,)
     if (wrong := _impossible(value)) is not None:
         return config, (Finding("config-invalid", severity, f"{QUANTISATION}: {wrong}", file=QUANTISATION),)
     quantisation = value["quantization"]
-    if own is not None:
-        return config, _contradiction(own, quantisation)
-    if quantisation["quant_algo"] is None:  # a quantised cache alone
+    if stated is not None:
+        return config, _contradiction(stated, quantisation)
+    if quantisation["quant_algo"] is None:  # only the KV cache is quantised
         return config, ()
     return {**config, "quantization_config": {"quant_method": "modelopt", **quantisation}}, ()
 
 
 def _missing(folder: Path) -> Finding:
-    """Say that there is no config.json, and what the folder is if it is no model's."""
-    message, hint = "there is no config.json", "it is published beside the shards; copy it there"
-    if found := recognise([p.name for p in folder.iterdir()], base_model(folder)):
-        message, hint = f"{message}: this is {found.what}", found.remedy
+    """Report that there is no config.json, and what the folder holds if it is not a model."""
+    message, hint = "there is no config.json", "it is published next to the shards; copy it there"
+    if lookalike := recognise([p.name for p in folder.iterdir()], base_model(folder)):
+        message, hint = f"{message}: this is {lookalike.what}", lookalike.remedy
     return Finding("config-missing", "error", message, file=CONFIG, hint=hint)
 
 
 def read_object(path: Path, severity: Severity) -> dict[str, Any] | Finding:
-    """Return the object that a JSON file is, strictly read; a finding where it is none."""
+    """Read a JSON file strictly and return its object; a finding where it is not one."""
 
     def strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) != len(pairs):
+        values = dict(pairs)
+        if len(values) != len(pairs):
             twice, _ = Counter(k for k, _ in pairs).most_common(1)[0]
-            raise ValueError(f"the key {twice[:80]!a} stands twice")
-        return made
+            raise ValueError(f"the key {twice[:80]!a} occurs twice")
+        return values
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
     def number(text: str) -> float:
         if isinf(value := float(text)):
-            raise ValueError(f"{text[:80]} is too large for a number")
+            raise ValueError(f"{text[:80]} is too large a number")
         return value
 
     name = path.name
     try:
         text = read_regular(path, CONFIG_BYTES)
-        if (found := check_content(name, text, len(text))) is not None:
-            return found
+        if (finding := check_content(name, text, len(text))) is not None:
+            return finding
         if (parts := text.count(b"{") + text.count(b"[")) > CONFIG_PARTS.value:
             raise LimitError(CONFIG_PARTS, parts)
         value = json.loads(text, object_pairs_hook=strict, parse_constant=refuse, parse_float=number)
@@ -97,10 +97,10 @@ def read_object(path: Path, severity: Severity) -> dict[str, Any] | Finding:
 
 
 def _check(value: object) -> None:
-    """Check how deep a value nests, and that its strings can be written.
+    """Check how deep a value nests, and that its strings can be encoded.
 
     Raises:
-        ValueError: a string has half of a character; LimitError: it nests too deep.
+        ValueError: a string has a lone surrogate; LimitError: it nests too deep.
     """
     level: list[object] = [value]
     for depth in count():
@@ -120,14 +120,14 @@ def _check(value: object) -> None:
         level = inner
 
 
-def _own_quantisation(config: Mapping[str, Any]) -> object:
-    """Return the config's own quantization_config, of the whole or of a section such as ``text_config``; None: none."""
+def _stated_quantisation(config: Mapping[str, Any]) -> object:
+    """Return the quantization_config of the config, or of a section such as ``text_config``; None if there is none."""
     sections = (v for v in config.values() if isinstance(v, Mapping))
     return next((q for c in (config, *sections) if (q := c.get("quantization_config")) is not None), None)
 
 
 def _impossible(value: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with an ``hf_quant_config.json``; what ``quant_algo`` means is checked with all claims."""
+    """Return what is wrong with an ``hf_quant_config.json``; the value of ``quant_algo`` is checked later, with all claims."""
     quantisation = value.get("quantization")
     if not isinstance(quantisation, Mapping):
         return "quantization is not an object"
@@ -142,14 +142,14 @@ def _impossible(value: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _contradiction(own: object, quantisation: Mapping[str, Any]) -> tuple[Finding, ...]:
-    """Report that config.json, which is followed, tells another quantisation than ModelOpt's file."""
-    if not isinstance(own, Mapping):
-        return ()  # which is refused
+def _contradiction(stated: object, quantisation: Mapping[str, Any]) -> tuple[Finding, ...]:
+    """Report that config.json, which is used, states another quantisation than ModelOpt's file."""
+    if not isinstance(stated, Mapping):
+        return ()  # refused later
     theirs = str(quantisation["quant_algo"]).upper()
-    method = str(own.get("quant_method"))
-    ours = str(own.get("quant_algo", theirs)).upper() if method.startswith("modelopt") else method
+    method = str(stated.get("quant_method"))
+    ours = str(stated.get("quant_algo", theirs)).upper() if method.startswith("modelopt") else method
     if ours == theirs:
         return ()
-    message = f"it says that the weights are quantised as {theirs}, and config.json says {ours}, which is followed"
+    message = f"this file says that the weights are quantised as {theirs}, config.json says {ours}; using config.json"
     return (Finding("quantization-disagrees", "warning", message, file=QUANTISATION),)

@@ -1,4 +1,4 @@
-"""Opening a checkpoint: every header of every shard into columns, and everything the files contradict themselves in."""
+"""Opens a checkpoint: reads all headers into columns, and reports where its files contradict each other."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from loadmaster.checkpoint.listing import (
 from loadmaster.checkpoint.lookalike import printable
 from loadmaster.checkpoint.regular import is_there
 from loadmaster.checkpoint.table import TensorTable
-from loadmaster.checkpoint.unread_files import report_aside
+from loadmaster.checkpoint.unread_files import report_unread
 from loadmaster.errors import CheckpointError
 from loadmaster.findings import Finding, joined
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder of safetensors shards, as its headers, index and config say; no payload is read.
+    """A folder of safetensors shards, as described by its headers, index and config; no payload is read.
 
-    ``digest`` is the SHA-256 over that of each file's name, size and header. ``findings`` are what is wrong with the files, and
-    ``causes`` which of them explains a tensor that is nowhere; ``config`` (with what `read_config` adds) is None where it
-    could not be read, which is a finding too.
+    ``digest`` is a SHA-256 over each file's name, size and header. ``findings`` are the defects of the files, and ``causes``
+    says which of them explains a missing tensor. ``config`` (with what `read_config` adds) is None where it could not be read,
+    which is also a finding.
     """
 
     path: Path
@@ -56,7 +56,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         ArgumentError: ``path`` is not a path.
-        CheckpointError: there is nothing to open. Everything else that is wrong is in the checkpoint's findings.
+        CheckpointError: there is nothing to open. All other defects are in the checkpoint's findings.
     """
     expect("path", path, (str, Path), "the path of a folder or a file")
     path = Path(path)
@@ -84,14 +84,14 @@ def _open(path: Path) -> Checkpoint:
     columns.join()
     table = columns.table()
     of_file = _joined({f.file or "": f for f in report_missing(listing, index)} | columns.unread)
-    aside, of_tensor = report_aside(folder, listing, index, table) if listing.aside else ([], {})
+    unread, of_tensor = report_unread(folder, listing, index, table) if listing.unread else ([], {})
     config, about_config = read_config(folder)
     stale = disagreements(index, table, [f.name for f in columns.files], columns.dropped.keys()) if index else []
     findings = [
         *dict.fromkeys(of_file.values()),
         *joined(report_unnamed(listing)),
         *columns.findings,
-        *aside,
+        *unread,
         *about_index,
         *stale,
         *about_config,
@@ -105,20 +105,20 @@ def _open(path: Path) -> Checkpoint:
 
 
 def _joined(by_file: Mapping[str, Finding]) -> dict[str, Finding]:
-    """Join the findings of many files that are missing or unreadable in the same way; each file keeps its own or theirs."""
+    """Join alike findings of missing or unreadable files; return each file's finding, joined or not."""
     alike: dict[str, list[str]] = defaultdict(list)
     for file, finding in by_file.items():
         alike[finding.code].append(file)
-    made: dict[str, Finding] = {}
+    joined_by_file: dict[str, Finding] = {}
     for files in alike.values():
         shown = joined([by_file[f] for f in files])
-        made.update(zip(files, shown if len(shown) == len(files) else shown * len(files), strict=True))
-    return made
+        joined_by_file.update(zip(files, shown if len(shown) == len(files) else shown * len(files), strict=True))
+    return joined_by_file
 
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Hold the garbage collector: decoding makes a million objects, and no cycles."""
+    """Turn the garbage collector off: decoding makes a million objects, and no cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:

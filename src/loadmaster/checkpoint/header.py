@@ -1,16 +1,16 @@
-"""One shard's header, held against the published safetensors format.
+"""Parses one shard's header and checks it against the published safetensors format.
 
     8 bytes   N, the header's length, little-endian
     N bytes   a JSON object: name → {"dtype", "shape", "data_offsets": [begin, end]}, and "__metadata__", strings
-    the rest  the tensors, which touch one another and fill the file exactly
+    the rest  the tensors, without gaps, up to the end of the file
 
 Source: https://github.com/huggingface/safetensors (README, "Format", and ``SafeTensors::read_metadata``): N is at most
 100,000,000; the JSON begins with ``{`` and may be padded with spaces; offsets leave no gap, overlap or tail. Writers pad
-the header so that the data begins at a multiple of 8; readers, the official one included, do not ask for it, nor do we.
+the header so that the data begins at a multiple of 8; readers, the official one included, do not require it, nor do we.
 
-JSON parsers keep the last of duplicate keys in silence, so a header that is not written as the published package writes it
-is parsed strictly. Before either, what it may hold is counted in its text (`loadmaster.limits`): a parser would make
-gigabytes of a few million brackets.
+JSON parsers silently keep the last of duplicate keys, so a header that is not written in the published package's form is
+parsed strictly. Before that, its brackets and commas are counted (`loadmaster.limits`): a parser would make gigabytes of a
+few million brackets.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ OTHER_FORMATS = {
     b"\x80\x02": "a pickle",
     b"GGUF": "a GGUF file",
 }
-"""What is found under a shard's name instead: how it begins, and what it is."""
+"""Other files found under a shard's name: their first bytes, and what they are."""
 METADATA = "__metadata__"
-"""The name that no tensor has."""
+"""The key that is not a tensor."""
 _KEYS = {"dtype", "shape", "data_offsets"}
 _LIMIT = 2**63
 _METADATA_COMMAS = 1_000_000
-"""Commas that a header may have beside those of its entries: metadata is text, of recipes and the like."""
+"""Commas that a header may have in addition to those of its entries: metadata is free text."""
 _HALVES = re.compile(r"[\ud800-\udfff]")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""What no name of a tensor holds: control characters, which terminals obey, and halves of a character."""
+"""Characters that no tensor name may have: control characters, which terminals interpret, and lone surrogates."""
 
 
 _ENTRY = re.compile(
     rf'"([^"]{{1,{NAME_CHARACTERS.value}}})":\{{([^\]]{{1,500}}\]),"data_offsets":\[([^\]]{{1,50}})\]\}}(?:,(?=")|\}}\Z)|[\s\S]+'
 )
-"""An entry, and the comma before the next one or the brace that ends the header. At the first that is none the rest of the
-text is taken as one, so that nothing is looked at twice."""
+"""An entry, with the comma before the next one or the brace that ends the header. At the first text that is not an entry, the
+rest matches as one piece, so that no text is scanned twice."""
 _FORM = re.compile(r'"dtype":"[A-Z0-9_]+","shape":\[[\d,]*\]')
 _FRAME = len('"":{,"data_offsets":[]},')
-"""What an entry has beside its name, its dtype and shape, and its offsets, what follows it included."""
+"""Characters of an entry other than its name, its dtype and shape, and its offsets; with the character after it."""
 _BEFORE = re.compile(r'\{(?:"__metadata__":(\{[^{}]*\}),)?')
 _POWERS = 10 ** np.arange(1, 19, dtype=np.int64)
 
@@ -69,7 +69,8 @@ _POWERS = 10 ** np.arange(1, 19, dtype=np.int64)
 class Header:
     """The entries of one header as parallel columns, in the order of the text.
 
-    ``kinds`` are the (dtype, shape) that occur, ``kind`` counts in them; ``begins`` and ``ends`` are bytes of the data.
+    ``kinds`` are the (dtype, shape) that occur, ``kind`` is an index into them; ``begins`` and ``ends`` are byte offsets in the
+    data.
     """
 
     names: list[str]
@@ -95,18 +96,18 @@ def _refuse(
     return HeaderError(Finding(code, "error", message, tensor=tensor, file=file, hint=hint))
 
 
-def _beyond(file: str, limit: Limit, found: int, tensor: str | None = None) -> HeaderError:
-    return _refuse(file, f"it has {limit.exceeded(found)}", code="limit-exceeded", tensor=tensor, hint=limit.hint)
+def _beyond(file: str, limit: Limit, count: int, tensor: str | None = None) -> HeaderError:
+    return _refuse(file, f"it has {limit.exceeded(count)}", code="limit-exceeded", tensor=tensor, hint=limit.hint)
 
 
 def check_length(file: str, first: bytes, size: int) -> int:
     """Return a header's length in bytes, from the first bytes of its file of ``size`` bytes.
 
     Raises:
-        HeaderError: the file is no safetensors file, or its header does not fit it.
+        HeaderError: the file is not a safetensors file, or is shorter than its header.
     """
-    if (found := check_content(file, first, size)) is not None:
-        raise HeaderError(found)
+    if (finding := check_content(file, first, size)) is not None:
+        raise HeaderError(finding)
     if size < 8:
         raise _refuse(file, f"the file has {size} bytes, too few for a header", code="file-truncated", hint=FETCH)
     for begins, what in OTHER_FORMATS.items():
@@ -116,15 +117,15 @@ def check_length(file: str, first: bytes, size: int) -> int:
             )
     length = int.from_bytes(first[:8], "little")
     if length > FORMAT_BYTES:
-        raise _refuse(file, f"the header's length is {length:,} bytes, and the format allows {FORMAT_BYTES:,}")
+        raise _refuse(file, f"the header's length is {length:,} bytes; the format allows {FORMAT_BYTES:,}")
     if length < 2:
         raise _refuse(file, f"the header's length is {length}, too short for a JSON object")
     if 8 + length > size:
         raise _refuse(
             file,
-            f"the header should end at byte {8 + length:,}, and the file has {size:,}",
+            f"the header should end at byte {8 + length:,}, but the file has {size:,} bytes",
             code="file-truncated",
-            hint="the download is incomplete, or this is no safetensors file",
+            hint="the download is incomplete, or this is not a safetensors file",
         )
     if length > HEADER_BYTES.value:
         raise _beyond(file, HEADER_BYTES, length)
@@ -132,23 +133,23 @@ def check_length(file: str, first: bytes, size: int) -> int:
 
 
 def check_counts(file: str, text: bytes) -> None:
-    """Check that a header's text is not of more objects, lists and values than its largest number of tensors can have.
+    """Check that a header has no more objects, lists and values than its entries can need.
 
     Raises:
-        HeaderError: it is.
+        HeaderError: it has more.
     """
     num_objects = text.count(b"{")
     if num_objects > TENSORS.value + 2:
         raise _beyond(file, TENSORS, num_objects - 1)
     if text.count(b"[") > 2 * TENSORS.value + 2 or text.count(b",") > _METADATA_COMMAS + (4 + DIMS.value) * num_objects:
-        raise _refuse(file, f"the header holds more lists and values than {num_objects:,} entries can have")
+        raise _refuse(file, f"the header has more lists and values than {num_objects:,} entries can need")
 
 
 def parse_header(file: str, text: bytes) -> Header:
     """Return the entries of a header's JSON.
 
     Raises:
-        HeaderError: it is not what the format allows; says the first reason.
+        HeaderError: the format does not allow it; gives the first reason.
     """
     check_counts(file, text)
     header = read_canonical(file, text)
@@ -184,7 +185,7 @@ def parse_header(file: str, text: bytes) -> Header:
 
 
 class _Entry(NamedTuple):
-    """An object with the keys of an entry, of any values; a third of a dict's memory."""
+    """An object with the keys of an entry and any values; takes a third of a dict's memory."""
 
     dtype: Any
     shape: Any
@@ -195,18 +196,18 @@ def _parse_strictly(file: str, text: bytes) -> dict[str, Any]:
     """Return a header's object, each entry an `_Entry`.
 
     Raises:
-        HeaderError: it is no JSON, or an object has a key twice.
+        HeaderError: it is not JSON, or an object has a key twice.
     """
 
     def strict(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Entry:
-        made = dict(pairs)
-        if len(made) != len(pairs):
+        values = dict(pairs)
+        if len(values) != len(pairs):
             seen: set[str] = set()
             twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
             raise _refuse(file, "the header names it twice", code="header-duplicate-key", tensor=twice)
-        if made.keys() == _KEYS:
-            return _Entry(made["dtype"], made["shape"], made["data_offsets"])
-        return made
+        if values.keys() == _KEYS:
+            return _Entry(values["dtype"], values["shape"], values["data_offsets"])
+        return values
 
     def integer(text: str) -> int:
         if text == "-0":
@@ -216,7 +217,7 @@ def _parse_strictly(file: str, text: bytes) -> dict[str, Any]:
     def constant(name: str) -> None:
         raise ValueError(f"{name} is not JSON")
 
-    parse_int = integer if b"-0" in text else None  # which takes long where there are many numbers
+    parse_int = integer if b"-0" in text else None  # slow where there are many numbers
     try:
         value = json.loads(text.decode(), object_pairs_hook=strict, parse_int=parse_int, parse_constant=constant)
     except (ValueError, RecursionError) as error:
@@ -229,21 +230,21 @@ def _parse_strictly(file: str, text: bytes) -> dict[str, Any]:
 
 
 def _check_names(file: str, names: list[str]) -> None:
-    """Check that names are short, and of characters that can be written and shown."""
+    """Check that names are short and printable."""
     for name in names:
         if len(name) > NAME_CHARACTERS.value:
             raise _beyond(file, NAME_CHARACTERS, len(name), tensor=name)
         if not name.isprintable() and _UNPRINTABLE.search(name):
-            raise _refuse(file, f"the name {name[:80]!a} has characters that no name of a tensor has")
+            raise _refuse(file, f"the name {name[:80]!a} has characters that no tensor name may have")
 
 
 def read_canonical(file: str, text: bytes) -> Header | None:
-    """Return the entries of a header written as the published package writes it; None for any other, or a doubtful one.
+    """Return the entries of a header in the form that the published package writes; None for any other, or in doubt.
 
-    Whether names are there twice, or are `METADATA`, is left to the caller, who looks at all files' names at once.
+    The caller checks for duplicate names and for `METADATA`, over the names of all files at once.
 
-    One expression finds all entries, faster than decoding the JSON, for it hardly looks at what it passes over. They are
-    the whole header exactly if each has its form and their lengths add up to the text's.
+    One expression finds all entries, which is faster than decoding the JSON. They are the whole header exactly if each has
+    the expected form and their lengths add up to that of the text.
     """
     if (
         not text.isascii()
@@ -254,10 +255,10 @@ def read_canonical(file: str, text: bytes) -> Header | None:
         return None
     body = text.decode().rstrip(" ")
     before = _BEFORE.match(body)
-    found = _ENTRY.findall(body, before.end()) if before else []
-    if before is None or not found or (before[1] is not None and not _is_metadata(before[1])):
+    matches = _ENTRY.findall(body, before.end()) if before else []
+    if before is None or not matches or (before[1] is not None and not _is_metadata(before[1])):
         return None
-    names, forms, offsets = map(list, zip(*found, strict=True))
+    names, forms, offsets = map(list, zip(*matches, strict=True))
     known = dict.fromkeys(forms)
     length = sum(map(len, names)) + sum(map(len, forms)) + sum(map(len, offsets)) + _FRAME * len(names)
     if before.end() + length != len(body) or not all(map(_FORM.fullmatch, known)):
@@ -282,18 +283,18 @@ def read_canonical(file: str, text: bytes) -> Header | None:
 
 
 def _numbers(lines: str) -> npt.NDArray[np.int64] | None:
-    """Return the numbers of lines of two, parted by a comma; None where there is anything else."""
+    """Return the numbers of lines that hold two each, separated by a comma; None where the text has anything else."""
     text = np.frombuffer(lines.encode(), dtype=np.uint8)
     marks = text[text < ord("0")]
     if len(marks) % 2 == 0 or (marks[0::2] != ord(",")).any() or (marks[1::2] != ord("\n")).any():
         return None
     try:
-        made = np.fromstring(lines.replace("\n", ","), dtype=np.int64, sep=",")
+        numbers = np.fromstring(lines.replace("\n", ","), dtype=np.int64, sep=",")
     except ValueError:
         return None
-    digits = int(np.searchsorted(_POWERS, made, side="right").sum()) + len(made)
-    sound = len(made) == len(marks) + 1 and int(made.max()) < 10**18 and digits + len(marks) == len(lines)
-    return made if sound else None
+    digits = int(np.searchsorted(_POWERS, numbers, side="right").sum()) + len(numbers)
+    sound = len(numbers) == len(marks) + 1 and int(numbers.max()) < 10**18 and digits + len(marks) == len(lines)
+    return numbers if sound else None
 
 
 def _is_metadata(text: str) -> bool:
@@ -311,7 +312,7 @@ def _length(value: object) -> int:
 def _check_values(
     file: str, names: list[str], dtypes: Sequence[Any], shapes: Sequence[Any], offsets: Sequence[Any]
 ) -> None:
-    """Check types and ranges of all entries at once; look for the culprit only where there is one."""
+    """Check types and ranges of all entries at once; look for the wrong entry only if a check fails."""
     for name, dtype in zip(names, dtypes, strict=True) if set(map(type, dtypes)) - {str} else ():
         if not isinstance(dtype, str):
             raise _refuse(file, f"its dtype is {str(dtype)[:80]}, expected a string", tensor=name)

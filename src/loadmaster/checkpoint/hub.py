@@ -1,7 +1,7 @@
-"""MODEL on the command line: a folder, or a hub id, resolved through huggingface_hub's own client, cache and environment.
+"""Resolves MODEL, a folder or a hub id, with huggingface_hub's client, cache and environment variables.
 
-A model that is in the cache is used from there. What it lacks is downloaded only if that was asked for, and only the files
-that a model needs. A copy in part is never taken for a model.
+A model in the cache is used from there. Missing files are downloaded only on request, and only those that a model needs.
+An incomplete copy is never used as a model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from loadmaster.checkpoint.repository import HubFile, Repository
 from loadmaster.errors import ArgumentError, CheckpointError
 
 Say = Callable[[str], None]
-"""Takes one line on what is done about a model on the hub."""
+"""Takes one line about what happens to a model on the hub."""
 
 
 def resolve_model(
@@ -32,29 +32,29 @@ def resolve_model(
     download: bool = False,
     on_notice: Say | None = None,
 ) -> Path:
-    """Return the folder (or file) of a model; of a hub id, that of its commit in the cache.
+    """Return the folder (or file) of a model; for a hub id, the folder of its commit in the cache.
 
-    What the cache lacks is downloaded with ``download`` alone; then only the files that a model needs: the shards that the
-    index names, index, configs, tokenizer and chat templates. ``cache_dir`` is another folder for the cache than the hub's
-    client has by itself. ``on_notice`` gets a line on what is downloaded, or that the hub could not be asked.
+    Missing files are downloaded only with ``download``, and only the files that a model needs: the shards that the index
+    names, index, configs, tokenizer and chat templates. ``cache_dir`` replaces the default cache folder of the hub's client.
+    ``on_notice`` receives a line about what is downloaded, or that the hub could not be reached.
 
     Raises:
-        ArgumentError: an argument is not of its kind.
-        CheckpointError: there is no such folder, and no such model on the hub, or the hub cannot be reached; or the model
-            is not in the cache (or in part), and ``download`` was not given: says how many files and bytes it would be.
+        ArgumentError: an argument has the wrong type.
+        CheckpointError: there is no such folder, and no such model on the hub, or the hub cannot be reached; or the cache
+            does not have the whole model, and ``download`` was not given: says how many files and bytes are missing.
     """
     expect("model", model, str, "a folder, or a hub id such as owner/name")
     for name, value in (("revision", revision), ("cache_dir", cache_dir)):
         expect(name, value, (str, type(None)), "text")
     expect("download", download, bool, "True or False")
     if on_notice is not None and not callable(on_notice):
-        raise ArgumentError(f"on_notice is {shown(on_notice)}, expected a function of a line")
+        raise ArgumentError(f"on_notice is {shown(on_notice)}, expected a function that takes a line")
     say = on_notice or (lambda line: None)
     path = _on_disk(model)
     if path is None:
         return _from_hub(model, revision, cache_dir, download, say)
     if revision is not None:
-        say(f"--revision {revision} is not used: {model} is on disk, and only a model from the hub has revisions")
+        say(f"--revision {revision} is ignored: {model} is on disk, and only a model from the hub has revisions")
     return path
 
 
@@ -62,7 +62,7 @@ def _on_disk(model: str) -> Path | None:
     """Return a model's path; None where it can only be a hub id.
 
     Raises:
-        CheckpointError: it is neither, or cannot be looked at.
+        CheckpointError: it is neither, or cannot be read.
     """
     name = printable(model, 4096)
     hint = "MODEL is a folder, or a hub id such as owner/name"
@@ -92,13 +92,13 @@ def _from_hub(model: str, revision: str | None, cache_dir: str | None, download:
     _refuse_lookalike(repository)
     if not repository.absent(repository.needed if download else repository.planned):
         return repository.snapshot
-    lacking = repository.to_download(repository.needed)
+    missing = repository.to_download(repository.needed)
     if not download and repository.to_download(repository.planned):
-        part = " in part" if len(lacking) < len(repository.needed) else ""
-        where = f"is in the cache only{part}" if part else "is not in the cache"
+        in_part = len(missing) < len(repository.needed)
+        where = "is only partly in the cache" if in_part else "is not in the cache"
         up_to = "" if repository.is_exact else "up to "
         raise CheckpointError(
-            f"{model} {where}: {up_to}{repository.sizes(lacking)} would be downloaded (commit {repository.commit})",
+            f"{model} {where}: {up_to}{repository.sizes(missing)} to download (commit {repository.commit})",
             hint=f"add --download (in Python: download=True) to download them to {repository.storage.parent}",
         )
     try:
@@ -106,8 +106,8 @@ def _from_hub(model: str, revision: str | None, cache_dir: str | None, download:
             return _download(repository, download, revision, cache_dir, say)
     except _HubError as error:
         raise CheckpointError(
-            f"the download of {model} failed: {error.message}",
-            hint=error.hint or "what has arrived is kept: run the same command again, and it goes on from there",
+            f"could not download {model} from the hub: {error.message}",
+            hint=error.hint or "finished files are kept: run the same command again to continue",
         ) from error.__cause__
 
 
@@ -115,11 +115,11 @@ def _list_repository(model: str, revision: str | None, cache_dir: str | None) ->
     """Ask the hub for the commit and the files of a revision; one request."""
     from huggingface_hub import HfApi, constants
 
-    found = HfApi().model_info(model, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    if not found.sha or found.siblings is None:
+    info = HfApi().model_info(model, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    if not info.sha or info.siblings is None:
         raise ValueError("it names no commit, or no files")
-    files = {s.rfilename: HubFile(s.size, s.lfs.sha256 if s.lfs else s.blob_id) for s in found.siblings}
-    return Repository(model, found.sha, files, _storage(model, cache_dir))
+    files = {s.rfilename: HubFile(s.size, s.lfs.sha256 if s.lfs else s.blob_id) for s in info.siblings}
+    return Repository(model, info.sha, files, _storage(model, cache_dir))
 
 
 def _storage(model: str, cache_dir: str | None) -> Path:
@@ -130,48 +130,48 @@ def _storage(model: str, cache_dir: str | None) -> Path:
 
 
 def _refuse_lookalike(repository: Repository) -> None:
-    """Refuse what is seen not to be a model before a byte of it is downloaded."""
+    """Refuse a repository that is not a model before anything is downloaded."""
     names = [n for n in repository.files if "/" not in n and not n.startswith(".")]
-    found = recognise(names) if CONFIG not in names or ADAPTER in names else None
+    lookalike = recognise(names) if CONFIG not in names or ADAPTER in names else None
     only_adapters = all(n.startswith("adapter") for n in repository.weights)
-    if found is not None and (CONFIG not in names or only_adapters):
-        raise CheckpointError(f"{repository.name} is {found.what}", hint=found.remedy)
+    if lookalike is not None and (CONFIG not in names or only_adapters):
+        raise CheckpointError(f"{repository.name} is {lookalike.what}", hint=lookalike.remedy)
     if not repository.weights:
-        raise CheckpointError(f"{repository.name} holds no .safetensors file at its top", hint=instead(names))
+        raise CheckpointError(f"{repository.name} has no .safetensors file in its top folder", hint=instead(names))
 
 
 def _download(repository: Repository, whole: bool, revision: str | None, cache_dir: str | None, say: Say) -> Path:
-    """Download what the cache lacks of the files that are needed: the index first, since it names the shards.
+    """Download the needed files that the cache does not have; the index first, since it names the shards.
 
-    Not ``whole``: link what a plan reads into the snapshot, all of which the cache has from another commit.
+    Not ``whole``: only link the files that a plan reads into the snapshot; the cache has them from another commit.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 
     if INDEX_NAME in repository.files and repository.absent((INDEX_NAME,)):
         hf_hub_download(repository.name, INDEX_NAME, revision=repository.commit, cache_dir=cache_dir)
-        repository = replace(repository)  # which reads the index
+        repository = replace(repository)  # the new value reads the index
     needed = repository.needed if whole else repository.planned
-    if lacking := repository.to_download(needed):
-        say(f"downloading {repository.sizes(lacking)} of {repository.name}, commit {repository.commit}")
+    if missing := repository.to_download(needed):
+        say(f"downloading {repository.sizes(missing)} of {repository.name}, commit {repository.commit}")
     names = [glob.escape(n) for n in needed]
     folder = Path(snapshot_download(repository.name, revision=revision, cache_dir=cache_dir, allow_patterns=names))
     if folder.name != repository.commit:
-        raise OSError(f"the revision moved from commit {repository.commit} to {folder.name} meanwhile")
+        raise OSError(f"the revision moved from commit {repository.commit} to {folder.name} during the download")
     if absent := repository.absent(needed):
-        raise OSError(f"{some(absent)} did not arrive whole")
+        raise OSError(f"{some(absent)} did not arrive completely")
     return folder
 
 
 def _from_cache(model: str, revision: str | None, cache_dir: str | None, error: _HubError, say: Say) -> Path:
-    """Return the commit that the cache has of a revision, where the hub cannot be asked; it must be there in whole."""
+    """Return the folder of a revision in the cache, where the hub cannot be reached; it must be complete."""
     folder = None if error.is_final else _cached(model, revision, cache_dir)
     if folder is None:
         raise CheckpointError(f"{model} is not in the cache, and {error.message}", hint=error.hint) from error.__cause__
-    if lacking := _lacking(folder):
-        message = f"{model} is in the cache only in part ({some(lacking)} missing in {folder}), and {error.message}"
+    if missing := _missing(folder):
+        message = f"{model} is only partly in the cache ({some(missing)} missing in {folder}), and {error.message}"
         raise CheckpointError(message, hint=error.hint) from error.__cause__
     if not error.is_expected:
-        say(f"{error.message}; of {model} the commit in the cache is used, {folder.name}")
+        say(f"{error.message}; using commit {folder.name} of {model} from the cache")
     return folder
 
 
@@ -180,16 +180,16 @@ def _cached(model: str, revision: str | None, cache_dir: str | None) -> Path | N
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        found = snapshot_download(
+        folder = snapshot_download(
             model, revision=revision, cache_dir=cache_dir, local_files_only=True, allow_patterns=[]
         )
     except LocalEntryNotFoundError:
         return None
-    return Path(found)
+    return Path(folder)
 
 
-def _lacking(folder: Path) -> tuple[str, ...]:
-    """Return what a snapshot lacks, as far as it tells by itself: the config, and shards that its index or numbers name."""
+def _missing(folder: Path) -> tuple[str, ...]:
+    """Return what is missing in a snapshot: the config, and shards that its index or the shards' numbers name."""
     config = () if (folder / CONFIG).is_file() else (CONFIG,)
     index, _ = read_index(folder / INDEX_NAME) if (folder / INDEX_NAME).is_file() else (None, ())
     try:
@@ -201,9 +201,9 @@ def _lacking(folder: Path) -> tuple[str, ...]:
 
 
 class _HubError(Exception):
-    """The hub could not be asked, or said no: ``message`` goes on after "… and".
+    """The hub could not be reached, or refused. ``message`` continues a sentence after "… and".
 
-    ``is_final``: the cache is not asked instead. ``is_expected``: the user has asked for the cache.
+    ``is_final``: the cache is not tried instead. ``is_expected``: the user asked to use the cache.
     """
 
     def __init__(self, message: str, hint: str | None, *, is_final: bool = False, is_expected: bool = False) -> None:
@@ -216,9 +216,8 @@ def _hub_errors(revision: str | None) -> Iterator[None]:
     """Turn whatever the hub's client raises into a `_HubError`."""
     from huggingface_hub import errors
 
-    transport: Any = errors.HfHubHTTPError.__mro__[
-        1
-    ]  # of the HTTP client, which is another one from version to version
+    # the base error of the HTTP client, which differs between versions of huggingface_hub
+    transport: Any = errors.HfHubHTTPError.__mro__[1]
     try:
         yield
     except (transport, OSError, ValueError, RuntimeError, errors.EntryNotFoundError) as error:
@@ -233,15 +232,15 @@ def _explained(error: Exception, revision: str | None) -> _HubError:
     text = printable((str(error).strip() or type(error).__name__).splitlines()[0])
     match error:
         case errors.OfflineModeIsEnabled():
-            hint = "unset HF_HUB_OFFLINE to ask the hub"
-            return _HubError("HF_HUB_OFFLINE forbids to ask the hub", hint, is_expected=True)
+            hint = "unset HF_HUB_OFFLINE to use the hub"
+            return _HubError("HF_HUB_OFFLINE is set", hint, is_expected=True)
         case errors.LocalEntryNotFoundError() if isinstance(error.__cause__, Exception):
             return _explained(error.__cause__, revision)
         case errors.HFValidationError():
             hint = "MODEL is a folder, or a hub id such as owner/name"
-            return _HubError(f"it is no hub id either: {text}", hint, is_final=True)
+            return _HubError(f"it is not a hub id either: {text}", hint, is_final=True)
         case errors.GatedRepoError():
-            hint = "ask for access on its page, then give a token: `hf auth login`, or HF_TOKEN"
+            hint = "request access on its page, then give a token: `hf auth login`, or HF_TOKEN"
             return _HubError(f"access to it is gated on {hub}", hint)
         case errors.RevisionNotFoundError():
             hint = "--revision is a branch, a tag or a commit"
@@ -254,10 +253,10 @@ def _explained(error: Exception, revision: str | None) -> _HubError:
                 return _HubError(f"{hub} has no such model, or it is private (HTTP status {status})", token)
             return _HubError(f"{hub} answered with HTTP status {status}", "try again later")
         case errors.FileMetadataError() | ValueError():
-            hint = "check HF_ENDPOINT, and that no proxy answers in the hub's place"
-            return _HubError(f"the answer of {hub} cannot be used: {text}", hint)
+            hint = "check HF_ENDPOINT, and that no proxy answers instead of the hub"
+            return _HubError(f"the answer of {hub} is not valid: {text}", hint)
         case OSError(errno=int()) if error.filename is not None:
-            return _HubError(f"{error.filename}: {error.strerror}", "check the cache's folder and its disk")
+            return _HubError(f"{error.filename}: {error.strerror}", "check the cache folder and its disk")
         case OSError(errno=28):
-            return _HubError("no space is left on the cache's disk", "free some, or set HF_HOME to another disk")
+            return _HubError("no space is left on the cache's disk", "free some space, or set HF_HOME to another disk")
     return _HubError(f"the connection to {hub} failed: {text}", None)

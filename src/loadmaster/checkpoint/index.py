@@ -1,4 +1,4 @@
-"""``model.safetensors.index.json``: which file each tensor is said to be in. The headers decide; the index is a claim."""
+"""Reads ``model.safetensors.index.json``, which says which file each tensor is in, and checks it against the headers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from loadmaster.findings import Finding
 from loadmaster.limits import INDEX_BYTES, SHARDS, TENSORS, LimitError
 
 INDEX_NAME = "model.safetensors.index.json"
-_BESIDE = 10_000
-"""Commas, objects and lists that an index may have beside its weight_map: what a writer adds to its metadata."""
+_EXTRA = 10_000
+"""Commas, objects and lists that an index may have outside its weight_map, in its metadata."""
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Tensor → file, and the total size stated (bytes, None where it isn't)."""
+    """Tensor → file, and the stated total size in bytes (None: not stated)."""
 
     weight_map: dict[str, str]
     total_size: int | None
@@ -32,12 +32,12 @@ def read_index(path: Path) -> tuple[Index | None, tuple[Finding, ...]]:
     """Read an index; None with a finding where it is not one."""
     try:
         text = read_regular(path, INDEX_BYTES)
-        if (found := check_content(path.name, text, len(text))) is not None:
-            return None, (found,)
-        if (num_values := text.count(b",")) > TENSORS.value + _BESIDE:
+        if (finding := check_content(path.name, text, len(text))) is not None:
+            return None, (finding,)
+        if (num_values := text.count(b",")) > TENSORS.value + _EXTRA:
             raise LimitError(TENSORS, num_values)
-        if text.count(b"{") + text.count(b"[") > _BESIDE:
-            return None, (_invalid(path, f"the index has more than {_BESIDE:,} objects and lists"),)
+        if text.count(b"{") + text.count(b"[") > _EXTRA:
+            return None, (_invalid(path, f"the index has more than {_EXTRA:,} objects and lists"),)
         value: Any = orjson.loads(text)
     except LimitError as error:
         return None, (Finding("limit-exceeded", "error", f"it has {error}", file=path.name, hint=error.hint),)
@@ -52,7 +52,7 @@ def read_index(path: Path) -> tuple[Index | None, tuple[Finding, ...]]:
     if outside := sorted(f for f in files if "/" in f or f in ("", ".", "..")):
         return None, (_invalid(path, f"the index names files outside the folder: {outside[0][:200]!r}"),)
     if strange := sorted(f for f in files if len(f) > 255 or not f.isprintable()):
-        return None, (_invalid(path, f"the index names files that no folder has: {strange[0][:200]!r}"),)
+        return None, (_invalid(path, f"the index names impossible files: {strange[0][:200]!r}"),)
     if len(files) > SHARDS.value:
         message = f"the index names {SHARDS.exceeded(len(files))}"
         return None, (Finding("limit-exceeded", "error", message, file=path.name, hint=SHARDS.hint),)
@@ -62,15 +62,15 @@ def read_index(path: Path) -> tuple[Index | None, tuple[Finding, ...]]:
 
 
 def _invalid(path: Path, message: str) -> Finding:
-    hint = "fetch the index again, or remove it: the shards' headers say all that is in it"
+    hint = "fetch the index again, or remove it: the shards' headers hold the same information"
     return Finding("index-invalid", "error", message, file=path.name, hint=hint)
 
 
 def disagreements(index: Index, table: TensorTable, files: Sequence[str], passed_over: Set[str]) -> list[Finding]:
-    """Hold the index against where the headers have the tensors.
+    """Compare the index with the headers.
 
-    ``files`` are those that were read, in the table's numbers. Tensors in ``passed_over`` have findings of their own, as
-    have files that were not read.
+    ``files`` are those that were read, by the table's numbers. Tensors in ``passed_over``, and files that were not read,
+    already have a finding.
     """
     holders = list(map(files.__getitem__, table.file.tolist()))
     claimed = index.weight_map
@@ -92,22 +92,22 @@ def disagreements(index: Index, table: TensorTable, files: Sequence[str], passed
 
 
 _SAYS = {
-    "absent": "the index puts it in {file}, whose header has no such tensor",
-    "elsewhere": "the index puts it in another shard than {file}, which has it",
-    "unlisted": "it is in {file}, and the index does not list it",
+    "absent": "the index says that it is in {file}, but that file's header does not have it",
+    "elsewhere": "it is in {file}, but the index names another shard",
+    "unlisted": "it is in {file}, but the index does not list it",
 }
 
 
 def _disagreement(kind: str, cases: list[tuple[str, str]]) -> Finding:
     name, file = min(cases)
     more = f" (and {len(cases) - 1:,} more like it)" if len(cases) > 1 else ""
-    hint = "the index is stale: fetch it again, or remove it, and the headers decide"
+    hint = "the index is stale: fetch it again, or remove it and the headers are used"
     return Finding("index-disagrees", "error", _SAYS[kind].format(file=file) + more, name, file=INDEX_NAME, hint=hint)
 
 
 def check_total(index: Index, payload_bytes: int) -> list[Finding]:
-    """Hold the total size that the index states against the tensors' bytes."""
+    """Compare the total size that the index states with the tensors' bytes."""
     if index.total_size in (None, payload_bytes):
         return []
-    message = f"the index states a total size of {index.total_size:,} bytes, and the tensors have {payload_bytes:,}"
+    message = f"the index states a total size of {index.total_size:,} bytes, but the tensors have {payload_bytes:,}"
     return [Finding("index-total-size", "warning", message, file=INDEX_NAME)]

@@ -1,7 +1,7 @@
-"""What lies in a folder: which safetensors files are its shards, which are missing, which lie aside, what is unfinished.
+"""Lists a folder by file names: its shards, missing shards, safetensors files that are not read, unfinished downloads.
 
-Only names are looked at here. Other files (tokenizers, documents, folders such as ``original/`` and ``.git/``) are
-nobody's business, but where there is no shard at all they say what the folder is instead.
+Other files (tokenizers, documents, folders such as ``original/`` and ``.git/``) are ignored. Only where there is no shard, they
+show what the folder is instead.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from loadmaster.findings import Finding
 from loadmaster.limits import FOLDER_FILES, SHARDS, Limit
 
 PARTIAL = (".incomplete", ".part", ".partial", ".aria2", ".crdownload")
-"""How the names of unfinished downloads end: huggingface_hub, wget and browsers, aria2's control files, Chrome."""
+"""Suffixes of unfinished downloads: huggingface_hub, wget and browsers, aria2's control files, Chrome."""
 HUB_PARTIALS = Path(".cache", "huggingface", "download")
-"""Where ``hf download --local-dir`` keeps files until they are whole."""
-ASIDE = re.compile(r"(consolidated|adapter)[^/]*\.safetensors")
-"""The publisher's own file beside the shards (Mistral's), and adapters: not part of the checkpoint."""
+"""Where ``hf download --local-dir`` keeps files until they are complete."""
+NOT_SHARDS = re.compile(r"(consolidated|adapter)[^/]*\.safetensors")
+"""Files that are not part of the checkpoint: the weights in the publisher's own layout (Mistral), and adapters."""
 NUMBERED = re.compile(r"(.*?)(\d{1,18})(-of-)(\d{1,18})(.*\.safetensors)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Names of a folder's files: ``shards`` to read, ``missing`` ones, others that lie ``aside``, and ``partial`` ones.
+    """Names of a folder's files: ``shards`` to read, ``missing`` shards, other safetensors files, which stay ``unread``, and
+    ``partial`` downloads.
 
     ``unnamed`` are safetensors files whose names are not UTF-8, or have control characters; they are not read.
     """
 
     shards: tuple[str, ...]
     missing: tuple[str, ...] = ()
-    aside: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     partial: tuple[str, ...] = ()
     unnamed: tuple[str, ...] = ()
 
@@ -49,7 +50,7 @@ def list_shards(folder: Path, index: Index | None) -> Listing:
     """List ``folder``: by the index where there is one, else by the numbers in the shards' names.
 
     Raises:
-        CheckpointError: the folder does not exist, or holds no safetensors file; says what it holds.
+        CheckpointError: the folder does not exist, or has no safetensors file; says what it holds.
     """
     if not folder.is_dir():
         if (kind := _kind(folder)) is not None:
@@ -59,7 +60,7 @@ def list_shards(folder: Path, index: Index | None) -> Listing:
         with os.scandir(folder) as entries:
             every = [e.name for e in islice(entries, FOLDER_FILES.value + 1)]
     except OSError as error:
-        hint = "check the folder's permissions, and the disk or mount that it is on"
+        hint = "check the folder's permissions, and its disk or mount"
         raise _nothing(f"{_shown(folder)} cannot be read: {error.strerror or error}", hint) from error
     if len(every) > FOLDER_FILES.value:
         raise _beyond(f"{_shown(folder)} holds more than {FOLDER_FILES.value:,} {FOLDER_FILES.of}", FOLDER_FILES)
@@ -69,9 +70,9 @@ def list_shards(folder: Path, index: Index | None) -> Listing:
     if not names and index is None:
         raise _nothing(f"{_shown(folder)} holds no .safetensors file", instead(files, partial, folder))
     if index is None and ADAPTER in files and all(n.startswith("adapter") for n in names):
-        found = recognise(files, base_model(folder))
-        assert found is not None
-        raise _nothing(f"{_shown(folder)} is {found.what}", found.remedy)
+        lookalike = recognise(files, base_model(folder))
+        assert lookalike is not None
+        raise _nothing(f"{_shown(folder)} is {lookalike.what}", lookalike.remedy)
     if len(names) > SHARDS.value:
         raise _beyond(f"{_shown(folder)} holds {SHARDS.exceeded(len(names))}", SHARDS)
     unnamed = tuple(sorted(n for n in names if not n.isprintable()))
@@ -81,7 +82,7 @@ def list_shards(folder: Path, index: Index | None) -> Listing:
         shards = listed.intersection(names)
         missing = listed.difference(names)
     else:
-        shards = {n for n in names if not ASIDE.fullmatch(n)} or set(names)
+        shards = {n for n in names if not NOT_SHARDS.fullmatch(n)} or set(names)
         missing = set(_absent_numbers(shards))
     return Listing(_ordered(shards), _ordered(missing), _ordered(set(names) - shards), partial, unnamed)
 
@@ -91,7 +92,7 @@ def _shown(folder: Path) -> str:
 
 
 def _kind(path: Path) -> str | None:
-    """Return what stands under a path that is no folder; None where there is nothing."""
+    """Return what a path that is not a folder is; None where there is nothing."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -100,13 +101,13 @@ def _kind(path: Path) -> str | None:
 
 
 def refuse_foreign(path: Path) -> None:
-    """Refuse a file that was given as a checkpoint and is none.
+    """Refuse a file that was given as a checkpoint and is not one.
 
     Raises:
         CheckpointError: says what it is, and what to give instead.
     """
-    if found := foreign_file(path):
-        raise _nothing(*found)
+    if message_and_hint := foreign_file(path):
+        raise _nothing(*message_and_hint)
 
 
 def _ordered(names: Iterable[str]) -> tuple[str, ...]:
@@ -115,16 +116,16 @@ def _ordered(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _partial(folder: Path, files: Sequence[str]) -> tuple[str, ...]:
-    """Return the unfinished downloads, those that the hub's client keeps in a folder of its own included."""
-    found = [printable(n) for n in files if n.endswith(PARTIAL)]
+    """Return the unfinished downloads, including those in the folder of the hub's client."""
+    partial = [printable(n) for n in files if n.endswith(PARTIAL)]
     if (folder / HUB_PARTIALS).is_dir():
         inside = (p.name for p in islice((folder / HUB_PARTIALS).iterdir(), FOLDER_FILES.value))
-        found += [f"{HUB_PARTIALS}/{printable(n)}" for n in inside if n.endswith(PARTIAL)]
-    return tuple(sorted(found))
+        partial += [f"{HUB_PARTIALS}/{printable(n)}" for n in inside if n.endswith(PARTIAL)]
+    return tuple(sorted(partial))
 
 
 def _absent_numbers(shards: set[str]) -> list[str]:
-    """Return the names that a numbered set (``model-00003-of-00142.safetensors``) lacks.
+    """Return the names that are missing in a numbered set (``model-00003-of-00142.safetensors``).
 
     >>> _absent_numbers({"model-1-of-3.safetensors", "model-3-of-3.safetensors"})
     ['model-2-of-3.safetensors']
@@ -138,7 +139,9 @@ def _absent_numbers(shards: set[str]) -> list[str]:
         first = 0 if 0 in numbers else 1
         if (count := len(absent) + int(total)) > SHARDS.value:
             example = f"{before}{min(numbers):0{width}d}-of-{total}{after}"
-            raise _beyond(f"the names of shards, such as {example}, count {SHARDS.exceeded(count)}", SHARDS)
+            raise _beyond(
+                f"by the names of shards, such as {example}, there should be {SHARDS.exceeded(count)}", SHARDS
+            )
         expected = range(first, first + int(total))
         absent += [f"{before}{i:0{width}d}-of-{total}{after}" for i in expected if i not in numbers]
     return absent
@@ -155,16 +158,16 @@ def _nothing(message: str, hint: str) -> CheckpointError:
 
 
 def report_missing(listing: Listing, index: Index | None) -> list[Finding]:
-    """Report each shard that is not there; an unfinished download is the likely cause, if there is one."""
+    """Report each missing shard; an unfinished download, if there is one, is the likely cause."""
     counts: Mapping[str, int] = Counter(index.weight_map.values()) if index and listing.missing else {}
     resume = f"a download is unfinished ({some(listing.partial)}): resume it" if listing.partial else "fetch it again"
     return [
         Finding(
             "shard-missing",
             "error",
-            f"the index puts {counts[name]:,} tensor(s) in it, and it is not in the folder"
+            f"it is not in the folder; by the index it holds {counts[name]:,} tensor(s)"
             if counts
-            else "the other shards' names count it, and it is not in the folder",
+            else "it is not in the folder; the numbers of the other shards include it",
             file=name,
             hint=resume,
         )
@@ -173,22 +176,22 @@ def report_missing(listing: Listing, index: Index | None) -> list[Finding]:
 
 
 def report_unnamed(listing: Listing) -> list[Finding]:
-    """Report safetensors files that are not read for their names' sake."""
+    """Report safetensors files that are not read because of their names."""
     message = "its name is not UTF-8, or has control characters; it is not read"
     hint = "rename it, or remove it if it does not belong to the checkpoint"
     return [Finding("shard-unreadable", "error", message, file=printable(n), hint=hint) for n in listing.unnamed]
 
 
 def report_partial(listing: Listing) -> list[Finding]:
-    """Report unfinished downloads beside shards that are all there."""
+    """Report unfinished downloads where no shard is missing."""
     if listing.missing:
-        return []  # said with the shards that are missing
+        return []  # reported with the missing shards
     findings = []
     for name in listing.partial:
         whole = name.removesuffix(".aria2")
-        message, hint = "a download is unfinished, and no shard is missing", "remove it, or finish the download"
+        message, hint = "a download is unfinished, but no shard is missing", "remove it, or finish the download"
         if name.endswith(".aria2") and whole in listing.shards:
-            message = f"aria2 was not done with {whole}: it has its full size from the start, and may have holes"
+            message = f"aria2 did not finish {whole}: the file has its full size from the start, but may have holes"
             hint = "resume the download with aria2c -c"
         findings.append(Finding("download-partial", "warning", message, file=name, hint=hint))
     return findings

@@ -1,7 +1,7 @@
-"""Folders and files that are taken for a checkpoint, and what they are instead: adapters, pipelines, caches, other formats.
+"""Recognises folders and files that are not a checkpoint: adapters, pipelines, caches, other formats; says what to do.
 
-A folder is recognised by the names in it, so that the hub's listing of a repository serves as well as a folder does. Of
-other files no more is read than the first bytes, and who an adapter's base model is.
+A folder is recognised by its file names, so a listing of a repository on the hub works as well. Only the first bytes of
+other files are read, and the name of an adapter's base model.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from loadmaster.limits import CONFIG_BYTES, HEADER_BYTES, LimitError
 
 CONFIG = "config.json"
 ADAPTER, PIPELINE, PUBLISHERS = "adapter_config.json", "model_index.json", "params.json"
-"""What tells a LoRA adapter (of peft), a pipeline of diffusers, and weights in their publisher's own layout."""
+"""The files that mark a LoRA adapter (peft), a diffusers pipeline, and weights in their publisher's own layout."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FOREIGN = {".gguf": "GGUF", ".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".npz": "NumPy"}
 TOKENIZERS = ("tokenizer", "vocab.", "merges.", "spiece.", "tekken.", "special_tokens_map.", "added_tokens.")
-"""How the names of a tokenizer's files begin."""
+"""Prefixes of tokenizer files."""
 MOST_FOLDERS = 256
-"""As many subfolders are looked into."""
+"""How many subfolders are searched, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lookalike:
-    """``what`` it is, as a sentence that goes on after "it is", and ``remedy``: what to give in its place."""
+    """``what`` it is, to follow "it is", and ``remedy``: what to give instead."""
 
     what: str
     remedy: str
 
 
 def recognise(names: Collection[str], base: str | None = None) -> Lookalike | None:
-    """Return what the files ``names`` are where they are no model; ``base`` is an adapter's base model, where it is known."""
+    """Return what a folder of files ``names`` is if it is not a model; ``base`` is an adapter's base model, if known."""
     if ADAPTER in names:
         of = f" of {base}" if base else ""
         base_model = f"the base model, {base}," if base else "its base model"
@@ -50,7 +50,7 @@ def recognise(names: Collection[str], base: str | None = None) -> Lookalike | No
     if PIPELINE in names:
         return Lookalike(
             "a pipeline of diffusers, not a language model",
-            "language models are read: a folder with config.json and its shards",
+            "only language models can be read: give a folder with config.json and its shards",
         )
     if PUBLISHERS in names:
         return Lookalike(
@@ -61,7 +61,7 @@ def recognise(names: Collection[str], base: str | None = None) -> Lookalike | No
 
 
 def base_model(folder: Path) -> str | None:
-    """Return the base model that a folder's adapter_config.json names; None where there is no file, or no name in it."""
+    """Return the base model that a folder's adapter_config.json names; None without that file or name."""
     try:
         value = json.loads(read_regular(folder / ADAPTER, CONFIG_BYTES))
     except (OSError, ValueError, RecursionError, LimitError):
@@ -71,7 +71,7 @@ def base_model(folder: Path) -> str | None:
 
 
 def printable(text: str, most: int = 200) -> str:
-    """Return the text of a file as it can be printed: cut short, and without control characters and lone surrogates.
+    """Return text from a file made safe to print: cut short, control characters and lone surrogates escaped.
 
     >>> printable("a\\x1bb")
     'a\\\\x1bb'
@@ -80,14 +80,14 @@ def printable(text: str, most: int = 200) -> str:
 
 
 def instead(names: Collection[str], partial: Sequence[str] = (), folder: Path | None = None) -> str:
-    """Say what files without safetensors files are, and what to do about it; ``folder`` is where they are, if on disk."""
+    """Say what a folder without safetensors files holds, and what to do; ``folder`` is its path, if it is on disk."""
     pickled = [n for n in names if n.endswith(PICKLED)]
     gguf = [n for n in names if n.endswith(".gguf")]
     foreign = sorted({FOREIGN[s] for n in names if (s := Path(n).suffix) in FOREIGN})
     if partial:
         return f"a download is unfinished ({some(partial)}); resume it"
-    if found := recognise(names, base_model(folder) if folder and ADAPTER in names else None):
-        return f"it is {found.what}; {found.remedy}"
+    if lookalike := recognise(names, base_model(folder) if folder and ADAPTER in names else None):
+        return f"it is {lookalike.what}; {lookalike.remedy}"
     if pickled:
         return (
             f"it holds pickled weights ({some(pickled)}), which are not read; convert them: "
@@ -100,35 +100,35 @@ def instead(names: Collection[str], partial: Sequence[str] = (), folder: Path | 
             "or AutoModelForCausalLM.from_pretrained(folder, gguf_file=…).save_pretrained(new_folder) of transformers"
         )
     if foreign:
-        return f"it holds weights of {' and '.join(foreign)}, which are not read; fetch a revision with safetensors"
+        return f"it holds {' and '.join(foreign)} weights, which are not read; fetch a revision with safetensors"
     if folder is not None and (deeper := _deeper(folder)):
         return deeper
     if any(n.startswith(TOKENIZERS) for n in names):
         what = "a config and a tokenizer" if CONFIG in names else "a tokenizer"
-        return f"it holds {what}, and no weights ({some(names)}); give the folder of the model"
+        return f"it holds {what}, but no weights ({some(names)}); give the model's folder"
     return f"it holds {some(names)}" if names else "the folder is empty"
 
 
 def _deeper(folder: Path) -> str | None:
-    """Say which folder is meant, where checkpoints lie further down: in the hub's cache, or in subfolders."""
+    """Say which folder to give, where checkpoints are in the hub's cache or in subfolders."""
     cache = folder.parent if folder.name == "snapshots" else folder
     if (cache / "snapshots").is_dir() and cache.name.startswith("models--"):
         model = printable(cache.name.removeprefix("models--").replace("--", "/"))
         commits = _folders(cache / "snapshots")
         give = f", or the folder of a commit: {cache / 'snapshots' / commits[0]}" if commits else ""
-        return f"it is the cache of the hub's client for {model}; give {model} itself as MODEL{give}"
+        return f"it is the hub cache of {model}; give {model} as MODEL{give}"
     below = _folders(folder)
     if any(n.startswith("models--") for n in below):
-        return "it is the cache of the hub's client; give the hub id of a model, such as owner/name, as MODEL"
+        return "it is the hub cache; give a hub id, such as owner/name, as MODEL"
     models = [n for n in below if (folder / n / CONFIG).is_file() and any((folder / n).glob("*.safetensors"))]
     if models:
         which = "it" if len(models) == 1 else "one of them"
-        return f"checkpoints lie in subfolders of it ({some(models)}); give {which}, such as {folder / models[0]}"
+        return f"checkpoints are in its subfolders ({some(models)}); give {which}, such as {folder / models[0]}"
     return None
 
 
 def _folders(folder: Path) -> list[str]:
-    """Return the names of subfolders, the first `MOST_FOLDERS` that the system tells."""
+    """Return the names of subfolders, at most `MOST_FOLDERS`."""
     try:
         with os.scandir(folder) as entries:
             return sorted(e.name for e in islice((e for e in entries if e.is_dir()), MOST_FOLDERS))
@@ -137,9 +137,9 @@ def _folders(folder: Path) -> list[str]:
 
 
 def foreign_file(path: Path) -> tuple[str, str] | None:
-    """Return what a file is that was given as a checkpoint, and what to give instead; None where it may be a shard.
+    """Return what a file given as a checkpoint is, and what to give instead; None where it may be a shard.
 
-    Under the name of a shard it is taken for one, and what is wrong with it is found as for all others.
+    A file named ``*.safetensors`` is read as a shard, and checked like all others.
     """
     if path.suffix == ".safetensors":
         return None

@@ -1,7 +1,7 @@
-"""Opening what a stranger put into a folder: regular files, and nothing else.
+"""Opens files of a folder that is not trusted: regular files, and nothing else.
 
-A FIFO in place of a shard waits for a writer, a device never ends, a terminal waits for a user. Links are followed: the
-hub's cache is made of them.
+Reading a FIFO waits for a writer, a device never ends, a terminal waits for a user. Links are followed: the hub's cache
+consists of them.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ def kind_of(mode: int) -> str | None:
 def open_regular(path: Path, flags: int = 0) -> int:
     """Return a descriptor of a regular file, open for reading; links are followed.
 
-    It is looked at before it is opened, since opening a device may do something, and once more afterwards.
+    The kind is checked before opening, since opening a device may have an effect, and again afterwards.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
+        OSError: it cannot be opened, or is not a regular file.
     """
     _check(os.stat(path).st_mode)  # noqa: PTH116 (a plain call, once for each shard)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
     try:
         _check(os.fstat(descriptor).st_mode)
-        os.set_blocking(descriptor, True)  # asynchronous reads would give up where the page cache has nothing
+        os.set_blocking(descriptor, True)  # without this, asynchronous reads fail where the page cache has no data
     except OSError:
         os.close(descriptor)
         raise
@@ -59,7 +59,7 @@ def read_regular(path: Path, limit: Limit) -> bytes:
     """Return the content of a regular file of at most ``limit`` bytes.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
+        OSError: it cannot be read, or is not a regular file.
         LimitError: it has more bytes.
     """
     with os.fdopen(open_regular(path), "rb") as file:
@@ -71,5 +71,5 @@ def read_regular(path: Path, limit: Limit) -> bytes:
 
 
 def is_there(path: Path) -> bool:
-    """Return whether there is something under a name, be it a link to nothing."""
+    """Return whether a path exists, even as a broken link."""
     return os.path.lexists(path)

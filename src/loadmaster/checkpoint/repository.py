@@ -1,7 +1,7 @@
-"""A model's repository on the hub: which of its files a model needs, and which of them the cache has already.
+"""A model's repository on the hub: which of its files a model needs, and which of them are already in the cache.
 
-Only the listing of the repository and the cache are looked at here; the hub is asked in `loadmaster.checkpoint.hub`. The
-cache has the client's own layout: ``blobs/<etag>``, and ``snapshots/<commit>/<name>``, links to them.
+This reads the repository's listing and the cache; requests to the hub are in `loadmaster.checkpoint.hub`. The cache has the
+layout of the hub's client: ``blobs/<etag>``, and ``snapshots/<commit>/<name>``, links to them.
 Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from loadmaster.checkpoint.config import QUANTISATION
 from loadmaster.checkpoint.index import INDEX_NAME, read_index
-from loadmaster.checkpoint.listing import ASIDE, NUMBERED
+from loadmaster.checkpoint.listing import NOT_SHARDS, NUMBERED
 from loadmaster.checkpoint.lookalike import CONFIG
 from loadmaster.findings import gib
 
@@ -26,14 +26,14 @@ RUNNING = (
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece*.model", "tekken.json", "*.tiktoken"),
     *("chat_template.json", "*.jinja"),
 )
-"""Files beside the weights that a model needs to run, and a plan does not: a fixed list, since anything may lie beside."""
+"""Files that running needs in addition to weights and config. A fixed list: a repository may hold anything."""
 _WEIGHTS = (".bin", ".gguf", ".safetensors", ".pt", ".pth")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file's size in bytes (None: the hub does not tell), and the name of its blob in the cache (None likewise)."""
+    """A file's size in bytes, and the name of its blob in the cache; each is None where the hub does not state it."""
 
     size: int | None
     etag: str | None
@@ -50,12 +50,12 @@ class Repository:
 
     @property
     def snapshot(self) -> Path:
-        """The folder that the cache has, or would have, for the commit."""
+        """The commit's folder in the cache; it may not exist yet."""
         return self.storage / "snapshots" / self.commit
 
     @cached_property
     def _index(self) -> Path | None:
-        """Where the cache has the index, of this commit or of another with the same one; None: nowhere."""
+        """The index in the cache, from this commit or another with the same content; None if it is not there."""
         file = self.files.get(INDEX_NAME)
         if file is None:
             return None
@@ -64,19 +64,19 @@ class Repository:
 
     @cached_property
     def weights(self) -> tuple[str, ...]:
-        """The shards: those that the index names, once it is in the cache, else those that lie at the top.
+        """The shards: those that the index names, once it is in the cache, else those in the top folder.
 
-        A publisher's own file and adapters are left out where there is anything else.
+        `NOT_SHARDS` are left out, unless there is nothing else.
         """
         stored = {n for n in self.files if n.endswith(".safetensors") and "/" not in n}
         index = read_index(self._index)[0] if self._index is not None else None
         if index is not None:
             return tuple(sorted(stored.intersection(index.weight_map.values())))
-        return tuple(sorted({n for n in stored if not ASIDE.fullmatch(n)} or stored))
+        return tuple(sorted({n for n in stored if not NOT_SHARDS.fullmatch(n)} or stored))
 
     @property
     def is_exact(self) -> bool:
-        """Whether `weights` are those that are downloaded; without the index at hand there may be fewer."""
+        """Whether exactly `weights` will be downloaded; before the index is in the cache, there may be fewer."""
         if INDEX_NAME not in self.files or self._index is not None:
             return True
         numbered = [NUMBERED.fullmatch(n) for n in self.weights]
@@ -84,21 +84,21 @@ class Repository:
 
     @property
     def planned(self) -> tuple[str, ...]:
-        """The files that a plan reads (of the shards, the headers)."""
+        """The files that a plan reads (only the headers of the shards)."""
         return (*(n for n in (CONFIG, QUANTISATION, INDEX_NAME) if n in self.files), *self.weights)
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The files that a model needs: what a plan reads, and what lies beside it for running."""
-        beside = (n for n in self.files if "/" not in n and not n.endswith(_WEIGHTS))
-        return (*self.planned, *sorted(n for n in beside if any(fnmatchcase(n, p) for p in RUNNING)))
+        """The files that a model needs: those that a plan reads, and `RUNNING`."""
+        others = (n for n in self.files if "/" not in n and not n.endswith(_WEIGHTS))
+        return (*self.planned, *sorted(n for n in others if any(fnmatchcase(n, p) for p in RUNNING)))
 
     def absent(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Return those of ``names`` that the snapshot lacks, or has at another size than the hub."""
+        """Return those of ``names`` that are missing in the snapshot, or differ in size from the hub's."""
         return tuple(n for n in names if not _holds(self.snapshot / n, self.files[n].size))
 
     def to_download(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Return those of ``names`` that no other commit in the cache has either."""
+        """Return those of ``names`` that are in no commit in the cache."""
         blobs = self.storage / "blobs"
 
         def is_kept(file: HubFile) -> bool:
@@ -107,7 +107,7 @@ class Repository:
         return tuple(n for n in self.absent(names) if not is_kept(self.files[n]))
 
     def sizes(self, names: tuple[str, ...]) -> str:
-        """Return how many files ``names`` are, and of how many bytes.
+        """Return the number of files in ``names`` and their bytes, as text.
 
         >>> repository = Repository("a/b", "0" * 40, {"x": HubFile(2048, None), "y": HubFile(1, None)}, Path("cache"))
         >>> repository.sizes(("x", "y")), repository.sizes(("y",))
@@ -121,7 +121,7 @@ class Repository:
 
 def _holds(path: Path, size: int | None) -> bool:
     try:
-        found = path.stat().st_size
+        stored = path.stat().st_size
     except OSError:
         return False
-    return size is None or found == size
+    return size is None or stored == size

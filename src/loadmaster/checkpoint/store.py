@@ -1,4 +1,4 @@
-"""Stores read byte ranges of named files. The local one is here; remote ones implement the same protocol."""
+"""Reads byte ranges of named files: the protocol `Store`, and `LocalStore` for a folder on disk."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from loadmaster.checkpoint.regular import open_regular
 from loadmaster.errors import LoadError
 
 DIRECT_ALIGNMENT = 4096
-"""What offset, length and address of a read with direct I/O are multiples of, in bytes."""
+"""Bytes; the offset, length and address of a direct I/O read are multiples of it."""
 
 MAX_BUFFERS = 1024
-"""Buffers that one preadv takes (IOV_MAX on Linux)."""
+"""Most buffers of one preadv (IOV_MAX on Linux)."""
 
 
 def read_nothing_ahead(descriptor: int) -> None:
-    """Have the system read from disk what is asked for and no more, where it can be told so."""
+    """Turn off readahead, where the system supports it."""
     if hasattr(os, "posix_fadvise"):  # not on macOS
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
@@ -38,7 +38,7 @@ class Store(Protocol):
         """Return a file's size in bytes."""
 
     def stamp(self, name: str) -> tuple[int, int]:
-        """Return what changes when a file does: its size in bytes, and its time stamp in nanoseconds."""
+        """Return two numbers that change when the file does: size in bytes, time stamp in nanoseconds."""
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """Return ``length`` bytes from ``start``.
@@ -58,7 +58,7 @@ class Store(Protocol):
 class LocalStore:
     """A folder's files, each opened once, read with ``preadv``.
 
-    Without ``readahead`` the system reads from disk what is asked for and no more, which readers of parts want.
+    Without ``readahead`` the system reads from disk only the requested bytes, which is better for reading parts of files.
     """
 
     def __init__(self, folder: Path, *, readahead: bool = True) -> None:
@@ -84,7 +84,7 @@ class LocalStore:
     def descriptor(self, name: str, *, direct: bool = False) -> int:
         """Return the descriptor of a file, open for reading until the store is closed.
 
-        With ``direct`` it reads past the page cache; then offset, length and address of a read are multiples of
+        With ``direct`` it bypasses the page cache; then offset, length and address of a read are multiples of
         `DIRECT_ALIGNMENT`.
 
         Raises:
@@ -102,11 +102,11 @@ class LocalStore:
             return self._open[name, direct]
 
     def cached_share(self, name: str, start: int, stop: int) -> float:
-        """Return how much of a range the page cache holds, from 0 to 1, as a few samples say.
+        """Estimate from a few samples how much of a range is in the page cache, from 0 to 1.
 
-        Where the system does not tell (a file that is another user's, say), it answers that all of it is.
+        Returns 1 where the system does not report it, such as for another user's file.
         """
-        import ctypes  # takes a while, and planning does without
+        import ctypes  # slow to import, and not needed for planning
 
         pages, samples = 16, 16
         mincore = ctypes.CDLL(None, use_errno=True).mincore
@@ -142,7 +142,7 @@ class LocalStore:
             got = os.preadv(descriptor, left[:MAX_BUFFERS], start)
             if got == 0:
                 wanted = sum(b.nbytes for b in left)
-                raise LoadError(f"{name} ends at byte {start:,}, and {wanted:,} more bytes were expected there")
+                raise LoadError(f"{name} ends at byte {start:,}, but {wanted:,} more bytes were expected")
             start += got
             done = 0
             while done < len(left) and got >= left[done].nbytes:
@@ -153,7 +153,7 @@ class LocalStore:
                 left[0] = left[0][got:]
 
     def close(self) -> None:
-        """Close all files; nothing can be read any more."""
+        """Close all files; later reads raise `LoadError`."""
         with self._lock:
             self._is_closed = True
             for descriptor in self._open.values():

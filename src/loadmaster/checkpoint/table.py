@@ -1,4 +1,4 @@
-"""All tensors of a checkpoint as columns."""
+"""All tensors of a checkpoint in a table of columns."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from loadmaster.dtypes import num_bytes
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A number format and a shape: what a header says of a tensor beside its place."""
+    """A tensor's dtype and shape."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of such a tensor.
+        """Bytes of a tensor of this dtype and shape.
 
         Raises:
             ValueError: sub-byte elements that do not fill whole bytes.

@@ -1,4 +1,4 @@
-"""Safetensors files that lie in a folder and are not read: strays, which nobody misses, and shards that the index forgot."""
+"""Reports safetensors files in the folder that are not read: files that are not needed, and shards missing in the index."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from pathlib import Path
 from loadmaster.checkpoint.columns import read_headers
 from loadmaster.checkpoint.header import HeaderError, parse_header
 from loadmaster.checkpoint.index import Index
-from loadmaster.checkpoint.listing import ASIDE, Listing
+from loadmaster.checkpoint.listing import NOT_SHARDS, Listing
 from loadmaster.checkpoint.table import TensorTable
 from loadmaster.findings import Finding, joined
 
 NUM_HEADERS = 64
-"""As many are read: a folder with more strays than that is another thing than a checkpoint with a forgotten shard."""
+"""How many of their headers are read, at most. Shards that an index omits are few."""
 
 
-def report_aside(
+def report_unread(
     folder: Path, listing: Listing, index: Index | None, table: TensorTable
 ) -> tuple[list[Finding], dict[str, Finding]]:
-    """Return what is to be said of the files that are not read, and tensor → finding of those that only they hold."""
-    known = [n for n in listing.aside if ASIDE.fullmatch(n)]
-    others = [n for n in listing.aside if not ASIDE.fullmatch(n)]
-    findings = [_apart(n) for n in known]
+    """Return the findings about unread files, and tensor → finding for tensors that only these files hold."""
+    known = [n for n in listing.unread if NOT_SHARDS.fullmatch(n)]
+    others = [n for n in listing.unread if not NOT_SHARDS.fullmatch(n)]
+    findings = [_not_a_shard(n) for n in known]
     unindexed: list[Finding] = []
     strays: list[Finding] = []
     of_tensor: dict[str, Finding] = {}
@@ -41,19 +41,19 @@ def report_aside(
     return [*joined(findings), *unindexed, *joined(strays)], of_tensor
 
 
-def _apart(name: str) -> Finding:
+def _not_a_shard(name: str) -> Finding:
     what = "an adapter" if name.startswith("adapter") else "the same weights in their publisher's own layout"
-    hint = "none of its bytes are needed; leave it out of the next download"
-    return Finding("shard-stray", "note", f"{what}, beside the shards; it is not read", file=name, hint=hint)
+    hint = "it is not needed; leave it out of the next download"
+    return Finding("shard-stray", "note", f"{what}, not a shard; ignored", file=name, hint=hint)
 
 
 def _stray(name: str) -> Finding:
-    message = "it lies in the folder, the index does not name it, it is not read"
-    return Finding("shard-stray", "warning", message, file=name, hint="it adds nothing; a leftover may be removed")
+    message = "not listed in the index; ignored"
+    return Finding("shard-stray", "warning", message, file=name, hint="if it is left over, remove it")
 
 
 def _unindexed(name: str, only: list[str]) -> Finding:
     more = f" and {len(only) - 1:,} more tensor(s)" if len(only) > 1 else ""
-    message = f"it holds {only[0]}{more} that no shard of the index has; it is not read"
-    hint = "the index is stale: fetch it again, or remove it, and all shards are read; or move this file away"
+    message = f"it holds {only[0]}{more} that no shard of the index has; ignored"
+    hint = "the index is stale: fetch it again, or remove it and all shards are read; or move this file away"
     return Finding("shard-unindexed", "warning", message, file=name, hint=hint)

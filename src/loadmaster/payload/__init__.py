@@ -1,4 +1,4 @@
-"""The payload's own checks: every byte of a checkpoint read once, for what headers cannot show. Runs without torch.
+"""Checks of the payload: reads every byte of a checkpoint once, for defects that headers cannot show. Needs no torch.
 
 checkpoint = open_checkpoint(path)
 result = verify_payload(survey_payload(checkpoint))

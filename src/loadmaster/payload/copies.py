@@ -1,7 +1,7 @@
-"""Tensors that a model takes for one and the checkpoint stores twice: whether the copies agree.
+"""Compares tensors that a checkpoint stores twice and the model uses as one.
 
-They are compared by the digests of their blocks, taken when they were read; only the first block that differs is read
-again, to tell where.
+Digests of their 1 MiB parts, computed while reading, are compared. Only the first part that differs is read again, to find
+the first element.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from loadmaster.findings import Finding
 from loadmaster.payload.encodings import encoding_of
 from loadmaster.payload.roles import Twin
 from loadmaster.payload.survey import Survey
-from loadmaster.payload.tally import BLOCK, place
+from loadmaster.payload.tally import BLOCK, indices_of
 
-HINT = "one of the two is used, and engines choose differently: have them agree, or store one"
+HINT = "engines differ in which of the two they use: make them equal, or store only one"
 
 
 def compare(survey: Survey, blocks: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
-    """Yield a finding for each copy that is not what it copies. ``blocks``: tensor → digests of its blocks, in order."""
+    """Yield a finding for each copy that differs from its original. ``blocks``: tensor → digests of its parts, in order."""
     names = survey.checkpoint.table.names
     for twin in survey.roles.twins:
         copy, original = names[twin.copy], names[twin.original]
         if twin not in survey.twins:
             a, b = survey.signature(twin.copy), survey.signature(twin.original)
-            what = f"is {a.dtype} {list(a.shape)}, and {original} is {b.dtype} {list(b.shape)}"
+            what = f"is {a.dtype} {list(a.shape)}, but {original} is {b.dtype} {list(b.shape)}"
             yield _finding(survey, twin, f"({twin.why}) {what}")
         elif copy in blocks and original in blocks:
             differing = [i for i, (a, b) in enumerate(zip(blocks[copy], blocks[original], strict=True)) if a != b]
@@ -54,4 +54,4 @@ def _first_difference(survey: Survey, twin: Twin, block: int) -> list[int] | str
         )
     signature = survey.signature(twin.copy)
     byte = block * BLOCK + int((a != b).argmax())
-    return place(byte // encoding_of(signature.dtype).size, signature)
+    return indices_of(byte // encoding_of(signature.dtype).size, signature)

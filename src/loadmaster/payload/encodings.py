@@ -1,8 +1,8 @@
-"""How NaN, infinity and zero look in each number format, told from integers and not from converted values.
+"""Finds NaN, infinity and zero in each number format by comparing integer codes, without converting values.
 
-A float's magnitude bits order as integers do, and what is not finite lies at their top end. So two maxima over a part of a
-tensor say everything: of its codes as unsigned integers (reached by negative numbers) and as signed ones (by positive
-numbers). Nothing is converted, and no memory is written.
+A float's magnitude bits order as integers do, and codes that are not finite are at the top. So two maxima over a part of a
+tensor are enough: of its codes as unsigned integers (reached by negative numbers) and as signed ones (by positive numbers).
+No memory is written.
 
 Sources: IEEE 754; OCP 8-bit Floating Point Specification (E4M3 has no infinities, its NaN is all ones; E5M2 follows IEEE);
 OCP Microscaling Formats (E8M0: a biased exponent, 255 is NaN, there is no zero); for the ``FNUZ`` forms
@@ -19,15 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 Codes = npt.NDArray[Any]
-"""Part of a tensor as unsigned integers of its elements' width, one dim."""
+"""Part of a tensor as a one-dimensional array of unsigned integers, as wide as its elements."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """One number format. ``size`` is bytes an element, ``top`` the first code without sign that is not finite.
+    """One number format. ``size`` is bytes per element, ``top`` the first code, without its sign, that is not finite.
 
-    ``infinity``: whether that code is infinity and those above it are NaN; else all from it on are NaN. Without ``signed``
-    codes have no sign bit, and without ``zero`` no code means zero. ``top`` None: every code is a finite number.
+    ``infinity``: ``top`` is infinity and the codes above it are NaN; otherwise all codes from ``top`` are NaN. Not
+    ``signed``: codes have no sign bit. Not ``zero``: no code means zero. ``top`` None: every code is finite.
     """
 
     size: int
@@ -52,7 +52,7 @@ class Encoding:
         (True, False)
         """
         if self.top is None or not self.signed:
-            if self.top is None and codes[:4096].any():  # seldom zero: most tensors are told by their first page
+            if self.top is None and codes[:4096].any():  # rarely zero: the first page decides for most tensors
                 return False, False
             high = int(codes.max())
             return self.top is not None and high >= self.top, self.zero and high == 0
@@ -75,7 +75,7 @@ class Encoding:
 
 
 FNUZ: Final = Encoding(1, 0x80)
-"""Both 8-bit formats of this kind: the one code that is not a number is the sign alone."""
+"""Both 8-bit FNUZ formats: the only NaN is the sign bit alone."""
 
 EXPONENT: Final = Encoding(1, 0xFF, signed=False, zero=False)
 """E8M0, which MXFP4 stores as U8."""
@@ -97,12 +97,12 @@ FORMATS: Final[dict[str, Encoding]] = {
 
 
 def encoding_of(dtype: str) -> Encoding:
-    """Return a format's encoding. Integers, and floats of fewer than 8 bits (always finite), are looked at as bytes."""
+    """Return a format's encoding. Integers, and floats of fewer than 8 bits (always finite), are checked as bytes."""
     return FORMATS.get(dtype, _BYTES)
 
 
 def decode(codes: Codes, dtype: str) -> npt.NDArray[Any]:
-    """Return the numbers of a scale's codes, F32 (F64 for F64). For scales, which are few: they are converted.
+    """Return the values of a scale's codes as F32 (F64 for F64). Only for scales, which are few.
 
     >>> decode(np.array([126, 129], dtype=np.uint8), "F8_E8M0").tolist()
     [0.5, 4.0]
@@ -116,8 +116,8 @@ def decode(codes: Codes, dtype: str) -> npt.NDArray[Any]:
 
 
 def _table(dtype: Any) -> npt.NDArray[np.float32]:
-    made: npt.NDArray[np.float32] = np.arange(256, dtype=np.uint8).view(dtype).astype(np.float32)
-    return made
+    values: npt.NDArray[np.float32] = np.arange(256, dtype=np.uint8).view(dtype).astype(np.float32)
+    return values
 
 
 _SMALL: Final = {
@@ -128,4 +128,4 @@ _SMALL: Final = {
     "F8_E8M0": _table(ml_dtypes.float8_e8m0fnu),
     "U8": _table(ml_dtypes.float8_e8m0fnu),
 }
-"""Numbers of all codes of one byte; U8 is met as MXFP4's exponents only."""
+"""Values of all one-byte codes; U8 occurs only as MXFP4's exponents."""

@@ -1,7 +1,7 @@
-"""The state file of a verification: what was found in each file that was read to its end.
+"""The state file of a verification: the results of each file that was read completely.
 
-JSON lines, appended as files are finished, so that a run which is interrupted goes on from there. A file's line counts for
-just the file, the header and the checks that it was written for; a line that was not written to its end counts for nothing.
+JSON lines, appended as files are finished, so that an interrupted run can continue. A line is valid only for the same file,
+header and checks. An incomplete line is ignored.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from loadmaster.findings import Finding
 from loadmaster.payload.sketch import Index, Sketch
 
 VERSION: Final = 2
-"""Raised whenever the checks change: what an older version found is found anew."""
+"""Increased whenever the checks change, so that results of older versions are not used."""
 
 _LONGEST: Final = 2**26
-"""Bytes of a line; a longer one is not ours, and its parts count for nothing."""
+"""Most bytes of a line; a longer one is not from this command and is ignored."""
 _TITLE: Final = b'{"state of":"loadmaster verify"}'
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What was found in one file. ``sha256`` is None where none was wanted.
+    """The results of one file. ``sha256`` is None where it was not requested.
 
-    By tensor: ``blocks`` are digests of its parts, of twins alone; ``sketches`` what it is compared with its peers by;
-    ``digests`` the SHA-256 of its bytes, None where none was wanted.
+    By tensor: ``blocks`` are digests of its parts, for twins only; ``sketches`` are for the comparison with its peers;
+    ``digests`` are the SHA-256 of its bytes, None where they were not requested.
     """
 
     key: str
@@ -47,21 +47,12 @@ class Entry:
     sketches: dict[str, Sketch] = field(default_factory=dict)
     digests: dict[str, str] | None = None
 
-    def as_json(self) -> bytes:
-        """Return one line."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        values["findings"] = [f.as_json() for f in self.findings]
-        values["sketches"] = {
-            n: [*s[:-2], s.hole and [*s.hole], s.groups and [*s.groups]] for n, s in self.sketches.items()
-        }
-        return orjson.dumps(values) + b"\n"
-
 
 class Journal:
-    """Reads a state file, and appends to it. Without a path it remembers nothing.
+    """Reads a state file and appends to it. Without a path nothing is kept.
 
     Raises:
-        UsageError: the file is there and is no state file; it is left alone.
+        UsageError: the file exists and is not a state file; it is not changed.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -83,11 +74,11 @@ class Journal:
             raise UsageError(f"--resume {path}: {error.strerror or error}") from error
 
     def _read(self, path: Path) -> bool:
-        """Read all entries; return whether the last line is whole."""
+        """Read all entries; return whether the last line is complete."""
         with path.open("rb") as file:
             line = file.readline(1000)
             if not line.startswith(_TITLE):
-                raise UsageError(f"--resume {path}: the file is there, and is not a state file of this command")
+                raise UsageError(f"--resume {path}: the file exists and is not a state file of this command")
             for line in iter(lambda: file.readline(_LONGEST), b""):
                 entry = _entry(line)
                 if entry is not None and _is_possible(entry):
@@ -95,9 +86,9 @@ class Journal:
         return line.endswith(b"\n")
 
     def find(self, key: str, *, hashed: bool, digested: bool = False) -> Entry | None:
-        """Return what is recorded under a key.
+        """Return the entry of a key.
 
-        With ``hashed`` only if the file's SHA-256 was taken, with ``digested`` only if those of its tensors were.
+        With ``hashed`` only if it has the file's SHA-256, with ``digested`` only if it has those of its tensors.
         """
         entry = self._entries.get(key)
         if entry is None or (hashed and entry.sha256 is None) or (digested and entry.digests is None):
@@ -105,10 +96,10 @@ class Journal:
         return entry
 
     def add(self, entry: Entry) -> None:
-        """Record a finished file. From any thread."""
+        """Record a finished file; may be called from any thread."""
         with self._lock:
             if self._file is not None:
-                self._file.write(entry.as_json())
+                self._file.write(_line(entry))
                 self._file.flush()
 
     def __enter__(self) -> Journal:
@@ -122,7 +113,7 @@ class Journal:
 
 
 def _is_possible(entry: Entry) -> bool:
-    """Return whether an entry is of the types that this command writes; a file may have been edited or made up."""
+    """Return whether an entry has the types that this command writes; the file may have been edited."""
     lists = entry.blocks.values() if isinstance(entry.blocks, dict) else [None]
     digests = [d for digests in lists for d in (digests if isinstance(digests, list) else [None])]
     texts = (entry.key, entry.file, *(f.message for f in entry.findings), *digests)
@@ -135,6 +126,16 @@ def _is_possible(entry: Entry) -> bool:
     )
 
 
+def _line(entry: Entry) -> bytes:
+    """Return an entry as one line; `_entry` reads it."""
+    values = {name: getattr(entry, name) for name in entry.__slots__}
+    values["findings"] = [f.as_json() for f in entry.findings]
+    values["sketches"] = {
+        n: [*s[:-2], s.hole and [*s.hole], s.groups and [*s.groups]] for n, s in entry.sketches.items()
+    }
+    return orjson.dumps(values) + b"\n"
+
+
 def _entry(line: bytes) -> Entry | None:
     try:
         value: dict[str, Any] = orjson.loads(line)
@@ -142,10 +143,10 @@ def _entry(line: bytes) -> Entry | None:
         sketches = {n: _sketch(*s) for n, s in value.pop("sketches").items()}
         return Entry(**value, findings=findings, sketches=sketches)
     except (ValueError, TypeError, KeyError, AttributeError):
-        return None  # cut off, or another version's
+        return None  # incomplete, or from another version
 
 
 def _sketch(*values: Any) -> Sketch:
     mark, uniform, amplitude, least, greatest, hole, groups = values
-    place = hole and (int(hole[0]), int(hole[1]))
-    return Sketch(mark, uniform, amplitude, least, greatest, place, groups and Index(*groups))
+    run = hole and (int(hole[0]), int(hole[1]))
+    return Sketch(mark, uniform, amplitude, least, greatest, run, groups and Index(*groups))

@@ -1,8 +1,8 @@
-"""A manifest of a known-good copy: of every tensor its number format, its shape, and the SHA-256 of its stored bytes.
+"""Manifests of a known-good copy: the dtype, shape and SHA-256 of every tensor.
 
-What no check of values can see, a manifest shows: tensors of the same shape that changed places, a shard of another
-revision, one bit that flipped. It holds for any division into files. ``loadmaster verify --write-manifest`` writes one, and
-``--against`` compares with it.
+A manifest shows what no check of values can: swapped tensors of the same shape, a shard of another revision, one flipped
+bit. It does not depend on the division into files. ``loadmaster verify --write-manifest`` writes one, ``--against`` compares
+with it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from loadmaster.findings import Finding, joined
 _TITLE: Final = "loadmaster verify"
 _VERSION: Final = 1
 _LARGEST: Final = 2**30
-"""Bytes; what is larger is no manifest. A million tensors take a fifth of it."""
+"""Most bytes of a manifest. A million tensors take a fifth of it."""
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class Stored(NamedTuple):
-    """One tensor: number format, shape, and SHA-256 of its bytes (64 lower-case hex digits)."""
+    """One tensor: dtype, shape, and SHA-256 of its bytes (64 lower-case hex digits)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -38,7 +38,7 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Tensors by name, and where they were recorded. ``sound``: whether the copy that they are of was."""
+    """Tensors by name, and where they were recorded. ``sound``: whether the recorded copy passed all checks."""
 
     tensors: Mapping[str, Stored]
     source: str
@@ -46,16 +46,16 @@ class Manifest:
 
 
 def manifest_of(table: TensorTable, digests: Mapping[str, str], source: str, *, sound: bool) -> Manifest:
-    """Return the manifest of tensors whose SHA-256 was taken."""
-    made = {}
+    """Return the manifest of the tensors in ``digests``, name → SHA-256."""
+    tensors = {}
     for name, sha256 in digests.items():
         signature = table.signatures[int(table.signature[table.ids[name]])]
-        made[name] = Stored(signature.dtype, tuple(signature.shape), sha256)
-    return Manifest(made, source, sound)
+        tensors[name] = Stored(signature.dtype, tuple(signature.shape), sha256)
+    return Manifest(tensors, source, sound)
 
 
 def is_manifest(path: Path) -> bool:
-    """Return whether a file is JSON, as a manifest of tensors is; manifests of files are lines."""
+    """Return whether a file is JSON, as a manifest of tensors is; a manifest of files is plain lines."""
     with path.open("rb") as file:
         return file.read(64).lstrip().startswith(b"{")
 
@@ -64,17 +64,17 @@ def read_manifest(path: Path) -> Manifest:
     """Read what `write_manifest` wrote.
 
     Raises:
-        UsageError: it cannot be read, or is something else.
+        UsageError: it cannot be read, or is not a manifest of tensors.
     """
     try:
         if path.stat().st_size > _LARGEST:
             raise ValueError(f"it has more than {_LARGEST:,} bytes")
         value = orjson.loads(path.read_bytes())
         if value["manifest_of"] != _TITLE or value["version"] != _VERSION:
-            raise ValueError(f"it is not one of version {_VERSION}")
+            raise ValueError(f"it is not a manifest of version {_VERSION}")
         tensors = {n: Stored(t["dtype"], tuple(t["shape"]), t["sha256"]) for n, t in value["tensors"].items()}
         if not all(isinstance(t.dtype, str) and _SHA256.fullmatch(t.sha256) for t in tensors.values()):
-            raise ValueError("a tensor has no number format or SHA-256")
+            raise ValueError("a tensor has no dtype or SHA-256")
         return Manifest(tensors, path.name, value["sound"] is True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = error.strerror or str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
@@ -83,24 +83,24 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def check_writable(path: Path) -> None:
-    """Check, before anything is read, that a manifest can be written, and that nothing else is overwritten.
+    """Check, before reading starts, that a manifest can be written and overwrites no other file.
 
     Raises:
-        UsageError: there is another file, or the folder cannot be written to.
+        UsageError: another file has this name, or the folder is not writable.
     """
     if path.exists():
         try:
             read_manifest(path)
         except UsageError as error:
             raise UsageError(
-                f"--write-manifest {path}: the file is there, and is not a manifest of this command"
+                f"--write-manifest {path}: the file exists and is not a manifest of this command"
             ) from error
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UsageError(f"--write-manifest {path}: {path.parent} is not a folder that can be written to")
+        raise UsageError(f"--write-manifest {path}: {path.parent} is not a writable folder")
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write a manifest, whole or not at all.
+    """Write a manifest, completely or not at all.
 
     Raises:
         LoadError: it cannot be written.
@@ -121,28 +121,28 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def differences(table: TensorTable, digests: Mapping[str, str], good: Manifest) -> Iterator[Finding]:
-    """Yield how a checkpoint, by its tensors' SHA-256, differs from a known-good copy."""
+    """Yield the differences between a checkpoint and a known-good copy, by the SHA-256 of each tensor."""
     if not good.sound:
-        message = f"the copy that {good.source} is of was not sound itself when it was written"
+        message = f"the copy that {good.source} records was not sound when it was written"
         yield Finding("manifest-differs", "warning", message, file=good.source)
-    own = manifest_of(table, digests, "", sound=True).tensors
-    places: dict[Stored, str] = {}
+    read = manifest_of(table, digests, "", sound=True).tensors
+    name_of: dict[Stored, str] = {}
     for name, stored in good.tensors.items():
-        places.setdefault(stored, name)
+        name_of.setdefault(stored, name)
     changed = []
-    for name in sorted(own.keys() & good.tensors.keys()):
-        if (a := own[name]) == (b := good.tensors[name]):
+    for name in sorted(read.keys() & good.tensors.keys()):
+        if (a := read[name]) == (b := good.tensors[name]):
             continue
         if a[:2] != b[:2]:
-            message = f"it is {a.dtype} {list(a.shape)}, and in {good.source} {b.dtype} {list(b.shape)}"
-        elif a in places:
-            message = f"its bytes are those that {good.source} has of {places[a]}: the two changed places"
+            message = f"it is {a.dtype} {list(a.shape)}, but {b.dtype} {list(b.shape)} in {good.source}"
+        elif a in name_of:
+            message = f"its bytes are those of {name_of[a]} in {good.source}: the two are swapped"
         else:
-            message = f"its SHA-256 is {a.sha256}, and {good.source} has {b.sha256}"
+            message = f"its SHA-256 is {a.sha256}, but {good.source} has {b.sha256}"
         changed.append(Finding("manifest-differs", "error", message, name, hint="fetch the shard that holds it again"))
     yield from joined(changed)
-    missing = sorted(good.tensors.keys() - own.keys())
-    yield from joined([_lone(n, f"{good.source} has it, and it was not read here") for n in missing])
+    missing = sorted(good.tensors.keys() - read.keys())
+    yield from joined([_lone(n, f"{good.source} has it, but it was not read here") for n in missing])
     extra = sorted(set(table.names) - good.tensors.keys())
     yield from joined([_lone(n, f"{good.source} does not have it") for n in extra])
 

@@ -1,7 +1,7 @@
-"""Which stored tensors belong together, by their names: the values of a module, their factors, and their index of groups.
+"""Groups stored tensors by name: the values of a module, their factors (scales), and their index of groups.
 
-A plan knows better, and `loadmaster.payload.roles` follows it. Names serve where there is no plan, and to find the peers of
-a tensor: those of the same place in other layers and experts.
+Where there is a plan, `loadmaster.payload.roles` uses it instead. Names are used where there is no plan, and to find a
+tensor's peers: the same tensor in other layers and experts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from loadmaster.checkpoint import Signature, TensorTable
 from loadmaster.dtypes import DTYPES
 
 DIVIDED_BY: Final = ("weight_global_scale", "input_global_scale")
-"""Components of `loadmaster.formats.NVFP4`, whose values are divided by them."""
+"""Components of `loadmaster.formats.NVFP4` that values are divided by, not multiplied."""
 
 _VALUES: Final = ("weight", "weight_packed", "qweight", "_blocks")
 _FACTORS: Final = ("weight_scale_inv", "weight_scale", "weight_scale_2", "weight_global_scale", "scales", "_scales")
@@ -29,7 +29,7 @@ _NUMBER: Final = re.compile(r"(?<![^.])\d+(?![^.])")
 
 @dataclass(slots=True)
 class Module:
-    """The stored tensors of one weight, by id: its values (-1: none), the factors they are scaled by, and its index."""
+    """The stored tensors of one weight, by id: its values, the factors that scale them, and its index (-1: none)."""
 
     values: int = -1
     factors: list[int] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Module:
 
 
 def part_of(name: str) -> tuple[str, str]:
-    """Return the module that a tensor belongs to, and what it is of it; what has no such name is a module of its own.
+    """Return a tensor's module and its part in it; a tensor with any other name is a module by itself.
 
     >>> part_of("layers.3.mlp.up_proj.weight_scale_inv"), part_of("layers.3.mlp.experts.down_proj_blocks")
     (('layers.3.mlp.up_proj', 'weight_scale_inv'), ('layers.3.mlp.experts.down_proj', '_blocks'))
@@ -53,20 +53,20 @@ def part_of(name: str) -> tuple[str, str]:
 
 def modules_of(table: TensorTable) -> dict[str, Module]:
     """Return the modules of a checkpoint by name."""
-    made: dict[str, Module] = defaultdict(Module)
+    modules: dict[str, Module] = defaultdict(Module)
     for number, name in enumerate(table.names):
         module, part = part_of(name)
         if part in _FACTORS:
-            made[module].factors.append(number)
+            modules[module].factors.append(number)
         elif part in _INDEX:
-            made[module].index = number
+            modules[module].index = number
         elif part not in _ACTIVATIONS:
-            made[module].values = number
-    return dict(made)
+            modules[module].values = number
+    return dict(modules)
 
 
 def named_factor(name: str, signature: Signature) -> bool | None:
-    """Return whether a tensor is a factor by its name: True for one that is divided by, None for what is none."""
+    """Return whether a tensor is a factor by its name: True: values are divided by it; False: multiplied; None: not a factor."""
     _, part = part_of(name)
     if part in DIVIDED_BY:
         return True
@@ -76,13 +76,13 @@ def named_factor(name: str, signature: Signature) -> bool | None:
 
 
 def resembles_factor(name: str, signature: Signature) -> bool:
-    """Return whether a tensor is called a scale, in whatever way, and may be one."""
+    """Return whether a tensor has any name of a scale, and a dtype that a scale can have."""
     number = DTYPES[signature.dtype].kind == "float" or signature.dtype == "U8"
     return signature.dtype == "F8_E8M0" or (number and _SCALE.fullmatch(name) is not None)
 
 
 def is_encoded(name: str, signature: Signature) -> bool:
-    """Return whether a tensor's values mean nothing without factors: FP8 and narrower, and packed codes."""
+    """Return whether a tensor's values need factors: FP8 and narrower, and packed codes."""
     dtype = DTYPES[signature.dtype]
     if dtype.kind == "float":
         return dtype.bits <= 8 and signature.dtype != "F8_E8M0"
@@ -90,7 +90,7 @@ def is_encoded(name: str, signature: Signature) -> bool:
 
 
 def place_of(name: str) -> tuple[str, tuple[int, ...]]:
-    """Return a name without its numbers, and the numbers: tensors of the same name without numbers are peers.
+    """Return a name with its numbers replaced by ``*``, and the numbers: tensors with the same first part are peers.
 
     >>> place_of("model.layers.3.mlp.experts.7.up_proj.weight")
     ('model.layers.*.mlp.experts.*.up_proj.weight', (3, 7))
@@ -99,7 +99,7 @@ def place_of(name: str) -> tuple[str, tuple[int, ...]]:
 
 
 def num_groups(table: TensorTable, module: Module) -> Iterator[tuple[int, int]]:
-    """Yield, where a module has an index, how many groups of inputs it has and how many inputs are in one (0: not even)."""
+    """Yield, where a module has an index, its number of groups and the inputs of each (0: they differ)."""
     if module.index < 0 or not module.factors:
         return
     factors, index = (table.signatures[int(table.signature[i])].shape for i in (module.factors[0], module.index))

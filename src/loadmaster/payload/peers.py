@@ -1,8 +1,8 @@
-"""Tensors against their peers, those of the same place in other layers and experts: copies, outliers, factors never written.
+"""Compares each tensor with its peers in other layers and experts: copies, outliers, factors never written.
 
-Peers are told by their names, and their sketches are compared. What is reported is what no trained and quantised model is
-known to have; it is a warning where a model could have it all the same (layers repeated on purpose, a model that was never
-trained), and an error where values can't be what was meant.
+Peers have the same name except for numbers; their sketches are compared. Reported is what no trained and quantised model is
+known to have: as a warning where a model could still be correct (layers repeated on purpose, an untrained model), as an
+error where the values must be wrong.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from loadmaster.payload.sketch import Sketch
 from loadmaster.payload.survey import CHUNK, Survey
 
 FEWEST: Final = 3
-"""Tensors of one place that have a median worth being compared with."""
+"""Fewest peers that are compared with their median."""
 
 LEAST_BITS: Final = 5.0
-"""Binary orders of magnitude from the median that are no outlier: published models stay within a factor of 32."""
+"""Powers of two from the median that are not an outlier: published models stay within a factor of 32."""
 
 SPREADS: Final = 8.0
-"""Standard deviations, as the median absolute deviation estimates them, that are no outlier."""
+"""Standard deviations, estimated by the median absolute deviation, that are not an outlier."""
 
 _DEVIATION: Final = 1.4826
 """Standard deviation of a normal distribution in median absolute deviations."""
 
 _LEAST_COPY: Final = 256
-"""Bytes from which on two tensors of the same bytes are a copy and no coincidence."""
+"""Fewest bytes of a tensor that count as a copy and not as a coincidence."""
 
 _LOWEST_EXPONENT: Final = 2.0**-127
 
 
-def compare_peers(survey: Survey, sketches: Mapping[int, Sketch], found: Sequence[Finding]) -> Iterator[Finding]:
-    """Yield what the sketches, by id, show of tensors beside one another.
+def compare_peers(survey: Survey, sketches: Mapping[int, Sketch], reported: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield the findings of comparing sketches, by id.
 
-    What is ``found`` already of a tensor's values or factors is not reported again as an outlier.
+    A tensor whose values or factors are ``reported`` already is not reported again as an outlier.
     """
     zeros = _all_zero(survey, sketches)
     if zeros is not None:
@@ -52,7 +52,7 @@ def compare_peers(survey: Survey, sketches: Mapping[int, Sketch], found: Sequenc
     for severity in ("error", "warning"):
         yield from joined([f for f in unset if f.severity == severity])
         yield from joined([f for f in indices if f.severity == severity])
-    known = {f.tensor for f in (*found, *unset)}
+    known = {f.tensor for f in (*reported, *unset)}
     yield from joined(list(_outliers(survey, sketches, known)))
 
 
@@ -65,11 +65,9 @@ def _all_zero(survey: Survey, sketches: Mapping[int, Sketch]) -> Finding | None:
     if not weights or not all(_is_zero(survey, i, sketches[i]) for i in weights):
         return None
     message = (
-        f"every value of all {len(weights):,} weights is zero: the files have a model's headers and none of its values"
+        f"every value of all {len(weights):,} weights is zero: the files have a model's headers but not its values"
     )
-    hint = (
-        "sparse files (`loadmaster synth --full-size` writes them), or a copy that left the data out: fetch the files"
-    )
+    hint = "the files are sparse (`loadmaster synth --full-size` writes such files) or were copied without data: fetch them again"
     return Finding("value-all-zero", "error", message, hint=hint)
 
 
@@ -77,8 +75,8 @@ def _all_zero(survey: Survey, sketches: Mapping[int, Sketch]) -> Finding | None:
 
 
 def _copies(survey: Survey, sketches: Mapping[int, Sketch]) -> Iterator[Finding]:
-    """Yield a finding for each layer, expert or tensor that holds the bytes of another."""
-    meant = {t.copy for t in survey.roles.twins}
+    """Yield a finding for each layer, expert or tensor with the same bytes as another."""
+    intended = {t.copy for t in survey.roles.twins}
     names = survey.checkpoint.table.names
     alike: dict[tuple[int, str], list[int]] = defaultdict(list)
     for number, sketch in sketches.items():
@@ -86,31 +84,31 @@ def _copies(survey: Survey, sketches: Mapping[int, Sketch]) -> Iterator[Finding]
         if (
             survey.roles.column[number] == Role.WEIGHT
             and not sketch.uniform
-            and number not in meant
+            and number not in intended
             and len(signature.shape) > 1
             and signature.num_bytes >= _LEAST_COPY
             and place_of(names[number])[1]
         ):
             alike[int(survey.checkpoint.table.signature[number]), sketch.mark].append(number)
-    found: dict[tuple[str, str], list[int]] = defaultdict(list)
+    copied: dict[tuple[str, str], list[int]] = defaultdict(list)
     with LocalStore(survey.checkpoint.path) as store:
         for numbers in alike.values():
             first, *others = sorted(numbers)
             for other in others:
                 if _same_bytes(survey, store, first, other):
-                    found[_apart(names[other], names[first])].append(other)
-    for (copy, original), numbers in found.items():
+                    copied[_until_different(names[other], names[first])].append(other)
+    for (copy, original), numbers in copied.items():
         name = names[numbers[0]] if len(numbers) == 1 else f"{copy}.*"
-        what = "it holds" if len(numbers) == 1 else f"{len(numbers):,} of its tensors hold"
-        message = f"{what} byte for byte what {original} holds: {_listed([names[n] for n in numbers], copy)}"
-        hint = "fetch it again, or ask whoever converted it; in a model that repeats layers on purpose it is in order"
+        what = "it has" if len(numbers) == 1 else f"{len(numbers):,} of its tensors have"
+        message = f"{what} exactly the same bytes as {original}: {_listed([names[n] for n in numbers], copy)}"
+        hint = "fetch it again, or convert the model again; in a model that repeats layers on purpose this is correct"
         yield Finding("tensor-copied", "warning", message, name, file=survey.file_of(numbers[0]), hint=hint)
 
 
-def _apart(name: str, other: str) -> tuple[str, str]:
-    """Return two names up to the first part in which they differ.
+def _until_different(name: str, other: str) -> tuple[str, str]:
+    """Return two names, each cut after the first part that differs.
 
-    >>> _apart("layers.4.mlp.up_proj.weight", "layers.3.mlp.up_proj.weight")
+    >>> _until_different("layers.4.mlp.up_proj.weight", "layers.3.mlp.up_proj.weight")
     ('layers.4', 'layers.3')
     """
     a, b = name.split("."), other.split(".")
@@ -146,7 +144,7 @@ def _scaled(survey: Survey, sketches: Mapping[int, Sketch]) -> Iterator[Module]:
 
 
 def _unset(survey: Survey, sketches: Mapping[int, Sketch]) -> Iterator[Finding]:
-    """Yield factors that nobody seems to have written: all of them 1, or all exponents 0."""
+    """Yield factors that seem never to have been written: all of them 1, or all exponents 0."""
     names = survey.checkpoint.table.names
     for module in _scaled(survey, sketches):
         zero = _is_zero(survey, module.values, sketches[module.values])
@@ -157,19 +155,19 @@ def _unset(survey: Survey, sketches: Mapping[int, Sketch]) -> Iterator[Finding]:
             shape, file = survey.signature(number).shape, survey.file_of(number)
             total = int(np.prod(shape, dtype=np.int64))
             if survey.roles.column[number] == Role.EXPONENT and sketch.greatest <= _LOWEST_EXPONENT:
-                message = f"all {total:,} exponents are 0, a factor of 2^-127, and {names[module.values]} is not zero"
+                message = f"all {total:,} exponents are 0, a factor of 2^-127, but {names[module.values]} is not zero"
                 yield Finding("scale-unset", "error", message, names[number], file=file, hint=_UNSET)
             elif sketch.least == sketch.greatest == 1.0:
                 dtype = survey.signature(module.values).dtype
-                message = f"each of its {total:,} factors is exactly 1, beside {names[module.values]} in {dtype}"
+                message = f"each of its {total:,} factors is exactly 1, but {names[module.values]} is {dtype}"
                 yield Finding("scale-unset", "warning", message, names[number], file=file, hint=_UNSET)
 
 
-_UNSET: Final = "were the factors written at all? Quantise again, or fetch the shard again"
+_UNSET: Final = "the factors may never have been written: quantise again, or fetch the shard again"
 
 
 def _indices(survey: Survey, sketches: Mapping[int, Sketch]) -> Iterator[Finding]:
-    """Yield indices that name groups which are not there, or that belong to another tensor."""
+    """Yield indices that name groups which do not exist, or that belong to another tensor."""
     names = survey.checkpoint.table.names
     seen: dict[tuple[str, str], int] = {}
     for number, sketch in sketches.items():
@@ -184,32 +182,34 @@ def _indices(survey: Survey, sketches: Mapping[int, Sketch]) -> Iterator[Finding
         low, high = int(sketch.least), int(sketch.greatest)
         if low < 0 or (groups and high >= groups):
             limit = f"0 to {groups - 1}" if groups else "0 or more"
-            message = f"it names groups {low} to {high}, and the groups are {limit}"
-            yield say("error", message, "factors would be read from beyond their tensor: fetch the shard again")
+            message = f"it names groups {low} to {high}, but the groups are {limit}"
+            yield say("error", message, "factors would be read from outside their tensor: fetch the shard again")
         elif index is not None and size and (index.fewest != size or index.most != size):
-            message = f"its groups have {index.fewest} to {index.most} inputs each, and a group has {size}"
-            yield say("warning", message, "is it the index of another tensor?")
+            message = f"its groups have {index.fewest} to {index.most} inputs each, but a group should have {size}"
+            yield say("warning", message, "it may be the index of another tensor: fetch the shard again")
         elif index is not None and number in survey.roles.ordered and not index.ordered:
             message = (
-                "its groups are not in the order of the inputs, and the config (desc_act, actorder) says that they are"
+                "its groups are not in the order of the inputs, but the config (desc_act, actorder) says that they are"
             )
-            yield say("warning", message, "a cut of the inputs follows the config: mend whichever of the two is wrong")
+            yield say(
+                "warning", message, "inputs are divided over ranks as the config says: correct the config or the index"
+            )
         elif index is not None and size and not index.ordered and not sketch.uniform:
-            place, _ = place_of(name)
-            first = seen.setdefault((place, sketch.mark), number)
+            pattern, _ = place_of(name)
+            first = seen.setdefault((pattern, sketch.mark), number)
             if first != number:
-                message = f"it is byte for byte that of {names[first]}, and the order of inputs is each tensor's own"
-                yield say("warning", message, "is it the index of another tensor?")
+                message = f"it has exactly the same bytes as {names[first]}, but each tensor should have its own order of inputs"
+                yield say("warning", message, "it may be the index of another tensor: fetch the shard again")
 
 
 # Outliers -------------------------------------------------------------------------------------------------------------
 
 
 def _outliers(survey: Survey, sketches: Mapping[int, Sketch], known: Set[str | None]) -> Iterator[Finding]:
-    """Yield weights whose amplitude, values times factors, is far from that of their peers."""
+    """Yield weights whose amplitude (values times factors) is far from that of their peers."""
     peers: dict[tuple[str, str], list[tuple[int, float, float]]] = defaultdict(list)
     for name, module in survey.roles.modules.items():
-        place, numbers = place_of(name)
+        pattern, numbers = place_of(name)
         sketch = sketches.get(module.values)
         if sketch is None or not numbers or survey.roles.column[module.values] != Role.WEIGHT:
             continue
@@ -217,7 +217,7 @@ def _outliers(survey: Survey, sketches: Mapping[int, Sketch], known: Set[str | N
         factors = _amplitude(survey, sketches, module)
         values = 1.0 if sketch.amplitude is None and module.factors else sketch.amplitude
         if len(signature.shape) > 1 and values and factors:
-            peers[place, signature.dtype].append((module.values, float(np.log2(values)), float(np.log2(factors))))
+            peers[pattern, signature.dtype].append((module.values, float(np.log2(values)), float(np.log2(factors))))
     for group in peers.values():
         if len(group) >= FEWEST:
             yield from _far(survey, group, known)
@@ -252,5 +252,5 @@ def _far(survey: Survey, group: list[tuple[int, float, float]], known: Set[str |
             f"{len(group):,} peers, {2**middle:.3g}, half of which are within a factor of {2**spread:.3g} of it"
             + (f": {both}{2 ** usual[1]:.3g}" if parts[i, 1] or usual[1] else "")
         )
-        hint = "compare it with a known-good copy (--against); its scale, or the tensor itself, may be of another model"
+        hint = "compare it with a known-good copy (--against); the tensor or its scale may be from another model"
         yield Finding("value-outlier", "warning", message, names[number], file=survey.file_of(number), hint=hint)

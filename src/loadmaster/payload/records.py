@@ -1,12 +1,12 @@
-"""The SHA-256 that was recorded of files: in manifests beside them, and by the Hugging Face hub's client.
+"""Collects the recorded SHA-256 of files: from manifests next to them, and from the Hugging Face hub's client.
 
 - manifests in the folder, as coreutils' ``sha256sum`` and BSD's ``shasum --tag`` write them: ``SHA256SUMS``,
-  ``sha256sum.txt`` and the like, ``*.sha256``, ``*.sha256sum``. A file with a bare digest speaks of the one it is named
+  ``sha256sum.txt`` and the like, ``*.sha256``, ``*.sha256sum``. A bare digest belongs to the file that the manifest is named
   after.
 - the hub's cache: a snapshot's entry is a link to ``blobs/<etag>``, and the etag of a file in LFS is its SHA-256, 64 hex
-  digits. Small files have a Git hash there, 40 digits, which is not looked at. Source:
+  digits. Small files have a Git hash of 40 digits, which is ignored. Source:
   https://huggingface.co/docs/huggingface_hub/guides/manage-cache
-- a folder that the client downloaded into: ``.cache/huggingface/download/<name>.metadata``, the etag on the second line.
+- a download folder of the client: ``.cache/huggingface/download/<name>.metadata``, with the etag on the second line.
   Source: ``huggingface_hub/_local_folder.py``.
 """
 
@@ -44,54 +44,54 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """By file name, for files of one folder. ``findings``: manifests that cannot be read, files that are not there."""
+    """The records of one folder, by file name. ``findings``: unreadable manifests, recorded files that are missing."""
 
     of: dict[str, tuple[Record, ...]]
     findings: tuple[Finding, ...] = ()
 
 
 def read_records(folder: Path) -> Records:
-    """Collect what is recorded of a folder's own files; what manifests say of files in folders below it is passed over."""
-    found: dict[str, list[Record]] = defaultdict(list)
+    """Collect the records of a folder's files; lines about files in subfolders are ignored."""
+    records: dict[str, list[Record]] = defaultdict(list)
     findings: list[Finding] = []
-    there = (p for p in islice(folder.iterdir(), FOLDER_FILES.value) if p.name.isprintable())
-    names = sorted(p.name for p in there if p.is_file() or _MANIFEST.fullmatch(p.name))
+    paths = (p for p in islice(folder.iterdir(), FOLDER_FILES.value) if p.name.isprintable())
+    names = sorted(p.name for p in paths if p.is_file() or _MANIFEST.fullmatch(p.name))
     for name in names:
         if _MANIFEST.fullmatch(name):
-            findings += _read_manifest(folder / name, found)
+            findings += _read_manifest(folder / name, records)
         if record := _linked(folder / name) or _downloaded(folder, name):
-            found[name].append(record)
-    absent = sorted(found.keys() - set(names))
+            records[name].append(record)
+    absent = sorted(records.keys() - set(names))
     findings += [
-        Finding("sha256-record", "warning", f"{found[n][0].source} records it, and it is not in the folder", file=n)
+        Finding("sha256-record", "warning", f"{records[n][0].source} records it, but it is not in the folder", file=n)
         for n in absent
     ]
-    return Records({n: tuple(dict.fromkeys(r)) for n, r in found.items() if n not in absent}, tuple(findings))
+    return Records({n: tuple(dict.fromkeys(r)) for n, r in records.items() if n not in absent}, tuple(findings))
 
 
 def read_sums(path: Path, folder: Path) -> Records:
-    """Read a manifest of files from anywhere, as `sha256sum` writes it, for the files of ``folder``.
+    """Read any manifest of files, as `sha256sum` writes it, for the files of ``folder``.
 
     Raises:
         UsageError: it records nothing.
     """
-    found: dict[str, list[Record]] = defaultdict(list)
-    findings = [replace(f, severity="error") for f in _read_manifest(path, found)]
-    if not found:
+    records: dict[str, list[Record]] = defaultdict(list)
+    findings = [replace(f, severity="error") for f in _read_manifest(path, records)]
+    if not records:
         raise UsageError(
             f"--against {path}: it is neither a manifest of tensors nor lines of SHA-256 and file names",
             hint="`loadmaster verify MODEL --write-manifest FILE`, or `sha256sum *.safetensors > FILE`, of a known-good copy",
         )
-    absent = sorted(n for n in found if not (folder / n).is_file())
+    absent = sorted(n for n in records if not (folder / n).is_file())
     findings += [
-        Finding("sha256-record", "error", f"{path.name} records it, and it is not in the folder", file=n)
+        Finding("sha256-record", "error", f"{path.name} records it, but it is not in the folder", file=n)
         for n in absent
     ]
-    return Records({n: tuple(r) for n, r in found.items() if n not in absent}, tuple(findings))
+    return Records({n: tuple(r) for n, r in records.items() if n not in absent}, tuple(findings))
 
 
-def _read_manifest(path: Path, found: dict[str, list[Record]]) -> Iterator[Finding]:
-    """Add what a manifest records; yield a finding for the first line that says nothing."""
+def _read_manifest(path: Path, records: dict[str, list[Record]]) -> Iterator[Finding]:
+    """Add a manifest's lines to ``records``; yield a finding for lines that are not records."""
     try:
         lines = _ARMOUR.sub("", read_regular(path, MANIFEST_BYTES).decode()).splitlines()
     except OSError as error:
@@ -115,14 +115,14 @@ def _read_manifest(path: Path, found: dict[str, list[Record]]) -> Iterator[Findi
             continue
         name = name.removeprefix("./")
         if "/" not in name:
-            found[name].append(Record(match["sha256"].lower(), path.name))
+            records[name].append(Record(match["sha256"].lower(), path.name))
     if strange:
-        message = f"line {strange[0]} gives no SHA-256 and file name" + _more(len(strange) - 1)
+        message = f"line {strange[0]} is not a SHA-256 and a file name" + _more(len(strange) - 1)
         yield Finding("sha256-record", "warning", message, file=path.name)
 
 
 def _more(count: int) -> str:
-    return f" (nor do {count:,} more)" if count else ""
+    return f" (and {count:,} more)" if count else ""
 
 
 def _unescaped(name: str) -> str:

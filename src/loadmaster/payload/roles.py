@@ -1,8 +1,8 @@
-"""What each stored tensor is, as far as its values are concerned: a weight, a scale, or one that may well be zero.
+"""Decides how each stored tensor's values are checked: as a weight, a scale, or a tensor that may be all zero.
 
-The format tables tell, through the plan's binding. What the plan does not bind (there is none, or a tensor is not what the
-config says) is told by its name where the name is one that the formats use, and is held to the same bounds. What neither
-tells is unchecked, and is counted and named.
+The plan's binding decides, by the format tables. Tensors that the plan does not bind (there is no plan, or they are not what
+the config says) are recognised by the names that the formats use, and checked with the same bounds. Those that neither
+decides are not checked, and are counted and named.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from loadmaster.plan.classes import LayerClass
 
 
 class Role(IntEnum):
-    """What a tensor's values are held against."""
+    """How a tensor's values are checked."""
 
     WEIGHT = 0
     """Finite, and not all zero."""
     QUIET = 1
-    """Finite; all zero is ordinary: biases, zero points, indices, and integers that no plan knows."""
+    """Finite; may be all zero: biases, zero points, indices, and integers that no plan knows."""
     SCALE = 2
-    """A factor: positive and of a plausible size."""
+    """A factor: positive and within plausible bounds."""
     DIVISOR = 3
-    """A factor that is divided by: its inverse is of a plausible size."""
+    """A factor to divide by: its inverse is within plausible bounds."""
     EXPONENT = 4
     """A biased exponent: a power of two that is not too large."""
     INDEX = 5
-    """The group of each input: an integer, of at least 0 and below the number of groups."""
+    """The group of each input: an integer from 0 to the number of groups - 1."""
 
 
 SCALES: Final = (Role.SCALE, Role.DIVISOR, Role.EXPONENT)
@@ -61,7 +61,7 @@ _INDICES: Final = ("I32", "I64")
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """Two stored tensors (by id) that the model takes for one: ``copy`` should hold what ``original`` holds."""
+    """Two stored tensors (by id) that the model uses as one: ``copy`` should equal ``original``."""
 
     copy: int
     original: int
@@ -70,14 +70,13 @@ class Twin:
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """What every stored tensor is held against.
+    """How every stored tensor is checked.
 
-    ``column`` is a `Role` for each of them. ``proof`` is that of the default layout of one rank; None where no plan could be
-    made, and ``unplanned`` says why. ``findings`` are the plan's, those of the headers among them, and what was unchecked.
-    ``named`` are factors that only their names tell. ``scales`` and ``encoded`` are tensors that are called scales, and
-    that are FP8 or packed, of which nothing says how they are to be checked. ``modules`` are tensors that belong together;
-    ``groups`` gives for an index how many groups there are and the inputs of each (0: uneven), and ``ordered`` are those
-    that the config says to be in order.
+    ``column`` is the `Role` of each. ``proof`` is the proof of the default layout of one rank; None where planning failed, and
+    ``unplanned`` says why. ``findings`` are the plan's, with those of the headers, and those about unchecked tensors.
+    ``named`` are factors recognised only by name. ``scales`` (tensors named like scales) and ``encoded`` (FP8 or packed) are
+    those that could not be checked. ``modules`` are tensors that belong together; ``groups`` gives for an index the number of
+    groups and the inputs of each (0: they differ), and ``ordered`` are the indices that are in order by the config.
     """
 
     column: npt.NDArray[np.int8]
@@ -95,7 +94,7 @@ class Roles:
 
 
 def roles_of(checkpoint: Checkpoint) -> Roles:
-    """Plan and prove the default layout of one rank, and tell every tensor's role, those of MTP layers included."""
+    """Plan and prove the default layout of one rank, and return every tensor's role, including those of MTP layers."""
     table = checkpoint.table
     floats = np.array([DTYPES[s.dtype].kind in ("float", "complex") for s in table.signatures], dtype=np.bool_)
     plain = np.where(floats[table.signature], Role.WEIGHT, Role.QUIET).astype(np.int8)
@@ -112,13 +111,13 @@ def roles_of(checkpoint: Checkpoint) -> Roles:
         elif is_encoded(name, signature):
             column[number] = Role.WEIGHT
     proof, plan, unplanned, findings = _plans(checkpoint)
-    told = np.zeros(len(table), dtype=np.bool_)
+    planned = np.zeros(len(table), dtype=np.bool_)
     ordered: set[int] = set()
     for bound in (plan.top_class, *plan.classes) if plan else ():
         for leaf, role, in_order in _leaves(bound):
             ids = bound.ids[leaf].reshape(-1)
             ids = ids[ids >= 0]
-            told[ids] = True
+            planned[ids] = True
             column[ids] = plain[ids] if role is None else role
             ordered.update(ids.tolist() if in_order else ())
     exponents = np.array([s.dtype in ("U8", "F8_E8M0") for s in table.signatures], dtype=np.bool_)[table.signature]
@@ -126,20 +125,20 @@ def roles_of(checkpoint: Checkpoint) -> Roles:
     modules = modules_of(table)
     checked = np.isin(column, SCALES)
     scales = [
-        i for i, s in enumerate(signatures) if not (told[i] or checked[i]) and resembles_factor(table.names[i], s)
+        i for i, s in enumerate(signatures) if not (planned[i] or checked[i]) and resembles_factor(table.names[i], s)
     ]
     encoded = [i for i, s in enumerate(signatures) if column[i] == Role.WEIGHT and is_encoded(table.names[i], s)]
     scaled = {m.values for m in modules.values() if any(checked[i] for i in m.factors)}
-    alone = [i for i in encoded if not told[i] and i not in scaled]
+    unscaled = [i for i in encoded if not planned[i] and i not in scaled]
     return Roles(
         column=column,
         twins=tuple(_twins(plan)) if plan else (),
         proof=proof,
         unplanned=unplanned,
-        findings=(*findings, *_unchecked(table.names, scales, alone)),
-        named=tuple(np.flatnonzero(checked & ~told).tolist()),
+        findings=(*findings, *_unchecked(table.names, scales, unscaled)),
+        named=tuple(np.flatnonzero(checked & ~planned).tolist()),
         scales=tuple(scales),
-        encoded=tuple(alone),
+        encoded=tuple(unscaled),
         num_encoded=len(encoded),
         modules=modules,
         groups={m.index: sizes for m in modules.values() for sizes in num_groups(table, m)},
@@ -148,16 +147,16 @@ def roles_of(checkpoint: Checkpoint) -> Roles:
 
 
 def _plans(checkpoint: Checkpoint) -> tuple[Proof | None, Plan | None, str | None, tuple[Finding, ...]]:
-    """Return the proof of the default layout, the plan that tells roles, why there is none, and what was found.
+    """Return the proof of the default layout, the plan for the roles, the reason if there is none, and the findings.
 
-    The plan that tells roles has every MTP layer that the config declares, where it can have them.
+    The plan for the roles includes every MTP layer that the config declares, where possible.
     """
     try:
         plan = build_plan(checkpoint)
         proof = prove(plan)
     except InputError as error:
-        own = Finding(error.code, "error", error.message, file="config.json", hint=error.hint)
-        return None, None, error.message, error.findings or (own,)
+        finding = Finding(error.code, "error", error.message, file="config.json", hint=error.hint)
+        return None, None, error.message, error.findings or (finding,)
     if plan.schema.drafts:
         with suppress(InputError):
             plan = build_plan(checkpoint, ParallelLayout(num_draft_layers=len(plan.schema.drafts)))
@@ -165,12 +164,15 @@ def _plans(checkpoint: Checkpoint) -> tuple[Proof | None, Plan | None, str | Non
 
 
 def _unchecked(names: Sequence[str], scales: Sequence[int], encoded: Sequence[int]) -> Iterator[Finding]:
-    """Yield what kept tensors from being checked, as one finding a kind."""
+    """Yield one finding for each kind of unchecked tensor."""
     for ids, what in (
-        (scales, "is called a scale, and neither the plan nor its name says what it scales: it was not checked as one"),
+        (
+            scales,
+            "is named like a scale, but neither the plan nor its name says what it scales: it was not checked as one",
+        ),
         (
             encoded,
-            "is FP8 or packed, and no scale that belongs to it is known: what its values stand for was not checked",
+            "is FP8 or packed, but its scale is not known: its dequantised values were not checked",
         ),
     ):
         if ids:
@@ -182,9 +184,8 @@ def _unchecked(names: Sequence[str], scales: Sequence[int], encoded: Sequence[in
 def _leaves(bound: LayerClass) -> Iterator[tuple[str, Role | None, bool]]:
     """Yield the leaves of a class's sound items, each with its role and whether it is an index of groups in order.
 
-    The role of what is not quantised is None: it is told by the number format and the name. The first component of a format
-    holds values. Of the others those in floating point, and bytes (exponents), are factors; the rest are indices and zero
-    points.
+    The role of an unquantised tensor is None: its dtype and name decide. The first component of a format holds values. Of the
+    others, floats and bytes (exponents) are factors; the rest are indices and zero points.
     """
     for key, forms in bound.forms.items():
         if any(f.format is None for f in forms) and f"{key}/weight" in bound.ids:
@@ -207,30 +208,30 @@ def _leaves(bound: LayerClass) -> Iterator[tuple[str, Role | None, bool]]:
 
 
 def _twins(plan: Plan) -> Iterator[Twin]:
-    """Yield what is stored twice: a draft's own embedding and head, and a head beside a tied embedding."""
-    own = plan.top_class
+    """Yield tensors stored twice: a draft model's embedding and head, and a head in addition to a tied embedding."""
+    top = plan.top_class
     targets = {p.name: p for p in plan.target.params}
     for bound in (c for c in plan.classes if c.draft):
         for param in (p for p in plan.target.params if p.otherwise):
-            original = _original(targets, param, own)
+            original = _original(targets, param, top)
             ids = bound.ids.get(f"{param.parts[0]}/weight")
             if original is None or ids is None:
                 continue
             for copy in ids.reshape(-1).tolist():
                 if copy >= 0:
-                    yield Twin(copy, original, "the draft's own copy")
-    embedding = own.ids.get("embed/weight")
+                    yield Twin(copy, original, "the draft model's copy")
+    embedding = top.ids.get("embed/weight")
     if plan.schema.tied and embedding is not None and int(embedding.reshape(-1)[0]) >= 0:
         tied = re.compile(TIED_HEAD[0][0])
         heads = (i for i, name in enumerate(plan.checkpoint.table.names) if tied.fullmatch(name))
         yield from (Twin(i, int(embedding.reshape(-1)[0]), "tied to the embedding") for i in heads)
 
 
-def _original(targets: dict[str, Param], param: Param, own: LayerClass) -> int | None:
-    """Return the id of what takes a parameter's place where it is not stored; None where that is not stored either."""
+def _original(targets: dict[str, Param], param: Param, top: LayerClass) -> int | None:
+    """Return the id of the tensor used where a parameter is not stored; None where that is not stored either."""
     while param.otherwise is not None:
         param = targets[param.otherwise]
-        ids = own.ids.get(f"{param.parts[0]}/weight")
+        ids = top.ids.get(f"{param.parts[0]}/weight")
         if ids is not None and int(ids.reshape(-1)[0]) >= 0:
             return int(ids.reshape(-1)[0])
     return None

@@ -1,8 +1,8 @@
-"""What is kept of a tensor so that it can be compared with its peers: samples of its bytes, their amplitude, its holes.
+"""A small summary of a tensor for the comparison with its peers: a mark of its bytes, their amplitude, runs of zeros.
 
-A few words of 8 bytes are looked at in each stride of bytes; small tensors are looked at whole. Strides count from the
-tensor's first byte, so parts that are seen in any order come to the same. Two tensors that hold the same bytes have the
-same mark. Whether two of the same mark hold the same bytes, a second look at all bytes says (`loadmaster.payload.peers`).
+A few words of 8 bytes are sampled in each stride; small tensors are read completely. Strides count from the tensor's first
+byte, so the order in which parts are seen does not matter. Tensors with the same bytes have the same mark. For tensors with
+the same mark, all bytes are compared (`loadmaster.payload.peers`).
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from loadmaster.payload.encodings import decode, encoding_of
 from loadmaster.payload.roles import SCALES, Role
 
 GRAIN: Final = 2**16
-"""Bytes from one sample to the next in a large tensor, and the greatest stride. Parts of a tensor begin at multiples of it."""
+"""The largest stride, in bytes; large tensors have it. Parts of a tensor begin at multiples of it."""
 
 _WORDS: Final = 16
-"""Words of a sample, 128 bytes: two lines of a cache, so that looking costs next to nothing beside reading."""
+"""Words of a sample, 128 bytes: two cache lines, so that sampling costs little compared with reading."""
 
 _SAMPLES: Final = 64
-"""Samples of a tensor that is smaller, at least."""
+"""Fewest samples of a smaller tensor."""
 
 _PERIOD: Final = 2**13
 
 
 def _spread() -> npt.NDArray[np.uint64]:
-    """Return odd factors that tell the places of words apart, over two periods."""
-    places = np.arange(2 * _PERIOD, dtype=np.uint64) % np.uint64(_PERIOD)
-    return (places * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0xC2B2AE3D27D4EB4F)) | np.uint64(1)
+    """Return odd factors, one for each position of a word, over two periods."""
+    positions = np.arange(2 * _PERIOD, dtype=np.uint64) % np.uint64(_PERIOD)
+    return (positions * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0xC2B2AE3D27D4EB4F)) | np.uint64(1)
 
 
 _SPREAD: Final = _spread()
@@ -40,14 +40,14 @@ _SPREAD: Final = _spread()
 _INTEGERS: Final = {"I32": "<i4", "I64": "<i8"}
 
 HOLE: Final = 2**9
-"""Bytes of zeros that are worth remembering, at least."""
+"""Fewest bytes of zeros that are recorded."""
 
 
 class Index(NamedTuple):
-    """What was seen of a tensor that says to which group each input belongs.
+    """The summary of a tensor that gives the group of each input.
 
     ``least`` and ``greatest`` are its values, ``fewest`` and ``most`` the inputs of a group, ``ordered`` whether the groups
-    lie one after another.
+    follow one another.
     """
 
     least: int
@@ -58,12 +58,11 @@ class Index(NamedTuple):
 
 
 class Sketch(NamedTuple):
-    """What is kept of a tensor, as JSON values.
+    """The summary of a tensor, as JSON values.
 
-    ``mark`` is equal for equal bytes. ``uniform``: every sampled word is the same one. ``amplitude`` is the mean of
-    |value| of what was sampled (of factors the geometric mean); None where values are packed codes. ``least`` and
-    ``greatest`` are of all factors. ``hole`` is (first byte, bytes) of the longest run of zeros;
-    ``groups`` what was seen of an index.
+    ``mark`` is equal for equal bytes. ``uniform``: all sampled words are equal. ``amplitude`` is the mean of |value| over the
+    samples (for factors the geometric mean); None for packed codes. ``least`` and ``greatest`` are those of all factors.
+    ``hole`` is (first byte, bytes) of the longest run of zeros; ``groups`` is for an index only.
     """
 
     mark: str
@@ -77,7 +76,7 @@ class Sketch(NamedTuple):
 
 @dataclass(slots=True)
 class Samples:
-    """A tensor as far as it was seen; becomes a `Sketch`. ``groups`` are those that an index may name; 0: not known."""
+    """Collects what a `Sketch` needs, part by part. ``groups`` is the number of groups of an index; 0: not known."""
 
     num_bytes: int
     dtype: str
@@ -101,7 +100,7 @@ class Samples:
         return min(max(8 * _WORDS, 1 << (self.num_bytes // (2 * _SAMPLES)).bit_length()), GRAIN)
 
     def look(self, part: npt.NDArray[np.uint8], offset: int, *, zero: bool, finite: bool) -> None:
-        """Look at bytes that begin ``offset`` bytes into the tensor; ``zero`` and ``finite`` say whether all values are."""
+        """Add bytes that begin ``offset`` bytes into the tensor; ``zero`` and ``finite`` say whether all values are."""
         assert offset % GRAIN == 0
         if self.role == Role.INDEX:
             self._count_members(part, offset)
@@ -111,8 +110,8 @@ class Samples:
         words = part.view("<u8").reshape(-1, stride // 8)[:, :_WORDS].reshape(-1)
         if not len(words):
             return
-        place = offset // stride * _WORDS % _PERIOD
-        spread = _SPREAD[place : place + len(words)]
+        position = offset // stride * _WORDS % _PERIOD
+        spread = _SPREAD[position : position + len(words)]
         self._mark = (self._mark + int(np.dot(words, spread))) % 2**64
         low = int(words.min())
         self._low, self._high = min(self._low, low), max(self._high, int(words.max()))
@@ -123,11 +122,11 @@ class Samples:
         self._measure(words, finite=finite)
 
     def bounds(self, least: float, greatest: float) -> None:
-        """Take note of the least and the greatest factor of a part."""
+        """Add the least and the greatest factor of a part."""
         self._least, self._greatest = min(self._least, least), max(self._greatest, greatest)
 
     def merge(self, other: Samples) -> None:
-        """Add what was seen of another part."""
+        """Add the samples of another part."""
         self._mark = (self._mark + other._mark) % 2**64
         self._low, self._high = min(self._low, other._low), max(self._high, other._high)
         self._sum, self._count = self._sum + other._sum, self._count + other._count
@@ -140,7 +139,7 @@ class Samples:
             self._members = self._members + other._members
 
     def sketch(self) -> Sketch:
-        """Return what is kept, once all parts were seen."""
+        """Return the summary, once all parts were added."""
         amplitude = self._sum / self._count if self._count else None
         if amplitude is not None and self.role in SCALES:
             amplitude = float(2**amplitude)
@@ -156,13 +155,13 @@ class Samples:
         )
 
     def _find_holes(self, part: npt.NDArray[np.uint8], offset: int, words: npt.NDArray[Any]) -> None:
-        """Note runs of strides that hold nothing but zeros."""
+        """Record runs of strides that are all zeros."""
         empty = np.flatnonzero(~words.reshape(-1, _WORDS).any(axis=1))
         empty = empty[~part.reshape(-1, self.stride)[empty].any(axis=1)]
         for run in np.split(empty, np.flatnonzero(np.diff(empty) != 1) + 1):
             if len(run):
                 begin, end = int(run[0]) * self.stride, (int(run[-1]) + 1) * self.stride
-                if end - begin >= HOLE or begin == 0 or end == len(part):  # it may go on in the part beside
+                if end - begin >= HOLE or begin == 0 or end == len(part):  # it may continue in the next part
                     self._holes.append((offset + begin, offset + end))
 
     def _longest_hole(self) -> tuple[int, int] | None:
@@ -175,7 +174,7 @@ class Samples:
         return (begin, length) if length >= min(HOLE, self.num_bytes) and length else None
 
     def _count_members(self, part: npt.NDArray[np.uint8], offset: int) -> None:
-        """Count the inputs of each group; the first and the last place are for those below 0 and beyond all groups."""
+        """Count the inputs of each group; the first and the last count are of values below 0 and beyond the last group."""
         kind = np.dtype(_INTEGERS[self.dtype])
         values = part.view(kind).astype(np.int64)
         if not len(values):

@@ -1,4 +1,4 @@
-"""What was seen of one tensor, part by part, in any order; and what that amounts to."""
+"""Checks the values of one tensor, part by part in any order, and reports the findings."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from loadmaster.payload.roles import SCALES, Role
 from loadmaster.payload.sketch import Samples, Sketch
 
 LEAST_SCALE: Final = 1e-15
-"""Scales below this are absurd. A quantiser writes ``largest / 448`` (or ``/ 7``, ``/ 6``) of a block and guards against
+"""Scales below this are implausible. A quantiser writes ``largest / 448`` (or ``/ 7``, ``/ 6``) of a block and guards against
 blocks of zeros with a floor; the lowest floor in use is 1e-12 (torchao), which gives 2.2e-15. Exponents have no such bound:
-a block of zeros is given the smallest one."""
+a block of zeros has the smallest one."""
 
 GREATEST_SCALE: Final = 1e4
-"""Scales above this are absurd. With E4M3's largest value, 448, they stand for weights beyond four million; F16, in which
-many of these weights were published first, ends at 65,504."""
+"""Scales above this are implausible. With E4M3's largest value, 448, they would give weights above four million; F16, in which
+many of these weights were first published, ends at 65,504."""
 
 BLOCK: Final = 2**20
-"""Bytes of a tensor that are compared as one with its copy's."""
+"""Bytes of one part when a tensor is compared with its copy."""
 
 PASS: Final = 2**20
-"""Bytes that are looked at in one go: they stay in a core's own cache between one look and the next."""
+"""Bytes that are checked together: they stay in a core's cache from one check to the next."""
 
 HOLE_SHARE: Final = 16
-"""A run of zeros is reported from a sixteenth of its tensor on. Rows that pad a vocabulary are about a hundredth."""
+"""A run of zeros is reported if it is at least a sixteenth of its tensor. Rows that pad a vocabulary are about a hundredth."""
 
 HOLE_BYTES: Final = 2**20
-"""Inside a layer's tensor it is reported from these bytes on: what clients download and sparse files leave out at a time."""
+"""Inside a layer's tensor it is reported from this many bytes: the chunk size of downloads and sparse files."""
 
-HOLE_HINT: Final = "was the file made without its bytes, or a download resumed over a hole?"
+HOLE_HINT: Final = "the file may be sparse, or its download incomplete: fetch it again"
 
 _NARROW: Final = ("F16", "F8_E4M3")
-"""Scales in these may have become zero by underflow; that of a wider one was written so."""
+"""Scales in these can become zero by underflow; in a wider dtype, zero was written on purpose."""
 
 
 @dataclass(slots=True)
 class Faults:
-    """How many elements have a fault, and the first of them."""
+    """The number of wrong elements, and the first of them."""
 
     count: int = 0
     first: int = -1
@@ -57,7 +57,7 @@ class Faults:
             self.merge(Faults(count, at + int(where.argmax())))
 
     def merge(self, other: Faults) -> None:
-        """Add what was counted elsewhere."""
+        """Add the count of another part."""
         if other.count:
             self.first = other.first if not self.count else min(self.first, other.first)
             self.count += other.count
@@ -65,9 +65,9 @@ class Faults:
 
 @dataclass(slots=True)
 class Tally:
-    """What was seen of a tensor so far. ``blocks`` are digests of `BLOCK` bytes, by number; kept of twins only.
+    """The results for a tensor so far. ``blocks`` are digests of `BLOCK` bytes, by number; for twins only.
 
-    ``samples`` are taken where the tensor is to be compared with its peers.
+    ``samples`` are for the comparison with its peers, where there is one.
     """
 
     samples: Samples | None = None
@@ -76,7 +76,7 @@ class Tally:
     blocks: dict[int, str] = field(default_factory=dict)
 
     def merge(self, other: Tally) -> None:
-        """Add what was seen of another part."""
+        """Add the results of another part."""
         self.all_zero = self.all_zero and other.all_zero
         for kind, faults in other.faults.items():
             self.faults.setdefault(kind, Faults()).merge(faults)
@@ -85,7 +85,7 @@ class Tally:
             self.samples.merge(other.samples)
 
     def look(self, data: npt.NDArray[np.uint8], offset: int, dtype: str, role: int, *, twin: bool = False) -> None:
-        """Look at the bytes of a part that begins ``offset`` bytes into the tensor, at an element (of a twin: at a block)."""
+        """Check a part that begins ``offset`` bytes into the tensor, at an element (of a twin: at a block)."""
         encoding = EXPONENT if role == Role.EXPONENT else encoding_of(dtype)
         for begin in range(0, len(data), PASS):
             part = data[begin : begin + PASS]
@@ -132,23 +132,23 @@ def findings_of(
 
     def say(kind: str, what: str) -> str:
         faults = tally.faults[kind]
-        return f"{faults.count:,} {what}, first at {place(faults.first, signature)}"
+        return f"{faults.count:,} {what}, first at {indices_of(faults.first, signature)}"
 
     total = int(np.prod(shape, dtype=np.int64))
     if unsound := [say(k, w) for k, w in (("nan", "NaN"), ("infinite", "infinite")) if k in tally.faults]:
         message = f"of {total:,} values {signature.dtype}: {'; '.join(unsound)}"
-        hint = "whatever is multiplied by it becomes NaN: fetch the shard again, or have the tensor written again"
+        hint = "results computed with it become NaN: fetch the shard again, or convert the model again"
         yield Finding("value-not-finite", "error", message, name, file=file, hint=hint)
     if role in SCALES:
         words = {
             "zero": "zero",
             "negative": "negative",
-            "small": f"absurdly small (bound {_bounds(role)[0]:g})",
-            "large": f"absurdly large (bound {_bounds(role)[1]:g})",
+            "small": f"implausibly small (bound {_bounds(role)[0]:g})",
+            "large": f"implausibly large (bound {_bounds(role)[1]:g})",
         }
-        if found := [k for k in words if k in tally.faults]:
-            message = f"of {total:,} factors {signature.dtype}: {'; '.join(say(k, words[k]) for k in found)}"
-            yield Finding("scale-implausible", _severity(found, signature.dtype), message, name, file=file)
+        if kinds := [k for k in words if k in tally.faults]:
+            message = f"of {total:,} factors {signature.dtype}: {'; '.join(say(k, words[k]) for k in kinds)}"
+            yield Finding("scale-implausible", _severity(kinds, signature.dtype), message, name, file=file)
     elif role == Role.WEIGHT and tally.all_zero and total:
         message = f"every value of {signature.dtype} {list(shape)} is zero"
         yield Finding("value-all-zero", "warning", message, name, file=file, hint=HOLE_HINT)
@@ -157,14 +157,14 @@ def findings_of(
     ):
         begin, length = sketch.hole
         message = (
-            f"{length:,} of its {signature.num_bytes:,} bytes are zero in one run, from byte {begin:,} on "
+            f"{length:,} of its {signature.num_bytes:,} bytes are zero in one run, from byte {begin:,} "
             f"({signature.dtype} {list(shape)})"
         )
         yield Finding("value-hole", "warning", message, name, file=file, hint=HOLE_HINT)
 
 
 def _is_hole(hole: tuple[int, int], name: str, num_bytes: int) -> bool:
-    """Return whether a run of zeros is more than rows that a vocabulary or a kernel was padded by."""
+    """Return whether a run of zeros is more than the padding of a vocabulary or a kernel."""
     begin, length = hole
     inside = begin + length < num_bytes and place_of(name)[1]
     return length * HOLE_SHARE >= num_bytes or bool(inside and length >= HOLE_BYTES)
@@ -183,8 +183,8 @@ def _severity(kinds: list[str], dtype: str) -> Severity:
     return "warning"
 
 
-def place(element: int, signature: Signature) -> list[int] | str:
-    """Return an element's indices; of formats narrower than a byte, the byte's number."""
+def indices_of(element: int, signature: Signature) -> list[int] | str:
+    """Return an element's indices; for dtypes narrower than a byte, the byte's number."""
     shape: tuple[int, ...] = signature.shape
     dims: Any = (*shape, 2) if signature.dtype == "C64" else shape
     if element >= int(np.prod(dims, dtype=np.int64)):

@@ -1,8 +1,7 @@
-"""Reading every byte once: looking at the values and hashing on the way, on all cores.
+"""Reads every byte once, on all cores, and checks values and hashes.
 
-SHA-256 goes through a file (or a tensor) from its first byte to its last, so files that are hashed are read by one thread
-each, the largest first. Of all others any thread takes the next chunk. A thread has one buffer, which it reads into again
-and again.
+SHA-256 needs the bytes of a file (or tensor) in order, so each hashed file is read by one thread, the largest file first.
+Chunks of other files are read by any thread. Each thread reuses one buffer.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ Buffer = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What reading all bytes came to. Bytes and seconds are those of this run, findings those of all files.
+    """The result of reading all bytes. Bytes and seconds are those of this run, findings those of all files.
 
-    ``num_recorded`` files were held against a recorded SHA-256, of which ``num_mismatched`` did not have it;
-    ``num_unrecorded`` shards have no record, or none was wanted. ``num_resumed`` files were read by an earlier run.
-    ``digests`` are the SHA-256 of each tensor's bytes, by name; empty where they were not taken.
+    ``num_recorded`` files were compared with a recorded SHA-256, ``num_mismatched`` of them differ; ``num_unrecorded`` shards
+    have no record, or it was not requested. ``num_resumed`` files were read by an earlier run. ``digests`` are the SHA-256 of
+    each tensor's bytes, by name; empty where they were not requested.
     """
 
     survey: Survey
@@ -56,12 +55,12 @@ class Verification:
 
     @property
     def sound(self) -> bool:
-        """Whether the plan is proven and nothing that was read is wrong; warnings and notes may remain."""
+        """Whether the plan is proven and no check failed; there may be warnings and notes."""
         return not errors(self.findings) and self.survey.roles.proof is not None
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest of what was read; of no tensor where their SHA-256 was not taken."""
+        """The manifest of what was read; empty where the SHA-256 of tensors was not requested."""
         checkpoint = self.survey.checkpoint
         return manifest_of(checkpoint.table, self.digests, checkpoint.path.name, sound=self.sound)
 
@@ -73,14 +72,14 @@ def verify_payload(
     num_threads: int | None = None,
     on_progress: Advance | None = None,
 ) -> Verification:
-    """Read what the survey asks for, and say what was found.
+    """Read the files of the survey, and return the results.
 
-    ``num_threads`` None: all cores, and up to 16 threads where there are fewer than that, since some wait for the disk.
-    ``on_progress`` is called from any thread with bytes that are done. Memory is `CHUNK` bytes a thread and what is found.
+    ``num_threads`` None: two for each core, since some wait for the disk, but no more than 16 or the number of cores.
+    ``on_progress`` is called from any thread with the bytes done. Memory is `CHUNK` bytes for each thread, and the results.
 
     Raises:
-        LoadError: a file cannot be read, ends early, or changed since its header was read. What was finished before is in
-            the journal.
+        LoadError: a file cannot be read, ends early, or changed since its header was read. Files finished before are in the
+            journal.
     """
     begin = time.perf_counter()
     journal = journal or Journal()
@@ -93,7 +92,7 @@ def verify_payload(
                 for done in [pool.submit(reading.work) for _ in range(threads)]:
                     done.result()
             finally:
-                reading.stop.set()  # after an interrupt the threads would go on
+                reading.stop.set()  # otherwise the threads continue after an interrupt
     finally:
         reading.close()
     entries = survey.done | reading.entries
@@ -102,15 +101,15 @@ def verify_payload(
     table = survey.checkpoint.table
     sketches = {table.ids[name]: sketch for entry in entries.values() for name, sketch in entry.sketches.items()}
     digests = {name: sha256 for entry in entries.values() for name, sha256 in (entry.digests or {}).items()}
-    beside = list(compare_peers(survey, sketches, findings))
-    if any(f.code == "value-all-zero" for f in beside):
-        findings = [f for f in findings if f.code != "value-all-zero"]  # of each tensor, which is said once of all
+    comparisons = list(compare_peers(survey, sketches, findings))
+    if any(f.code == "value-all-zero" for f in comparisons):
+        findings = [f for f in findings if f.code != "value-all-zero"]  # reported once for all tensors instead
     if survey.against is not None:
-        beside += differences(table, digests, survey.against)
+        comparisons += differences(table, digests, survey.against)
     mismatches = [f for task in survey.tasks for f in _mismatches(task, entries[task.name])]
     return Verification(
         survey=survey,
-        findings=ranked([*survey.findings, *mismatches, *findings, *compare(survey, blocks), *beside]),
+        findings=ranked([*survey.findings, *mismatches, *findings, *compare(survey, blocks), *comparisons]),
         num_files=len(survey.tasks),
         num_resumed=len(survey.done),
         num_recorded=sum(bool(t.records) for t in survey.tasks),
@@ -125,13 +124,13 @@ def verify_payload(
 def _mismatches(task: FileTask, entry: Entry) -> Iterator[Finding]:
     for record in task.records:
         if record.sha256 != entry.sha256:
-            message = f"its SHA-256 is {entry.sha256}, and {record.source} has {record.sha256}"
-            hint = "fetch the file again; if it was changed on purpose, the record is stale"
+            message = f"its SHA-256 is {entry.sha256}, but {record.source} has {record.sha256}"
+            hint = "fetch the file again; if it was changed on purpose, update the record"
             yield Finding("sha256-mismatch", "error", message, file=task.name, hint=hint)
 
 
 class _Reading:
-    """The work that threads share."""
+    """The work that the threads share."""
 
     def __init__(self, survey: Survey, journal: Journal, advance: Advance) -> None:
         self.survey = survey
@@ -144,7 +143,7 @@ class _Reading:
         self._units = self._divide()
 
     def _divide(self) -> Iterator[tuple[_File, list[tuple[int, int]]]]:
-        """Yield what a thread takes at a time: all chunks of a file that is hashed, else one."""
+        """Yield units of work for a thread: all chunks of a hashed file, or one chunk of another."""
 
         def order(task: FileTask) -> tuple[bool, int]:
             whole = bool(task.records) or self.survey.digesting
@@ -159,12 +158,12 @@ class _Reading:
             yield from ((file, unit) for unit in units)
 
     def close(self) -> None:
-        """Close the files that were not read to their end."""
+        """Close the files that were not read completely."""
         for file in self._files:
             file.close()
 
     def work(self) -> None:
-        """Take units until there are none, or until another thread failed."""
+        """Process units until there are none left, or another thread fails."""
         buffer = np.empty(CHUNK + 8, dtype=np.uint8)
         try:
             while not self.stop.is_set():
@@ -188,7 +187,7 @@ class _Reading:
 
 
 class _File:
-    """One file that is being read."""
+    """A file that is being read."""
 
     def __init__(self, survey: Survey, task: FileTask) -> None:
         self.survey = survey
@@ -202,9 +201,9 @@ class _File:
         self._store = LocalStore(survey.checkpoint.path)
 
     def read(self, start: int, stop: int, buffer: Buffer) -> None:
-        """Read a chunk, hash it where that is wanted, and look at what it has of each tensor.
+        """Read a chunk, hash it where requested, and check its part of each tensor.
 
-        The chunk lies in the buffer as it does in the file, modulo 8 bytes, so that elements lie on their own widths.
+        The chunk has the same offset modulo 8 bytes in the buffer as in the file, so that elements are aligned.
         """
         lead = start % 8
         data = buffer[lead : lead + stop - start]
@@ -239,16 +238,16 @@ class _File:
         self._store.close()
 
     def finished(self, num_chunks: int) -> bool:
-        """Count chunks as read; True for the one that was left last."""
+        """Count chunks as read; return True once none is left."""
         with self._lock:
             self.num_left -= num_chunks
             return self.num_left == 0
 
     def entry(self) -> Entry:
-        """Return what was found, once all is read.
+        """Return the file's results, once it is read completely.
 
         Raises:
-            LoadError: the file is not the one whose header was read.
+            LoadError: the file changed since its header was read.
         """
         task, table = self.task, self.survey.checkpoint.table
         stamp = None
@@ -256,7 +255,7 @@ class _File:
             stamp = self._store.stamp(task.name)
         self.close()
         if stamp != (task.size, task.mtime_ns):
-            raise LoadError(f"{task.name} changed while it was read", hint="verify again once it is at rest")
+            raise LoadError(f"{task.name} changed while it was read", hint="verify again when nothing writes to it")
         findings: list[Finding] = []
         sketches = {n: t.samples.sketch() for n, t in sorted(self._tallies.items()) if t.samples is not None}
         for number in sorted(self._tallies):

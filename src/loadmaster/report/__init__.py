@@ -1,1 +1,1 @@
-"""One value, several forms: findings, proofs and checkpoints as JSON and as text. Computes nothing new."""
+"""Shows findings, proofs and checkpoints to users, as JSON and as text. Computes nothing new."""

@@ -1,9 +1,9 @@
-"""Proofs and failures as the JSON object that ``loadmaster plan --json`` prints."""
+"""Turns proofs, failures and checkpoints into the JSON objects that ``--json`` prints."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -16,16 +16,16 @@ from loadmaster.plan import ParamSpec
 from loadmaster.plan.proof import SCOPE, Proof
 
 NOTHING_CHECKED = {"checked": [], "not_checked": [*SCOPE["checked"], *SCOPE["not_checked"]]}
-"""The scope of a failure that came before there was a plan to check."""
+"""The scope of a failure before there was a plan to check."""
 
 
 def proof_object(proof: Proof, elapsed_s: float, params: Sequence[ParamSpec] = ()) -> dict[str, Any]:
-    """Return the one object of a proof, with the parameters that were asked for; sizes are bytes, ``layers`` half open."""
+    """Return the object of a proof, with the requested parameters; sizes are bytes, ``layers`` is half open."""
     plan = proof.plan
     return {
         "proven": proof.proven,
         "scope": SCOPE,
-        "findings": [f.as_json() for f in proof.findings],
+        "findings": finding_objects(proof.findings),
         "waivers": [
             {"reason": w.reason, "num_tensors": w.num_tensors, "bytes": w.num_bytes, "pattern": w.pattern}
             for w in proof.waivers
@@ -42,6 +42,11 @@ def proof_object(proof: Proof, elapsed_s: float, params: Sequence[ParamSpec] = (
     }
 
 
+def finding_objects(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    """Return findings as a list of objects."""
+    return [f.as_json() for f in findings]
+
+
 def checkpoint_object(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return a checkpoint's counts."""
     return {
@@ -52,13 +57,13 @@ def checkpoint_object(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def failure_object(error: LoadmasterError, elapsed_s: float) -> dict[str, Any]:
-    """Return the same object for a failure that left nothing to prove: its findings, everything else empty."""
+    """Return the object of a failure, with the keys of `proof_object`; without a proof only the findings are filled in."""
     if isinstance(error, InputError) and (proof := getattr(error, "proof", None)) is not None:
         return proof_object(proof, elapsed_s)
     return {
         "proven": False,
         "scope": NOTHING_CHECKED,
-        "findings": [f.as_json() for f in findings_of(error)],
+        "findings": finding_objects(findings_of(error)),
         "waivers": [],
         "checkpoint": None,
         "layout": None,
@@ -72,7 +77,7 @@ def failure_object(error: LoadmasterError, elapsed_s: float) -> dict[str, Any]:
 
 
 def findings_of(error: LoadmasterError) -> tuple[Finding, ...]:
-    """Return what an error amounts to as findings."""
+    """Return an error's findings; an input error without findings becomes one."""
     if not isinstance(error, InputError):
         return ()
     if error.findings:
@@ -86,7 +91,7 @@ def dumps(value: Any) -> str:
 
 
 def architectures(config: Mapping[str, Any]) -> list[str] | None:
-    """Return the architectures that a config names, as they can be printed; None where they are no list of names.
+    """Return the architectures that a config names, safe to print; None where they are not a list of names.
 
     >>> architectures({"architectures": ["LlamaForCausalLM"]}), architectures({"architectures": {}})
     (['LlamaForCausalLM'], None)
@@ -98,7 +103,7 @@ def architectures(config: Mapping[str, Any]) -> list[str] | None:
 
 
 def inspection_object(checkpoint: Checkpoint, names: list[str] | None) -> dict[str, Any]:
-    """Return what a checkpoint holds; ``tensors`` only where ``names`` asks for them."""
+    """Return the object of a checkpoint's contents, with the tensors in ``names``."""
     table = checkpoint.table
     tensors = []
     for name in names or ():
@@ -120,6 +125,6 @@ def inspection_object(checkpoint: Checkpoint, names: list[str] | None) -> dict[s
         "architectures": architectures(config),
         "checkpoint": checkpoint_object(checkpoint),
         "files": [{"name": f.name, "bytes": f.size} for f in checkpoint.files],
-        "findings": [f.as_json() for f in checkpoint.findings],
+        "findings": finding_objects(checkpoint.findings),
         "tensors": tensors,
     }

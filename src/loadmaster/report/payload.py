@@ -1,4 +1,4 @@
-"""What reading a payload came to: as the JSON object of ``loadmaster verify --json``, and as text."""
+"""Shows the result of a verification: as the JSON object of ``loadmaster verify --json``, and as text."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from rich.markup import escape
 from loadmaster.findings import errors, gib
 from loadmaster.payload import Verification
 from loadmaster.payload.roles import SCALES, Roles
-from loadmaster.report.json import checkpoint_object
+from loadmaster.report.json import checkpoint_object, finding_objects
 from loadmaster.report.text import print_findings
 
 SCOPE: Final = (
     "plan of one rank proven, values finite, scales plausible, tensors like their peers, copies alike, files as recorded; "
-    "tensors of one shape that changed places, and numerics, not checked"
+    "not checked: swapped tensors of the same shape, numerics"
 )
-"""What a verification says, and what it does not."""
+"""What a verification checks, and what it does not."""
 
 SHOWN: Final = 20
-"""Findings of one code that are printed; JSON has all."""
+"""Most findings of one code that are printed; JSON has all."""
 
 NAMED: Final = 5
-"""Tensors that were not checked and are printed by name; JSON has all."""
+"""Most unchecked tensors that are printed by name; JSON has all."""
 
 
 def verification_object(result: Verification, manifest: Path | None = None) -> dict[str, Any]:
-    """Return the one object of a verification; sizes are bytes, times seconds. ``manifest`` is where one was written."""
+    """Return the object of a verification; sizes are bytes, times seconds. ``manifest`` is the file that was written, if any."""
     survey, roles = result.survey, result.survey.roles
     names = survey.checkpoint.table.names
     proof = roles.proof
     return {
         "sound": result.sound,
         "scope": SCOPE,
-        "findings": [f.as_json() for f in result.findings],
+        "findings": finding_objects(result.findings),
         "checkpoint": checkpoint_object(survey.checkpoint),
         "plan": {
             "proven": proof is not None and proof.proven,
@@ -93,7 +93,7 @@ def print_verification(console: Console, result: Verification, manifest: Path | 
         f"[bold]{escape(str(survey.checkpoint.path))}[/]  {len(table):,} tensors in {len(survey.checkpoint.files)} "
         f"file(s), {gib(table.payload_bytes)}"
     )
-    resumed = f"; {result.num_resumed} file(s) were read before" if result.num_resumed else ""
+    resumed = f"; {result.num_resumed} file(s) were read by an earlier run" if result.num_resumed else ""
     rate = result.read_bytes / result.seconds / 1e9
     say(f"read {gib(result.read_bytes)} in {result.seconds:.2f} s, {rate:.2f} GB/s{resumed}")
     for line in _checked(survey.roles, table.names):
@@ -101,15 +101,15 @@ def print_verification(console: Console, result: Verification, manifest: Path | 
     if survey.hashing:
         matched = result.num_recorded - result.num_mismatched
         say(
-            f"SHA-256: {matched} of {result.num_recorded} recorded file(s) have theirs; "
+            f"SHA-256: {matched} of {result.num_recorded} recorded file(s) match; "
             f"{result.num_unrecorded} shard(s) have no record"
         )
     else:
-        say("SHA-256: not asked for")
+        say("SHA-256: not requested")
     if against := _against(result):
         say(
-            f"against {escape(against['source'])}: {against['num_compared']:,} of its {against['num_tensors']:,} tensors "
-            "compared"
+            f"compared with {escape(against['source'])}: {against['num_compared']:,} of its {against['num_tensors']:,} "
+            "tensors"
         )
     if manifest is not None:
         say(f"manifest of {len(result.digests):,} tensors written to {escape(str(manifest))}")
@@ -122,26 +122,26 @@ def print_verification(console: Console, result: Verification, manifest: Path | 
     print_findings(console, shown)
     for code, count in seen.items():
         if count > SHOWN:
-            say(f"… and {count - SHOWN:,} more of {code}: --json prints all")
+            say(f"… and {count - SHOWN:,} more {code}: --json prints all")
     if result.sound:
         say("[bold green]sound[/]: plan of one rank, values, scales, peers, copies and records; numerics not checked")
     else:
-        planned = "" if survey.roles.unplanned is None else "; the plan could not be made"
+        planned = "" if survey.roles.unplanned is None else "; planning failed"
         say(f"[bold red]not sound[/]: {len(errors(result.findings))} error(s){planned}")
 
 
 def _checked(roles: Roles, names: list[str]) -> list[str]:
-    """Return what was checked and what was not, in lines."""
+    """Return lines on what was checked and what was not."""
     if roles.proof is None:
-        plan = f"plan: could not be made: {roles.unplanned}"
+        plan = f"plan: planning failed: {roles.unplanned}"
     elif roles.proof.proven:
         plan = "plan: proven, on one rank"
     else:
         plan = f"plan: not proven, {len(errors(roles.proof.findings))} error(s)"
-    by_name = f", {len(roles.named):,} of them told by their names alone" if roles.named else ""
+    by_name = f", {len(roles.named):,} of them recognised only by name" if roles.named else ""
     lines = [plan, f"scales: {_num_scales(roles):,} tensors{by_name}; copies: {len(roles.twins)} pair(s)"]
     for ids, what in (
-        (roles.scales, "tensors that are called scales"),
+        (roles.scales, "tensors named like scales"),
         (roles.encoded, f"of {roles.num_encoded:,} tensors in FP8 or packed"),
     ):
         if ids:

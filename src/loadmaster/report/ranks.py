@@ -1,7 +1,7 @@
-"""The figures of all ranks for people: a line for ranks that are alike, the totals, and what the columns mean.
+"""Prints the figures of all ranks: a table, the totals, and what the columns mean.
 
-One line a rank is readable up to a dozen or so. Of more ranks, those of one stage whose sizes are the same share a line;
-JSON keeps every rank apart.
+Ranks of one stage with the same sizes share a line, since one line for each is readable only up to a dozen or so. JSON lists
+every rank.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from loadmaster.findings import gib, ranges
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import RankFigures
 
-APART = 16
-"""As many ranks are told apart by every figure; of more, the number of reads is given as a range."""
+EXACT = 16
+"""Up to this many ranks share a line only if all figures are equal; of more, the number of reads is given as a range."""
 
 LEGEND = (
-    "needed: stored bytes that the rank's parameters are made of; fetched: bytes read for them; replica: needed bytes that "
-    "a lower rank needs too, or that the rank needs twice"
+    "needed: stored bytes of the rank's parameters; fetched: bytes read for them; replica: needed bytes that a lower rank "
+    "also needs, or that the rank needs twice"
 )
 SPANS = (
-    "a tensor that is cut across its rows lies in many short pieces for each rank, and the rank reads the span that holds "
-    "its pieces"
+    "for a tensor that is cut across its rows, each rank needs many short pieces, and reads the span that holds them"
 )
 
 
@@ -40,12 +39,12 @@ class Line:
 
 
 def unit_of(num_bytes: int) -> tuple[str, int]:
-    """Return the unit that the sizes of a table are told in, and its bytes."""
+    """Return the unit for the sizes in a table, and its bytes."""
     return ("GiB", 2**30) if num_bytes >= 2**30 else ("MiB", 2**20)
 
 
 def print_wide(console: Console, table: Table) -> None:
-    """Print a table whole, even where it is wider than the terminal."""
+    """Print a table completely, even if it is wider than the terminal."""
     width = console.width
     console.width = max(width, table.__rich_measure__(console, console.options.update(width=500)).maximum)
     console.print(table)
@@ -53,43 +52,43 @@ def print_wide(console: Console, table: Table) -> None:
 
 
 def lines_of(ranks: Sequence[RankFigures]) -> list[Line]:
-    """Return the lines that ``ranks`` are told in, in the order of their first ranks."""
+    """Return the lines of the table, in the order of their first ranks."""
     _, size = unit_of(max((r.resident_bytes for r in ranks), default=0))
     alike: dict[tuple[object, ...], list[RankFigures]] = defaultdict(list)
     for r in ranks:
-        reads = r.num_reads if len(ranks) <= APART else None
+        reads = r.num_reads if len(ranks) <= EXACT else None
         alike[r.pp_rank, r.layers, r.draft_layers, r.num_params, *_sizes(r, size), r.carries, reads].append(r)
-    lines = [line for group in alike.values() for line in _blocks(group)]
+    lines = [line for group in alike.values() for line in _rectangles(group)]
     return sorted(lines, key=lambda line: line.ranks[0].rank)
 
 
-def _blocks(group: Sequence[RankFigures]) -> Iterator[Line]:
-    """Divide ranks that are alike into blocks of data-parallel × tensor-parallel ranks."""
+def _rectangles(group: Sequence[RankFigures]) -> Iterator[Line]:
+    """Divide ranks that are alike into rectangles of data-parallel × tensor-parallel ranks."""
     tensor_ranks: dict[int, list[int]] = defaultdict(list)
     for r in group:
         tensor_ranks[r.dp_rank].append(r.tp_rank)
-    blocks: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for dp, tps in tensor_ranks.items():
-        blocks[tuple(sorted(tps))].append(dp)
-    for block, dps in blocks.items():
-        yield Line(tuple(r for r in group if r.dp_rank in dps), tuple(sorted(dps)), block)
+    rectangles: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for dp, members in tensor_ranks.items():
+        rectangles[tuple(sorted(members))].append(dp)
+    for tps, dps in rectangles.items():
+        yield Line(tuple(r for r in group if r.dp_rank in dps), tuple(sorted(dps)), tps)
 
 
 def print_ranks(console: Console, ranks: Sequence[RankFigures], layout: ParallelLayout) -> None:
     """Print the ranks' figures, the totals, and what the columns mean."""
     unit, size = unit_of(max((r.resident_bytes for r in ranks), default=0))
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    places = ["pp", "dp", "tp"] if layout.data_parallel_size > 1 else ["pp", "tp"]
-    for column in ("rank", *places, "layers", "params", f"resident {unit}", "needed", "fetched", "replica", "reads"):
+    axes = ["pp", "dp", "tp"] if layout.data_parallel_size > 1 else ["pp", "tp"]
+    for column in ("rank", *axes, "layers", "params", f"resident {unit}", "needed", "fetched", "replica", "reads"):
         table.add_column(column, justify="left" if column == "layers" else "right", no_wrap=True)
-    table.add_column("is handed", no_wrap=True)
+    table.add_column("receives", no_wrap=True)
     for line in lines_of(ranks):
         r = line.ranks[0]
         at = {"pp": str(r.pp_rank), "dp": ranges(line.dp), "tp": ranges(line.tp)}
         reads = [other.num_reads for other in line.ranks]
         table.add_row(
             _numbers([other.rank for other in line.ranks]),
-            *(at[place] for place in places),
+            *(at[axis] for axis in axes),
             f"{r.layers[0]}-{r.layers[1] - 1}" + "".join(f", mtp {d}" for d in r.draft_layers),
             f"{r.num_params:,}",
             *_sizes(r, size),
@@ -106,7 +105,7 @@ def _sizes(r: RankFigures, size: int) -> tuple[str, ...]:
 
 
 def _numbers(ranks: Sequence[int]) -> str:
-    """Return the numbers of ranks, of many runs only the first and the last.
+    """Return the numbers of ranks; of many runs only the first and the last.
 
     >>> _numbers([8, 9, 10]), _numbers([0, 1, 8, 9, 16, 17])
     ('8-10', '0-1, …, 16-17')

@@ -1,4 +1,4 @@
-"""Proofs, findings and checkpoints for people: tables, in colour only on a terminal."""
+"""Prints proofs, findings and checkpoints as text and tables; in colour only on a terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:
-    """Print findings, the worst first, each with where it is, what was expected and found, and a hint."""
+    """Print findings in the given order, each with its place, its message and a hint."""
     for f in findings:
         ranks = f"  rank {ranges(f.ranks)}" if f.ranks else ""
         console.print(f"[{_STYLE[f.severity]}]{f.severity}[/] {f.code}{ranks}", highlight=False)
@@ -36,7 +36,7 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
 
 
 def print_proof(console: Console, proof: Proof, elapsed_s: float, params: Sequence[ParamSpec] = ()) -> None:
-    """Print the verdict, each rank's figures, the waivers and the findings; first the parameters that were asked for."""
+    """Print the requested parameters, each rank's figures, the waivers, the findings and the verdict."""
     for s in params:
         alias = f"  is {s.alias}" if s.alias else ""
         console.print(f"{s.name}  {s.dtype} {list(s.shape)}{alias}", highlight=False, markup=False, soft_wrap=True)
@@ -100,7 +100,7 @@ def print_error(console: Console, error: LoadmasterError, findings: Sequence[Fin
 
 
 def print_checkpoint(console: Console, checkpoint: Checkpoint, names: Iterable[str] | None) -> None:
-    """Print what a checkpoint holds; with ``names``, those tensors one a line."""
+    """Print a checkpoint's contents; with ``names``, one line for each of those tensors."""
     table = checkpoint.table
     config = "no config" if checkpoint.config is None else _architecture(checkpoint.config)
     console.print(
@@ -138,7 +138,7 @@ def print_checkpoint(console: Console, checkpoint: Checkpoint, names: Iterable[s
 
 
 def print_load(console: Console, result: dict[str, Any]) -> None:
-    """Print a load report: what each rank read, and how fast."""
+    """Print a load report: the bytes that each rank read, and how fast."""
     unit, size = unit_of(max((r["resident_bytes"] for r in result["ranks"]), default=0))
     ranks = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for column in ("rank", f"needed {unit}", "fetched", "resident", "direct", "staged", "seconds", "GB/s"):
@@ -165,7 +165,7 @@ def print_load(console: Console, result: dict[str, Any]) -> None:
             peaks = f"{gib(r['peak_device_bytes'])} on the device, {gib(r['peak_host_bytes'])} on the host"
             console.print(f"rank {r['rank']} peak: {peaks}", highlight=False)
         if verified := r.get("verified"):
-            how = "written to" if verified["first"] else "held against"
+            how = "written to" if verified["first"] else "compared with"
             words = f"rank {r['rank']}: checksums {how} {verified['manifest']} in {verified['seconds']:.3f} s"
             console.print(words, highlight=False)
     console.print(f"[bold green]loaded[/] {gib(result['needed_bytes'])} in {result['seconds']:.2f} s", highlight=False)

@@ -1,6 +1,6 @@
-"""Makes checkpoints: tiny ones with random weights in the real layout, and full-size ones without the bytes.
+"""Writes checkpoints: tiny ones with random weights in the real layout, and full-size ones as sparse files.
 
-For tests, demonstrations and rehearsals: `loadmaster synth` writes them, everything else reads them like any other.
+For tests, demonstrations and rehearsals. `loadmaster synth` writes them; they are read like any other checkpoint.
 """
 
 from loadmaster.synth.described import read_config_file, write_described

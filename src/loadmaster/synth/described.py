@@ -1,4 +1,4 @@
-"""A full-size checkpoint of any config.json whose architecture is described, in this package or in another."""
+"""Writes a full-size checkpoint for any config.json whose architecture is supported, by this package or a plug-in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from loadmaster.synth.presets import Preset
 from loadmaster.synth.write import write_full_size
 
 SHARD_BYTES = 5 * 10**9
-"""About the size of a shard, as most models are published."""
+"""The size of a shard in most published models."""
 
 PLAIN = "BF16"
 
@@ -26,7 +26,7 @@ def read_config_file(file: Path) -> dict[str, Any]:
     """Return a model's config from a file of any name, or from the config.json of a folder.
 
     Raises:
-        InputError: there is no such file, or it is not a JSON object.
+        InputError: the file does not exist, or is not a JSON object.
     """
     if file.is_dir():
         file /= CONFIG
@@ -35,8 +35,8 @@ def read_config_file(file: Path) -> dict[str, Any]:
     config: dict[str, Any] | Finding | None
     if file.name == CONFIG:
         config, findings = read_config(file.parent)
-        if found := errors(findings):
-            raise InputError(f"{file}: {found[0].message}", hint=found[0].hint)
+        if defects := errors(findings):
+            raise InputError(f"{file}: {defects[0].message}", hint=defects[0].hint)
     else:
         config = read_object(file, "error")
     if isinstance(config, Finding):
@@ -46,14 +46,14 @@ def read_config_file(file: Path) -> dict[str, Any]:
 
 
 def write_described(config: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Write true headers and sparse bodies of the model that ``config``, a config.json, describes; see `write_full_size`.
+    """Write real headers and sparse bodies of the model that ``config``, a config.json, describes; see `write_full_size`.
 
-    Weights are in the first format that the config's ``quantization_config`` claims. Where it claims one that is not
-    supported, they are plain, and the config is written without it. The family's usual spelling is written.
+    Weights are in the first format that the config's ``quantization_config`` claims. If that is not supported, they are not
+    quantised, and the config is written without it. Names are in the family's usual spelling.
 
     Returns:
         ``num_tensors``, ``num_files`` and ``payload_bytes`` of what was written, and ``notes``: sentences on what the config
-        left open, or was not followed in.
+        does not state, or where it was not followed.
 
     Raises:
         ConfigError: the architecture is not known, or a size is missing or impossible.
@@ -67,13 +67,13 @@ def write_described(config: Mapping[str, Any], out: Path) -> dict[str, Any]:
         values = {k: v for k, v in values.items() if k != "quantization_config"}
         claims = read_claims(family.describe(values), PLAIN)
         notes.append(
-            f"the weights are plain ({claims.model_dtype}), and config.json is written without quantization_config: "
+            f"the weights are {claims.model_dtype}, and config.json is written without quantization_config: "
             + error.message
         )
     language = family.describe(values).values
     if not (language.get("dtype") or language.get("torch_dtype")):
-        notes.append(f"config.json names no dtype: what is not quantised is {claims.model_dtype}")
+        notes.append(f"config.json names no dtype: unquantised tensors are {claims.model_dtype}")
     preset = Preset("config", values, {}, num_shards=1, family=family)
     payload = sum(e.signature.num_bytes for e in inventory(preset, values))
-    made = write_full_size(Preset("config", values, {}, num_shards=-(-payload // SHARD_BYTES), family=family), out)
-    return {**made, "notes": notes}
+    written = write_full_size(Preset("config", values, {}, num_shards=-(-payload // SHARD_BYTES), family=family), out)
+    return {**written, "notes": notes}

@@ -1,4 +1,4 @@
-"""Which tensors a checkpoint of a preset holds: names, dtypes and shapes, in the order of the files."""
+"""Lists the tensors of a preset's checkpoint: names, dtypes and shapes, in file order."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from loadmaster.synth.presets import Preset
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor to be written.
+    """One tensor to write.
 
-    ``item`` is what it belongs to, None outside the language model. An encoded weight has one entry for each ``component``
-    of its ``format``, in order; ``number`` counts them.
+    ``item`` is the stored item that it belongs to, None outside the language model. An encoded weight has one entry for each
+    ``component`` of its ``format``, in order; ``number`` counts them.
     """
 
     name: str
@@ -34,7 +34,7 @@ STORED_OPTIONS = ("g_idx", "input_scale", "input_global_scale")
 
 
 def inventory(preset: Preset, config: dict[str, Any]) -> list[Entry]:
-    """Return every tensor of the checkpoint: what the config quantises in the first format it claims, the rest plain."""
+    """Return every tensor of the checkpoint; quantised ones are in the first format that the config claims."""
     family = preset.family_of(config)
     language = family.describe(config)
     schema = family.schema(language)
@@ -60,17 +60,17 @@ def _entries(preset: Preset, claims: Claims, item: Item, layer: int) -> Iterator
             continue
         shaped = format_.stacked() if item.stacked else format_
         written = (
-            (c, alone)
-            for c, alone in zip(shaped.components, format_.components, strict=True)
+            (c, unstacked)
+            for c, unstacked in zip(shaped.components, format_.components, strict=True)
             if not c.optional or c.suffix in STORED_OPTIONS
         )
-        for number, (component, alone) in enumerate(written):
+        for number, (component, unstacked) in enumerate(written):
             name = item.stored_name(component.suffix, layer, expert)
             component_dtype = component.dtypes[0]
             if preset.e8m0 and "F8_E8M0" in component.dtypes:
                 component_dtype = "F8_E8M0"
             shape = component.shape(item.shape)
-            if item.stacked and alone.is_scalar:
-                shape = shape[:-1]  # a number an expert
+            if item.stacked and unstacked.is_scalar:
+                shape = shape[:-1]  # one number for each expert
             signature = Signature(component_dtype, shape)
             yield Entry(name, signature, item, format_, component, number)

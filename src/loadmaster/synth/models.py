@@ -1,7 +1,7 @@
-"""Configs of published models, and what makes them small.
+"""Configs of published models, and the values that make them tiny.
 
 As released on Hugging Face (zai-org, deepseek-ai, moonshotai, meta-llama, HuggingFaceTB, mistralai, Qwen, openai, google,
-microsoft, ibm-granite, allenai, MiniMaxAI), keys that no one here reads left out.
+microsoft, ibm-granite, allenai, MiniMaxAI), without the keys that are not used here.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ GLM_51: dict[str, Any] = {
 }
 
 TINY_MLA: dict[str, Any] = {
-    # none of these is a multiple of the 128-wide blocks, so every cut and fusion meets ragged ones
+    # none is a multiple of the 128-wide quantisation blocks, so every cut and fusion has incomplete blocks
     "hidden_size": 320,
     "intermediate_size": 448,
     "kv_lora_rank": 80,
@@ -243,7 +243,7 @@ GEMMA3: dict[str, Any] = {
 
 
 def moe(model: str, architecture: str, **values: Any) -> dict[str, Any]:
-    """Return a config of a family with attention of heads, on the keys that all of them have."""
+    """Return the config of a mixture-of-experts model, with the keys that all of these have in common."""
     return {
         "architectures": [architecture],
         "model_type": model,
@@ -422,10 +422,10 @@ TINY_MOE: dict[str, Any] = {
     "n_routed_experts": 8,
     "num_experts_per_tok": 2,
 }
-"""Sizes of every family with experts; a config takes those of its own keys (`small`)."""
+"""Tiny sizes for every family with experts; `small` picks the keys that a config has."""
 
 
 def small(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
-    """Return what makes a config tiny: `TINY_MOE`'s value of each key it has, token ids, and ``changes``."""
+    """Return the values that make a config tiny: those of `TINY_MOE` for its keys, token ids, and ``changes``."""
     always = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {k: v for k, v in TINY_MOE.items() if k in config or k in always} | changes

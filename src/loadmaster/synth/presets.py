@@ -1,4 +1,4 @@
-"""The published models that can be made: their configs, formats, shards, and what of their headers the config does not say."""
+"""The published models that can be written: configs, formats, shards, and header details that are not in the config."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ GROUP, TINY_GROUP = 128, 32
 class Preset:
     """One published model.
 
-    ``tiny`` are the config values that make it small; nested objects are merged. ``formats`` are those that it is published
-    in beside its own (`QUANTISED`): each makes a preset ``name-format``. ``own_draft_head``: the MTP layer stores an
-    embedding and a head. ``f32`` are logical tensors stored as F32, ``e8m0``: so are FP8 scales as powers of two.
-    ``shard_name`` is the pattern of its files' names. ``extra`` are tensors outside the language model, as (dtype, shape).
-    ``family`` is the one that describes it, where it isn't found by the config's architecture; its usual spelling is
-    written.
+    ``tiny`` are the config values that make it small; nested objects are merged. ``formats`` are additional published formats
+    (`QUANTISED`): each makes a preset ``name-format``. ``own_draft_head``: the MTP layer stores an embedding and a head.
+    ``f32`` are logical tensors stored as F32. ``e8m0``: FP8 scales are stored as powers of two. ``shard_name`` is the pattern
+    of its file names. ``extra`` are tensors outside the language model, as (dtype, shape). ``family`` describes it, where the
+    config's architecture does not find it; names are in its usual spelling.
     """
 
     name: str
@@ -64,16 +63,16 @@ class Preset:
 
 
 def merged(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config with some values changed, inside nested objects too; None removes one.
+    """Return a config with some values changed, also inside nested objects; None removes one.
 
     >>> merged({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"c": 4}})
     {'a': 1, 'b': {'c': 4, 'd': 3}}
     """
-    made = dict(config)
+    values = dict(config)
     for key, value in changes.items():
-        nested = isinstance(value, Mapping) and isinstance(made.get(key), Mapping)
-        made[key] = merged(made[key], value) if nested else value
-    return {k: v for k, v in made.items() if v is not None}
+        nested = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
+        values[key] = merged(values[key], value) if nested else value
+    return {k: v for k, v in values.items() if v is not None}
 
 
 KIMI_K2: dict[str, Any] = {
@@ -101,7 +100,7 @@ TINY_KIMI: dict[str, Any] = {**m.TINY_MLA, "first_k_dense_replace": 1}
 def glm_ignored(num_layers: int, num_dense: int, num_drafts: int) -> list[str]:
     """Return GLM's published list of modules that are not quantised, for any size.
 
-    As released it names ``indexers_proj``, a module that does not exist (``indexer.weights_proj`` is meant).
+    The published list names ``indexers_proj``, which does not exist (the module is ``indexer.weights_proj``).
     """
     names = ["lm_head", "model.embed_tokens", "model.norm"]
     every = (
@@ -336,4 +335,4 @@ PRESETS: dict[str, Preset] = {
     )
     for p in family.in_formats()
 }
-"""Every model that can be made, by the name that ``loadmaster synth`` takes."""
+"""Every model that can be written, by the name that ``loadmaster synth`` accepts."""

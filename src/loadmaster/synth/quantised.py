@@ -1,6 +1,6 @@
-"""``quantization_config`` of published models, method by method, as their tools write it.
+"""The ``quantization_config`` of published models, one function for each method, as the quantisation tools write it.
 
-``group`` is the number of inputs that share a factor; tiny models have smaller ones.
+``group`` is the number of inputs that share a factor; it is smaller in tiny models.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _w4a16_asymmetric(group: int) -> Quantization:
 
 
 def _int4_experts(_: int) -> Quantization:
-    """Kimi-K2-Thinking: the routed experts alone, in groups of 32."""
+    """Kimi-K2-Thinking: only the routed experts, in groups of 32."""
     ignore = ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", r"re:.*mlp\.(gate|up|gate_up|down)_proj.*"]
     return _compressed("pack-quantized", ignore, num_bits=4, type="int", strategy="group", group_size=32)
 
@@ -140,4 +140,4 @@ QUANTISED: dict[str, Callable[[int], Quantization]] = {
     "gptq8": _gptq8,
     "mxfp4": _mxfp4,
 }
-"""What ``loadmaster synth`` calls it -> group size -> the quantization_config."""
+"""Name of the format in ``loadmaster synth`` -> function of the group size -> quantization_config."""

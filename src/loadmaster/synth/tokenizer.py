@@ -1,4 +1,4 @@
-"""A byte-level tokenizer in Hugging Face's format: every byte a token, and a few special ones after them."""
+"""Writes a byte-level tokenizer in Hugging Face's format: one token for each byte, then a few special tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHAT_TEMPLATE = (
 
 
 def write_tokenizer(out: Path, config: Mapping[str, Any]) -> None:
-    """Write tokenizer.json, tokenizer_config.json and generation_config.json beside a tiny checkpoint."""
+    """Write tokenizer.json, tokenizer_config.json and generation_config.json for a tiny checkpoint."""
     alphabet = _byte_alphabet()
     tokenizer: dict[str, Any] = {
         "version": "1.0",
@@ -61,7 +61,7 @@ def write_tokenizer(out: Path, config: Mapping[str, Any]) -> None:
 
 
 def _byte_alphabet() -> list[str]:
-    """Return GPT-2's printable stand-in for each byte, which the ByteLevel tokenizer uses."""
+    """Return GPT-2's printable character for each byte, which the ByteLevel tokenizer uses."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     letters = {b: chr(b) for b in printable}
     others = (b for b in range(256) if b not in letters)

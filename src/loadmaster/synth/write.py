@@ -1,4 +1,4 @@
-"""Writes checkpoints: shards, index, config, and for tiny ones a tokenizer."""
+"""Writes a checkpoint's files: shards, index, config, and for tiny ones a tokenizer."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ NUMPY: dict[str, Any] = {
     "F32": np.float32,
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
 }
-"""numpy's dtypes for the formats that are written."""
+"""The numpy dtypes of the written dtypes."""
 
 COPY_OF = {"mtp.embed": "embed", "mtp.head": "head"}
-"""A draft's own embedding and head are copies of the model's, as published."""
+"""A draft model's embedding and head are copies of the model's, as published."""
 
 E8M0 = ml_dtypes.float8_e8m0fnu
 
 
 def write_full_size(preset: Preset, out: Path, *, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Write the published model with true headers and sparse bodies, which take no disk and read as zeros.
+    """Write the published model with real headers and sparse bodies, which take no disk space and read as zeros.
 
     Returns:
         ``num_tensors``, ``num_files`` and ``payload_bytes`` of what was written.
@@ -53,7 +53,7 @@ def write_tiny(
     overrides: dict[str, Any] | None = None,
     num_shards: int | None = None,
 ) -> dict[str, Any]:
-    """Write a small model in the real layout: random weights, really quantised, with a working tokenizer.
+    """Write a small model in the real layout: random weights, quantised as published, with a working tokenizer.
 
     The same seed gives the same bytes. ``overrides`` change single config values.
 
@@ -70,10 +70,10 @@ def write_tiny(
             logical = entry.item.first.name if entry.item else ""
             if (original := COPY_OF.get(logical)) in originals:
                 return originals[original]
-            made = _random(entry, random).astype(NUMPY[entry.signature.dtype]).tobytes()
+            values = _random(entry, random).astype(NUMPY[entry.signature.dtype]).tobytes()
             if logical in COPY_OF.values():
-                originals[logical] = made
-            return made
+                originals[logical] = values
+            return values
         if entry.format.name != "fp8_block" or entry.number > 1:
             return _codes(entry, random)
         if entry.number == 1:
@@ -85,15 +85,15 @@ def write_tiny(
         ).tobytes()
         return weight.tobytes()
 
-    made = _write(preset, out, config, num_shards or preset.tiny_shards, body)
+    written = _write(preset, out, config, num_shards or preset.tiny_shards, body)
     write_tokenizer(out, preset.family_of(config).describe(config).values)
-    return made
+    return written
 
 
 def quantise_blocks(
     values: np.ndarray, block: tuple[int, int], *, powers: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Quantise ``values`` ``[…, rows, columns]`` to E4M3 with one F32 factor a block; the last blocks may be ragged.
+    """Quantise ``values`` ``[…, rows, columns]`` to E4M3 with one F32 factor for each block; the last blocks may be incomplete.
 
     ``powers``: the factors are powers of two.
     """
@@ -114,7 +114,7 @@ def quantise_blocks(
 
 
 def _codes(entry: Entry, random: np.random.Generator) -> bytes:
-    """Return random codes of a packed format, or factors that are positive and small, as a quantiser would leave them."""
+    """Return random codes of a packed format, or small positive factors, as a quantiser writes them."""
     shape, dtype = entry.signature.shape, entry.signature.dtype
     assert entry.component is not None
     assert entry.item is not None
@@ -176,7 +176,7 @@ def _write(
 
 
 def _divide(entries: Sequence[Entry], payload: int, num_shards: int) -> list[list[Entry]]:
-    """Divide entries over shards of about equal size, in order; a scale stays beside its weight."""
+    """Divide entries over shards of about equal size, in order; a scale stays in the shard of its weight."""
     shards: list[list[Entry]] = [[] for _ in range(num_shards)]
     done = 0
     for e in entries:
@@ -190,7 +190,7 @@ def _divide(entries: Sequence[Entry], payload: int, num_shards: int) -> list[lis
 def write_shard(
     path: Path, tensors: Sequence[tuple[str, str, tuple[int, ...]]], bodies: Iterable[bytes] | None
 ) -> None:
-    """Write one safetensors file of (name, dtype, shape); without ``bodies`` a sparse one."""
+    """Write one safetensors file of tensors (name, dtype, shape); without ``bodies`` the file is sparse."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, dtype, shape in tensors:

@@ -1,17 +1,17 @@
-"""For authors of model families: whether the three tables are right, asked from pytest.
+"""Checks for authors of model families: are the three tables right? To be called from pytest.
 
     from loadmaster.testing import check_family
 
     def test_the_tables_are_right(tmp_path):
         check_family(FAMILY, CONFIG, tmp_path)
 
-Each check raises `FamilyFaults`, an `AssertionError` whose sentences say what is wrong with which table. They go from
-cheap to thorough: `check_tables` looks at the tables alone; `check_plans` writes tiny checkpoints and proves them on a
-dozen layouts; `check_loading` loads them and compares bytes (torch); `compare_with_transformers` holds names and shapes
-against the model's class in transformers, without weights; `compare_placements` holds what is divided, and how, against
-its plan of tensor parallelism. `check_family` does all that the environment allows.
+Each check raises `FamilyFaults`, an `AssertionError` whose sentences say what is wrong, and in which table. From fast to
+thorough: `check_tables` checks only the tables; `check_plans` writes tiny checkpoints and proves them on a dozen layouts;
+`check_loading` loads them and compares bytes (needs torch); `compare_with_transformers` compares names and shapes with the
+model's class in transformers, without weights; `compare_placements` compares how tensors are divided with its
+tensor-parallel plan. `check_family` makes all checks that the environment allows.
 
-A family needs to be registered nowhere for this: `described` makes a checkpoint bring it along.
+The family does not need to be registered: `described` attaches it to a checkpoint.
 """
 
 from loadmaster.testing.family import check_family

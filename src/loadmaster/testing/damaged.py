@@ -1,4 +1,4 @@
-"""A sound checkpoint, damaged on purpose: tensors left out, renamed, changed or copied, a config that says otherwise."""
+"""Damages a sound checkpoint on purpose: drops, renames, changes or copies tensors, or changes the config."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ INDEX = "model.safetensors.index.json"
 
 
 class DamagedCheckpoint:
-    """A checkpoint in a folder of its own; each change is written at once, and the index, where there is one, follows."""
+    """A checkpoint in a folder. Each change is written at once, and the index, where there is one, is updated."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def names(self, pattern: str = "") -> list[str]:
-        """Return the stored names that hold a match of ``pattern``, in order."""
-        found = [n for shard in self._shards().values() for n in shard]
-        return sorted(n for n in found if re.search(pattern, n))
+        """Return the stored names that match ``pattern`` anywhere, sorted."""
+        stored = [n for shard in self._shards().values() for n in shard]
+        return sorted(n for n in stored if re.search(pattern, n))
 
     def drop(self, pattern: str) -> Self:
-        """Leave tensors out."""
+        """Remove tensors."""
         return self.each(pattern, lambda name, tensor: {})
 
     def rename(self, pattern: str, new: str) -> Self:
-        """Put ``new`` in place of the match, in every name that has one."""
+        """Replace the match with ``new`` in every name that has one."""
         return self.each(pattern, lambda name, tensor: {re.sub(pattern, new, name): tensor})
 
     def change(self, pattern: str, change: Change) -> Self:
-        """Put what ``change`` makes of a tensor in its place."""
+        """Replace each tensor with the result of ``change``."""
         return self.each(pattern, lambda name, tensor: {name: change(tensor).contiguous()})
 
     def copy(self, pattern: str, new: str) -> Self:
-        """Store tensors once more, under another name."""
+        """Store tensors again under another name."""
         return self.each(pattern, lambda name, tensor: {name: tensor, re.sub(pattern, new, name): tensor.clone()})
 
     def config(self, **changes: Any) -> Self:
@@ -64,8 +64,8 @@ class DamagedCheckpoint:
         """Return a stored tensor."""
         return next(shard[name] for shard in self._shards().values() if name in shard)
 
-    def each(self, pattern: str, made: Callable[[str, torch.Tensor], dict[str, torch.Tensor]]) -> Self:
-        """Put what ``made`` makes of each tensor that matches, by name, in its place."""
+    def each(self, pattern: str, replace: Callable[[str, torch.Tensor], dict[str, torch.Tensor]]) -> Self:
+        """Replace each tensor that matches with the tensors, by name, that ``replace`` returns."""
         from safetensors.torch import save_file
 
         weight_map: dict[str, str] = {}
@@ -75,7 +75,7 @@ class DamagedCheckpoint:
             for name, tensor in tensors.items():
                 hit = re.search(pattern, name) is not None
                 hits += hit
-                kept |= made(name, tensor) if hit else {name: tensor}
+                kept |= replace(name, tensor) if hit else {name: tensor}
             save_file(kept, self.path / file, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(kept, file)
         assert hits, f"nothing matches {pattern}"

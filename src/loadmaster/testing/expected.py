@@ -1,7 +1,7 @@
-"""What a rank's parameters must be, from whole stored tensors: the same tables, and nothing of the planner.
+"""Computes what a rank's parameters must be from whole stored tensors, by the same tables but without the planner.
 
-Slow and simple: each stored tensor is read whole, cut with numpy, and put beside the other parts of its parameter. Bytes
-are compared, so values are read as unsigned integers of their width.
+Slow and simple: each stored tensor is read completely, cut with numpy, and joined with the other parts of its parameter.
+Bytes are compared, so values are read as unsigned integers of their width.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PLAIN = Component("weight", (), (Grain(0), Grain(1), Grain(2)))
 
 
 class Expected:
-    """The parameters of one rank of ``plan``, whose checkpoint is spelled by ``spelling``."""
+    """The parameters of one rank of ``plan``, whose checkpoint has the names of ``spelling``."""
 
     def __init__(self, plan: Plan, rank: int, spelling: Spelling) -> None:
         self.plan, self.spelling = plan, spelling
@@ -38,29 +38,29 @@ class Expected:
         self.table = plan.checkpoint.table
         config = plan.family.describe(plan.config)
         self.formats = read_claims(config, plan.dtype).formats
-        self.own = {p.name: p for p in plan.target.params if p.stage is not None}
+        self.model_params = {p.name: p for p in plan.target.params if p.stage is not None}
 
     def arrays(self) -> dict[str, Bits]:
         """Return every parameter that is a copy of stored bytes, by name."""
-        made: dict[str, Bits] = {}
-        for param in self.own.values():
+        arrays: dict[str, Bits] = {}
+        for param in self.model_params.values():
             if param.is_on(self.at.pp_rank, len(self.plan.stages)):
-                made.update(self._model_param(param, param.name))
+                arrays.update(self._model_param(param, param.name))
         num_layers = len(self.plan.schema.layers)
         kinds = (*self.plan.schema.layers, *self.plan.schema.drafts)
         for layer in (*range(*self.derived.layers), *self.derived.draft_layers):
             for param in self.plan.target.params:
                 if param.stage is None:
                     name = self.plan.named(param.name, layer)
-                    found = dict(self._param(param, name, self.plan.schema.kinds[kinds[layer]], layer))
-                    if not found and param.otherwise and layer >= num_layers:
-                        found = self._model_param(self.own[param.otherwise], name)
-                    made.update(found)
-        return {name: array for name, array in made.items() if name in self._copied}
+                    components = dict(self._param(param, name, self.plan.schema.kinds[kinds[layer]], layer))
+                    if not components and param.otherwise and layer >= num_layers:
+                        components = self._model_param(self.model_params[param.otherwise], name)
+                    arrays.update(components)
+        return {name: array for name, array in arrays.items() if name in self._copied}
 
     @cached_property
     def _copied(self) -> set[str]:
-        """Parameters for which nothing is computed: they are in the number format of all that goes into them."""
+        """Parameters that are not computed: they have the dtype of all stored tensors that they are made of."""
         specs = self.derived.specs
         computed = {
             specs[i].name
@@ -71,11 +71,13 @@ class Expected:
         return {s.name for s in specs} - computed
 
     def _model_param(self, param: Param, name: str) -> dict[str, Bits]:
-        found = dict(self._param(param, name, self.plan.schema.top, -1))
-        return found or (self._model_param(self.own[param.otherwise], name) if param.otherwise else {})
+        components = dict(self._param(param, name, self.plan.schema.top, -1))
+        if components or not param.otherwise:
+            return components
+        return self._model_param(self.model_params[param.otherwise], name)
 
     def _param(self, param: Param, name: str, tensors: tuple[Tensor, ...], layer: int) -> Iterator[tuple[str, Bits]]:
-        """Yield the components of a parameter: its parts one after another. Nothing where they don't all exist."""
+        """Yield the components of a parameter, its parts joined. Nothing where a part does not exist."""
         holders = {t.name: (t, item) for item in items(tensors, self.spelling) for t in item.parts}
         if not all(p in holders for p in param.parts):
             return
@@ -88,9 +90,9 @@ class Expected:
             lead = 1 if holders[param.parts[0]][0].experts else 0
             along = next((d for d, g in enumerate(component.grains) if g.dim == 0 and g.kind != "inner"), None)
             if component.is_scalar:
-                arrays = [a.reshape(*a.shape[:lead], 1) for a in arrays]  # one number a part
+                arrays = [a.reshape(*a.shape[:lead], 1) for a in arrays]  # one number for each part
             if len({a.dtype for a in arrays}) > 1:
-                continue  # widths that are cast to one
+                continue  # parts of several widths, which are cast to one
             joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=lead + (along or 0))
             yield component_name(name, suffix) if component is not PLAIN else name, joined
 
@@ -98,15 +100,15 @@ class Expected:
         """Return the components of one logical tensor on this rank: its experts, its rows and columns."""
         format_ = self._format(item, layer)
         components = format_.components if format_ else (PLAIN,)
-        made = {}
+        parts = {}
         for component in components:
             if component.waived or self._id(item, component.suffix, layer) is None:
                 continue
             array = self._whole(item, component, layer, t)
             if array is None:
                 return None
-            made[component.suffix] = (component, self._placed(array, component, t, item, layer))
-        return made or None
+            parts[component.suffix] = (component, self._placed(array, component, t, item, layer))
+        return parts or None
 
     def _format(self, item: Item, layer: int) -> Format | None:
         for f in self.formats if item.first.quantised else ():
@@ -121,7 +123,7 @@ class Expected:
         return self.table.ids.get(item.stored_name(suffix, layer, expert))
 
     def _whole(self, item: Item, component: Component, layer: int, t: Tensor) -> Bits | None:
-        """Return a component as it is stored, out × in where it is plain; with the rank's experts in front."""
+        """Return a component as stored (unquantised weights as out × in), with the rank's experts as first dim."""
         slots = self._slots(t.experts)
         experts = slots if item.members else (0,)
         arrays = [self._read(self._id(item, component.suffix, layer, e)) for e in experts]
@@ -151,7 +153,7 @@ class Expected:
         return np.fromfile(file, width, count, offset=int(self.table.start[number])).reshape(signature.shape)
 
     def _unit(self, t: Tensor, item: Item, layer: int) -> int:
-        """Return in how many elements a tensor is cut: its unit, its words, and the words of the tensor that it feeds."""
+        """Return how many elements a cut keeps together: by its unit, its words, and those of the tensor that it feeds."""
         p = t.placement
         assert p is not None
         format_ = self._format(item, layer)
@@ -166,7 +168,7 @@ class Expected:
         return unit
 
     def _placed(self, array: Bits, component: Component, t: Tensor, item: Item, layer: int) -> Bits:
-        """Return the rank's rows and columns of ``t``: a factor belongs to rows of the whole item, parts before it included."""
+        """Return the rank's rows and columns of ``t``. Factors count rows in the whole item, including the parts before ``t``."""
         p, layout = t.placement, self.plan.layout
         packed = len(item.parts) > 1
         first, last = item.rows(t.name)
@@ -186,7 +188,7 @@ class Expected:
 
 
 def _lengthened(array: Bits, component: Component, t: Tensor, more: int) -> Bits:
-    """Return a component with zeros for ``more`` elements after the end of the dim that is divided."""
+    """Return a component with zeros for ``more`` elements at the end of the divided dim."""
     assert t.placement is not None
     lead = 1 if t.experts else 0
     grains = component.grains[: array.ndim - lead]

@@ -1,4 +1,4 @@
-"""All checks of a family, as far as the environment allows."""
+"""Makes all checks of a family that the environment allows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_family(
 ) -> tuple[str, ...]:
     """Check a family's tables on a tiny ``config``, and return the names of the checks that were made.
 
-    Without torch nothing is loaded; without transformers, or where it doesn't have the model, nothing is compared with it.
+    Loading needs torch; comparing needs transformers with a class for the model. Without them these checks are skipped.
 
     Raises:
         FamilyFaults: the tables are wrong.

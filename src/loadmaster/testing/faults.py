@@ -1,14 +1,14 @@
-"""What a check of the kit raises."""
+"""The error that the checks raise."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 SHOWN = 12
-"""Most sentences of one failure that are printed; one wrong line of a table can make many."""
+"""Most sentences that are printed; one wrong line of a table can cause many."""
 
 
-class FamilyFaults(AssertionError):  # noqa: N818  # it is what a test asserts, not an error of the kit
+class FamilyFaults(AssertionError):  # noqa: N818  # a failed assertion of a test
     """A family's tables are wrong: ``faults`` are sentences, each of which names the table."""
 
     def __init__(self, family: str, faults: tuple[str, ...]) -> None:
@@ -18,11 +18,11 @@ class FamilyFaults(AssertionError):  # noqa: N818  # it is what a test asserts, 
 
 
 def expect_none(family: str, faults: Iterable[str]) -> None:
-    """Raise what was found, each sentence once.
+    """Raise if there are any ``faults``; each sentence is reported once.
 
     Raises:
-        FamilyFaults: something was.
+        FamilyFaults: there are.
     """
-    found = tuple(dict.fromkeys(faults))
-    if found:
-        raise FamilyFaults(family, found)
+    sentences = tuple(dict.fromkeys(faults))
+    if sentences:
+        raise FamilyFaults(family, sentences)

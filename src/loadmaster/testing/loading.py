@@ -1,4 +1,4 @@
-"""Loading a family's tiny checkpoints, and comparing every parameter's bytes with what is stored (needs torch)."""
+"""Loads a family's tiny checkpoints and compares every parameter's bytes with the stored tensors (needs torch)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def check_loading(
 ) -> int:
     """Load every rank of every layout, and compare it byte by byte with the stored tensors.
 
-    What is expected is cut and put together from whole stored tensors, by the tables but not by the planner. Parameters
-    that are computed (decoded, cast) are left out. Returns how many were compared.
+    The expected bytes are cut from whole stored tensors, by the tables but without the planner. Computed parameters (decoded,
+    cast) are not compared. Returns how many were compared.
 
     Raises:
         FamilyFaults: the tables are wrong, a parameter differs, or none could be compared.
@@ -83,8 +83,8 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 def _difference(loaded: bytes, stored: bytes) -> str | None:
     if len(loaded) != len(stored):
-        return f"has {len(loaded):,} bytes, and what it is made of has {len(stored):,}"
+        return f"has {len(loaded):,} bytes, but the stored tensors give {len(stored):,}"
     if loaded != stored:
         first = next(i for i, (a, b) in enumerate(zip(loaded, stored, strict=True)) if a != b)
-        return f"differs from what is stored, from byte {first:,} of {len(stored):,}"
+        return f"differs from the stored bytes, first at byte {first:,} of {len(stored):,}"
     return None

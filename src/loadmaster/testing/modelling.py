@@ -1,6 +1,6 @@
-"""Names and shapes of a model's class in transformers, without weights, against those that the tables give.
+"""Compares the names and shapes that the tables give with those of the model's class in transformers, without weights.
 
-The class is built on the meta device, which takes no memory, so a full-size config can be compared as well as a tiny one.
+The class is built on the meta device, which takes no memory, so a full-size config works as well as a tiny one.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from loadmaster.testing.tables import Shapes, check_tables, stored_shapes
 
 
 def compare_with_transformers(family: Family, config: Mapping[str, Any]) -> None:
-    """Hold the tables against the class that ``config`` names in ``architectures``.
+    """Compare the tables with the class that ``config`` names in ``architectures``.
 
-    Some spelling of the family has to be that of the checkpoints which transformers saves, or of the names inside its
-    model, with equal shapes. MTP layers, which transformers does not build, and waived names are left out.
+    One of the family's spellings must have the names and shapes of the checkpoints that transformers saves, or of the
+    parameters of its model. MTP layers, which transformers does not build, and waived names are not compared.
 
     Raises:
-        FamilyFaults: none is; the sentences are about the spelling that comes nearest.
+        FamilyFaults: none of them has; the sentences are about the closest spelling.
         ImportError: transformers is not installed, or has no such class.
     """
     check_tables(family, config)
@@ -52,7 +52,7 @@ def has_model(config: Mapping[str, Any]) -> bool:
 
 
 def published_shapes(config: Mapping[str, Any]) -> Shapes:
-    """Return the names and shapes of a checkpoint of ``config`` as transformers saves it: what the tables have to say.
+    """Return the names and shapes of a checkpoint of ``config`` as transformers saves it: what the tables must give.
 
     Raises:
         ImportError: transformers is not installed, or has no class of this name.
@@ -61,15 +61,15 @@ def published_shapes(config: Mapping[str, Any]) -> Shapes:
 
 
 def names_inside(model: Any) -> Shapes:
-    """Return every parameter and buffer of a model that is saved, under its name in the model."""
+    """Return every saved parameter and buffer of a model, under its name in the model."""
     return {name: tuple(t.shape) for name, t in model.state_dict().items()}
 
 
 def names_saved(model: Any) -> Shapes:
-    """Return the same as transformers writes them to a checkpoint: experts one by one where they are published so."""
+    """Return them under their names in a checkpoint that transformers writes; experts may be separate there."""
     try:
         from transformers.core_model_loading import revert_weight_conversion
-    except ImportError:  # before transformers 5, what is inside is what is saved
+    except ImportError:  # before transformers 5 the names are the same
         return names_inside(model)
     return {name: tuple(t.shape) for name, t in revert_weight_conversion(model, model.state_dict()).items()}
 
@@ -79,20 +79,20 @@ def class_of(config: Mapping[str, Any]) -> Any:
     import transformers
 
     name = config["architectures"][0]
-    found = getattr(transformers, name, None)
-    if found is None:
+    model_class = getattr(transformers, name, None)
+    if model_class is None:
         raise ImportError(f"transformers {transformers.__version__} has no class {name}")
-    return found
+    return model_class
 
 
 def build_model(config: Mapping[str, Any]) -> Any:
     """Return transformers' model for ``config``, on the meta device: names and shapes, no memory."""
     import torch
 
-    found = class_of(config)
+    model_class = class_of(config)
     values = {k: v for k, v in config.items() if k not in ("architectures", "model_type", "quantization_config")}
     with torch.device("meta"):
-        return found(found.config_class(**values))
+        return model_class(model_class.config_class(**values))
 
 
 def _without(waived: tuple[tuple[str, str], ...], names: Shapes) -> Shapes:
@@ -101,21 +101,21 @@ def _without(waived: tuple[tuple[str, str], ...], names: Shapes) -> Shapes:
 
 
 def _differences(label: str, ours: Shapes, theirs: Shapes) -> Iterator[str]:
-    """Yield sentences about the first layer that differs of each kind of tensor; layers are mostly alike."""
+    """Yield sentences about differences, for each kind of tensor only in the first layer that differs."""
     missing = _first_of_a_kind(theirs.keys() - ours.keys())
     surplus = _first_of_a_kind(ours.keys() - theirs.keys())
     for name in missing:
         near = get_close_matches(name, surplus, 1, 0.8)
         nearest = f"; nearest: {near[0]}" if near else ""
-        yield f"{label}: transformers has {name} {list(theirs[name])}, which no table names{nearest}"
+        yield f"{label}: transformers has {name} {list(theirs[name])}, but no table names it{nearest}"
     for name in surplus:
-        yield f"{label}: {name} {list(ours[name])} is named, and transformers has no such tensor"
+        yield f"{label}: it names {name} {list(ours[name])}, but transformers has no such tensor"
     for name in _first_of_a_kind({n for n in ours.keys() & theirs.keys() if ours[n] != theirs[n]}):
-        yield f"schema: {name} is {list(ours[name])}, and in transformers {list(theirs[name])}"
+        yield f"schema: {name} is {list(ours[name])}, but {list(theirs[name])} in transformers"
 
 
 def _first_of_a_kind(names: set[str]) -> list[str]:
-    """Return one name for all that differ in their numbers alone, that of the first layer and expert."""
+    """Return one of all names that differ only in their numbers: that of the first layer and expert."""
     kinds: dict[str, str] = {}
     for name in sorted(names, key=lambda n: [int(part) if part.isdigit() else 0 for part in n.split(".")]):
         kinds.setdefault(re.sub(r"\d+", "#", name), name)

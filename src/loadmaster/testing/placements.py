@@ -1,9 +1,8 @@
-"""How tensors are divided, against the plans of tensor and expert parallelism that transformers has of a model.
+"""Compares how tensors are divided with the tensor-parallel and expert-parallel plans of transformers.
 
-A configuration class of transformers says for its modules how tensor-parallel ranks divide them: ``base_model_tp_plan``,
-and for experts that are dealt out whole ``base_model_ep_plan``. Not every module stands in them, and some ways say
-nothing about how the weight must be cut (an output that is gathered again). What could not be compared is listed with the
-reason: a comparison that is made of nothing is not a comparison.
+A configuration class of transformers says how tensor-parallel ranks divide its modules, ``base_model_tp_plan``, and how
+whole experts are distributed, ``base_model_ep_plan``. The plans do not name every module, and some styles do not say how the
+weight must be cut (an output that is gathered again). Tensors that could not be compared are listed with the reason.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from loadmaster.testing.tables import check_tables
 OUT: Final = "divided along its out dim"
 IN: Final = "divided along its in dim"
 WHOLE: Final = "held whole by every rank"
-DEALT: Final = "its plan says only that whole experts are dealt out"
-ANY: Final = "its output is gathered again, so that another cut can be right too"
+DISTRIBUTED: Final = "its plan only says that whole experts are distributed"
+ANY: Final = "its output is gathered again, so another cut can also be right"
 
 STYLES: Final[Mapping[str, str]] = {
     "colwise": OUT,
@@ -43,29 +42,29 @@ STYLES: Final[Mapping[str, str]] = {
     "replicate": WHOLE,
     "mla_kv_a_proj": WHOLE,
 }
-"""A style of transformers' plan → how it divides a weight [out, in]."""
+"""Style in transformers' plan → how it divides a weight [out, in]."""
 
 OF_EXPERTS: Final = ("grouped_gemm",)
-"""Styles of the plan of experts under which whole experts are dealt out: the weight is a stack of them."""
+"""Styles in the expert-parallel plan that distribute whole experts: the weight is a stack of them."""
 
 OF_MODULES: Final = (
     *("moe_tp_experts", "moe_identity_expert", "ep_dispatch_experts", "ep_router"),
     *("all_reduce", "gather", "local", "sequence_parallel"),
 )
-"""Styles that say how a module's inputs and outputs travel, and nothing of a weight."""
+"""Styles about a module's inputs and outputs, not about its weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What was held against transformers' plans. ``tensors`` are logical names that agree, ``left`` those that could not be
-    compared, with the reason.
+    """The result of comparing with transformers' plans. ``tensors`` are logical names that agree, ``left`` those that could
+    not be compared, with the reason.
     """
 
     tensors: tuple[str, ...]
     left: Mapping[str, str]
 
     def __str__(self) -> str:
-        """Say it in a line for each reason."""
+        """Return the counts, and a line for each reason."""
         lines = [f"{len(self.tensors)} of {len(self.tensors) + len(self.left)} tensors are placed as in transformers"]
         for reason in dict.fromkeys(self.left.values()):
             lines.append(f"not compared, {reason}: {', '.join(n for n, why in self.left.items() if why == reason)}")
@@ -73,10 +72,10 @@ class Compared:
 
 
 def compare_placements(family: Family, config: Mapping[str, Any]) -> Compared:
-    """Hold the schema's placements against the plans of the class that ``config`` names in ``architectures``.
+    """Compare the schema's placements with the plans of the class that ``config`` names in ``architectures``.
 
     Raises:
-        FamilyFaults: a tensor is divided in another way.
+        FamilyFaults: a tensor is divided differently.
         ImportError: transformers is not installed, or has no such class.
     """
     check_tables(family, config)
@@ -86,17 +85,19 @@ def compare_placements(family: Family, config: Mapping[str, Any]) -> Compared:
     agree, left, faults = [], {}, []
     for t in tensors.values():
         style, name, wanted = _style(family, t, styles)
-        dealt, stack, _ = _style(family, t, stacks)
-        if dealt in OF_EXPERTS and not t.experts:
-            faults.append(f"schema: {t.name} has no experts, and transformers deals out experts of {stack} ({dealt})")
+        distribution, stack, _ = _style(family, t, stacks)
+        if distribution in OF_EXPERTS and not t.experts:
+            faults.append(
+                f"schema: {t.name} has no experts, but transformers distributes experts of {stack} ({distribution})"
+            )
         elif style is None:
-            left[t.name] = "its plan does not name it" if dealt is None else DEALT
+            left[t.name] = "its plan does not name it" if distribution is None else DISTRIBUTED
         elif style not in STYLES:
-            left[t.name] = f"{style} is not known here"
+            left[t.name] = f"its style {style} is not known"
         elif wanted == ANY and _way(t) != OUT:
             left[t.name] = ANY
         elif wanted not in (ANY, _way(t)):
-            faults.append(f"schema: {t.name} is {_way(t)}, and in transformers {name} is {wanted} ({style})")
+            faults.append(f"schema: {t.name} is {_way(t)}, but in transformers {name} is {wanted} ({style})")
         else:
             agree.append(t.name)
     expect_none(family.name, faults)
@@ -104,7 +105,7 @@ def compare_placements(family: Family, config: Mapping[str, Any]) -> Compared:
 
 
 def plans_of(family: Family, config: Mapping[str, Any]) -> tuple[Mapping[str, str], Mapping[str, str]]:
-    """Return transformers' tensor-parallel plan, the head's included, and its plan of experts: module → style.
+    """Return transformers' tensor-parallel plan, including the head, and its expert-parallel plan: module → style.
 
     Raises:
         ImportError: transformers is not installed, or has no class of this name.
@@ -118,8 +119,9 @@ def plans_of(family: Family, config: Mapping[str, Any]) -> tuple[Mapping[str, st
 
 
 def _style(family: Family, t: Tensor, plan: Mapping[str, str]) -> tuple[str | None, str, str]:
-    """Return the style of the first entry that fits a tensor under any of its stored names, that entry's name, and how it
-    divides the tensor. Names of stacks go first: the plan is of the names inside transformers' model.
+    """Return style and name of the first entry that matches one of a tensor's stored names, and how it divides the tensor.
+
+    Names of stacks are tried first: the plan has the names inside transformers' model.
     """
     spelled = [spelling[t.name] for spelling in family.spellings if t.name in spelling]
     for stored in sorted(spelled, key=lambda s: isinstance(s, str)):
@@ -131,7 +133,7 @@ def _style(family: Family, t: Tensor, plan: Mapping[str, str]) -> tuple[str | No
 
 
 def _modules(spelled: str | Packed) -> Iterator[str]:
-    """Yield what a stored tensor may be called in a plan: with its module's name, and in the stack of all experts.
+    """Yield the names that a stored tensor may have in a plan: its own, its module's, and that of the stack of all experts.
 
     >>> "experts.gate_up_proj" in list(_modules("experts.{expert}.up_proj.weight"))
     True
@@ -148,11 +150,11 @@ def _modules(spelled: str | Packed) -> Iterator[str]:
 
 
 _IN_A_STACK = {"(gate_proj|up_proj|w1|w3)": "gate_up_proj", "(down_proj|w2)": "down_proj"}
-"""What the tensors of one expert are called in the stack that transformers makes of them."""
+"""Pattern of one expert's tensor → name of the stack that transformers makes of them."""
 
 
 def _wanted(t: Tensor, style: str, spelled: str | Packed) -> str:
-    """Return how a style divides a tensor: a bias along the out dim or not at all, a stack that lies (in, out) the other way."""
+    """Return how a style divides a tensor: a bias only along the out dim; a stack stored as (in, out) the other way round."""
     wanted = STYLES.get(style, "")
     if wanted == IN and len(t.shape) == 1:
         return WHOLE  # added once, after the sum

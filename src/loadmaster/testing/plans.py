@@ -1,4 +1,4 @@
-"""Tiny checkpoints of a family, and their plans on a dozen layouts."""
+"""Writes tiny checkpoints of a family and proves their plans on a dozen layouts."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def check_plans(
 ) -> None:
     """Write a tiny checkpoint in each spelling of the family, and prove it on each layout (`layouts_of`).
 
-    ``config`` is written as it is, so its sizes should be small: a few megabytes in all. With a ``quantization_config``
-    the weights are encoded. ``folder`` must be empty or not exist.
+    ``config`` is written unchanged, so its sizes should be small: a few megabytes in all. With a ``quantization_config`` the
+    weights are quantised. ``folder`` must be empty or not exist.
 
     Raises:
         FamilyFaults: the tables are wrong, or a plan is not proven.
@@ -36,9 +36,9 @@ def check_plans(
 
 
 def write_checkpoint(family: Family, config: Mapping[str, Any], folder: Path, *, spelling: int = 0) -> Checkpoint:
-    """Write a checkpoint of ``config`` into ``folder``, random weights and a tokenizer included, and open it.
+    """Write a checkpoint of ``config`` into ``folder``, with random weights and a tokenizer, and open it.
 
-    It brings its family with it (`described`), so it can be planned whether or not the family is registered.
+    The family is attached to it (`described`), so it can be planned whether or not the family is registered.
     """
     spelled = replace(family, spelling=family.spellings[spelling], variants=())
     write_tiny(Preset(family.name, dict(config), {}, num_shards=1, tiny_shards=2, family=spelled), folder)
@@ -46,38 +46,38 @@ def write_checkpoint(family: Family, config: Mapping[str, Any], folder: Path, *,
 
 
 def described(checkpoint: Checkpoint, family: Family) -> Checkpoint:
-    """Return the checkpoint as one of ``family``, whatever its config names: what `build_plan` makes of it is planned so."""
+    """Return the checkpoint with ``family`` attached: `build_plan` uses it, whatever architecture the config names."""
     return replace(checkpoint, config=DescribedConfig(checkpoint.config or {}, family))
 
 
 def layouts_of(family: Family, config: Mapping[str, Any]) -> tuple[ParallelLayout, ...]:
-    """Return about a dozen layouts that use every axis which the model has: stages, ranks, replicas, experts, drafts.
+    """Return about a dozen layouts over every axis that the model has: stages, ranks, replicas, experts, draft layers.
 
-    Tensor parallel sizes are 1, 2 and 4: a tiny config should have sizes that divide by 4, and experts too.
+    Tensor-parallel sizes are 1, 2 and 4: sizes and number of experts of a tiny config should divide by 4.
     """
     schema = family.schema(family.describe(config))
     num_layers = len(schema.layers)
-    made = [ParallelLayout()]
+    layouts = [ParallelLayout()]
     if num_layers > 1:
-        made += [ParallelLayout(2), ParallelLayout(2, layer_partition=(1, num_layers - 1)), ParallelLayout(2, 2)]
+        layouts += [ParallelLayout(2), ParallelLayout(2, layer_partition=(1, num_layers - 1)), ParallelLayout(2, 2)]
     if num_layers > 2:
-        made.append(ParallelLayout(min(num_layers, 4)))
-    made += [ParallelLayout(1, 2), ParallelLayout(1, 4), ParallelLayout(1, 2, data_parallel_size=2)]
-    made.append(ParallelLayout(min(num_layers, 2), 2, data_parallel_size=2))
+        layouts.append(ParallelLayout(min(num_layers, 4)))
+    layouts += [ParallelLayout(1, 2), ParallelLayout(1, 4), ParallelLayout(1, 2, data_parallel_size=2)]
+    layouts.append(ParallelLayout(min(num_layers, 2), 2, data_parallel_size=2))
     if _has_experts(schema):
-        made += [
+        layouts += [
             ParallelLayout(1, 2, enable_expert_parallel=True),
             ParallelLayout(1, 4, enable_expert_parallel=True, expert_placement="round_robin"),
             ParallelLayout(1, 2, enable_expert_parallel=True, num_redundant_experts=2),
             ParallelLayout(min(num_layers, 2), 2, enable_expert_parallel=True, data_parallel_size=2),
         ]
     if schema.drafts:
-        made += [ParallelLayout(num_draft_layers=1), ParallelLayout(min(num_layers, 2), 2, num_draft_layers=1)]
-    return tuple(dict.fromkeys(made))
+        layouts += [ParallelLayout(num_draft_layers=1), ParallelLayout(min(num_layers, 2), 2, num_draft_layers=1)]
+    return tuple(dict.fromkeys(layouts))
 
 
 def name_of(layout: ParallelLayout) -> str:
-    """Return a layout in a few words.
+    """Return a short name of a layout.
 
     >>> name_of(ParallelLayout(2, 4, enable_expert_parallel=True)), name_of(ParallelLayout())
     ('pp 2, tp 4, ep', 'one rank')
@@ -118,7 +118,7 @@ def _faults(
 
 
 def try_plan(checkpoint: Checkpoint, layout: ParallelLayout) -> Plan | str:
-    """Return the plan, or a sentence that says why there is none."""
+    """Return the plan, or a sentence on why planning failed."""
     try:
         return build_plan(checkpoint, layout)
     except LayoutError as error:

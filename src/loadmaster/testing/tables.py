@@ -1,4 +1,4 @@
-"""The tables alone: whether they agree with one another for a config, and which stored names they give for it."""
+"""Checks that a family's tables agree with one another for a config, and lists the stored names that they give."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Shapes = dict[str, tuple[int, ...]]
 def check_tables(family: Family, config: Mapping[str, Any]) -> None:
     """Check that the tables agree with one another for ``config``, a config.json of any size.
 
-    Every logical tensor is spelled, in every spelling, and makes up exactly one native parameter; no spelled name is
-    unknown to the other tables; no two tensors of any layers or experts share a stored name; what is packed or fused fits
-    together; what is divided has the dim and the unit; what is divided along the out dim is consumed along the in dim
-    (where tensors are named as the shared blocks name them); nothing needed is waived; no architecture is taken.
+    Every spelling names every logical tensor, and each is part of exactly one native parameter; spellings name no other
+    tensors; no two tensors share a stored name; shapes of packed and fused tensors fit together; divided tensors have the
+    dim and the unit; outputs divided along the out dim are consumed along the in dim (where tensors have the names of the
+    shared blocks); no needed tensor is waived; no other family has the architecture.
 
     Raises:
-        FamilyFaults: they don't.
+        FamilyFaults: they do not agree.
     """
     expect_none(family.name, _faults(family, config))
 
@@ -33,8 +33,8 @@ def check_tables(family: Family, config: Mapping[str, Any]) -> None:
 def unreached(family: Family, *configs: Mapping[str, Any]) -> frozenset[str]:
     """Return the spelled logical names that the schema has for none of ``configs``.
 
-    Blocks that families share spell more than each of them needs, such as biases. What is left here after a config of
-    every published model should be just that: a name that is missing in the schema is left as well.
+    The shared blocks spell more than each family needs, such as biases. With a config of every published model, only such
+    names should be returned; a tensor that is missing in the schema is returned too.
     """
     described = set()
     for config in configs:
@@ -44,9 +44,9 @@ def unreached(family: Family, *configs: Mapping[str, Any]) -> frozenset[str]:
 
 
 def stored_shapes(family: Family, config: Mapping[str, Any], spelling: int = 0, *, drafts: bool = True) -> Shapes:
-    """Return every tensor that a checkpoint of ``config`` stores, unquantised, as the tables say.
+    """Return every tensor of an unquantised checkpoint of ``config``, by the tables.
 
-    ``spelling`` numbers the family's spellings, 0 being the usual one. ``drafts``: with those of the MTP layers.
+    ``spelling`` is the number of one of the family's spellings; 0 is the usual one. ``drafts``: include MTP layers.
     """
     schema = family.schema(family.describe(config))
     return {
@@ -57,7 +57,7 @@ def stored_shapes(family: Family, config: Mapping[str, Any], spelling: int = 0, 
 
 
 def _stored(family: Family, schema: Schema, spelling: int) -> Iterator[tuple[int, int | None, Item]]:
-    """Yield layer (-1: the model itself), expert and item of every stored tensor."""
+    """Yield layer (-1: none), expert and item of every stored tensor."""
     kinds = enumerate((*schema.layers, *schema.drafts))
     for layer, tensors in [(-1, schema.top), *((layer, schema.kinds[kind]) for layer, kind in kinds)]:
         for item in items(tensors, family.spellings[spelling]):
@@ -68,13 +68,13 @@ def _stored(family: Family, schema: Schema, spelling: int) -> Iterator[tuple[int
 def _faults(family: Family, config: Mapping[str, Any]) -> Iterator[str]:
     names = config.get("architectures")
     if not family.architectures:
-        yield "family: it describes no architecture"
+        yield "family: it names no architecture"
     elif not isinstance(names, list) or names[:1] != [n for n in names[:1] if n in family.architectures]:
-        yield f"family: the config is of {names}, and it describes {', '.join(family.architectures)}"
+        yield f"family: the config names {names}, but the family describes {', '.join(family.architectures)}"
     for other in FAMILIES:
-        taken = sorted(set(other.architectures) & set(family.architectures))
-        if taken and other != family:
-            yield f"family: {taken[0]} is taken by loadmaster's own family {other.name!r}, which is looked up first"
+        shared = sorted(set(other.architectures) & set(family.architectures))
+        if shared and other != family:
+            yield f"family: {shared[0]} already belongs to loadmaster's family {other.name!r}, which is looked up first"
     try:
         schema = family.schema(family.describe(config))
     except LoadmasterError as error:
@@ -83,11 +83,11 @@ def _faults(family: Family, config: Mapping[str, Any]) -> Iterator[str]:
     except Exception as error:
         yield f"schema: it fails on this config: {type(error).__name__}: {error}"
         return
-    found = table_faults(family, schema)
-    yield from found
+    faults = table_faults(family, schema)
+    yield from faults
     if isinstance(schema, Schema):
         yield from _flow_faults(schema)
-    if not found:
+    if not faults:
         for number, label in enumerate(spelling_labels(family)):
             yield from (f"{label}: {fault}" for fault in _shared_names(family, schema, number))
 
@@ -97,46 +97,46 @@ YIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "out": ("qkvz",),
     "down": ("gate", "up", "gate_up"),
 }
-"""Within a module (``attn.``, ``mlp.``): last word of a logical name → those of the tensors whose outputs it consumes."""
+"""In a module (``attn.``, ``mlp.``): last word of a logical name → last words of the tensors whose outputs it consumes."""
 
 
 def _flow_faults(schema: Schema) -> Iterator[str]:
-    """Yield placements that do not meet: what a column-parallel product yields, a row-parallel one consumes.
+    """Yield placements that do not match: a row-parallel product must consume what a column-parallel one yields.
 
-    Only the names that `loadmaster.architectures.blocks` uses are known, so this finds nothing where others are used.
+    Only the names in `loadmaster.architectures.blocks` are known; tensors with other names are not checked.
     """
     for tensors in dict.fromkeys((*schema.kinds.values(),)):
         by_name = {t.name: t for t in tensors}
         for consumer in tensors:
             module, _, word = consumer.name.rpartition(".")
-            made = (by_name.get(f"{module}.{name}") for name in YIELDS.get(word, ()))
-            for producer in (t for t in made if t is not None and len(t.shape) == len(consumer.shape) == 2):
+            producers = (by_name.get(f"{module}.{name}") for name in YIELDS.get(word, ()))
+            for producer in (t for t in producers if t is not None and len(t.shape) == len(consumer.shape) == 2):
                 out, into = _parts(producer, 0), _parts(consumer, 1)
                 if (out is None) != (into is None):
                     yield (
-                        f"schema: {producer.name} is {'not ' if out is None else ''}divided along its out dim, and "
+                        f"schema: {producer.name} is {'not ' if out is None else ''}divided along its out dim, but "
                         f"{consumer.name}, which consumes it, is {'not ' if into is None else ''}divided along its in dim"
                     )
                 elif out != into:
                     yield (
-                        f"schema: {producer.name} is divided in {out} units along its out dim, and {consumer.name}, which "
+                        f"schema: {producer.name} is divided in {out} units along its out dim, but {consumer.name}, which "
                         f"consumes it, in {into} along its in dim"
                     )
 
 
 def _parts(t: Tensor, dim: int) -> int | None:
-    """Return in how many units a tensor is divided along ``dim``; None where it is not."""
+    """Return the number of units of a tensor divided along ``dim``; None where it is not divided."""
     p = t.placement
     return None if p is None or p.dim != dim else t.shape[dim] // p.unit
 
 
 def _shared_names(family: Family, schema: Schema, spelling: int) -> Iterator[str]:
-    """Yield the first stored name that stands for two tensors."""
+    """Yield the first stored name that two tensors share."""
     holders: dict[str, str] = {}
     for layer, expert, item in _stored(family, schema, spelling):
         name = item.stored_name("weight", layer, expert)
-        place = "the model itself" if layer < 0 else f"layer {layer}"
-        holder = f"{item.key} of {place}" + (f", expert {expert}" if expert is not None else "")
+        owner = "the model itself" if layer < 0 else f"layer {layer}"
+        holder = f"{item.key} of {owner}" + (f", expert {expert}" if expert is not None else "")
         if name in holders:
             yield f"{holders[name]} and {holder} are both stored as {name}"
             return
