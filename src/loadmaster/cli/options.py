@@ -5,12 +5,29 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from loadmaster.errors import UsageError
 
 if TYPE_CHECKING:
     from loadmaster.plan import WaiverRequest
+
+
+class Engines:
+    """The choices of ``--engine``: ``more``, then every engine. The registry is imported when they are first needed."""
+
+    def __init__(self, *more: str) -> None:
+        self._more = more
+
+    def __iter__(self) -> Iterator[str]:
+        from loadmaster.architectures.targets import ENGINES
+
+        return iter((*self._more, *ENGINES))
+
+    def __contains__(self, name: object) -> bool:
+        return name in tuple(self)
+
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "half": "F16", "float32": "F32", "float": "F32"}
 
