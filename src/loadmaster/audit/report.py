@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from loadmaster.audit.damage import KINDS
-from loadmaster.audit.notes import NOTES, READ_IN, Note
+from loadmaster.audit.notes import Note, read_notes
 from loadmaster.audit.page import Block, Heading, Items, Table, Text, code, html, markdown
 from loadmaster.audit.verdict import Verdict
 
@@ -88,17 +88,22 @@ def name_of(versions: Mapping[str, str]) -> str:
     >>> name_of({"vllm": "0.32.0+cpu"})
     'vllm-0.32'
     """
-    return f"vllm-{'.'.join(versions['vllm'].split('+')[0].split('.')[:2])}"
+    return f"vllm-{'.'.join(_version(versions).split('.')[:2])}"
+
+
+def _version(versions: Mapping[str, str]) -> str:
+    """Return vLLM's version without the name of its build."""
+    return versions["vllm"].split("+")[0]
 
 
 def title_of(versions: Mapping[str, str]) -> str:
     """Return the report's title."""
-    return f"vLLM {versions['vllm'].split('+')[0]}: what its loaders make of sound and defective checkpoints"
+    return f"vLLM {_version(versions)}: what its loaders make of sound and defective checkpoints"
 
 
 def report(versions: Mapping[str, str], rows: Sequence[Row]) -> Iterator[Block]:
     """Yield the blocks of the report."""
-    notes = NOTES if versions["vllm"].split("+")[0] == READ_IN else ()
+    notes = read_notes(name_of(versions), _version(versions))
     yield Heading(1, title_of(versions))
     yield Text(f"{SCOPE} Again: `loadmaster audit vllm`.")
     yield Text("Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".")
