@@ -1,4 +1,4 @@
-"""Options of vLLM on a command line: ignored aloud, refused by name, handed on; and what nobody knows."""
+"""Options of vLLM on a command line: ignored with a note, refused by name, passed on; and unknown options."""
 
 from __future__ import annotations
 

@@ -95,10 +95,10 @@ def test_large_models_are_in_shards_of_five_gigabytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--config", "{config}", "out", "--tiny"], "with --config the sizes are those of the file"),
-        (["llama", "out", "--config", "{config}", "--full-size"], "FAMILY (llama) and --config both say what to make"),
-        (["--config", "{config}", "--full-size"], "the folder to write is missing"),
-        (["llama", "--full-size"], "the folder to write is missing"),
+        (["--config", "{config}", "out", "--tiny"], "--tiny cannot be used with --config"),
+        (["llama", "out", "--config", "{config}", "--full-size"], "both FAMILY (llama) and --config are given"),
+        (["--config", "{config}", "--full-size"], "OUT, the folder to write, is missing"),
+        (["llama", "--full-size"], "OUT, the folder to write, is missing"),
         (["--config", "nowhere.json", "out", "--full-size"], "nowhere.json is not a file"),
         (["--config", "{broken}", "out", "--full-size"], "cannot be read: Expecting property name"),
         (["--config", "{list}", "out", "--full-size"], "is not a JSON object"),

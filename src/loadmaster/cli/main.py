@@ -1,7 +1,7 @@
 """``loadmaster COMMAND …``: the parser, and how errors are reported.
 
 Exit codes: 0 proven or done; 1 something is wrong with checkpoint, config or layout; 2 something is wrong with the command
-line; 3 a failure while loading or running, or standard output cannot be written; 70 a bug of this program; 130 after Ctrl-C.
+line; 3 a failure while loading or running, or a failed write to standard output; 70 a bug of this program; 130 after Ctrl-C.
 With ``--json`` one object is printed on standard output for 0, 1, 3 and 70. ``LOADMASTER_TRACEBACK=1`` in the environment
 adds the traceback of a failure or a bug.
 """
@@ -30,7 +30,7 @@ from loadmaster.integrations.vllm import carried
 COMMANDS = {
     "inspect": (inspect, "show the contents of a checkpoint"),
     "plan": (plan, "plan a checkpoint on a parallel layout and prove it, from headers alone"),
-    "verify": (verify, "read every byte, and check values, scales, copies and recorded SHA-256"),
+    "verify": (verify, "read every byte, and check values, scales, copies and recorded SHA-256 hashes"),
     "load": (load, "load a plan into host memory or onto GPUs, and report"),
     "generate": (generate, "generate text from one prompt"),
     "serve": (serve, "serve a model over the OpenAI API"),
