@@ -103,7 +103,7 @@ def test_large_models_are_in_shards_of_five_gigabytes(tmp_path: Path) -> None:
         (["--config", "{broken}", "out", "--full-size"], "cannot be read: Expecting property name"),
         (["--config", "{list}", "out", "--full-size"], "is not a JSON object"),
         (["--config", "{unknown}", "out", "--full-size"], "the architecture 'NobodyForCausalLM' is not known"),
-        (["nobody", "out", "--full-size"], "for a config.json of another model: --config FILE"),
+        (["nobody", "out", "--full-size"], "for another model's config.json use --config FILE"),
     ],
 )
 def test_what_cannot_be_made_is_said(
