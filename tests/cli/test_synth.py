@@ -64,7 +64,7 @@ def test_a_family_of_another_package_is_made_planned_and_refused_for_vllm_with_t
     )
     refused = python(tmp_path / "site", "-c", program, out)
     assert "OlmoeForCausalLM is not described for vllm-0.32: its family is from another package" in refused.stdout
-    assert "prove it for the native target, and let it be streamed" in refused.stdout
+    assert "prove it for the native target, and stream it" in refused.stdout
 
 
 def python(folder: Path, *args: object) -> subprocess.CompletedProcess[str]:

@@ -77,7 +77,7 @@ def _raised(seen: Attempt, subjects: Sequence[str], is_sound: bool) -> Judgement
         return Judgement(Verdict.NOT_RUN, f"the model cannot be built: {first_line(seen.message)}")
     when = f"after {seen.num_read:,} of the tensors" if seen.num_read else "before any tensor was read"
     error = f"{seen.error}: {first_line(seen.message)}" if seen.message else f"{seen.error}, without a word"
-    if not any(names_one(said, subjects) and says_what(said) for said in (seen.message, *seen.logged)):
+    if not any(names_one(text, subjects) and says_what(text) for text in (seen.message, *seen.logged)):
         return Judgement(Verdict.UNCLEAR, f"{error} ({when})")
     return Judgement(Verdict.LATE if seen.num_read else Verdict.CLEAR, f"{error} ({when})")
 
@@ -105,7 +105,7 @@ def _share(missing: int, total: int) -> str:
     return f"{missing:,} of its {total:,} bytes were not written"
 
 
-def names_one(said: str, subjects: Sequence[str]) -> bool:
+def names_one(text: str, subjects: Sequence[str]) -> bool:
     """Whether a message names something affected: the tensor itself, a parameter of the same module, or the file.
 
     A message may name the fused parameter that a tensor is part of, so the module above it is enough.
@@ -115,7 +115,7 @@ def names_one(said: str, subjects: Sequence[str]) -> bool:
     >>> names_one("layers.2.mlp is odd", ["model.layers.1.self_attn.k_proj.weight"])
     False
     """
-    return any(re.search(rf"(?<!\w){pattern}(?![0-9])", said) for name in subjects for pattern in _patterns(name))
+    return any(re.search(rf"(?<!\w){pattern}(?![0-9])", text) for name in subjects for pattern in _patterns(name))
 
 
 def _patterns(name: str) -> tuple[str, ...]:
@@ -136,7 +136,7 @@ def _patterns(name: str) -> tuple[str, ...]:
     return tuple(rf"{number}\.(?:\w+\.)*{re.escape('.'.join(part))}" for part in (above, last) if part)
 
 
-def says_what(said: str) -> bool:
+def says_what(text: str) -> bool:
     """Whether a message has more than names: a few words of letters only.
 
     >>> says_what("'layers.1.self_attn.z_proj.weight'")
@@ -144,7 +144,7 @@ def says_what(said: str) -> bool:
     >>> says_what("Attempted to load nested weight 'a.b' into a single parameter 'a'")
     True
     """
-    return len(re.findall(r"(?<![\w.'])[A-Za-z]{2,}(?![\w.'])", said)) >= MIN_WORDS
+    return len(re.findall(r"(?<![\w.'])[A-Za-z]{2,}(?![\w.'])", text)) >= MIN_WORDS
 
 
 def first_line(message: str, most: int = 240) -> str:

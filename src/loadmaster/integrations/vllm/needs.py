@@ -93,9 +93,9 @@ def _is_local_alone(name: str) -> bool:
 
 def _expert(name: str) -> tuple[str, int] | None:
     """Return the module of experts that a tensor of one expert belongs to, and the expert's number."""
-    before, found, after = name.partition(".experts.")
+    before, is_expert, after = name.partition(".experts.")
     number = _number(after)
-    return (f"{before}.experts", number) if found and number is not None else None
+    return (f"{before}.experts", number) if is_expert and number is not None else None
 
 
 def _held(module: str, experts: Mapping[str, frozenset[int]]) -> frozenset[int] | None:

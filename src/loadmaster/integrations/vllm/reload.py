@@ -35,16 +35,16 @@ def remembered(model: torch.nn.Module) -> Signatures | None:
     return signatures
 
 
-def check_found(proven: Signatures, found: Signatures, rank: str) -> None:
+def check_found(proven: Signatures, stored: Signatures, rank: str) -> None:
     """Refuse a checkpoint that lacks tensors of the original load.
 
     Raises:
         LoadError: names the rank and the tensors.
     """
     wrong = [
-        f"  {name}  {_shape(signature)}: {_shape(found[name]) if name in found else 'not in the checkpoint'}"
+        f"  {name}  {_shape(signature)}: {_shape(stored[name]) if name in stored else 'not in the checkpoint'}"
         for name, signature in proven.items()
-        if found.get(name) != signature
+        if stored.get(name) != signature
     ]
     if wrong:
         raise LoadError(
