@@ -19,7 +19,7 @@ def test_cases_are_listed_by_glob_without_the_engine(capsys: pytest.CaptureFixtu
 
 def test_a_glob_that_fits_nothing_is_an_error_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", "vllm", "--cases", "nothing/*"]) == 2
-    assert "'nothing/*' fits no case" in capsys.readouterr().err
+    assert "'nothing/*' matches no case" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")

@@ -1,4 +1,4 @@
-"""Options of vLLM on a command line: ignored aloud, refused by name, handed on; and what nobody knows."""
+"""Options of vLLM on a command line: ignored with a note, refused by name, passed on; and unknown options."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ from collections.abc import Sequence
 
 import pytest
 
-from loadmaster.cli.carried import carry_over, forwarded, note, refuse
 from loadmaster.cli.main import _commands, build_parser, main
-from loadmaster.cli.vllm_options import _EVERY, ANSWERS, FILES, HOSTS, OPTIONS, PLAN, SERVER, SHORT, TUNING
 from loadmaster.errors import UsageError
+from loadmaster.integrations.vllm.carried import carry_over, forwarded, note, refuse
+from loadmaster.integrations.vllm.serve_options import (
+    _EVERY,
+    ANSWERS,
+    FILES,
+    HOSTS,
+    OPTIONS,
+    PLAN,
+    SERVER,
+    SHORT,
+    TUNING,
+)
 from tests.conftest import Tiny
 
 COMMANDS = _commands(build_parser())
@@ -84,13 +94,13 @@ def test_what_is_ignored_is_said_in_one_line_and_json_stays_one_object(
         (["--hf_overrides", '{"num_hidden_layers": 2}'], "own config.json"),
         (["--hf-overrides.num_hidden_layers", "2"], "own config.json"),
         (["--cpu-offload-gb", "8"], "--cpu-offload-gb 8: all parameters of a rank are planned in its device's memory"),
-        (["--load-format", "fastsafetensors"], "--load-format fastsafetensors: safetensors are read, by a plan"),
-        (["-dcp", "2"], "--decode-context-parallel-size 2: context parallelism is not planned"),
+        (["--load-format", "fastsafetensors"], "--load-format fastsafetensors: only safetensors are read"),
+        (["-dcp", "2"], "--decode-context-parallel-size 2: context parallelism is not supported"),
         (["-pcp=4"], "--prefill-context-parallel-size 4: context"),
-        (["--enable-lora"], "--enable-lora: adapters are not planned"),
+        (["--enable-lora"], "--enable-lora: adapters are not supported"),
         (["--enable-eplb"], "vLLM then moves experts between ranks"),
         (["--spec-method", "mtp"], "--spec-method mtp: "),
-        (["--download-dir", "x"], "--download-dir x: models from the hub are looked for in the hub's cache"),
+        (["--download-dir", "x"], "--download-dir x: models from the hub are read from the hub's cache"),
     ],
 )
 def test_what_would_change_the_plan_is_refused_by_name_with_what_to_do(
@@ -121,9 +131,9 @@ def test_a_plan_covers_all_hosts_and_what_runs_here_does_not() -> None:
     assert noted("plan", "MODEL", "--nnodes", "2") == (
         "loadmaster plan: ignored: --nnodes (which host and device runs which rank)"
     )
-    with pytest.raises(UsageError, match="--nnodes 2: here all ranks run on this host"):
+    with pytest.raises(UsageError, match="--nnodes 2: all ranks run on this host"):
         left("load", "MODEL", "--nnodes", "2")
-    with pytest.raises(UsageError, match="--tokenizer x: the engine here has no such choice"):
+    with pytest.raises(UsageError, match="--tokenizer x: the native engine has no such option"):
         left("generate", "MODEL", "--tokenizer", "x")
 
 
@@ -134,7 +144,7 @@ def test_serve_hands_on_what_concerns_vllm_and_the_engine_here_refuses_what_it_d
     assert forwarded(carried) == [
         *("--max-num-seqs", "8", "--ssl-keyfile", "key", "--compilation-config.mode", "3", "--no-async-scheduling"),
     ]
-    with pytest.raises(UsageError, match="--ssl-keyfile key: the server here does not offer it"):
+    with pytest.raises(UsageError, match="--ssl-keyfile key: the native server does not support it"):
         for given in carried:
             refuse(given, "serve")
 
@@ -148,7 +158,7 @@ def test_serve_hands_on_what_concerns_vllm_and_the_engine_here_refuses_what_it_d
         (["--zzz"], "no option --zzz; `loadmaster plan --help` lists them"),
         (["--gpu-memory-utilization"], "--gpu-memory-utilization has no value"),
         (["--gpu-memory-utilization", "--json"], "--gpu-memory-utilization has no value"),
-        (["--speculative-config.method", "mtp"], "keys of --speculative-config are not read one by one"),
+        (["--speculative-config.method", "mtp"], "--speculative-config cannot be given key by key"),
         (["-pp", "two"], "'two' is not a whole number"),
         (["-tp", "0"], "0 is not at least 1"),
         (["--params", "x"], "'x' is not a whole number"),

@@ -88,7 +88,7 @@ def test_every_command_is_here() -> None:
 def test_standard_output_that_cannot_be_written_is_exit_3(command: str, after: str, said: str, run: Run) -> None:
     done = run(command, after=after)
     assert done.returncode == 3
-    assert f"loadmaster: error: standard output cannot be written: {said}" in done.stderr
+    assert f"loadmaster: error: cannot write standard output: {said}" in done.stderr
 
 
 @pytest.mark.parametrize("after", ["--json > /dev/full", "--help > /dev/full"])

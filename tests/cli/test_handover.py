@@ -133,7 +133,7 @@ def test_layers_of_each_stage_go_where_vllm_looks_for_them(fake: FakeVllm, tiny:
     assert started(serve(site, path, "-pp", 2, "--layer-partition", "1,3"))["layers"] == "1,3"
     refused = serve(site, path, "-pp", 2, VLLM_PP_LAYER_PARTITION="1,3")
     assert refused.returncode == 2
-    assert "VLLM_PP_LAYER_PARTITION is set, which the proof does not see" in refused.stderr
+    assert "VLLM_PP_LAYER_PARTITION is set, but the proof does not read it" in refused.stderr
 
 
 def test_what_is_not_proven_is_not_handed_over(fake: FakeVllm, tiny_copy: Tiny) -> None:
@@ -149,16 +149,16 @@ def test_what_is_not_proven_is_not_handed_over(fake: FakeVllm, tiny_copy: Tiny) 
     ("args", "code", "said"),
     [
         (["--engine", "vllm", "--json"], 2, "--json: vLLM writes its log"),
-        (["--engine", "vllm", "--quantization", "fp8"], 2, "after -- it goes to vLLM, unproven"),
-        (["--engine", "native", "--ssl-keyfile", "key"], 2, "--ssl-keyfile key: the server here does not offer it"),
-        (["--waive", "x=y", "--", "--model-loader-extra-config", "{}"], 2, "say both in one"),
+        (["--engine", "vllm", "--quantization", "fp8"], 2, "after -- it is passed to vLLM, unproven"),
+        (["--engine", "native", "--ssl-keyfile", "key"], 2, "--ssl-keyfile key: the native server does not support it"),
+        (["--waive", "x=y", "--", "--model-loader-extra-config", "{}"], 2, "give only --model-loader-extra-config"),
         (["--json"], 2, "--json: vLLM writes its log"),
         (["--engine", "vllm", "--port", "0"], 2, "--port 0"),
-        (["--", "--tensor_parallel_size=2"], 2, "--tensor_parallel_size=2 stands after --"),
-        (["--", "-pp", "2"], 2, "-pp stands after --"),
-        (["--engine", "native", "--", "--seed", "7"], 2, "another engine serves this: --engine native"),
-        (["--device", "cuda", "--", "--seed", "7"], 2, "--device cuda, and vLLM 0.32.0+cpu is built for cpu"),
-        (["--engine", "vllm", "--device", "cuda"], 1, "--device cuda, and vLLM 0.32.0+cpu is built for cpu"),
+        (["--", "--tensor_parallel_size=2"], 2, "--tensor_parallel_size=2 is given after --"),
+        (["--", "-pp", "2"], 2, "-pp is given after --"),
+        (["--engine", "native", "--", "--seed", "7"], 2, "the native engine serves this: --engine native"),
+        (["--device", "cuda", "--", "--seed", "7"], 2, "--device cuda, but vLLM 0.32.0+cpu is built for cpu"),
+        (["--engine", "vllm", "--device", "cuda"], 1, "--device cuda, but vLLM 0.32.0+cpu is built for cpu"),
     ],
 )
 def test_what_cannot_be_carried_over_is_refused(
@@ -185,8 +185,8 @@ def test_without_vllm_it_is_refused_and_with_a_build_for_another_device_it_is_no
     refused = serve(fake("0.32.0"), tiny("mixtral"), CUDA_VISIBLE_DEVICES="")
     said = " ".join(refused.stderr.split())
     assert refused.returncode == 1
-    assert "no engine serves this. native: config.json: MixtralForCausalLM is of the family mixtral" in said
-    assert "vllm: vLLM 0.32.0 is built for CUDA GPUs, and there is none here" in said
+    assert "no engine can serve this. native: config.json: MixtralForCausalLM is of the family mixtral" in said
+    assert "vllm: vLLM 0.32.0 is built for CUDA GPUs, and this host has none" in said
 
 
 def test_signals_are_vllms_own(fake: FakeVllm, tiny: Tiny) -> None:

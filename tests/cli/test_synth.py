@@ -64,7 +64,7 @@ def test_a_family_of_another_package_is_made_planned_and_refused_for_vllm_with_t
     )
     refused = python(tmp_path / "site", "-c", program, out)
     assert "OlmoeForCausalLM is not described for vllm-0.32: its family is from another package" in refused.stdout
-    assert "prove it for the native target, and let it be streamed" in refused.stdout
+    assert "prove it for the native target, and stream it" in refused.stdout
 
 
 def python(folder: Path, *args: object) -> subprocess.CompletedProcess[str]:
@@ -95,15 +95,15 @@ def test_large_models_are_in_shards_of_five_gigabytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--config", "{config}", "out", "--tiny"], "with --config the sizes are those of the file"),
-        (["llama", "out", "--config", "{config}", "--full-size"], "FAMILY (llama) and --config both say what to make"),
-        (["--config", "{config}", "--full-size"], "the folder to write is missing"),
-        (["llama", "--full-size"], "the folder to write is missing"),
+        (["--config", "{config}", "out", "--tiny"], "--tiny cannot be used with --config"),
+        (["llama", "out", "--config", "{config}", "--full-size"], "both FAMILY (llama) and --config are given"),
+        (["--config", "{config}", "--full-size"], "OUT, the folder to write, is missing"),
+        (["llama", "--full-size"], "OUT, the folder to write, is missing"),
         (["--config", "nowhere.json", "out", "--full-size"], "nowhere.json is not a file"),
         (["--config", "{broken}", "out", "--full-size"], "cannot be read: Expecting property name"),
         (["--config", "{list}", "out", "--full-size"], "is not a JSON object"),
         (["--config", "{unknown}", "out", "--full-size"], "the architecture 'NobodyForCausalLM' is not known"),
-        (["nobody", "out", "--full-size"], "for a config.json of another model: --config FILE"),
+        (["nobody", "out", "--full-size"], "for another model's config.json use --config FILE"),
     ],
 )
 def test_what_cannot_be_made_is_said(

@@ -153,4 +153,4 @@ def test_ctrl_c_ends_it_soon_and_says_how_to_go_on(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert (process.returncode, out) == (130, "")
-    assert "goes on from" in err and "Traceback" not in err
+    assert "to continue from" in err and "Traceback" not in err

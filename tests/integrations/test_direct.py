@@ -77,8 +77,8 @@ def configs(**changes: Any) -> tuple[Any, Any]:
         ({"hf_config_path": "elsewhere"}, "hf_config_path"),
         ({"cpu_offload_gb": 1.0}, "offloading"),
         ({"config_format": "mistral"}, "a config in the format mistral"),
-        ({"quantization": "fp8"}, "quantization fp8, and None in config.json"),
-        ({"architectures": ["Qwen3ForSequenceClassification"]}, "vLLM takes another architecture"),
+        ({"quantization": "fp8"}, "quantization is fp8, but None in config.json"),
+        ({"architectures": ["Qwen3ForSequenceClassification"]}, "vLLM uses another architecture"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
@@ -93,9 +93,9 @@ def test_what_vllm_is_asked_for_beyond_what_is_described_is_named(
 
 def test_another_version_or_another_class_is_not_described(tiny: Tiny) -> None:
     checkpoint = open_checkpoint(tiny("qwen3"))
-    with pytest.raises(Unfit, match=r"vLLM 0\.33\.1, and 0\.32 is described"):
+    with pytest.raises(Unfit, match=r"this is vLLM 0\.33\.1, only 0\.32 is described"):
         check_fit(*configs(), checkpoint, Qwen3ForCausalLM, "0.33.1")
-    with pytest.raises(Unfit, match=r"Qwen3ForCausalLM is made torch\.nn\.\S+Linear here"):
+    with pytest.raises(Unfit, match=r"Qwen3ForCausalLM is built as torch\.nn\.\S+Linear"):
         check_fit(*configs(), checkpoint, torch.nn.Linear, "0.32.0")
 
 
@@ -141,7 +141,7 @@ def test_what_every_model_lacks_is_refused_with_the_findings(tiny_copy: Tiny) ->
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda m: m.rename(r"self_attn\.o_proj", "self_attn.out_proj"), "and 4 stored tensors go nowhere"),
+        (lambda m: m.rename(r"self_attn\.o_proj", "self_attn.out_proj"), "and no parameter needs 4 stored tensors"),
         (lambda m: m.copy(r"0\.self_attn\.o_proj", "0.self_attn.z_proj"), "tensor-unexpected"),
         (lambda m: m.config(attention_bias=True), r"tensor-missing: \S+bias"),
         (lambda m: m.config(num_attention_heads=None), "num_attention_heads"),
@@ -223,10 +223,10 @@ def test_a_model_with_other_parameters_does_not_fit_and_each_is_named(tiny: Tiny
     assert said(norm, torch.empty(128, dtype=dtype, device="meta"))[0].startswith("parameters are on several devices")
     with torch.inference_mode():
         made_there = torch.empty(128, dtype=dtype)
-    assert said(norm, made_there) == [f"{norm} was made in inference mode, which lets no other thread write to it"]
+    assert said(norm, made_there) == [f"{norm} was made in inference mode, so other threads cannot write to it"]
     model = built(made)
     del model.get_submodule("model.norm").weight
-    assert reasons(made, model) == [f"{norm} is not a parameter here"]
+    assert reasons(made, model) == [f"{norm} is not a parameter of the model"]
     put(model, norm, torch.nn.Parameter(torch.empty(128, dtype=dtype), requires_grad=False))
     put(model, "model.layers.0.self_attn.attn.k_scale", torch.nn.Parameter(torch.ones(1)))
     assert reasons(made, model, "model.layers.0.self_attn.attn.k_scale") == []
@@ -237,10 +237,10 @@ def test_memory_is_shared_where_the_plan_says_so_and_nowhere_else(tiny: Tiny) ->
     tied, apart = planned(tiny("smollm2")), planned(tiny("qwen3"))
     model = built(tied)
     put(model, head, torch.nn.Parameter(torch.empty_like(find(model, embedding)), requires_grad=False))
-    assert f"{head} is not {embedding} here, and is in the plan" in reasons(tied, model)
+    assert f"{head} is {embedding} in the plan, but not in the model" in reasons(tied, model)
     model = built(apart)
     put(model, head, find(model, embedding))
-    assert reasons(apart, model) == [f"{head} is {embedding} here, and is not in the plan"]
+    assert reasons(apart, model) == [f"{head} is {embedding} in the model, but not in the plan"]
 
 
 def test_scales_of_a_cache_that_are_stored_are_not_left_out(tiny_copy: Tiny) -> None:
@@ -274,6 +274,6 @@ def test_experts_are_those_of_the_plan(tiny: Tiny) -> None:
     assert reasons(spread, with_experts(built(spread), [0, 1, 2, 3], (0, 1))) == []
     (first, *_) = reasons(spread, with_experts(built(spread), [0, 2, 4, 6], (0, 1)))
     name = "model.layers.0.mlp.experts.routed_experts"
-    assert first == f"{name} holds the experts 0, 2, 4, 6 here and 0, 1, 2, 3 in the plan"
+    assert first == f"{name} holds the experts 0, 2, 4, 6 in the model and 0, 1, 2, 3 in the plan"
     (first, *_) = reasons(cut, with_experts(built(cut), None, (1, 2)))
-    assert first == f"{name} is share 1 of 2 here and 0 of 2 in the plan"
+    assert first == f"{name} is share 1 of 2 in the model and 0 of 2 in the plan"

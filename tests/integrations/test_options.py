@@ -20,7 +20,7 @@ def test_nothing_said_is_the_defaults() -> None:
     [
         ({"enable_multithread_load": True}, "no option enable_multithread_load"),
         ({"verify": 1}, "verify is 1, expected true or false"),
-        ({"num_readers": 0}, "num_readers is 0, expected a number from 1 on"),
+        ({"num_readers": 0}, "num_readers is 0, expected a whole number of at least 1"),
         ({"num_readers": True}, "num_readers is True"),
         ({"staging_bytes": "1 GiB"}, "staging_bytes is '1 GiB'"),
         ({"direct": "yes"}, "direct is 'yes', expected \"auto\", true or false"),

@@ -34,16 +34,16 @@ def test_any_order_will_do_and_what_is_another_ranks_is_left_out(model: Any) -> 
 def test_what_never_came_is_named_after_the_last(model: Any) -> None:
     passed = received(model, [("b", tensor(B))])
     assert next(passed)[0] == "b"
-    with pytest.raises(LoadError, match=r"1 of 2 tensors never came:\n\n  a  BF16 \[2, 3\]"):
+    with pytest.raises(LoadError, match=r"1 of 2 tensors did not arrive:\n\n  a  BF16 \[2, 3\]"):
         next(passed)
 
 
 @pytest.mark.parametrize(
     ("pushed", "message"),
     [
-        ([("a", tensor(B))], r"a came as float32 \[4\], expected BF16 \[2, 3\]"),
-        ([("a", tensor(A).float())], r"a came as float32 \[2, 3\], expected BF16"),
-        ([("a", tensor(A)), ("a", tensor(A))], "a came twice"),
+        ([("a", tensor(B))], r"a arrived as float32 \[4\], expected BF16 \[2, 3\]"),
+        ([("a", tensor(A).float())], r"a arrived as float32 \[2, 3\], expected BF16"),
+        ([("a", tensor(A)), ("a", tensor(A))], "a arrived twice"),
     ],
 )
 def test_other_shapes_formats_and_a_second_time_are_refused(
@@ -61,7 +61,8 @@ def test_a_model_that_was_not_proven_is_refused_at_once() -> None:
 def test_a_checkpoint_must_have_what_the_model_was_loaded_from() -> None:
     check_found({"a": A}, {"a": A, "more": B}, "rank 0")
     with pytest.raises(
-        LoadError, match=r"rank 0: 2 of the tensors .*\n\n  a  BF16 \[2, 3\]: F32 \[4\]\n  b .*not in the"
+        LoadError,
+        match=r"rank 0: cannot reload: 2 tensors .*\n\n  a  BF16 \[2, 3\]: F32 \[4\]\n  b .*not in the",
     ):
         check_found({"a": A, "b": B}, {"a": B}, "rank 0")
     many = {f"t{i}": A for i in range(SHOWN + 3)}

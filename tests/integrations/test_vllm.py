@@ -218,7 +218,7 @@ def test_a_defective_checkpoint_is_refused_before_the_model_is_built(
 
     monkeypatch.setattr(BaseModelLoader, "create_model", lambda *_, **__: pytest.fail("it was built"))
     path = damaged(preset).drop(dropped).path
-    with pytest.raises(PlanError, match="nothing was allocated, for the plan is not proven") as refused:
+    with pytest.raises(PlanError, match="the plan is not proven; nothing was allocated") as refused:
         load(path, Rank((0, 2)))
     assert told in str(refused.value)
 
@@ -259,7 +259,7 @@ def test_experts_that_vllm_deals_out_in_another_way_are_streamed(made: Callable[
     """vLLM takes turns only where experts are in groups: only the model that it built knows."""
     path, rank, turns = made("qwen3-moe"), Rank(tp=(1, 2), ep=True), {"expert_placement_strategy": "round_robin"}
     assert differences(load(path, rank, **turns), load(path, rank, load_format="auto", **turns)) == []
-    assert "routed_experts holds the experts 4, 5, 6, 7 here and 1, 3, 5, 7 in the plan" in said[0]
+    assert "routed_experts holds the experts 4, 5, 6, 7 in the model and 1, 3, 5, 7 in the plan" in said[0]
 
 
 def test_it_is_said_that_parameters_were_written_directly(made: Callable[[str], Path], said: list[str]) -> None:
@@ -373,7 +373,7 @@ def test_tensors_that_are_pushed_make_what_vllm_makes_when_it_loads_their_checkp
     assert [n for n in wanted if not torch.equal(wanted[n], found[n])] == []
     assert [n for n in wanted if "proj" in n and wanted[n].numel() and torch.equal(wanted[n], old[n])] == []
     lacking = next(n for n in new if "k_proj" in n and n.startswith("model.layers.3."))
-    with pytest.raises(LoadError, match=f"1 of [0-9]+ tensors never came:\n\n  {re.escape(lacking)}"):
+    with pytest.raises(LoadError, match=f"1 of [0-9]+ tensors did not arrive:\n\n  {re.escape(lacking)}"):
         push(built, {n: t for n, t in new.items() if n != lacking})
 
 

@@ -153,5 +153,5 @@ def test_what_is_not_described_is_refused_by_name(
 
 
 def test_an_unknown_target_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(UnsupportedError, match=r"the target 'vllm-0\.1' is not known"):
+    with pytest.raises(UnsupportedError, match=r"unknown target 'vllm-0\.1'"):
         build_plan(open_checkpoint(tiny("qwen3")), target="vllm-0.1")

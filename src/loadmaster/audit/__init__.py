@@ -1,8 +1,8 @@
-"""What an engine's own loaders make of sound and defective checkpoints, and what should be made of that.
+"""Tests an engine's own loaders with sound and defective checkpoints, and judges the results.
 
     loadmaster audit vllm
 
-`cases` says what is loaded, `damage` what is done to it before, `run` has each loaded in a process of its own (`isolate`,
-`attempt`) and `verdict` judges what was observed there, against parameters that `reference` makes without the engine.
-`notes` is what reading the engine's code showed of the causes, and `report` puts it all on a page.
+`cases` lists the checkpoints and `damage` their defects. `run` loads each in a separate process (`isolate`, `attempt`) on a
+rank that `ranks` simulates. `verdict` judges what was observed, against parameters that `reference` makes without the engine.
+`notes` holds the causes that reading the engine's code showed, and `report` writes the page.
 """

@@ -1,6 +1,6 @@
-"""One load format, one checkpoint, one rank: what the engine did, and what then stood in the model's parameters.
+"""One load of one checkpoint on one rank: what the engine did, and what the model's parameters then held.
 
-Needs vLLM and torch, and runs in a process of its own (`isolate`): engines may end theirs.
+Needs vLLM and torch, and runs in a separate process (`isolate`), because engines may end theirs.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def attempt(
     process: bool = False,
     **engine: Any,
 ) -> Attempt:
-    """Load a checkpoint on one rank, and hold every parameter against what the sound one gives.
+    """Load a checkpoint on one rank, and compare every parameter with that of the sound checkpoint.
 
-    With ``process`` the engine processes the weights too, which may raise; what they hold then means nothing.
+    With ``process`` the engine also processes the weights, which may raise; the parameters are then meaningless.
     """
     built: Built | None = None
     counted = _Counted()
@@ -61,8 +61,8 @@ def attempt(
             loader=_loader_of(built.model, counted.last) if built else "",
             num_params=len(built.params) if built else 0,
         )
-    found = _Held(built.params, before, expected, _may_stay(built))
-    gaps, differences = found.gaps(), found.differences()
+    held = _Held(built.params, before, expected, _may_stay(built))
+    gaps, differences = held.gaps(), held.differences()
     concerned = [*(g[0] for g in gaps), *(n for n, _ in differences)]
     return Attempt(
         "loaded",
@@ -73,8 +73,8 @@ def attempt(
         gaps=tuple(gaps),
         differences=tuple(differences),
         num_params=len(built.params),
-        num_compared=found.num_compared,
-        narrowed=found.narrowed,
+        num_compared=held.num_compared,
+        narrowed=held.narrowed,
     )
 
 
@@ -84,9 +84,9 @@ def _initialised(params: Params) -> Params:
 
 
 class _Held:
-    """What a model's parameters hold after loading, against what they held ``before`` and what they should.
+    """What a model's parameters hold after loading, compared with what they held ``before`` and what they should hold.
 
-    ``may_stay`` says of a parameter that nothing need be written to it.
+    ``may_stay`` says which parameters need not be written.
     """
 
     def __init__(self, params: Params, before: Params, expected: Expected, may_stay: Callable[[str], bool]) -> None:
@@ -109,7 +109,7 @@ class _Held:
         self.num_compared = len(self._alike) + len(self._unlike)
 
     def gaps(self) -> list[tuple[str, int, int]]:
-        """Return what was not written, where that is not as it should be."""
+        """Return the parameters that should have been written and were not."""
         return [
             (name, missing, self._params[name].numel() * self._params[name].element_size())
             for name, missing in self._missing.items()
@@ -117,32 +117,32 @@ class _Held:
         ]
 
     def differences(self) -> list[tuple[str, str]]:
-        """Return what else is other than it should be."""
-        told = {name for name, _, _ in self.gaps()}
-        return [(name, what) for name, what in self._unlike.items() if name not in told]
+        """Return the other parameters that hold something wrong."""
+        unwritten_names = {name for name, _, _ in self.gaps()}
+        return [(name, what) for name, what in self._unlike.items() if name not in unwritten_names]
 
     def _is_default(self, name: str) -> bool:
         return name in self._before and name not in self._unlike and is_default(name, self._before[name])
 
 
 def _missing(param: torch.Tensor, before: torch.Tensor | None) -> int:
-    """Return the bytes that have the pattern; of a parameter that was initialised all, if it is still what it was."""
+    """Return how many bytes have the pattern; all of an initialised parameter that did not change."""
     if before is not None:
         return param.numel() * param.element_size() if torch.equal(raw(param), raw(before)) else 0
     return int(unwritten(param).sum()) if param.numel() else 0
 
 
 class _Counted:
-    """Counts the tensors that a model's own loader takes."""
+    """Counts the tensors that a model's own loader reads."""
 
     def __init__(self) -> None:
         self.number, self.last = 0, ""
 
     def count(self, model: Any) -> None:
-        own = model.load_weights
+        original = model.load_weights
 
         def load_weights(weights: Any, *more: Any, **named: Any) -> Any:
-            return own(self._each(weights), *more, **named)
+            return original(self._each(weights), *more, **named)
 
         model.load_weights = load_weights
 
@@ -159,7 +159,7 @@ def _may_stay(built: Built) -> Any:
 
 
 class _Log(logging.Handler):
-    """Collects what the engine logs from warnings on. It configures its loggers anew while it builds, so: `listen` again."""
+    """Collects the engine's warnings and errors. The engine resets its loggers while it builds, so call `listen` again."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -176,15 +176,15 @@ class _Log(logging.Handler):
 
 
 def _chain(error: BaseException | None) -> str:
-    said = []
+    messages = []
     while error is not None:
-        said.append(str(error))
+        messages.append(str(error))
         error = error.__cause__
-    return "\n".join(dict.fromkeys(said))
+    return "\n".join(dict.fromkeys(messages))
 
 
 def tidy(text: str, path: Path) -> str:
-    """Return a message without what differs from run to run: the checkpoint's folder, addresses, process ids.
+    """Return a message without the parts that differ between runs: the checkpoint's folder, addresses, process ids.
 
     >>> tidy("/tmp/x1/model.safetensors at 0x7f01: pid=4711", Path("/tmp/x1"))
     'CHECKPOINT/model.safetensors at 0x…: pid=…'
@@ -196,21 +196,20 @@ def tidy(text: str, path: Path) -> str:
     return re.sub(r"\{('[^'{}]*'(?:, '[^'{}]*')*)\}", _sorted, text)
 
 
-def _sorted(found: re.Match[str]) -> str:
-    return "{" + ", ".join(sorted(found[1].split(", "))) + "}"  # a set's order is another in every process
+def _sorted(match: re.Match[str]) -> str:
+    return "{" + ", ".join(sorted(match[1].split(", "))) + "}"  # a set's order differs between processes
 
 
 def _deepest(error: BaseException) -> str:
-    """Return the last function of vLLM that an exception came through: ``file: qualified name``."""
-    found = ""
+    """Return the last function of vLLM that an exception passed through: ``file: qualified name``."""
+    deepest = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        place = _place(frame.f_code.co_filename, frame.f_code.co_qualname)
-        found = place or found
-    return found
+        deepest = _location(frame.f_code.co_filename, frame.f_code.co_qualname) or deepest
+    return deepest
 
 
 def _loader_of(model: Any, name: str) -> str:
-    """Return the ``load_weights`` that has a tensor or parameter in its care: that of the deepest part of the model above it."""
+    """Return the ``load_weights`` that loads a tensor or parameter: that of the deepest module above it."""
     owner, module = model, model
     for part in name.split(".")[:-1]:
         module = getattr(module, part, None)
@@ -219,9 +218,9 @@ def _loader_of(model: Any, name: str) -> str:
         if callable(getattr(type(module), "load_weights", None)) and ".models." in type(module).__module__:
             owner = module
     function = inspect.unwrap(type(owner).load_weights)
-    return _place(inspect.getsourcefile(function) or "", function.__qualname__)
+    return _location(inspect.getsourcefile(function) or "", function.__qualname__)
 
 
-def _place(file: str, qualified: str) -> str:
-    _, found, rest = file.rpartition("/site-packages/vllm/")
-    return f"vllm/{rest}: {qualified.replace('.<locals>', '')}" if found else ""
+def _location(file: str, qualified: str) -> str:
+    _, is_vllm, rest = file.rpartition("/site-packages/vllm/")
+    return f"vllm/{rest}: {qualified.replace('.<locals>', '')}" if is_vllm else ""

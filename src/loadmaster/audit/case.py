@@ -1,4 +1,4 @@
-"""A case of the audit: a preset, a defect or none, and the rank of a layout that loads it."""
+"""A case of the audit: a preset, its defect if any, and the rank of a layout that loads it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loadmaster.synth import PRESETS, Preset, write_tiny
 from loadmaster.synth.quantised import FP8
 from loadmaster.testing.damaged import DamagedCheckpoint
 
-MLA: Final[dict[str, Any]] = {  # vLLM takes no cut inside a block of 128
+MLA: Final[dict[str, Any]] = {  # vLLM refuses a cut inside a quantisation block of 128
     "topk_method": "noaux_tc",
     "hidden_size": 384,
     "intermediate_size": 512,
@@ -37,13 +37,13 @@ MINIMAX: Final[dict[str, Any]] = {
 
 
 def _text_only(preset: str, architecture: str, model: str) -> dict[str, Any]:
-    """Return what makes a config that of the language model alone: vLLM's towers need packages that it may lack."""
+    """Return the changes that reduce a config to the language model; vLLM's towers may need missing packages."""
     config = PRESETS[preset].config_of(tiny=True)
     return {**config["text_config"], "text_config": None, "architectures": [architecture], "model_type": model}
 
 
 def _routers_plain(preset: str) -> dict[str, Any]:
-    """Return FP8's config with the routers listed as not quantised, as it is published; vLLM goes by the list."""
+    """Return FP8's config with the routers listed as not quantised, as published; vLLM follows the list."""
     routers = [f"model.layers.{i}.mlp.gate" for i in range(PRESETS[preset].config_of(tiny=True)["num_hidden_layers"])]
     return {"quantization_config": {**FP8, "modules_to_not_convert": ["lm_head", *routers]}}
 
@@ -59,7 +59,7 @@ ACCEPTED: Final[dict[str, dict[str, Any]]] = {
     "gemma-3": _text_only("gemma-3", "Gemma3ForCausalLM", "gemma3_text"),
     "llama-4": _text_only("llama-4", "Llama4ForCausalLM", "llama4_text"),
 }
-"""Presets, and what makes vLLM accept their tiny configs (None takes a value away); the others are accepted as they are."""
+"""Changes to the tiny configs of presets that vLLM would not accept unchanged (None removes a value)."""
 
 
 ONE: Final = Rank()
@@ -72,8 +72,8 @@ WHERE = {Rank(): "", FIRST: "@pp0of2", LAST: "@pp1of2", CUT: "@tp1of2", SPREAD: 
 class Case:
     """One checkpoint, loaded on one rank. Without a ``damage`` it is sound.
 
-    ``overrides`` are more values of the config, ``draft`` is a method of speculation whose draft is loaded in place of the
-    model, ``shards`` the number of files.
+    ``overrides`` are more values of the config, ``draft`` is a method of speculation whose draft model is loaded instead of
+    the model, ``shards`` is the number of files.
     """
 
     name: str
@@ -86,19 +86,19 @@ class Case:
 
     @property
     def checkpoint(self) -> str:
-        """What tells its sound checkpoint from others."""
+        """A key of its sound checkpoint."""
         return f"{self.preset} {sorted(self.overrides.items())} {self.shards}"
 
     @property
     def config(self) -> dict[str, Any]:
         """The sound checkpoint's config."""
         changes = {**ACCEPTED.get(self.preset, {}), **self.overrides}
-        made = PRESETS[self.preset].config_of(tiny=True) | changes
-        return {key: value for key, value in made.items() if value is not None}
+        config = PRESETS[self.preset].config_of(tiny=True) | changes
+        return {key: value for key, value in config.items() if value is not None}
 
     @property
     def written(self) -> Preset:
-        """The preset that writes it: the config as it is, in the family's spelling of it."""
+        """The preset that writes it: with this config, in the family's spelling."""
         preset, config = PRESETS[self.preset], self.config
         is_whole = "text_config" in config or "text_config" not in preset.config
         family = preset.family_of(config)
@@ -110,20 +110,20 @@ class Case:
 
     @property
     def layout(self) -> ParallelLayout:
-        """The layout that the rank is one of."""
+        """The layout that the rank belongs to."""
         drafts = self.config.get("num_nextn_predict_layers", 0) if self.draft else 0
         return ParallelLayout(
             self.rank.pp[1], self.rank.tp[1], enable_expert_parallel=self.rank.ep, num_draft_layers=drafts
         )
 
     @property
-    def place(self) -> int:
+    def rank_number(self) -> int:
         """The rank's number in the layout."""
         return self.rank.pp[0] * self.rank.tp[1] + self.rank.tp[0]
 
     @property
     def family(self) -> str:
-        """The name of the family that describes it."""
+        """The name of its family."""
         return PRESETS[self.preset].family_of(self.config).name
 
     def write(self, path: Path) -> None:
@@ -134,14 +134,14 @@ class Case:
 
 
 def alike_inputs(m: DamagedCheckpoint) -> None:
-    """Give the first and third matrix of each expert one input scale, as a quantiser does: they have the same input."""
+    """Give the first and third matrix of each expert the same input scale, as quantisers do: their input is the same."""
     of_w1 = {n: m.tensor(n) for n in m.names(r"\.w1\.input_scale$")}
     m.each(r"\.w3\.input_scale$", lambda name, tensor: {name: of_w1[name.replace(".w3.", ".w1.")].clone()})
 
 
-def cases_of(preset: str, *made: tuple[str, Damage] | tuple[str, Damage, dict[str, Any]]) -> Iterator[Case]:
-    """Yield a preset's cases: what each is called, its defect, and more of a case's values."""
-    for slug, damage, *more in made:
+def cases_of(preset: str, *rows: tuple[str, Damage] | tuple[str, Damage, dict[str, Any]]) -> Iterator[Case]:
+    """Yield a preset's cases from rows of a name, a defect, and more values of a case."""
+    for slug, damage, *more in rows:
         options = more[0] if more else {}
         rank = options.get("rank", ONE)
         draft = "-draft" if options.get("draft") else ""

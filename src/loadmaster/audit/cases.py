@@ -19,11 +19,11 @@ MOE = (
 )
 DRAFTS = ("glm-5.1-fp8", "deepseek-v3")
 ONE_HEAD = ("smollm2",)
-"""Its heads do not divide by two."""
+"""Presets whose heads do not divide by two."""
 
 
 def sound_cases() -> Iterator[Case]:
-    """Yield every preset without a defect: alone, on a last stage, cut, and with experts dealt out; drafts too."""
+    """Yield every preset without a defect: on one rank, a last stage, sliced, with experts spread; and drafts."""
     for preset in PRESETS:
         yield Case(f"{preset}/sound", preset)
         if PRESETS[preset].format is None:
@@ -43,7 +43,7 @@ CASES: Final[tuple[Case, ...]] = (
 
 
 def find_cases(pattern: str) -> tuple[Case, ...]:
-    """Return the cases whose name fits a glob.
+    """Return the cases whose names match a glob.
 
     >>> [c.name for c in find_cases("smollm2/sound*")]
     ['smollm2/sound', 'smollm2/sound@pp1of2']

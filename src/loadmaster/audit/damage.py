@@ -1,4 +1,4 @@
-"""What is done to a sound checkpoint: one defect each, as found in the field. Needs torch once it is done."""
+"""Changes that give a sound checkpoint one defect each, as found in the field. Applying one needs torch."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ Change = Callable[[DamagedCheckpoint], Sequence[str]]
 
 @dataclass(frozen=True)
 class Damage:
-    """One defect. ``change`` does it, and returns the names of the tensors, files and config keys that an error should name.
+    """One defect. ``change`` applies it, and returns the names of tensors, files and config keys that an error should name.
 
-    ``harmless``: the checkpoint still holds the same model, so loading it as the sound one is right. ``changes`` is false
-    where nothing of the checkpoint is: its sizes and the layout alone are in question.
+    ``harmless``: the checkpoint still holds the same model, so loading it as the sound one is correct. ``changes`` is false
+    if the checkpoint is not changed: the defect is in its sizes and the layout.
     """
 
     kind: str
@@ -57,12 +57,12 @@ class Damage:
 
 
 def nothing(kind: str, what: str) -> Damage:
-    """Return the defect of a layout or of sizes alone: the checkpoint is sound, and may be refused."""
+    """Return a defect of the layout or of sizes only: the checkpoint is sound, but may be refused."""
     return Damage(kind, what, lambda m: ("model.layers.",), changes=False)
 
 
 def missing(pattern: str, what: str, kind: str = "tensor-missing", *concerned: str, harmless: bool = False) -> Damage:
-    """Return a defect: all tensors that match are left out. ``concerned`` are more words that name them."""
+    """Return a defect: all tensors that match are left out. ``concerned`` are more names for them."""
 
     def change(m: DamagedCheckpoint) -> Sequence[str]:
         names = m.names(pattern)
@@ -73,7 +73,7 @@ def missing(pattern: str, what: str, kind: str = "tensor-missing", *concerned: s
 
 
 def added(pattern: str, new: str, what: str, *, harmless: bool = False) -> Damage:
-    """Return a defect: the tensors that match are stored once more, under other names."""
+    """Return a defect: the tensors that match are stored a second time, under other names."""
 
     def change(m: DamagedCheckpoint) -> Sequence[str]:
         before = set(m.names())
@@ -142,7 +142,7 @@ def _decoded(codes: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
 
 
 def config(kind: str, what: str, *concerned: str, harmless: bool = False, **values: Any) -> Damage:
-    """Return a defect: values of the config are other ones; ``...`` leaves one out. ``concerned`` are names it makes wrong."""
+    """Return a defect: values of the config are changed; ``...`` leaves one out. ``concerned`` names what becomes wrong."""
 
     def change(m: DamagedCheckpoint) -> Sequence[str]:
         m.config(**values)
@@ -152,7 +152,7 @@ def config(kind: str, what: str, *concerned: str, harmless: bool = False, **valu
 
 
 def quantization(kind: str, what: str, *concerned: str, **values: Any) -> Damage:
-    """Return a defect: values of ``quantization_config`` are other ones."""
+    """Return a defect: values of ``quantization_config`` are changed."""
 
     def change(m: DamagedCheckpoint) -> Sequence[str]:
         m.quantization(**values)
@@ -162,7 +162,7 @@ def quantization(kind: str, what: str, *concerned: str, **values: Any) -> Damage
 
 
 def both(kind: str, what: str, *parts: Damage) -> Damage:
-    """Return several changes that are one defect."""
+    """Return several changes as one defect."""
 
     def change(m: DamagedCheckpoint) -> Sequence[str]:
         return tuple(dict.fromkeys(name for d in parts for name in d.change(m)))
@@ -214,7 +214,7 @@ def shards(path: Path) -> list[Path]:
 
 
 def unindexed(damage: Damage) -> Damage:
-    """Return the same defect in a checkpoint that has lost its index."""
+    """Return the same defect in a checkpoint without an index."""
 
     def change(m: DamagedCheckpoint) -> Sequence[str]:
         names = damage.change(m)
@@ -225,7 +225,7 @@ def unindexed(damage: Damage) -> Damage:
 
 
 def lost_shard(number: int) -> Damage:
-    """Return a defect: a shard is not there."""
+    """Return a defect: a shard is missing."""
 
     def change(m: DamagedCheckpoint) -> Sequence[str]:
         shard = shards(m.path)[number]
@@ -248,7 +248,7 @@ def rewritten_shard(number: int, make: Callable[[bytes], bytes], what: str) -> D
 
 
 def stale_shard(file: str, pattern: str, what: str, *, harmless: bool = False) -> Damage:
-    """Return a defect: another file lies in the folder, with older values of the tensors that match; no index names it."""
+    """Return a defect: another file in the folder has older values of the tensors that match; the index does not list it."""
 
     def change(m: DamagedCheckpoint) -> Sequence[str]:
         _write_stale(m, file, pattern)
@@ -287,16 +287,16 @@ def index(make: Callable[[dict[str, str]], Sequence[str]], what: str, *, harmles
 
 
 def forget_shard(weight_map: dict[str, str]) -> Sequence[str]:
-    """Take the last shard out of an index."""
+    """Remove the last shard from an index."""
     file = max(weight_map.values())
-    gone = [n for n, f in weight_map.items() if f == file]
-    for name in gone:
+    names = [n for n, f in weight_map.items() if f == file]
+    for name in names:
         del weight_map[name]
-    return [file, *gone]
+    return [file, *names]
 
 
 def forget_tensor(weight_map: dict[str, str]) -> Sequence[str]:
-    """Take one tensor out of an index."""
+    """Remove one tensor from an index."""
     name = next(n for n in weight_map if n.endswith("o_proj.weight"))
     del weight_map[name]
     return [name]

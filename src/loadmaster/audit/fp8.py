@@ -9,18 +9,27 @@ from loadmaster.audit.case import CUT, LAST, SPREAD, Case, cases_of
 from loadmaster.audit.damage import half_columns, half_rows, scale, weight
 
 L1, L4 = (rf"layers\.{i}\." for i in (1, 4))
+WK = r"self_attn\.indexer\.wk"
+DRAFT, LAST_DRAFT = {"draft": "mtp"}, {"draft": "mtp", "rank": LAST}
 
 
 def fp8_cases() -> Iterator[Case]:
     """Yield defects of the DeepSeek family: FP8 in blocks, indexers, experts, drafts."""
-    wk = r"self_attn\.indexer\.wk"
-    draft, last_draft = {"draft": "mtp"}, {"draft": "mtp", "rank": LAST}
+    yield from _missing_cases()
+    yield from _stored_otherwise_cases()
+    yield from _draft_cases()
+    yield from _deepseek_cases()
+    yield from _other_presets()
+
+
+def _missing_cases() -> Iterator[Case]:
+    """Yield tensors and scales that are missing, of GLM-5.1; and ``weights_proj`` of an indexer with a scale."""
     expert = d.missing(L4 + r"mlp\.experts\.5\.", "expert 5 of a layer is missing", "expert-missing")
     weights_proj = d.both(
         "precision",
         "weights_proj is FP8 too, with a scale",
         d.cast("precision", L4 + r"self_attn\.indexer\.weights_proj\.", "float8_e4m3fn", ""),
-        d.added(L4 + wk + r"\.weight_scale_inv$", "layers.4.self_attn.indexer.weights_proj.weight_scale_inv", ""),
+        d.added(L4 + WK + r"\.weight_scale_inv$", "layers.4.self_attn.indexer.weights_proj.weight_scale_inv", ""),
     )
     yield from cases_of(
         "glm-5.1-fp8",
@@ -30,9 +39,9 @@ def fp8_cases() -> Iterator[Case]:
         ("norm-missing", weight(L4, "input_layernorm")),
         ("q_a_proj-scale-missing", scale(L4, r"self_attn\.q_a_proj")),
         ("kv_a_proj-missing", weight(L4, r"self_attn\.kv_a_proj_with_mqa")),
-        ("wk-scale-missing", scale(L4, wk)),
-        ("wk-scale-missing", scale(L4, wk), {"rank": LAST}),
-        ("wk-missing", d.missing(L4 + wk + r"\.", "wk of an indexer is missing, with its scale")),
+        ("wk-scale-missing", scale(L4, WK)),
+        ("wk-scale-missing", scale(L4, WK), {"rank": LAST}),
+        ("wk-missing", d.missing(L4 + WK + r"\.", "wk of an indexer is missing, with its scale")),
         ("weights_proj-missing", weight(L4, r"self_attn\.indexer\.weights_proj")),
         ("weights_proj-quantised", weights_proj),
         ("indexer-missing", d.missing(L4 + r"self_attn\.indexer\.", "the indexer of a layer is missing")),
@@ -53,6 +62,13 @@ def fp8_cases() -> Iterator[Case]:
         ("layer-missing", d.missing(L4, "layer 4 is missing", "layer-missing", "model.layers.4."), {"rank": LAST}),
         ("embedding-missing", d.missing("embed_tokens", "the embedding is missing")),
         ("head-missing", d.missing("^lm_head", "the head is missing, and not tied"), {"rank": LAST}),
+    )
+
+
+def _stored_otherwise_cases() -> Iterator[Case]:
+    """Yield tensors, scales and shards of GLM-5.1 that are stored otherwise than the config says."""
+    yield from cases_of(
+        "glm-5.1-fp8",
         ("tensor-unknown", d.added(L4 + r"input_layernorm", "layers.4.pre_layernorm", "one norm more, in a layer")),
         ("scales-renamed", d.renamed("weight_scale_inv$", "weight_scale", "all scales are spelled weight_scale")),
         (
@@ -65,7 +81,7 @@ def fp8_cases() -> Iterator[Case]:
         ),
         (
             "wk-plain-with-scale",
-            d.dequantised(L4 + wk, "wk is stored as BF16, its scale left behind", scales=True, harmless=True),
+            d.dequantised(L4 + WK, "wk is stored as BF16, its scale left behind", scales=True, harmless=True),
         ),
         (
             "scale-half",
@@ -75,7 +91,7 @@ def fp8_cases() -> Iterator[Case]:
         ),
         (
             "wk-scale-half",
-            d.changed("scale-grid", L4 + wk + r"\.weight_scale_inv", half_columns, "wk's scale lacks columns"),
+            d.changed("scale-grid", L4 + WK + r"\.weight_scale_inv", half_columns, "wk's scale lacks columns"),
         ),
         (
             "not-quantised",
@@ -87,28 +103,35 @@ def fp8_cases() -> Iterator[Case]:
             "consolidated-part",
             d.stale_shard("consolidated.safetensors", "norm", "a consolidated file, of norms alone", harmless=True),
         ),
-        ("draft-missing", d.missing(r"layers\.6\.", "the MTP layer is missing", "draft-missing", "layer 6"), draft),
+    )
+
+
+def _draft_cases() -> Iterator[Case]:
+    """Yield defects of the MTP layer of GLM-5.1, and of the indexers of GLM-5.2."""
+    yield from cases_of(
+        "glm-5.1-fp8",
+        ("draft-missing", d.missing(r"layers\.6\.", "the MTP layer is missing", "draft-missing", "layer 6"), DRAFT),
         (
             "eh_proj-missing",
             d.missing(r"layers\.6\.eh_proj", "eh_proj of the MTP layer is missing", "draft-missing"),
-            draft,
+            DRAFT,
         ),
         (
             "draft-scale-missing",
             d.missing(r"layers\.6\.self_attn\.o_proj\.weight_scale", "a scale of it is missing", "draft-missing"),
-            draft,
+            DRAFT,
         ),
         (
             "draft-wk-scale-missing",
-            d.missing(r"layers\.6\." + wk + r"\.weight_scale", "the scale of its wk", "draft-missing"),
-            draft,
+            d.missing(r"layers\.6\." + WK + r"\.weight_scale", "the scale of its wk", "draft-missing"),
+            DRAFT,
         ),
         (
             "draft-expert-missing",
             d.missing(r"layers\.6\.mlp\.experts\.5\.", "an expert of it is missing", "draft-missing"),
-            draft,
+            DRAFT,
         ),
-        ("draft-plain", d.dequantised(r"layers\.6\..*", "the MTP layer is stored as BF16", scales=False), draft),
+        ("draft-plain", d.dequantised(r"layers\.6\..*", "the MTP layer is stored as BF16", scales=False), DRAFT),
         (
             "draft-silent",
             d.config(
@@ -137,6 +160,10 @@ def fp8_cases() -> Iterator[Case]:
             d.missing(r"layers\.6\.self_attn\.indexer\.", "the indexer of a layer that selects is missing"),
         ),
     )
+
+
+def _deepseek_cases() -> Iterator[Case]:
+    """Yield scales, experts, the draft and cuts inside a block, of DeepSeek-V3."""
     yield from cases_of(
         "deepseek-v3",
         ("kv_a_proj-scale-missing", scale(L4, r"self_attn\.kv_a_proj_with_mqa")),
@@ -153,7 +180,7 @@ def fp8_cases() -> Iterator[Case]:
                 "draft-missing",
                 harmless=True,
             ),
-            last_draft,
+            LAST_DRAFT,
         ),
         (
             "draft-head-missing",
@@ -163,9 +190,9 @@ def fp8_cases() -> Iterator[Case]:
                 "draft-missing",
                 harmless=True,
             ),
-            draft,
+            DRAFT,
         ),
-        ("draft-missing", d.missing(r"layers\.6\.", "the MTP layer is missing", "draft-missing", "layer 6"), draft),
+        ("draft-missing", d.missing(r"layers\.6\.", "the MTP layer is missing", "draft-missing", "layer 6"), DRAFT),
         (
             "expert-cut",
             d.nothing("block-cut", "experts of 384 over two ranks: 192 rows, 1.5 blocks"),
@@ -182,6 +209,9 @@ def fp8_cases() -> Iterator[Case]:
             {"overrides": {"intermediate_size": 448}},
         ),
     )
+
+
+def _other_presets() -> Iterator[Case]:
     yield from cases_of(
         "deepseek-v3.2",
         ("k_norm-missing", d.missing(L4 + r"self_attn\.indexer\.k_norm\.bias", "the bias of a norm is missing")),

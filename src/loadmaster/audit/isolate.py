@@ -1,4 +1,4 @@
-"""Work in a process of its own, forked: what it answers, or that it crashed or did not end."""
+"""Work in a forked process: its result, or that it crashed or did not end."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Lost:
-    """No answer. ``hung``: it had to be ended; else ``signal`` names what ended it, or the exit code."""
+    """No result. ``hung``: the process had to be killed; else ``signal`` names the signal that ended it, or the exit code."""
 
     hung: bool
     signal: str = ""
 
 
 class WorkError(Exception):
-    """The work itself raised, which it was not to; the message is its traceback."""
+    """The work raised an exception; the message is its traceback."""
 
 
 class Running:
-    """Work that was begun in a forked process, whose output goes nowhere. It returns JSON values."""
+    """Work in a forked process, whose output is discarded. It returns JSON values."""
 
     def __init__(self, work: Callable[[], dict[str, Any]], limit_s: float) -> None:
         self._until = time.monotonic() + limit_s
@@ -52,29 +52,29 @@ class Running:
         if not answer:
             code = os.waitstatus_to_exitcode(status)
             return Lost(hung=False, signal=signal.Signals(-code).name if code < 0 else f"exit code {code}")
-        made: dict[str, Any] = json.loads(answer)
-        if "raised" in made:
-            raise WorkError(made["raised"])
-        return made["answer"]  # type: ignore[no-any-return]
+        outcome: dict[str, Any] = json.loads(answer)
+        if "raised" in outcome:
+            raise WorkError(outcome["raised"])
+        return outcome["answer"]  # type: ignore[no-any-return]
 
 
 def _child(work: Callable[[], dict[str, Any]], out: int, into: int) -> None:
     os.close(out)
-    os.setsid()  # so that all it started can be ended with it
+    os.setsid()  # so that its child processes can be killed with it
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
     try:
-        made: dict[str, Any] = {"answer": work()}
+        outcome: dict[str, Any] = {"answer": work()}
     except BaseException:
-        made = {"raised": traceback.format_exc()}
+        outcome = {"raised": traceback.format_exc()}
     with os.fdopen(into, "w") as file:
-        file.write(json.dumps(made))
+        file.write(json.dumps(outcome))
     os._exit(0)
 
 
 def _read(out: int, until: float) -> bytes | None:
-    """Return all that is written until the other end is closed; None if that takes too long."""
+    """Return everything written until the other end is closed; None on a timeout."""
     parts: list[bytes] = []
     while True:
         ready, _, _ = select.select([out], [], [], max(until - time.monotonic(), 0))

@@ -1,4 +1,4 @@
-"""What was observed of one load: a value that a process of its own sends back, and that is judged."""
+"""The observations of one load: a value that the loading process sends back to be judged."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Outcome = Literal["loaded", "raised", "hung", "crashed"]
 
 @dataclass(frozen=True)
 class Attempt:
-    """What became of loading.
+    """The outcome of a load.
 
     ``built``: the model had been built. ``num_read`` tensors were offered to the model's own loader before the end.
-    ``error`` is the type of the exception, ``message`` all that its chain says, ``logged`` the warnings and errors that the
-    engine logged, ``raised_in`` the last function of the engine that the exception came through and ``loader`` the model's
-    own that was at work. ``gaps`` are parameters that were not written, as (name, bytes missing, bytes in all);
-    ``differences`` those that hold something else than the sound checkpoint, as (name, what); ``num_compared`` of
-    ``num_params`` could be held against it, and ``narrowed`` of these are rounded to a narrower format.
+    ``error`` is the type of the exception, ``message`` the messages of its chain, ``logged`` the warnings and errors that the
+    engine logged, ``raised_in`` the last function of the engine that the exception passed through, and ``loader`` the model's
+    own loader at that time. ``gaps`` are parameters that were not written, as (name, missing bytes, total bytes);
+    ``differences`` those that differ from the sound checkpoint, as (name, how); ``num_compared`` of ``num_params`` could be
+    compared with it, and ``narrowed`` of these are rounded to a narrower format.
     """
 
     outcome: Outcome
@@ -40,7 +40,7 @@ class Attempt:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> Attempt:
-        """Return the attempt that `as_json` was made of."""
+        """Return the attempt that `as_json` describes."""
         tuples = {
             "logged": tuple(values["logged"]),
             "gaps": tuple((n, a, b) for n, a, b in values["gaps"]),

@@ -1,6 +1,6 @@
-"""A page of headings, paragraphs, lists and tables, as Markdown or as HTML that needs nothing beside itself.
+"""A page of headings, paragraphs, lists and tables, as Markdown or as one self-contained HTML file.
 
-Text is plain but for backticks, which enclose code. What comes from outside (an engine's message) is made code by `code`.
+Text is plain except that backticks enclose code. `code` turns text from outside (an engine's message) into code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Items:
-    """A list; what stands before the first colon of an item is set off."""
+    """A list of names with their texts; the names are in bold."""
 
     items: tuple[tuple[str, str], ...]
 
@@ -45,7 +45,7 @@ Block: TypeAlias = Heading | Text | Items | Table
 
 
 def code(text: str) -> str:
-    """Return a text from outside as code: on one line, without backticks of its own.
+    """Return a text from outside as code: on one line, with its backticks replaced.
 
     >>> code("a `b`\\n c")
     "`a 'b' c`"
@@ -72,7 +72,7 @@ def _markdown(block: Block) -> str:
 
 
 def _marked(text: str) -> str:
-    """Keep what is no code from being taken for markup."""
+    """Escape markup outside of code."""
     return "".join(f"`{part}`" if is_code else _unmarked(part) for part, is_code in _parts(text))
 
 
@@ -107,7 +107,7 @@ th { background: #f1f1f1; }
 
 
 def html(title: str, blocks: Iterable[Block]) -> str:
-    """Return a page as one HTML file: its style in it, no script, nothing fetched."""
+    """Return a page as one HTML file with its style, without scripts or external files."""
     body = "\n".join(_html(b) for b in blocks)
     head = (
         f'<meta charset="utf-8">\n<meta name="viewport" content="width=device-width">\n<title>{escape(title)}</title>'
@@ -125,8 +125,8 @@ def _html(block: Block) -> str:
         case Text(text):
             return f"<p>{_tagged(text)}</p>"
         case Items(items):
-            made = "\n".join(f"<li><b>{escape(name)}</b>: {_tagged(text)}</li>" for name, text in items)
-            return f"<ul>\n{made}\n</ul>"
+            lines = "\n".join(f"<li><b>{escape(name)}</b>: {_tagged(text)}</li>" for name, text in items)
+            return f"<ul>\n{lines}\n</ul>"
         case Table(titles, rows):
             body = "\n".join(_row("td", row) for row in rows)
             return f'<div class="wide"><table>\n{_row("th", titles)}\n{body}\n</table></div>'

@@ -1,7 +1,7 @@
 """vLLM's loaders in one process, on the CPU, as any rank of any layout: models are built and loaded, never run.
 
-Groups of one process answer as if they were larger. Where vLLM would look for an instruction set that only running needs,
-it is told that it is there. For the audit and for tests; nothing of this is used where a model is served.
+Groups of one process pretend to be larger. Checks for instruction sets that only running a model needs are overridden. For
+the audit and for tests; serving a model uses none of this.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     import torch
 
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
-"""What vLLM is told through its environment, unless that says otherwise."""
+"""Environment variables for vLLM, unless they are set already."""
 
 
 @dataclass(frozen=True)
 class Rank:
-    """A place in a layout: (rank, size) of its pipeline and of its tensor-parallel group, which experts may be spread over.
+    """A rank of a layout: (rank, size) in its pipeline and in its tensor-parallel group; ``ep``: experts are spread over it.
 
     >>> str(Rank(pp=(1, 2), tp=(0, 2), ep=True)), str(Rank())
     ('pp1of2-tp0of2-ep', 'pp0of1-tp0of1')
@@ -36,7 +36,7 @@ class Rank:
 
 
 class Group:
-    """A group of one process that answers as rank ``rank`` of ``size``."""
+    """A group of one process that pretends to be rank ``rank`` of ``size``."""
 
     def __init__(self, real: Any, rank: int, size: int) -> None:
         self._real = real
@@ -51,7 +51,7 @@ class Group:
 
 @dataclass
 class Built:
-    """A rank's model, its parameters, the loader that is to write them, and what that is told."""
+    """A rank's model, its parameters, the loader that writes them, and the configs of both."""
 
     model: Any
     loader: Any
@@ -63,11 +63,11 @@ class Built:
         self.params = {n: p.data for n, p in self.model.named_parameters()}
 
     def current(self) -> Any:
-        """Return the context in which vLLM works on it."""
+        """Return the context in which vLLM works on the model."""
         return _current(self.config, self.model_config)
 
     def process(self) -> None:
-        """Let vLLM bring the weights into the form in which it computes with them."""
+        """Let vLLM convert the weights to the form that it computes with."""
         import torch
         from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
@@ -95,9 +95,9 @@ def load(
 
 
 def build(path: Path, rank: Rank, *, load_format: str, draft: str | None = None, **engine: Any) -> Built:
-    """Build a rank's model. Memory that no one writes has the pattern (`proof`), so it is the same in every run.
+    """Build a rank's model. Unwritten memory has the pattern (`unwritten`), so it is the same in every run.
 
-    ``draft`` is a method of speculation: the draft is built instead. ``engine`` are more of vLLM's arguments.
+    ``draft`` is a method of speculation: its draft model is built instead. ``engine`` are more of vLLM's arguments.
     """
     pp, tp = _groups()
     import torch
@@ -126,7 +126,7 @@ def build(path: Path, rank: Rank, *, load_format: str, draft: str | None = None,
     parallel = config.parallel_config
     parallel.pipeline_parallel_size, parallel.tensor_parallel_size = rank.pp[1], rank.tp[1]
     parallel.enable_expert_parallel = rank.ep
-    utils._model_to_pp_missing_layer_names.clear()  # it goes by id(model), and models come and go here
+    utils._model_to_pp_missing_layer_names.clear()  # a cache by id(model), which a later model may reuse
     parallel_state._PP, parallel_state._TP = Group(pp, *rank.pp), Group(tp, *rank.tp)
     parallel_state._EP = Group(tp, *(rank.tp if rank.ep else (0, 1)))
     model_config = config.speculative_config.draft_model_config if draft else config.model_config
@@ -152,7 +152,7 @@ def _current(config: Any, model_config: Any) -> Any:
 
 @functools.cache
 def _groups() -> Any:
-    """Start one process's groups, once, and tell vLLM of what it needs only to run."""
+    """Start the groups of this process once, and override checks for what only running a model needs."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import torch

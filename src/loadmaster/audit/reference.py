@@ -1,8 +1,8 @@
-"""What the parameters of a rank must be, from the sound checkpoint: made without the engine, and compared byte by byte.
+"""The parameters that a rank must have, made from the sound checkpoint without the engine, and compared byte by byte.
 
-Copies of stored bytes are those of `loadmaster.testing.expected`, which reads whole tensors and cuts them with numpy, by the
-families' tables. The few parameters that are computed (a dequantised part of a fused one) are those of this package's own
-loader. What the engine calls them is found by a few rewritings; a wrong one would show as a difference.
+Copied bytes come from `loadmaster.testing.expected`, which reads whole tensors and cuts them with numpy, by the families'
+tables. The few computed parameters (a dequantised part of a fused one) come from this package's own loader. A few rewriting
+rules give the engine's names; a wrong rule would show as a difference.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Expected: TypeAlias = dict[str, torch.Tensor]
 """This package's name of a parameter → what it holds."""
 
 PLAIN: Final = (torch.bfloat16, torch.float16, torch.float32)
-"""Formats that a loader may convert to, from one another or from powers of two: their values are the numbers meant."""
+"""Formats that a loader may convert between, also from powers of two: they store plain values."""
 
 UNHELD: Final = (".g_idx",)
-"""Ends of parameters that vLLM has none of: it takes no checkpoints in which the order of groups matters."""
+"""Endings of parameters that vLLM lacks: it does not support checkpoints with reordered groups."""
 
 _REWRITINGS: Final = (
     ("mlp.experts.", "block_sparse_moe.experts."),
@@ -43,26 +43,26 @@ _REWRITINGS: Final = (
 
 def expected_params(plan: Plan, rank: int, spelling: Spelling, *, draft: bool = False) -> Expected:
     """Return the parameters of one rank of a sound checkpoint's plan; with ``draft`` those of the draft alone."""
-    left = (*UNHELD, *_held_otherwise(plan))
-    specs = {s.name: s for s in plan.rank(rank).specs if s.alias is None and not s.name.endswith(left)}
+    excluded = (*UNHELD, *_held_otherwise(plan))
+    specs = {s.name: s for s in plan.rank(rank).specs if s.alias is None and not s.name.endswith(excluded)}
     copies = testing.Expected(plan, rank, spelling).arrays()
-    made = {
+    expected = {
         n: torch.from_numpy(a.copy()).view(torch.uint8).view(TORCH[specs[n].dtype]).reshape(a.shape)
         for n, a in copies.items()
         if n in specs
     }
-    computed = [n for n in specs if n not in made]
+    computed = [n for n in specs if n not in expected]
     if computed:
         loaded = load_rank(prove(plan).require_proven(), rank).tensors
-        made |= {n: loaded[n].clone() for n in computed}
+        expected |= {n: loaded[n].clone() for n in computed}
     if plan.layout.coordinate(rank).tp_rank and not plan.layout.enable_expert_parallel:
         # vLLM adds a row-parallel bias of experts on the first rank alone, and holds zeros on the others
-        made |= {n: torch.zeros_like(t) for n, t in made.items() if n.endswith(".experts.w2_bias")}
-    return _draft(made, len(plan.schema.layers)) if draft else made
+        expected |= {n: torch.zeros_like(t) for n, t in expected.items() if n.endswith(".experts.w2_bias")}
+    return _draft(expected, len(plan.schema.layers)) if draft else expected
 
 
 def _held_otherwise(plan: Plan) -> tuple[str, ...]:
-    """Return ends of parameters that vLLM holds in another way on purpose, so that they cannot be compared.
+    """Return endings of parameters that vLLM stores differently on purpose, so that they cannot be compared.
 
     It permutes Llama-4's queries and keys for its rotary embedding, and keeps OLMo's norms of all heads whole on every rank.
     """
@@ -74,23 +74,29 @@ def _held_otherwise(plan: Plan) -> tuple[str, ...]:
 
 
 def _draft(expected: Expected, num_layers: int) -> Expected:
-    """Return the draft's parameters, as the engine numbers its layers: it has them in a block, or beside it."""
-    made: Expected = {}
+    """Return the draft model's parameters by the engine's layer numbers, inside its block or next to it."""
+    drafted: Expected = {}
     for name, tensor in expected.items():
         if not name.startswith("mtp."):
             continue
         _, number, rest = name.split(".", 2)
         layer = f"layers.{num_layers + int(number)}"
-        own = rest.partition(".")[0] in ("eh_proj", "enorm", "hnorm", "shared_head")
-        held = rest if rest.startswith("embed_tokens") else f"{layer}.{rest}" if own else f"{layer}.mtp_block.{rest}"
-        made[held] = tensor
-    return made
+        is_outside = rest.partition(".")[0] in ("eh_proj", "enorm", "hnorm", "shared_head")
+        held = (
+            rest
+            if rest.startswith("embed_tokens")
+            else f"{layer}.{rest}"
+            if is_outside
+            else f"{layer}.mtp_block.{rest}"
+        )
+        drafted[held] = tensor
+    return drafted
 
 
 def engine_name(native: str, params: Container[str]) -> str | None:
-    """Return what the engine calls a parameter; None where it has none of the kind.
+    """Return the engine's name of a parameter; None if it has no such parameter.
 
-    A head that is the embedding has the embedding's name.
+    A tied head has the embedding's name.
 
     >>> engine_name("layers.1.mlp.gate.weight", {"model.layers.1.block_sparse_moe.gate.weight"})
     'model.layers.1.block_sparse_moe.gate.weight'
@@ -102,7 +108,7 @@ def engine_name(native: str, params: Container[str]) -> str | None:
 
 
 def difference(param: torch.Tensor, expected: torch.Tensor) -> str | None:
-    """Return how a parameter differs from what it should hold; None where it does not.
+    """Return how a parameter differs from its expected value; None if it does not.
 
     Between formats of plain numbers values are converted first, as a loader may; codes of a quantised format are not.
     """
@@ -125,7 +131,7 @@ def raw(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _once(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Return a factor of two fused parts once, where both have the same and the engine holds one."""
+    """Return one factor for two fused parts if both have the same and the engine holds one."""
     if tensor.shape[:-1] == shape and tensor.shape[-1:] == (2,) and bool((tensor[..., 0] == tensor[..., 1]).all()):
         return tensor[..., 0]
     return tensor

@@ -1,4 +1,4 @@
-"""The report of an audit: findings by harm, each with its cause and a command that shows it again; then all else."""
+"""The report of an audit: findings by harm, each with its cause and a command to reproduce it; then everything else."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from loadmaster.audit.damage import KINDS
-from loadmaster.audit.notes import NOTES, READ_IN, Note
+from loadmaster.audit.notes import Note, read_notes
 from loadmaster.audit.page import Block, Heading, Items, Table, Text, code, html, markdown
 from loadmaster.audit.verdict import Verdict
 
 Row: TypeAlias = dict[str, Any]
-"""What `Result.as_json` says of a case."""
+"""A case as `Result.as_json` returns it."""
 
 Kind: TypeAlias = tuple[str, str | None]
 """A preset, and whether the model or its draft was loaded."""
 
 PLACES: Final = 5
-"""Places in the engine that one finding names."""
+"""How many places in the engine one finding lists."""
 
 FAULTS: Final = tuple(v for v in Verdict if v not in (Verdict.CLEAR, Verdict.RIGHT, Verdict.NOT_RUN))
 """Verdicts that are findings."""
@@ -56,7 +56,7 @@ SCOPE: Final = (
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Return how many cases got which verdict, in one line."""
+    """Return the number of cases of each verdict, in one line."""
     counts = Counter(row["verdict"] for row in rows)
     return f"{len(rows):,} cases: " + ", ".join(f"{counts[v.value]:,} {v.value}" for v in Verdict if counts[v.value])
 
@@ -77,7 +77,7 @@ def write_reports(out: Path, versions: Mapping[str, str], rows: Sequence[Row]) -
 
 
 def results_text(versions: Mapping[str, str], rows: Sequence[Row]) -> str:
-    """Return the results as JSON, a line each, so that two runs can be compared line by line."""
+    """Return the results as JSON, one per line, so that two runs can be compared."""
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     return f'{{"versions": {json.dumps(versions)}, "results": [\n{lines}\n]}}\n'
 
@@ -88,17 +88,22 @@ def name_of(versions: Mapping[str, str]) -> str:
     >>> name_of({"vllm": "0.32.0+cpu"})
     'vllm-0.32'
     """
-    return f"vllm-{'.'.join(versions['vllm'].split('+')[0].split('.')[:2])}"
+    return f"vllm-{'.'.join(_version(versions).split('.')[:2])}"
+
+
+def _version(versions: Mapping[str, str]) -> str:
+    """Return vLLM's version without the name of its build."""
+    return versions["vllm"].split("+")[0]
 
 
 def title_of(versions: Mapping[str, str]) -> str:
     """Return the report's title."""
-    return f"vLLM {versions['vllm'].split('+')[0]}: what its loaders make of sound and defective checkpoints"
+    return f"vLLM {_version(versions)}: what its loaders make of sound and defective checkpoints"
 
 
 def report(versions: Mapping[str, str], rows: Sequence[Row]) -> Iterator[Block]:
     """Yield the blocks of the report."""
-    notes = NOTES if versions["vllm"].split("+")[0] == READ_IN else ()
+    notes = read_notes(name_of(versions), _version(versions))
     yield Heading(1, title_of(versions))
     yield Text(f"{SCOPE} Again: `loadmaster audit vllm`.")
     yield Text("Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".")
@@ -113,31 +118,31 @@ def report(versions: Mapping[str, str], rows: Sequence[Row]) -> Iterator[Block]:
 
 def _counts(rows: Sequence[Row]) -> Table:
     def count(verdict: Verdict, is_sound: bool, key: str | None = None) -> str:
-        found = [(r[key] if key else r)["verdict"] for r in rows if (r["kind"] is None) is is_sound]
-        return str(found.count(verdict.value))
+        verdicts = [(r[key] if key else r)["verdict"] for r in rows if (r["kind"] is None) is is_sound]
+        return str(verdicts.count(verdict.value))
 
-    made = tuple(
+    counts = tuple(
         (v.value, count(v, False), count(v, False, "loadmaster"), count(v, True))
         for v in Verdict
         if any(v.value in (r["verdict"], r["loadmaster"]["verdict"]) for r in rows)
     )
-    return Table(("verdict", "defective", "the same with `--load-format loadmaster`", "sound"), made)
+    return Table(("verdict", "defective", "the same with `--load-format loadmaster`", "sound"), counts)
 
 
 def groups(rows: Sequence[Row], notes: Sequence[Note]) -> list[tuple[Note | None, list[Row]]]:
-    """Return the findings, the most harmful first: cases of one note, or of one kind and place where nobody has looked."""
-    found: dict[object, tuple[Note | None, list[Row]]] = {}
+    """Return the findings, the most harmful first: the cases of one note; without a note, those of one kind and place."""
+    grouped: dict[object, tuple[Note | None, list[Row]]] = {}
     for row in rows:
         if row["verdict"] not in {v.value for v in FAULTS}:
             continue
         note = next((n for n in notes if n.fits(row["name"], row["verdict"])), None)
         place = row["auto"]["raised_in"] or row["auto"]["loader"]
-        found.setdefault(note or (row["kind"], row["verdict"], place), (note, []))[1].append(row)
-    return sorted(found.values(), key=lambda g: (Verdict(g[1][0]["verdict"]).harm, -len(g[1])))
+        grouped.setdefault(note or (row["kind"], row["verdict"], place), (note, []))[1].append(row)
+    return sorted(grouped.values(), key=lambda g: (Verdict(g[1][0]["verdict"]).harm, -len(g[1])))
 
 
 def _findings(rows: Sequence[Row], notes: Sequence[Note]) -> Iterator[Block]:
-    made, refused = groups(rows, notes), refused_by_tracking(rows)
+    findings, refused = groups(rows, notes), refused_by_tracking(rows)
     yield Heading(2, "Findings")
     yield Text(
         "By harm; among equals, those seen in most cases first. In each, `plan` is what `loadmaster plan` says of the same "
@@ -145,11 +150,11 @@ def _findings(rows: Sequence[Row], notes: Sequence[Note]) -> Iterator[Block]:
     )
     yield Table(
         ("", "finding", "verdict", "cases"),
-        tuple((str(i), _title(note, of), of[0]["verdict"], str(len(of))) for i, (note, of) in enumerate(made, 1)),
+        tuple((str(i), _title(note, of), of[0]["verdict"], str(len(of))) for i, (note, of) in enumerate(findings, 1)),
     )
-    for i, (note, of) in enumerate(made, 1):
+    for i, (note, of) in enumerate(findings, 1):
         yield Heading(3, f"{i}. {_title(note, of)}")
-        yield Items(tuple(_told(note, of, refused)))
+        yield Items(tuple(_details(note, of, refused)))
         yield Table(
             ("case", "defect", "seen", "plan", "loadmaster"),
             tuple((code(r["name"]), code(r["defect"] or "sound"), code(r["evidence"]), _plan(r), _ours(r)) for r in of),
@@ -164,7 +169,7 @@ def _title(note: Note | None, rows: Sequence[Row]) -> str:
     )
 
 
-def _told(note: Note | None, rows: Sequence[Row], refused: Set[Kind]) -> Iterator[tuple[str, str]]:
+def _details(note: Note | None, rows: Sequence[Row], refused: Set[Kind]) -> Iterator[tuple[str, str]]:
     places = dict.fromkeys(row["auto"]["raised_in"] or row["auto"]["loader"] for row in rows)
     yield "verdict", f"{rows[0]['verdict']}, in {len(rows)} case{'s' if len(rows) > 1 else ''}"
     if note is not None:
@@ -182,7 +187,7 @@ def _told(note: Note | None, rows: Sequence[Row], refused: Set[Kind]) -> Iterato
 
 
 def refused_by_tracking(rows: Sequence[Row]) -> set[Kind]:
-    """Return the kinds of sound models that vLLM's opt-in check refuses, though they are loaded right: it says nothing then."""
+    """Return the sound models that vLLM's opt-in check refuses although they load correctly; it proves nothing then."""
     return {
         (row["preset"], row["draft"])
         for row in rows
@@ -191,14 +196,14 @@ def refused_by_tracking(rows: Sequence[Row]) -> set[Kind]:
 
 
 def _checked(rows: Sequence[Row], refused: Set[Kind]) -> str | None:
-    """Return what vLLM has beyond its loaders: the check that may be asked for, and the processing that follows."""
-    asked = [r["tracked"] for r in rows if r["tracked"] is not None and (r["preset"], r["draft"]) not in refused]
-    if not asked:
+    """Return the results of vLLM's opt-in check, and of the processing that follows loading."""
+    checked = [r["tracked"] for r in rows if r["tracked"] is not None and (r["preset"], r["draft"]) not in refused]
+    if not checked:
         return None
-    caught = sum(verdict not in (Verdict.SILENT.value, Verdict.WARNED.value) for verdict in asked)
+    caught = sum(verdict not in (Verdict.SILENT.value, Verdict.WARNED.value) for verdict in checked)
     processed = sum(row["processed"] for row in rows)
     return (
-        f"with `enable_weights_track`, which has to be asked for, {caught} of {len(asked)} raise an error; "
+        f"with `enable_weights_track`, which has to be asked for, {caught} of {len(checked)} raise an error; "
         f"`process_weights_after_loading` was run in {processed} and raised nothing"
     )
 

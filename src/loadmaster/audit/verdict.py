@@ -1,14 +1,14 @@
-"""The judgement of an attempt to load: pure functions of what was observed.
+"""Judges an attempt to load: pure functions of the observations.
 
 1. The process did not end, or ended by itself: **hang**, **crash**.
-2. The engine raised. Its message (with the chain of its causes, and what it logged) has to name a tensor, parameter or file
-   concerned, and to say in words what is wrong with it; a bare name is no sentence. If it does not: **unclear error**. If it
-   does, but tensors had been read although headers show the defect: **late error**. Else **refused clearly**.
-   Only what is not logged for the sound checkpoint too counts as logged, here and below.
-3. The engine loaded. Every parameter must have been written whole and hold what the sound checkpoint gives, byte for byte
-   (values, where plain formats are converted). If not: **loaded wrong in silence**, or **with a warning** where a warning
-   named what is concerned. So it is where all that holds, but the damaged checkpoint stores another model than the sound
-   one, and the engine built the model of the sound one: then something that is stored was read and dropped.
+2. The engine raised. Its message (with its causes, and what was logged) must name an affected tensor, parameter or file, and
+   say in words what is wrong with it; a name alone is not enough. If it does not: **unclear error**. If it does, but only
+   after tensors were read although the headers show the defect: **late error**. Else **refused clearly**. Lines that are
+   also logged for the sound checkpoint do not count, here and below.
+3. The engine loaded. Every parameter must be completely written and equal that of the sound checkpoint, byte for byte (by
+   value, if plain formats are converted). If not: **loaded wrong in silence**, or **with a warning** that names what is
+   affected. The verdict is the same if the parameters are equal, but the damaged checkpoint stores another model: then
+   the engine read stored tensors and dropped them.
 4. Else **loaded right**.
 """
 
@@ -22,13 +22,13 @@ from enum import Enum
 from loadmaster.audit.observed import Attempt
 
 NO_KERNEL = re.compile(r"Failed to find a kernel|No \w+ MoE backend supports|kernel \w+ is not supported")
-"""What vLLM says where the machine is one that it has no kernel for; that is no verdict on its loaders."""
+"""vLLM's messages on a machine that it has no kernel for; these say nothing about its loaders."""
 MIN_WORDS = 3
-"""Words beside names that an error needs to say what is wrong."""
+"""How many words, not counting names, an error needs to say what is wrong."""
 
 
 class Verdict(Enum):
-    """What an engine did, the most harmful first."""
+    """What an engine did, the most harmful verdict first."""
 
     SILENT = "loaded wrong in silence"
     WARNED = "loaded wrong with a warning"
@@ -48,7 +48,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict, and the observation that it rests on, as a clause or two."""
+    """A verdict and the observation that it is based on, in a clause or two."""
 
     verdict: Verdict
     evidence: str
@@ -59,9 +59,9 @@ def judge(
 ) -> Judgement:
     """Return the verdict on one attempt.
 
-    ``subjects`` are names of what the defect concerns; of a sound checkpoint (``is_sound``) there are none to name, and an
-    engine that cannot build the model has not been tried. ``harmless``: the damaged checkpoint still holds the sound one's model.
-    ``num_params`` is how many parameters the sound one's model has, where that is known.
+    ``subjects`` are the names that the defect affects. A sound checkpoint (``is_sound``) has none, and if the engine cannot
+    build its model, the verdict is that it was not run. ``harmless``: the damaged checkpoint still holds the sound one's
+    model. ``num_params`` is the number of parameters of the sound one's model, if known.
     """
     if seen.outcome == "hung":
         return Judgement(Verdict.HANG, "the process did not end")
@@ -76,10 +76,10 @@ def _raised(seen: Attempt, subjects: Sequence[str], is_sound: bool) -> Judgement
     if not seen.built and (is_sound or NO_KERNEL.search(seen.message)):
         return Judgement(Verdict.NOT_RUN, f"the model cannot be built: {first_line(seen.message)}")
     when = f"after {seen.num_read:,} of the tensors" if seen.num_read else "before any tensor was read"
-    told = f"{seen.error}: {first_line(seen.message)}" if seen.message else f"{seen.error}, without a word"
-    if not any(names_one(said, subjects) and says_what(said) for said in (seen.message, *seen.logged)):
-        return Judgement(Verdict.UNCLEAR, f"{told} ({when})")
-    return Judgement(Verdict.LATE if seen.num_read else Verdict.CLEAR, f"{told} ({when})")
+    error = f"{seen.error}: {first_line(seen.message)}" if seen.message else f"{seen.error}, without a word"
+    if not any(names_one(text, subjects) and says_what(text) for text in (seen.message, *seen.logged)):
+        return Judgement(Verdict.UNCLEAR, f"{error} ({when})")
+    return Judgement(Verdict.LATE if seen.num_read else Verdict.CLEAR, f"{error} ({when})")
 
 
 def _loaded(seen: Attempt, subjects: Sequence[str], as_sound: bool, num_params: int | None) -> Judgement:
@@ -105,49 +105,49 @@ def _share(missing: int, total: int) -> str:
     return f"{missing:,} of its {total:,} bytes were not written"
 
 
-def names_one(said: str, subjects: Sequence[str]) -> bool:
-    """Whether a message names something concerned: the tensor itself, a parameter of the same module, or the file.
+def names_one(text: str, subjects: Sequence[str]) -> bool:
+    """Whether a message names something affected: the tensor itself, a parameter of the same module, or the file.
 
-    A message may speak of the fused parameter that a tensor is part of, so what is asked for is the module above it.
+    A message may name the fused parameter that a tensor is part of, so the module above it is enough.
 
     >>> names_one("no qkv_proj.weight in layers.1.self_attn.qkv_proj.weight", ["model.layers.1.self_attn.k_proj.weight"])
     True
     >>> names_one("layers.2.mlp is odd", ["model.layers.1.self_attn.k_proj.weight"])
     False
     """
-    return any(re.search(rf"(?<!\w){pattern}(?![0-9])", said) for name in subjects for pattern in _patterns(name))
+    return any(re.search(rf"(?<!\w){pattern}(?![0-9])", text) for name in subjects for pattern in _patterns(name))
 
 
 def _patterns(name: str) -> tuple[str, ...]:
-    """Return what names a subject in a message: itself, and the module above it; of a name that ends in a dot, that.
+    """Return patterns for a subject in a message: its name, and the module above it; or only the name if it ends in a dot.
 
-    A draft's layer has a module more between its number and the rest.
+    A draft model's layer has one more module between its number and the rest.
     """
-    own = name.removeprefix("model.")
-    parts = own.rstrip(".").split(".")
-    if own.endswith((".", ".safetensors", ".json")):
-        return (re.escape(own.rstrip(".")),)
+    subject = name.removeprefix("model.")
+    parts = subject.rstrip(".").split(".")
+    if subject.endswith((".", ".safetensors", ".json")):
+        return (re.escape(subject.rstrip(".")),)
     if len(parts) < 3:
-        return (re.escape(own), re.escape(parts[0]))
+        return (re.escape(subject), re.escape(parts[0]))
     first = parts.index("layers") if "layers" in parts else 0
     number, rest = re.escape(".".join(parts[first : first + 2])), parts[first + 2 :]
     last = rest[-2:] if re.search("weight|bias|scale", rest[-1]) else rest[-1:]
-    above = [part for part in rest[:-2] if not part.isdecimal()]  # of an expert, the stack that it goes into
+    above = [part for part in rest[:-2] if not part.isdecimal()]  # for an expert, the module of its stack
     return tuple(rf"{number}\.(?:\w+\.)*{re.escape('.'.join(part))}" for part in (above, last) if part)
 
 
-def says_what(said: str) -> bool:
-    """Whether a message says anything beside names: a few words in a row of letters alone.
+def says_what(text: str) -> bool:
+    """Whether a message has more than names: a few words of letters only.
 
     >>> says_what("'layers.1.self_attn.z_proj.weight'")
     False
     >>> says_what("Attempted to load nested weight 'a.b' into a single parameter 'a'")
     True
     """
-    return len(re.findall(r"(?<![\w.'])[A-Za-z]{2,}(?![\w.'])", said)) >= MIN_WORDS
+    return len(re.findall(r"(?<![\w.'])[A-Za-z]{2,}(?![\w.'])", text)) >= MIN_WORDS
 
 
 def first_line(message: str, most: int = 240) -> str:
-    """Return the first line of a message that says something, cut where it is long."""
+    """Return the first line of a message that is not empty, cut if it is long."""
     line = next((text.strip() for text in message.splitlines() if text.strip()), "")
     return line if len(line) <= most else line[: most - 1] + "…"

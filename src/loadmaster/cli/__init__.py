@@ -1,1 +1,1 @@
-"""The command line: thin commands that hold no logic, imported only when they run."""
+"""The command line: commands parse options and print, and import what they need when they run."""

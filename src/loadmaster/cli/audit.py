@@ -1,4 +1,4 @@
-"""``loadmaster audit ENGINE``: what an engine's own loaders make of sound and defective checkpoints."""
+"""``loadmaster audit ENGINE``: test an engine's own loaders with sound and defective checkpoints."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("engine", choices=["vllm"], help="the engine, which must be installed: vllm")
+    parser.add_argument("engine", choices=["vllm"], help="the engine to test; it must be installed")
     parser.add_argument(
-        "--cases", default="*", metavar="GLOB", help="the cases to run, by name, such as 'qwen3/*' (default: all)"
+        "--cases", default="*", metavar="GLOB", help="run the cases whose names match, such as 'qwen3/*' (default: all)"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write the report there, as Markdown, HTML and JSON (default: print)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write the report to DIR as Markdown, HTML and JSON (default: print only)",
     )
-    parser.add_argument("--list", action="store_true", help="list the cases, and run none")
+    parser.add_argument("--list", action="store_true", help="list the cases without running them")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the cases, saying each verdict as it is found, and report."""
+    """Run the cases, print each verdict when it is known, and report."""
     from loadmaster.audit.cases import find_cases
     from loadmaster.errors import UsageError
 
     cases = find_cases(args.cases)
     if not cases:
-        raise UsageError(f"--cases {args.cases!r} fits no case; --list names them")
+        raise UsageError(f"--cases {args.cases!r} matches no case; --list lists them")
     if args.list:
         for case in cases:
             print(f"{case.name:48}  {case.damage.what if case.damage else 'sound'}")

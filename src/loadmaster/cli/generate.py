@@ -30,23 +30,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_capacity_arguments(parser)
     add_device_argument(parser)
     parser.add_argument(
-        "--max-model-len", type=tokens, metavar="N", help="tokens of prompt and answer (default: the model's)"
+        "--max-model-len", type=tokens, metavar="N", help="most tokens of prompt and answer (default: the model's)"
     )
     sampling = parser.add_argument_group("request")
-    sampling.add_argument("--prompt", metavar="TEXT", help="what to continue")
-    sampling.add_argument("--prompt-token-ids", type=_token_ids, metavar="N,N,…", help="the same as token ids")
+    sampling.add_argument("--prompt", metavar="TEXT", help="text to continue")
+    sampling.add_argument("--prompt-token-ids", type=_token_ids, metavar="N,N,…", help="the prompt as token ids")
     sampling.add_argument(
         "--max-tokens", type=whole, default=16, metavar="N", help="most tokens to generate (default: 16)"
     )
-    sampling.add_argument("--temperature", type=number, default=0.0, metavar="T", help="0, the default, is greedy")
     sampling.add_argument(
-        "--top-p", type=number, default=1.0, metavar="P", help="sample from the likeliest tokens that sum to P"
+        "--temperature", type=number, default=0.0, metavar="T", help="temperature (default: 0, greedy)"
+    )
+    sampling.add_argument(
+        "--top-p",
+        type=number,
+        default=1.0,
+        metavar="P",
+        help="sample from the likeliest tokens whose probabilities sum to P",
     )
     sampling.add_argument(
         "--top-k", type=whole, default=0, metavar="K", help="sample from the K likeliest tokens (0: all)"
     )
-    sampling.add_argument("--seed", type=whole, metavar="N", help="of the random choice (default: a fresh one)")
-    sampling.add_argument("--ignore-eos", action="store_true", help="go on after the model's end-of-text token")
+    sampling.add_argument("--seed", type=whole, metavar="N", help="seed of the sampling (default: random)")
+    sampling.add_argument("--ignore-eos", action="store_true", help="continue after the model's end-of-text token")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
 
 @dataclass
 class _Answer:
-    """What was generated, and when: the start, the first token, the last."""
+    """The generated tokens, and the times of the start, the first token and the last token."""
 
     begin: float
     first: float = 0.0
@@ -99,7 +105,7 @@ class _Answer:
     finish_reason: str | None = None
 
     def timings(self) -> dict[str, float | None]:
-        """Return seconds of prefill and decoding, and tokens a second of the latter (None: there was only one)."""
+        """Return the seconds of prefill and decoding, and the decoding rate (None if there was only one token)."""
         decode_s = self.last - self.first
         rate = (len(self.token_ids) - 1) / decode_s if len(self.token_ids) > 1 and decode_s > 0 else None
         return {"prefill_s": self.first - self.begin, "decode_s": decode_s, "tokens_per_s": rate}
@@ -112,7 +118,7 @@ class _Answer:
 def _answer(
     engine: Engine, tokenizer: Tokenizer, prompt: Sequence[int], params: SamplingParams, *, show: bool
 ) -> _Answer:
-    """Generate; ``show`` prints the text on the way, or token ids where there is no tokenizer."""
+    """Generate; ``show`` prints the text as it comes, or token ids if there is no tokenizer."""
     from loadmaster.engine import complete
 
     answer = _Answer(time.perf_counter())

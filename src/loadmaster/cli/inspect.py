@@ -1,4 +1,4 @@
-"""``loadmaster inspect MODEL``: what a checkpoint holds."""
+"""``loadmaster inspect MODEL``: show the contents of a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a folder, or a Hugging Face hub id")
     parser.add_argument("--revision", help="the hub revision: branch, tag or commit")
     add_download_argument(parser)
-    parser.add_argument("--match", metavar="TEXT", help="list the tensors whose name contains TEXT")
+    parser.add_argument("--match", metavar="TEXT", help="list the tensors whose names contain TEXT")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 
 

@@ -1,8 +1,8 @@
 """Ctrl-C, for commands that start workers: the process ends at once, at any moment, with exit code 130.
 
-``KeyboardInterrupt`` does not do that. It is lost where an import, a destructor or a callback swallows it; raised while an
-extension module is initialised it can crash the process; and a process that a shell has put in the background ignores
-SIGINT from the start. There is nothing to clean up: workers end when this process does (`loadmaster.distributed.lifeline`).
+``KeyboardInterrupt`` cannot do that: an import, a destructor or a callback may swallow it, and while an extension module is
+initialised it can crash the process. A process that a shell starts in the background ignores SIGINT from the start. There is
+nothing to clean up: workers end when this process does (`loadmaster.distributed.lifeline`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 
 
 class Interruptible:
-    """While it is entered, SIGINT ends the process. Does nothing outside the main thread, which alone may handle signals.
+    """A context in which SIGINT ends the process. Does nothing outside the main thread; only that may handle signals.
 
-    ``always`` is for a command that handles SIGINT later on too: it is heard even if the process was started with it
+    ``always`` is for a command that also handles SIGINT later: it applies even if the process was started with SIGINT
     ignored.
     """
 
@@ -42,7 +42,7 @@ class Interruptible:
         self.restore()
 
     def restore(self) -> None:
-        """Handle SIGINT as before: also for a process that becomes another program."""
+        """Handle SIGINT as before; also called before the process becomes another program."""
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
             self._before = None

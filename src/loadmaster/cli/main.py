@@ -1,9 +1,9 @@
-"""``loadmaster COMMAND …``: the parser, and what an error becomes.
+"""``loadmaster COMMAND …``: the parser, and how errors are reported.
 
-Exit codes: 0 proven or done; 1 something is wrong with checkpoint, config or layout; 2 the command line alone; 3 a
-failure while loading or running, or standard output that cannot be written; 70 a bug of this program; 130 after Ctrl-C.
+Exit codes: 0 proven or done; 1 something is wrong with checkpoint, config or layout; 2 something is wrong with the command
+line; 3 a failure while loading or running, or a failed write to standard output; 70 a bug of this program; 130 after Ctrl-C.
 With ``--json`` one object is printed on standard output for 0, 1, 3 and 70. ``LOADMASTER_TRACEBACK=1`` in the environment
-shows where a failure or a bug came from.
+adds the traceback of a failure or a bug.
 """
 
 from __future__ import annotations
@@ -22,34 +22,35 @@ from pathlib import Path
 from typing import NoReturn
 
 from loadmaster import __version__
-from loadmaster.cli import audit, carried, generate, inspect, load, plan, serve, streams, synth, verify
+from loadmaster.cli import audit, generate, inspect, load, plan, serve, streams, synth, verify
 from loadmaster.cli.interrupt import INTERRUPTED
 from loadmaster.errors import LoadError, LoadmasterError, RunError, UsageError
+from loadmaster.integrations.vllm import carried
 
 COMMANDS = {
-    "inspect": (inspect, "show what a checkpoint holds"),
+    "inspect": (inspect, "show the contents of a checkpoint"),
     "plan": (plan, "plan a checkpoint on a parallel layout and prove it, from headers alone"),
-    "verify": (verify, "read every byte, and check values, scales, copies and recorded SHA-256"),
-    "load": (load, "carry a plan out in host memory, and report"),
-    "generate": (generate, "generate from one prompt"),
-    "serve": (serve, "serve the OpenAI API"),
-    "audit": (audit, "run an engine's own loaders on sound and defective checkpoints, and report"),
-    "synth": (synth, "write a checkpoint: tiny with random weights, or full size without bytes"),
+    "verify": (verify, "read every byte, and check values, scales, copies and recorded SHA-256 hashes"),
+    "load": (load, "load a plan into host memory or onto GPUs, and report"),
+    "generate": (generate, "generate text from one prompt"),
+    "serve": (serve, "serve a model over the OpenAI API"),
+    "audit": (audit, "test an engine's own loaders with sound and defective checkpoints, and report"),
+    "synth": (synth, "write a test checkpoint: tiny with random weights, or full size without data"),
 }
 
 
 BRIEF = {"inspect", "plan"}
-"""Commands that end before garbage matters: looking for it took a twentieth of their time."""
+"""Commands too short for garbage collection, which took 5 % of their time."""
 
 WITH_TORCH = {"load", "generate", "serve"}
-"""Commands that load torch, whose libraries end the process in a current directory that is not there."""
+"""Commands that load torch, whose libraries end the process if the current directory was removed."""
 
 BUG_EXIT_CODE = 70
 """EX_SOFTWARE of sysexits.h."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and not the list of all options before it."""
+    """A parser whose errors are one line, without the usage text before it."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\ntry `{self.prog} --help`\n")
@@ -93,10 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except (streams.OutputError, BrokenPipeError) as error:
         streams.give_up_output()
-        if error.errno != errno.EPIPE:  # else whoever read it has seen enough
-            print(f"loadmaster: error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        if error.errno != errno.EPIPE:  # EPIPE: the reader closed the pipe on purpose
+            print(f"loadmaster: error: cannot write standard output: {error.strerror}", file=sys.stderr)
         return LoadError.exit_code
-    except MemoryError:  # too little to say even that in the usual way
+    except MemoryError:  # too little memory for the usual report
         print("loadmaster: error: host memory ran out", file=sys.stderr)
         return LoadError.exit_code
     finally:
@@ -105,14 +106,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(given: Sequence[str], passed_on: Sequence[str]) -> argparse.Namespace:
-    """Return the options of a command line; of vLLM's options those that are ignored are named on standard error.
+    """Return the options of a command line, and list ignored options of vLLM on standard error.
 
     Raises:
-        UsageError: an option cannot be carried over.
+        UsageError: an option is unknown or refused.
     """
     parser = build_parser()
-    own, of_vllm = carried.carry_over(given, _commands(parser))
-    args = parser.parse_args(own, argparse.Namespace(passed_on=passed_on, carried=of_vllm))
+    remaining, of_vllm = carried.carry_over(given, _commands(parser))
+    args = parser.parse_args(remaining, argparse.Namespace(passed_on=passed_on, carried=of_vllm))
     if args.command != "serve" and (note := carried.note(of_vllm, args.command)):
         print(note, file=sys.stderr)
     return args
@@ -141,24 +142,24 @@ def _refuse_without_folder() -> None:
     try:
         Path.cwd()
     except FileNotFoundError as error:
-        raise LoadError("the current directory was removed", hint="run this in one that exists") from error
+        raise LoadError("the current directory was removed", hint="change to a directory that exists") from error
 
 
 def _failure(error: Exception) -> tuple[LoadmasterError, int]:
-    """Return what to say of an error that is none of this package's, and the exit code."""
+    """Return the report and the exit code of an error that this package did not raise itself."""
     from loadmaster.host_memory import is_out_of_memory
 
-    said = str(error).partition("\n")[0]
+    text = str(error).partition("\n")[0]
     if is_out_of_memory(error):
-        words = f"host memory ran out: {said or type(error).__name__}"
-        return LoadError(words, hint="free memory, or raise the limit that the process has"), LoadError.exit_code
+        words = f"host memory ran out: {text or type(error).__name__}"
+        return LoadError(words, hint="free memory, or raise the process's memory limit"), LoadError.exit_code
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename is not None else ""
         return LoadError(f"{where}{os.strerror(error.errno)}"), LoadError.exit_code
     frames = traceback.extract_tb(error.__traceback__)
     at = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     bug = RunError(
-        f"this is a bug of loadmaster {__version__}: {type(error).__name__}: {said}{at}",
+        f"this is a bug of loadmaster {__version__}: {type(error).__name__}: {text}{at}",
         hint="please report it; LOADMASTER_TRACEBACK=1 in the environment shows the traceback",
     )
     return bug, BUG_EXIT_CODE
@@ -188,7 +189,7 @@ def entry() -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED or any(thread.daemon for thread in threading.enumerate()):
-        # At once: the interpreter's own end can crash on a thread that is in the midst of an import.
+        # At once: the interpreter's shutdown can crash if a thread is importing.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from loadmaster.errors import UsageError
@@ -12,19 +13,35 @@ from loadmaster.errors import UsageError
 if TYPE_CHECKING:
     from loadmaster.plan import WaiverRequest
 
+
+class Engines:
+    """The choices of ``--engine``: ``more``, then every engine. The registry is imported when they are first needed."""
+
+    def __init__(self, *more: str) -> None:
+        self._more = more
+
+    def __iter__(self) -> Iterator[str]:
+        from loadmaster.architectures.targets import ENGINES
+
+        return iter((*self._more, *ENGINES))
+
+    def __contains__(self, name: object) -> bool:
+        return name in tuple(self)
+
+
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "half": "F16", "float32": "F32", "float": "F32"}
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add MODEL, the layout and what else decides a plan."""
+    """Add MODEL, the layout and the other options that decide a plan."""
     parser.add_argument("model", metavar="MODEL", help="a folder, or a Hugging Face hub id")
     parser.add_argument("--revision", help="the hub revision: branch, tag or commit")
     layout = parser.add_argument_group("layout")
     layout.add_argument(
-        "--pipeline-parallel-size", "-pp", type=positive, default=1, metavar="N", help="number of stages"
+        "--pipeline-parallel-size", "-pp", type=positive, default=1, metavar="N", help="number of pipeline stages"
     )
     layout.add_argument(
-        "--tensor-parallel-size", "-tp", type=positive, default=1, metavar="N", help="ranks of each stage"
+        "--tensor-parallel-size", "-tp", type=positive, default=1, metavar="N", help="ranks in each stage"
     )
     layout.add_argument(
         "--data-parallel-size",
@@ -32,13 +49,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=1,
         metavar="N",
-        help="copies of all but the experts, which are divided over tensor × data ranks",
+        help="number of copies of the model; its experts are divided over the tensor × data ranks",
     )
     layout.add_argument(
         "--enable-expert-parallel",
         "-ep",
         action="store_true",
-        help="deal whole experts out to the tensor × data ranks of a stage instead of slicing each",
+        help="give whole experts to the tensor × data ranks of a stage, instead of a slice of each",
     )
     layout.add_argument(
         "--no-enable-expert-parallel", dest="enable_expert_parallel", action="store_false", help=argparse.SUPPRESS
@@ -47,7 +64,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--expert-placement-strategy",
         choices=["linear", "round_robin"],
         default="linear",
-        help="deal experts out in runs (default) or in turns",
+        help="assign experts to ranks in consecutive runs (default) or in turn",
     )
     layout.add_argument(
         "--eplb-config",
@@ -57,7 +74,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="""'{"num_redundant_experts": N}' adds copies of the first N experts; other keys do not change the layout""",
     )
     layout.add_argument(
-        "--layer-partition", type=_counts, metavar="N,N,…", help="layers of each stage (default: even, as vLLM)"
+        "--layer-partition",
+        type=_counts,
+        metavar="N,N,…",
+        help="number of layers of each stage (default: divided as vLLM does)",
     )
     layout.add_argument(
         "--speculative-config",
@@ -77,31 +97,34 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_waive_argument(parser: argparse.ArgumentParser) -> None:
-    """Add what the user knows to be surplus in a checkpoint: ``waive``, a list of `WaiverRequest`."""
+    """Add ``waive``: surplus tensors of a checkpoint that the user accepts, as a list of `WaiverRequest`."""
     parser.add_argument(
         "--waive",
         type=_waiver,
         action="append",
         default=[],
         metavar="PATTERN=REASON",
-        help="leave stored tensors that no parameter needs unread, by a glob on their names, and report REASON; repeatable",
+        help="accept stored tensors that no parameter needs, by a glob on their names, and report REASON; repeatable",
     )
 
 
 def add_capacity_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what memory is held against."""
+    """Add the memory of a device, which the plan must fit."""
     parser.add_argument(
         "--device-memory",
         type=device_memory,
         metavar="SIZE",
-        help="memory of each device, such as 80GiB: parameters must fit",
+        help="memory of each device, such as 80GiB; the parameters of a rank must fit",
     )
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    """Add where stages run."""
+    """Add the device that stages run on."""
     parser.add_argument(
-        "--device", choices=["cpu", "cuda"], default="cpu", help="run stages on this (default: cpu); GPUs in turns"
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="run stages on the CPU (default), or on the GPUs in turn",
     )
 
 
@@ -170,7 +193,7 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def device_memory(text: str) -> int:
-    """Return the bytes of a device's memory; no device has less than a MiB.
+    """Return the bytes of a device's memory, at least 1 MiB.
 
     >>> device_memory("80GiB")
     85899345920
@@ -179,7 +202,7 @@ def device_memory(text: str) -> int:
 
 
 def staging(text: str) -> int:
-    """Return the bytes of a budget for staging."""
+    """Return the bytes of the staging budget."""
     return _size(text, "MiB")
 
 
@@ -187,7 +210,7 @@ _LEAST_BYTES = 2**20
 
 
 def _size(text: str, usual: str) -> int:
-    """Return bytes; ``usual`` is the unit that is meant where there is none, which is asked and not assumed."""
+    """Return bytes. A size without a unit is an error that suggests the ``usual`` one."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", text)
     if not match:
         loose = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])(i?)b?", text.lower())

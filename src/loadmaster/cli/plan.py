@@ -7,35 +7,34 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from loadmaster.cli.options import add_capacity_arguments, add_model_arguments, whole
+from loadmaster.cli.options import Engines, add_capacity_arguments, add_model_arguments, whole
 from loadmaster.cli.planning import add_download_argument, prove_arguments
 from loadmaster.errors import UsageError
 
 if TYPE_CHECKING:
     from loadmaster.plan import ParamSpec, Proof
 
-TARGETS = {"native": "native", "vllm": "vllm-0.32"}
-"""Whose parameters are planned, by engine: those of the newest version that is described."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model_arguments(parser)
     add_download_argument(parser)
-    parser.add_argument(
+    engine = parser.add_argument(
         "--engine",
-        choices=sorted(TARGETS),
         default="native",
-        help="whose parameters are planned: those of this package's runtime (default), or of vLLM 0.32",
+        help="plan the parameters of this engine's model: the native engine (default), or vLLM 0.32",
     )
-    parser.add_argument("--params", type=whole, metavar="RANK", help="list the parameters of this rank")
+    engine.choices = Engines()
+    parser.add_argument("--params", type=whole, metavar="RANK", help="also list the parameters of this rank")
     add_capacity_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the proof; exit 1 if there is none."""
+    """Print the proof; exit 1 if the plan is not proven."""
+    from loadmaster.architectures.targets import newest_target
+
     begin = time.perf_counter()
-    proof = prove_arguments(args, target=TARGETS[args.engine])
+    proof = prove_arguments(args, target=newest_target(args.engine))
     elapsed_s = time.perf_counter() - begin
     params = _params(proof, args.params)
     if args.json:
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _params(proof: Proof, rank: int | None) -> Sequence[ParamSpec]:
-    """Return the parameters of the rank that was asked for.
+    """Return the parameters of the requested rank.
 
     Raises:
         UsageError: there is no such rank.

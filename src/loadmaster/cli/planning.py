@@ -1,4 +1,4 @@
-"""From a command line to a proof: what `plan`, `load`, `generate` and `serve` begin with."""
+"""From a command line to a proof: the common start of `plan`, `load`, `generate` and `serve`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 def add_download_argument(parser: argparse.ArgumentParser) -> None:
-    """Add what a command that only looks at a model needs before it downloads one."""
+    """Add ``--download``, for commands that do not run the model."""
     parser.add_argument(
         "--download",
         action="store_true",
-        help="of a hub id, download what the cache lacks (default: say how much that is, and end)",
+        help="download what the cache lacks of a hub model (default: report the size and stop)",
     )
 
 
 def open_model(args: argparse.Namespace) -> Checkpoint:
-    """Open MODEL. Commands without ``--download`` run it, and download what they lack, as vLLM does.
+    """Open MODEL. Commands without ``--download`` run the model, so they download what is missing, as vLLM does.
 
     Raises:
-        CheckpointError: there is no such model, or it is on the hub and not downloaded.
+        CheckpointError: there is no such model, or it is on the hub but not downloaded.
     """
     from loadmaster.checkpoint import open_checkpoint, resolve_model
 
@@ -40,7 +40,7 @@ def open_model(args: argparse.Namespace) -> Checkpoint:
 
 
 def prove_arguments(args: argparse.Namespace, *, target: str = "native") -> Proof:
-    """Resolve the model, plan it and prove the plan; ``target`` says whose parameters are planned.
+    """Resolve the model, plan the parameters of ``target`` and prove the plan.
 
     Raises:
         InputError: nothing could be planned.
@@ -59,7 +59,7 @@ def prove_arguments(args: argparse.Namespace, *, target: str = "native") -> Proo
 
 
 def proven_plan(args: argparse.Namespace) -> ProvenPlan:
-    """Return the plan of a command line, proven.
+    """Return the proven plan of a command line.
 
     Raises:
         PlanError: the proof failed; it carries the proof and its findings.

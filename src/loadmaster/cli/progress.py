@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 
 class ByteProgress:
-    """Shows bytes done of a plan's bytes. `advance` may be called from any thread; shown only on a terminal."""
+    """Shows how many of the bytes are done, on a terminal only. `advance` may be called from any thread."""
 
     def __init__(self, total: int, what: str) -> None:
         self._progress = Progress(
@@ -26,7 +26,7 @@ class ByteProgress:
         self._lock = threading.Lock()
 
     def advance(self, num_bytes: int) -> None:
-        """Add bytes that are done."""
+        """Report that more bytes are done."""
         with self._lock:
             self._progress.advance(self._task, num_bytes)
 

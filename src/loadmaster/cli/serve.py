@@ -1,22 +1,22 @@
-"""``loadmaster serve MODEL``: the OpenAI API over a model, by the engine here or by vLLM."""
+"""``loadmaster serve MODEL``: serve the OpenAI API, by the native engine or by vLLM."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from loadmaster.cli.carried import note, refuse
-from loadmaster.cli.engines import ENGINES, choose, cpu_lacks
 from loadmaster.cli.interrupt import Interruptible
-from loadmaster.cli.options import add_capacity_arguments, add_device_argument, add_model_arguments, tokens
+from loadmaster.cli.options import Engines, add_capacity_arguments, add_device_argument, add_model_arguments, tokens
 
 if TYPE_CHECKING:
     import socket
 
-    from loadmaster.cli.engines import Choice
     from loadmaster.errors import UnsupportedError
+    from loadmaster.integrations.engines import Choice
+    from loadmaster.integrations.vllm.handover import ServeOptions
     from loadmaster.integrations.vllm.installed import Installed
     from loadmaster.plan import Plan, ProvenPlan
 
@@ -26,26 +26,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_capacity_arguments(parser)
     add_device_argument(parser)
-    parser.set_defaults(device=None)  # which engine it is decides
+    parser.set_defaults(device=None)  # the default depends on the engine
     parser.add_argument(
-        "--max-model-len", type=tokens, metavar="N", help="tokens of prompt and answer (default: the model's)"
+        "--max-model-len", type=tokens, metavar="N", help="most tokens of prompt and answer (default: the model's)"
     )
-    parser.add_argument(
+    engine = parser.add_argument(
         "--engine",
-        choices=ENGINES,
         default="auto",
-        help="what runs the model once it is proven: vLLM where it is installed and has a device (auto), the engine here "
-        "(native), or vLLM in any case",
+        help="the engine that runs the proven model: native; vllm; or auto (default): vLLM if it is installed and has a "
+        "device, otherwise native",
     )
+    engine.choices = Engines("auto")
     server = parser.add_argument_group("server")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     server.add_argument(
-        "--port", type=_port, metavar="PORT", default=8000, help="port to listen on; 0 takes a free one (default: 8000)"
+        "--port",
+        type=_port,
+        metavar="PORT",
+        default=8000,
+        help="port to listen on; 0 chooses a free one (default: 8000)",
     )
-    server.add_argument("--served-model-name", nargs="+", metavar="NAME", help="what clients call it (default: MODEL)")
-    server.add_argument("--api-key", metavar="KEY", help="the bearer token that clients must send (default: none)")
+    server.add_argument(
+        "--served-model-name", nargs="+", metavar="NAME", help="the model's names in the API (default: MODEL)"
+    )
+    server.add_argument("--api-key", metavar="KEY", help="bearer token that clients must send (default: none)")
     parser.epilog = (
-        "where vLLM serves, its other options are handed on to it, and -- ARGUMENTS, at the end, as they are"
+        "If vLLM serves, its other options are passed to it, and so are the ARGUMENTS after a final --, unchanged."
     )
 
 
@@ -56,7 +62,7 @@ def _port(text: str) -> int:
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Divide a command line at ``--``: what is read here, and what goes to vLLM as it is.
+    """Divide a command line at ``--``: what is read here, and what is passed to vLLM unchanged.
 
     >>> split_arguments(["serve", "m", "--", "--seed", "7"]), split_arguments(["inspect", "--", "-odd"])
     ((['serve', 'm'], ['--seed', '7']), (['inspect', '--', '-odd'], []))
@@ -68,47 +74,59 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan, prove, choose the engine and say which; then serve, or become vLLM's server."""
+    """Plan, prove, choose the engine and report which; then serve, or become vLLM's server."""
     with Interruptible(always=True) as interruptible:
         return _run(args, interruptible)
 
 
 def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
-    from loadmaster.cli.handover import hand_over, refuse_for_vllm, vllm_command, vllm_environment
     from loadmaster.cli.planning import proven_plan
+    from loadmaster.integrations.engines import choose
+    from loadmaster.integrations.vllm.carried import note
+    from loadmaster.integrations.vllm.handover import hand_over, refuse_for_vllm, vllm_command, vllm_environment
     from loadmaster.integrations.vllm.installed import find_vllm
     from loadmaster.server.address import bind
 
     installed = None if args.engine == "native" else find_vllm()
     if args.engine == "vllm":
-        refuse_for_vllm(args)
-    if args.engine == "vllm" or installed is None:  # no plan is needed to see that it cannot be
-        choice = choose(args.engine, installed, num_ranks=1, device=args.device, native_lacks=_native_lacks(args))
+        refuse_for_vllm(_serve_options(args))
+    if args.engine == "vllm" or installed is None:  # refuse without a plan what can be refused without one
+        choice = choose(args.engine, installed, num_ranks=1, device=args.device, native_error=_native_error(args))
         _refuse_for_native(args, choice)
-    with bind(args.host, args.port) as bound:  # before the plan, which may take a while
+    with bind(args.host, args.port) as bound:  # before planning, which may take a while
         plan = proven_plan(args)
         choice = _choose(args, plan, installed)
         if choice.engine == "vllm":
             assert installed is not None
-            refuse_for_vllm(args)
+            options = _serve_options(args)
+            refuse_for_vllm(options)
             bound.close()
             print(choice, file=sys.stderr)
             interruptible.restore()
-            hand_over(vllm_command(args, plan, installed), vllm_environment(args))
+            hand_over(vllm_command(options, plan, installed), vllm_environment(options))
         print(choice, file=sys.stderr)
         if ignored := note(args.carried, "serve"):
             print(ignored, file=sys.stderr)
         return _serve(args, plan, bound)
 
 
+def _serve_options(args: argparse.Namespace) -> ServeOptions:
+    from loadmaster.integrations.vllm.handover import ServeOptions
+
+    return ServeOptions(**{f.name: getattr(args, f.name) for f in fields(ServeOptions)})
+
+
 def _choose(args: argparse.Namespace, plan: Plan, installed: Installed | None) -> Choice:
+    from loadmaster.integrations.engines import choose
+    from loadmaster.integrations.vllm.cpu import unsupported_on_cpu
+
     choice = choose(
         args.engine,
         installed,
         num_ranks=plan.num_ranks,
         device=args.device,
-        native_lacks=_native_lacks(args, plan),
-        cpu_lacks=cpu_lacks(plan) if installed is not None and installed.build == "cpu" else None,
+        native_error=_native_error(args, plan),
+        cpu_reason=unsupported_on_cpu(plan) if installed is not None and installed.build == "cpu" else None,
     )
     _refuse_for_native(args, choice)
     return choice
@@ -116,17 +134,18 @@ def _choose(args: argparse.Namespace, plan: Plan, installed: Installed | None) -
 
 def _refuse_for_native(args: argparse.Namespace, choice: Choice) -> None:
     from loadmaster.errors import UsageError
+    from loadmaster.integrations.vllm.carried import refuse
 
     if choice.engine != "native":
         return
     if args.passed_on:
-        raise UsageError(f"arguments after -- are for vLLM, and another engine serves this: {choice.reason}")
+        raise UsageError(f"arguments after -- are for vLLM, but the native engine serves this: {choice.reason}")
     for given in args.carried:
         refuse(given, "serve")
 
 
-def _native_lacks(args: argparse.Namespace, plan: Plan | None = None) -> UnsupportedError | None:
-    """Return why the engine here cannot run it: as far as the command line alone tells, or the plan too."""
+def _native_error(args: argparse.Namespace, plan: Plan | None = None) -> UnsupportedError | None:
+    """Return why the native engine cannot run it: judged by the command line, and by the plan if there is one."""
     from loadmaster.engine import refuse_options, refuse_plan, require_run_extra
     from loadmaster.errors import UnsupportedError
 
@@ -141,7 +160,7 @@ def _native_lacks(args: argparse.Namespace, plan: Plan | None = None) -> Unsuppo
 
 
 def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket) -> int:
-    """Open the port, load, serve until a signal; with ``--json`` say at the end what was served."""
+    """Open the port, load, serve until a signal; with ``--json`` print a summary at the end."""
     from loadmaster.engine import Engine, Tokenizer
     from loadmaster.server.address import start_listening
     from loadmaster.server.serve import serve

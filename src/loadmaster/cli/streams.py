@@ -1,7 +1,7 @@
-"""Standard output and standard error of a command: there whatever the shell made of them, and failures told apart.
+"""Standard output and standard error of a command: always open, with their failures told apart.
 
-What cannot be written to standard output ends a command, since its answer is lost: `OutputError`. What cannot be written
-to standard error is let go. Characters that a stream's encoding lacks are written as escapes.
+A failure to write standard output ends a command, because its answer is lost: `OutputError`. A failure to write standard
+error is ignored. Characters that a stream's encoding lacks are written as escapes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDE = 2**16
-"""Columns of what is no terminal: nothing is wrapped or shortened there, one record is one line."""
+"""Columns of a stream that is no terminal, so that nothing is wrapped or shortened and one record is one line."""
 
 
 class OutputError(OSError):
@@ -40,8 +40,8 @@ class _Errors(io.FileIO):
 
 
 def open_streams() -> None:
-    """Make the process's streams what this module says. A closed one is opened, or the next file would take its number."""
-    for number, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):  # 1: writing must go on to fail
+    """Replace the process's streams. A closed one is opened first; otherwise the next opened file would get its number."""
+    for number, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):  # 1: writing must still fail
         try:
             os.fstat(number)
         except OSError:
@@ -65,22 +65,22 @@ def open_streams() -> None:
 
 
 def flush() -> None:
-    """Write out what is still held.
+    """Write buffered standard output.
 
     Raises:
-        OutputError: it cannot be.
+        OutputError: writing failed.
     """
     sys.stdout.flush()
 
 
 def give_up_output() -> None:
-    """Let what is held for standard output go nowhere: the interpreter would try again when it ends."""
+    """Discard buffered standard output; otherwise the interpreter would try to write it again when it ends."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return rich's console of a stream."""
+    """Return rich's console for a stream."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout

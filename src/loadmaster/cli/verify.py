@@ -1,4 +1,4 @@
-"""``loadmaster verify MODEL``: read every byte, and check what headers cannot show."""
+"""``loadmaster verify MODEL``: read every byte, and check what the headers cannot show."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         type=Path,
         metavar="FILE",
-        help="keep what was found in FILE, and read no file again that it has and that has not changed",
+        help="keep results in FILE; skip files that it already has and that have not changed",
     )
-    parser.add_argument("--no-hash", action="store_true", help="leave recorded SHA-256 unchecked")
+    parser.add_argument("--no-hash", action="store_true", help="do not check recorded SHA-256 hashes")
     parser.add_argument(
         "--against",
         type=Path,
         metavar="PATH",
-        help="compare with a known-good copy: a manifest of it, the SHA-256 of its files, or its folder",
+        help="compare with a known-good copy: its manifest, a list of the SHA-256 of its files, or its folder",
     )
     parser.add_argument(
         "--write-manifest",
@@ -41,13 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the SHA-256 of each tensor to FILE, for a later --against",
     )
     parser.add_argument(
-        "--num-threads", type=positive, metavar="N", help="reading threads (default: all cores, twice them to 16)"
+        "--num-threads",
+        type=positive,
+        metavar="N",
+        help="reading threads (default: the cores; if fewer than 16, twice as many, to 16)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, show progress on standard error, and print what was found; exit 1 if it is not sound."""
+    """Read, show progress on standard error, and print the findings; exit 1 if the checkpoint is not sound."""
     from loadmaster import payload
     from loadmaster.cli.progress import ByteProgress
 
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
                 )
         except KeyboardInterrupt:
             if args.resume:
-                print(f"interrupted: the same command goes on from {args.resume}", file=sys.stderr)
+                print(f"interrupted: run the same command to continue from {args.resume}", file=sys.stderr)
             raise
     if args.write_manifest:
         payload.write_manifest(args.write_manifest, result.manifest)
@@ -85,10 +88,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _known_good(args: argparse.Namespace, folder: Path) -> Manifest | Records:
-    """Return what ``--against`` gives; a folder is read for it.
+    """Return the manifest or hashes that ``--against`` names; a folder is read to make one.
 
     Raises:
-        UsageError: it is not there, or nothing that can be compared with.
+        UsageError: there is no such path, or it cannot be read.
     """
     from loadmaster import payload
     from loadmaster.checkpoint import open_checkpoint
@@ -101,7 +104,7 @@ def _known_good(args: argparse.Namespace, folder: Path) -> Manifest | Records:
             result = payload.verify_payload(survey, num_threads=args.num_threads, on_progress=progress.advance)
         return replace(result.manifest, source=str(path))
     if not path.is_file():
-        raise UsageError(f"--against {path}: there is no such file or folder")
+        raise UsageError(f"--against {path}: no such file or folder")
     try:
         return payload.read_manifest(path) if payload.is_manifest(path) else payload.read_sums(path, folder)
     except OSError as error:

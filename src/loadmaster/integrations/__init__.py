@@ -1,1 +1,1 @@
-"""Other engines that load with this package. Each has a package of its own, and is imported only by itself."""
+"""Other engines that load with this package, one sub-package each, and the choice of an engine (`engines`)."""

@@ -1,9 +1,9 @@
-"""Targets: whose parameters a plan fills. The native one is the family's own table; those of engines are derived from it."""
+"""Targets: the engine whose parameters a plan fills. The native target is the family's own table; others derive from it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, TypeAlias
 
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.schema import Family, Target
@@ -12,19 +12,37 @@ from loadmaster.errors import UnsupportedError
 
 NATIVE: Final = "native"
 
-ENGINES: Final[Mapping[str, Callable[[Family, Config], Target]]] = {vllm_0_32.NAME: vllm_0_32.target}
-"""The engines whose parameters are described, by name and version."""
+MakeTarget: TypeAlias = Callable[[Family, Config], Target]
+
+
+def _native(family: Family, config: Config) -> Target:
+    return Target(NATIVE, family.native)
+
+
+ENGINES: Final[Mapping[str, Mapping[str, MakeTarget]]] = {
+    NATIVE: {NATIVE: _native},
+    "vllm": {vllm_0_32.NAME: vllm_0_32.target},
+}
+"""Every engine, and the targets that describe its parameters by name: one a version, the newest last."""
+
+_TARGETS: Final = {name: make for targets in ENGINES.values() for name, make in targets.items()}
+
+
+def newest_target(engine: str) -> str:
+    """Return the name of an engine's newest target.
+
+    >>> newest_target("native"), newest_target("vllm")
+    ('native', 'vllm-0.32')
+    """
+    return list(ENGINES[engine])[-1]
 
 
 def find_target(name: str, family: Family, config: Config) -> Target:
     """Return the target ``name`` for a model.
 
     Raises:
-        UnsupportedError: there is no such target, or the model is not described for it; the message says what is in the way.
+        UnsupportedError: there is no such target, or it does not describe the model; the message says why.
     """
-    if name == NATIVE:
-        return Target(NATIVE, family.native)
-    if name not in ENGINES:
-        known = ", ".join((NATIVE, *ENGINES))
-        raise UnsupportedError(f"the target {name!r} is not known", hint=f"known: {known}")
-    return ENGINES[name](family, config)
+    if name not in _TARGETS:
+        raise UnsupportedError(f"unknown target {name!r}", hint=f"known: {', '.join(_TARGETS)}")
+    return _TARGETS[name](family, config)

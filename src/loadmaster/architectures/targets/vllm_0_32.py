@@ -1,13 +1,13 @@
-"""vLLM 0.32's parameters, derived from a family's native ones, which are called as vLLM calls them within a block.
+"""vLLM 0.32's parameters, derived from a family's native ones, which have vLLM's names within a block.
 
-What vLLM makes different: blocks and the model's own parameters lie under ``model.``, experts in a module of their own, a
-vocabulary is padded to a multiple of 64 always, and a plain parameter is in the model's dtype whatever is stored. Some of
-its models hold embedding, norm and head on every stage. MTP layers are a model of their own there, whose names go on where
-the model's end (`DRAFT_EMBEDDING` does not); here they are planned with the model, on its last stage.
+The differences in vLLM: blocks and the model's own parameters are under ``model.``, experts have their own module, a
+vocabulary is always padded to a multiple of 64, and a plain parameter has the model's dtype whatever is stored. Some models
+hold embedding, norm and head on every stage. MTP layers are a separate draft model, whose layer numbers continue those of the
+model (`DRAFT_EMBEDDING` has none); here they are planned with the model, on its last stage.
 
 Sources: ``vllm/model_executor/models`` (``llama``, ``mistral``, ``qwen2``, ``qwen3``, ``qwen2_moe``, ``qwen3_moe``,
-``mixtral``, ``deepseek_v2``, ``deepseek_mtp``) and ``vllm/models/deepseek_v32`` of 0.32.0. ``tests/integrations`` holds
-all of it against what vLLM's own loader writes."""
+``mixtral``, ``deepseek_v2``, ``deepseek_mtp``) and ``vllm/models/deepseek_v32`` of 0.32.0. ``tests/integrations``
+compares all of it with what vLLM's own loader writes."""
 
 from __future__ import annotations
 
@@ -23,24 +23,23 @@ from loadmaster.errors import UnsupportedError
 NAME: Final = "vllm-0.32"
 
 NOT_OF_PLUGINS: Final = (
-    ": its family is from another package, and only loadmaster's own are, because what vLLM makes of a model is not in a "
-    "family's tables and is held against vLLM's own loaders; prove it for the native target, "
-    "and let it be streamed through vLLM's own loader"
+    ": its family is from another package, and only loadmaster's own families are described, because they are compared with "
+    "vLLM's own loaders; prove it for the native target, and stream it through vLLM's own loader"
 )
-"""Why a family from another package has no parameters here."""
+"""Why a family from another package has no vLLM target."""
 
 DRAFT_EMBEDDING: Final = ("{draft}.embed_tokens.weight", "model.embed_tokens.weight")
-"""What is planned as a draft's embedding, and what it is called within the draft."""
+"""The name of a draft model's embedding in the plan, and its name in the draft model."""
 
 
 @dataclass(frozen=True)
 class Described:
-    """What is peculiar to an architecture.
+    """How vLLM implements an architecture.
 
-    ``classes`` are vLLM's for it, and ``drafts`` those for its MTP layers. ``modules`` are what vLLM calls modules of a
-    block otherwise, native name first; the first that fits is renamed. ``on_every_stage``: embedding, norm and head are held
-    by all stages. ``keep`` are parameters of a block that have a format of their own. ``obstacle`` says why a config is not
-    described; None if it is.
+    ``classes`` are vLLM's classes for it, and ``drafts`` those for its MTP layers. ``modules`` are modules of a block with
+    another name in vLLM, as (native name, vLLM's name); the first that matches is renamed. ``on_every_stage``: all stages
+    hold embedding, norm and head. ``keep`` are parameters of a block with a fixed dtype. ``obstacle`` returns why a config is
+    not described; None if it is.
     """
 
     classes: tuple[str, ...]
@@ -52,9 +51,9 @@ class Described:
 
 
 def _llama(c: Config) -> str | None:
-    """vLLM's Llama reads where biases are from keys that other architectures brought along."""
-    strange = [k for k in ("bias", "qkv_bias", "ada_rms_norm_t_cond") if k in c.values]
-    return f"config.json has {strange[0]}" if strange else None
+    """vLLM's Llama reads which layers have biases from keys of other architectures."""
+    foreign = [k for k in ("bias", "qkv_bias", "ada_rms_norm_t_cond") if k in c.values]
+    return f"config.json has {foreign[0]}" if foreign else None
 
 
 def _qwen2(c: Config) -> str | None:
@@ -66,19 +65,19 @@ def _qwen3_moe(c: Config) -> str | None:
 
 
 def _deepseek(c: Config) -> str | None:
-    """vLLM has a correction bias for one method only."""
+    """vLLM supports a correction bias for one method only."""
     if c.values.get("topk_method") != "noaux_tc":
         return f"topk_method is {c.values.get('topk_method')!r}, not 'noaux_tc'"
     return _glm4_moe(c)
 
 
 def _glm4_moe(c: Config) -> str | None:
-    """vLLM has shared experts where they are counted, and a head of its own always."""
+    """vLLM needs the number of shared experts, and always has an untied head."""
     return "n_shared_experts is not given" if c.optional_size("n_shared_experts") is None else _untied(c)
 
 
 def _minimax(c: Config) -> str | None:
-    """vLLM has norms of queries and keys always, and a correction bias where the config says so."""
+    """vLLM always has norms of queries and keys, and a correction bias if the config says so."""
     missing = [k for k in ("use_qk_norm", "use_routing_bias") if not c.flag(k)]
     return f"{missing[0]} is not true" if missing else _untied(c)
 
@@ -131,7 +130,7 @@ DESCRIBED: Final = {
     "DeepseekV32ForCausalLM": _DEEPSEEK,
     "GlmMoeDsaForCausalLM": replace(_DEEPSEEK, classes=("GlmMoeDsaForCausalLM", "DeepseekV32ForCausalLM")),
 }
-"""Architecture of a config.json → what vLLM makes of it."""
+"""Architecture in config.json → how vLLM implements it."""
 
 
 def target(family: Family, config: Config) -> Target:
@@ -156,7 +155,7 @@ def target(family: Family, config: Config) -> Target:
         draft="model.layers.{layer}.mtp_block" if known.drafts else None,
         formats={"fp8_block": ("weight_scale_inv",)},
         fixed=True,
-        dtypes={"F32": "BF16"},  # unless it is asked for F32
+        dtypes={"F32": "BF16"},  # unless F32 is requested
     )
 
 
@@ -170,8 +169,8 @@ def _renamed(param: Param, known: Described) -> Param:
         return replace(param, name=param.name.replace("{block}", "{draft}"), otherwise=otherwise)
     inside = param.name.removeprefix("{block}.")
     old, new = next((pair for pair in known.modules if inside.startswith(pair[0])), ("", ""))
-    called = new + inside.removeprefix(old)
-    return replace(param, name=f"{{block}}.{called}", keep=dict(known.keep).get(called))
+    name = new + inside.removeprefix(old)
+    return replace(param, name=f"{{block}}.{name}", keep=dict(known.keep).get(name))
 
 
 def _is_of_draft(param: Param) -> bool:

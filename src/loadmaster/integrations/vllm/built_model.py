@@ -1,4 +1,4 @@
-"""The outline of a model that vLLM built: read from its modules, on this rank."""
+"""The outline of a model that vLLM built on this rank, read from its modules."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from loadmaster.integrations.vllm.needs import Outline
 
 
 def outline_of(model: torch.nn.Module, model_config: Any) -> Outline:
-    """Return what of a built model decides which tensors it needs.
+    """Return the properties of a built model that decide which tensors it needs.
 
-    The numbers of a list of layers are the checkpoint's if it is as long as the config has layers; those of a draft's
-    layers if they go on where the config's layers end. Layers that the config does not speak of are no other model's.
-    Experts are told apart only where each lies on one rank and no shared ones are fused with them.
+    The numbers of a list of layers are the checkpoint's if the list is as long as the config has layers; the numbers of a
+    draft model's layers are if they continue where the config's layers end. Layers that the config does not count belong
+    to no other model. Experts are distinguished only if each is on one rank and no shared experts are fused with them.
     """
     from vllm.distributed import get_pp_group
 
@@ -40,8 +40,8 @@ def _same(name: str) -> str:
 
 
 def _unused(model: torch.nn.Module) -> Callable[[str], bool]:
-    said = getattr(model, "is_unused_checkpoint_weight", None)
-    return said if callable(said) else lambda name: False
+    is_unused = getattr(model, "is_unused_checkpoint_weight", None)
+    return is_unused if callable(is_unused) else lambda name: False
 
 
 def _placeholders(model: torch.nn.Module) -> Iterator[str]:
@@ -71,6 +71,6 @@ def _experts(model: torch.nn.Module) -> Iterator[tuple[str, frozenset[int]]]:
         if not isinstance(module, RoutedExperts):
             continue
         manager, moe = module.expert_map_manager, module.moe_config
-        one_place = moe.num_experts == moe.num_logical_experts and not moe.moe_parallel_config.enable_eplb
-        if manager.expert_map is not None and one_place and not manager.num_fused_shared_experts:
+        on_one_rank = moe.num_experts == moe.num_logical_experts and not moe.moe_parallel_config.enable_eplb
+        if manager.expert_map is not None and on_one_rank and not manager.num_fused_shared_experts:
             yield name.removesuffix(".routed_experts"), frozenset(manager.get_local_expert_ids())

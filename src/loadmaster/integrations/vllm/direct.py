@@ -1,14 +1,14 @@
-"""Direct writing: a rank's plan in vLLM's parameters, proven before vLLM allocates, and its bytes straight to their place.
+"""Direct writing: a rank's plan for vLLM's parameters, proven before vLLM allocates, and its bytes read into place.
 
-Where vLLM 0.32's parameters are described for a family (`loadmaster.architectures.targets`), its ``load_weights`` need not
-run: each byte is read from where the headers say to where the plan says. Three questions come before, in this order:
+If a target describes vLLM 0.32's parameters of a family (`loadmaster.architectures.targets`), vLLM's ``load_weights`` is not
+needed: each byte is read from where the headers say to where the plan says. Three checks come first, in this order:
 
-1. Is what vLLM is asked for described (`check_fit`)? If not, everything is streamed.
-2. Is the plan proven (`prove_layout`)? What is surely a defect is refused, before memory is allocated; what vLLM may see
-   otherwise is streamed, and left to vLLM's judgement and to the proof after loading.
-3. Has the built model the parameters that the plan fills, and no others (`misfits`)? If not, everything is streamed.
+1. Is vLLM's configuration described (`check_fit`)? If not, everything is streamed.
+2. Is the plan proven (`prove_layout`)? Certain defects are refused before memory is allocated; if vLLM may judge a finding
+   differently, everything is streamed, and vLLM and the proof after loading decide.
+3. Does the built model have the parameters that the plan fills, and no others (`misfits`)? If not, everything is streamed.
 
-This module reads vLLM's configs and modules, and imports nothing of it.
+This module reads vLLM's configs and modules, but does not import vLLM.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from loadmaster.plan import ParamSpec, Plan, ProvenPlan, RankPlan, WaiverRequest
 from loadmaster.plan.claims import KV_CACHE_SCALES
 
 DEFECTS: Final = frozenset({"layer-missing", "expert-incomplete", "tensor-missing", "scale-missing", "shape-mismatch"})
-"""Findings that are refused, where there are no others: no model of vLLM's is right with such a checkpoint."""
+"""Findings that are refused if there are no others: no model of vLLM loads such a checkpoint correctly."""
 
 
-class Unfit(Exception):  # noqa: N818  # no failure: the other way is taken
+class Unfit(Exception):  # noqa: N818  # not a failure: parameters are streamed instead
     """Why the parameters are not written directly."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A proven plan, which of its ranks this one is, and whether the model is the draft of the one that is planned."""
+    """A proven plan, this rank's number in it, and whether the model is the draft model of the planned one."""
 
     plan: ProvenPlan
     rank: int
     is_draft: bool = False
 
     @property
-    def place(self) -> int:
-        """The rank's place in its stage, over which experts are divided."""
+    def stage_slot(self) -> int:
+        """The rank's number among the ranks of its stage, over which experts are divided."""
         return self.plan.layout.coordinate(self.rank).stage_slot
 
     @cached_property
@@ -60,9 +60,9 @@ class Planned:
 
     @cached_property
     def params(self) -> tuple[tuple[ParamSpec, str], ...]:
-        """What is written: each parameter, and what vLLM's model calls it.
+        """The parameters that are written, each with its name in vLLM's model.
 
-        A draft has but its own layer; what it shares with the model, vLLM puts there afterwards.
+        A draft model has only its own layer; vLLM adds what it shares with the model later.
         """
         if not self.is_draft:
             return tuple((s, s.name) for s in self.derived.specs)
@@ -71,22 +71,22 @@ class Planned:
             n.format(draft=self.plan.target.layer.format(layer=layer)) for n in vllm_0_32.DRAFT_EMBEDDING
         )
         within = self.plan.named("{draft}.", layer)
-        own = (s for s in self.derived.specs if s.alias is None and s.name.startswith(within))
-        return tuple((s, called if s.name == planned else s.name) for s in own)
+        drafted = (s for s in self.derived.specs if s.alias is None and s.name.startswith(within))
+        return tuple((s, called if s.name == planned else s.name) for s in drafted)
 
     @property
     def tensors(self) -> list[int]:
-        """Ids of the stored tensors that are read, in rising order."""
-        own = self.derived.only({spec.name for spec, _ in self.params})
-        ids = [np.empty(0, np.int32), *(b.tensors.reshape(-1) for b in own.groups)]
+        """The ids of the stored tensors that are read, ascending."""
+        written = self.derived.only({spec.name for spec, _ in self.params})
+        ids = [np.empty(0, np.int32), *(b.tensors.reshape(-1) for b in written.groups)]
         return [int(i) for i in np.unique(np.concatenate(ids))]
 
 
 def check_fit(vllm_config: Any, model_config: Any, checkpoint: Checkpoint, model_class: type, version: str) -> None:
-    """Ask whether what vLLM was asked for is described.
+    """Check that vLLM's configuration is described.
 
     Raises:
-        Unfit: something is not; names it.
+        Unfit: something is not described; the message names it.
     """
     if reason := next(_unfit(vllm_config, model_config, checkpoint, model_class, version), None):
         raise Unfit(reason)
@@ -96,7 +96,7 @@ def _unfit(vllm_config: Any, model: Any, checkpoint: Checkpoint, model_class: ty
     parallel = vllm_config.parallel_config
     config = checkpoint.config or {}
     if not version.startswith("0.32."):
-        yield f"vLLM {version}, and 0.32 is described"
+        yield f"this is vLLM {version}, only 0.32 is described"
     is_draft = model.runner_type == "draft"
     if model.runner_type != "generate" and not is_draft:
         yield f"a model for {model.runner_type}"
@@ -110,44 +110,45 @@ def _unfit(vllm_config: Any, model: Any, checkpoint: Checkpoint, model_class: ty
     offload = vllm_config.offload_config
     if offload.uva.cpu_offload_gb or offload.prefetch.offload_group_size:
         yield "offloading"
-    if vllm_config.model_config.hf_overrides:  # a draft's own are vLLM's
+    if vllm_config.model_config.hf_overrides:  # those of a draft model come from vLLM
         yield "hf_overrides"
     if model.hf_config_path is not None:
         yield "hf_config_path"
     if model.config_format not in ("auto", "hf"):
         yield f"a config in the format {model.config_format}"
     architectures = config.get("architectures")
-    taken = list(getattr(model.hf_config, "architectures", None) or [])
-    if not architectures or (taken != architectures and not is_draft):
-        yield "vLLM takes another architecture than config.json names"
+    used = list(getattr(model.hf_config, "architectures", None) or [])
+    if not architectures or (used != architectures and not is_draft):
+        yield "vLLM uses another architecture than config.json names"
         return
     described = vllm_0_32.DESCRIBED.get(architectures[0])
     classes = () if described is None else described.drafts if is_draft else described.classes
     if not classes:
         yield f"{f'a draft of {architectures[0]}' if is_draft else architectures[0]} is not described for {vllm_0_32.NAME}"
     elif model_class.__name__ not in classes or not model_class.__module__.startswith("vllm."):
-        yield f"{architectures[0]} is made {model_class.__module__}.{model_class.__name__} here"
+        yield f"{architectures[0]} is built as {model_class.__module__}.{model_class.__name__}"
     if is_draft and config.get("num_nextn_predict_layers") != 1:
-        yield "a draft with other than one layer"
+        yield "a draft model that does not have exactly one layer"
     stored = config.get("quantization_config")
     method = stored.get("quant_method") if isinstance(stored, Mapping) else None
     if model.quantization != method:
-        yield f"quantization {model.quantization}, and {method} in config.json"
+        yield f"quantization is {model.quantization}, but {method} in config.json"
 
 
 def layout_of(
     vllm_config: Any, num_layers: Sequence[int], pp: tuple[int, int], tp: tuple[int, int], *, is_draft: bool = False
 ) -> tuple[ParallelLayout, int]:
-    """Return the layout that vLLM runs on, and this rank's number in it.
+    """Return vLLM's layout, and this rank's number in it.
 
-    ``num_layers`` are those of each stage as vLLM divides them; ``pp`` and ``tp`` are (rank, size) of its groups.
+    ``num_layers`` are the numbers of layers of the stages, as vLLM divides them; ``pp`` and ``tp`` are (rank, size) in its
+    groups.
 
     Raises:
-        Unfit: plans have no such layout.
+        Unfit: plans do not support the layout.
     """
     parallel = vllm_config.parallel_config
     if is_draft and pp[0] != pp[1] - 1:
-        raise Unfit("a draft on another stage than the last")
+        raise Unfit("a draft model on another stage than the last")
     spread = bool(parallel.enable_expert_parallel)
     try:
         layout = ParallelLayout(
@@ -167,35 +168,36 @@ def layout_of(
 def prove_layout(
     checkpoint: Checkpoint, layout: ParallelLayout, dtype: torch.dtype, waive: Sequence[WaiverRequest] = ()
 ) -> ProvenPlan:
-    """Return the plan of vLLM's parameters, proven; ``waive`` asks for waivers.
+    """Return the proven plan of vLLM's parameters; ``waive`` requests waivers.
 
     Raises:
-        Unfit: nothing can be planned, or vLLM may see otherwise what was found.
-        PlanError: the checkpoint is surely defective.
+        Unfit: nothing can be planned, or vLLM may judge a finding differently.
+        PlanError: the checkpoint is certainly defective.
     """
     names = {torch_dtype: name for name, torch_dtype in TORCH.items()}
     try:
         proof = prove(build_plan(checkpoint, layout, dtype=names[dtype], target=vllm_0_32.NAME, waive=waive))
     except InputError as error:
         raise Unfit(error.message) from error
-    found = errors(proof.findings)
-    if doubtful := next((f for f in found if not _is_defect(f)), None):
+    failed = errors(proof.findings)
+    if doubtful := next((f for f in failed if not _is_defect(f)), None):
         raise Unfit(f"{doubtful.code}: {doubtful.summary}")
-    if found and layout.num_draft_layers:
-        raise Unfit(f"{found[0].code}: {found[0].summary}")  # a draft's checkpoint may have nothing else
-    if found and (strays := _num_strays(proof.plan)):
-        raise Unfit(f"{found[0].code}: {found[0].summary}; and {strays:,} stored tensors go nowhere")  # vLLM may rename
-    if found:
+    if failed and layout.num_draft_layers:
+        raise Unfit(f"{failed[0].code}: {failed[0].summary}")  # a draft model's checkpoint may have nothing else
+    if failed and (strays := _num_strays(proof.plan)):
+        # vLLM may rename them
+        raise Unfit(f"{failed[0].code}: {failed[0].summary}; and no parameter needs {strays:,} stored tensors")
+    if failed:
         raise PlanError(
-            told(f"{checkpoint.path}: nothing was allocated, for the plan is not proven", found),
-            findings=found,
-            hint='`loadmaster plan --engine vllm` tells the same; {"direct": false} leaves it to vLLM',
+            listed(f"{checkpoint.path}: the plan is not proven; nothing was allocated", failed),
+            findings=failed,
+            hint='`loadmaster plan --engine vllm` reports the same; {"direct": false} loads with vLLM\'s own loader',
         )
     return proof.require_proven()
 
 
 def _num_strays(plan: Plan) -> int:
-    """Return how many stored tensors are neither needed nor waived."""
+    """Return the number of stored tensors that are neither needed nor waived."""
     bound = [ids.reshape(-1) for c in (plan.top_class, *plan.classes) for ids in c.ids.values()]
     used = np.unique(np.concatenate(bound))
     waived = sum(w.num_tensors for w in plan.waivers)
@@ -203,12 +205,12 @@ def _num_strays(plan: Plan) -> int:
 
 
 def _is_defect(f: Finding) -> bool:
-    """Whether vLLM's model lacks it too. Whether it has biases is decided by keys of the config that differ by model."""
+    """Whether it is a defect for vLLM too. Not for biases: which config keys decide on them differs by model."""
     return f.code in DEFECTS and not (f.tensor or "").endswith("bias")
 
 
-def told(first: str, findings: Iterable[Finding]) -> str:
-    """Return a message of several lines: a sentence, then each finding as ``loadmaster plan`` tells it."""
+def listed(first: str, findings: Iterable[Finding]) -> str:
+    """Return a message of several lines: a sentence, then each finding as ``loadmaster plan`` prints it."""
     lines = [first]
     for f in findings:
         lines += ["", f"  {f.code}  {f.summary}", *([f"  hint: {f.hint}"] if f.hint else [])]
@@ -216,7 +218,7 @@ def told(first: str, findings: Iterable[Finding]) -> str:
 
 
 def write(planned: Planned, model: torch.nn.Module, options: Options) -> LoadReport:
-    """Read every byte of a model that has no misfits straight to its place.
+    """Read every byte of a model without misfits directly into its parameters.
 
     Raises:
         LoadError: a file changed, ended early or could not be read.
@@ -238,7 +240,7 @@ def write(planned: Planned, model: torch.nn.Module, options: Options) -> LoadRep
 
 
 def misfits(planned: Planned, model: torch.nn.Module, may_stay: Callable[[str], bool]) -> Iterator[str]:
-    """Yield in what a built model is not as its plan says; ``may_stay`` says of a parameter that nothing need be written."""
+    """Yield how a built model differs from its plan; ``may_stay`` says which parameters need not be written."""
     params = dict(model.named_parameters(remove_duplicate=False))
     yield from _spec_misfits(planned.params, params)
     yield from _expert_misfits(planned, model)
@@ -259,16 +261,16 @@ def _spec_misfits(planned: Iterable[tuple[ParamSpec, str]], params: Mapping[str,
     for spec, name in planned:
         param = params.get(name)
         if param is None:
-            yield f"{name} is not a parameter here"
+            yield f"{name} is not a parameter of the model"
         elif why := misfit(spec, param.detach()):
             yield f"{name} {why}"
         elif param.is_inference():
-            yield f"{name} was made in inference mode, which lets no other thread write to it"
+            yield f"{name} was made in inference mode, so other threads cannot write to it"
         elif spec.alias is not None:
             if param is not params.get(spec.alias):
-                yield f"{name} is not {spec.alias} here, and is in the plan"
+                yield f"{name} is {spec.alias} in the plan, but not in the model"
         elif param.numel() and (owner := owners.setdefault(param.data_ptr(), name)) != name:
-            yield f"{name} is {owner} here, and is not in the plan"
+            yield f"{name} is {owner} in the model, but not in the plan"
 
 
 def _writes_to(device: torch.device) -> bool:
@@ -276,24 +278,25 @@ def _writes_to(device: torch.device) -> bool:
 
 
 def _expert_misfits(planned: Planned, model: torch.nn.Module) -> Iterator[str]:
-    """Yield modules of experts that hold others than the plan says, or another share of each: shapes do not tell."""
-    layout, place = planned.plan.layout, planned.place
+    """Yield modules that hold other experts, or other slices of them, than planned; shapes do not show this."""
+    layout, stage_slot = planned.plan.layout, planned.stage_slot
     for name, module in model.named_modules():
         manager, moe = getattr(module, "expert_map_manager", None), getattr(module, "moe_config", None)
         if manager is None or moe is None:
             continue
         slots = layout.expert_slots(moe.num_experts)
-        share = (place, layout.stage_size)
+        share = (stage_slot, layout.stage_size)
         if layout.enable_expert_parallel:
-            slots, share = slots[slice(*layout.held_slots(len(slots), place))], (0, 1)
+            slots, share = slots[slice(*layout.held_slots(len(slots), stage_slot))], (0, 1)
         held = (
             tuple(manager.get_local_expert_ids()) if manager.expert_map is not None else tuple(range(moe.num_experts))
         )
         if held != slots:
-            yield f"{name} holds the experts {_few(held)} here and {_few(slots)} in the plan"
+            yield f"{name} holds the experts {_few(held)} in the model and {_few(slots)} in the plan"
         parallel = moe.moe_parallel_config
         if (parallel.tp_rank, parallel.tp_size) != share:
-            yield f"{name} is share {parallel.tp_rank} of {parallel.tp_size} here and {share[0]} of {share[1]} in the plan"
+            held_share = f"share {parallel.tp_rank} of {parallel.tp_size}"
+            yield f"{name} is {held_share} in the model and {share[0]} of {share[1]} in the plan"
 
 
 def _few(numbers: Sequence[int]) -> str:

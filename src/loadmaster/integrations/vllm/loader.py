@@ -1,12 +1,11 @@
-"""The loader that vLLM's registry holds: what vLLM calls, in the order in which it happens.
+"""The loader in vLLM's registry: the methods that vLLM calls, in this order.
 
-1. `create_model`: the checkpoint's headers are read and its errors refused. Where vLLM's parameters are described, this
-   rank's plan is made and proven (`direct`). Then the model is built, in memory that has a pattern.
-2. `load_weights`: where the model is as the plan says, its parameters are written directly; otherwise the tensors that this
-   rank needs are streamed to the model's own ``load_weights``. What still has the pattern was not written, and is refused
-   by name.
+1. `create_model` reads the checkpoint's headers and refuses their errors. If vLLM's parameters are described, it plans and
+   proves this rank (`direct`). Then it builds the model in memory that is filled with a pattern.
+2. `load_weights` writes the parameters directly if the model matches the plan. Otherwise it streams the tensors that this
+   rank needs to the model's own ``load_weights``. Parameters that still have the pattern are refused by name.
 
-This module imports vLLM, and is imported by `register` (one floor up) alone.
+This module imports vLLM; only `register` imports it.
 """
 
 from __future__ import annotations
@@ -37,7 +36,16 @@ from loadmaster.checkpoint import Checkpoint, LocalStore, open_checkpoint, resol
 from loadmaster.errors import CheckpointError, LoadError, LoadmasterError, UnsupportedError
 from loadmaster.findings import errors, gib
 from loadmaster.integrations.vllm.built_model import outline_of
-from loadmaster.integrations.vllm.direct import Planned, Unfit, check_fit, layout_of, misfits, prove_layout, told, write
+from loadmaster.integrations.vllm.direct import (
+    Planned,
+    Unfit,
+    check_fit,
+    layout_of,
+    listed,
+    misfits,
+    prove_layout,
+    write,
+)
 from loadmaster.integrations.vllm.needs import Outline, Skip, expert_sources, reason_to_skip, sources
 from loadmaster.integrations.vllm.options import read_options
 from loadmaster.integrations.vllm.reload import SHOWN, Signatures, check_found, remember, remembered
@@ -50,9 +58,9 @@ logger = init_logger("vllm.loadmaster")
 
 @dataclass(frozen=True)
 class Selection:
-    """What is offered to the model from one checkpoint: ids of tensors, and of the others how many were left out and why.
+    """The ids of the tensors of one checkpoint that are offered to the model, and how many others are skipped, by reason.
 
-    ``prefix`` stands before the names.
+    ``prefix`` is put before the names.
     """
 
     checkpoint: Checkpoint
@@ -62,12 +70,12 @@ class Selection:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of what is offered, which are those that are read."""
+        """The bytes of the offered tensors; these are read."""
         return int(self.checkpoint.table.nbytes[self.ids].sum())
 
 
 class Loader(BaseModelLoader):
-    """Load format ``loadmaster``: the tensors that a rank needs, in file order, and the proof that they were enough."""
+    """Load format ``loadmaster``: reads the tensors that a rank needs, and proves that every parameter was written."""
 
     def __init__(self, load_config: LoadConfig) -> None:
         super().__init__(load_config)
@@ -77,23 +85,23 @@ class Loader(BaseModelLoader):
         self._checkpoint: Checkpoint | None = None
 
     def download_model(self, model_config: ModelConfig) -> None:
-        """Fetch a model from the hub, so that it can be loaded from disk."""
+        """Download a model from the hub, so that it can be loaded from disk."""
         self._folder(model_config.model, model_config.revision)
 
     def create_model(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = "") -> torch.nn.Module:
-        """Plan this rank where that can be, and build the model as vLLM does, in memory that has the pattern.
+        """Plan this rank if possible, and build the model as vLLM does, in memory that has the pattern.
 
         Raises:
             CheckpointError: files, headers or index have errors.
-            PlanError: the checkpoint lacks what the model needs; nothing was allocated then.
-            UnsupportedError: ``direct`` is true, and the parameters cannot be written directly.
+            PlanError: the checkpoint lacks what the model needs; nothing is allocated.
+            UnsupportedError: ``direct`` is true, but the parameters cannot be written directly.
         """
         self.planned = self._plan(vllm_config, model_config, prefix)
         with patterned() if self.options.verify else nullcontext():
             return super().create_model(vllm_config, model_config, prefix)  # type: ignore[no-any-return]
 
     def _plan(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str) -> Planned | None:
-        """Return this rank's plan; None where its parameters are to be streamed, and log why."""
+        """Return this rank's plan; None if its parameters must be streamed, and log why."""
         if self.options.direct is False:
             return None
         checkpoint = self._open(model_config)
@@ -101,7 +109,7 @@ class Loader(BaseModelLoader):
         pp, tp = _groups()
         try:
             if prefix:
-                raise Unfit(f"a model below {prefix}")
+                raise Unfit(f"the model is part of another, as {prefix}")
             check_fit(vllm_config, model_config, checkpoint, get_model_cls(model_config), vllm.__version__)
             depth = int(model_config.hf_text_config.num_hidden_layers)
             spans = [get_pp_indices(depth, stage, pp[1]) for stage in range(pp[1])]
@@ -117,17 +125,17 @@ class Loader(BaseModelLoader):
         """Log why parameters are streamed.
 
         Raises:
-            UnsupportedError: they were to be written directly, or waivers were asked for.
+            UnsupportedError: direct writing or waivers were requested.
         """
         if self.options.waive:
             raise UnsupportedError(
-                f"{_rank()}: waivers are checked against a plan, and the parameters cannot be written by one: {reason}",
-                hint="leave waive out of --model-loader-extra-config, or remove these tensors from the checkpoint",
+                f"{_rank()}: waivers need parameters that are written directly, by a plan, which is not possible: {reason}",
+                hint="remove waive from --model-loader-extra-config, or remove the tensors from the checkpoint",
             )
         if self.options.direct is True:
             raise UnsupportedError(
                 f"{_rank()}: the parameters cannot be written directly: {reason}",
-                hint='with {"direct": "auto"} they are streamed through vLLM\'s own loader',
+                hint='{"direct": "auto"} streams them through vLLM\'s own loader',
             )
         logger.info("%s: streamed through vLLM's own loader: %s", _rank(), reason)
 
@@ -143,8 +151,8 @@ class Loader(BaseModelLoader):
         """Write the model's parameters, and prove that all were written.
 
         Raises:
-            CheckpointError: files, headers or index have errors; nothing was read then.
-            UnsupportedError: weights that are not safetensors, or a format that torch does not have.
+            CheckpointError: files, headers or index have errors; nothing is read.
+            UnsupportedError: weights that are not safetensors, or in a format that torch lacks.
             LoadError: reading failed, or bytes of a parameter were not written.
         """
         stays = may_stay(model, model_config)
@@ -191,10 +199,10 @@ class Loader(BaseModelLoader):
         )
 
     def _write(self, model: Any) -> None:
-        """Feed the model's own loader.
+        """Run the model's own loader.
 
         Raises:
-            LoadError: it failed; names the tensor that it was offered last.
+            LoadError: it failed; the message names the last tensor that it received.
         """
         last: str | None = None
 
@@ -211,18 +219,18 @@ class Loader(BaseModelLoader):
         except Exception as error:
             raise LoadError(
                 f"{_rank()}: {type(model).__name__}.load_weights failed at {last}: {type(error).__name__}: {error}",
-                hint="vLLM's loader cannot take this tensor; the cause above is its own",
+                hint="vLLM's own loader cannot load this tensor; the error above is vLLM's",
             ) from error
 
     def get_all_weights(self, model_config: ModelConfig, model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-        """Return what the model needs, as vLLM asks for it when weights are loaded again in place.
+        """Return the tensors that the model needs; vLLM calls this to reload weights in place.
 
-        The checkpoint is judged now, and not when the first tensor is asked for: by then vLLM has taken the parameters away.
-        It must have what the model was proven with, name by name, for vLLM writes it into memory that no pattern was in.
+        The checkpoint is checked now and not at the first tensor, when vLLM has already removed the parameters. It must have
+        every tensor of the original load, because vLLM reloads into memory without the pattern.
 
         Raises:
             CheckpointError: files, headers or index have errors.
-            LoadError: a tensor that the model was loaded from is not there, or has another shape or format.
+            LoadError: a tensor of the original load is missing, or has another shape or format.
         """
         self.offered = self._select(model, model_config)
         if self.options.verify and (proven := remembered(model)) is not None:
@@ -234,12 +242,12 @@ class Loader(BaseModelLoader):
     ) -> list[Selection]:
         if getattr(model, "allow_patterns_overrides", None):
             raise UnsupportedError(
-                f"{type(model).__name__} chooses its files by patterns of its own, which this load format does not follow",
+                f"{type(model).__name__} chooses its files by its own patterns, which this load format does not support",
                 hint="use --load-format auto",
             )
         if model_config.quantization == "torchao":
             raise UnsupportedError(
-                "torchao's checkpoints tell in their metadata how tensors are put together, which this load format does not do",
+                "torchao's checkpoints describe their tensors in metadata, which this load format does not read",
                 hint="use --load-format auto",
             )
         outline = outline_of(model, model_config)
@@ -263,20 +271,20 @@ class Loader(BaseModelLoader):
                     yield selection.prefix + name, tensor
 
     def _folder(self, model: str, revision: str | None) -> Path:
-        found = maybe_download_from_modelscope(model, revision) or model
+        name = maybe_download_from_modelscope(model, revision) or model
         cache = self.load_config.download_dir
-        return resolve_model(found, revision, cache_dir=cache, download=True, on_notice=logger.info)
+        return resolve_model(name, revision, cache_dir=cache, download=True, on_notice=logger.info)
 
 
 def _sound(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a checkpoint whose files have no errors. vLLM has read the config long since, and judges it by itself.
+    """Return a checkpoint whose files have no errors. Errors of the config are left to vLLM, which has read it already.
 
     Raises:
-        CheckpointError: they have.
+        CheckpointError: the files have errors.
     """
     if wrong := tuple(f for f in errors(checkpoint.findings) if not f.code.startswith("config-")):
         raise CheckpointError(
-            told(f"{checkpoint.path}: nothing was read, for the checkpoint is not sound", wrong),
+            listed(f"{checkpoint.path}: the checkpoint has errors; nothing was read", wrong),
             findings=wrong,
             code=wrong[0].code,
         )
@@ -284,7 +292,7 @@ def _sound(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _selection(checkpoint: Checkpoint, outline: Outline, prefix: str = "") -> Selection:
-    """Choose what to offer."""
+    """Choose the tensors to offer."""
     ids: list[int] = []
     skipped: Counter[Skip] = Counter()
     for i, name in enumerate(checkpoint.table.names):
@@ -316,17 +324,17 @@ def _rank() -> str:
 
 
 def _reason(misfits: Iterator[str]) -> str:
-    """Return what does not fit in one line; empty where all does."""
+    """Return the misfits in one line; empty if there are none."""
     every = list(misfits)
     more = f"; and {len(every) - 3:,} more" if len(every) > 3 else ""
     return "; ".join(every[:3]) + more
 
 
 def may_stay(model: torch.nn.Module, model_config: ModelConfig) -> Any:
-    """Return a predicate over names: which parameters need not be written.
+    """Return a predicate on names: which parameters need not be written.
 
-    These are a quantised cache's scales, which have defaults, and in a draft what vLLM replaces by the target's once both
-    are loaded: the head always, the embedding where both are on one stage.
+    These are the scales of a quantised cache, which have defaults, and the parameters of a draft model that vLLM replaces
+    with those of the main model: always the head, and the embedding if both are on one stage.
     """
     is_draft = model_config.runner_type == "draft"
     names: set[str] = set()
@@ -335,7 +343,7 @@ def may_stay(model: torch.nn.Module, model_config: ModelConfig) -> Any:
         is_embedding = isinstance(module, VocabParallelEmbedding) and not is_head
         replaced = is_draft and (is_head or (is_embedding and get_pp_group().world_size == 1))
         if replaced or isinstance(getattr(module, "quant_method", None), BaseKVCacheMethod):
-            names.update(f"{name}.{own}" for own, _ in module.named_parameters())
+            names.update(f"{name}.{param}" for param, _ in module.named_parameters())
     return names.__contains__
 
 
@@ -355,17 +363,17 @@ def _refusal(
             else ""
         )
         lines += ["", f"  {gap.param}  {gap.dtype} {list(gap.shape)}: {share} of {gap.num_bytes:,} written{where}"]
-        told = _experts_told(gap, model, stored) or sources(gap.param, fused, stored)
-        lines += [f"    {line}" for line in told]
+        missing = _missing_experts(gap, model, stored) or sources(gap.param, fused, stored)
+        lines += [f"    {line}" for line in missing]
     if more:
         lines += ["", f" {more}"]
     return LoadError(
         "\n".join(lines),
-        hint="the model would answer garbage; `loadmaster plan` says what the checkpoint lacks, for families that it knows",
+        hint="the model would generate garbage; for supported families `loadmaster plan` lists what the checkpoint lacks",
     )
 
 
-def _experts_told(gap: Gap, model: torch.nn.Module, stored: list[str]) -> list[str]:
+def _missing_experts(gap: Gap, model: torch.nn.Module, stored: list[str]) -> list[str]:
     module = model.get_submodule(gap.param.rpartition(".")[0])
     if not isinstance(module, RoutedExperts):
         return []

@@ -1,8 +1,8 @@
-"""Which stored tensors a rank needs, given an outline of the model that was built on it. Knows neither vLLM nor torch.
+"""Which stored tensors a rank needs, by the outline of the model that was built on it. Imports neither vLLM nor torch.
 
-vLLM's models decide while they load: each is offered every tensor, and drops those of other stages and ranks by guards of
-its own. Here the same is decided before a byte is read, from the model itself, so that a guard which a model forgot is
-never met. A tensor is left out only for a reason that holds for every model; whatever is in doubt is offered.
+vLLM's models decide while they load: each receives every tensor, and drops those of other stages and ranks with its own
+checks. Here this is decided from the model before a byte is read, so that a check that a model lacks does no harm. A tensor
+is skipped only for a reason that holds for every model; in doubt it is offered.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from enum import Enum
 class Skip(Enum):
     """Why a tensor is not offered."""
 
-    UNUSED = "the model says that it does not use it"
-    STAGE = "its module is a placeholder here: another stage has it"
-    LAYER = "another model has the layer: the draft, or the one that it drafts for"
-    EXPERT = "another rank has the expert"
+    UNUSED = "the model does not use them"
+    STAGE = "another stage has their module"
+    LAYER = "their layer belongs to the draft model, or to the model that it drafts for"
+    EXPERT = "another rank has their expert"
 
 
 @dataclass(frozen=True)
 class Outline:
-    """A built model, as far as it decides what to read. All names are those of the model's modules.
+    """The properties of a built model that decide what to read. All names are those of the model's modules.
 
-    ``placeholders`` stand for modules of other stages. ``elsewhere`` are lists of layers by name, with the numbers of the
-    layers that another model has; only lists whose numbers are surely those of the checkpoint. ``experts`` are modules of
-    experts with the numbers of those that this rank holds; only where it does not hold all. ``copies_embedding``: the head
-    is tied and lives here, and the loader may fill it from an embedding that is a placeholder.
+    ``placeholders`` replace modules of other stages. ``elsewhere`` maps the names of layer lists to the numbers of the
+    layers that another model has; it has only lists that are certainly numbered as in the checkpoint. ``experts`` maps
+    modules of experts to the numbers of those on this rank, if it does not hold all. ``copies_embedding``: the tied head is
+    on this rank, and the loader may fill it from an embedding that is a placeholder.
 
-    ``rename`` gives a stored name as the model's own mapping does (None: it is dropped), and ``is_unused`` is the model's
-    own word on a stored name.
+    ``rename`` maps a stored name to the model's name (None: it is dropped), and ``is_unused`` is the model's own predicate
+    on stored names.
     """
 
     placeholders: frozenset[str] = frozenset()
@@ -66,7 +66,7 @@ def reason_to_skip(stored: str, outline: Outline) -> Skip | None:
 
 
 def _modules(name: str) -> Iterator[tuple[str, str]]:
-    """Yield every module that a name goes through, and what follows it.
+    """Yield every module in a name, and the rest of the name after it.
 
     >>> list(_modules("a.b.weight"))
     [('a', 'b.weight'), ('a.b', 'weight')]
@@ -77,7 +77,7 @@ def _modules(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _number(after: str) -> int | None:
-    """Return the number that a rest of a name begins with: a whole part, with more behind it."""
+    """Return the number that the rest of a name begins with, if it is a whole part and not the last."""
     first, dot, _ = after.partition(".")
     return int(first) if dot and first.isdecimal() else None
 
@@ -87,21 +87,21 @@ def _is_numbered(module: str) -> bool:
 
 
 def _is_local_alone(name: str) -> bool:
-    """Whether no other rank's copy matters: some kernels take the largest input scale over all experts."""
+    """Whether only this rank's experts matter: some kernels use the largest input scale of all experts."""
     return "input" not in name.rpartition(".")[2]
 
 
 def _expert(name: str) -> tuple[str, int] | None:
     """Return the module of experts that a tensor of one expert belongs to, and the expert's number."""
-    before, found, after = name.partition(".experts.")
+    before, is_expert, after = name.partition(".experts.")
     number = _number(after)
-    return (f"{before}.experts", number) if found and number is not None else None
+    return (f"{before}.experts", number) if is_expert and number is not None else None
 
 
 def _held(module: str, experts: Mapping[str, frozenset[int]]) -> frozenset[int] | None:
-    """Return the experts held of a module, as the checkpoint calls it; None where that is in doubt.
+    """Return the numbers of the experts that a module holds, by its name in the checkpoint; None in doubt.
 
-    It is called the same in the model, or lies deeper in the same layer (a draft's layer has a block between).
+    The model's name is the same, or has one more module in the same layer (a draft model's layer has a block in between).
 
     >>> _held("model.layers.9.mlp.experts", {"model.layers.9.mtp_block.mlp.experts": frozenset({0})})
     frozenset({0})
@@ -114,10 +114,10 @@ def _held(module: str, experts: Mapping[str, frozenset[int]]) -> frozenset[int] 
 
 
 def sources(param: str, fused: Mapping[str, Iterable[str]], stored: Iterable[str], most: int = 6) -> list[str]:
-    """Return what can be told of the tensors that would have fed a parameter, one line each.
+    """Return one line for each tensor that should have filled a parameter.
 
-    ``fused`` are the model's fused modules and their parts, ``stored`` the checkpoint's names as the model calls them. What
-    the parts of a parameter are called is known of these alone; of any other, the names that lie nearest are told.
+    ``fused`` are the model's fused modules and their parts, ``stored`` the checkpoint's names, renamed as in the model. Only
+    for fused modules are the names of the parts known; for others the nearest stored names are listed.
 
     >>> sources("m.0.qkv_proj.weight", {"qkv_proj": ["q_proj", "k_proj"]}, ["m.0.q_proj.weight"])
     ['m.0.q_proj.weight: stored', 'm.0.k_proj.weight: not in the checkpoint']
@@ -126,9 +126,9 @@ def sources(param: str, fused: Mapping[str, Iterable[str]], stored: Iterable[str
     """
     have = set(stored)
     module, _, leaf = param.rpartition(".")
-    parent, _, own = module.rpartition(".")
+    parent, _, module_name = module.rpartition(".")
     module = module.removesuffix(".routed_experts")
-    parts = [f"{parent}.{part}.{leaf}".lstrip(".") for part in fused.get(own, ())]
+    parts = [f"{parent}.{part}.{leaf}".lstrip(".") for part in fused.get(module_name, ())]
     lines = [f"{n}: {'stored' if n in have else 'not in the checkpoint'}" for n in parts or [param]]
     if any(n in have for n in parts or [param]):
         return lines
@@ -143,9 +143,9 @@ def sources(param: str, fused: Mapping[str, Iterable[str]], stored: Iterable[str
 def expert_sources(
     param: str, parts: Mapping[str, Iterable[str]], numbers: Iterable[int], stored: Iterable[str], most: int = 6
 ) -> list[str]:
-    """Return the tensors of experts that a stack of them lacks, one line each; none where their names are in doubt.
+    """Return one line for each expert's tensor that a stack of experts lacks; none if their names are in doubt.
 
-    ``parts`` are what a stack (``w13``) is made of, ``numbers`` those of the experts concerned.
+    ``parts`` are the parts of a stack (``w13``), ``numbers`` the numbers of the experts concerned.
 
     >>> stored = ["m.experts.0.up_proj.weight", "m.experts.0.gate_proj.weight", "m.experts.1.gate_proj.weight"]
     >>> expert_sources("m.experts.routed_experts.w13_weight", {"w13": ("gate_proj", "up_proj")}, [0, 1], stored)

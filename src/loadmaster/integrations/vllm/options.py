@@ -1,4 +1,4 @@
-"""What ``--model-loader-extra-config`` may say: few options, each checked before anything is opened."""
+"""The options in ``--model-loader-extra-config``, each checked before anything is opened."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from loadmaster.plan.waivers import WaiverRequest
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``staging_bytes`` bounds what is read ahead, ``num_readers`` are threads, ``verify`` asks for the proof after loading.
+    """``staging_bytes`` limits what is read ahead, ``num_readers`` is a number of threads, ``verify`` proves what was loaded.
 
-    ``direct`` says whether parameters are written directly: ``auto`` where that can be, True always (what cannot be is
-    refused), False never. ``num_readers`` None: as many as suit where is loaded to. ``waive`` asks for waivers of stored
-    tensors that no parameter needs; they are checked against a plan, so parameters must then be written directly.
+    ``direct``: parameters are written directly if possible (``auto``), always (True; otherwise loading is refused) or never
+    (False). ``num_readers`` None: a number that suits the device. ``waive`` requests waivers of stored tensors that no
+    parameter needs; they are checked against a plan, so parameters must then be written directly.
     """
 
     staging_bytes: int = STAGING_BYTES
@@ -28,13 +28,13 @@ class Options:
 
 
 def read_options(given: object) -> Options:
-    """Return the options that vLLM was given.
+    """Return the options that vLLM received.
 
     >>> read_options({"staging_bytes": 1048576, "num_readers": 2})
     Options(staging_bytes=1048576, num_readers=2, verify=True, direct='auto', waive=())
 
     Raises:
-        UsageError: an unknown option, or a value that it cannot have.
+        UsageError: an option is unknown, or has a wrong value.
     """
     if not isinstance(given, Mapping):
         raise UsageError(f"--model-loader-extra-config is {given!r}, expected a JSON object")
@@ -46,21 +46,21 @@ def read_options(given: object) -> Options:
         )
     for name, value in given.items():
         wanted = _WANTED[name]
-        if not wanted.is_met(value):
+        if not wanted.accepts(value):
             raise UsageError(f"--model-loader-extra-config: {name} is {value!r}, expected {wanted.words}")
     waive = tuple(WaiverRequest.parse(text) for text in given.get("waive", ()))
     if waive and given.get("direct") is False:
-        raise UsageError('--model-loader-extra-config: waive needs a plan, which {"direct": false} does without')
+        raise UsageError('--model-loader-extra-config: waive needs a plan, and {"direct": false} loads without one')
     return Options(**{**given, "waive": waive})
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
     words: str
-    is_met: Callable[[object], bool]
+    accepts: Callable[[object], bool]
 
 
-_NUMBER = _Wanted("a number from 1 on", lambda v: type(v) is int and v >= 1)
+_NUMBER = _Wanted("a whole number of at least 1", lambda v: type(v) is int and v >= 1)
 _FLAG = _Wanted("true or false", lambda v: type(v) is bool)
 _DIRECT = _Wanted('"auto", true or false', lambda v: type(v) is bool or v == "auto")
 _WAIVE = _Wanted(

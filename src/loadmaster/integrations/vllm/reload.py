@@ -1,8 +1,8 @@
-"""Loading again: what a model was loaded from, and that all of it comes again, from a checkpoint or pushed by a trainer.
+"""Reloading weights in place, from a checkpoint or pushed by a trainer: it must bring every tensor of the original load.
 
-When weights are loaded again in place, vLLM writes them into memory that no pattern was in, and keeps what is old where
-nothing comes. So the tensors are held against those that the model was loaded from when it was proven: the same names, shapes
-and formats. This module reads attributes of vLLM's models, and imports nothing of it.
+When vLLM reloads weights, the memory has no pattern, and old weights stay where no new ones arrive. So the tensors are
+compared with those of the original load, which was proven: the same names, shapes and formats. This module reads attributes
+of vLLM's models, and does not import vLLM.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from loadmaster.errors import LoadError, UsageError
 from loadmaster.loader.memory import TORCH
 
 SHOWN: Final = 12
-"""Tensors or parameters of one refusal that are named; one missing shard can take hundreds."""
+"""How many tensors or parameters one error lists; one missing shard can affect hundreds."""
 
 Signatures: TypeAlias = Mapping[str, Signature]
 
@@ -25,76 +25,78 @@ _PROVEN: Final = "loadmaster_proven"
 
 
 def remember(model: torch.nn.Module, read: Signatures) -> None:
-    """Remember what a model was loaded from, once every parameter was found written."""
+    """Record the tensors that a model was loaded from, after every parameter was found written."""
     setattr(model, _PROVEN, dict(read))
 
 
 def remembered(model: torch.nn.Module) -> Signatures | None:
-    """Return what a model was loaded from; None where nothing was proven."""
-    found: Signatures | None = getattr(model, _PROVEN, None)
-    return found
+    """Return the tensors that a model was loaded from; None if nothing was proven."""
+    signatures: Signatures | None = getattr(model, _PROVEN, None)
+    return signatures
 
 
-def check_found(proven: Signatures, found: Signatures, rank: str) -> None:
-    """Refuse a checkpoint that lacks what a model was proven with.
+def check_found(proven: Signatures, stored: Signatures, rank: str) -> None:
+    """Refuse a checkpoint that lacks tensors of the original load.
 
     Raises:
         LoadError: names the rank and the tensors.
     """
     wrong = [
-        f"  {name}  {_told(signature)}: {_told(found[name]) if name in found else 'not in the checkpoint'}"
+        f"  {name}  {_shape(signature)}: {_shape(stored[name]) if name in stored else 'not in the checkpoint'}"
         for name, signature in proven.items()
-        if found.get(name) != signature
+        if stored.get(name) != signature
     ]
     if wrong:
         raise LoadError(
-            f"{rank}: {len(wrong):,} of the tensors that the model was loaded from cannot be had for loading it again\n\n"
+            f"{rank}: cannot reload: {len(wrong):,} tensors of the original load are missing or have changed\n\n"
             + _listed(wrong),
-            hint="this rank wrote nothing and is as it was; where others went on, load a sound checkpoint again",
+            hint="this rank is unchanged; if other ranks reloaded theirs, reload a sound checkpoint",
         )
 
 
 def received(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Pass on what a rank's model needs of tensors that are pushed, whole and under their names in the checkpoint.
+    """Yield those of the pushed tensors that a rank's model needs; they are whole and have their checkpoint names.
 
-    For vLLM's ``reload_weights(weights_iterator=received(model, weights))``. Any order will do; what is another rank's, or
-    needed by none, is left out. A tensor is handed on as it is: it must stay as it is until vLLM has written it.
+    For vLLM's ``reload_weights(weights_iterator=received(model, weights))``. The order does not matter; tensors that this
+    rank does not need are skipped. Tensors are not copied: they must not change until vLLM has written them.
 
     Raises:
         UsageError: the model was not loaded and proven by this load format.
-        LoadError: a tensor has another shape or format than the model was loaded from, or comes twice; or, after the last,
-            some never came. The model's weights are then old in some parts and new in others.
+        LoadError: a tensor has another shape or format than in the original load, or arrives twice; or, after the last one,
+            some are missing. The model's weights are then partly old and partly new.
     """
     proven = remembered(model)
     if proven is None:
         raise UsageError(
-            f"{type(model).__name__} was not proven when it was loaded, so nobody knows what it needs",
-            hint="load it with --load-format loadmaster, and verify",
+            f"{type(model).__name__} was not proven when it was loaded, so the tensors that it needs are not known",
+            hint="load it with --load-format loadmaster and verify on",
         )
-    return _passed_on(proven, weights)
+    return _needed(proven, weights)
 
 
-def _passed_on(proven: Signatures, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    came = set[str]()
+def _needed(proven: Signatures, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    arrived = set[str]()
     for name, tensor in weights:
         signature = proven.get(name)
         if signature is None:
             continue
         if tuple(tensor.shape) != signature.shape or tensor.dtype != TORCH[signature.dtype]:
             has = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-            raise LoadError(f"{name} came as {has}, expected {_told(signature)}", hint=_HALF)
-        if name in came:
-            raise LoadError(f"{name} came twice", hint=_HALF)
-        came.add(name)
+            raise LoadError(f"{name} arrived as {has}, expected {_shape(signature)}", hint=_HALF)
+        if name in arrived:
+            raise LoadError(f"{name} arrived twice", hint=_HALF)
+        arrived.add(name)
         yield name, tensor
-    if missing := [f"  {name}  {_told(signature)}" for name, signature in proven.items() if name not in came]:
-        raise LoadError(f"{len(missing):,} of {len(proven):,} tensors never came:\n\n{_listed(missing)}", hint=_HALF)
+    if missing := [f"  {name}  {_shape(signature)}" for name, signature in proven.items() if name not in arrived]:
+        raise LoadError(
+            f"{len(missing):,} of {len(proven):,} tensors did not arrive:\n\n{_listed(missing)}", hint=_HALF
+        )
 
 
-_HALF: Final = "what came before may be written already; push all of it again"
+_HALF: Final = "earlier tensors may be written already; push all tensors again"
 
 
-def _told(signature: Signature) -> str:
+def _shape(signature: Signature) -> str:
     return f"{signature.dtype} {list(signature.shape)}"
 
 

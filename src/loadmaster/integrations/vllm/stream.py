@@ -1,8 +1,7 @@
-"""Tensors of a checkpoint, some of them, one after another in file order, each in memory of its own.
+"""Streams selected tensors of a checkpoint in file order, each in its own memory.
 
-Readers work ahead of whoever takes the tensors, but never further than a budget of bytes. A loader may keep what it was
-given as long as it likes: memory is used again only once no tensor of it is left, which most loaders see to at once.
-Memory that is touched for the first time costs more than the copy into it.
+Readers read ahead, within a budget of bytes. A loader may keep a tensor as long as it needs: its memory is reused only when
+no tensor uses it any more, which with most loaders is at once. Touching new memory costs more than the copy into it.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from loadmaster.loader.readers import change_of
 CHUNK_BYTES: Final = 4 * 2**20
 """Most bytes of one read: a large tensor is read by several readers."""
 HUGE_BYTES: Final = 2**21
-"""Memory from here on asks for huge pages."""
+"""Buffers of at least this size request huge pages."""
 WATCHED: Final = 16
-"""Tensors that were handed out last and may still come back; a loader's own generators hold one or two."""
+"""How many of the last tensors are watched for reuse of their memory; a loader's generators hold one or two."""
 
 _Memory: TypeAlias = mmap.mmap
 
@@ -37,12 +36,12 @@ def stream_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors with the given ids (in rising order), names as stored.
 
-    What is being read, and has been and was not taken yet, is at most ``staging_bytes``, or one tensor where that is
-    larger; and no more than two chunks a reader, for memory that is used again soon is still in the processor's cache.
-    The files that are read are held against the headers' sizes and time stamps before the first byte and after the last.
+    At most ``staging_bytes`` are read ahead, or one tensor if that is larger; and no more than two chunks a reader, because
+    memory that is soon reused is still in the processor's cache. The sizes and time stamps of the files are compared with
+    those at header time before the first byte and after the last.
 
     Raises:
-        UnsupportedError: a number format that torch does not have; before anything is read.
+        UnsupportedError: torch lacks a number format; raised before anything is read.
         LoadError: a file changed, ended early or could not be read; names file and tensor.
     """
     table = checkpoint.table
@@ -67,7 +66,7 @@ def stream_tensors(
                 read.result()
             data = buffers.hand_out(memory, int(table.nbytes[i]))
             signature = table.signatures[table.signature[i]]
-            # bytes that were not aligned in the file are in memory: a mapping begins at a page
+            # unaligned bytes in the file are aligned in memory, because a mapping begins at a page
             yield table.names[i], data.view(TORCH[signature.dtype]).view(signature.shape)
             ahead -= data.numel()
             del data
@@ -77,7 +76,7 @@ def stream_tensors(
 
 
 class _Buffers:
-    """Memory for tensors, used again once the last tensor of it is gone. Keeps at most ``limit`` bytes that are free."""
+    """Memory for tensors, reused when its last tensor is gone. Keeps at most ``limit`` free bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -85,18 +84,18 @@ class _Buffers:
         self._out: deque[tuple[weakref.ref[Any], _Memory]] = deque(maxlen=WATCHED)
 
     def take(self, num_bytes: int) -> _Memory:
-        """Return memory that no tensor has, of at least that size."""
+        """Return memory of at least that size that no tensor uses."""
         self._gather()
         fits = (i for i, m in enumerate(self._free) if num_bytes <= len(m) <= 2 * num_bytes + mmap.PAGESIZE)
-        if (found := next(fits, None)) is not None:
-            return self._free.pop(found)
+        if (index := next(fits, None)) is not None:
+            return self._free.pop(index)
         memory = mmap.mmap(-1, max(num_bytes, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if num_bytes >= HUGE_BYTES:
             memory.madvise(mmap.MADV_HUGEPAGE)
         return memory
 
     def hand_out(self, memory: _Memory, num_bytes: int) -> torch.Tensor:
-        """Return memory as a tensor, and watch when the last of its views is gone."""
+        """Return memory as a tensor, and watch for the end of its last view."""
         array = np.frombuffer(memory, dtype=np.uint8, count=num_bytes)
         self._out.append((weakref.ref(array), memory))
         return torch.from_numpy(array)  # the storage holds the array as long as any tensor holds the storage
@@ -132,7 +131,7 @@ def _check_formats(checkpoint: Checkpoint, ids: Sequence[int]) -> None:
         dtype = table.signatures[table.signature[i]].dtype
         if dtype not in TORCH:
             raise UnsupportedError(
-                f"{table.names[i]} is stored as {dtype}, which torch has no tensors of", hint="use --load-format auto"
+                f"{table.names[i]} is stored as {dtype}, which torch does not support", hint="use --load-format auto"
             )
 
 
@@ -146,5 +145,5 @@ def _check_files(checkpoint: Checkpoint, ids: Sequence[int], store: Store) -> No
         if change is not None:
             raise LoadError(
                 f"{opened.name} changed since its header was read: {change}",
-                hint="start again once the files are at rest",
+                hint="start again when the files no longer change",
             )

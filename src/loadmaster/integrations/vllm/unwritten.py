@@ -1,10 +1,10 @@
-"""Whether every byte of every parameter was written, told by a pattern that was there before.
+"""Finds bytes of parameters that were not written, by a pattern that fills the memory before.
 
-The pattern is a NaN in every floating-point format of two bytes or four: no weight is ever that, so each element that still
-is was not written. In formats of one byte, and in integers, 64 bytes in a row must have it. Memory has the pattern from the
-moment it is allocated (`patterned`), so that what the model initialised itself (a padding of zeros, the default of a cache's
-scale) can be told from memory that nobody wrote. Small parameters that were initialised get the pattern too, and their
-default back where a default is what they may have. Nothing here knows vLLM.
+The pattern is a NaN in every floating-point format of two or four bytes. No weight is NaN, so an element that still has the
+pattern was not written. In formats of one byte, and in integers, 64 bytes in a row must have it. Memory has the pattern from
+its allocation (`patterned`), which distinguishes what the model initialised (a padding of zeros, the default of a cache's
+scale) from memory that nothing wrote. Small initialised parameters get the pattern too, and get their default back if they
+may keep it. Nothing here depends on vLLM.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch.overrides import TorchFunctionMode
 _WORD: Final = -91  # 0xFFA5 as a signed integer of two bytes
 _BYTES: Final = _WORD.to_bytes(2, "little", signed=True)
 RUN_BYTES: Final = 64
-"""Bytes in a row that must have the pattern where a single element may have it by chance."""
+"""Bytes in a row that must have the pattern, in formats where one element may have it by chance."""
 SMALL_BYTES: Final = 2**16
-"""Parameters up to this size are copied and given the pattern, if they were initialised."""
+"""Initialised parameters up to this size are copied and filled with the pattern."""
 _CHUNK_BYTES: Final = 2**26
-_HOST_CHUNK_BYTES: Final = 2**20  # what stays in the processor's cache
+_HOST_CHUNK_BYTES: Final = 2**20  # stays in the processor's cache
 _WORDS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SENTINEL: Final = 1e30
-"""What a default is below: vLLM marks scales that must be loaded with the smallest number that there is."""
+"""Every default is smaller in magnitude: vLLM marks scales that must be loaded with the lowest float."""
 _FACTORIES: Final = (
     torch.empty,
     torch.empty_like,
@@ -36,21 +36,21 @@ _FACTORIES: Final = (
 )
 
 
-class patterned(TorchFunctionMode):  # noqa: N801  # a context, called like one
-    """While it lasts, memory that torch hands out uninitialised has the pattern."""
+class patterned(TorchFunctionMode):  # noqa: N801  # a context manager
+    """A context in which uninitialised memory from torch has the pattern."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call ``func``, and write the pattern into what it allocated."""
-        made = func(*args, **(kwargs or {}))
-        if func in _FACTORIES and isinstance(made, torch.Tensor):
-            write_pattern(made)
-        return made
+        result = func(*args, **(kwargs or {}))
+        if func in _FACTORIES and isinstance(result, torch.Tensor):
+            write_pattern(result)
+        return result
 
 
 def write_pattern(tensor: torch.Tensor) -> None:
-    """Write the pattern over a whole tensor; one without memory (on ``meta``) is left as it is."""
+    """Fill a tensor with the pattern; one without memory (on ``meta``) is unchanged."""
     if not _has_bytes(tensor):
         return
     raw = tensor.detach()
@@ -81,16 +81,16 @@ def unwritten(tensor: torch.Tensor) -> torch.Tensor:
     >>> unwritten(weight)
     tensor([ True,  True, False, False,  True,  True])
     """
-    found = torch.zeros(tensor.numel() * tensor.element_size(), dtype=torch.bool, device=tensor.device)
+    missing = torch.zeros(tensor.numel() * tensor.element_size(), dtype=torch.bool, device=tensor.device)
     for at, units, size in _search(tensor):
-        found[at : at + units.numel() * size] = units.repeat_interleave(size)
-    return found
+        missing[at : at + units.numel() * size] = units.repeat_interleave(size)
+    return missing
 
 
 def _search(tensor: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, int]]:
-    """Yield which units have the pattern, a part at a time: the byte it begins at, a boolean a unit, bytes of a unit.
+    """Yield which units have the pattern, part by part: the part's first byte, a boolean a unit, the bytes of a unit.
 
-    Parts that have none are left out.
+    Parts without the pattern are skipped.
     """
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     size = tensor.element_size()
@@ -104,7 +104,7 @@ def _search(tensor: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, int]]:
         before = units is not None and bool(units[-1])
         if units is not None:
             yield at, units, unit
-    if whole < flat.numel():  # a rest goes by the run before it; a few bytes alone may be anything
+    if whole < flat.numel():  # the rest is judged like the run before it; a few bytes alone may match by chance
         rest = flat[whole:]
         same = bool((rest == _pair(flat.device).repeat(RUN_BYTES // 2)[: rest.numel()]).all())
         if same and (rest.numel() >= 4 if before is None else before):
@@ -117,9 +117,9 @@ def _words(flat: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _units(words: torch.Tensor, count: int) -> torch.Tensor | None:
-    """Return which units of ``count`` words have the pattern; None: not one."""
+    """Return which units of ``count`` words have the pattern; None: none has."""
     value = int.from_bytes(_BYTES * (words.element_size() // 2), "little", signed=True)
-    array: Any = words.numpy() if words.device.type == "cpu" else words  # torch compares at half the speed on a host
+    array: Any = words.numpy() if words.device.type == "cpu" else words  # torch compares at half the speed on the CPU
     if count > 1 and not (array[::count] == value).any():
         return None
     same = (array.reshape(-1, count) == value).all(1) if count > 1 else array == value
@@ -132,7 +132,7 @@ def _pair(device: torch.device) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A parameter of which ``missing_bytes`` were not written; ``slices`` are those of its first dimension concerned."""
+    """A parameter with ``missing_bytes`` that were not written, in these ``slices`` of its first dimension."""
 
     param: str
     dtype: str
@@ -143,10 +143,9 @@ class Gap:
 
 
 class Watch:
-    """Parameters before they are loaded, and afterwards.
+    """Compares parameters before and after loading.
 
-    ``may_stay`` says of a parameter, by name, that nothing need be written to it: a cache's scale, or what the engine
-    replaces afterwards.
+    ``may_stay`` says which parameters, by name, need not be written: a cache's scale, or what the engine replaces later.
     """
 
     def __init__(self, params: Mapping[str, torch.Tensor], may_stay: Callable[[str], bool]) -> None:
@@ -156,17 +155,17 @@ class Watch:
         self._constants: dict[str, torch.Tensor] = {}
         for name, param in self._params.items():
             if next(_search(param), None) is not None:
-                continue  # memory that nobody initialised
+                continue  # memory that was not initialised
             if param.numel() * param.element_size() <= SMALL_BYTES:
                 self._defaults[name] = param.clone()
                 write_pattern(param)
             elif _is_constant(param):
                 self._constants[name] = param.reshape(-1)[:1].clone()
             else:
-                write_pattern(param)  # weights of before: they are to be replaced
+                write_pattern(param)  # old weights, which loading must replace
 
     def gaps(self) -> list[Gap]:
-        """Give defaults back where they may stay, and return what was not written, in the parameters' order."""
+        """Restore defaults that may stay, and return what was not written, in the parameters' order."""
         return [gap for name, param in self._params.items() if (gap := self._gap(name, param)) is not None]
 
     def _gap(self, name: str, param: torch.Tensor) -> Gap | None:
@@ -184,7 +183,7 @@ class Watch:
         )
 
     def _stays(self, name: str, param: torch.Tensor) -> bool:
-        """Give a parameter its default back, if it had one and may keep it; say whether it may stay as it is now."""
+        """Restore a parameter's default, if it had one and may keep it; return whether it may stay as it is."""
         default = self._defaults.get(name)
         may = self._may_stay(name) or (default is not None and is_default(name, default))
         if may and default is not None:
@@ -196,7 +195,7 @@ class Watch:
 
 
 def is_default(name: str, default: torch.Tensor) -> bool:
-    """Whether a parameter may keep what it was initialised with: no weight, bias or weight's scale, and no sentinel."""
+    """Whether a parameter may keep its initial value: it is no weight, bias or weight's scale, and no sentinel."""
     leaf = name.rpartition(".")[2]
     if "weight" in leaf or "bias" in leaf:
         return False
@@ -205,25 +204,25 @@ def is_default(name: str, default: torch.Tensor) -> bool:
 
 
 def _unwritten_slices(param: torch.Tensor) -> tuple[int, tuple[int, ...]]:
-    """Return how many bytes have the pattern, and the slices of the first dimension that have some."""
+    """Return how many bytes have the pattern, and the slices of the first dimension that contain them."""
     slice_bytes = max(param.numel() * param.element_size() // (param.shape[0] if param.ndim else 1), 1)
     missing, slices = 0, set[int]()
-    for at, found, unit in _search(param):
-        if int(found.count_nonzero()) == found.numel():  # torch takes far longer for all()
-            missing += found.numel() * unit
-            slices.update(range(at // slice_bytes, (at + found.numel() * unit - 1) // slice_bytes + 1))
+    for at, units, unit in _search(param):
+        if int(units.count_nonzero()) == units.numel():  # torch takes far longer for all()
+            missing += units.numel() * unit
+            slices.update(range(at // slice_bytes, (at + units.numel() * unit - 1) // slice_bytes + 1))
             continue
-        where = found.cpu().nonzero().flatten() * unit + at  # many times as large as what it is of
+        where = units.cpu().nonzero().flatten() * unit + at  # many times as large as the part itself
         missing += where.numel() * unit
-        for byte in {*range(0, unit, slice_bytes), unit - 1}:  # a unit may reach into several
+        for byte in {*range(0, unit, slice_bytes), unit - 1}:  # a unit may overlap several slices
             slices.update(((where + byte) // slice_bytes).unique_consecutive().tolist())
     return missing, tuple(sorted(slices))
 
 
 def _unchanged_slices(param: torch.Tensor, constant: torch.Tensor) -> tuple[int, tuple[int, ...]]:
-    """Return the bytes and slices of the first dimension that are still the constant throughout.
+    """Return the bytes and slices of the first dimension that still hold only the constant.
 
-    Of a parameter with two dimensions or fewer only all of it counts: rows of padding may well stay as they were.
+    A parameter with at most two dimensions counts only as a whole, because rows of padding may stay as they were.
     """
     parts = list(param) if param.ndim > 2 else [param]
     slices = tuple(i for i, part in enumerate(parts) if _is_constant(part, constant))

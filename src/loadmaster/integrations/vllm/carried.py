@@ -1,8 +1,8 @@
-"""What a command line has from vLLM beside the options of a command here: taken out, ignored aloud or refused by name.
+"""vLLM's options in a command line of ours: removed from it, then forwarded, ignored with a note, or refused by name.
 
-This runs before argparse: options are written as argparse knows them (hyphens for underscores, ``--model`` as MODEL), those
-of `loadmaster.cli.vllm_options` are taken out with their values, and a name that nobody knows gets the nearest one. The table
-is only read where a command does not have an option.
+This runs before argparse. It rewrites options as argparse knows them (hyphens for underscores, ``--model`` as MODEL), removes
+those of `loadmaster.integrations.vllm.serve_options` with their values, and suggests the nearest name for an unknown one. The
+table is imported only if a command does not have an option.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Final
 from loadmaster.errors import UsageError
 
 if TYPE_CHECKING:
-    from loadmaster.cli.vllm_options import Option
+    from loadmaster.integrations.vllm.serve_options import Option
 
 CARRYING: Final = frozenset({"plan", "load", "generate", "serve", "inspect", "verify"})
-"""Commands whose line may have been carried over from vLLM."""
+"""Commands that accept vLLM's options."""
 
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """An option of vLLM that was given, and the arguments that it was given as; ``negated``: as ``--no-…``."""
+    """An option of vLLM in a command line, and its arguments as they were given; ``negated``: as ``--no-…``."""
 
     option: Option
     arguments: tuple[str, ...]
@@ -32,21 +32,21 @@ class Carried:
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether it says what holds without it."""
+        """Whether its value is what applies without it."""
         values = self.arguments[1:]
         return self.negated or (bool(values) and set(values) <= self.option.harmless)
 
 
 def carry_over(argv: Sequence[str], commands: Mapping[str, argparse.ArgumentParser]) -> tuple[list[str], list[Carried]]:
-    """Divide a command line into what the command reads, and the options of vLLM that it does not have.
+    """Divide a command line into the arguments that the command reads, and the options of vLLM that it does not have.
 
     Raises:
-        UsageError: an option is refused, lacks its value, or is known to nobody.
+        UsageError: an option is refused, has no value, or is unknown.
     """
     command = argv[0] if argv else ""
     if command not in commands:
         return list(argv), []
-    own = commands[command]._option_string_actions
+    known = commands[command]._option_string_actions
     first, last, carried = [command], list[str](), list[Carried]()
     rest = list(argv[1:])
     while rest:
@@ -59,28 +59,26 @@ def carry_over(argv: Sequence[str], commands: Mapping[str, argparse.ArgumentPars
             continue
         written, equals, value = word.partition("=")
         name = _canonical(written)
-        if (
-            name in own and own[name].nargs == "+" and not equals
-        ):  # last, so that it takes no value of what is taken out
-            last += [name, *_run_of_values(rest)]
-        elif name in own:
+        if name in known and known[name].nargs == "+" and not equals:
+            last += [name, *_run_of_values(rest)]  # last, so that it does not take what follows a removed option
+        elif name in known:
             first.append(name + equals + value)
         elif command in CARRYING and name == "--model":
             first.insert(1, value if equals else _value(written, rest))
-        elif command in CARRYING and (option := _of_vllm(name, own)) is not None:
+        elif command in CARRYING and (option := _of_vllm(name, known)) is not None:
             carried.append(_take(option, name, [value] if equals else None, rest))
-        elif any(known.startswith(name) for known in own):
-            first.append(name + equals + value)  # argparse says if it is short for several
+        elif any(option_name.startswith(name) for option_name in known):
+            first.append(name + equals + value)  # argparse refuses it if it is short for several
         else:
-            raise UsageError(_unknown(written, own, command))
+            raise UsageError(_unknown(written, known, command))
     for given in carried:
-        if command != "serve" or not given.option.concern.forwarded:  # the rest of serve's depends on the engine
+        if command != "serve" or not given.option.concern.forwarded:  # for serve, the others depend on the engine
             refuse(given, command)
     return [*first, *last], carried
 
 
 def refuse(given: Carried, command: str) -> None:
-    """Refuse an option that ``command`` cannot do without; nothing if it may be ignored.
+    """Refuse an option that ``command`` must not ignore.
 
     Raises:
         UsageError: says why, and what to do.
@@ -90,14 +88,16 @@ def refuse(given: Carried, command: str) -> None:
         return
     hint = option.remedy or "leave it out"
     if command == "serve":
-        hint += "; --engine vllm hands it on" if concern.forwarded else "; after -- it goes to vLLM, unproven"
+        hint += (
+            "; --engine vllm passes it to vLLM" if concern.forwarded else "; after -- it is passed to vLLM, unproven"
+        )
     raise UsageError(f"{' '.join(given.arguments)}: {option.reason or concern.reason}", hint=hint)
 
 
 def note(carried: Iterable[Carried], command: str) -> str | None:
-    """Return the line that says which options are ignored, and what they are about; None: there are none.
+    """Return the line that lists the ignored options by subject; None: there are none.
 
-    >>> from loadmaster.cli.vllm_options import OPTIONS
+    >>> from loadmaster.integrations.vllm.serve_options import OPTIONS
     >>> note([Carried(OPTIONS["--seed"], ("--seed", "7"))], "plan")
     'loadmaster plan: ignored: --seed (how vLLM runs)'
     """
@@ -108,17 +108,17 @@ def note(carried: Iterable[Carried], command: str) -> str | None:
             names.append(given.arguments[0])
     if not about:
         return None
-    told = "; ".join(f"{', '.join(names)} ({what})" for what, names in about.items())
-    return f"loadmaster {command}: ignored: {told}"
+    ignored = "; ".join(f"{', '.join(names)} ({what})" for what, names in about.items())
+    return f"loadmaster {command}: ignored: {ignored}"
 
 
 def forwarded(carried: Iterable[Carried]) -> list[str]:
-    """Return the arguments that vLLM's server gets."""
+    """Return the arguments that are passed to vLLM's server."""
     return [argument for given in carried if given.option.concern.forwarded for argument in given.arguments]
 
 
 def _is_option(word: str) -> bool:
-    """Whether argparse would take a word for an option: no number, and nothing with a space before ``=``.
+    """Whether argparse would read a word as an option: not a number, and no space before ``=``.
 
     >>> [_is_option(word) for word in ("-tp", "--a=b c", "-1", "-.5", "-", "-- a sentence")]
     [True, True, False, False, False, False]
@@ -130,17 +130,17 @@ def _canonical(written: str) -> str:
     return written.replace("_", "-") if written.startswith("--") else written
 
 
-def _of_vllm(name: str, own: Mapping[str, object]) -> Option | None:
-    """Return the option of vLLM that a name stands for: short, negated, or with a key of its JSON after a dot.
+def _of_vllm(name: str, known: Mapping[str, object]) -> Option | None:
+    """Return the option of vLLM that a name means: short, negated, or with a key of its JSON after a dot.
 
     Raises:
-        UsageError: a key of an option that is read here, where it is written as JSON.
+        UsageError: a key after a dot, of an option that the command reads as JSON.
     """
-    from loadmaster.cli.vllm_options import OPTIONS, SHORT
+    from loadmaster.integrations.vllm.serve_options import OPTIONS, SHORT
 
     base, dot, key = name.partition(".")
-    if dot and (base in own or SHORT.get(base) in own):
-        raise UsageError(f"{name}: keys of {base} are not read one by one", hint=f"write {base} '{{\"{key}\": …}}'")
+    if dot and (base in known or SHORT.get(base) in known):
+        raise UsageError(f"{name}: {base} cannot be given key by key", hint=f"write {base} '{{\"{key}\": …}}'")
     if base.startswith("-O") and base not in SHORT:
         return OPTIONS["--optimization-level"] if base[2:].isdecimal() else None
     long = SHORT.get(base, base)
@@ -150,8 +150,8 @@ def _of_vllm(name: str, own: Mapping[str, object]) -> Option | None:
 
 
 def _take(option: Option, name: str, values: list[str] | None, rest: list[str]) -> Carried:
-    """Return an option with its values: ``values`` if they stood in the same argument, or what follows it."""
-    from loadmaster.cli.vllm_options import SHORT
+    """Return an option with its values: ``values`` if they were in the same argument, otherwise the next arguments."""
+    from loadmaster.integrations.vllm.serve_options import SHORT
 
     base, dot, key = name.partition(".")
     negated = base == f"--no-{option.name[2:]}"
@@ -180,12 +180,12 @@ def _value(name: str, rest: list[str]) -> str:
     return rest.pop(0)
 
 
-def _unknown(written: str, own: Iterable[str], command: str) -> str:
+def _unknown(written: str, known: Iterable[str], command: str) -> str:
     import difflib
 
-    from loadmaster.cli.vllm_options import OPTIONS
+    from loadmaster.integrations.vllm.serve_options import OPTIONS
 
-    known = [*own, *(OPTIONS if command in CARRYING else ())]
-    near = difflib.get_close_matches(_canonical(written), dict.fromkeys(known), n=1, cutoff=0.7)
-    meant = f"; did you mean {near[0]}?" if near else f"; `loadmaster {command} --help` lists them"
-    return f"there is no option {written}{meant}"
+    names = [*known, *(OPTIONS if command in CARRYING else ())]
+    near = difflib.get_close_matches(_canonical(written), dict.fromkeys(names), n=1, cutoff=0.7)
+    suggestion = f"; did you mean {near[0]}?" if near else f"; `loadmaster {command} --help` lists them"
+    return f"there is no option {written}{suggestion}"

@@ -1,8 +1,8 @@
-"""The options of ``vllm serve`` 0.32 as data: how many values each takes, and what it has to do with a plan.
+"""The options of ``vllm serve`` 0.32 as data: how many values each takes, and how it affects a plan.
 
-A command line is carried over from vLLM with all its options. Those that the commands here have are theirs; each of the
-rest is in this table, under one of few concerns. A concern says which commands refuse the option; the others ignore it, and
-say so. `loadmaster.cli.carried` reads the table.
+Users may paste a command line of vLLM with all its options. This table has those that the commands here do not define, each
+under one of a few concerns. A concern names the commands that refuse the option; the others ignore it with a note.
+`loadmaster.integrations.vllm.carried` reads the table.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 Values = Literal[0, 1, "?", "+"]
-"""How many values an option takes: none, one, one if there is one, one or more."""
+"""How many values an option takes: none, one, none or one, one or more."""
 
 PLANNING: Final = frozenset({"plan", "load", "generate", "serve"})
 RUNNING: Final = frozenset({"load", "generate", "serve"})
@@ -20,9 +20,9 @@ RUNNING: Final = frozenset({"load", "generate", "serve"})
 
 @dataclass(frozen=True, slots=True)
 class Concern:
-    """What some options are about, the commands that refuse them, and why.
+    """The subject of some options, the commands that refuse them, and why.
 
-    ``forwarded``: where vLLM serves, it gets them.
+    ``forwarded``: they are passed to vLLM if it serves.
     """
 
     about: str
@@ -32,14 +32,14 @@ class Concern:
 
 
 TUNING: Final = Concern("how vLLM runs")
-SERVER: Final = Concern("what vLLM's server offers", frozenset({"serve"}), "the server here does not offer it")
+SERVER: Final = Concern("what vLLM's server offers", frozenset({"serve"}), "the native server does not support it")
 ANSWERS: Final = Concern(
     "what vLLM answers",
     frozenset({"generate", "serve"}),
-    "the engine here has no such choice, and takes what the checkpoint has",
+    "the native engine has no such option; it uses what the checkpoint has",
 )
 HOSTS: Final = Concern(
-    "which host and device runs which rank", RUNNING, "here all ranks run on this host, on its devices in turn"
+    "which host and device runs which rank", RUNNING, "all ranks run on this host, on its devices in turn"
 )
 LAYOUT: Final = Concern("the layout and the loading")
 PLAN: Final = Concern("what is planned", PLANNING, forwarded=False)
@@ -50,8 +50,8 @@ FILES: Final = Concern("which files are read", PLANNING | {"inspect", "verify"},
 class Option:
     """One option of vLLM.
 
-    ``harmless`` are the values with which it changes nothing. ``reason`` and ``remedy`` say why it is refused, and what to
-    do, where the concern alone does not say it.
+    ``harmless`` are the values that change nothing. ``reason`` and ``remedy`` say why it is refused and what to do, where
+    the concern does not.
     """
 
     name: str
@@ -72,17 +72,17 @@ def _refused(
     yield Option(f"--{name}", values, concern, frozenset(harmless), reason, remedy)
 
 
-_AS_STORED = "weights are loaded as the checkpoint stores them, and are not quantised on the way"
+_AS_STORED = "weights are loaded as the checkpoint stores them; quantising while loading is not supported"
 _FORMAT = "leave it out: config.json and the headers say how weights are stored"
 _FROM_CONFIG = "the plan is made from the checkpoint's own config.json"
 _COPY = "change config.json in a copy of the folder that links to the same shards"
 _OFFLOAD = "all parameters of a rank are planned in its device's memory"
-_MORE_RANKS = "leave it out, and use more ranks where --device-memory says that they do not fit"
-_CONTEXT = "context parallelism is not planned"
-_ADAPTERS = "adapters are not planned, and not loaded"
-_MOVES = "vLLM then moves experts between ranks while it runs, and a plan says where they are at the start"
-_OVER = "pipeline, tensor, data and expert parallelism can be planned"
-_DRAFT = "the draft is said in one option here"
+_MORE_RANKS = "leave it out; if --device-memory reports that parameters do not fit, use more ranks"
+_CONTEXT = "context parallelism is not supported"
+_ADAPTERS = "adapters are not supported"
+_MOVES = "vLLM then moves experts between ranks while it runs, but a plan fixes where they are"
+_OVER = "use pipeline, tensor, data or expert parallelism"
+_DRAFT = "the draft model is given in one option here"
 _MTP = """write --speculative-config '{"method": "mtp"}'"""
 _MERGE = "merge the adapter into the checkpoint, or leave it out"
 
@@ -191,17 +191,17 @@ _EVERY: Final = (
     *_refused("hf-config-path", 1, _FROM_CONFIG, _COPY),
     *_refused("model-class-overrides", 1, _FROM_CONFIG, _COPY),
     *_refused("config-format", 1, _FROM_CONFIG, "give a folder with a config.json", "auto", "hf"),
-    *_refused("model-impl", 1, "the parameters of vLLM's own models are planned", "leave it out", "auto", "vllm"),
-    *_refused("runner", 1, "models that generate are planned", "leave it out", "auto", "generate"),
-    *_refused("convert", 1, "the model is planned as it is stored", "leave it out", "auto", "none"),
-    *_refused("mm-encoder-only", 0, "the language model is what is planned", "leave it out"),
+    *_refused("model-impl", 1, "only vLLM's own model classes are supported", "leave it out", "auto", "vllm"),
+    *_refused("runner", 1, "only models that generate are supported", "leave it out", "auto", "generate"),
+    *_refused("convert", 1, "the model is planned as stored", "leave it out", "auto", "none"),
+    *_refused("mm-encoder-only", 0, "only the language model is planned", "leave it out"),
     *_refused(
-        *("load-format", 1, "safetensors are read, by a plan", "leave it out"),
+        *("load-format", 1, "only safetensors are read", "leave it out"),
         *("auto", "safetensors", "loadmaster", "hf"),
     ),
     *_refused(
-        *("model-loader-extra-config", 1, "these are options of one of vLLM's load formats"),
-        "write --waive, --num-readers, --staging here",
+        *("model-loader-extra-config", 1, "these options belong to one of vLLM's load formats"),
+        "give --waive, --num-readers or --staging instead",
     ),
     *_refused("cpu-offload-gb", 1, _OFFLOAD, _MORE_RANKS, "0", "0.0"),
     *_refused("cpu-offload-params", "+", _OFFLOAD, _MORE_RANKS),
@@ -212,27 +212,33 @@ _EVERY: Final = (
     *_refused("enable-lora", 0, _ADAPTERS, _MERGE),
     *_refused("lora-modules", "+", _ADAPTERS, _MERGE),
     *_refused("default-mm-loras", 1, _ADAPTERS, _MERGE),
-    *_refused("enable-eplb", 0, _MOVES, """--eplb-config '{"num_redundant_experts": N}' alone can be planned"""),
+    *_refused("enable-eplb", 0, _MOVES, """--eplb-config '{"num_redundant_experts": N}' alone is supported"""),
     *_refused("enable-elastic-ep", 0, _MOVES, "leave it out"),
     *_refused("spec-method", 1, _DRAFT, _MTP),
     *_refused("spec-model", 1, _DRAFT, _MTP),
     *_refused("spec-tokens", 1, _DRAFT, _MTP),
     *_refused(
-        *("download-dir", 1, "models from the hub are looked for in the hub's cache"),
+        *("download-dir", 1, "models from the hub are read from the hub's cache"),
         "set HF_HUB_CACHE to the folder, or give the model's own folder as MODEL",
         concern=FILES,
     ),
-    *_refused("hf-token", "?", "the hub's token is not an option", "set HF_TOKEN, or `hf auth login`", concern=FILES),
     *_refused(
-        *("ignore-patterns", "+", "the index and the names of the shards say which files are read"),
+        "hf-token",
+        "?",
+        "the hub's token is not an option",
+        "set HF_TOKEN, or run `hf auth login`",
+        concern=FILES,
+    ),
+    *_refused(
+        *("ignore-patterns", "+", "the index and the shards' names decide which files are read"),
         "leave it out: copies in other folders and formats are never read",
         concern=FILES,
     ),
-    *_refused("config", 1, "a file of options is not read", "write its options on the command line", concern=FILES),
+    *_refused("config", 1, "option files are not supported", "give its options on the command line", concern=FILES),
 )
 
 OPTIONS: Final[Mapping[str, Option]] = {option.name: option for option in _EVERY}
-"""Every option of ``vllm serve`` 0.32 by its name, but ``--model`` and ``--revision``."""
+"""Every option of ``vllm serve`` 0.32 by name, except ``--model`` and ``--revision``."""
 
 SHORT: Final[Mapping[str, str]] = {
     "-q": "--quantization",
@@ -260,4 +266,4 @@ SHORT: Final[Mapping[str, str]] = {
     "-dc": "--diffusion-config",
     "-O": "--optimization-level",
 }
-"""Short names, as vLLM has them."""
+"""vLLM's short names."""

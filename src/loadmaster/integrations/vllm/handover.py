@@ -1,0 +1,151 @@
+"""Hands a proven model over to vLLM's server: its command line, its environment, and what cannot be handed over."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from loadmaster.errors import UsageError
+from loadmaster.integrations.vllm.carried import forwarded
+
+if TYPE_CHECKING:
+    from loadmaster.integrations.vllm.carried import Carried
+    from loadmaster.integrations.vllm.installed import Installed
+    from loadmaster.plan import Plan, WaiverRequest
+
+_PARTITION: Final = "VLLM_PP_LAYER_PARTITION"
+_PROVEN: Final = frozenset(
+    {
+        *("--model", "--revision", "--dtype", "--load-format"),
+        *("--pipeline-parallel-size", "-pp", "--tensor-parallel-size", "-tp", "--data-parallel-size", "-dp"),
+        *("--enable-expert-parallel", "-ep", "--expert-placement-strategy", "--eplb-config"),
+        *("--host", "--port", "--served-model-name", "--max-model-len", "--api-key"),
+    }
+)
+"""Options that must come before ``--``: the proof depends on them, or `vllm_command` writes them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """The options of ``loadmaster serve`` that vLLM's server needs, by the names that they have there.
+
+    ``carried`` are options of vLLM that stand before ``--``, ``passed_on`` the arguments after it.
+    """
+
+    model: str
+    pipeline_parallel_size: int
+    tensor_parallel_size: int
+    data_parallel_size: int
+    enable_expert_parallel: bool
+    expert_placement_strategy: str
+    eplb_config: Mapping[str, Any]
+    layer_partition: Sequence[int] | None
+    speculative_config: Mapping[str, Any] | None
+    dtype: str
+    waive: Sequence[WaiverRequest]
+    json: bool
+    max_model_len: int | None
+    host: str
+    port: int
+    served_model_name: Sequence[str] | None
+    api_key: str | None
+    carried: Sequence[Carried]
+    passed_on: Sequence[str]
+
+
+def refuse_for_vllm(options: ServeOptions, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse options that cannot be handed over.
+
+    Raises:
+        UsageError: names the option.
+    """
+    if options.json:
+        raise UsageError(
+            "--json: vLLM writes its log to standard output, where only one JSON object may be; use --engine native"
+        )
+    if options.port == 0:
+        raise UsageError("--port 0: vLLM does not report which port it chose; give a port number")
+    for argument in options.passed_on:
+        name = argument.partition("=")[0].replace("_", "-")
+        if name == "--model-loader-extra-config" and options.waive:
+            written = json.dumps({"waive": _waivers(options)})
+            raise UsageError(f"--waive and {name} after --: give only {name}, with {written} among its keys")
+        if name in _PROVEN:
+            raise UsageError(f"{argument} is given after --, where the proof does not see it; give it before --")
+    if _PARTITION in environment and options.layer_partition is None:
+        raise UsageError(f"{_PARTITION} is set, but the proof does not read it; give --layer-partition instead")
+
+
+def vllm_command(options: ServeOptions, plan: Plan, installed: Installed) -> list[str]:
+    """Return the command line of vLLM's server, for this interpreter.
+
+    A model from the hub is named with the commit that was proven. Where the metadata is missing that ``vllm serve`` looks
+    for, the same server is started by its module.
+    """
+    model, revision = options.model, []
+    if Path(model).expanduser().exists():
+        model = str(Path(model).expanduser())
+    else:
+        revision = ["--revision", plan.model_path.name]
+    if installed.has_command:
+        start = ["-m", "vllm.entrypoints.cli.main", "serve", model]
+    else:
+        start = ["-m", "vllm.entrypoints.launchers.api_server.entry", "--model", model]
+    return [
+        sys.executable,
+        *start,
+        *revision,
+        "--load-format",
+        "loadmaster",
+        *_arguments(options),
+        *forwarded(options.carried),
+        *options.passed_on,
+    ]
+
+
+def _arguments(options: ServeOptions) -> list[str]:
+    arguments = ["--host", options.host, "--port", str(options.port)]
+    arguments += ["--served-model-name", *(options.served_model_name or [options.model])]
+    for name in ("pipeline_parallel_size", "tensor_parallel_size", "data_parallel_size"):
+        if getattr(options, name) > 1:
+            arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    if options.enable_expert_parallel:
+        arguments.append("--enable-expert-parallel")
+    if options.expert_placement_strategy != "linear":
+        arguments += ["--expert-placement-strategy", options.expert_placement_strategy]
+    if options.eplb_config:
+        arguments += ["--eplb-config", json.dumps(options.eplb_config)]
+    if options.speculative_config is not None:
+        arguments += ["--speculative-config", json.dumps(options.speculative_config)]
+    if options.dtype != "auto":
+        arguments += ["--dtype", options.dtype]
+    if options.max_model_len is not None:
+        arguments += ["--max-model-len", str(options.max_model_len)]
+    if options.waive:
+        arguments += ["--model-loader-extra-config", json.dumps({"waive": _waivers(options)})]
+    if options.api_key is not None:
+        arguments += ["--api-key", options.api_key]
+    return arguments
+
+
+def _waivers(options: ServeOptions) -> list[str]:
+    return [f"{w.pattern}={w.reason}" for w in options.waive]
+
+
+def vllm_environment(options: ServeOptions, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the environment of vLLM's server, which reads the number of layers of each stage from it."""
+    if options.layer_partition is None:
+        return dict(environment)
+    return {**environment, _PARTITION: ",".join(map(str, options.layer_partition))}
+
+
+def hand_over(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    """Replace this process with another program, which then receives its signals and sets its exit code."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(command[0], list(command), dict(environment))
