@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from loadmaster.architectures.registry import language_config
-
 if TYPE_CHECKING:
     from loadmaster.plan import Plan
 
@@ -15,7 +13,7 @@ CPUINFO: Final = Path("/proc/cpuinfo")
 
 def unsupported_on_cpu(plan: Plan, cpuinfo: Path = CPUINFO) -> str | None:
     """Return why vLLM cannot run a plan on this CPU; None if it can."""
-    if language_config(plan.family, plan.config).get("index_topk") is not None:
+    if plan.family.describe(plan.config).values.get("index_topk") is not None:
         return "on a CPU vLLM has no sparse attention"
     if not _has_amx(cpuinfo) and any(
         s.format == "fp8_block" for r in range(plan.num_ranks) for s in plan.rank(r).specs
