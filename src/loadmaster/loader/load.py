@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -111,39 +112,46 @@ def load_rank(
             allow_unproven=True,  # it was admitted above
         )
         return loaded[rank]
-    begin = time.perf_counter()
     if tensors is not None:
         expect("tensors", tensors, Mapping, "a mapping of names to tensors")
-    derived = plan.rank(rank) if tensors is None else plan.rank(rank).only(tensors.keys())
+    with ExitStack() as stack:
+        source = store or stack.enter_context(closing(LocalStore(plan.model_path)))
+        return _load_on_host(plan, rank, tensors, source, on_progress, num_readers, staging_bytes)
+
+
+def _load_on_host(
+    plan: Plan,
+    rank: int,
+    tensors: Mapping[str, torch.Tensor] | None,
+    store: Store,
+    on_progress: Callable[[int], None] | None,
+    num_readers: int | None,
+    staging_bytes: int | None,
+) -> LoadedRank:
+    begin = time.perf_counter()
+    rank_plan = plan.rank(rank) if tensors is None else plan.rank(rank).only(tensors.keys())
     readers = num_readers or default_readers()
     budget = staging_bytes or STAGING_BYTES
-    own = LocalStore(plan.model_path) if store is None else None
-    source = store or own
-    assert source is not None
-    try:
-        check_files(plan, derived, source, rank)
-        arena = Arena(derived.specs, tensors, rank=rank, staging_bytes=derived.staging_bytes(budget))
-        complete = Completeness({rank: derived}, on_progress)
-        job = _Job(plan, derived, source, arena, complete.advance, budget // readers)
-        run_tasks(job.tasks(), readers)
-        check_files(plan, derived, source, rank)
-        complete.check({rank: arena.tensors})
-    finally:
-        if own is not None:
-            own.close()
+    check_files(plan, rank_plan, store, rank)
+    arena = Arena(rank_plan.specs, tensors, rank=rank, staging_bytes=rank_plan.staging_bytes(budget))
+    complete = Completeness({rank: rank_plan}, on_progress)
+    job = _Job(plan, rank_plan, store, arena, complete.advance, budget // readers)
+    run_tasks(job.tasks(), readers)
+    check_files(plan, rank_plan, store, rank)
+    complete.check({rank: arena.tensors})
     report = LoadReport(
         rank=rank,
-        needed_bytes=derived.needed_bytes,
-        fetched_bytes=derived.fetched_bytes,
-        resident_bytes=derived.resident_bytes,
+        needed_bytes=rank_plan.needed_bytes,
+        fetched_bytes=rank_plan.fetched_bytes,
+        resident_bytes=rank_plan.resident_bytes,
         direct_bytes=job.direct_bytes,
-        staged_bytes=derived.needed_bytes - job.direct_bytes,
-        staging_bytes=derived.staging_bytes(budget),
+        staged_bytes=rank_plan.needed_bytes - job.direct_bytes,
+        staging_bytes=rank_plan.staging_bytes(budget),
         num_readers=readers,
-        num_reads=derived.num_reads,
+        num_reads=rank_plan.num_reads,
         seconds=time.perf_counter() - begin,
     )
-    return LoadedRank(derived.specs, arena.tensors, report)
+    return LoadedRank(rank_plan.specs, arena.tensors, report)
 
 
 class _Job:
@@ -178,9 +186,9 @@ class _Job:
                 staged.append(group)
             else:
                 direct.append((group, target))
-        made = [*self._direct_tasks(direct), *self._staged_tasks(staged)]
-        made.sort(key=lambda t: t[0])
-        for _, task in made:
+        tasks = [*self._direct_tasks(direct), *self._staged_tasks(staged)]
+        tasks.sort(key=lambda t: t[0])
+        for _, task in tasks:
             yield task
 
     def _direct_target(self, group: MoveGroup) -> np.ndarray | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from typing import Literal, get_args, overload
 
 import torch
@@ -16,13 +18,14 @@ from loadmaster.arguments import expect, expect_int, shown
 from loadmaster.checkpoint import LocalStore, Store
 from loadmaster.errors import ArgumentError, LoadError
 from loadmaster.loader.completeness import Completeness
+from loadmaster.loader.cuda.job import IO, make_job
 from loadmaster.loader.cuda.ring import SLOT_BYTES, SLOTS_PER_READER, Ring, device_readers
-from loadmaster.loader.cuda.transfer import IO, Transfer
+from loadmaster.loader.cuda.transfer import Transfer
 from loadmaster.loader.memory import DeviceArena
 from loadmaster.loader.options import check_options, torch_device
 from loadmaster.loader.readers import check_files
 from loadmaster.loader.report import LoadedRank, LoadReport
-from loadmaster.plan import Plan, ProvenPlan, admit
+from loadmaster.plan import Plan, ProvenPlan, RankPlan, admit
 
 
 def num_devices() -> int:
@@ -105,91 +108,119 @@ def load_ranks(
     """
     begin = time.perf_counter()
     plan = admit(plan, allow_unproven=allow_unproven)
-    for rank in expect("devices", devices, Mapping, "a mapping of ranks to devices"):
-        expect_int("rank", rank, 0, plan.num_ranks - 1)
     check_options(num_readers, staging_bytes, on_progress, store)
     if io not in get_args(IO):
         raise ArgumentError(f"io is {shown(io)}, expected one of {', '.join(get_args(IO))}")
-    readers = num_readers or device_readers()
-    given = expect("tensors", tensors or {}, Mapping, "a mapping of ranks to tensors by name")
-    for own_tensors in given.values():
-        expect("tensors", own_tensors, Mapping, "a mapping of ranks to tensors by name")
-    derived = {r: plan.rank(r).only(given[r].keys()) if r in given else plan.rank(r) for r in devices}
+    rank_plans, given = _rank_plans(plan, devices, tensors)
     targets = {rank: _device(device) for rank, device in devices.items()}
-    own = LocalStore(plan.model_path) if store is None else None
-    source = store or own
-    assert source is not None
-    own_ring: Ring | None = None
-    if ring is None:
-        ring = own_ring = make_ring(readers, staging_bytes)
-    readers = min(readers, ring.num_slots // SLOTS_PER_READER)
-    try:
-        arenas = {rank: DeviceArena(d.specs, targets[rank], rank, given.get(rank)) for rank, d in derived.items()}
-        for rank in given:
-            torch.cuda.synchronize(targets[rank])  # whoever owns the memory may be writing to it
-        allocated = time.perf_counter()
-        for rank, d in derived.items():
-            check_files(plan, d, source, rank)
-        complete = Completeness(derived, on_progress)
-        job = Transfer(plan, derived, targets, arenas, source, ring, readers, complete.advance, io)
-        prepared = time.perf_counter()
-        ring.ready()
-        pinned = time.perf_counter()
-        try:
-            job.fill()
-            job.run()
-        finally:
-            for device in set(targets.values()):
-                torch.cuda.synchronize(device)
-            job.close()
-        for rank, d in derived.items():
-            check_files(plan, d, source, rank)
-        complete.check({rank: arena.tensors for rank, arena in arenas.items()})
-    finally:
-        if own_ring is not None:
-            own_ring.close()
-        if own is not None:
-            own.close()
+    readers = num_readers or device_readers()
+    with ExitStack() as stack:
+        source = store or stack.enter_context(closing(LocalStore(plan.model_path)))
+        if ring is None:
+            ring = stack.enter_context(closing(make_ring(readers, staging_bytes)))
+        readers = min(readers, ring.num_slots // SLOTS_PER_READER)
+        done = _transfer(plan, rank_plans, targets, given, source, ring, readers, on_progress, io)
     end = time.perf_counter()
+    return {rank: _loaded(rank, done, targets[rank], begin, end) for rank in rank_plans}
+
+
+def _rank_plans(
+    plan: Plan,
+    devices: Mapping[int, str | torch.device],
+    tensors: Mapping[int, Mapping[str, torch.Tensor]] | None,
+) -> tuple[dict[int, RankPlan], Mapping[int, Mapping[str, torch.Tensor]]]:
+    """Return what each rank loads, and the tensors that are given for it."""
+    for rank in expect("devices", devices, Mapping, "a mapping of ranks to devices"):
+        expect_int("rank", rank, 0, plan.num_ranks - 1)
+    given = expect("tensors", tensors or {}, Mapping, "a mapping of ranks to tensors by name")
+    for of_rank in given.values():
+        expect("tensors", of_rank, Mapping, "a mapping of ranks to tensors by name")
+    return {r: plan.rank(r).only(given[r].keys()) if r in given else plan.rank(r) for r in devices}, given
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A transfer that is complete, its ranks' memory, and when each phase ended."""
+
+    transfer: Transfer
+    arenas: Mapping[int, DeviceArena]
+    allocated: float
+    prepared: float
+    pinned: float
+
+
+def _transfer(
+    plan: Plan,
+    rank_plans: Mapping[int, RankPlan],
+    targets: Mapping[int, torch.device],
+    given: Mapping[int, Mapping[str, torch.Tensor]],
+    store: Store,
+    ring: Ring,
+    readers: int,
+    on_progress: Callable[[int], None] | None,
+    io: IO,
+) -> _Done:
+    """Allocate each rank's memory and fill it; check the files before and after, and that nothing is missing."""
+    arenas = {rank: DeviceArena(p.specs, targets[rank], rank, given.get(rank)) for rank, p in rank_plans.items()}
+    for rank in given:
+        torch.cuda.synchronize(targets[rank])  # the owner of the memory may be writing to it
+    allocated = time.perf_counter()
+    for rank, rank_plan in rank_plans.items():
+        check_files(plan, rank_plan, store, rank)
+    complete = Completeness(rank_plans, on_progress)
+    transfer = Transfer(make_job(plan, rank_plans, targets, arenas, store, ring, readers, complete.advance, io))
+    prepared = time.perf_counter()
+    ring.ready()
+    pinned = time.perf_counter()
+    try:
+        transfer.fill()
+        transfer.run()
+    finally:
+        for device in set(targets.values()):
+            torch.cuda.synchronize(device)
+        transfer.close()
+    for rank, rank_plan in rank_plans.items():
+        check_files(plan, rank_plan, store, rank)
+    complete.check({rank: arena.tensors for rank, arena in arenas.items()})
+    return _Done(transfer, arenas, allocated, prepared, pinned)
+
+
+def _loaded(rank: int, done: _Done, device: torch.device, begin: float, end: float) -> LoadedRank:
+    job = done.transfer.job
+    rank_plan = job.rank_plans[rank]
     phases = {
-        "allocate": allocated - begin,
-        "prepare": prepared - allocated,
-        "pin": pinned - prepared,
-        "load": end - pinned,
-        **job.seconds(),
+        "allocate": done.allocated - begin,
+        "prepare": done.prepared - done.allocated,
+        "pin": done.pinned - done.prepared,
+        "load": end - done.pinned,
+        **done.transfer.seconds(),
     }
-    return {
-        rank: LoadedRank(
-            d.specs,
-            arenas[rank].tensors,
-            LoadReport(
-                rank=rank,
-                needed_bytes=d.needed_bytes,
-                fetched_bytes=d.fetched_bytes,
-                resident_bytes=d.resident_bytes,
-                direct_bytes=job.direct_bytes[rank],
-                staged_bytes=d.needed_bytes,
-                staging_bytes=ring.num_bytes,
-                num_readers=readers,
-                num_reads=d.num_reads,
-                seconds=end - begin,
-                device=str(targets[rank]),
-                io=job.io_said,
-                phases=phases,
-                peak_device_bytes=torch.cuda.max_memory_allocated(targets[rank]),
-            ),
-        )
-        for rank, d in derived.items()
-    }
+    report = LoadReport(
+        rank=rank,
+        needed_bytes=rank_plan.needed_bytes,
+        fetched_bytes=rank_plan.fetched_bytes,
+        resident_bytes=rank_plan.resident_bytes,
+        direct_bytes=job.direct_bytes[rank],
+        staged_bytes=rank_plan.needed_bytes,
+        staging_bytes=job.ring.num_bytes,
+        num_readers=job.num_readers,
+        num_reads=rank_plan.num_reads,
+        seconds=end - begin,
+        device=str(device),
+        io=job.io_choice,
+        phases=phases,
+        peak_device_bytes=torch.cuda.max_memory_allocated(device),
+    )
+    return LoadedRank(rank_plan.specs, done.arenas[rank].tensors, report)
 
 
 def _device(device: str | torch.device) -> torch.device:
-    made = torch_device(device)
-    if made.type != "cuda":
-        raise LoadError(f"{made} is no GPU that this loads onto", hint="use cuda, or cuda:0, cuda:1, …")
+    gpu = torch_device(device)
+    if gpu.type != "cuda":
+        raise LoadError(f"{gpu} is not a GPU that can be loaded onto", hint="use cuda, or cuda:0, cuda:1, …")
     if not torch.cuda.is_available():
-        raise LoadError(f"{made}: torch finds no GPU", hint="nvidia-smi shows what the driver sees; or use the CPU")
-    made = torch.device("cuda", torch.cuda.current_device() if made.index is None else made.index)
-    if made.index >= torch.cuda.device_count():
-        raise LoadError(f"{made}: torch finds {torch.cuda.device_count()} GPU(s)")
-    return made
+        raise LoadError(f"{gpu}: torch finds no GPU", hint="nvidia-smi shows what the driver sees; or use the CPU")
+    gpu = torch.device("cuda", torch.cuda.current_device() if gpu.index is None else gpu.index)
+    if gpu.index >= torch.cuda.device_count():
+        raise LoadError(f"{gpu}: torch finds {torch.cuda.device_count()} GPU(s)")
+    return gpu

@@ -70,7 +70,7 @@ def copies_of(derived: RankPlan, addresses: I64, device: int, table: TensorTable
 
     ``addresses`` ``[params]`` are where the rank's parameters lie.
     """
-    made: list[Copies] = []
+    copies: list[Copies] = []
     others: list[MoveGroup] = []
     for group in derived.groups:
         if group.is_fill:
@@ -79,8 +79,8 @@ def copies_of(derived: RankPlan, addresses: I64, device: int, table: TensorTable
         if rows is None:
             others.append(group)
         else:
-            made.append(rows)
-    return joined(made), others
+            copies.append(rows)
+    return joined(copies), others
 
 
 def _copies(derived: RankPlan, group: MoveGroup, addresses: I64, device: int, table: TensorTable) -> Copies | None:
@@ -142,13 +142,37 @@ def windows(copies: Copies, slot_bytes: int) -> Windows:
     Copies of the same bytes to several devices are made once from the host, by turns to each device, and from there to
     the others.
     """
-    parts = _cut(copies.rows((copies.width > 0) & (copies.height > 0)), slot_bytes)
+    parts, is_box, window = _group(_cut(copies.rows((copies.width > 0) & (copies.height > 0)), slot_bytes), slot_bytes)
+    starts = np.flatnonzero(np.diff(window, prepend=-1))
+    reduce = (lambda column, how: how.reduceat(column, starts)) if len(starts) else lambda column, how: starts
+    file = parts.file[starts]
+    low, high = reduce(parts.low, np.minimum), reduce(parts.high, np.maximum)
+    needed = reduce(parts.width * parts.height, np.add)
+    in_order = _alternate(np.lexsort((low, file)), reduce(1 << parts.device, np.bitwise_or), needed)
+    rank = np.empty_like(in_order)
+    rank[in_order] = np.arange(len(in_order))
+    calls = _calls(parts, is_box, rank[window])
+    return Windows(
+        copies=calls.parts,
+        file=file[in_order].tolist(),
+        low=low[in_order].tolist(),
+        high=high[in_order].tolist(),
+        needed=needed[in_order].tolist(),
+        calls=np.searchsorted(calls.window, np.arange(len(in_order) + 1)).tolist(),
+        first=[*calls.first.tolist(), len(parts)],
+        device=calls.parts.device[calls.first].tolist(),
+        is_peer=calls.is_peer.tolist(),
+        origin=calls.origin,
+    )
+
+
+def _group(parts: Copies, slot_bytes: int) -> tuple[Copies, npt.NDArray[np.bool_], I64]:
+    """Return copies in the order of their windows, whether each is a box, and the number of its window."""
     is_box = parts.height > 1
     key = np.where(is_box, parts.base, parts.low // slot_bytes)
-    parts_order = np.lexsort((parts.device, parts.low, key, is_box, parts.file))
-    parts, is_box, key = parts.rows(parts_order), is_box[parts_order], key[parts_order]
-    high = parts.high
-    reach = np.maximum.accumulate(high + (parts.file << 48)) - (parts.file << 48)
+    order = np.lexsort((parts.device, parts.low, key, is_box, parts.file))
+    parts, is_box, key = parts.rows(order), is_box[order], key[order]
+    reach = np.maximum.accumulate(parts.high + (parts.file << 48)) - (parts.file << 48)
     begins = np.ones(len(parts), dtype=np.bool_)
     begins[1:] = (
         (parts.file[1:] != parts.file[:-1])
@@ -156,25 +180,27 @@ def windows(copies: Copies, slot_bytes: int) -> Windows:
         | (key[1:] != key[:-1])
         | (~is_box[1:] & (parts.low[1:] > reach[:-1] + CLOSE))
     )
-    window = np.cumsum(begins) - 1
-    starts = np.flatnonzero(begins)
-    low = np.minimum.reduceat(parts.low, starts) if len(starts) else starts
-    high = np.maximum.reduceat(high, starts) if len(starts) else starts
-    needed = np.add.reduceat(parts.width * parts.height, starts) if len(starts) else starts
-    file = parts.file[starts]
-    devices = np.bitwise_or.reduceat(1 << parts.device, starts) if len(starts) else starts
-    in_order = _alternate(np.lexsort((low, file)), devices, needed)
-    rank = np.empty_like(in_order)
-    rank[in_order] = np.arange(len(in_order))
-    window = rank[window]
+    return parts, is_box, np.cumsum(begins) - 1
 
+
+@dataclass(frozen=True)
+class _Calls:
+    """Copies in the order of their calls; of each call its first copy, its window, and whether it copies between devices."""
+
+    parts: Copies
+    origin: I64
+    first: I64
+    window: I64
+    is_peer: npt.NDArray[np.bool_]
+
+
+def _calls(parts: Copies, is_box: npt.NDArray[np.bool_], window: I64) -> _Calls:
+    """Put the copies of each window together into calls to the driver."""
     origin, is_peer = _fan_out(parts, window)
     order = np.lexsort((parts.low, is_box, parts.device, is_peer, window))
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    parts, window, is_box, is_peer, origin = (
-        parts.rows(order), window[order], is_box[order], is_peer[order], place[origin[order]]
-    )  # fmt: skip
+    position = np.empty_like(order)
+    position[order] = np.arange(len(order))
+    parts, window, is_box, is_peer = parts.rows(order), window[order], is_box[order], is_peer[order]
     call = np.ones(len(parts), dtype=np.bool_)
     call[1:] = (
         (window[1:] != window[:-1])
@@ -184,19 +210,7 @@ def windows(copies: Copies, slot_bytes: int) -> Windows:
         | is_box[:-1]
     )
     first = np.flatnonzero(call)
-    calls = np.searchsorted(window[first], np.arange(len(in_order) + 1))
-    return Windows(
-        copies=parts,
-        file=file[in_order].tolist(),
-        low=low[in_order].tolist(),
-        high=high[in_order].tolist(),
-        needed=needed[in_order].tolist(),
-        calls=calls.tolist(),
-        first=[*first.tolist(), len(parts)],
-        device=parts.device[first].tolist(),
-        is_peer=is_peer[first].tolist(),
-        origin=origin,
-    )
+    return _Calls(parts, position[origin[order]], first, window[first], is_peer[first])
 
 
 def _alternate(in_order: I64, devices: I64, num_bytes: I64) -> I64:
@@ -204,12 +218,12 @@ def _alternate(in_order: I64, devices: I64, num_bytes: I64) -> I64:
 
     A stage's windows come before the next one's in the files: in that order, one link would be used at a time.
     """
-    place = np.empty(len(in_order))
+    progress = np.empty(len(in_order))
     for bits in set(devices.tolist()):
-        own = in_order[devices[in_order] == bits]
-        done = np.cumsum(num_bytes[own])
-        place[own] = done / done[-1]
-    return in_order[np.argsort(place[in_order], kind="stable")]
+        alike = in_order[devices[in_order] == bits]
+        done = np.cumsum(num_bytes[alike])
+        progress[alike] = done / done[-1]
+    return in_order[np.argsort(progress[in_order], kind="stable")]
 
 
 def _cut(copies: Copies, slot_bytes: int) -> Copies:
