@@ -1,5 +1,7 @@
 """Generates docs/reference from the program: commands and options, findings, formats, models, limits, the library.
 
+The picture of the rooms in ARCHITECTURE.md is generated too, from the import contract.
+
 ``python -m tools.reference`` writes the pages, ``--check`` compares and exits with 1 if one is not current. Options are
 read from the argparse parsers rather than from ``--help``, whose form differs between versions of Python.
 """
@@ -14,20 +16,21 @@ from pathlib import Path
 
 from loadmaster.catalogue import SECTIONS, Entry
 from loadmaster.cli.main import build_parser
-from tools import api, formats, limits, models
+from tools import api, formats, limits, models, rooms
 from tools.pages import page, table
 
-FOLDER = Path(__file__).parents[1] / "docs" / "reference"
+ROOT = Path(__file__).parents[1]
 
 PAGES: dict[str, Callable[[], str]] = {
-    "cli.md": lambda: cli_page(build_parser()),
-    "findings.md": lambda: findings_page(),
-    "formats.md": lambda: page("Number formats", formats.parts()),
-    "models.md": lambda: page("Models", models.parts()),
-    "limits.md": lambda: page("Limits", [*limits.parts()]),
-    "api.md": lambda: page("Library", api.parts()),
+    "docs/reference/cli.md": lambda: cli_page(build_parser()),
+    "docs/reference/findings.md": lambda: findings_page(),
+    "docs/reference/formats.md": lambda: page("Number formats", formats.parts()),
+    "docs/reference/models.md": lambda: page("Models", models.parts()),
+    "docs/reference/limits.md": lambda: page("Limits", [*limits.parts()]),
+    "docs/reference/api.md": lambda: page("Library", api.parts()),
+    "ARCHITECTURE.md": rooms.page_text,
 }
-"""File → what makes its text."""
+"""File → the function that returns its text."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,20 +40,20 @@ def main(argv: list[str] | None = None) -> int:
     check = options.parse_args(argv).check
     status = 0
     for name, make in PAGES.items():
-        text, file = make(), FOLDER / name
+        text, file = make(), ROOT / name
         current = file.read_text(encoding="utf-8") if file.exists() else ""
         if current == text:
             continue
         if check:
             status = 1
-            print(f"docs/reference/{name} is not current; run `make reference`", file=sys.stderr)
+            print(f"{name} is not current; run `make reference`", file=sys.stderr)
             sys.stderr.writelines(
-                difflib.unified_diff(current.splitlines(True), text.splitlines(True), "as it is", "as it should be")
+                difflib.unified_diff(current.splitlines(True), text.splitlines(True), "current", "generated")
             )
         else:
-            FOLDER.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
-            print(f"wrote docs/reference/{name}")
+            print(f"wrote {name}")
     return status
 
 
