@@ -15,9 +15,9 @@ from loadmaster.errors import PlanError
 from loadmaster.integrations.vllm.direct import Planned, Unfit, check_fit, layout_of, misfits, prove_layout, write
 from loadmaster.integrations.vllm.options import Options
 from loadmaster.loader import load_rank
-from loadmaster.loader.memory import TORCH
 from loadmaster.parallel import ParallelLayout
 from loadmaster.synth import PRESETS, write_tiny
+from loadmaster.torch_dtypes import TORCH
 from tests.conftest import Tiny
 from tests.failures.damaged import DamagedCheckpoint
 from tests.integrations.models import ACCEPTED

@@ -26,8 +26,8 @@ from loadmaster.formats import (
     gptq,
     int4_packed,
 )
-from loadmaster.loader.memory import TORCH
 from loadmaster.loader.operations import evaluate, view_of
+from loadmaster.torch_dtypes import TORCH
 
 Tensors = dict[str, torch.Tensor]
 ROWS, COLUMNS = 48, 160

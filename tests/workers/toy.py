@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from loadmaster.architectures import Family, llama
 from loadmaster.errors import ConfigError
 from loadmaster.parallel import ParallelLayout
 
@@ -46,6 +47,10 @@ class ToyPlan:
     arrivals: str | None = None
     eos: int | None = None
     max_model_len: int = 64
+
+    @property
+    def family(self) -> Family:
+        return llama.FAMILY
 
     @property
     def layout(self) -> ParallelLayout:

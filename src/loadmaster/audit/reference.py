@@ -12,16 +12,17 @@ from typing import Final, TypeAlias
 
 import torch
 
+from loadmaster import dtypes
 from loadmaster.architectures.schema import Spelling
 from loadmaster.loader import load_rank
-from loadmaster.loader.memory import TORCH
 from loadmaster.plan import Plan, prove
 from loadmaster.testing import expected as testing
+from loadmaster.torch_dtypes import TORCH
 
 Expected: TypeAlias = dict[str, torch.Tensor]
 """This package's name of a parameter → what it holds."""
 
-PLAIN: Final = (torch.bfloat16, torch.float16, torch.float32)
+PLAIN: Final = tuple(TORCH[name] for name in dtypes.PLAIN)
 """Formats that a loader may convert between, also from powers of two: they store plain values."""
 
 UNHELD: Final = (".g_idx",)

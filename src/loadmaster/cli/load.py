@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loadmaster.cli.options import add_capacity_arguments, add_model_arguments, positive, staging, whole
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from loadmaster.loader.cuda.ring import Ring
+    from loadmaster.plan import Proof
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,34 +56,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--digest", action="store_true", help="add shape, dtype and SHA-256 of every parameter")
 
 
-def _make_ring(args: argparse.Namespace) -> Any:
-    from loadmaster.loader import make_ring
-
-    return make_ring(args.num_readers, args.staging)
-
-
-@contextmanager
-def _ring(args: argparse.Namespace) -> Iterator[Future[Any] | None]:
-    """Have memory page-locked while the headers are read and the plan is proven, and give it back in the end."""
-    if args.device != "cuda":
-        yield None
-        return
-    with ThreadPoolExecutor(1) as pool:
-        making = pool.submit(_make_ring, args)
-        try:
-            yield making
-        finally:
-            if making.exception() is None:
-                making.result().close()
-
-
 def run(args: argparse.Namespace) -> int:
     """Load, show progress on standard error, and print the report."""
-    with _ring(args) as ring:
+    if args.device == "cpu":
+        return _load(args, None)
+    from loadmaster.loader.schedule import ring_ahead
+
+    with ring_ahead(args.device, args.num_readers, args.staging) as ring:
         return _load(args, ring)
 
 
-def _load(args: argparse.Namespace, ring: Future[Any] | None) -> int:
+def _load(args: argparse.Namespace, ring: Future[Ring] | None) -> int:
     from loadmaster.cli.planning import prove_arguments
     from loadmaster.errors import UsageError
 
@@ -91,51 +77,32 @@ def _load(args: argparse.Namespace, ring: Future[Any] | None) -> int:
     ranks = range(plan.num_ranks) if args.rank is None else [args.rank]
 
     from loadmaster.cli.progress import ByteProgress
-    from loadmaster.host_memory import require_memory
-    from loadmaster.loader import LoadedRank, Manifest, checksums, load_rank, load_ranks, num_devices
-    from loadmaster.loader.memory import MORE_RANKS
-    from loadmaster.plan.proof import STAGING_BYTES
+    from loadmaster.loader.schedule import compare_with_manifest, load_in_turns, require_room
 
-    def verify(loaded: LoadedRank) -> dict[str, Any]:
-        manifest = Manifest(plan, args.manifest)
-        begin = time.perf_counter()
-        known = manifest.check(loaded.report.rank, checksums(loaded))
-        return {"manifest": str(manifest.path), "first": not known, "seconds": time.perf_counter() - begin}
-
-    if args.device == "cpu":  # before the first rank is read, not when it is the largest's turn
-        largest = max((proof.ranks[r] for r in ranks), key=lambda r: r.resident_bytes)
-        staging_bytes = plan.rank(largest.rank).staging_bytes(args.staging or STAGING_BYTES)
-        what = f"rank {largest.rank}: its parameters and staging take"
-        require_memory(largest.resident_bytes + staging_bytes, what, hint=MORE_RANKS)
+    if args.device == "cpu":
+        require_room(proof, ranks, args.staging)
     reports: list[dict[str, Any]] = []
-    total = sum(proof.ranks[r].needed_bytes for r in ranks)
-    at_once = 1 if args.device == "cpu" else max(num_devices(), 1)
     seconds = 0.0
-    with ByteProgress(total, "loading") as progress:
-        options = {
-            "on_progress": progress.advance,
-            "num_readers": args.num_readers,
-            "staging_bytes": args.staging,
-        }
-        for first in range(0, len(ranks), at_once):
-            group = ranks[first : first + at_once]
-            if ring is None:
-                loaded = {rank: load_rank(plan, rank, **options) for rank in group}
-            else:
-                devices = {r: f"cuda:{i}" for i, r in enumerate(group)}
-                loaded = load_ranks(plan, devices, ring=ring.result(), io=args.io, **options)
-            for rank_loaded in loaded.values():
-                report = rank_loaded.report.as_json()
+    with ByteProgress(sum(proof.ranks[r].needed_bytes for r in ranks), "loading") as progress:
+        options = {"on_progress": progress.advance, "num_readers": args.num_readers, "staging_bytes": args.staging}
+        for group in load_in_turns(plan, ranks, ring, io=args.io, **options):
+            for loaded in group.values():
+                report = loaded.report.as_json()
                 if args.verify:
-                    report["verified"] = verify(rank_loaded)
+                    report["verified"] = compare_with_manifest(plan, loaded, args.manifest)
                 if args.digest:
-                    report["params"] = rank_loaded.digest()
+                    report["params"] = loaded.digest()
                 reports.append(report)
             seconds += max(r["seconds"] for r in reports[-len(group) :])
-            del loaded, rank_loaded
+            del group, loaded
+    _print(args, proof, reports, seconds)
+    return 0
+
+
+def _print(args: argparse.Namespace, proof: Proof, reports: Sequence[dict[str, Any]], seconds: float) -> None:
     result = {
         "loaded": True,
-        "plan_hash": plan.hash,
+        "plan_hash": proof.plan.hash,
         "needed_bytes": sum(r["needed_bytes"] for r in reports),
         "seconds": seconds,
         "findings": [f.as_json() for f in proof.findings],
@@ -150,4 +117,3 @@ def _load(args: argparse.Namespace, ring: Future[Any] | None) -> int:
         from loadmaster.report.text import print_load
 
         print_load(console(), result)
-    return 0

@@ -17,24 +17,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from loadmaster.errors import LoadError
+from loadmaster.torch_dtypes import TORCH
 
 HASH_BYTES = 32
 """A plan's hash is a SHA-256."""
 
 MAX_TENSORS = 4
 MAX_DIMS = 4
-DTYPES = (
-    torch.float32,
-    torch.bfloat16,
-    torch.float16,
-    torch.float64,
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.int8,
-    torch.uint8,
-    torch.bool,
-)
+DTYPES = tuple(TORCH[name] for name in ("F32", "BF16", "F16", "F64", "I64", "I32", "I16", "I8", "U8", "BOOL"))
 """Dtypes that one stage can send to the next. A header names a dtype by its index here: the order is part of the protocol."""
 
 

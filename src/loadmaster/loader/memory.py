@@ -15,23 +15,7 @@ from loadmaster.arguments import expect
 from loadmaster.errors import ArgumentError, LoadError
 from loadmaster.host_memory import no_memory_is_a_load_error, require_memory
 from loadmaster.plan import ParamSpec
-
-TORCH: Final[dict[str, torch.dtype]] = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
-"""torch's dtypes by their safetensors names."""
+from loadmaster.torch_dtypes import TORCH
 
 ALIGNMENT: Final = 256
 """Each parameter begins at a multiple of this many bytes, as CUDA's own allocations do."""

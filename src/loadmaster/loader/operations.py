@@ -21,11 +21,11 @@ from loadmaster.architectures.algebra import (
 from loadmaster.checkpoint import TensorTable
 from loadmaster.kernels import fp8_dequantise
 from loadmaster.kernels.dequantise import dequantise
-from loadmaster.loader.memory import TORCH
 from loadmaster.plan import RankPlan
 from loadmaster.plan.moves import MoveGroup
 from loadmaster.plan.specs import itemsize
 from loadmaster.plan.strided import strided_run
+from loadmaster.torch_dtypes import TORCH
 
 
 def view_of(view: Stored, tensor: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from loadmaster.checkpoint import ShardFile, Store
+from loadmaster.checkpoint import Store
+from loadmaster.checkpoint.unchanged import change_of
 from loadmaster.errors import LoadError
 from loadmaster.plan import Plan, RankPlan
 
@@ -20,17 +21,6 @@ Task = Callable[[Any], None]
 def default_readers() -> int:
     """Return how many threads read into host memory: twice the cores, for they wait as well, at most 16."""
     return min(2 * (os.cpu_count() or 1), 16)
-
-
-def change_of(store: Store, file: ShardFile) -> str | None:
-    """Return in what a file is not as it was when its header was read, as the end of a sentence; None if it is.
-
-    Raises:
-        OSError: it cannot be looked at.
-    """
-    size, _ = found = store.stamp(file.name)
-    same = found == (file.size, file.mtime_ns)
-    return None if same else f"{file.size:,} bytes then, {size:,} bytes now"
 
 
 def check_files(plan: Plan, derived: RankPlan, store: Store, rank: int) -> None:

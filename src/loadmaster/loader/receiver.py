@@ -16,11 +16,12 @@ from loadmaster.architectures.algebra import whole
 from loadmaster.arguments import expect
 from loadmaster.errors import LoadError
 from loadmaster.loader.completeness import Completeness
-from loadmaster.loader.memory import TORCH, Arena
+from loadmaster.loader.memory import Arena
 from loadmaster.loader.operations import destination, evaluate, fill, view_of
 from loadmaster.loader.report import LoadedRank, LoadReport
 from loadmaster.plan import Plan, ProvenPlan, admit
 from loadmaster.plan.moves import MoveGroup
+from loadmaster.torch_dtypes import TORCH
 
 
 class Receiver:

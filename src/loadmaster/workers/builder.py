@@ -11,8 +11,10 @@ from typing import Any, Protocol
 import torch
 
 from loadmaster.errors import UnsupportedError
+from loadmaster.torch_dtypes import TORCH
 
-TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+COMPUTED = ("F32", "BF16", "F16", "F64")
+"""Dtypes that layers compute in."""
 
 
 class Stage(Protocol):
@@ -66,8 +68,7 @@ class PlanBuilder:
         from loadmaster.models.build import build_stage
 
         plan, rank_plan = self._plan, self._plan.rank(rank)
-        dtype = TORCH_DTYPES.get(plan.dtype)
-        if dtype is None:
+        if plan.dtype not in COMPUTED:
             raise UnsupportedError(
                 f"--dtype: computing in {plan.dtype} is not supported yet", hint="use --dtype bfloat16"
             )
@@ -80,6 +81,6 @@ class PlanBuilder:
             layers=range(*rank_plan.layers),
             first=rank_plan.pp_rank == 0,
             last=rank_plan.pp_rank == plan.layout.pipeline_parallel_size - 1,
-            dtype=dtype,
+            dtype=TORCH[plan.dtype],
         )
         return stage

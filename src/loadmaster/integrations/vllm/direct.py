@@ -27,10 +27,11 @@ from loadmaster.errors import InputError, LayoutError, PlanError
 from loadmaster.findings import Finding, errors
 from loadmaster.integrations.vllm.options import Options
 from loadmaster.loader import LoadReport, load_rank
-from loadmaster.loader.memory import TORCH, misfit
+from loadmaster.loader.memory import misfit
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import ParamSpec, Plan, ProvenPlan, RankPlan, WaiverRequest, build_plan, prove
 from loadmaster.plan.claims import KV_CACHE_SCALES
+from loadmaster.torch_dtypes import TORCH
 
 DEFECTS: Final = frozenset({"layer-missing", "expert-incomplete", "tensor-missing", "scale-missing", "shape-mismatch"})
 """Findings that are refused if there are no others: no model of vLLM loads such a checkpoint correctly."""

@@ -14,7 +14,7 @@ import torch
 
 from loadmaster.checkpoint import Signature
 from loadmaster.errors import LoadError, UsageError
-from loadmaster.loader.memory import TORCH
+from loadmaster.torch_dtypes import TORCH
 
 SHOWN: Final = 12
 """How many tensors or parameters one error lists; one missing shard can affect hundreds."""

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from loadmaster.checkpoint import Checkpoint, Store
+from loadmaster.checkpoint.unchanged import change_of
 from loadmaster.errors import LoadError, UnsupportedError
-from loadmaster.loader.memory import TORCH
-from loadmaster.loader.readers import change_of
+from loadmaster.torch_dtypes import TORCH
 
 CHUNK_BYTES: Final = 4 * 2**20
 """Most bytes of one read: a large tensor is read by several readers."""
