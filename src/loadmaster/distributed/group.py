@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from loadmaster.distributed.peer import PeerLostError
 from loadmaster.errors import LoadError
 from loadmaster.torch_dtypes import TORCH
 
@@ -26,10 +27,6 @@ MAX_TENSORS = 4
 MAX_DIMS = 4
 DTYPES = tuple(TORCH[name] for name in ("F32", "BF16", "F16", "F64", "I64", "I32", "I16", "I8", "U8", "BOOL"))
 """Dtypes that one stage can send to the next. A header names a dtype by its index here: the order is part of the protocol."""
-
-
-class PeerLostError(Exception):
-    """A neighbouring stage ended during a transfer. The cause is whatever ended that stage."""
 
 
 class PipelineGroup:

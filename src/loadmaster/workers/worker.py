@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loadmaster.distributed.lifeline import die_with_parent
+from loadmaster.distributed.peer import PeerLostError
 from loadmaster.errors import LoadError, LoadmasterError, RunError
+from loadmaster.host_memory import is_out_of_memory
 from loadmaster.workers.messages import Failed, Job, Progress, Ready
 
 if TYPE_CHECKING:
@@ -151,8 +153,6 @@ def failure(error: BaseException, job: Job, phase: type[LoadmasterError]) -> Fai
 
     The traceback is added as a note.
     """
-    from loadmaster.distributed.group import PeerLostError
-
     where = f"stage {job.stage} of {job.num_stages}"
     if isinstance(error, PeerLostError):
         return Failed(phase(f"{where}: {error}"), is_cause=False)
@@ -161,7 +161,8 @@ def failure(error: BaseException, job: Job, phase: type[LoadmasterError]) -> Fai
     else:
         frame = traceback.extract_tb(error.__traceback__)[-1:]
         location = f" ({Path(frame[0].filename).name}:{frame[0].lineno})" if frame else ""
-        shown = phase(f"{where}: {type(error).__name__}: {error}{location}")
+        cause = "out of host memory: " if is_out_of_memory(error) else ""
+        shown = phase(f"{where}: {cause}{type(error).__name__}: {error}{location}")
     shown.add_note(f"in the process of {where}:\n{''.join(traceback.format_exception(error))}")
     return Failed(shown, is_cause=True)
 
