@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from loadmaster.synth import PRESETS, write_tiny
-from tests.integrations.test_vllm_runs import PLAIN_MLA
+from tests.integrations.vllm.test_vllm_runs import PLAIN_MLA
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
