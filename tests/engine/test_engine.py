@@ -247,7 +247,9 @@ def test_close_does_not_wait_for_a_worker_that_never_reads_its_job() -> None:
     with ThreadPoolExecutor(1) as thread:
         before = set(psutil.Process().children())
         engine = start(plan)
+        until = time.monotonic() + LIMIT_S
         while not (workers := set(psutil.Process().children()) - before):
+            assert time.monotonic() < until
             time.sleep(0.001)
         (worker,) = workers
         worker.suspend()
@@ -288,6 +290,7 @@ def test_close_ends_a_worker_that_hangs_and_the_request_with_it() -> None:
 SCRIPT = """
 import json, signal, sys
 from pathlib import Path
+from loadmaster.architectures import llama
 from loadmaster.parallel import ParallelLayout
 from loadmaster.engine import Engine
 from loadmaster.workers import SamplingParams, supervisor
@@ -296,6 +299,7 @@ assert "torch" not in sys.modules
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
 
 class Plan:  # as tests.workers.toy.ToyPlan, which imports torch
+    family = llama.FAMILY
     layout = ParallelLayout(2)
     config = {"max_position_embeddings": 1_000_000_000}
     model_path = Path("/nowhere")
