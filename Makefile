@@ -50,7 +50,7 @@ test-gpu: $(VENV)/.test  ## the tests marked gpu, one at a time
 test-vllm: $(VENV)-vllm/.test  ## the tests marked vllm, with vLLM for CPUs in an environment of its own: 3.5 GB, once
 	$(VENV)-vllm/bin/python -m pytest $(or $(TESTS),tests) -m vllm
 
-vllm-goldens: $(VENV)-vllm/.test  ## digests of what vLLM's own loader writes, anew: tests/integrations/vllm_0_32.json
+vllm-goldens: $(VENV)-vllm/.test  ## digests of what vLLM's own loader writes, anew: tests/integrations/vllm/vllm_0_32.json
 	$(VENV)-vllm/bin/python -m tools.vllm_goldens
 
 lint: $(VENV)/.check  ## ruff: format and rules

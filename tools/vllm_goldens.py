@@ -1,6 +1,6 @@
 """Digests of what vLLM's own loader writes, anew: ``python -m tools.vllm_goldens``, where vLLM is installed.
 
-They are kept in ``tests/integrations``, so that plans of vLLM's parameters are held against them where vLLM is not.
+They are kept in ``tests/integrations/vllm``, so that plans of vLLM's parameters are held against them where vLLM is not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from loadmaster.audit.ranks import load
-from tests.integrations.golden import FILE, RANKS, Parameters, told, write
+from tests.integrations.vllm.golden import FILE, RANKS, Parameters, told, write
 
 
 def parameters_of(preset: str) -> dict[str, Parameters]:

@@ -130,7 +130,7 @@ def test_the_environment_of_the_hubs_client_holds_and_offline_a_cached_model_wor
     def run(**more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "loadmaster", "plan", MODEL, "--revision", "v2"]
         command += ["--download"] if not more else []
-        return subprocess.run(command, env=ours | more, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, env=ours | more, capture_output=True, text=True, timeout=300)
 
     done = run()
     assert done.returncode == 0, done.stderr

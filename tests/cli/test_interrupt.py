@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-LIMIT_S = 60
-"""Far more than it takes, and far less than what is interrupted would take."""
+LIMIT_S = 300
+"""Far more than it takes, on a busy machine too."""
 
 SCRIPT = """
 import os, signal, sys
@@ -77,7 +77,7 @@ def test_an_interruption_in_the_midst_of_an_import_ends_the_command(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_interruption_while_workers_start_ends_them_too(checkpoint: Path, tmp_path: Path, command: str) -> None:
     process = start(["-c", SCRIPT, "", "default", "", command, checkpoint, "-pp", 2, *COMMANDS[command]], tmp_path)
-    until = time.monotonic() + 2 * LIMIT_S
+    until = time.monotonic() + LIMIT_S
     while not (workers := psutil.Process(process.pid).children()):
         assert process.poll() is None
         assert time.monotonic() < until

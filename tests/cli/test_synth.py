@@ -71,7 +71,7 @@ def python(folder: Path, *args: object) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path}
     return subprocess.run(
-        [sys.executable, *map(str, args)], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, *map(str, args)], env=environment, capture_output=True, text=True, timeout=300
     )
 
 

@@ -247,7 +247,9 @@ def test_close_does_not_wait_for_a_worker_that_never_reads_its_job() -> None:
     with ThreadPoolExecutor(1) as thread:
         before = set(psutil.Process().children())
         engine = start(plan)
+        until = time.monotonic() + LIMIT_S
         while not (workers := set(psutil.Process().children()) - before):
+            assert time.monotonic() < until
             time.sleep(0.001)
         (worker,) = workers
         worker.suspend()

@@ -137,7 +137,7 @@ def test_a_request_may_set_what_the_template_reads_and_nothing_else(
 @pytest.mark.parametrize(
     ("work", "message"),
     [
-        (FOREVER, r"it takes more than 0\.5 s"),
+        (FOREVER, r"it takes more than 1\.5 s"),
         (DOUBLING, "it needs more than 256 MiB of memory"),
         ("{{ 'a' * 17000000 }}", "it returns more than 16,777,216 characters"),
     ],
@@ -147,13 +147,13 @@ def test_what_exceeds_a_limit_is_ended_and_the_next_request_is_answered(
     renderers: RendererPool, work: str, message: str
 ) -> None:
     ours = ChatTemplate(
-        "{% if bad %}" + work + "{% endif %}ok", {}, renderers=renderers, within_s=0.5 if work == FOREVER else 20
+        "{% if bad %}" + work + "{% endif %}ok", {}, renderers=renderers, within_s=1.5 if work == FOREVER else 20
     )
     with pytest.raises(RequestError, match=f"exceeded a limit on these messages: {message}"):
         ours.render(HELLO, variables={"bad": True})
     assert ours.render(HELLO) == "ok"
     ours.close()
-    always = ChatTemplate(work, {}, renderers=renderers, within_s=0.5 if work == FOREVER else 20)
+    always = ChatTemplate(work, {}, renderers=renderers, within_s=1.5 if work == FOREVER else 20)
     with pytest.raises(
         CheckpointError, match=f"cannot use the model's chat template: even on one short message {message}"
     ):
@@ -179,12 +179,11 @@ def test_a_process_that_is_killed_is_started_again_and_nothing_outlives_close() 
     for process in sorted(started, key=lambda p: p.create_time(), reverse=True):
         os.kill(process.pid, signal.SIGKILL)
     for process in started:
-        process.wait(20)
+        process.wait(200)
     assert ours.render(HELLO) == "ok"
     started = set(psutil.Process().children(recursive=True)) - before
     ours.close()
-    psutil.wait_procs(started, timeout=20)
-    assert not [p for p in started if p.is_running()]
+    assert psutil.wait_procs(started, timeout=200)[1] == []
     with pytest.raises(RunError, match="shutting down"):
         ours.render(HELLO)
 

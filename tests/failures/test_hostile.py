@@ -214,7 +214,7 @@ def run_all(paths: list[Path | bytes]) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", TRY, *paths],
         capture_output=True,
-        timeout=280,
+        timeout=900,
         preexec_fn=limit,
         errors="backslashreplace",
     )

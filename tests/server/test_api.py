@@ -345,7 +345,9 @@ def test_the_models_own_end_can_be_ignored(client: openai.OpenAI, engine: FakeEn
     ids=lambda value: repr(value)[:40].encode("ascii", "backslashreplace").decode(),
 )
 def test_hostile_values_are_refused_in_few_words(url: str, settings: dict[str, Any], param: str | None) -> None:
-    got = httpx.post(f"{url}/v1/completions", content=json.dumps({"prompt": "x", **settings}), headers=JSON, timeout=60)
+    got = httpx.post(
+        f"{url}/v1/completions", content=json.dumps({"prompt": "x", **settings}), headers=JSON, timeout=200
+    )
     assert got.status_code == 400, got.text[:500]
     error = got.json()["error"]
     assert (error["param"] or "")[:1] == (param or "")[:1]
@@ -372,13 +374,13 @@ def test_hostile_values_are_refused_in_few_words(url: str, settings: dict[str, A
     ids=lambda value: repr(value)[:40] if isinstance(value, bytes) else None,
 )
 def test_hostile_bodies_are_refused_in_few_words(url: str, body: bytes, status: int, words: str) -> None:
-    got = httpx.post(f"{url}/v1/completions", content=body, headers=JSON, timeout=60)
+    got = httpx.post(f"{url}/v1/completions", content=body, headers=JSON, timeout=200)
     assert (got.status_code, words in got.json()["error"]["message"]) == (status, True), got.text[:500]
     assert len(got.content) < 1000
 
 
 def test_brackets_in_text_are_text(url: str) -> None:
-    got = httpx.post(f"{url}/v1/completions", json={"prompt": '[{"a":' * 60000}, timeout=60)
+    got = httpx.post(f"{url}/v1/completions", json={"prompt": '[{"a":' * 60000}, timeout=200)
     assert "characters" in got.json()["error"]["message"], "it is too long for the model, and that is all"
 
 
@@ -393,7 +395,7 @@ def test_a_body_that_is_not_said_to_be_json_is_refused(url: str) -> None:
 )
 def test_what_a_client_wrote_is_not_repeated_at_length(url: str, where: dict[str, Any]) -> None:
     body = {"messages": [{"role": "user", "content": "x"}], **where}
-    got = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+    got = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=200)
     assert got.status_code in (400, 404)
     assert len(got.content) < 600
 
@@ -418,7 +420,7 @@ def test_messages_of_wrong_types_are_refused_by_name(url: str, messages: Any) ->
 )
 def test_chat_template_kwargs_are_variables_of_the_template_and_nothing_else(url: str, name: str) -> None:
     body = {"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {name: "max_length"}}
-    got = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+    got = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=200)
     assert got.status_code == 400
     assert f"'{name}' is not a variable of the model's chat template" in got.json()["error"]["message"]
 
@@ -436,14 +438,14 @@ def test_a_template_without_end_is_a_clear_error_and_holds_nobody_up(
         body = {"messages": [{"role": "user", "content": "x"}]}
 
         def ask() -> None:
-            answers.append(httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120))
+            answers.append(httpx.post(f"{url}/v1/chat/completions", json=body, timeout=200))
 
         threads = [threading.Thread(target=ask) for _ in range(3)]
         for t in threads:
             t.start()
         assert client.completions.create(model="toy", prompt="x").choices[0].text == "Hello, world!"
         while any(t.is_alive() for t in threads):
-            assert httpx.get(f"{url}/health", timeout=20).status_code == 200
+            assert httpx.get(f"{url}/health", timeout=200).status_code == 200
             time.sleep(0.05)
         assert [a.status_code for a in answers] == [500] * 3
         message = "cannot use the model's chat template: even on one short message it takes more than 2 s"

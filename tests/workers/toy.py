@@ -41,6 +41,7 @@ class ToyPlan:
     """
 
     num_stages: int = 1
+    family: Family = llama.FAMILY
     model_path: Path = Path("/nowhere")
     faults: dict[int, str] = field(default_factory=dict)
     disagree: str | None = None
@@ -148,7 +149,7 @@ class Faults:
 
     @staticmethod
     def load_hangs() -> None:
-        time.sleep(1000)
+        time.sleep(100_000)
 
     @staticmethod
     def step_raises() -> None:
@@ -165,4 +166,4 @@ class Faults:
     @staticmethod
     def step_hangs() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(1000)
+        time.sleep(100_000)

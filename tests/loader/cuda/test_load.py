@@ -177,10 +177,8 @@ class TestFaults:
         monkeypatch.setattr(Ring, "close", lambda self: (closed.append(self), close(self))[1])
         plan = proven(open_checkpoint(tiny))
         before = torch.cuda.memory_allocated() if REAL else 0
-        begin = time.monotonic()
         with Failing(tiny, number, error) as store, pytest.raises(LoadError) as failed:
             load_ranks(plan, {0: "cuda:0"}, store=store, io="buffered", staging_bytes=1)
-        assert time.monotonic() - begin < 120
         message = str(failed.value)
         assert "rank 0" in message
         assert ".safetensors" in message
@@ -220,8 +218,9 @@ class TestFaults:
                 calls[name] += 1
                 if name == failing:
                     raise LoadError("it broke")
-                until = time.monotonic() + 120
-                while not (noticed and noticed[0]) and time.monotonic() < until:
+                until = time.monotonic() + 300
+                while not (noticed and noticed[0]):
+                    assert time.monotonic() < until
                     time.sleep(0.001)
                 original(*args)
 
@@ -265,7 +264,7 @@ class TestFaults:
             load_ranks(plan, {0: "cuda:0"})
 
     @pytest.mark.gpu
-    def test_ctrl_c_ends_it_within_five_seconds(self, tiny: Path) -> None:
+    def test_ctrl_c_ends_it_and_what_is_not_read_yet_stays_unread(self, tiny: Path) -> None:
         code = f"""
 import signal, time, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -275,7 +274,7 @@ from loadmaster.plan import build_plan, prove
 class Slow(LocalStore):
     def readinto(self, *args):
         print("reading", flush=True)
-        time.sleep(0.5)
+        time.sleep(5)
         super().readinto(*args)
 path = {str(tiny)!r}
 plan = prove(build_plan(open_checkpoint(path))).require_proven()
@@ -286,8 +285,8 @@ load_ranks(plan, {{0: "cuda:0"}}, store=Slow(path), io="buffered", staging_bytes
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
         begin = time.monotonic()
-        process.wait(timeout=300)
-        assert time.monotonic() - begin < 20  # of half a minute that the reads would take
+        process.wait(timeout=600)
+        assert time.monotonic() - begin < 120  # of the five minutes that the reads would take
         assert process.returncode != 0
 
 

@@ -6,7 +6,7 @@ hold embedding, norm and head on every stage. MTP layers are a separate draft mo
 model (`DRAFT_EMBEDDING` has none); here they are planned with the model, on its last stage.
 
 Sources: ``vllm/model_executor/models`` (``llama``, ``mistral``, ``qwen2``, ``qwen3``, ``qwen2_moe``, ``qwen3_moe``,
-``mixtral``, ``deepseek_v2``, ``deepseek_mtp``) and ``vllm/models/deepseek_v32`` of 0.32.0. ``tests/integrations``
+``mixtral``, ``deepseek_v2``, ``deepseek_mtp``) and ``vllm/models/deepseek_v32`` of 0.32.0. ``tests/integrations/vllm``
 compares all of it with what vLLM's own loader writes."""
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import torch
 
 from loadmaster.audit.ranks import Rank
 from loadmaster.synth import PRESETS, write_tiny
-from tests.integrations.models import ACCEPTED, OTHERS
+from tests.integrations.vllm.models import ACCEPTED, OTHERS
 
 FILE = Path(__file__).with_name("vllm_0_32.json")
 

@@ -20,7 +20,7 @@ from loadmaster.synth import PRESETS, write_tiny
 from loadmaster.torch_dtypes import TORCH
 from tests.conftest import Tiny
 from tests.failures.damaged import DamagedCheckpoint
-from tests.integrations.models import ACCEPTED
+from tests.integrations.vllm.models import ACCEPTED
 
 
 class Qwen3ForCausalLM(torch.nn.Module):

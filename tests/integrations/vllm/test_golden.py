@@ -12,7 +12,7 @@ from loadmaster.checkpoint import open_checkpoint
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
-from tests.integrations.golden import RANKS, goldens, told, write
+from tests.integrations.vllm.golden import RANKS, goldens, told, write
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Plans of another engine's parameters: their names and places, and what is not described. Their bytes: tests/integrations."""
+"""Plans of vLLM's parameters: their names and places, and what is not described. Their bytes: tests/integrations/vllm."""
 
 from __future__ import annotations
 

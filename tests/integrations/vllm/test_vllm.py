@@ -17,8 +17,8 @@ from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import CheckpointError, LoadError, PlanError, UnsupportedError, UsageError
 from loadmaster.synth import PRESETS, write_tiny
 from tests.failures.damaged import DamagedCheckpoint
-from tests.integrations.golden import RANKS, goldens
-from tests.integrations.models import ACCEPTED, OTHERS
+from tests.integrations.vllm.golden import RANKS, goldens
+from tests.integrations.vllm.models import ACCEPTED, OTHERS
 from tools.vllm_goldens import parameters_of
 
 pytestmark = pytest.mark.vllm

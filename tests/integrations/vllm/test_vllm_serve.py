@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from loadmaster.synth import PRESETS, write_tiny
-from tests.integrations.test_vllm_runs import PLAIN_MLA
+from tests.integrations.vllm.test_vllm_runs import PLAIN_MLA
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -56,14 +56,14 @@ def server(command: list[str], log: Path, workers: int = 1) -> Iterator[tuple[su
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)  # it ends its workers
             try:
-                process.wait(120)
+                process.wait(300)
             except subprocess.TimeoutExpired:
                 process.kill()
 
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=60).status_code == 200
+        return httpx.get(f"{url}/health", timeout=300).status_code == 200
     except httpx.HTTPError:
         return False
 
