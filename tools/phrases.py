@@ -1,6 +1,6 @@
 """Finds phrases that are hard to read, in the code and in the documents that people write: ``python -m tools.phrases``.
 
-The phrases, and what to write instead, are in ``phrases.toml``. Generated pages, audits and past decisions are not read.
+The phrases, and what to write instead, are in ``phrases.toml``. Generated pages and audits are not read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ ROOT = Path(__file__).parents[1]
 
 LIST = Path(__file__).with_name("phrases.toml")
 
-READ = ("src/**/*.py", "docs/index.md", "docs/guides/*.md", "docs/concepts/*.md", "*.md", "benchmarks/README.md")
+READ = (
+    "src/**/*.py",
+    "docs/index.md",
+    "docs/guides/*.md",
+    "docs/concepts/*.md",
+    "docs/decisions/*.md",
+    "*.md",
+    "benchmarks/README.md",
+)
 
 
 def main() -> int:
