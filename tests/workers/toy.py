@@ -50,10 +50,6 @@ class ToyPlan:
     max_model_len: int = 64
 
     @property
-    def family(self) -> Family:
-        return llama.FAMILY
-
-    @property
     def layout(self) -> ParallelLayout:
         return ParallelLayout(pipeline_parallel_size=self.num_stages)
 
