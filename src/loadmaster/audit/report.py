@@ -44,8 +44,8 @@ JUDGED: Final = (
 )
 
 SCOPE: Final = (
-    "Each case is a tiny checkpoint in the real layout of its model, with random weights, loaded by one rank in a process of "
-    "its own, with groups that answer as those of a larger layout. The model is built and its weights are loaded, by "
+    "Each case is a tiny checkpoint in the real layout of its model, with random weights, loaded by one rank in its "
+    "own process, with groups that answer as those of a larger layout. The model is built and its weights are loaded, by "
     "`initialize_model` and `DefaultModelLoader.load_weights`; where a wrong model is loaded without an error, "
     "`process_weights_after_loading` is run too, if a CPU can do that to the sound one. No forward pass is run. While the "
     "model is built, memory gets a pattern, so that what nobody wrote is known by its bytes. What a parameter must hold is "

@@ -1,1 +1,1 @@
-"""Numerical kernels, each beside its plain reference. The plain forms run everywhere and define the result."""
+"""Numerical kernels, each next to its plain reference. The plain forms run everywhere and define the result."""

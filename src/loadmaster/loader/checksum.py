@@ -1,8 +1,8 @@
-"""Checksums of loaded parameters, computed where they lie, and the manifest of a plan's checksums.
+"""Checksums of loaded parameters, computed on the device that holds them, and the manifest of a plan's checksums.
 
-The sum of a parameter's 64-bit words, each times a weight of its own, modulo 2^64: any byte that is changed, and words that
-change places, show. It is no protection against someone who wants to deceive. On a GPU it costs four passes over device
-memory, a few hundredths of what bringing the bytes there took; the result is the same on every device.
+A checksum is the sum of a parameter's 64-bit words, each times its own weight, modulo 2^64. It detects changed bytes and words
+that changed places; it does not protect against an attacker. On a GPU it costs four passes over device memory, a few
+percent of the time to load the bytes. The result is the same on every device.
 """
 
 from __future__ import annotations
@@ -78,17 +78,17 @@ def checksums(loaded: LoadedRank) -> dict[str, int]:
 
 
 class Manifest:
-    """The checksums of a plan's ranks, in a file: the first load of a rank writes them, later ones are held against them."""
+    """The checksums of a plan's ranks, in a file. The first load of a rank writes them; later loads are compared with them."""
 
     def __init__(self, plan: Plan, path: Path | None = None) -> None:
         self._hash = plan.hash
         self.path = path or _cache_folder() / f"{plan.hash}.json"
 
     def check(self, rank: int, found: Mapping[str, int]) -> bool:
-        """Hold a rank's checksums against the manifest; write them where it has none. Return whether it had.
+        """Compare a rank's checksums with the manifest, or write them if it has none. Return whether it had them.
 
         Raises:
-            LoadError: a parameter has another checksum; names rank and parameters. Or the file is no manifest of this plan.
+            LoadError: a parameter has another checksum; names rank and parameters. Or the file is not a manifest of this plan.
         """
         ranks = self._read()
         known = ranks.get(str(rank))
@@ -100,7 +100,7 @@ class Manifest:
             shown = ", ".join((wrong or sorted(known.keys() ^ found.keys()))[:5])
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise LoadError(
-                f"rank {rank}: what was loaded is not what {self.path} says: {shown}{more}",
+                f"rank {rank}: checksums differ from {self.path}: {shown}{more}",
                 hint="the files, the memory or the link changed bytes; `loadmaster verify` reads the files. "
                 "If the checkpoint was changed on purpose, remove the manifest",
             )
@@ -115,9 +115,9 @@ class Manifest:
             value: Any = orjson.loads(text)
             ranks: dict[str, dict[str, str]] = value["ranks"]
             if value["plan_hash"] != self._hash or not all(isinstance(r, dict) for r in ranks.values()):
-                raise ValueError("it belongs to another plan")
+                raise ValueError("it is of another plan")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LoadError(f"{self.path} is no manifest of this plan: {error}", hint="remove it") from error
+            raise LoadError(f"{self.path} is not a manifest of this plan: {error}", hint="remove it") from error
         return ranks
 
     def _write(self, ranks: Mapping[str, Mapping[str, str]]) -> None:

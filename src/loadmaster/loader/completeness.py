@@ -1,7 +1,7 @@
-"""The last look at a load: every parameter of the rank exists, and every byte of it was written.
+"""The last check of a load: every parameter of the rank exists, and every byte of it was written.
 
-The proof says that a plan fills each parameter exactly once. This holds what was carried out against the plan, so that a
-fault of the loader itself cannot hand out memory that nobody wrote.
+The proof says that a plan fills each parameter exactly once. This compares what was done with the plan, so that a bug of the
+loader cannot return memory that was never written.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from loadmaster.plan.specs import itemsize
 
 
 class Completeness:
-    """Counts what is done for some ranks, from any thread; `check` before any of them is handed out."""
+    """Counts the bytes that are loaded for some ranks, from any thread. Call `check` before any rank is returned."""
 
     def __init__(self, derived: Mapping[int, RankPlan], on_progress: Callable[[int], None] | None = None) -> None:
         self._derived = derived
@@ -28,14 +28,14 @@ class Completeness:
         self._done_bytes = 0
 
     def advance(self, num_bytes: int) -> None:
-        """Count bytes of the plan that are done, and pass them on as progress."""
+        """Count bytes of the plan that are done, and report them as progress."""
         with self._lock:
             self._done_bytes += num_bytes
         if self._on_progress is not None:
             self._on_progress(num_bytes)
 
     def check(self, tensors: Mapping[int, Mapping[str, torch.Tensor]]) -> None:
-        """Hold what was done, and the parameters of each rank, against the plan.
+        """Compare what was done, and the parameters of each rank, with the plan.
 
         Raises:
             LoadError: a parameter is missing or has another size, or bytes were not written. A bug of this package.
@@ -57,7 +57,9 @@ class Completeness:
                     )
 
     def _refuse(self, what: str) -> None:
-        raise LoadError(f"loading is incomplete: {what}", hint="this is a bug of loadmaster; nothing was handed out")
+        raise LoadError(
+            f"loading is incomplete: {what}", hint="this is a bug of loadmaster; no part of the model was loaded"
+        )
 
 
 def _written(derived: RankPlan) -> np.ndarray:

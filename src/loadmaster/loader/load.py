@@ -1,9 +1,8 @@
 """Loading one rank: a plan's reads, carried out by several readers into the rank's parameters.
 
-Where nothing stands between file and parameter, bytes are read straight to their final address. Strided cuts and
-operands of operations pass through staging, a fixed budget divided among the readers; staged memory is never handed out.
-Reads go in file order. The files are held against the plan before the first byte and after the last, and nothing is
-returned unless every byte came: there is no half-loaded model.
+Bytes that need no operation are read straight to their final address. Strided cuts and operands of operations pass through
+staging, a fixed budget divided among the readers; staged memory is never returned. Reads go in file order. The files are
+checked against the plan before the first byte and after the last. Nothing is returned unless every byte was loaded.
 """
 
 from __future__ import annotations
@@ -81,21 +80,20 @@ def load_rank(
     staging_bytes: int | None = None,
     allow_unproven: bool = False,
 ) -> LoadedRank:
-    """Load one rank's parameters into host memory, or onto a GPU (`load_ranks` has more to say there).
+    """Load one rank's parameters into host memory, or onto a GPU (see `load_ranks`).
 
-    ``tensors`` is the memory to load into, on ``device``, where it is there already: the parameters that it names are
-    loaded, and no others. ``on_progress`` is called, from any reader, with bytes of the plan that are done; the calls
-    sum to the rank's ``needed_bytes``. ``num_readers`` defaults to twice the cores, at most 16; ``staging_bytes`` to
-    256 MiB.
+    ``tensors`` gives existing memory to load into, on ``device``: only the parameters that it names are loaded.
+    ``on_progress`` is called, from any reader, with bytes of the plan that are done; the calls sum to the rank's
+    ``needed_bytes``. ``num_readers`` defaults to twice the cores, at most 16; ``staging_bytes`` to 256 MiB.
 
     ``plan`` is a `ProvenPlan`. ``allow_unproven`` loads what any other plan describes, on purpose: parameters that its
     findings name may be missing.
 
     Raises:
         PlanError: the plan was not proven; carries its findings. Nothing was read.
-        ArgumentError: the layout has no such rank, or an argument is not of its kind.
+        ArgumentError: the layout has no such rank, or an argument has the wrong type.
         LoadError: a file changed, is shorter than planned, or could not be read; names file, tensor and rank.
-            Or the host has too little memory, which is seen before anything is read.
+            Or the host has too little memory, which is checked before anything is read.
     """
     plan = admit(plan, allow_unproven=allow_unproven)
     expect_int("rank", rank, 0, plan.num_ranks - 1)
@@ -155,7 +153,7 @@ def _load_on_host(
 
 
 class _Job:
-    """One rank's reads as tasks."""
+    """One rank's reads, as tasks for the readers."""
 
     def __init__(
         self,
@@ -262,7 +260,7 @@ class _Job:
             what = names[first] if first == last else f"{names[first]} to {names[last]}"
             raise LoadError(
                 f"rank {self.derived.rank}: {name}: reading {what} failed: {error}",
-                hint="nothing of the model was handed out",
+                hint="no part of the model was loaded",
             ) from error
 
     def _staged_tasks(self, groups: Sequence[MoveGroup]) -> Iterator[tuple[tuple[int, int], Task]]:

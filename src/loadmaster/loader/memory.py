@@ -1,6 +1,6 @@
 """The memory of one rank's parameters, on the host or on a device: one arena, and each parameter a view of it.
 
-Memory that is there already, another engine's parameters, can take an arena's place.
+Existing memory, such as another engine's parameters, can be used instead of an arena.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def _places(specs: Sequence[ParamSpec]) -> tuple[dict[str, int], int]:
 
 
 class Arena:
-    """One anonymous mapping that holds all parameters of a rank, in huge pages where the system gives them.
+    """One anonymous mapping that holds all parameters of a rank, in huge pages where the system has them.
 
     One mapping instead of thousands: page faults cost as much as the copy itself otherwise. ``tensors`` are views by
     name, aliases included; ``buffers`` the same memory as writable bytes, aliases left out. Where tensors are ``given``
-    (each as its spec says, see `misfit`), nothing is allocated. ``staging_bytes`` are taken beside it.
+    (each as its spec says, see `misfit`), nothing is allocated. ``staging_bytes`` are needed in addition.
 
     Raises:
-        LoadError: the host has not that much memory; nothing is allocated then.
+        LoadError: the host has too little memory; nothing is allocated then.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class DeviceArena:
     Where tensors are ``given``, nothing is allocated.
 
     Raises:
-        LoadError: the device has not that much memory; nothing is allocated then.
+        LoadError: the device has too little memory; nothing is allocated then.
     """
 
     def __init__(

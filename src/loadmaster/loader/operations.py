@@ -1,4 +1,4 @@
-"""What stands between a stored tensor and a parameter: views, casts, dequantisation. The only arithmetic in loading."""
+"""Views, casts and dequantisation between a stored tensor and a parameter: the only arithmetic in loading."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def span_bytes(views: Sequence[Stored]) -> int:
 class Operand:
     """A view under a source, to be read: ``span`` bytes of a stored ``tensor``, from ``start`` of its file on.
 
-    ``at`` is where they go in memory that holds all operands of the source, each aligned for any dtype.
+    ``at`` is their offset in memory that holds all operands of the source, each aligned for any dtype.
     """
 
     view: Stored
@@ -106,7 +106,7 @@ class Operand:
 
     @property
     def end(self) -> int:
-        """Where in that memory the next one begins."""
+        """The offset of the next operand in that memory."""
         return self.at + -(-self.span // 16) * 16
 
 

@@ -1,4 +1,4 @@
-"""What callers of the loader may pass, checked before anything is allocated."""
+"""Checks of the loader's arguments, before anything is allocated."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MAX_READERS = 1024
 
 
 def torch_device(device: object) -> torch.device:
-    """Return a device by its name, or as it is.
+    """Return a torch device, given one or its name.
 
     Raises:
-        ArgumentError: there is no such kind of device, or nothing is loaded onto it.
+        ArgumentError: there is no such device, or the loader does not support it.
     """
     hint = "use cpu, cuda, or cuda:0, cuda:1, …"
     try:
@@ -39,7 +39,7 @@ def check_options(
     """Check the options that loading onto hosts and devices share.
 
     Raises:
-        ArgumentError: one of them cannot be; names it.
+        ArgumentError: one of them is invalid; names it.
     """
     if num_readers is not None:
         expect_int("num_readers", num_readers, 1, MAX_READERS)

@@ -1,4 +1,4 @@
-"""Readers: threads that take a load's tasks in file order, and what is checked before the first and after the last."""
+"""Readers: threads that run a load's tasks in file order, and the check of the files before the first and after the last."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Task = Callable[[Any], None]
 
 
 def default_readers() -> int:
-    """Return how many threads read into host memory: twice the cores, for they wait as well, at most 16."""
+    """Return how many threads read into host memory: twice the cores, because they also wait, at most 16."""
     return min(2 * (os.cpu_count() or 1), 16)
 
 
 def check_files(plan: Plan, derived: RankPlan, store: Store, rank: int) -> None:
-    """Hold size and time stamp of every file that the rank reads against the plan."""
+    """Compare size and time stamp of every file that the rank reads with the plan."""
     for number in np.unique(derived.reads[0]):
         planned = plan.checkpoint.files[number]
         try:
@@ -34,16 +34,16 @@ def check_files(plan: Plan, derived: RankPlan, store: Store, rank: int) -> None:
         if change is not None:
             raise LoadError(
                 f"rank {rank}: {planned.name} changed since it was planned: {change}",
-                hint="plan again; nothing of the model was handed out",
+                hint="plan again; no part of the model was loaded",
             )
 
 
 def run_tasks(every: Iterator[Task], num_readers: int, failures: list[BaseException] | None = None) -> None:
     """Let readers take tasks, in order, until none is left; the first failure stops them all.
 
-    ``failures`` is for whoever works beside them: what fails here is added to it, and anything in it stops the readers. The
-    first of it is raised. Each reader has a namespace of its own, which it hands to every task; a task that takes long looks
-    now and then whether anything is in its ``failures``, and ends then.
+    ``failures`` is shared with other threads of the same load: a failure here is added to it, and any entry stops the readers.
+    The first entry is raised. Each reader passes its own namespace to every task; a long task checks ``failures`` in it now
+    and then, and ends early.
     """
     lock = threading.Lock()
     failures = [] if failures is None else failures

@@ -1,7 +1,7 @@
-"""Tensors that are pushed instead of read: the same plan, turned round.
+"""Tensors that are pushed instead of read, by the same plan.
 
-Whoever pushes may do so in any order and over any number of calls, and may reuse their buffers: nothing of the caller's
-memory is kept. What an operation still waits for is held as a copy of just the part that this rank needs.
+The caller may push in any order and over any number of calls, and may reuse its buffers: none of the caller's memory is kept.
+Where an operation still waits for an operand, the part that this rank needs is copied.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from loadmaster.torch_dtypes import TORCH
 class Receiver:
     """Receives one rank's tensors.
 
-    `offer` each stored tensor, whole and under its name in the checkpoint; then `finish`. Until then no parameter can be
-    had, and a rank that lacks anything is never handed out. ``plan`` and ``allow_unproven`` are as for `load_rank`.
+    Call `offer` with each stored tensor, whole and under its name in the checkpoint; then `finish`. No parameter is available
+    before that, and an incomplete rank is never returned. ``plan`` and ``allow_unproven`` are as for `load_rank`.
 
     Raises:
         PlanError: the plan was not proven; carries its findings.
@@ -59,14 +59,14 @@ class Receiver:
         self._finished = False
 
     def offer(self, name: str, tensor: torch.Tensor) -> bool:
-        """Take what this rank needs of a stored tensor; return whether that is anything.
+        """Take what this rank needs of a stored tensor. Return whether it needs any of it.
 
         A tensor that only other ranks need, or that is waived, is ignored. The caller may overwrite the memory as soon as
         the call returns.
 
         Raises:
-            ArgumentError: ``name`` is no string, or ``tensor`` no tensor.
-            LoadError: the checkpoint has no such tensor, its shape or dtype is another, or it was offered before.
+            ArgumentError: ``name`` is not a string, or ``tensor`` is not a tensor.
+            LoadError: the checkpoint has no such tensor, its shape or dtype differs, or it was offered before.
         """
         expect("name", name, str, "the name of a stored tensor")
         expect("tensor", tensor, torch.Tensor, "a tensor")
@@ -112,10 +112,10 @@ class Receiver:
         return sum(t.numel() * t.element_size() for waiting in self._held.values() for t in waiting.values())
 
     def finish(self) -> LoadedRank:
-        """Return the rank, complete.
+        """Return the rank, when it is complete.
 
         Raises:
-            LoadError: tensors never came; names them.
+            LoadError: tensors are missing; names them.
         """
         missing = [self._plan.checkpoint.table.names[i] for i in self._uses if i not in self._came]
         if missing:

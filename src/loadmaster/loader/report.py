@@ -1,4 +1,4 @@
-"""What loading a rank gives: its parameters, and what was done for them."""
+"""The result of loading a rank: its parameters, and a report."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from loadmaster.plan import ParamSpec
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What loading a rank did. ``direct_bytes`` went straight to their place, ``staged_bytes`` through staging.
+    """How a rank was loaded. ``direct_bytes`` went straight to their final address, ``staged_bytes`` through staging.
 
     Onto a device all bytes pass through staging, which is page-locked; ``direct_bytes`` are then those that are copied
-    from there to their place. ``io`` says how files are read, and why. ``phases`` are seconds: ``allocate``, ``prepare``
-    (deciding what is read together), ``pin`` (as far as it is not done by then) and ``load`` of the wall clock, which add
-    up to ``seconds``; and of ``load`` what its threads spend on waiting for ``read``s, on waiting for copies to leave
-    their slots (``wait``), on making copies (``issue``), and on operations (``operate``). ``peak_device_bytes`` is the most
-    that torch has had allocated on the device, ``peak_host_bytes`` the most that was resident, in this process so far.
+    from there to their final address. ``io`` says how files are read, and why. ``phases`` are seconds: ``allocate``, ``prepare``
+    (deciding what is read together), ``pin`` (the rest of the page-locking) and ``load`` of the wall clock, which add
+    up to ``seconds``; and of ``load`` what its threads spend on waiting for ``read``s, on waiting for copies from
+    their slots (``wait``), on issuing copies (``issue``), and on operations (``operate``). ``peak_device_bytes`` is the most
+    that torch had allocated on the device, ``peak_host_bytes`` the most resident memory, in this process so far.
     """
 
     rank: int

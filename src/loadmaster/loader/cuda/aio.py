@@ -1,8 +1,10 @@
-"""Reads that the C library's own threads carry out: POSIX asynchronous I/O.
+"""Reads by the C library's own threads: POSIX asynchronous I/O.
 
-Sixteen Python threads that each read 4 MiB at a time spend more on handing the interpreter's lock to one another than on
-reading. Here one thread asks and is told; the bytes are moved by threads that know no interpreter. The library serves
-requests of one descriptor one after another, so each gets a duplicate of its own. Source: aio(7); glibc's ``aio.h``,
+Sixteen Python threads that each read 4 MiB at a time spend more time on passing the interpreter lock than on reading. Here
+one Python thread submits reads and collects results; the C library's threads move the bytes and never need the lock. The
+library serves requests of one descriptor one after another, so each request gets a duplicate descriptor.
+
+Source: aio(7); glibc's ``aio.h``,
 whose 64-bit layout of ``struct aiocb`` is used here and is checked before the first use.
 """
 
@@ -76,7 +78,7 @@ def _library() -> Any:
 def is_available(num_threads: int) -> bool:
     """Whether the C library is glibc on a 64-bit machine, and reads a file as it should.
 
-    It then reads with ``num_threads`` threads, if it has not read anything before in this process; further reads wait.
+    It reads with ``num_threads`` threads, unless it has read in this process before; further reads wait.
     """
     if platform.libc_ver()[0] != "glibc" or ctypes.sizeof(ctypes.c_void_p) != 8:
         return False
@@ -96,7 +98,7 @@ def is_available(num_threads: int) -> bool:
 
 
 class Reads:
-    """Reads into memory at ``addresses``, one at a time into each; they go by the numbers of these. For one thread."""
+    """Reads into memory at ``addresses``, one read at a time into each, named by the address's index. For one thread."""
 
     def __init__(self, addresses: Sequence[int]) -> None:
         count = len(addresses)
@@ -139,7 +141,7 @@ class Reads:
         self._number += 1
 
     def wait(self) -> list[tuple[int, int]]:
-        """Return the reads that are done, once at least one is: their numbers, and the bytes read or minus the error's code."""
+        """Wait for at least one read. Return those that are done: their indices, and the bytes read, or minus the error code."""
         done = self._done()
         while not done:
             if self._suspend(self._list, len(self._list), None) and ctypes.get_errno() not in _AGAIN:
@@ -164,7 +166,7 @@ class Reads:
             self._files[number] = -1
 
     def close(self) -> None:
-        """Wait until no read is under way any more (what they read is nobody's concern), and close the duplicates."""
+        """Wait until no read is under way (their results are dropped), and close the duplicates."""
         while self._number:
             self.wait()
         for number in range(len(self._files)):

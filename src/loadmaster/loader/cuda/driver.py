@@ -63,10 +63,10 @@ class _Attributes(ctypes.Structure):
 
 
 class Driver:
-    """The driver's library. A thread that calls it must have a device of its own: ``torch.cuda.set_device``.
+    """The driver's library. A thread that calls it must have set its device: ``torch.cuda.set_device``.
 
     Raises:
-        LoadError: there is no driver; each call: it failed, and why.
+        LoadError: there is no driver. Each call raises it too, with the driver's reason.
     """
 
     def __init__(self) -> None:
@@ -108,11 +108,11 @@ class Driver:
         return made.value or 0
 
     def record(self, event: int, stream: int) -> None:
-        """Let ``event`` stand for what is on ``stream`` by now."""
+        """Record ``event`` on ``stream``: it is done when all that is on the stream now is done."""
         self._check("cuEventRecord", self._record(event, stream))
 
     def is_done(self, event: int) -> bool:
-        """Return whether what ``event`` stands for is done."""
+        """Return whether ``event`` is done."""
         status: int = self._query(event)
         if status == _NOT_READY:
             return False
@@ -120,12 +120,12 @@ class Driver:
         return True
 
     def wait(self, event: int) -> None:
-        """Return when what ``event`` stands for is done."""
+        """Wait until ``event`` is done."""
         if not self.is_done(event):
             self._check("cuEventSynchronize", self._synchronise(event))
 
     def destroy(self, event: int) -> None:
-        """Give an event back."""
+        """Destroy an event."""
         self._check("cuEventDestroy", self._destroy(event))
 
     def to_device(self, to: int, source: int, num_bytes: int, stream: int) -> None:
@@ -133,7 +133,7 @@ class Driver:
         self._check("cuMemcpyHtoDAsync", self._to_device(to, source, num_bytes, stream))
 
     def connect(self, devices: Sequence[torch.device]) -> None:
-        """Let devices reach one another's memory, where they can: torch sees to that before its first copy between two.
+        """Enable access between the devices' memory, where the hardware can. torch does so before its first copy between two.
 
         Without it, the driver takes copies between devices through the host.
         """

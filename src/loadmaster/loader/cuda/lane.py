@@ -1,4 +1,4 @@
-"""What one thread has to itself while it loads onto devices: slots of page-locked memory, and on each device a stream."""
+"""Per-thread state for loading onto GPUs: slots of page-locked memory, and a stream on each device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PHASES: Final = ("read", "wait", "issue", "operate")
 class Slot:
     """Page-locked memory that is filled from a file, then copied to devices. Made by the thread that uses it.
 
-    ``streams`` are those its copies go on, one a device.
+    ``streams`` are the streams of its copies, one for each device.
     """
 
     def __init__(
@@ -39,27 +39,27 @@ class Slot:
         self._waiting: list[int] = []
 
     def copied(self, device: int) -> None:
-        """Remember that all that is on the stream of a device (its index) by now may read the slot."""
+        """Record that copies which are on the stream of a device (by index) now may read the slot."""
         event = self._events[device]
         self._driver.record(event, self.streams[device])
         if event not in self._waiting:
             self._waiting.append(event)
 
     def is_free(self) -> bool:
-        """Return whether no copy reads the slot any more."""
+        """Return whether all copies from the slot are done."""
         if all(map(self._driver.is_done, self._waiting)):
             self._waiting.clear()
             return True
         return False
 
     def wait(self) -> None:
-        """Return when no copy reads the slot any more."""
+        """Wait until all copies from the slot are done."""
         for event in self._waiting:
             self._driver.wait(event)
         self._waiting.clear()
 
     def close(self) -> None:
-        """Give the events back. No copy may be under way."""
+        """Destroy the events. No copy may be under way."""
         for event in self._events:
             self._driver.destroy(event)
         self._events.clear()
@@ -90,7 +90,7 @@ class Lane:
         self.read = self.wait = self.issue = self.operate = 0.0
 
     def take(self) -> Slot:
-        """Return the next slot, once the copies from it are done."""
+        """Return the next slot, when the copies from it are done."""
         self._turn = (self._turn + 1) % len(self.slots)
         slot = self.slots[self._turn]
         begin = time.perf_counter()
@@ -106,7 +106,7 @@ class Lane:
         return self._scratch[device]
 
     def close(self) -> None:
-        """Give events and memory back. No copy may be under way."""
+        """Free events and memory. No copy may be under way."""
         for slot in self.slots:
             slot.close()
         self._scratch.clear()

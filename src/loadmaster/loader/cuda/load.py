@@ -1,7 +1,7 @@
-"""Loading onto GPUs: files → page-locked slots → devices, for one rank or for several of one host at once.
+"""Loading onto GPUs: files → page-locked slots → devices, for one rank or for several ranks of one host at once.
 
-What several ranks need is read once, sent to one device, and from there to the others. What must be computed is computed on
-the device, from operands that went there the same way. How it is done is in `loadmaster.loader.cuda.transfer`.
+Bytes that several ranks need are read once, sent to one device, and copied from there to the others. Dequantisation and casts
+run on the device. See `loadmaster.loader.cuda.transfer`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def slot_bytes(readers: int, staging_bytes: int | None) -> int:
 
 
 def make_ring(num_readers: int | None = None, staging_bytes: int | None = None) -> Ring:
-    """Begin to make the page-locked memory that `load_ranks` makes for itself, ahead of it."""
+    """Begin to allocate page-locked memory ahead of `load_ranks`, which otherwise does it."""
     readers = num_readers or device_readers()
     return Ring(readers * SLOTS_PER_READER, slot_bytes(readers, staging_bytes))
 
@@ -92,19 +92,19 @@ def load_ranks(
 ) -> dict[int, LoadedRank]:
     """Load ranks onto GPUs of this host: rank → device, each its own or several on one.
 
-    ``tensors`` is the memory of a rank's parameters by name, where it is there already: those are loaded, and no others
-    of that rank. ``ring`` is page-locked memory made before; without it, it is made and given back here.
+    ``tensors`` gives existing memory for a rank's parameters, by name: only these parameters of that rank are loaded.
+    ``ring`` is page-locked memory that `make_ring` allocated; without it, it is allocated and freed here.
     ``on_progress`` is called, from any reader, with bytes of the plan that are done; the calls sum to the
     ``needed_bytes`` of all ranks. ``num_readers`` defaults to the cores but two, at most 32, each with two slots of 4
     MiB; ``staging_bytes`` makes the slots smaller where that is less. ``io``: files are read through the page cache,
-    past it, or (``auto``) past it where the cache does not hold them. ``plan`` and ``allow_unproven`` are as for
+    with direct I/O, or (``auto``) with direct I/O where the cache does not hold them. ``plan`` and ``allow_unproven`` are as for
     `load_rank`.
 
     Raises:
         PlanError: the plan was not proven; carries its findings. Nothing was read.
-        ArgumentError: the layout has no such rank, or an argument is not of its kind.
+        ArgumentError: the layout has no such rank, or an argument has the wrong type.
         LoadError: a device has too little memory; a file changed, is shorter than planned, or could not be read; a copy
-            failed. Names file, tensor and rank. Nothing of any rank is handed out then.
+            failed. Names file, tensor and rank. No rank is returned then.
     """
     begin = time.perf_counter()
     plan = admit(plan, allow_unproven=allow_unproven)

@@ -1,4 +1,4 @@
-"""Page-locked host memory in slots: where bytes rest between file and device."""
+"""Page-locked host memory in slots, through which bytes go from file to device."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _PORTABLE: Final = 1  # cudaHostRegisterPortable: page-locked for every device
 
 
 def device_readers() -> int:
-    """Return how many readers to use: a core is busy copying while it reads, and two are left for the rest."""
+    """Return how many readers to use: one for each core, less two for other work."""
     return max(min((os.cpu_count() or 1) - 2, MAX_READERS), 1)
 
 
 class Ring:
     """``num_slots`` slots of ``slot_bytes`` each, and room for what direct I/O reads before and after.
 
-    The memory is page-locked by a thread in the background, which takes 0.1 s; `ready` waits for it. One ring serves one
-    load after another; `close` gives the memory back.
+    A background thread page-locks the memory, which takes 0.1 s; `ready` waits for it. One ring can be used for many loads,
+    one after another; `close` frees the memory.
     """
 
     def __init__(self, num_slots: int, slot_bytes: int = SLOT_BYTES) -> None:
@@ -56,10 +56,10 @@ class Ring:
         return int(torch.cuda.cudart().cudaHostRegister(self._address, self.num_bytes, _PORTABLE))
 
     def ready(self) -> Ring:
-        """Return the ring, once its memory is page-locked.
+        """Wait until the memory is page-locked, and return the ring.
 
         Raises:
-            LoadError: it cannot be.
+            LoadError: it cannot be page-locked.
         """
         if status := self._locking.result():
             raise LoadError(
@@ -74,7 +74,7 @@ class Ring:
         return self._address + start, memoryview(self._memory)[start : start + self._stride]
 
     def close(self) -> None:
-        """Let the memory go. No copy may be under way."""
+        """Free the memory. No copy may be under way."""
         if self._locking.exception() is None and self._locking.result() == 0:
             torch.cuda.cudart().cudaHostUnregister(self._address)
         self._locking = Future()

@@ -1,6 +1,6 @@
-"""Windows that have come, sent on: the copies of each, from a slot to where the plan says.
+"""Issues the copies of each window that was read: from its slot to the addresses that the plan gives.
 
-Thousands of windows go through here every second, in Python: what can be known before is in lists and columns, made once.
+Thousands of windows go through here every second, in Python, so all that can be computed ahead is in lists and columns.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BATCH: Final = 5
 
 
 class Sender:
-    """Makes the copies of windows. ``most`` is how many a lane must take at once."""
+    """Issues the copies of windows. ``most`` is the largest number of copies in one call."""
 
     def __init__(self, windows: Windows, driver: Driver) -> None:
         self._windows, self._driver = windows, driver

@@ -1,9 +1,8 @@
-"""Carries a transfer out: windows of files through slots to devices, and what is computed there on the way.
+"""Carries a transfer out: windows of files through slots to devices, and operations on the devices.
 
-One thread has windows read by the C library's threads into slots of page-locked memory, has the copies made from there to
-where the plan says, and turns to the next (`loadmaster.loader.cuda.conductor`). Row-parallel cuts are copied as boxes, so
-that the processor never gathers. Where the C library or the store offers no such reads, readers take windows through the
-store instead.
+One thread submits reads of windows to the C library's threads, and issues the copies of each window that was read
+(`loadmaster.loader.cuda.conductor`). Row-parallel cuts are copied as boxes, so that the processor never gathers rows. Where
+the C library or the store does not support such reads, readers read windows through the store.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What is read together, and where each part of it goes: ranks' copies as columns, cut into windows of a slot's size.
+"""Which bytes are read together, and where each part of them goes: copies as columns, cut into windows of a slot's size.
 
 A window is a range of one file that is read into one slot of page-locked memory; its parts then go from there to their
-addresses, whichever rank they belong to. Thousands of copies stay a few numpy columns.
+addresses, of any rank. Thousands of copies are a few numpy columns.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def joined(parts: Sequence[Copies]) -> Copies:
 def copies_of(derived: RankPlan, addresses: I64, device: int, table: TensorTable) -> tuple[Copies, list[MoveGroup]]:
     """Return what a rank copies byte for byte, and the groups for which something is computed on the way.
 
-    ``addresses`` ``[params]`` are where the rank's parameters lie.
+    ``addresses`` ``[params]`` are those of the rank's parameters.
     """
     copies: list[Copies] = []
     others: list[MoveGroup] = []
@@ -114,7 +114,7 @@ def _copies(derived: RankPlan, group: MoveGroup, addresses: I64, device: int, ta
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows in file order (where devices need different ones: that of each, by turns), and the copies in their order.
+    """Windows in file order (for several devices: each device's file order, by turns), and the copies in that order.
 
     Window ``w`` reads bytes ``low[w]`` to ``high[w]`` of ``file[w]``, and issues the calls ``calls[w]`` to
     ``calls[w + 1]``. Call ``c`` is for the copies ``first[c]`` to ``first[c + 1]``: all to one device, and all single runs
@@ -214,7 +214,7 @@ def _calls(parts: Copies, is_box: npt.NDArray[np.bool_], window: I64) -> _Calls:
 
 
 def _alternate(in_order: I64, devices: I64, num_bytes: I64) -> I64:
-    """Let windows for the same devices (sets of bits) keep their order, and different ones take turns and end together.
+    """Keep the order of windows for the same devices (a set of bits); let those for different devices take turns.
 
     A stage's windows come before the next one's in the files: in that order, one link would be used at a time.
     """
