@@ -41,7 +41,7 @@ def test_a_conversion_without_the_mtp_layer_is_a_warning_unless_the_draft_is_ask
         (1,),
     )
     assert "MTP layer 4" in asked.message
-    assert "leave out --speculative-config" in str(asked.hint)
+    assert "remove --speculative-config" in str(asked.hint)
 
 
 @pytest.mark.parametrize("part", ["embed_tokens", "shared_head.head"])
