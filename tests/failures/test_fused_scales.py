@@ -28,7 +28,7 @@ def test_a_part_of_a_fused_parameter_that_is_missing_is_a_finding_at_that_part(p
 def test_scales_spelled_otherwise_throughout_are_one_finding_that_names_both_spellings(sound: Sound) -> None:
     found = sound("glm-5.1-fp8").rename("weight_scale_inv$", "weight_scale").only(2)
     assert (found.code, found.ranks) == ("scale-missing", (0, 1))
-    assert "more that are renamed alike" in found.message
+    assert "more renamed in the same way" in found.message
     assert "'weight_scale' in place of 'weight_scale_inv'" in str(found.hint)
 
 

@@ -40,7 +40,7 @@ def test_a_layer_that_no_shard_holds_is_one_finding_for_the_stage_that_needs_it(
     found = sound(preset).drop(rf"^model\.layers\.{layer}\.").only(4)
     assert (found.code, found.severity, found.tensor) == ("layer-missing", "error", f"model.layers.{layer}.*")
     assert found.ranks == (layer,)
-    assert f"nothing of layer {layer} is in any shard" in found.message
+    assert f"no shard holds any tensor of layer {layer}" in found.message
 
 
 def test_a_config_of_a_deeper_model_is_one_finding_that_counts_the_layers_and_asks_for_the_right_config(
@@ -61,4 +61,4 @@ def test_a_config_of_a_shallower_model_is_a_finding_at_each_layer_left_over(soun
 def test_the_attention_of_one_layer_missing_is_one_finding_at_that_module(sound: Sound) -> None:
     found = sound("llama").drop(r"layers\.1\.self_attn\.").only(2)
     assert (found.code, found.tensor, found.ranks) == ("tensor-missing", "model.layers.1.self_attn.*", (0,))
-    assert "4 weights (q_proj, k_proj, v_proj, o_proj)" in found.message
+    assert "4 weights are missing (q_proj, k_proj, v_proj, o_proj)" in found.message

@@ -27,7 +27,7 @@ def test_sizes_are_told_in_a_unit_that_tells_them_apart(sound: Sound) -> None:
     (rank,) = checkpoint.prove(1).ranks
     (found,) = checkpoint.prove(1, capacity=2**18).findings
     needs = f"{rank.resident_bytes / 2**20:.1f} MiB"
-    assert found.message == f"rank 0 needs {needs} for its parameters, and the capacity is 256.0 KiB"
+    assert found.message == f"rank 0 needs {needs} for its parameters; the capacity is 256.0 KiB"
     (found,) = checkpoint.prove(1, capacity=rank.resident_bytes - 1).findings
     assert f"needs {rank.resident_bytes:,} bytes" in found.message
     assert f"the capacity is {rank.resident_bytes - 1:,}" in found.message

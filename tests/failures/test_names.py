@@ -22,7 +22,7 @@ def test_a_renaming_throughout_is_one_finding_that_says_how(
 ) -> None:
     found = sound(preset).rename(old, new).only(2)
     assert (found.code, found.severity) == ("tensor-missing", "error")
-    assert "more that are renamed alike" in found.message
+    assert "more renamed in the same way" in found.message
     assert put in str(found.hint)
     assert found.ranks == (0, 1)
 

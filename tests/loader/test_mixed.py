@@ -75,19 +75,19 @@ def test_a_plain_part_decodes_the_others_into_the_models_dtype(format_: str, tin
             "qwen3-moe-gptq",
             "mlp.experts.3.up_proj.scales",
             "mlp.experts.w13_weight",
-            "it is BF16, and F16 for the other parts of layers.1.mlp.experts.w13_weight",
+            "it is BF16, other parts of layers.1.mlp.experts.w13_weight use F16",
         ),
         (
             "llama-fp8-static",
             "mlp.gate_proj.input_scale",
             "mlp.gate_up_proj.weight",
-            "it is BF16, and F32 for the other parts of layers.1.mlp.gate_up_proj.weight",
+            "it is BF16, other parts of layers.1.mlp.gate_up_proj.weight use F32",
         ),
         (
             "llama-fp8-static",
             "self_attn.k_proj.weight",  # that has no input_scale
             "self_attn.qkv_proj.weight",
-            "it has no input_scale, unlike the other parts of layers.1.self_attn.qkv_proj.weight",
+            "it has no input_scale, other parts of layers.1.self_attn.qkv_proj.weight have one",
         ),
     ],
 )
@@ -104,7 +104,7 @@ def test_parts_that_are_quantised_unlike_are_decoded_and_that_is_said(
     (found,) = prove(planned(path)).findings
     assert (found.code, found.severity, found.tensor) == ("parts-differ", "warning", name)
     assert found.param == f"layers.1.{param}"
-    assert found.message == f"{says}, which is decoded into BF16 for that"
+    assert found.message == f"{says}; layers.1.{param} is dequantised to BF16"
     stem = f"layers.1.{param}".removesuffix("weight")
     assert specs(planned(path), stem) == {f"layers.1.{param}": "BF16"}
     assert_loads_as_the_reference(path, ParallelLayout(1, 2))

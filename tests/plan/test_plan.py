@@ -162,14 +162,14 @@ def test_a_layout_that_cannot_be_names_the_legal_sizes(tiny: Tiny) -> None:
     checkpoint = open_checkpoint(tiny("glm-5.1-fp8"))
     with pytest.raises(LayoutError, match=r"8 unit\(s\) of 40 do not divide over 3") as refused:
         build_plan(checkpoint, ParallelLayout(1, 3))
-    sizes = "tensor-parallel sizes that divide this model: 1, 2, 4, 8"
+    sizes = "valid tensor-parallel sizes for this model: 1, 2, 4, 8"
     assert refused.value.hint == f"{sizes}, with --enable-expert-parallel or without"
     with pytest.raises(LayoutError, match="8 experts cannot be dealt out evenly to 16 ranks"):
         build_plan(checkpoint, ParallelLayout(1, 16, enable_expert_parallel=True))
     with pytest.raises(LayoutError) as refused:
         build_plan(open_checkpoint(tiny("kimi-k2-int4")), ParallelLayout(1, 8))
     assert refused.value.hint == (
-        "tensor-parallel sizes that divide this model: 1, 2, 4; with --enable-expert-parallel: 1, 2, 4, 8"
+        "valid tensor-parallel sizes for this model: 1, 2, 4; with --enable-expert-parallel: 1, 2, 4, 8"
     )
     with pytest.raises(LayoutError) as refused:
         build_plan(open_checkpoint(tiny("qwen3")), ParallelLayout(1, 7))

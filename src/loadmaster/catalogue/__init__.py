@@ -1,8 +1,8 @@
 """The catalogue of findings: for each code what it means, how it comes about, an example, and what to do.
 
-Each section is a file of this folder. The same words stand in reports and in the reference, which is made from here.
-Sections, and the codes in them, are in the order in which findings are shown (`ranked`): what comes first may explain
-what follows. The tests hold each example against a checkpoint that is damaged in that way.
+Each section is a file of this folder. Reports and the reference use the same texts; the reference is generated from here.
+Sections, and the codes in them, are in the order in which findings are shown (`ranked`): an earlier finding may explain
+a later one. The tests compare each example with a checkpoint that is damaged in that way.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Configuration: what is wrong with config.json, or with what was asked."""
+"""Configuration: what is wrong with config.json, or with what the user requested."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONFIGURATION: Final[dict[str, Entry]] = {
     ),
     "config-invalid": Entry(
         (
-            "config.json, or the hf_quant_config.json that tells its quantisation, is not a JSON object, or a key is missing "
+            "config.json, or the hf_quant_config.json that describes its quantisation, is not a JSON object, or a key is missing "
             "or has an impossible value"
         ),
         "a config edited by hand, or one of another version of the architecture",
@@ -23,14 +23,14 @@ CONFIGURATION: Final[dict[str, Entry]] = {
         "take the published config.json",
     ),
     "config-implausible": Entry(
-        "a value of config.json is possible and hardly meant",
+        "a value of config.json is possible but unlikely",
         "a config edited by hand, a placeholder that was never replaced",
-        ("config.json: max_position_embeddings is 1,000,000,000, and no published model has more than ten million"),
+        ("config.json: max_position_embeddings is 1,000,000,000; no published model has more than ten million"),
         "take the published config.json",
     ),
     "quantization-disagrees": Entry(
-        "config.json and hf_quant_config.json (ModelOpt's) tell different quantisations",
-        "a checkpoint quantised again, in a folder where one of the two files is that of the earlier one",
+        "config.json and hf_quant_config.json (ModelOpt's) describe different quantisations",
+        "a checkpoint quantised again, in a folder where one of the two files belongs to the earlier one",
         (
             "hf_quant_config.json: this file says that the weights are quantised as NVFP4, config.json says "
             "fp8; using config.json"
@@ -39,9 +39,9 @@ CONFIGURATION: Final[dict[str, Entry]] = {
     ),
     "architecture-unknown": Entry(
         "the config names an architecture that is not described here",
-        "a model of a family that is not supported, or a misspelt `architectures`",
+        "a model family that is not supported, or a misspelt `architectures`",
         "config.json: the architecture 'GlmForever' is not known",
-        "see the README for the families; a new one is a table of its tensors",
+        "see the README for the supported families; a new family is a table of its tensors",
     ),
     "plugin-broken": Entry(
         "another package that describes the config's architecture, or may, cannot be used",
@@ -53,17 +53,17 @@ CONFIGURATION: Final[dict[str, Entry]] = {
             "config.json: the architecture 'AcmeForCausalLM' is not known, and a package that may describe it is broken: "
             "acme 1.2 (entry point family = acme:FAMILY): ModuleNotFoundError: No module named 'acme_kernels'"
         ),
-        "mend, update or uninstall the package that the message names",
+        "fix, update or uninstall the package that the message names",
     ),
     "unsupported": Entry(
-        "what the config declares, or what was asked, is sound but not supported yet",
+        "what the config declares, or what the user requested, is valid but not supported yet",
         "a quantisation method or a variant of a family that is not described here",
         "config.json: quantization_config.quant_method 'exl2' is not supported",
         "the message says what is supported",
     ),
     "plan-invalid": Entry(
-        "what was given as a plan is none, or one that this version would make differently",
-        "ranks that run different versions, a plan kept over an update",
+        "the given plan is not a plan, or this version would make it differently",
+        "ranks that run different versions, a plan saved before an update",
         "a plan of version 1, expected 5",
         "plan again, with one version on all hosts",
     ),

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """What is said of one code. ``example`` is a finding's `summary <loadmaster.findings.Finding.summary>`."""
+    """The texts of one code. ``example`` is a finding's `summary <loadmaster.findings.Finding.summary>`."""
 
     meaning: str
     cause: str

@@ -1,4 +1,4 @@
-"""Files: what is wrong with them before any model is thought of."""
+"""Files: what is wrong with them before the model is considered."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILES: Final[dict[str, Entry]] = {
         ),
     ),
     "file-lfs-pointer": Entry(
-        "a file is a Git LFS pointer of some 130 bytes in place of what it stands for",
+        "a file is a Git LFS pointer of some 130 bytes instead of the file itself",
         "a repository cloned without Git LFS, or with GIT_LFS_SKIP_SMUDGE=1",
         (
             "model-00002-of-00003.safetensors: the file is a Git LFS pointer of 79 bytes, not the content "
@@ -39,12 +39,12 @@ FILES: Final[dict[str, Entry]] = {
             "a file, or the checkpoint, is larger than any that was ever published: a header, an index, a config, the number "
             "of tensors or shards, the length of a name"
         ),
-        "a file made to exhaust whoever reads it, or damaged; a number in a shard's name that was mistyped",
+        "a file made to exhaust memory, or a damaged one; a number in a shard's name that was mistyped",
         "config.json: it has 33 objects or lists within one another, and the limit is 32",
         "take the published file; the limits and their reasons are in docs/reference/limits.md",
     ),
     "shard-missing": Entry(
-        "a shard is not in the folder: the index names it, or the numbers in the others' names tell of it",
+        "a shard is not in the folder: the index names it, or the numbers in the other shards' names imply it",
         "an interrupted download, a copy that left a file out",
         (
             "model-00002-of-00003.safetensors: it is not in the folder; by the index it holds 106 tensor(s); "
@@ -62,7 +62,7 @@ FILES: Final[dict[str, Entry]] = {
             "model-00002-of-00003.safetensors: it cannot be read: No such file or directory; lost with it: 62 "
             "weights of layers 1-3"
         ),
-        "mend what the operating system complains of",
+        "fix the problem that the operating system reports",
     ),
     "file-truncated": Entry(
         "a shard ends before its last tensor does",
@@ -74,7 +74,7 @@ FILES: Final[dict[str, Entry]] = {
         "fetch the shard again and compare its size with the published one",
     ),
     "file-overlong": Entry(
-        "a shard goes on after its last tensor ends",
+        "a shard continues after its last tensor ends",
         "a download resumed at the wrong place, two files written into one",
         (
             "model-00002-of-00003.safetensors: its tensors end at byte 1,574,280 of the data, but the file "
@@ -89,16 +89,16 @@ FILES: Final[dict[str, Entry]] = {
             "model-00002-of-00003.safetensors: the file is a web page, not a safetensors file; lost with it: 62"
             " weights of layers 1-3"
         ),
-        "fetch the shard again, or have its writer mended",
+        "fetch the shard again, or fix the program that wrote it",
     ),
     "header-duplicate-key": Entry(
         "a header names one tensor twice",
-        "a faulty writer: most readers take the last in silence",
+        "a faulty writer; most readers silently use the last one",
         (
             "model.layers.1.mlp.experts.1.up_proj.weight: the header names it twice; lost with it: 62 weights "
             "of layers 1-3"
         ),
-        "write the shard again; which of the two is meant cannot be told",
+        "write the shard again; the header does not show which of the two is right",
     ),
     "header-unknown-dtype": Entry(
         "a header names a number format that the safetensors format does not have",
@@ -107,7 +107,7 @@ FILES: Final[dict[str, Entry]] = {
             "model.layers.1.mlp.experts.3.gate_proj.weight: its dtype is 'F8_E9M9', which the format does not "
             "have; lost with it: 62 weights of layers 1-3"
         ),
-        "update this package, or write the shard with a format that is known",
+        "update this package, or write the shard with a known number format",
     ),
     "header-extent": Entry(
         "the bytes a header gives a tensor are not those its dtype and shape need",
@@ -145,17 +145,17 @@ FILES: Final[dict[str, Entry]] = {
             "model-00002-of-00003.safetensors: it holds model.layers.1.mlp.experts.3.gate_proj.weight and 105 "
             "more tensor(s) that no shard of the index has; ignored; lost with it: 62 weights of layers 1-3"
         ),
-        "fetch or make the index anew, or move the file away",
+        "download or create the index again, or move the file away",
     ),
     "shard-stray": Entry(
-        "a safetensors file lies in the folder that does not belong to the checkpoint, and is not read",
+        "a safetensors file in the folder does not belong to the checkpoint; it is not read",
         "shards of an earlier revision, the publisher's own consolidated file, an adapter",
         "consolidated.safetensors: the same weights in their publisher's own layout, not a shard; ignored",
-        "none is needed; remove it if it is not wanted",
+        "none needed; remove the file if you do not want it",
     ),
     "index-invalid": Entry(
         "the index is not a JSON object with a weight_map of names to files",
-        "a damaged or half-written index; it is left aside, and all shards are read",
+        "a damaged or half-written index; the index is ignored, and all shards are read",
         ("model.safetensors.index.json: the index cannot be read: unexpected end of data: line 6 column 34 (char 100)"),
         "fetch the index again",
     ),
@@ -166,19 +166,19 @@ FILES: Final[dict[str, Entry]] = {
             "model.layers.9.input_layernorm.weight: the index says that it is in "
             "model-00001-of-00003.safetensors, but that file's header does not have it"
         ),
-        "fetch or make the index anew; the headers are what is loaded",
+        "download or create the index again; the headers are what is loaded",
     ),
     "index-total-size": Entry(
         "the index states a total size that is not that of the tensors",
-        "an index copied from the checkpoint that this one was made of",
+        "an index copied from the checkpoint that this one was made from",
         (
             "model.safetensors.index.json: the index states a total size of 756,162,687,872 bytes, but the "
             "tensors have 4,724,128"
         ),
-        "none is needed for loading",
+        "none needed for loading",
     ),
     "download-partial": Entry(
-        "an unfinished download lies in the folder, although no shard is missing",
+        "the folder holds an unfinished download, although no shard is missing",
         "an interrupted download that was later finished by other means",
         (
             "model-00002-of-00003.safetensors.aria2: aria2 did not finish model-00002-of-00003.safetensors: "

@@ -8,7 +8,7 @@ from loadmaster.catalogue.entry import Entry
 
 LAYOUT: Final[dict[str, Entry]] = {
     "layout-stages": Entry(
-        "the layers cannot be divided over the pipeline stages as asked",
+        "the layers cannot be divided over the pipeline stages as requested",
         "more stages than layers, or a --layer-partition that does not add up",
         "8 pipeline stages for 4 layers",
         "the message gives the numbers",
@@ -20,7 +20,7 @@ LAYOUT: Final[dict[str, Entry]] = {
             "attn.q_b (model.layers.{layer}.self_attn.q_b_proj.weight): 8 unit(s) of 40 do not divide over 3 "
             "tensor-parallel ranks, and 5 more"
         ),
-        "the hint names the sizes that are legal",
+        "the hint lists the valid sizes",
     ),
     "layout-block-cut": Entry(
         "a cut falls inside a quantisation block where that is not possible",
@@ -29,15 +29,15 @@ LAYOUT: Final[dict[str, Entry]] = {
         "use a smaller tensor-parallel size and more pipeline stages",
     ),
     "draft-missing": Entry(
-        "speculative decoding with MTP was asked for, and the checkpoint has no MTP layer",
+        "speculative decoding with MTP was requested, but the checkpoint has no MTP layer",
         "num_nextn_predict_layers is 0 or absent",
         "1 MTP layer(s) asked for, and the model has 0",
-        "leave out --speculative-config",
+        "remove --speculative-config",
     ),
     "memory-capacity": Entry(
         "a rank needs more memory than the capacity given",
         "too few ranks, or an uneven partition: the last stage also holds the head and the MTP layer",
-        "rank 3 needs 4.23 GiB for its parameters, and the capacity is 4.00 GiB",
+        "rank 3 needs 4.23 GiB for its parameters; the capacity is 4.00 GiB",
         "use more ranks, or the --layer-partition that the hint names, where one fits",
     ),
 }

@@ -1,4 +1,4 @@
-"""Payload: what only reading the bytes can show (`loadmaster verify`)."""
+"""Payload: what only the bytes show (`loadmaster verify`)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from loadmaster.catalogue.entry import Entry
 
 PAYLOAD: Final[dict[str, Entry]] = {
     "sha256-mismatch": Entry(
-        "a file's SHA-256 is not the one recorded of it",
+        "a file's SHA-256 is not the recorded one",
         "a damaged download, a failing disk, a file changed after its manifest was written",
         "",
-        "fetch the file again; where it was changed on purpose, write the manifest anew",
+        "fetch the file again; where it was changed on purpose, write the manifest again",
     ),
     "sha256-record": Entry(
         "a manifest cannot be read, or records a file that is not there",
-        "a manifest of another form or with a damaged line, an incomplete download",
+        "a manifest in another format or with a damaged line, an incomplete download",
         "",
         "write it as `sha256sum` does; fetch the file",
     ),
@@ -33,7 +33,7 @@ PAYLOAD: Final[dict[str, Entry]] = {
     ),
     "scale-unset": Entry(
         "all factors of an encoded weight are exactly 1, or all its exponents are 0 and its codes are not",
-        "a converter that made the scales and did not fill them, scales dropped and made anew by a loader",
+        "a converter that made the scales and did not fill them, scales dropped and created again by a loader",
         "",
         "quantise again; exponents of 0 are an error, since 2^-127 makes any weight zero, and factors of 1 are a warning",
     ),
@@ -41,7 +41,7 @@ PAYLOAD: Final[dict[str, Entry]] = {
         "FP8 or packed tensors, or tensors that are called scales, could not be checked: nothing says what scales what",
         "a quantization_config that is missing or not supported, scales that were left out or have unusual names",
         "",
-        "have config.json say how the checkpoint is quantised; nothing is called sound while such tensors are unchecked",
+        "add quantization_config to config.json; the result is not sound while such tensors are unchecked",
     ),
     "index-implausible": Entry(
         (
@@ -77,13 +77,13 @@ PAYLOAD: Final[dict[str, Entry]] = {
         "a layer, an expert or a tensor holds byte for byte what another one holds",
         "a converter that wrote one twice, shards merged wrongly, layers repeated on purpose",
         "",
-        "fetch it again; in a model made by repeating layers it is in order",
+        "fetch it again; in a model made by repeating layers this is expected",
     ),
     "copy-differs": Entry(
-        "a tensor that the model takes for another one is stored, and differs from it",
+        "a tensor that the model shares with another one is stored, and differs from it",
         "a head trained apart under a config that ties it, an MTP layer whose embedding was not updated",
         "",
-        "say in the config what is meant (tie_word_embeddings), or have the copies agree",
+        "set tie_word_embeddings in the config to match, or make the copies equal",
     ),
     "manifest-differs": Entry(
         "a tensor is not what the known-good copy has (--against): other bytes, another shape, missing, or one too many",

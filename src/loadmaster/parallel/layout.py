@@ -109,11 +109,11 @@ class ParallelLayout:
         expect_int("rank", rank, 0, self.num_ranks - 1)
         replica, tp_rank = divmod(rank, self.tensor_parallel_size)
         dp_rank, pp_rank = divmod(replica, self.pipeline_parallel_size)
-        place = dp_rank * self.tensor_parallel_size + tp_rank
-        return Coordinate(rank, pp_rank, tp_rank, dp_rank, place if self.enable_expert_parallel else 0, place)
+        stage_slot = dp_rank * self.tensor_parallel_size + tp_rank
+        return Coordinate(rank, pp_rank, tp_rank, dp_rank, stage_slot if self.enable_expert_parallel else 0, stage_slot)
 
     def stage_ranks(self, pp_rank: int) -> tuple[int, ...]:
-        """Return the ranks of a pipeline stage, in order of their places.
+        """Return the ranks of a pipeline stage, in order of their stage slots.
 
         >>> ParallelLayout(2, 2, data_parallel_size=2).stage_ranks(1)
         (2, 3, 6, 7)
@@ -128,20 +128,20 @@ class ParallelLayout:
             for tp_rank in range(self.tensor_parallel_size)
         )
 
-    def axes(self, place: int) -> dict[str, tuple[int, int]]:
-        """Return the coordinates of a place in a stage, for `localise`: axis -> (index, size).
+    def axes(self, stage_slot: int) -> dict[str, tuple[int, int]]:
+        """Return the coordinates of a stage slot, for `localise`: axis -> (index, size).
 
         ``tp`` divides attention and dense layers, ``moe`` slices experts, ``ep`` deals them out.
 
         Raises:
-            ArgumentError: a stage has no such place.
+            ArgumentError: a stage has no such slot.
         """
-        expect_int("place", place, 0, self.stage_size - 1)
-        among = (place, self.stage_size)
-        return {"tp": (place % self.tensor_parallel_size, self.tensor_parallel_size), "moe": among, "ep": among}
+        expect_int("stage_slot", stage_slot, 0, self.stage_size - 1)
+        among = (stage_slot, self.stage_size)
+        return {"tp": (stage_slot % self.tensor_parallel_size, self.tensor_parallel_size), "moe": among, "ep": among}
 
     def expert_slots(self, num_experts: int) -> tuple[int, ...]:
-        """Return the expert in each slot of a stage, by place: `held_slots` says which run of it a place holds.
+        """Return the expert in each slot of a stage, by stage slot: `held_slots` gives the run of it that a stage slot holds.
 
         >>> ParallelLayout(1, 2, enable_expert_parallel=True, expert_placement="round_robin").expert_slots(4)
         (0, 2, 1, 3)
@@ -172,13 +172,13 @@ class ParallelLayout:
             return tuple(slot for place in range(size) for slot in slots[place::size])
         return tuple(slots)
 
-    def held_slots(self, num_slots: int, place: int) -> tuple[int, int]:
-        """Return which slots, half open, a place holds where whole experts are dealt out; the first hold one more if needed.
+    def held_slots(self, num_slots: int, stage_slot: int) -> tuple[int, int]:
+        """Return the expert slots, half open, of a stage slot where whole experts are distributed; the first may hold one more.
 
-        >>> [ParallelLayout(1, 4, enable_expert_parallel=True).held_slots(6, place) for place in range(4)]
+        >>> [ParallelLayout(1, 4, enable_expert_parallel=True).held_slots(6, s) for s in range(4)]
         [(0, 2), (2, 4), (4, 5), (5, 6)]
         """
-        return deal(num_slots, self.stage_size, place) if self.enable_expert_parallel else (0, num_slots)
+        return deal(num_slots, self.stage_size, stage_slot) if self.enable_expert_parallel else (0, num_slots)
 
     def as_json(self) -> dict[str, Any]:
         """Return the layout as JSON values under its own field names."""

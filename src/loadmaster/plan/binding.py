@@ -66,7 +66,7 @@ class MissingTensor:
         return inner.format(layer=self.layer, expert=self.expert)
 
     def defect(self, *, hint: str | None = None, cause: Finding | None = None) -> Defect:
-        """Return it as a defect of its own."""
+        """Return it as a separate defect."""
         finding = replace(self.finding, hint=hint) if hint else self.finding
         experts = () if self.expert is None else (self.expert,)
         return Defect(finding, (self.layer,), self.item.key, experts, cause)
@@ -113,7 +113,7 @@ class Binding:
         return (self.top, *self.classes)
 
     def read(self, table: TensorTable) -> npt.NDArray[np.bool_]:
-        """Return which stored tensors the classes need; what lies in an unsound form is needed too."""
+        """Return which stored tensors the classes need; a tensor in an unsound form is needed too."""
         read = np.zeros(len(table) + 1, dtype=np.bool_)  # the last is for -1
         for bound in self.all_classes:
             for ids in bound.ids.values():
@@ -128,7 +128,7 @@ def bind(checkpoint: Checkpoint, family: Family, schema: Schema, claims: Claims,
     """Bind ``schema`` to the checkpoint's headers. The first ``num_drafts`` MTP layers are wanted, the rest waived.
 
     Raises:
-        ConfigError: so much is missing or unlike the config that it is another model's.
+        ConfigError: so much is missing or differs from the config that it belongs to another model.
     """
     spelling = _spelling(checkpoint.table, family, schema)
     for glance in (True, False):
@@ -298,7 +298,7 @@ class _Binder:
 
     def _report(self, item: Item, fault: FormDefect, layer: int, expert: int | None) -> None:
         if len(self.missing) + len(self.defects) >= UNMET.value:
-            hint = "is config.json this checkpoint's, and are most of the shards there?"
+            hint = "check that config.json belongs to this checkpoint and that no shards are missing"
             raise ConfigError(f"more than {UNMET.value:,} {UNMET.of}", hint=hint)
         name, message = item.stored_name(fault.suffix, layer, expert), fault.message
         if "{values}" in message:

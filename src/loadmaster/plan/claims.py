@@ -1,7 +1,7 @@
 """What the config claims of a checkpoint's number formats. The headers decide; claims are checked against them.
 
-Each quantisation method of the field writes its own ``quantization_config``; here they all become the formats that may be
-met (`loadmaster.formats`) and the modules said to be left out.
+Each quantisation method of the field writes its own ``quantization_config``; here they all become the formats that may
+occur (`loadmaster.formats`) and the modules listed as unquantised.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ def _ignored(quantization: Mapping[str, Any]) -> list[str]:
         raise ConfigError("config.json: quantization_config's list of unquantised modules is not a list of strings")
     written = list(dict.fromkeys(filter(_is_pattern, value)))
     longest = max(written, key=len, default="")
-    for limit, found in ((UNQUANTISED, len(value)), (PATTERNS, len(written)), (PATTERN_CHARACTERS, len(longest))):
-        if found > limit.value:
-            message = f"config.json: quantization_config's list of unquantised modules has {limit.exceeded(found)}"
+    for limit, count in ((UNQUANTISED, len(value)), (PATTERNS, len(written)), (PATTERN_CHARACTERS, len(longest))):
+        if count > limit.value:
+            message = f"config.json: quantization_config's list of unquantised modules has {limit.exceeded(count)}"
             raise ConfigError(message, hint=limit.hint)
     return list(dict.fromkeys(value))
 
@@ -128,9 +128,7 @@ def _block(value: object, key: str) -> tuple[int, int]:
 def _bits(q: Mapping[str, Any], key: str = "bits") -> int:
     bits = q.get(key)
     if bits not in (4, 8):
-        raise UnsupportedError(
-            f"config.json: quantization_config: {key} is {bits!r}, and 4 and 8 are supported; others do not fill words"
-        )
+        raise UnsupportedError(f"config.json: quantization_config: {key} is {bits!r}, only 4 and 8 are supported")
     return int(bits)
 
 
@@ -148,11 +146,11 @@ def _awq(q: Mapping[str, Any]) -> tuple[Format, ...]:
     version = str(q.get("version", "gemm")).lower()
     if version != "gemm":
         raise UnsupportedError(
-            f"config.json: quantization_config.version {version!r} packs otherwise and is not supported",
+            f"config.json: quantization_config.version {version!r} is not supported",
             hint="supported: gemm",
         )
     if _bits(q, "bits" if "bits" in q else "w_bit") != 4:
-        raise UnsupportedError("config.json: quantization_config: AWQ is supported in 4 bits")
+        raise UnsupportedError("config.json: quantization_config: AWQ is supported only with 4 bits")
     return (awq(_group(q)),)
 
 
@@ -182,8 +180,8 @@ def _compressed_tensors(q: Mapping[str, Any]) -> tuple[Format, ...]:
         isinstance(g, Mapping) and isinstance(g.get("weights"), Mapping) for g in groups.values()
     ):
         raise ConfigError("config.json: quantization_config.config_groups must give the weights of each group")
-    made = [_compressed(str(g.get("format") or q.get("format")), g["weights"]) for g in groups.values()]
-    return tuple(dict.fromkeys(f for formats in made for f in formats))
+    by_group = [_compressed(str(g.get("format") or q.get("format")), g["weights"]) for g in groups.values()]
+    return tuple(dict.fromkeys(f for formats in by_group for f in formats))
 
 
 def _compressed(kind: str, weights: Mapping[str, Any]) -> tuple[Format, ...]:

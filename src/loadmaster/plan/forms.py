@@ -16,9 +16,9 @@ from loadmaster.formats import Component, Format
 
 @dataclass(frozen=True, slots=True)
 class StoredForm:
-    """How a stored item lies in the checkpoint: the number format of its values and, where it is quantised, the format.
+    """How an item is stored in the checkpoint: the number format of its values and, where it is quantised, the format.
 
-    ``format`` has just the components that are there and are read; ``dtypes`` are theirs.
+    ``format`` has only the components that are stored and read; ``dtypes`` are theirs.
     """
 
     dtype: str
@@ -35,7 +35,7 @@ class StoredForm:
 class FormDefect:
     """Why an item's signatures are not sound: a finding without its name, which is that of the component ``suffix``.
 
-    ``{values}`` in the message stands for the name of the component that holds the values. ``shape`` is that of a
+    ``{values}`` in the message is the name of the component that holds the values. ``shape`` is that of a
     component which is missing.
     """
 
@@ -48,52 +48,52 @@ class FormDefect:
 
 
 def judge(
-    item: Item, found: Mapping[str, Signature], claimed: Sequence[Format], *, ignored: bool
+    item: Item, stored: Mapping[str, Signature], claimed: Sequence[Format], *, ignored: bool
 ) -> StoredForm | FormDefect:
     """Return the form that the signatures of an item's components give it, or why they give it none.
 
-    ``found`` gives the signature of each component that is stored, by its suffix. ``claimed`` are the formats that the
+    ``stored`` gives the signature of each component that is stored, by its suffix. ``claimed`` are the formats that the
     config announces; ``ignored`` says that it leaves this module out of them.
     """
     formats = claimed if item.first.quantised else ()
     plain = item.first.dtypes
-    weight = found.get("weight")
+    weight = stored.get("weight")
     if weight is not None and weight.dtype in plain:
         if weight.shape != item.plain_shape:
             return FormDefect("shape-mismatch", "weight", _shapes(item.plain_shape, weight.shape))
-        beside = next((s for s in found if s != "weight"), None)
+        beside = next((s for s in stored if s != "weight"), None)
         if beside is not None:
             return FormDefect(
                 "scale-stray",
                 beside,
-                f"it lies beside {{values}}, which is {weight.dtype} and not quantised",
+                f"it is stored next to {{values}}, which is {weight.dtype} and not quantised",
                 hint="either the weight was dequantised and its scale left behind, or the weight is mislabelled",
             )
         return StoredForm(weight.dtype)
-    met = [f for f in formats if f.components[0].suffix in found]
-    fitting = [f for f in met if found[f.components[0].suffix].dtype in f.components[0].dtypes]
+    met = [f for f in formats if f.components[0].suffix in stored]
+    fitting = [f for f in met if stored[f.components[0].suffix].dtype in f.components[0].dtypes]
     if fitting:
-        verdicts = [_encoded(item, f, found) for f in fitting]
+        verdicts = [_encoded(item, f, stored) for f in fitting]
         return next((v for v in verdicts if isinstance(v, StoredForm)), verdicts[0])
     if met or weight is not None:
-        return _inadmissible(item, met, found, claimed)
-    return _missing(item, found, claimed, ignored=ignored)
+        return _inadmissible(item, met, stored, claimed)
+    return _missing(item, stored, claimed, ignored=ignored)
 
 
-def _encoded(item: Item, format_: Format, found: Mapping[str, Signature]) -> StoredForm | FormDefect:
-    """Hold every component of a format against what is stored."""
+def _encoded(item: Item, format_: Format, stored: Mapping[str, Signature]) -> StoredForm | FormDefect:
+    """Check every component of a format against what is stored."""
     values = format_.components[0].suffix
     shaped = format_.stacked() if item.stacked else format_
     for component, alone in zip(shaped.components, format_.components, strict=True):
-        signature, expected = found.get(component.suffix), component.shape(item.shape)
+        signature, expected = stored.get(component.suffix), component.shape(item.shape)
         if signature is None:
             if component.optional:
                 continue
             return FormDefect(
                 "scale-missing",
                 component.suffix,
-                f"{{values}} is {found[values].dtype} ({format_.name}) and needs it, "
-                f"{' or '.join(component.dtypes)} {list(expected)}, in no shard",
+                f"no shard holds it; {{values}} is {stored[values].dtype} ({format_.name}) and needs it as "
+                f"{' or '.join(component.dtypes)} {list(expected)}",
                 values,
                 shape=expected,
             )
@@ -105,22 +105,25 @@ def _encoded(item: Item, format_: Format, found: Mapping[str, Signature]) -> Sto
                 "dtype-inadmissible", component.suffix, _dtypes(component.dtypes, signature.dtype), values
             )
     known = {c.suffix for c in format_.components}
-    stray = next((s for s in found if s not in known), None)
+    stray = next((s for s in stored if s not in known), None)
     if stray is not None:
         return FormDefect(
-            "scale-stray", stray, f"it lies beside {{values}}, whose format ({format_.name}) has none", values
+            "scale-stray",
+            stray,
+            f"it is stored next to {{values}}, whose format ({format_.name}) has no such tensor",
+            values,
         )
-    read = tuple(c for c in format_.components if c.suffix in found and not c.waived)
-    dtypes = tuple(found[c.suffix].dtype for c in read)
+    read = tuple(c for c in format_.components if c.suffix in stored and not c.waived)
+    dtypes = tuple(stored[c.suffix].dtype for c in read)
     return StoredForm(dtypes[0], replace(format_, components=read), dtypes)
 
 
 def _inadmissible(
-    item: Item, met: Sequence[Format], found: Mapping[str, Signature], claimed: Sequence[Format]
+    item: Item, met: Sequence[Format], stored: Mapping[str, Signature], claimed: Sequence[Format]
 ) -> FormDefect:
     """Say what is wrong with values in a number format that neither the parameter nor a claimed format allows."""
     suffix = met[0].components[0].suffix if met else "weight"
-    signature = found[suffix]
+    signature = stored[suffix]
     shape = met[0].components[0].shape(item.shape) if met else item.plain_shape
     if not item.first.quantised and signature.shape != shape:
         return FormDefect("shape-mismatch", suffix, _shapes(shape, signature.shape))
@@ -128,18 +131,18 @@ def _inadmissible(
         return FormDefect(
             "format-contradiction",
             suffix,
-            f"stored as {signature.dtype}, and config.json has no quantization_config that says how",
-            hint="quantization_config must give quant_method and what belongs to it",
+            f"stored as {signature.dtype}, but config.json has no quantization_config for it",
+            hint="add quantization_config, with quant_method and its settings, to config.json",
         )
     allowed = [*item.first.dtypes, *(d for f in met for d in f.components[0].dtypes)]
     return FormDefect("dtype-inadmissible", suffix, _dtypes(tuple(dict.fromkeys(allowed)), signature.dtype))
 
 
-def _missing(item: Item, found: Mapping[str, Signature], claimed: Sequence[Format], *, ignored: bool) -> FormDefect:
+def _missing(item: Item, stored: Mapping[str, Signature], claimed: Sequence[Format], *, ignored: bool) -> FormDefect:
     """Say which values are missing: those of the claimed format, unless the config leaves the module out of it."""
     formats = claimed if item.first.quantised else ()
-    others = [f for f in formats if any(c.suffix in found for c in f.components[1:])] or list(formats)
-    values: Component | None = others[0].components[0] if others and (found or not ignored) else None
+    others = [f for f in formats if any(c.suffix in stored for c in f.components[1:])] or list(formats)
+    values: Component | None = others[0].components[0] if others and (stored or not ignored) else None
     suffix = values.suffix if values else "weight"
     plain = [] if suffix != "weight" else [*item.first.dtypes]
     dtypes = [*plain, *(values.dtypes if values else ())]
@@ -151,7 +154,7 @@ def _missing(item: Item, found: Mapping[str, Signature], claimed: Sequence[Forma
 
 
 ENCODED = ("F8_E4M3", "U8", "I8", "I32", "F4")
-"""Number formats whose meaning the config has to tell."""
+"""Number formats whose meaning only the config gives."""
 
 
 def _shapes(expected: tuple[int, ...], found: tuple[int, ...]) -> str:

@@ -40,7 +40,7 @@ class PlannedModel:
         return self.layout.num_ranks
 
     @cached_property
-    def place_of(self) -> Mapping[int, tuple[int, int]]:
+    def class_of(self) -> Mapping[int, tuple[int, int]]:
         """Stored layer -> its class, and its row there."""
         return {
             layer: (number, row) for number, bound in enumerate(self.classes) for row, layer in enumerate(bound.layers)
@@ -81,16 +81,16 @@ def compose_model(
 
     Stage slots that agree in the axes a parameter is divided over share what is composed for it.
     """
-    places = [layout.axes(place) for place in range(layout.stage_size)]
+    axes_of_slots = [layout.axes(slot) for slot in range(layout.stage_size)]
 
     def wholes(params: Sequence[Param], bound: LayerClass) -> list[UnplacedParam]:
-        made = (compose(p, bound, numerics, layout) for p in params)
-        return [w for w in made if w is not None]
+        composed_params = (compose(p, bound, numerics, layout) for p in params)
+        return [w for w in composed_params if w is not None]
 
-    def at_places(w: UnplacedParam) -> list[tuple[PlannedParam, ...]]:
+    def at_slots(w: UnplacedParam) -> list[tuple[PlannedParam, ...]]:
         known: dict[tuple[tuple[int, int], ...], tuple[PlannedParam, ...]] = {}
-        keys = [tuple(at[axis] for axis in w.axes) for at in places]
-        for key, at in zip(keys, places, strict=True):
+        keys = [tuple(at[axis] for axis in w.axes) for at in axes_of_slots]
+        for key, at in zip(keys, axes_of_slots, strict=True):
             if key not in known:
                 known[key] = tuple(w.at(at))
         return [known[key] for key in keys]
@@ -98,10 +98,10 @@ def compose_model(
     in_blocks = [p for p in target.params if p.stage is None]
     composed = {}
     for number, bound in enumerate(binding.classes):
-        made = [at_places(w) for w in wholes(in_blocks, bound)]
-        for place in range(layout.stage_size):
-            composed[number, place] = tuple(c for by_place in made for c in by_place[place])
-    own = wholes([p for p in target.params if p.stage is not None], binding.top)
-    own_at = {w.param.name: at_places(w) for w in own}
-    top = {place: {name: at[place] for name, at in own_at.items()} for place in range(layout.stage_size)}
+        by_param = [at_slots(w) for w in wholes(in_blocks, bound)]
+        for stage_slot in range(layout.stage_size):
+            composed[number, stage_slot] = tuple(c for by_slot in by_param for c in by_slot[stage_slot])
+    unplaced = wholes([p for p in target.params if p.stage is not None], binding.top)
+    top_params = {w.param.name: at_slots(w) for w in unplaced}
+    top = {s: {name: by_slot[s] for name, by_slot in top_params.items()} for s in range(layout.stage_size)}
     return composed, top

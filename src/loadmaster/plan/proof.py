@@ -137,15 +137,15 @@ def prove(plan: Plan, *, capacity_bytes: int | None = None, staging_bytes: int =
         expect_int("capacity_bytes", capacity_bytes, 0)
     expect_int("staging_bytes", staging_bytes, 1)
     findings: list[Finding] = list(plan.findings)
-    places = range(plan.layout.stage_size)
-    replicas: dict[int, list[int]] = {}  # class -> for each place of a stage, replicated bytes a layer
+    stage_slots = range(plan.layout.stage_size)
+    replicas: dict[int, list[int]] = {}  # class -> for each stage slot, replicated bytes a layer
     for number, bound in enumerate(plan.classes):
-        by_place = [plan.composed[number, place] for place in places]
-        findings += check_destinations(by_place)
+        by_slot = [plan.composed[number, slot] for slot in stage_slots]
+        findings += check_destinations(by_slot)
         sources = SourceLaws(bound, plan, {})
-        found, replicas[number] = sources.check(class_reads(by_place))
+        found, replicas[number] = sources.check(class_reads(by_slot))
         findings += found
-    findings += check_destinations([c for own in plan.top.values() for c in own.values()])
+    findings += check_destinations([c for by_name in plan.top.values() for c in by_name.values()])
 
     derived = [plan.rank(rank) for rank in range(plan.num_ranks)]
     figures = [_figures(plan, rank, replicas, staging_bytes) for rank in derived]
@@ -208,7 +208,7 @@ def _check_capacity(plan: Plan, ranks: Sequence[RankFigures], capacity: int) -> 
         yield Finding(
             "memory-capacity",
             "error",
-            f"rank {worst.rank} needs {needs} for its parameters, and the capacity is {has}",
+            f"rank {worst.rank} needs {needs} for its parameters; the capacity is {has}",
             ranks=tuple(r.rank for r in over),
             hint=f"use more ranks{fits}",
         )

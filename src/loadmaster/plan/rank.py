@@ -242,7 +242,7 @@ class _RankBuilder:
         self.top: list[tuple[tuple[PlannedParam, ...], int]] = []
 
     def add_block(self, layer: int) -> None:
-        number, row = self.plan.place_of[layer]
+        number, row = self.plan.class_of[layer]
         rows, bases = self.rows.setdefault(number, ([], []))
         rows.append(row)
         bases.append(self.num_params)
@@ -259,7 +259,7 @@ class _RankBuilder:
 
     def add_substitutes(self, layer: int) -> None:
         """Add what a draft layer shares with the model: the same memory, or a copy where this rank has none."""
-        number, _ = self.plan.place_of[layer]
+        number, _ = self.plan.class_of[layer]
         exists = self.plan.classes[number].item_of
         for p in self.plan.target.params:
             if p.stage is None and p.otherwise and p.parts[0] not in exists and layer >= len(self.plan.schema.layers):

@@ -85,7 +85,7 @@ def requests(given: object) -> tuple[WaiverRequest, ...]:
 
 
 def waive_ids(table: TensorTable, reason: str, ids: Sequence[npt.NDArray[np.integer]]) -> list[Waiver]:
-    """Waive the tensors of some columns of ids, -1 among them for what is not there; nothing where none is."""
+    """Waive the tensors of some columns of ids, -1 among them for tensors that are not stored; return nothing where none is."""
     waived = np.zeros(len(table) + 1, dtype=np.bool_)  # the last is for -1
     for column in ids:
         waived[column] = True
@@ -120,8 +120,8 @@ def waive_requested(
         mine = [i for name, i in strays.items() if matches(name)]
         for i in mine:
             del strays[table.names[i]]
-        made = waive_ids(table, request.reason, [np.array(mine, dtype=np.int64)])
-        waivers += [Waiver(w.reason, w.num_tensors, w.num_bytes, request.pattern) for w in made]
+        granted = waive_ids(table, request.reason, [np.array(mine, dtype=np.int64)])
+        waivers += [Waiver(w.reason, w.num_tensors, w.num_bytes, request.pattern) for w in granted]
         if needed:
             findings.append(_of_needed(request, [table.names[i] for i in needed], len(found)))
         elif not mine:
@@ -138,21 +138,21 @@ def _of_needed(request: WaiverRequest, needed: Sequence[str], num_found: int) ->
     return Finding(
         "waiver-read",
         "error",
-        f"the waiver {request.pattern!r}: {which} needed by the model, and read anyway: {_names(needed)}",
+        f"the waiver {request.pattern!r}: {which} needed by the model and still read: {_names(needed)}",
         hint="a waiver can only cover tensors that no parameter needs; narrow the pattern",
     )
 
 
 def _of_nothing(request: WaiverRequest, found: Sequence[str]) -> Finding:
     if found:
-        what = f"the {len(found):,} tensor(s) that it matches need no waiver of the user's: {_names(found)}"
+        what = f"the {len(found):,} tensor(s) that it matches need no waiver: {_names(found)}"
     else:
         what = "it matches no stored tensor"
     return Finding(
         "waiver-unused",
         "warning",
         f"the waiver {request.pattern!r} has no effect: {what}",
-        hint="leave it out, or correct it: a pattern must match a whole name, and `loadmaster inspect --match` lists names",
+        hint="remove or correct it: a pattern must match a whole name, and `loadmaster inspect --match` lists names",
     )
 
 

@@ -12,15 +12,17 @@ from loadmaster.plan.model import PlannedModel
 def fitting_partition(plan: PlannedModel, resident_bytes: Sequence[int], capacity: int) -> tuple[int, ...] | None:
     """Return how many layers each stage could hold so that all ranks fit ``capacity`` bytes; None: no partition does that.
 
-    ``resident_bytes`` are those of each rank under the plan's own partition. What a stage holds beside its layers
+    ``resident_bytes`` are those of each rank under the plan's own partition. What a stage holds in addition to its layers
     (embeddings, head, MTP layers) stays where it is. Each stage takes as many layers as it can, and leaves one for every
     stage after it: if that does not fit, nothing does.
     """
     num_layers, num_stages = len(plan.schema.layers), len(plan.stages)
-    places = range(plan.layout.stage_size)
+    stage_slots = range(plan.layout.stage_size)
     block = {key: sum(c.num_bytes for c in composed) for key, composed in plan.composed.items()}
-    of_layer = np.array([[block[plan.place_of[n][0], p] for p in places] for n in range(num_layers)], dtype=np.int64)
-    room = np.full((num_stages, len(places)), capacity, dtype=np.int64)
+    of_layer = np.array(
+        [[block[plan.class_of[n][0], s] for s in stage_slots] for n in range(num_layers)], dtype=np.int64
+    )
+    room = np.full((num_stages, len(stage_slots)), capacity, dtype=np.int64)
     for rank, resident in enumerate(resident_bytes):
         at = plan.layout.coordinate(rank)
         first, end = plan.stages[at.pp_rank]

@@ -1,7 +1,7 @@
 """Defects: what binding finds wrong, with the layers and experts it touches; gathered into findings with their ranks.
 
-A defect is reported once, at its cause. What a missing shard took away is said with that shard; what is alike in many
-layers is one finding that counts them.
+A defect is reported once, at its cause. Tensors of a missing shard are reported with that shard; equal defects of many
+layers are one finding that counts them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from loadmaster.plan.binding import Defect
 from loadmaster.plan.classes import TOP
 
 MANY = 8
-"""As many findings of one code are told one by one, and as many kinds of them apart: more have a cause in common."""
+"""Up to this many findings of one code are reported one by one, and up to this many kinds of them separately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,11 @@ class Holders:
 
     def ranks(self, defect: Defect) -> tuple[int, ...]:
         """Return the ranks whose parameters a defect touches."""
-        found = {r for layer in defect.layers for r in self._of_layer(layer, defect.logical)}
+        ranks = {r for layer in defect.layers for r in self._of_layer(layer, defect.logical)}
         if defect.experts and self.layout.enable_expert_parallel:
-            places = self._places(defect)
-            found = {r for r in found if self.layout.coordinate(r).stage_slot in places}
-        return tuple(sorted(found))
+            stage_slots = self._stage_slots(defect)
+            ranks = {r for r in ranks if self.layout.coordinate(r).stage_slot in stage_slots}
+        return tuple(sorted(ranks))
 
     def _of_layer(self, layer: int, logical: str) -> Iterable[int]:
         last = len(self.stages) - 1
@@ -49,17 +49,17 @@ class Holders:
             on = {stage_of(self.stages, layer)}
         return (r for stage in on for r in self.layout.stage_ranks(stage))
 
-    def _places(self, defect: Defect) -> set[int]:
-        """Return the places of a stage that hold one of the experts."""
+    def _stage_slots(self, defect: Defect) -> set[int]:
+        """Return the stage slots that hold one of the experts."""
         first = defect.logical.partition("+")[0]
         tensors = (t for kind in self.schema.kinds.values() for t in kind)
         slots = self.layout.expert_slots(next(t.experts for t in tensors if t.name == first))
         wanted = set(defect.experts)
-        held = (self.layout.held_slots(len(slots), place) for place in range(self.layout.stage_size))
-        return {place for place, (first, end) in enumerate(held) if wanted.intersection(slots[first:end])}
+        held = (self.layout.held_slots(len(slots), s) for s in range(self.layout.stage_size))
+        return {s for s, (first, end) in enumerate(held) if wanted.intersection(slots[first:end])}
 
     def waived(self, defect: Defect) -> bool:
-        """Whether it touches only MTP layers that nobody asked for, which no rank holds."""
+        """Whether it touches only MTP layers that are not enabled, which no rank holds."""
         return not self.layout.num_draft_layers and min(defect.layers) >= len(self.schema.layers)
 
 
@@ -74,13 +74,13 @@ def gather(about_files: Iterable[Finding], defects: Iterable[Defect], holders: H
         ranks = () if d.finding.severity == "warning" and holders.waived(d) else holders.ranks(d)
         f = replace(d.finding, ranks=ranks)
         alike[f.code, f.severity][d.logical, without_names(f.message)].append(f)
-    found = [_with_losses(f, caused[f], holders) if f in caused else f for f in about_files]
+    findings = [_with_missing(f, caused[f], holders) if f in caused else f for f in about_files]
     for groups in alike.values():
-        found += _told(list(groups.values()))
-    return tuple(found)
+        findings += _grouped(list(groups.values()))
+    return tuple(findings)
 
 
-def _told(kinds: Sequence[Sequence[Finding]]) -> list[Finding]:
+def _grouped(kinds: Sequence[Sequence[Finding]]) -> list[Finding]:
     """Return the findings of one code, by what is alike: one by one, one a kind, or one in all if there are too many."""
     every = [f for kind in kinds for f in kind]
     if len(kinds) > MANY:
@@ -93,8 +93,8 @@ def without_names(message: str) -> str:
     return " ".join(word for word in message.split() if not re.search(r"\.\d+\.", word))
 
 
-def _with_losses(finding: Finding, lost: Sequence[Defect], holders: Holders) -> Finding:
-    """Say in a finding about a file what is lost with it, and for which ranks; what is needed is an error."""
+def _with_missing(finding: Finding, lost: Sequence[Defect], holders: Holders) -> Finding:
+    """Add to a finding about a file which tensors are missing with it, and for which ranks; needed tensors make it an error."""
     needed = [d for d in lost if d.finding.severity == "error"] or lost
     ranks = sorted({r for d in needed if not holders.waived(d) for r in holders.ranks(d)})
     severity = "error" if needed[0].finding.severity == "error" else finding.severity

@@ -38,7 +38,7 @@ class _Dim:
 
 
 def check_divisible(binding: Binding, schema: Schema, layout: ParallelLayout) -> None:
-    """Refuse a layout over which some dim does not divide, or the experts cannot be dealt out.
+    """Refuse a layout over which some dim does not divide, or the experts cannot be distributed.
 
     Raises:
         LayoutError: names the dim, and which tensor-parallel sizes all dims and the experts divide over: sliced or whole.
@@ -65,18 +65,18 @@ def check_divisible(binding: Binding, schema: Schema, layout: ParallelLayout) ->
 
 
 def _sizes(binding: Binding, counts: set[int], layout: ParallelLayout) -> str:
-    """Return which tensor-parallel sizes would do, with experts as asked for and the other way."""
+    """Return the valid tensor-parallel sizes, with expert parallelism as requested and the other way."""
     asked = _legal(binding, counts, layout)
     data = " with this data-parallel size" if layout.data_parallel_size > 1 else ""
-    said = f"tensor-parallel sizes that divide this model{data}: {_listed(asked)}"
+    hint = f"valid tensor-parallel sizes for this model{data}: {_listed(asked)}"
     if not counts:
-        return said
+        return hint
     spread = not layout.enable_expert_parallel
     other = replace(layout, enable_expert_parallel=spread, expert_placement="linear", num_redundant_experts=0)
     others = _legal(binding, counts, other)
     if others == asked:
-        return f"{said}, with --enable-expert-parallel or without"
-    return f"{said}; {'with' if spread else 'without'} --enable-expert-parallel: {_listed(others)}"
+        return f"{hint}, with --enable-expert-parallel or without"
+    return f"{hint}; {'with' if spread else 'without'} --enable-expert-parallel: {_listed(others)}"
 
 
 def _legal(binding: Binding, counts: set[int], layout: ParallelLayout) -> list[int]:

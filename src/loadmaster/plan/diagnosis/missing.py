@@ -1,7 +1,7 @@
-"""Missing tensors: explained by a file, found under another name, or gathered into the modules, experts and layers gone.
+"""Missing tensors: explained by a file, found under another name, or grouped into missing modules, experts and layers.
 
-The order matters: a tensor that lies in a missing shard is lost with it; one that is stored under another name was
-renamed; of what is left, a module that is missing whole is one defect.
+The order matters: a tensor that is stored in a missing shard is reported with that shard; one stored under another name was
+renamed; of the rest, a module without any tensor is one defect.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from loadmaster.plan.diagnosis.names import Names, Rename, ancestors, whole_modu
 
 UNTIED = "is the head the embedding? tie_word_embeddings in config.json says that it is not"
 SINGLY = 4
-"""As many tensors renamed in one way are told one by one."""
+"""Up to this many tensors renamed in one way are reported one by one."""
 HINTS = 16
-"""Missing tensors that are given the nearest name as a hint; others are alike."""
+"""Up to this many missing tensors get the nearest name as a hint; the others are alike."""
 
 
 def explain(
@@ -32,7 +32,7 @@ def explain(
     suffixes: Sequence[str],
     num_layers: int,
 ) -> tuple[list[Defect], list[int]]:
-    """Return the defects that missing tensors amount to, and the ids of those that belong to layers nobody asked for.
+    """Return the defects that missing tensors amount to, and the ids of those that belong to layers that are not enabled.
 
     ``stored`` are the items of each layer, ``suffixes`` those of all components; layers from ``num_layers`` on are MTP's.
     """
@@ -43,40 +43,40 @@ def explain(
     for m in missing:
         if (cause := causes.explain(m.name)) is not None:
             defects.append(m.defect(cause=cause))
-        elif (taken := names.take(m.name, m.shape)) is not None:
-            renamed[taken[1]].append((m, taken[0]))
+        elif (match := names.take(m.name, m.shape)) is not None:
+            renamed[match[1]].append((m, match[0]))
         else:
             unexplained.append(m)
     for how, pairs in renamed.items():
-        told = [(m, names.table.names[number]) for m, number in pairs]
-        defects += _renamed(how, told)
-        along = names.follow(how, [new for _, new in told], suffixes, all_alike=len(pairs) > SINGLY)
+        pairs_by_name = [(m, names.table.names[number]) for m, number in pairs]
+        defects += _renamed(how, pairs_by_name)
+        along = names.follow(how, [new for _, new in pairs_by_name], suffixes, all_alike=len(pairs) > SINGLY)
         needed = any(m.finding.severity == "error" for m, _ in pairs)
         unasked += [number for m, number in pairs if m.finding.severity != "error"] + ([] if needed else along)
     if (cause := causes.suspect) is not None:
         return [*defects, *(m.defect(cause=cause) for m in unexplained)], unasked
     hinted: dict[tuple[str, str], int] = defaultdict(int)
-    for found in _gathered(unexplained, stored, num_layers):
-        if isinstance(found, Defect):
-            defects.append(found)
+    for missed in _gathered(unexplained, stored, num_layers):
+        if isinstance(missed, Defect):
+            defects.append(missed)
             continue
-        key = found.item.key, found.finding.code
+        key = missed.item.key, missed.finding.code
         hinted[key] += 1
-        near = names.nearest(found.name) if hinted[key] <= 2 and len(hinted) <= HINTS else None
+        near = names.nearest(missed.name) if hinted[key] <= 2 and len(hinted) <= HINTS else None
         hint = f"nearest: {near}" if near else None
-        defects.append(found.defect(hint=UNTIED if (found.layer, found.item.key) == (TOP, "head") else hint))
+        defects.append(missed.defect(hint=UNTIED if (missed.layer, missed.item.key) == (TOP, "head") else hint))
     return defects, unasked
 
 
 def _renamed(how: Rename, pairs: Sequence[tuple[MissingTensor, str]]) -> Iterator[Defect]:
-    """One renaming is one defect, however many tensors it touches; up to four are told one by one."""
+    """One renaming is one defect, however many tensors it touches; up to four are reported one by one."""
     if len(pairs) <= SINGLY:
         yield from (m.defect(hint=f"nearest: {stray}") for m, stray in pairs)
         return
     first, stray = next((p for p in pairs if p[0].finding.severity == "error"), pairs[0])
     layers = tuple(dict.fromkeys(m.layer for m, _ in pairs))
     old, new = ".".join(how.old), ".".join(how.new)
-    message = f"{first.finding.message} (and {len(pairs) - 1:,} more that are renamed alike)"
+    message = f"{first.finding.message} (and {len(pairs) - 1:,} more renamed in the same way)"
     put = f"{new!r} in place of {old!r}" if old and new else f"{new!r} added" if new else f"{old!r} left out"
     hint = f"nearest: {stray}; all have {put}"
     yield Defect(replace(first.finding, message=message, hint=hint), layers, first.item.key)
@@ -149,13 +149,12 @@ def _layers(gone: Sequence[tuple[int, list[MissingTensor]]], num_layers: int) ->
         numbers = [layer for layer, _ in some]
         what = "MTP layer" if draft else "layer"
         count = sum(len(lost) for _, lost in some)
-        message = (
-            f"nothing of {what}{'s' if len(some) > 1 else ''} {ranges(numbers)} is in any shard: {count:,} weights"
-        )
+        plural = "s" if len(some) > 1 else ""
+        message = f"no shard holds any tensor of {what}{plural} {ranges(numbers)}: {count:,} weights are missing"
         hint = (
-            "many conversions leave the MTP layer out: leave out --speculative-config"
+            "many conversions omit the MTP layer: remove --speculative-config"
             if draft and severity == "error"
-            else "many conversions leave the MTP layer out; it is needed for --speculative-config alone"
+            else "many conversions omit the MTP layer; only --speculative-config needs it"
             if draft
             else "does config.json (num_hidden_layers) belong to this checkpoint?"
         )
@@ -177,7 +176,7 @@ def _experts(gone: Mapping[tuple[int, str, Severity], list[MissingTensor]]) -> I
         message = (
             f"{which} (of {total}) {of} {'is' if len(ids) == 1 else 'are'} in no shard"
             if len(ids) < total
-            else f"none of the {total} experts {of} is in any shard"
+            else f"no shard holds any of the {total} experts {of}"
         )
         hint = "the config's number of experts must be the number stored, with ids from 0"
         tensor = f"{_prefix(first)}.{family}.{ids[0]}.*"
@@ -189,9 +188,9 @@ def _experts(gone: Mapping[tuple[int, str, Severity], list[MissingTensor]]) -> I
 def _module(module: str, groups: Sequence[Sequence[MissingTensor]]) -> Defect:
     first = groups[0][0]
     layers = tuple(lost[0].layer for lost in groups)
-    more = f", and nothing of the same in layers {ranges(layers[1:])}" if len(layers) > 1 else ""
+    more = f", and the same in layers {ranges(layers[1:])}" if len(layers) > 1 else ""
     leaves = ", ".join(m.path.removeprefix(module + ".").removesuffix(".weight") for m in groups[0][:6])
-    message = f"nothing of it is in any shard: {len(groups[0])} weights ({leaves}){more}"
+    message = f"no shard holds any tensor of it: {len(groups[0])} weights are missing ({leaves}){more}"
     hint = "does config.json belong to this checkpoint?"
     finding = replace(first.finding, message=message, tensor=f"{_prefix(first)}.{module}.*", hint=hint)
     return Defect(finding, layers, first.item.key)

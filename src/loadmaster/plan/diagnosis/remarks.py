@@ -1,4 +1,4 @@
-"""Remarks: sound tensors that are worth a word, because they contradict the config or are unlike their neighbours."""
+"""Remarks: sound tensors that contradict the config or differ from the same tensor in other layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loadmaster.plan.binding import Defect, SoundItem
 from loadmaster.plan.claims import Claims
 
 SINGLY = 4
-"""As many modules of one layer are remarked on one by one; more are one remark on the layer."""
+"""Up to this many modules of one layer get a remark each; more get one remark for the layer."""
 
 
 Remark = tuple[str, Severity, str]
@@ -19,17 +19,17 @@ Remark = tuple[str, Severity, str]
 
 
 def remarks(sounds: Sequence[SoundItem], claims: Claims) -> Iterator[Defect]:
-    """Report contradictions with the config, and formats unlike the others'."""
+    """Report contradictions with the config, and formats that differ from the others."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for sound in sounds:
         counts[sound.item.key][sound.form.dtype] += len(sound.layers)
-    made: dict[tuple[int, Remark], list[SoundItem]] = defaultdict(list)
+    affected: dict[tuple[int, Remark], list[SoundItem]] = defaultdict(list)
     for sound in sounds:
         expected = _expected(sound.item.first, counts[sound.item.key], claims.model_dtype)
         for layer in sound.layers:
             if (remark := _remark(sound, layer, expected, claims)) is not None:
-                made[layer, remark].append(sound)
-    for (layer, remark), on in made.items():
+                affected[layer, remark].append(sound)
+    for (layer, remark), on in affected.items():
         yield from _on_layer(layer, remark, on) if len(on) > SINGLY else _singly(layer, remark, on)
 
 
@@ -67,9 +67,9 @@ def _remark(sound: SoundItem, layer: int, expected: str, claims: Claims) -> Rema
     form, first = sound.form, sound.item.first
     claimed = first.quantised and bool(claims.formats) and (form.quantised or not first.rarely)
     if claimed and form.quantised == claims.ignores(sound.item.stored_name("weight", layer, sound.members[0])):
-        says = "left unquantised" if form.quantised else "quantised"
-        message = f"quantization_config says that it is to be {says}, stored as {form.dtype}: the headers are followed"
+        says = "unquantised" if form.quantised else "quantised"
+        message = f"config says {says}, file says {form.dtype}; using the file"
         return "format-contradiction", "warning", message
     if not form.quantised and form.dtype != expected:
-        return "dtype-noted", "note", f"stored as {form.dtype}, expected {expected}; loaded from that"
+        return "dtype-noted", "note", f"stored as {form.dtype}, expected {expected}; using the file"
     return None

@@ -1,4 +1,4 @@
-"""Numbers of config.json that no tensor's shape depends on, held against what the model has and what was ever published."""
+"""Numbers of config.json that no tensor's shape depends on, compared with the model and with published models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHOSEN: Final = ("num_experts_per_tok", "experts_per_token", "num_experts_per_t
 
 
 def odd_sizes(config: Config, schema: Schema) -> Iterator[Finding]:
-    """Yield what cannot be (more experts chosen than there are) and what is hardly meant (a context of a billion)."""
+    """Yield impossible values (more experts chosen than there are) and unlikely ones (a context of a billion)."""
     experts = max((t.experts for kind in schema.kinds.values() for t in kind), default=0)
     for key in _CHOSEN:
         chosen = config.values.get(key)
@@ -29,7 +29,7 @@ def odd_sizes(config: Config, schema: Schema) -> Iterator[Finding]:
         yield Finding("config-invalid", "error", message, file="config.json", hint=_HINT)
     positions = config.values.get("max_position_embeddings")
     if _is_count(positions) and positions > LONGEST:
-        message = f"max_position_embeddings is {_short(positions)}, and no published model has more than ten million"
+        message = f"max_position_embeddings is {_short(positions)}; no published model has more than ten million"
         yield Finding("config-implausible", "warning", message, file="config.json", hint=_HINT)
 
 

@@ -1,4 +1,4 @@
-"""Strays: stored tensors that no parameter needs and no waiver names, gathered into the modules that are stray whole."""
+"""Strays: stored tensors that no parameter needs and no waiver names, grouped into modules of which every tensor is stray."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from loadmaster.plan.classes import TOP
 from loadmaster.plan.diagnosis.names import Names, layer_of
 
 SINGLY = 10_000
-"""As many groups of strays are findings of their own; of more, one finding counts them."""
+"""Up to this many groups of strays are one finding each; one finding counts more."""
 
 
 def unexpected(names: Names, checkpoint: Checkpoint, num_layers: int) -> Iterator[Defect]:
-    """Report what is left of the strays, once what was renamed is taken out."""
+    """Report what is left of the strays, without the renamed tensors."""
     strays, table = names.strays, checkpoint.table
     groups = list(_groups(sorted(strays), sorted(table.names))) if len(strays) > 1 else [(None, [*strays])]
     firsts = sorted(
         (min(map(strays.__getitem__, inside)), number) for number, (_, inside) in enumerate(groups) if inside
     )
-    told = firsts if len(firsts) <= SINGLY else firsts[:1]
-    for first, number in told:
+    reported = firsts if len(firsts) <= SINGLY else firsts[:1]
+    for first, number in reported:
         module, inside = groups[number]
         if module is None:
             tensor, signature = table.names[first], table.signatures[table.signature[first]]
             what = f"{signature.dtype} {list(signature.shape)} belongs to no parameter of this architecture"
         else:
             tensor, what = f"{module}.*", f"{len(inside):,} tensors that belong to no parameter of this architecture"
-        if len(told) == len(firsts):
+        if len(reported) == len(firsts):
             yield _defect(tensor, what, checkpoint, first, num_layers)
         else:
-            found = set(map(layer_of, strays))
-            layers = tuple(sorted({TOP if n is None else min(n, num_layers) for n in found}))
-            what += f" (and {len(strays) - len(inside):,} tensors more like it)"
+            stray_layers = set(map(layer_of, strays))
+            layers = tuple(sorted({TOP if n is None else min(n, num_layers) for n in stray_layers}))
+            what += f" (and {len(strays) - len(inside):,} more tensors like it)"
             yield _defect(tensor, what, checkpoint, first, num_layers, layers)
 
 
@@ -78,7 +78,7 @@ def _defect(
     hint = "is config.json the one this checkpoint was published with?"
     if layer is not None and layer >= num_layers:
         hint = f"config.json describes {num_layers} layers; an MTP layer needs num_nextn_predict_layers. {hint.capitalize()}"
-    hint += f" What is known to be surplus can be waived: --waive '{tensor}=REASON'"
+    hint += f" To ignore tensors that are not needed: --waive '{tensor}=REASON'"
     file = checkpoint.files[checkpoint.table.file[number]].name
     finding = Finding("tensor-unexpected", "error", message, tensor, file=file, hint=hint)
     alike = ".".join("#" if part.isdecimal() else part for part in tensor.split("."))
