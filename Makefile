@@ -39,10 +39,10 @@ demo: $(VENV)/.demo  ## SmolLM2 over two stages answers a question; then a tiny 
 	$(BIN)/python -m demo.run
 
 test: $(VENV)/.test  ## the CPU tier, docstrings and documents included: under 10 minutes on 2 cores
-	$(PYTEST) -n $(JOBS) -m "not slow and not gpu"
+	$(PYTEST) -n $(JOBS) --dist worksteal -m "not slow and not gpu"
 
 test-all: $(VENV)/.test  ## every test; those marked gpu skip themselves where there is no GPU
-	$(PYTEST) -n $(JOBS)
+	$(PYTEST) -n $(JOBS) --dist worksteal
 
 test-gpu: $(VENV)/.test  ## the tests marked gpu, one at a time
 	@$(PYTEST) -m gpu || { status=$$?; [ $$status -eq 5 ] && echo "no test is marked gpu" || exit $$status; }

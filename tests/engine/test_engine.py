@@ -219,7 +219,7 @@ def test_a_stopped_worker_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that runs and makes no progress is not noticed: that needs a heartbeat, which the engine does not have yet."""
     monkeypatch.setattr(supervisor, "LOOK_EVERY_S", 0.1)
     monkeypatch.setattr(supervisor, "STOPPED_FOR_S", 0.5)
-    with nothing_left(), start(ToyPlan(2)) as engine, ThreadPoolExecutor(1) as thread:
+    with nothing_left(), start(ToyPlan(1)) as engine, ThreadPoolExecutor(1) as thread:
         engine.wait_ready()
         worker = psutil.Process().children()[-1]
         worker.suspend()

@@ -91,7 +91,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers_at_any_number_of_sta
     model = transformers_model(path, tmp_path)
     with torch.inference_mode():
         expected = model(torch.tensor([PROMPT]), use_cache=False).logits[0]
-    tokens = greedy(model, PROMPT, 32)
+    tokens = greedy(model, PROMPT, 16)
     one = None
     for partition in partitions(family):
         made = stages(path, partition)
@@ -99,7 +99,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers_at_any_number_of_sta
         assert (logits - expected).abs().max() < 1e-4
         one = logits if one is None else one
         assert torch.equal(logits, one), partition  # the same bits, wherever the cuts are
-        assert Pipeline(made).greedy(32) == tokens, partition
+        assert Pipeline(made).greedy(16) == tokens, partition
 
 
 @pytest.mark.parametrize("family", ["glm-5.2-fp8", "deepseek-v3", "qwen3"])

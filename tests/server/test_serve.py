@@ -35,7 +35,7 @@ options = json.loads(sys.argv[2])
 vars(sys.modules["loadmaster.server.serve"]).update(options["seconds"])
 if num_files := options["num_files"]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (num_files, num_files))
-plan = ToyPlan(2, faults={int(k): v for k, v in json.loads(sys.argv[1]).items()})
+plan = ToyPlan(options["num_stages"], faults={int(k): v for k, v in json.loads(sys.argv[1]).items()})
 bound = listen("127.0.0.1", 0)
 print(bound.getsockname()[1], flush=True)
 try:
@@ -51,10 +51,10 @@ except KeyboardInterrupt:
 
 @contextmanager
 def server(
-    faults: dict[int, str], *, num_files: int | None = None, **seconds: float
+    faults: dict[int, str], *, num_stages: int = 1, num_files: int | None = None, **seconds: float
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Start one, with ``num_files`` descriptors at most; ``seconds`` are constants of `loadmaster.server.serve`."""
-    options = {"seconds": {"FAILED_FOR_S": 0.1, **seconds}, "num_files": num_files}
+    options = {"seconds": {"FAILED_FOR_S": 0.1, **seconds}, "num_stages": num_stages, "num_files": num_files}
     command = [sys.executable, "-c", SCRIPT, json.dumps(faults), json.dumps(options)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -108,7 +108,7 @@ def ended(process: subprocess.Popen[str], workers: list[psutil.Process]) -> tupl
 
 
 def test_a_server_loads_answers_and_stops_when_told_to() -> None:
-    with server({}) as (process, url):
+    with server({}, num_stages=2) as (process, url):
         said = until_status(url, 200)
         assert {s["status"] for s in said} <= {"loading"}
         assert all(s["total_bytes"] == 2000 for s in said)
@@ -131,16 +131,17 @@ def test_ctrl_c_while_loading_ends_everything() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"), [("load_raises", "OSError: the disk is on fire"), ("load_killed", "SIGKILL")]
+    ("fault", "num_stages", "message"),
+    [("load_raises", 2, "OSError: the disk is on fire"), ("load_killed", 1, "SIGKILL")],
 )
-def test_a_server_that_cannot_load_says_so_once_and_ends(fault: str, message: str) -> None:
-    with server({1: fault}) as (process, _):
+def test_a_server_that_cannot_load_says_so_once_and_ends(fault: str, num_stages: int, message: str) -> None:
+    with server({num_stages - 1: fault}, num_stages=num_stages) as (process, _):
         code, errors = ended(process, psutil.Process(process.pid).children())
         assert (code, errors.count(message), errors.count("Traceback")) == (3, 1, 0), errors
 
 
 def test_a_server_whose_worker_is_lost_says_so_once_and_ends() -> None:
-    with server({}) as (process, url):
+    with server({}, num_stages=2) as (process, url):
         until_status(url, 200)
         workers = psutil.Process(process.pid).children()
         os.kill(workers[1].pid, signal.SIGKILL)
@@ -150,10 +151,10 @@ def test_a_server_whose_worker_is_lost_says_so_once_and_ends() -> None:
 
 @pytest.mark.parametrize("fault", ["load_raises", "killed"])
 def test_a_server_whose_engine_failed_says_so_to_whoever_asks(fault: str) -> None:
-    with server({1: fault} if fault == "load_raises" else {}, FAILED_FOR_S=LIMIT_S) as (process, url):
+    with server({0: fault} if fault == "load_raises" else {}, FAILED_FOR_S=LIMIT_S) as (process, url):
         if fault == "killed":
             until_status(url, 200)
-            os.kill(psutil.Process(process.pid).children()[1].pid, signal.SIGKILL)
+            os.kill(psutil.Process(process.pid).children()[0].pid, signal.SIGKILL)
         until_status(url, 500)
         said = "the disk is on fire" if fault == "load_raises" else "was killed by SIGKILL"
         assert said in health(url).json()["error"]["message"]
@@ -164,7 +165,7 @@ def test_a_server_whose_engine_failed_says_so_to_whoever_asks(fault: str) -> Non
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_stream_that_a_signal_ends_says_so_and_nothing_else_is_said(signals: int) -> None:
     """With two signals the grace is longer than the test waits: the second ends it."""
-    with server({1: "step_hangs"}, GRACE_S=1 if signals == 1 else 10 * LIMIT_S) as (process, url):
+    with server({0: "step_hangs"}, GRACE_S=1 if signals == 1 else 10 * LIMIT_S) as (process, url):
         until_status(url, 200)
         workers = psutil.Process(process.pid).children()
         body = {"prompt": [3], "max_tokens": 10**6, "ignore_eos": True, "temperature": 0}

@@ -18,11 +18,20 @@ from loadmaster.testing import FamilyFaults, check_family, check_loading, check_
 from loadmaster.testing.plans import name_of
 from tests.testing.sample import CONFIG, FAMILY
 
+EVERY_AXIS = [
+    ParallelLayout(),
+    ParallelLayout(2, 2),
+    ParallelLayout(1, 4, enable_expert_parallel=True, expert_placement="round_robin"),
+    ParallelLayout(2, 2, enable_expert_parallel=True, data_parallel_size=2),
+    ParallelLayout(1, 2, enable_expert_parallel=True, num_redundant_experts=2),
+]
+"""Formats are checked on these: without one, on the dozen of `layouts_of`."""
+
 
 @pytest.mark.parametrize("format_", [None, "fp8", "fp8-channel", "fp8-static", "w4a16", "nvfp4", "gptq-act-order"])
 def test_a_right_family_passes_in_every_spelling_and_format(format_: str | None, tmp_path: Path) -> None:
     quantised: dict[str, Any] = {"quantization_config": QUANTISED[format_](16)} if format_ else {}
-    done = check_family(FAMILY, CONFIG | quantised, tmp_path)
+    done = check_family(FAMILY, CONFIG | quantised, tmp_path, layouts=EVERY_AXIS if format_ else None)
     assert done == ("check_tables", "check_plans", "check_loading")  # transformers has no such class
 
 
@@ -55,7 +64,7 @@ def test_a_parameter_with_other_bytes_is_named(tmp_path: Path, monkeypatch: pyte
         return loaded
 
     monkeypatch.setattr(loadmaster.loader, "load_rank", damaged)
-    with pytest.raises(FamilyFaults, match=r"one rank: layers.0.gain on rank 0 differs .* from byte 3 of 128"):
+    with pytest.raises(FamilyFaults, match=r"one rank: layers.0.gain on rank 0 differs .* byte 3 of 128"):
         check_loading(FAMILY, CONFIG, tmp_path, layouts=[ParallelLayout()])
 
 
