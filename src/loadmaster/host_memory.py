@@ -34,14 +34,14 @@ _WORDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """``free_bytes`` more can be had; ``limit`` says by what, as the end of "free …"."""
+    """``free_bytes`` are available; ``limit`` names what limits them, as the end of "free …"."""
 
     free_bytes: int
     limit: str
 
 
 def rooms(root: Path = Path("/")) -> Iterator[Room]:
-    """Yield what every limit leaves; nothing where the system tells of none. ``root`` has ``proc`` and ``sys``."""
+    """Yield what every limit leaves; nothing where the system reports no limit. ``root`` has ``proc`` and ``sys``."""
     available = _fields(root / "proc/meminfo").get("MemAvailable")
     if available is not None:
         yield Room(available * 1024, "on this host (MemAvailable in /proc/meminfo)")
@@ -77,7 +77,7 @@ def no_memory_is_a_load_error() -> Iterator[None]:
             raise
         raise LoadError(
             f"host memory ran out while loading: {str(error).partition(chr(10))[0] or type(error).__name__}",
-            hint="free memory, raise the limit, or divide the model over more ranks; nothing of it was handed out",
+            hint="free memory, raise the limit, or divide the model over more ranks; nothing was loaded",
         ) from error
 
 

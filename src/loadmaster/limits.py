@@ -71,7 +71,7 @@ NAME_CHARACTERS: Final = Limit(
 )
 DIMS: Final = Limit(16, "dims of a tensor", "5 (convolutions over video)", "shapes of millions of numbers")
 SIGNATURES: Final = Limit(
-    20_000, "different dtypes and shapes", "about 100", "a shape of its own for each of half a million tensors"
+    20_000, "different dtypes and shapes", "about 100", "another shape for each of half a million tensors"
 )
 INDEX_BYTES: Final = Limit(
     64_000_000, "bytes of the index", "about 32,000,000 (Kimi-K2 in NVFP4)", "an index that fills the memory"

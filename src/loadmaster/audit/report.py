@@ -50,7 +50,7 @@ SCOPE: Final = (
     "`process_weights_after_loading` is run too, if a CPU can do that to the sound one. No forward pass is run. While the "
     "model is built, memory gets a pattern, so that what nobody wrote is known by its bytes. What a parameter must hold is "
     "cut and put together from whole stored tensors with numpy, by this package's tables of the family; the few that are "
-    "computed (a dequantised part of a fused one) are those of its own loader. A defect is judged only if the same "
+    "computed (a dequantised part of a fused one) are those of its loader. A defect is judged only if the same "
     "checkpoint without it is loaded right on the same rank."
 )
 

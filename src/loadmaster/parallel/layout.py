@@ -35,8 +35,8 @@ class ParallelLayout:
 
     ``rank = (dp_rank * pp_size + pp_rank) * tp_size + tp_rank``. Attention and dense layers are replicated over the
     data-parallel ranks; routed experts are divided over tensor × data ranks of a stage: each expert sliced, or with
-    ``enable_expert_parallel`` whole experts dealt out (expert parallel size = tensor × data parallel size, never an axis
-    of its own). ``expert_placement`` deals them in runs (``linear``) or in turns (``round_robin``), with
+    ``enable_expert_parallel`` whole experts dealt out (expert parallel size = tensor × data parallel size, never a
+    separate axis). ``expert_placement`` deals them in runs (``linear``) or in turns (``round_robin``), with
     ``num_redundant_experts`` copies, of the first experts, after the last. ``layer_partition`` gives the number of layers
     of each stage; without it they are divided evenly. ``num_draft_layers`` MTP layers are loaded on the last stage.
 

@@ -33,7 +33,7 @@ NOT_ENABLED = "mtp not enabled"
 class Defect:
     """A finding, and the layers (`TOP` for the model itself), item (by its key) and experts that it touches.
 
-    ``experts`` empty: it touches whoever holds the layer. ``cause`` is the finding about files that explains it; it is
+    ``experts`` empty: it touches every rank that holds the layer. ``cause`` is the finding about files that explains it; it is
     reported there.
     """
 

@@ -1,6 +1,6 @@
 """Patterns of module names in a config, matched in time that grows with the name alone, whatever the pattern.
 
-Configs come from strangers, and Python's ``re`` takes for ever on some of theirs (``(.*)*x``). Globs are matched by
+Configs are not trusted, and Python's ``re`` does not end on some patterns (``(.*)*x``). Globs are matched by
 searching for their pieces in turn. Regular expressions (compressed-tensors' ``re:…``) are matched by RE2, which has neither
 look-around nor back-references; a config that needs them is refused.
 """

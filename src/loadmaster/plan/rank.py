@@ -26,7 +26,7 @@ from loadmaster.plan.strided import StridedRun, strided_run
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Parameters that a rank holds under names of its own: in those of ``composed``, ``old`` becomes ``new``, and
+    """Parameters that a rank holds under its own names: in the names of ``composed``, ``old`` becomes ``new``, and
     ``{draft}`` becomes ``draft``.
 
     Where ``alias`` is given they are the memory of parameters of the same rank, those whose ``old`` became ``alias``.
@@ -277,7 +277,7 @@ class _RankBuilder:
             self.holders[original] = self._add_own(made, name, original)
 
     def _add_own(self, made: tuple[PlannedParam, ...], name: str, original: str) -> Held:
-        """Add a parameter of the model itself, all its components, under a name of its own."""
+        """Add a parameter of the model itself, all its components, under another name."""
         self.top.append((made, self.num_params))
         held = Held(made, _stem(original), _stem(name))
         self._hold(held)

@@ -8,6 +8,7 @@ pipe and the sockets that it inherits, and listens on none.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pickle
@@ -55,7 +56,8 @@ def main(fd: int) -> None:
         with torch.inference_mode():
             _serve(stage, group, pipe)
     except BaseException as error:
-        pipe.send(failure(error, job, phase))
+        with contextlib.suppress(OSError):  # the engine has ended, and the pipe with it
+            pipe.send(failure(error, job, phase))
         sys.stderr.flush()
         os._exit(1)
 
