@@ -1,6 +1,6 @@
-"""Checks of what callers of the library pass: a wrong argument is a typed error that names it, at the door.
+"""Checks of what callers of the library pass: a wrong argument raises a typed error that names it.
 
-For the public functions alone. What they call trusts its arguments.
+Only public functions use them. The functions that they call trust their arguments.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ SHOWN = 60
 
 
 MAX_BITS = 64
-"""Bits of an integer, at most: Python refuses to print the largest."""
+"""The most bits of an integer: Python refuses to print very large ones."""
 
 
 def is_huge(value: object) -> bool:
-    """Return whether a value is an integer that nothing here counts to."""
+    """Return whether a value is an integer of more than `MAX_BITS` bits."""
     return isinstance(value, int) and value.bit_length() > MAX_BITS
 
 
@@ -51,7 +51,7 @@ def expect(name: str, value: object, kinds: type[T] | tuple[type[T], ...], expec
 
 
 def expect_integer(name: str, value: object) -> int:
-    """Return ``value`` if it is an integer of at most 64 bits; True and False are none here.
+    """Return ``value`` if it is an integer of at most 64 bits; True and False are refused.
 
     Raises:
         ArgumentError: it is something else.
@@ -64,13 +64,13 @@ def expect_integer(name: str, value: object) -> int:
 
 
 def expect_int(name: str, value: object, least: int, most: int | None = None) -> int:
-    """Return ``value`` if it is an integer from ``least`` to ``most`` (None: without an end).
+    """Return ``value`` if it is an integer from ``least`` to ``most`` (None: no upper limit).
 
     >>> expect_int("rank", 3, 0, 7)
     3
 
     Raises:
-        ArgumentError: it is no integer, or lies outside.
+        ArgumentError: it is not an integer, or is out of range.
     """
     number = expect_integer(name, value)
     if number < least or (most is not None and number > most):

@@ -1,7 +1,7 @@
-"""The number formats that a checkpoint may hold: widths, and which of them contain which.
+"""The number formats that a checkpoint may hold: their widths, and which formats contain which.
 
-This is a table and nothing else: it knows no library's dtype objects. What torch or numpy call a format is said where
-torch and numpy are used. Names and widths are those of the safetensors format
+This table uses no library's dtype objects. The modules that use torch or numpy map these names to theirs.
+Names and widths are those of the safetensors format
 (https://github.com/huggingface/safetensors, ``safetensors/src/tensor.rs``, enum ``Dtype``).
 """
 

@@ -1,13 +1,13 @@
-"""The errors that users meet, in one tree.
+"""All errors that users see, in one tree.
 
     LoadmasterError
     ├── InputError                exit 1: something is wrong with checkpoint, config or layout
     │   ├── CheckpointError       files, headers, index
     │   ├── ConfigError           config.json
-    │   ├── FamilyError           a family of models that another package brings
-    │   ├── LayoutError           a parallel layout that cannot be
+    │   ├── FamilyError           a model family from another package
+    │   ├── LayoutError           an impossible parallel layout
     │   ├── PlanError             a plan that is not proven; carries its findings
-    │   └── UnsupportedError      sound, but not supported yet; says what is
+    │   └── UnsupportedError      valid, but not supported yet; says what is
     ├── UsageError                exit 2: the command line alone
     ├── LoadError                 exit 3: reading or placing failed; names file, tensor and rank
     ├── RunError                  exit 3: a stage failed while running
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class LoadmasterError(Exception):
-    """Base of all errors a user can cause or mend. ``hint`` says what to do next."""
+    """Base of all errors that a user can cause or fix. ``hint`` says what to do next."""
 
     exit_code = 1
 
@@ -40,7 +40,7 @@ class LoadmasterError(Exception):
 
 
 def clip(text: str, most: int = 200) -> str:
-    """Return at most ``most`` characters of what a stranger wrote, for an error message.
+    """Return at most ``most`` characters of untrusted text, for an error message.
 
     >>> clip("abc", 3), clip("abcdef", 3)
     ('abc', 'abc… (6 characters)')
@@ -49,10 +49,9 @@ def clip(text: str, most: int = 200) -> str:
 
 
 class InputError(LoadmasterError):
-    """Checkpoint, config or layout are at fault.
+    """The checkpoint, config or layout is wrong.
 
-    ``code`` is that of the finding which the error amounts to. ``findings`` are given where there is more than that to
-    say; they are what is reported then.
+    ``code`` is the code of the finding that reports this error. Where ``findings`` are given, they are reported instead.
     """
 
     code = "checkpoint-missing"
@@ -66,7 +65,7 @@ class InputError(LoadmasterError):
 
 
 class CheckpointError(InputError):
-    """Files, headers or the index are not a sound checkpoint."""
+    """Files, headers or the index are not a valid checkpoint."""
 
 
 class ConfigError(InputError):
@@ -76,7 +75,7 @@ class ConfigError(InputError):
 
 
 class FamilyError(InputError):
-    """A family that another package brings cannot be used; the message names the distribution and the entry point."""
+    """A model family from another package cannot be used; the message names the distribution and the entry point."""
 
     code = "plugin-broken"
 
@@ -100,7 +99,7 @@ class PlanError(InputError):
 
 
 class UnsupportedError(InputError):
-    """The input is sound, but this version does not do what was asked with it."""
+    """The input is valid, but this version does not support what was asked."""
 
     code = "unsupported"
 

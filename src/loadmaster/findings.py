@@ -1,6 +1,6 @@
 """A finding: one reason why a checkpoint, a configuration and a layout do not fit together.
 
-Findings are data. Every room that checks something returns them; nothing here raises or prints. What each code means
+Findings are data. Every package that checks something returns them; this module raises and prints nothing. What each code means
 and what to do is in `loadmaster.catalogue`.
 """
 
@@ -17,8 +17,8 @@ Severity = Literal["error", "warning", "note"]
 class Finding:
     """One defect, reported once, at its cause.
 
-    ``ranks`` are those whose parameters the defect touches (empty: all, or none in particular). ``tensor`` is a name in
-    the checkpoint (ending in ``.*`` where the defect is that of a whole module), ``param`` a name in the running model,
+    ``ranks`` are those whose parameters have the defect (empty: all, or none in particular). ``tensor`` is a name in
+    the checkpoint (ending in ``.*`` for a whole module), ``param`` a name in the running model,
     ``file`` a file's name. ``message`` says what was expected and what was found, ``hint`` what to do.
     """
 
@@ -47,12 +47,12 @@ class Finding:
 
 
 def errors(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
-    """Return the findings that stand in the way of a proof."""
+    """Return the findings that prevent a proof."""
     return tuple(f for f in findings if f.severity == "error")
 
 
 def joined(alike: Sequence[Finding], most: int = 4, *, count: int | None = None) -> list[Finding]:
-    """Return up to ``most`` alike findings as they are; more become one, that counts them and touches all their ranks.
+    """Return up to ``most`` similar findings unchanged; join more into one, with their count and all their ranks.
 
     ``count`` is how many there are, where only the first ``most`` + 1 of them are given.
     """

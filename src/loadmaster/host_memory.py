@@ -1,7 +1,7 @@
-"""How much more memory this process may take on its host, and what sets the limit: asked before anything is allocated.
+"""How much more host memory this process may use, and what sets the limit: checked before anything is allocated.
 
-Counted are the host's available memory, the control groups that the process is in (version 2 and 1) and its own limits.
-Memory that only caches files is free: the kernel gives it up. Swap is not counted.
+The host's available memory, the process's control groups (version 2 and 1) and its own limits are counted.
+Memory that only caches files counts as free: the kernel releases it. Swap is not counted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WORDS: Final = (
     "can't start new thread",
     "failed to map segment",
 )
-"""By which torch's allocator on the host, a new thread or a library's loading tell that there was no memory."""
+"""Messages of torch's host allocator, a new thread or a library's loading when there was no memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Room:
 
 
 def rooms(root: Path = Path("/")) -> Iterator[Room]:
-    """Yield what every limit leaves; nothing where the system reports no limit. ``root`` has ``proc`` and ``sys``."""
+    """Yield the memory free under each limit; nothing where the system reports no limit. ``root`` has ``proc`` and ``sys``."""
     available = _fields(root / "proc/meminfo").get("MemAvailable")
     if available is not None:
         yield Room(available * 1024, "on this host (MemAvailable in /proc/meminfo)")
@@ -54,10 +54,10 @@ def rooms(root: Path = Path("/")) -> Iterator[Room]:
 
 
 def require_memory(num_bytes: int, what: str, *, hint: str, root: Path = Path("/")) -> None:
-    """Refuse what cannot fit. ``what`` is what takes the bytes, as the beginning of a sentence.
+    """Refuse an allocation that cannot fit. ``what`` is the beginning of a sentence: what needs the bytes.
 
     Raises:
-        LoadError: says what is needed, what is there, and which limit that is.
+        LoadError: says what is needed, what is free, and under which limit.
     """
     least = min(rooms(root), key=lambda room: room.free_bytes, default=None)
     if least is not None and num_bytes > least.free_bytes:
@@ -82,7 +82,7 @@ def no_memory_is_a_load_error() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation on the host failed, of which some tell by their words alone.
+    """Return whether an allocation on the host failed, some of which only the message shows.
 
     >>> is_out_of_memory(OSError(12, "Cannot allocate memory")), is_out_of_memory(RuntimeError("shapes differ"))
     (True, False)
@@ -95,7 +95,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _groups(root: Path) -> Iterator[Room]:
-    """Yield what the process's control groups leave, its own and those around it."""
+    """Yield the memory free in the process's control group and its parents."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -112,7 +112,7 @@ def _groups(root: Path) -> Iterator[Room]:
         else:
             continue
         group = PurePosixPath(path.lstrip("/"))
-        # Inside a container the path may be the host's, which is not there; the top is the container's own then.
+        # Inside a container the path may be the host's and not exist; the top is then the container's group.
         for folder in dict.fromkeys((group, *group.parents)):
             most, used = _number(top / folder / files[0]), _number(top / folder / files[1])
             if most is not None and used is not None:
@@ -131,7 +131,7 @@ def _number(path: Path) -> int | None:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """Return the numbers of a file with a name and a number a line, as they are there."""
+    """Return the numbers of a file with a name and a number on each line, unconverted."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

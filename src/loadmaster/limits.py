@@ -1,9 +1,9 @@
 """How large a checkpoint's files and its config may be: every limit, its reason, and the largest published value known.
 
-A checkpoint comes from strangers. Without limits a few bytes of a config, or a file of zeros, ask for more time and memory
-than the machine has. Within them a command that reads headers alone ends within 5 seconds and 500 MiB on an ordinary
-machine. No published model comes near; what is beyond is refused, never cut short. ``docs/reference/limits.md`` is made
-from this table.
+A checkpoint is not trusted. Without limits a few bytes of a config, or a file of zeros, could ask for more time and memory
+than the machine has. Within them a command that reads only headers ends within 5 seconds and 500 MiB on an ordinary
+machine. No published model comes near. Larger values are refused, never truncated. ``docs/reference/limits.md`` is
+generated from this table.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class Limit:
     known: str
     reason: str
 
-    def exceeded(self, found: int) -> str:
-        """Return the words for a value beyond the limit.
+    def exceeded(self, count: int) -> str:
+        """Return the message for a value above the limit.
 
         >>> Limit(10, "dims of a tensor", "5", "").exceeded(1000)
         '1,000 dims of a tensor, and the limit is 10'
         """
-        return f"{found:,} {self.of}, and the limit is {self.value:,}"
+        return f"{count:,} {self.of}, and the limit is {self.value:,}"
 
     @property
     def hint(self) -> str:
@@ -36,10 +36,10 @@ class Limit:
 
 
 class LimitError(ValueError):
-    """Something is beyond a limit. ``hint`` goes with the message."""
+    """A value is above a limit. ``hint`` says what to do."""
 
-    def __init__(self, limit: Limit, found: int) -> None:
-        super().__init__(limit.exceeded(found))
+    def __init__(self, limit: Limit, count: int) -> None:
+        super().__init__(limit.exceeded(count))
         self.hint = limit.hint
 
 
@@ -143,7 +143,7 @@ LIMITS: Final[dict[str, tuple[Limit, ...]]] = {
     "The model": (LAYERS, DRAFT_LAYERS, EXPERTS, SIZE, ELEMENTS, UNMET, UNQUANTISED, PATTERNS, PATTERN_CHARACTERS),
     "The layout": (RANKS,),
 }
-"""All limits, by what they are about."""
+"""All limits, by subject."""
 
 OF_KEYS: Final[dict[str, Limit]] = {
     "num_hidden_layers": LAYERS,

@@ -1,7 +1,7 @@
 """How values are encoded: every quantisation format is a table of components and grains.
 
-Data, not code: nothing else in the package knows a format's geometry. What the bytes mean numerically is carried out
-where tensors are touched (`loadmaster.kernels` for dequantisation, `loadmaster.layers` for products).
+These are data, not code. No other module knows a format's geometry. The arithmetic is where
+tensors are used (`loadmaster.kernels` for dequantisation, `loadmaster.layers` for products).
 """
 
 from loadmaster.formats.table import (

@@ -1,7 +1,7 @@
 """The tables of formats: for each stored dim of each component, which logical dim it runs along and in what grain.
 
-A grain says what becomes of a cut: ``exact`` is packing, and a cut inside is refused; ``cover`` is a scale, and a cut is
-rounded outward, the grid of the whole tensor kept; ``whole`` is never cut, every rank holds all of it.
+A grain says how a dim may be cut. ``exact`` is packing: a cut inside is refused. ``cover`` is a scale: a cut is rounded
+outward on the grid of the whole tensor. ``whole`` is never cut: every rank holds all of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SCALE = ("F32", "BF16", "F16")
 class Grain:
     """One stored dim of a component: element ``k`` belongs to logical elements ``k * span`` to ``(k + 1) * span``.
 
-    ``dim`` is the logical dim: 0 out, 1 in. ``inner`` dims belong to none: they have ``span`` elements always.
+    ``dim`` is the logical dim: 0 out, 1 in. ``inner`` dims belong to no logical dim: they always have ``span`` elements.
     """
 
     dim: int
@@ -58,9 +58,9 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A quantisation format. The first component holds the values, and its dtype tells the format.
+    """A quantisation format. The first component holds the values, and its dtype identifies the format.
 
-    ``name`` is what the arithmetic goes by (`loadmaster.kernels`); ``stack`` counts leading dims (experts) that all
+    ``name`` selects the arithmetic (`loadmaster.kernels`); ``stack`` counts leading dims (experts) that all
     components have before those of the table. ``zero_filled``: whole words may be appended along either dim, with zeros in
     every component, and their values are zero.
     """
@@ -72,18 +72,18 @@ class Format:
 
     @property
     def block(self) -> tuple[int, ...]:
-        """Span of a scale that is divided over every logical dim, for each in order, in elements."""
+        """Elements that one scale spans along each logical dim, in order; every dim must have a scale dim."""
         return tuple(g.span for g in self.components[1].grains)
 
     def scale_dim(self, dim: int) -> int | None:
-        """Return the stored dim of the scale (the second component) that runs along a logical dim; None where none does."""
+        """Return the stored dim of the scale (the second component) that runs along a logical dim, or None."""
         grains = self.components[1].grains
         return next((d for d, g in enumerate(grains) if g.dim == dim and g.kind != "inner"), None)
 
     def stacked(self) -> Format:
-        """Return the format of a stack of such weights: one leading dim more, logical and stored.
+        """Return the format of a stack of such weights: one more leading dim, logical and stored.
 
-        What is one number a tensor becomes a column of them, ``[experts, 1]``.
+        One number per tensor becomes a column, ``[experts, 1]``.
         """
         lead, one = Grain(0), Grain(-1, 1, "inner")
         components = tuple(
@@ -109,7 +109,7 @@ def fp8_block(
 ) -> Format:
     """Return the FP8 block format of DeepSeek-V3: E4M3 values, one factor (F32, or a power of two) for each block.
 
-    ``value = weight * weight_scale_inv`` (the scale is multiplied in, whatever its name says). Source:
+    ``value = weight * weight_scale_inv`` (values are multiplied by the scale, despite its name). Source:
     https://huggingface.co/deepseek-ai/DeepSeek-V3/blob/main/README_WEIGHTS.md. compressed-tensors calls the scale
     ``weight_scale``, may have an ``input_scale``, and makes scales in the dtype of the weights that it quantises.
     """
@@ -154,7 +154,7 @@ INT8_CHANNEL = Format(
 def int4_packed(group: int | None, *, zero_points: bool = False, bits: int = 4, act_order: bool = False) -> Format:
     """Return compressed-tensors' ``pack-quantized``: ``32 / bits`` values of a row in each I32, a factor for each group.
 
-    ``group`` None is one group a row. Values are ``(code - 2^(bits-1) - zero_point) * scale``. Zero points are packed
+    ``group`` None means one group per row. Values are ``(code - 2^(bits-1) - zero_point) * scale``. Zero points are packed
     along the output dim. ``weight_shape`` restates the shape. With ``act_order`` (``actorder: group``) the groups are not
     in the order of the inputs, as in GPTQ. Source: ``compressed_tensors/compressors/pack_quantized``.
     """
@@ -204,14 +204,14 @@ MXFP4 = Format(
     zero_filled=True,
 )
 """gpt-oss' MXFP4: 32 E2M1 values in 16 bytes (low nibble first), and a biased exponent for each 32:
-``value = code * 2^(scale - 127)``. Values and factors lie in separate tensors, both cut at whole blocks only."""
+``value = code * 2^(scale - 127)``. Values and factors are stored in separate tensors, both cut at whole blocks only."""
 
 
 @cache
 def awq(group: int | None) -> Format:
     """Return AWQ's ``gemm`` packing: eight outputs in each I32 (in the order 0, 2, 4, 6, 1, 3, 5, 7), groups along in.
 
-    ``value = (code - zero) * scale``. ``group`` None is one group for all inputs. Source: AutoAWQ,
+    ``value = (code - zero) * scale``. ``group`` None means one group for all inputs. Source: AutoAWQ,
     ``awq/modules/linear/gemm.py``.
     """
     by_group = Grain(1, group, "cover") if group else Grain(-1, 1, "inner")

@@ -19,8 +19,8 @@ class Cut:
 def cut(size: int, unit: int, count: int, index: int, *, repeat: bool = False) -> Cut:
     """Return coordinate ``index``'s part of a dim of ``size`` elements, divided over ``count`` in whole units.
 
-    ``u = size / unit`` units over ``c = count`` coordinates: where ``c`` divides ``u`` each takes ``u / c``. With
-    ``repeat`` (key/value heads), where ``u`` divides ``c`` coordinate ``i`` takes unit ``i // (c / u)``, and each unit is
+    ``u = size / unit`` units over ``c = count`` coordinates: where ``c`` divides ``u`` each holds ``u / c``. With
+    ``repeat`` (key/value heads), where ``u`` divides ``c`` coordinate ``i`` holds unit ``i // (c / u)``, and each unit is
     held ``c / u`` times.
 
     >>> cut(1024, 128, 2, 1), cut(256, 128, 4, 3, repeat=True)
@@ -47,7 +47,7 @@ def cut(size: int, unit: int, count: int, index: int, *, repeat: bool = False) -
 
 
 def deal(number: int, count: int, index: int) -> tuple[int, int]:
-    """Return the run, half open, that ``index`` of ``count`` gets of ``number`` things; what remains goes to the first.
+    """Return the run, half open, that ``index`` of ``count`` gets of ``number`` things; any remainder goes to the first.
 
     >>> [deal(10, 4, index) for index in range(4)]
     [(0, 3), (3, 6), (6, 8), (8, 10)]

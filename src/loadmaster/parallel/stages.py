@@ -1,4 +1,4 @@
-"""Layers to pipeline stages."""
+"""Which layers each pipeline stage holds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from loadmaster.errors import LayoutError
 def partition(num_layers: int, num_stages: int, explicit: tuple[int, ...] | None = None) -> tuple[tuple[int, int], ...]:
     """Return each stage's layers as half-open intervals.
 
-    Without ``explicit`` layers are divided as vLLM's ``get_pp_indices`` does: evenly, and what remains goes one each to
-    the stages before the last, backwards from the last but one, because the last also holds the head.
+    Without ``explicit`` layers are divided as vLLM's ``get_pp_indices`` does: evenly. Each layer that remains goes to
+    another stage, backwards from the last but one: the last also holds the head.
 
     >>> [end - first for first, end in partition(78, 8)]
     [9, 10, 10, 10, 10, 10, 10, 9]
@@ -49,7 +49,7 @@ def partition(num_layers: int, num_stages: int, explicit: tuple[int, ...] | None
 
 
 def stage_of(stages: Sequence[tuple[int, int]], layer: int) -> int:
-    """Return the pipeline stage that holds a stored layer, given the layers of each, half open; MTP layers live on the last.
+    """Return the pipeline stage that holds a stored layer, given each stage's layers, half open; the last holds MTP layers.
 
     >>> stage_of([(0, 2), (2, 4)], 1), stage_of([(0, 2), (2, 4)], 4)
     (0, 1)

@@ -1,6 +1,6 @@
-"""What the config claims of a checkpoint's number formats. The headers decide; claims are checked against them.
+"""What the config claims about a checkpoint's number formats. The headers decide; claims are checked against them.
 
-Each quantisation method of the field writes its own ``quantization_config``; here they all become the formats that may
+Each quantisation method writes its own ``quantization_config``; this module turns each into the formats that may
 occur (`loadmaster.formats`) and the modules listed as unquantised.
 """
 
@@ -32,14 +32,14 @@ KV_CACHE_SCALES = (
     (r".*\.(self_attn|attn)\.([qkv]_proj\.)?([qkv]|kv|prob)_(scale|zero_point)", "scales of a quantised KV cache"),
     (r".*\.[kv]_proj\.output_scale", "scales of a quantised KV cache"),
 )
-"""Stored beside weights by several methods, for a cache that is not quantised here."""
+"""Stored next to weights by several methods, for a cache that is not quantised here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """The model's dtype, the quantised formats that may be met, and the modules said to be left out of them.
+    """The model's dtype, the quantised formats that may occur, and the modules that it lists as unquantised.
 
-    Those are given by names, by how names begin (``model.layers.0.*``), or by other patterns.
+    Modules are given by name, by prefix (``model.layers.0.*``), or by another pattern.
     """
 
     model_dtype: str
@@ -51,7 +51,7 @@ class Claims:
     def ignores(self, tensor: str) -> bool:
         """Return whether the config says that the module of this stored weight is not quantised.
 
-        A name means that module and all below it, wherever it stands (``lm_head``, ``self_attn``, ``layers.3.mlp.gate``).
+        A name means that module and all below it, at any depth (``lm_head``, ``self_attn``, ``layers.3.mlp.gate``).
         """
         module = tensor.rpartition(".")[0]
         if not self.ignored and not self.ignored_prefixes and not self.ignored_patterns:
@@ -133,7 +133,7 @@ def _bits(q: Mapping[str, Any], key: str = "bits") -> int:
 
 
 def _group(q: Mapping[str, Any]) -> int | None:
-    """Return the group size; None is one group a row."""
+    """Return the group size; None means one group per row."""
     size = q.get("group_size", q.get("q_group_size"))
     if size is None or size == -1:
         return None

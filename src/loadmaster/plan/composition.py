@@ -50,7 +50,7 @@ from loadmaster.plan.specs import ParamSpec
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """The model's dtype, and why plain weights are cast to it; None: they are not."""
+    """The model's dtype, and why plain weights are cast to it (None: not cast)."""
 
     model_dtype: str
     cast: str | None
@@ -58,7 +58,7 @@ class Numerics:
 
 @dataclass(frozen=True)
 class PlannedParam:
-    """A parameter of one class at one place of a stage: what it is, and the pieces that make it up.
+    """A parameter of one class at one stage slot: its spec, and the pieces that make it up.
 
     The spec's name still holds ``{block}``. ``parts`` are the logical tensors it is made of.
     """
@@ -86,7 +86,7 @@ class Part:
     item: Item
     forms: tuple[StoredForm, ...]
     words: int = 1
-    """Elements of the dim that is divided in a packed word of what consumes them (`Placement.feeds`)."""
+    """Elements of the divided dim that one packed word of their consumer takes (`Placement.feeds`)."""
 
 
 def parts_of(param: Param, bound: LayerClass) -> list[Part] | None:
@@ -132,7 +132,7 @@ class UnplacedParam:
 
     @cached_property
     def axes(self) -> tuple[str, ...]:
-        """The axes of the layout that it is divided over: places that agree in these hold the same."""
+        """The axes of the layout that it is divided over: stage slots that agree in these hold the same parameter."""
         return tuple(sorted(axes(self.expression)))
 
     def at(self, coordinates: Coordinates) -> Iterator[PlannedParam]:
@@ -177,11 +177,11 @@ def component_name(name: str, suffix: str) -> str:
 
 
 def _fused(parts: Sequence[Part], numerics: Numerics, dtype: str | None, layout: ParallelLayout) -> Expression:
-    """Return the parts one after another along their out dim; for experts, a stack of such, by slot."""
+    """Return the parts one after another along their out dim; for experts, a stack of these by slot."""
 
     def fuse(forms: Sequence[StoredForm]) -> Expression:
-        made = [_placed(p, f, numerics, dtype, layout) for p, f in zip(parts, forms, strict=True)]
-        return concat(1 if parts[0].item.stacked else 0, tuple(made))
+        placed = [_placed(p, f, numerics, dtype, layout) for p, f in zip(parts, forms, strict=True)]
+        return concat(1 if parts[0].item.stacked else 0, tuple(placed))
 
     num_experts = parts[0].tensor.experts
     if not num_experts:
@@ -254,7 +254,7 @@ def _placed(part: Part, form: StoredForm, numerics: Numerics, dtype: str | None,
 
 
 def unit_of(tensor: Tensor, form: StoredForm, words: int = 1) -> int:
-    """Return the unit in which a placed tensor can be cut: its own, no packed word split, and none of what it feeds."""
+    """Return the unit in which a placed tensor can be cut: it splits no packed word of it or of its consumer."""
     assert tensor.placement is not None
     return lcm(tensor.placement.unit, form.format.exact_span(tensor.placement.dim) if form.format else 1, words)
 
@@ -271,13 +271,13 @@ def words_fed(tensor: Tensor, bound: LayerClass) -> int:
 
 
 def can_pad(tensor: Tensor, form: StoredForm) -> bool:
-    """Return whether zeros can be added to a placed tensor as it is stored: it is declared, and its format has such zeros."""
+    """Return whether a placed tensor can be padded with zeros as stored: padding is declared, and its format has zeros."""
     padded = tensor.placement is not None and tensor.placement.pad is not None
     return padded and (form.format is None or form.format.zero_filled)
 
 
 def _zeros(e: Expression, dim: int, size: int) -> Expression:
-    """Return ``size`` zeros to put after ``e`` along ``dim``; where its values are encoded, so are these."""
+    """Return ``size`` zeros to put after ``e`` along ``dim``; encoded where ``e`` is encoded."""
     shape = (*e.shape[:dim], size, *e.shape[dim + 1 :])
     if not isinstance(e, Decode):
         return Fill(shape, e.dtype, 0.0)

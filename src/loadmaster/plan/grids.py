@@ -1,4 +1,4 @@
-"""Scale grids: where each element of a quantised parameter finds its scale, read off the parameter's expression."""
+"""Scale grids: which scale each element of a quantised parameter has, from the parameter's expression."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ def _grids(e: Expression) -> Iterator[Grid]:
             yield _grid(e)
         case Concat() if e.dim == len(e.shape) - 3:  # runs of experts
             yield from _grids(e.parts[0])
-        case Concat(parts=(Decode() as sound, Decode(operands=(Fill(), *_)))):  # padded: whole blocks go on in one grid
-            grid, held = _grid(sound), encoded(e, 1).shape
+        case Concat(
+            parts=(Decode() as sound, Decode(operands=(Fill(), *_)))
+        ):  # padded: one grid covers the padding too
+            grid, scale_shape = _grid(sound), encoded(e, 1).shape
             along = sound.format.scale_dim(len(e.shape) - 2)
-            yield replace(grid, rows=(0, e.shape[-2]), scale_rows=(0, 1 if along is None else held[along]))
+            yield replace(grid, rows=(0, e.shape[-2]), scale_rows=(0, 1 if along is None else scale_shape[along]))
         case Concat():
             row = scale_row = 0
             for part in e.parts:
@@ -42,7 +44,7 @@ def _grids(e: Expression) -> Iterator[Grid]:
 
 
 def _grid(e: Decode) -> Grid:
-    """Return the grid of one part. Along a dim that no scale is divided over, one block holds all of it."""
+    """Return the grid of one part. A dim without a scale dim is one block."""
     block, phase, first = [], [], []
     for dim in (len(e.shape) - 2, len(e.shape) - 1):
         along = e.format.scale_dim(dim)

@@ -1,11 +1,11 @@
-"""The laws on elements, checked once for each class of layers and stage slot, on boxes, never once a tensor.
+"""The laws on elements, checked once for each class of layers and stage slot, on boxes, not for each tensor.
 
 1. every element of every parameter is written exactly once;
 2. every stored element is read by a rank or waived;
 3. what is divided is tiled, what is replicated is held as often as declared;
 4. no cast narrows without a reason.
 
-What is proven besides, and the proof itself, is in `loadmaster.plan.proof`.
+The other checks, and the proof itself, are in `loadmaster.plan.proof`.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from loadmaster.plan.specs import itemsize
 # Laws 1 and 4 ---------------------------------------------------------------------------------------------------------
 
 
-def check_destinations(made: Iterable[Sequence[PlannedParam]]) -> Iterator[Finding]:
-    """Check each parameter once: places that hold the same share it."""
-    for c in {id(c): c for composed in made for c in composed}.values():
+def check_destinations(by_slot: Iterable[Sequence[PlannedParam]]) -> Iterator[Finding]:
+    """Check each parameter once: stage slots that hold the same parameter share it."""
+    for c in {id(c): c for composed in by_slot for c in composed}.values():
         if not tiles([p.box for p in c.pieces], c.spec.shape):
             yield Finding(
                 "law-destination",
@@ -63,28 +63,28 @@ Reads = dict[Leaf, list[Region]]
 """Leaf -> the boxes that one rank reads of it. A leaf over experts has the expert as its first dim."""
 
 
-def class_reads(by_place: Sequence[Sequence[PlannedParam]]) -> list[Reads]:
-    """Return what each place of a stage reads of a layer."""
+def class_reads(by_slot: Sequence[Sequence[PlannedParam]]) -> list[Reads]:
+    """Return what each stage slot reads of a layer."""
     known: dict[int, list[tuple[Leaf, Region]]] = {}
-    made = []
-    for composed in by_place:
+    slot_reads = []
+    for composed in by_slot:
         reads: Reads = defaultdict(list)
         for c in composed:
             if id(c) not in known:
                 known[id(c)] = [(v.leaf, box) for p in c.pieces for v in leaves(p.source) for box in _boxes(v, p.ids)]
             for leaf, box in known[id(c)]:
                 reads[leaf].append(box)
-        made.append(reads)
-    return made
+        slot_reads.append(reads)
+    return slot_reads
 
 
 def top_reads(plan: Plan, rank: RankPlan) -> Reads:
     """Return what a rank reads of the model's own tensors, substitutes (a copy of the embedding) included."""
-    own = {i.key for i in plan.top_class.items}
+    top_keys = {i.key for i in plan.top_class.items}
     reads: Reads = defaultdict(list)
     for group in rank.groups:
         for v in group.views:
-            if v.leaf.name.rpartition("/")[0] in own:
+            if v.leaf.name.rpartition("/")[0] in top_keys:
                 reads[v.leaf].extend(_boxes(v, group.piece.ids))
     return reads
 
@@ -103,7 +103,7 @@ def _boxes(view: Stored, ids: tuple[int, ...] | None) -> Iterator[Region]:
 
 
 def _holders(tensor: Tensor, plan: Plan, expert: int | None) -> int:
-    """Return on how many ranks of a stage each element of a logical tensor (of one expert) is declared to be."""
+    """Return how many ranks of a stage are declared to hold each element of a logical tensor (of one expert)."""
     layout = plan.layout
     if tensor.experts and layout.enable_expert_parallel:
         return _copies(layout, tensor.experts)[expert or 0]
@@ -112,19 +112,19 @@ def _holders(tensor: Tensor, plan: Plan, expert: int | None) -> int:
     p = tensor.placement
     if p is None:
         return count * copies
-    if p.pad is not None:  # zeros may be added, and nothing is held twice
+    if p.pad is not None:  # zeros may be added, and no element is held twice
         return copies
     return cut(tensor.shape[p.dim], p.unit, count, 0, repeat=p.repeat).replicas * copies
 
 
 @cache
 def _copies(layout: ParallelLayout, num_experts: int) -> Mapping[int, int]:
-    """Return on how many ranks of a stage each expert is."""
+    """Return how many ranks of a stage hold each expert."""
     return Counter(layout.expert_slots(num_experts))
 
 
 def declared_stages(plan: Plan) -> dict[str, set[int]]:
-    """Return on which stages each of the model's own tensors is declared to be."""
+    """Return the stages that are declared to hold each of the model's own tensors."""
     num_stages = len(plan.stages)
     by_name = {p.name: p for p in plan.target.params}
     stages: dict[str, set[int]] = {t.name: set() for t in plan.schema.top}
@@ -154,7 +154,7 @@ def _hindered(bound: LayerClass, plan: Plan) -> set[str]:
 class SourceLaws:
     """Checks that each stored element of a class is read as often as declared, and counts what readers repeat.
 
-    ``stages`` says on how many stages each of the model's own tensors is; one for all others.
+    ``stages`` is how many stages hold each of the model's own tensors; one for all others.
     """
 
     def __init__(self, bound: LayerClass, plan: Plan, stages: Mapping[str, int]) -> None:
@@ -162,7 +162,7 @@ class SourceLaws:
         self.hindered = _hindered(bound, plan)
 
     def check(self, readers: Sequence[Reads]) -> tuple[list[Finding], list[int]]:
-        """Return the findings, and each reader's replicated bytes: those that a reader before it needs as well."""
+        """Return the findings, and each reader's replicated bytes: those that an earlier reader also needs."""
         findings: list[Finding] = []
         repeated = [0] * len(readers)
         read = {leaf for reader in readers for leaf in reader}
@@ -181,7 +181,7 @@ class SourceLaws:
     def _declared(self, item: Item) -> dict[Leaf, list[tuple[Region, int]]]:
         """Return for each leaf of an item the boxes that exist, and how many ranks are declared to hold them."""
         forms = self.bound.forms[item.key]
-        made: dict[Leaf, list[tuple[Region, int]]] = defaultdict(list)
+        boxes: dict[Leaf, list[tuple[Region, int]]] = defaultdict(list)
         num_experts = item.first.experts
         for part in item.parts:
             copies = self.stages.get(part.name, 1)
@@ -199,8 +199,8 @@ class SourceLaws:
                     if run[0] is not None and run[-1] is not None:
                         slots = (run[0], run[-1] + 1)
                         box = (slots, *v.box) if item.members else (slots, *v.box[1:])
-                    made[v.leaf].append((box, holders))
-        return made
+                    boxes[v.leaf].append((box, holders))
+        return boxes
 
     def _check_leaf(
         self, leaf: Leaf, declared: list[tuple[Region, int]], readers: Sequence[Reads], repeated: list[int]
@@ -208,7 +208,7 @@ class SourceLaws:
         """Check one leaf; a leaf over experts has the expert as its first dim.
 
         Values are read exactly as often as declared. Scales may be read more often, where a cut falls inside a block or
-        where they hold for all of a tensor that is cut; nothing outside what exists is read.
+        where they apply to all of a tensor that is cut. Nothing outside the declared boxes is read.
         """
         of_values = leaf.name.rpartition("/")[2] in self._values
         num_experts = self.bound_experts(leaf)
@@ -227,11 +227,11 @@ class SourceLaws:
             expected = expected + holders * inside if of_values else np.maximum(expected, holders * inside)
         wrong = counts != expected if of_values else (counts < expected) | (counts > 0) & (expected == 0)
         if bool(wrong.any()):
-            found, wanted = (sorted({int(n) for n in array[wrong]}) for array in (counts, expected))
+            actual, wanted = (sorted({int(n) for n in array[wrong]}) for array in (counts, expected))
             yield Finding(
                 "law-source",
                 "error",
-                f"elements of {leaf.name} ({self.bound.kind}) are read {found} times, declared {wanted}",
+                f"elements of {leaf.name} ({self.bound.kind}) are read {actual} times, declared {wanted}",
             )
         seen = np.zeros(counts.shape, dtype=np.bool_)
         for i, mine_boxes in enumerate(by_reader):
@@ -239,8 +239,9 @@ class SourceLaws:
                 mine = covers[tuple(mine_boxes)]
                 again = num_elements(cuts, mine & seen)
                 if len(mine_boxes) > 1:  # parts of one packed tensor share its g_idx, or its one factor
-                    own = multiplicity(cuts, mine_boxes)
-                    again += sum((n - 1) * num_elements(cuts, own == n) for n in range(2, int(own.max(initial=0)) + 1))
+                    times_read = multiplicity(cuts, mine_boxes)
+                    most = int(times_read.max(initial=0))
+                    again += sum((n - 1) * num_elements(cuts, times_read == n) for n in range(2, most + 1))
                 repeated[i] += itemsize(leaf.dtype) * again
                 seen |= mine
 

@@ -1,7 +1,7 @@
 """Moves: what is read for a piece of a parameter, for one layer (`Move`) and for all layers alike (`MoveGroup`).
 
-In a group the source views and the destination box are stated once, and numpy columns give the stored tensors, the
-parameters and the offsets. 15,000 moves are about a hundred groups.
+A group states the source views and the destination box once; numpy columns give the stored tensors, the parameters and
+the offsets. 15,000 moves are about a hundred groups.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class MoveGroup:
 
     @property
     def is_copy(self) -> bool:
-        """Whether bytes go as they are from the file to the parameter, with no operation between."""
+        """Whether bytes go unchanged from the file to the parameter."""
         return isinstance(self.piece.source, Stored) and _is_row_major(self.piece.source)
 
     @property
@@ -78,7 +78,7 @@ class MoveGroup:
         return np.asarray(table.start[self.tensors[:, view]] + self.runs[view].offset, dtype=np.int64)
 
     def renumbered(self, number: I32) -> MoveGroup:
-        """Return the places whose parameters have a new number (none: -1), under that."""
+        """Return the places whose parameters have a new number (-1: none), with the new numbers."""
         params = number[self.params]
         kept = params >= 0
         return replace(self, tensors=self.tensors[kept], params=params[kept], slots=self.slots[kept])

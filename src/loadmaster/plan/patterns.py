@@ -1,6 +1,6 @@
-"""Patterns of module names in a config, matched in time that grows with the name alone, whatever the pattern.
+"""Patterns of module names in a config, matched in time that depends only on the name's length.
 
-Configs are not trusted, and Python's ``re`` does not end on some patterns (``(.*)*x``). Globs are matched by
+Configs are not trusted, and Python's ``re`` takes exponential time on some patterns (``(.*)*x``). Globs are matched by
 searching for their pieces in turn. Regular expressions (compressed-tensors' ``re:…``) are matched by RE2, which has neither
 look-around nor back-references; a config that needs them is refused.
 """
@@ -14,14 +14,14 @@ from typing import Protocol
 from loadmaster.errors import ConfigError, UnsupportedError
 
 _END = re.compile(r"(?<!\\)((?:\\\\)*)\\Z")
-"""Python's name of the end of a text, which RE2 calls ``\\z``."""
+"""Python's notation for the end of a text; RE2's is ``\\z``."""
 
 
 class Pattern(Protocol):
     """A pattern of module names."""
 
     def matches(self, module: str) -> bool:
-        """Return whether a module, or one above it, is meant."""
+        """Return whether the pattern matches a module, or one above it."""
 
 
 def read_pattern(text: str) -> Pattern:
@@ -49,11 +49,11 @@ class Glob:
         self.middle = [piece for piece in middle if piece]
 
     def matches(self, module: str) -> bool:
-        """Return whether a module, or one above it, is meant."""
+        """Return whether the pattern matches a module, or one above it."""
         if not module.startswith(self.first):
             return False
         at = len(self.first)
-        for piece in self.middle:  # the earliest place of each leaves most to the next
+        for piece in self.middle:  # the earliest match leaves the most text for the next piece
             at = module.find(piece, at)
             if at < 0:
                 return False
@@ -77,15 +77,15 @@ class Expression:
         self._known = lru_cache(2**12)(lambda module: self._match(module) is not None)
 
     def matches(self, module: str) -> bool:
-        """Return whether a module is meant."""
+        """Return whether the pattern matches a module."""
         return self._known(module)
 
 
 def _refused(text: str, error: Exception) -> ConfigError | UnsupportedError:
-    said = str(error.args[0] if error.args else error)
-    said = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
+    reason = str(error.args[0] if error.args else error)
+    reason = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else reason
     where = f"config.json: quantization_config leaves modules out by the pattern {text[:80]!r}"
     if "(?" in text or "\\" in text:
         hint = "look-around and back-references are not supported; name the modules instead"
-        return UnsupportedError(f"{where}, which cannot be matched: {said}", hint=hint)
-    return ConfigError(f"{where}, which is broken: {said}")
+        return UnsupportedError(f"{where}, which cannot be matched: {reason}", hint=hint)
+    return ConfigError(f"{where}, which is broken: {reason}")

@@ -1,7 +1,7 @@
 """The plan: pure data from which every rank's parameters and reads are derived on demand.
 
-A plan is made of its inputs (headers, config, layout, dtype) and of what follows from them: the classes of layers, bound
-to stored ids and composed once for each tensor-parallel rank. Its JSON holds the inputs and the hash; reading it back
+A plan holds its inputs (headers, config, layout, dtype) and what follows from them: the classes of layers, bound to
+stored ids and composed once for each tensor-parallel rank. Its JSON holds the inputs and the hash; reading it back
 composes again and compares, so two versions of this package that would plan differently are noticed.
 """
 
@@ -47,8 +47,8 @@ from loadmaster.plan.waivers import Waiver, WaiverRequest, requests
 class Plan(PlannedModel):
     """What every rank reads, moves and computes.
 
-    Made by `build_plan`. ``findings`` are those met on the way; `loadmaster.plan.prove` adds the laws and says whether
-    the plan is a promise. Two plans are equal when their hashes are.
+    Built by `build_plan`. ``findings`` are those of planning; `loadmaster.plan.prove` checks the laws too and says whether
+    the plan is proven. Two plans are equal when their hashes are.
     """
 
     checkpoint: Checkpoint = field(repr=False)
@@ -114,7 +114,7 @@ class Plan(PlannedModel):
 
     @classmethod
     def from_json(cls, data: bytes) -> Plan:
-        """Return the plan that `to_json` gave.
+        """Return the plan that `to_json` wrote.
 
         Raises:
             PlanError: the JSON is not a plan of this version, or this version plans the same inputs differently.
@@ -190,8 +190,8 @@ def build_plan(
         return _build(checkpoint, layout or ParallelLayout(), dtype, target, requests(waive))
     except InputError as error:
         if checkpoint.findings and not error.findings:
-            own = Finding(error.code, "error", error.message, hint=error.hint)
-            error.findings = ranked((*checkpoint.findings, own))
+            finding = Finding(error.code, "error", error.message, hint=error.hint)
+            error.findings = ranked((*checkpoint.findings, finding))
         raise
 
 
@@ -220,7 +220,7 @@ def _build(
     check_divisible(binding, schema, layout)
     numerics = _numerics(target, claims.model_dtype, dtype)
     composed, top = compose_model(target, binding, layout, numerics)
-    of_model = (c for own in top.values() for params in own.values() for c in params)
+    of_model = (c for by_name in top.values() for params in by_name.values() for c in params)
     check_described(target, chain(of_model, *composed.values()), numerics.model_dtype)
     decoded = unlike(target, binding.all_classes, len(schema.layers), numerics.model_dtype)
     about_files = (*checkpoint.findings, *diagnosis.findings, *odd_sizes(config, schema))
@@ -261,10 +261,10 @@ def _hash(plan: Plan) -> str:
 
 
 def _check_columns(checkpoint: Checkpoint) -> None:
-    """Check that the columns of a table which came as JSON belong together.
+    """Check that the columns of a table read from JSON are consistent.
 
     Raises:
-        ValueError: they do not.
+        ValueError: they are not.
     """
     t = checkpoint.table
     columns: dict[str, np.ndarray] = {"file": t.file, "start": t.start, "nbytes": t.nbytes, "signature": t.signature}
@@ -286,7 +286,7 @@ def _numerics(target: Target, configured: str, asked: str | None) -> Numerics:
 
 
 def _commonest_plain(table: TensorTable) -> str:
-    """Return the plain number format of most bytes: scales are many, and small."""
+    """Return the plain number format with the most bytes (not tensors: scales are many, and small)."""
     counts: dict[str, float] = {}
     num_bytes = np.bincount(table.signature, weights=table.nbytes).tolist()
     for signature, count in zip(table.signatures, num_bytes, strict=False):

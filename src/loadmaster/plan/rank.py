@@ -1,6 +1,6 @@
 """One rank's share of a plan: its parameters, and what is moved into them. Derived on demand by `derive_rank`.
 
-What stage slots, or layers of a class, have in common is made once and shared; a rank adds only names and columns.
+What stage slots, or layers of a class, have in common is built once and shared; a rank adds only names and columns.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Held:
     """Parameters that a rank holds under its own names: in the names of ``composed``, ``old`` becomes ``new``, and
     ``{draft}`` becomes ``draft``.
 
-    Where ``alias`` is given they are the memory of parameters of the same rank, those whose ``old`` became ``alias``.
+    With ``alias`` they share the memory of parameters of the same rank: those whose ``old`` became ``alias``.
     """
 
     composed: tuple[PlannedParam, ...]
@@ -63,8 +63,8 @@ class Held:
 class RankPlan:
     """What one rank holds, reads and writes.
 
-    ``layers`` is half open; ``draft_layers`` are the stored numbers of its MTP layers. ``carries`` is what the stage is
-    handed by the one before. ``held`` are its parameters in layer order.
+    ``layers`` is half open; ``draft_layers`` are the stored numbers of its MTP layers. ``carries`` is what the stage
+    receives from the previous one. ``held`` are its parameters in layer order.
     """
 
     rank: int
@@ -91,7 +91,7 @@ class RankPlan:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of the rank's parameters; an alias takes none."""
+        """Bytes of the rank's parameters; an alias needs none."""
         return sum(c.num_bytes for held in self.held if held.alias is None for c in held.composed)
 
     @property
@@ -127,17 +127,17 @@ class RankPlan:
         return file[first], start[first], reach[last]
 
     def destination(self, group: MoveGroup) -> tuple[StridedRun, I64]:
-        """Return the bytes of a group's destination in a parameter (or a slot of it), and where each place's begin there."""
+        """Return the bytes of a group's destination in a parameter (or a slot of it), and where each place's begin."""
         spec = self.specs[group.params[0]]
         shape = spec.shape if group.piece.ids is None else spec.shape[1:]
         to = strided_run(shape, group.box, itemsize(spec.dtype))
         return to, to.offset + group.slots.astype(np.int64) * (prod(shape) * itemsize(spec.dtype))
 
     def only(self, names: Collection[str]) -> RankPlan:
-        """Return what of it fills the parameters ``names``; a block has all of its parameters among them or none.
+        """Return the part of the plan that fills the parameters ``names``: of each block all parameters, or none.
 
         Raises:
-            ArgumentError: only some parameters of a block are among them.
+            ArgumentError: ``names`` includes only some parameters of a block.
         """
         names = _names(names)
         held, number = [], np.full(self.num_params, -1, dtype=np.int32)
@@ -179,7 +179,7 @@ class RankPlan:
         )
 
     def staging_bytes(self, budget: int) -> int:
-        """Host memory for staging under a budget: none where every byte goes straight to its place."""
+        """Host memory for staging under a budget: none where every byte goes straight to its parameter."""
         return min(budget, self.staged_bytes)
 
     def moves(self) -> Iterator[tuple[MoveGroup, int]]:
@@ -193,7 +193,7 @@ def _names(given: object) -> frozenset[str]:
     """Return names of parameters as a set.
 
     Raises:
-        ArgumentError: they are no collection of strings.
+        ArgumentError: they are not a collection of strings.
     """
     if isinstance(given, (str, bytes)) or not isinstance(given, Collection):
         raise ArgumentError(f"names is {shown(given)}, expected names of parameters")
@@ -206,12 +206,12 @@ def derive_rank(plan: PlannedModel, rank: int) -> RankPlan:
     first, end = plan.stages[at.pp_rank]
     is_last = at.pp_rank == len(plan.stages) - 1
     builder = _RankBuilder(plan, at.stage_slot)
-    own = [p for p in plan.target.params if p.stage is not None and p.is_on(at.pp_rank, len(plan.stages))]
-    builder.add_top([p for p in own if p.stage == "first"])
+    params = [p for p in plan.target.params if p.stage is not None and p.is_on(at.pp_rank, len(plan.stages))]
+    builder.add_top([p for p in params if p.stage == "first"])
     drafts = range(len(plan.schema.layers), len(plan.schema.layers) + plan.layout.num_draft_layers) if is_last else ()
     for layer in (*range(first, end), *drafts):
         builder.add_block(layer)
-    builder.add_top([p for p in own if p.stage != "first"])
+    builder.add_top([p for p in params if p.stage != "first"])
     for layer in drafts:
         builder.add_substitutes(layer)
     return RankPlan(
@@ -251,9 +251,9 @@ class _RankBuilder:
 
     def add_top(self, params: list[Param]) -> None:
         for p in params:
-            made = self.plan.top[self.stage_slot].get(p.name)
-            if made:
-                self._add_own(made, p.name, p.name)
+            composed = self.plan.top[self.stage_slot].get(p.name)
+            if composed:
+                self._add_top_param(composed, p.name, p.name)
             elif p.otherwise and p.parts[0] not in {t.name for t in self.plan.schema.top}:
                 self._substitute(p.name, p.otherwise)
 
@@ -273,13 +273,13 @@ class _RankBuilder:
         if held := self.holders.get(original):
             self._hold(replace(held, new=_stem(name), alias=held.new))
             self.holders.setdefault(name, held)
-        elif made := self.plan.top[self.stage_slot].get(original):
-            self.holders[original] = self._add_own(made, name, original)
+        elif composed := self.plan.top[self.stage_slot].get(original):
+            self.holders[original] = self._add_top_param(composed, name, original)
 
-    def _add_own(self, made: tuple[PlannedParam, ...], name: str, original: str) -> Held:
+    def _add_top_param(self, composed: tuple[PlannedParam, ...], name: str, original: str) -> Held:
         """Add a parameter of the model itself, all its components, under another name."""
-        self.top.append((made, self.num_params))
-        held = Held(made, _stem(original), _stem(name))
+        self.top.append((composed, self.num_params))
+        held = Held(composed, _stem(original), _stem(name))
         self._hold(held)
         self.holders[name] = held
         return held

@@ -1,6 +1,6 @@
 """What a parameter of the running model is: name, shape, number format, and the grid of its scales.
 
-These values are all that allocation and the model's modules know of a parameter: modules declare no shapes of their own.
+Allocation and the model's modules know a parameter only by these values: modules declare no shapes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from loadmaster.errors import UnsupportedError
 class Grid:
     """The grid of scales over one run of rows of a weight (out × in, however it is packed).
 
-    A fused weight has one grid a part, because a ragged part ends inside a block. ``rows`` are the weight's rows and
+    A fused weight has one grid per part, because a ragged part ends inside a block. ``rows`` are the weight's rows and
     ``scale_rows`` those of the scale parameter, both half open. ``block`` is how many rows and columns share a factor (all
-    of them where there is one for the tensor), and ``phase`` how many rows and columns of the blocks held lie before the
+    of them where there is one for the tensor), and ``phase`` how many rows and columns of the blocks held come before the
     weight's first element: zero unless a cut of the layout fell inside a block, or all scales are held because the groups
     are not in the order of the inputs. Element ``(i, j)`` of the weight, ``rows[0] <= i < rows[1]``, is scaled by (the
     scale's dims in the order out, in)

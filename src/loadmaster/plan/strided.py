@@ -28,14 +28,14 @@ class StridedRun:
 
     @property
     def span(self) -> int:
-        """Bytes from the first to the end of the last, gaps included."""
+        """Bytes from the first to the end of the last, including gaps."""
         return self.run + sum((n - 1) * s for n, s in zip(self.counts, self.strides, strict=True))
 
 
 def strided_run(shape: tuple[int, ...], box: Region, itemsize: int) -> StridedRun:
     """Return the bytes of ``box`` in a row-major array of ``shape``.
 
-    A cut of dim 0 (column parallel, experts) is one contiguous run; a cut of dim 1 (row parallel) is one run a row.
+    A cut of dim 0 (column parallel, experts) is one contiguous run; a cut of dim 1 (row parallel) is one run per row.
 
     >>> strided_run((2, 8), ((0, 2), (4, 8)), 2)
     StridedRun(offset=8, run=8, counts=(2,), strides=(16,))

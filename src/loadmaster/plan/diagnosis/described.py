@@ -1,7 +1,7 @@
-"""Whether what a checkpoint and a layout make of an engine's parameters is what is described of that engine.
+"""Checks that an engine's parameters, for this checkpoint and layout, are as described for that engine.
 
-An engine decides by its config which parameters it has; a plan, by the headers. Where these may part, or where the engine's
-kernels would read a parameter otherwise than the plan means it, nothing is planned.
+An engine decides by its config which parameters it has; a plan decides by the headers. Where these may
+differ, or where the engine's kernels would read a parameter differently than planned, nothing is planned.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from loadmaster.plan.composition import PlannedParam
 
 
 def check_described(target: Target, composed: Iterable[PlannedParam], dtype: str) -> None:
-    """Refuse what is not described for ``target`` among all that was composed; ``dtype`` is the model's.
+    """Refuse composed parameters that are not described for ``target``; ``dtype`` is the model's.
 
     Raises:
-        UnsupportedError: names the parameter, and what it has.
+        UnsupportedError: names the parameter, and what is not described.
     """
     if target.formats is None:
         return
@@ -28,19 +28,19 @@ def check_described(target: Target, composed: Iterable[PlannedParam], dtype: str
     params = {p.name: p for p in target.params}
     for c in different:
         param = params.get(c.spec.name)
-        obstacle = next(_of_components(c, target, is_of_model=param is not None and param.stage is not None), None)
+        undescribed = next(_of_components(c, target, is_of_model=param is not None and param.stage is not None), None)
         if c.spec.name in scales and c.spec.dtype != "F32":
-            obstacle = f"scales in {c.spec.dtype}"
-        obstacle = obstacle or next(
+            undescribed = f"scales in {c.spec.dtype}"
+        undescribed = undescribed or next(
             _of_decoding(c, dtype, expected=param is not None and param.form == "decoded"), None
         )
-        if obstacle:
+        if undescribed:
             name = re.sub(r"\{(block|draft)\}", target.layer.format(layer="*"), c.spec.name)
-            raise UnsupportedError(f"{name}: {obstacle}, which is not described for {target.name}")
+            raise UnsupportedError(f"{name}: {undescribed}, which is not described for {target.name}")
 
 
 def _of_components(c: PlannedParam, target: Target, *, is_of_model: bool) -> Iterator[str]:
-    """Yield what is in the way of a weight that stays encoded."""
+    """Yield what is not described for a weight that stays encoded."""
     assert target.formats is not None
     spec = c.spec
     if spec.format is None:
@@ -57,12 +57,12 @@ def _of_components(c: PlannedParam, target: Target, *, is_of_model: bool) -> Ite
 
 
 def _of_decoding(c: PlannedParam, dtype: str, *, expected: bool) -> Iterator[str]:
-    """Yield what is in the way of a parameter that is decoded."""
+    """Yield what is not described for a decoded parameter."""
     for d in (decode for piece in c.pieces if (decode := _decode(piece.source))):
         if not expected:
             yield "parts of which only some are quantised, or not all alike"
         if dtype != "BF16":
-            yield f"values decoded into {dtype}"  # an engine goes by way of BF16
+            yield f"values decoded into {dtype}"  # an engine decodes through BF16
         if any(n > b and n % b for n, b in zip(d.shape, d.format.block, strict=True)):
             yield f"{list(d.shape)} in blocks of {list(d.format.block)}"
 

@@ -1,4 +1,4 @@
-"""Names: which stored tensor a missing one may be, how a whole checkpoint was renamed, and which modules are gone whole."""
+"""Names: which stored tensor a missing one may be, how a checkpoint was renamed, and which modules are missing whole."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from functools import cached_property
 from loadmaster.checkpoint import TensorTable
 
 COMPARISONS = 24
-"""Names that are compared with all candidates at most, for one checkpoint: each takes milliseconds."""
+"""The most names compared with all candidates, for one checkpoint: each takes milliseconds."""
 CANDIDATES = 500
 SEARCHED = 200_000
-"""Strays among which a renamed tensor is looked for; a checkpoint with more is of another model."""
+"""The most strays searched for a renamed tensor; a checkpoint with more is of another model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Rename:
     back: int
 
     def apply(self, name: str) -> Iterator[str]:
-        """Yield what ``name`` becomes, counted from either end; nothing where it has other parts there."""
+        """Yield what ``name`` becomes, counted from either end; nothing where its parts differ there."""
         parts = name.split(".")
         for at in dict.fromkeys((self.front, len(parts) - self.back - len(self.old))):
             if 0 <= at <= len(parts) and tuple(parts[at : at + len(self.old)]) == self.old:
@@ -36,7 +36,7 @@ class Rename:
 
 
 def rename(old: str, new: str) -> Rename:
-    """Return the smallest renaming that makes ``new`` of ``old``.
+    """Return the smallest renaming that turns ``old`` into ``new``.
 
     >>> rename("model.layers.0.q.weight", "language_model.model.layers.0.q.weight").new
     ('language_model',)
@@ -51,7 +51,7 @@ def rename(old: str, new: str) -> Rename:
 
 
 class Names:
-    """The names of a checkpoint, searched for the nearest to one that is missing. ``strays`` are those nobody needs."""
+    """The names of a checkpoint, to search for the one nearest to a missing name. ``strays`` are those that nothing needs."""
 
     def __init__(self, table: TensorTable, unused: Iterable[int]) -> None:
         self.table = table
@@ -63,17 +63,17 @@ class Names:
 
     @cached_property
     def _by_shape(self) -> dict[tuple[tuple[int, ...], tuple[str, ...]], list[str]]:
-        """Strays by their shape and the numbers in their names; those that were taken since are no strays any more."""
-        made: dict[tuple[tuple[int, ...], tuple[str, ...]], list[str]] = defaultdict(list)
+        """Strays by their shape and the numbers in their names; it still lists those removed since."""
+        by_shape: dict[tuple[tuple[int, ...], tuple[str, ...]], list[str]] = defaultdict(list)
         for name, i in self.strays.items():
-            made[self._shape(i), numbers(name)].append(name)
-        return made
+            by_shape[self._shape(i), numbers(name)].append(name)
+        return by_shape
 
     def _shape(self, i: int) -> tuple[int, ...]:
         return self.table.signatures[int(self.table.signature[i])].shape
 
     def take(self, name: str, shape: tuple[int, ...]) -> tuple[int, Rename] | None:
-        """Return the stray (its id) that a missing tensor of ``shape`` was renamed to, and how; it is one no longer."""
+        """Return the stray (its id) that a missing tensor of ``shape`` was renamed to, and how; remove it from the strays."""
         if not self.strays or not self._searched:
             return None
         for known in self._renames:
@@ -84,16 +84,16 @@ class Names:
         new_name = self._closest(name, candidates)
         if new_name is None:
             return None
-        found = rename(name, new_name)
-        self._renames.insert(0, found)
-        return self.strays.pop(new_name), found
+        renaming = rename(name, new_name)
+        self._renames.insert(0, renaming)
+        return self.strays.pop(new_name), renaming
 
-    def follow(self, how: Rename, taken: Collection[str], suffixes: Collection[str], *, all_alike: bool) -> list[int]:
-        """Take out what was renamed along with the strays ``taken``, and return the ids.
+    def follow(self, how: Rename, renamed: Collection[str], suffixes: Collection[str], *, all_alike: bool) -> list[int]:
+        """Remove the strays that were renamed together with ``renamed``, and return their ids.
 
-        That are the components (scales) of their modules; if ``all_alike``, also whatever bears the mark of the renaming.
+        These are the components (scales) of their modules; if ``all_alike``, also every stray that ``how`` could have renamed.
         """
-        modules = {n.rpartition(".")[0] for n in taken}
+        modules = {n.rpartition(".")[0] for n in renamed}
         back = Rename(how.new, how.old, how.front, how.back)
         along = [
             n
@@ -104,7 +104,7 @@ class Names:
         return [self.strays.pop(n) for n in along]
 
     def nearest(self, name: str) -> str | None:
-        """Return the stored name that is most like a missing one, strays before others."""
+        """Return the stored name most like a missing one; strays come before others."""
         if not self._by_numbers:
             every: dict[tuple[str, ...], list[str]] = defaultdict(list)
             for stored in self.table.names if self._left > 0 else ():
@@ -122,7 +122,7 @@ class Names:
 
 
 def numbers(name: str) -> tuple[str, ...]:
-    """Return the numbers in a name: its layer, its expert. They outlive a renaming.
+    """Return the numbers in a name: its layer, its expert. A renaming keeps them.
 
     >>> numbers("model.layers.3.mlp.experts.7.up_proj.weight")
     ('3', '7')
@@ -145,15 +145,15 @@ def ancestors(path: str) -> Iterator[str]:
 def whole_modules(affected: Collection[str], totals: Mapping[str, int]) -> dict[str, str]:
     """Return for each affected tensor the outermost module of at least two tensors that is affected whole, if any.
 
-    ``totals`` are the tensors of each module.
+    ``totals`` is the number of tensors in each module.
     """
     counts = Counter(module for name in affected for module in ancestors(name))
     whole = {module for module, count in counts.items() if count >= 2 and count == totals.get(module)}
-    found = ((name, next((m for m in ancestors(name) if m in whole), None)) for name in affected)
-    return {name: module for name, module in found if module is not None}
+    modules = ((name, next((m for m in ancestors(name) if m in whole), None)) for name in affected)
+    return {name: module for name, module in modules if module is not None}
 
 
 def layer_of(name: str) -> int | None:
     """Return the first number in a stored name."""
-    found = re.search(r"\.(\d+)\.", name)
-    return int(found[1]) if found else None
+    match = re.search(r"\.(\d+)\.", name)
+    return int(match[1]) if match else None
