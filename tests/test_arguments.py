@@ -89,7 +89,7 @@ class Sound:
         yield "RankPlan.only", rank.only, {"names": ()}
         yield "ParallelLayout.coordinate", layout.coordinate, {"rank": 0}
         yield "ParallelLayout.stage_ranks", layout.stage_ranks, {"pp_rank": 0}
-        yield "ParallelLayout.axes", layout.axes, {"place": 0}
+        yield "ParallelLayout.axes", layout.axes, {"stage_slot": 0}
         yield "ParallelLayout.expert_slots", layout.expert_slots, {"num_experts": 4}
         yield "Receiver.offer", lambda **given: receiver().offer(**given), {"name": "model.norm.weight", "tensor": None}
 

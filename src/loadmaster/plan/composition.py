@@ -254,7 +254,7 @@ def _placed(part: Part, form: StoredForm, numerics: Numerics, dtype: str | None,
 
 
 def unit_of(tensor: Tensor, form: StoredForm, words: int = 1) -> int:
-    """Return the unit in which a placed tensor can be cut: it splits no packed word of it or of its consumer."""
+    """Return the unit in which a placed tensor is cut: its own unit, which splits no packed word of it or of its consumer."""
     assert tensor.placement is not None
     return lcm(tensor.placement.unit, form.format.exact_span(tensor.placement.dim) if form.format else 1, words)
 
