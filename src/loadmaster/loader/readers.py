@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from loadmaster.checkpoint import Store
-from loadmaster.checkpoint.unchanged import change_of
-from loadmaster.errors import LoadError
+from loadmaster.checkpoint.unchanged import check_unchanged
 from loadmaster.plan import Plan, RankPlan
 
 Task = Callable[[Any], None]
@@ -25,17 +24,13 @@ def default_readers() -> int:
 
 def check_files(plan: Plan, derived: RankPlan, store: Store, rank: int) -> None:
     """Compare size and time stamp of every file that the rank reads with the plan."""
-    for number in np.unique(derived.reads[0]):
-        planned = plan.checkpoint.files[number]
-        try:
-            change = change_of(store, planned)
-        except OSError as error:
-            raise LoadError(f"rank {rank}: {planned.name}: {error.strerror or error}") from error
-        if change is not None:
-            raise LoadError(
-                f"rank {rank}: {planned.name} changed since it was planned: {change}",
-                hint="plan again; no part of the model was loaded",
-            )
+    check_unchanged(
+        store,
+        (plan.checkpoint.files[number] for number in np.unique(derived.reads[0])),
+        since="it was planned",
+        hint="plan again; no part of the model was loaded",
+        where=f"rank {rank}: ",
+    )
 
 
 def run_tasks(every: Iterator[Task], num_readers: int, failures: list[BaseException] | None = None) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from loadmaster.checkpoint import Checkpoint, Store
-from loadmaster.checkpoint.unchanged import change_of
+from loadmaster.checkpoint.unchanged import check_unchanged
 from loadmaster.errors import LoadError, UnsupportedError
 from loadmaster.torch_dtypes import TORCH
 
@@ -136,14 +136,9 @@ def _check_formats(checkpoint: Checkpoint, ids: Sequence[int]) -> None:
 
 
 def _check_files(checkpoint: Checkpoint, ids: Sequence[int], store: Store) -> None:
-    for number in sorted({int(checkpoint.table.file[i]) for i in ids}):
-        opened = checkpoint.files[number]
-        try:
-            change = change_of(store, opened)
-        except OSError as error:
-            raise LoadError(f"{opened.name}: {error.strerror or error}") from error
-        if change is not None:
-            raise LoadError(
-                f"{opened.name} changed since its header was read: {change}",
-                hint="start again when the files no longer change",
-            )
+    check_unchanged(
+        store,
+        (checkpoint.files[number] for number in sorted({int(checkpoint.table.file[i]) for i in ids})),
+        since="its header was read",
+        hint="start again when the files no longer change",
+    )
