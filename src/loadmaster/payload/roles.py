@@ -113,7 +113,7 @@ def roles_of(checkpoint: Checkpoint) -> Roles:
     proof, plan, unplanned, findings = _plans(checkpoint)
     planned = np.zeros(len(table), dtype=np.bool_)
     ordered: set[int] = set()
-    for bound in (plan.top_class, *plan.classes) if plan else ():
+    for bound in plan.all_classes if plan else ():
         for leaf, role, in_order in _leaves(bound):
             ids = bound.ids[leaf].reshape(-1)
             ids = ids[ids >= 0]

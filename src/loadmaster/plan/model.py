@@ -35,6 +35,11 @@ class PlannedModel:
     top: Mapping[int, Mapping[str, tuple[PlannedParam, ...]]] = field(repr=False)
 
     @property
+    def all_classes(self) -> tuple[LayerClass, ...]:
+        """The model's own class, then those of its layers and wanted drafts."""
+        return (self.top_class, *self.classes)
+
+    @property
     def num_ranks(self) -> int:
         """Ranks in all."""
         return self.layout.num_ranks
