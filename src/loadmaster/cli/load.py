@@ -25,33 +25,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device",
         choices=["cpu", "cuda"],
         default="cpu",
-        help="host memory (default), or this host's GPUs: as many ranks at a time as there are",
+        help="load into host memory (default), or onto this host's GPUs, as many ranks at a time as there are GPUs",
     )
     parser.add_argument(
         "--io",
         choices=["auto", "buffered", "direct"],
         default="auto",
-        help="onto GPUs, read through the page cache or past it (default: past it where it does not hold the files)",
+        help="how files are read onto GPUs: through the page cache, or with direct I/O (default: direct where the cache does "
+        "not hold them)",
     )
     parser.add_argument(
         "--num-readers",
         type=positive,
         metavar="N",
-        help="reading threads (default: twice the cores, to 16; onto GPUs the cores but two, to 32)",
+        help="reading threads (default: twice the cores, at most 16; onto GPUs the cores less two, at most 32)",
     )
     parser.add_argument(
         "--staging",
         type=staging,
         metavar="SIZE",
-        help="budget of staging memory (default: 256MiB; onto GPUs 8MiB a reader)",
+        help="limit of staging memory (default: 256MiB; onto GPUs 8MiB for each reader)",
     )
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="checksum every parameter where it lies, and hold it against the manifest that the first such load wrote",
+        help="compare a checksum of every loaded parameter with the manifest; the first such load writes it",
     )
     parser.add_argument(
-        "--manifest", type=Path, metavar="FILE", help="the manifest (default: by the plan's hash, in the user's cache)"
+        "--manifest",
+        type=Path,
+        metavar="FILE",
+        help="the manifest (default: a file in the user's cache, named after the plan's hash)",
     )
     parser.add_argument("--digest", action="store_true", help="add shape, dtype and SHA-256 of every parameter")
 
@@ -62,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         return _load(args, None)
     from loadmaster.loader.schedule import ring_ahead
 
-    with ring_ahead(args.device, args.num_readers, args.staging) as ring:
+    with ring_ahead(args.num_readers, args.staging) as ring:
         return _load(args, ring)
 
 
@@ -79,7 +83,7 @@ def _load(args: argparse.Namespace, ring: Future[Ring] | None) -> int:
     from loadmaster.cli.progress import ByteProgress
     from loadmaster.loader.schedule import compare_with_manifest, load_in_turns, require_room
 
-    if args.device == "cpu":
+    if ring is None:
         require_room(proof, ranks, args.staging)
     reports: list[dict[str, Any]] = []
     seconds = 0.0

@@ -22,14 +22,8 @@ from loadmaster.plan.proof import STAGING_BYTES
 
 
 @contextmanager
-def ring_ahead(device: str, num_readers: int | None, staging_bytes: int | None) -> Iterator[Future[Ring] | None]:
-    """Have memory page-locked in the background, while the headers are read and the plan is proven; None on the CPU.
-
-    The memory is given back at the end.
-    """
-    if device != "cuda":
-        yield None
-        return
+def ring_ahead(num_readers: int | None, staging_bytes: int | None) -> Iterator[Future[Ring]]:
+    """Page-lock memory in the background, while the headers are read and the plan is proven; free it at the end."""
     with ThreadPoolExecutor(1) as pool:
         ring = pool.submit(make_ring, num_readers, staging_bytes)
         try:
