@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, cast
 import psutil
 import pytest
 
-from loadmaster.engine import Engine
+from loadmaster.engine import Capacity, Engine
 from loadmaster.engine.engine import refuse_launcher, refuse_options
 from loadmaster.errors import ConfigError, LoadError, LoadmasterError, RequestError, RunError, UnsupportedError
 from loadmaster.workers import SamplingParams, supervisor
-from tests.workers.toy import BUILDER, BYTES_A_STAGE, VOCAB, ToyPlan, continuation
+from tests.workers.toy import BUILDER, BYTES_A_STAGE, REFUSED_SLOTS, VOCAB, ToyPlan, continuation
 
 if TYPE_CHECKING:
     from loadmaster.plan import Plan
@@ -43,7 +43,7 @@ def nothing_left() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with nothing_left(), start(ToyPlan(3, eos=50), prefill_tokens=4) as engine:
+    with nothing_left(), start(ToyPlan(3, eos=50), capacity=Capacity(max_num_batched_tokens=4, block_size=4)) as engine:
         engine.wait_ready()
         yield engine
 
@@ -83,13 +83,29 @@ def test_a_closed_iterator_leaves_the_engine_usable(engine: Engine) -> None:
     assert list(engine.generate([3], GREEDY)) == continuation([3], 3, 4)
 
 
-def test_a_second_request_is_refused_until_the_first_is_over(engine: Engine) -> None:
-    first = engine.generate([1], GREEDY)
-    next(first)
-    with pytest.raises(RequestError, match="another request is running"):
-        next(engine.generate([1], GREEDY))
-    assert list(first) == continuation([1], 3, 4)[1:]
-    assert len(list(engine.generate([1], GREEDY))) == 4
+def test_many_requests_are_answered_together(engine: Engine) -> None:
+    prompts = [[i + 1] * (i % 7 + 1) for i in range(40)]
+    params = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
+    streams = [engine.submit(prompt, params) for prompt in prompts]
+    for prompt, stream in zip(prompts, streams, strict=True):
+        outputs = list(stream)
+        assert [t for o in outputs for t in o.token_ids] == continuation(prompt, 3, 12)
+        assert [o.finish_reason for o in outputs] == [None] * 11 + ["length"]
+        timing = stream.timing
+        assert timing.first_token is not None
+        assert timing.ended is not None
+        assert timing.arrived <= timing.first_token <= timing.ended
+    assert engine.statistics().num_running == engine.statistics().num_used_pages == 0
+
+
+def test_a_cancelled_request_frees_its_pages_and_the_others_go_on(engine: Engine) -> None:
+    params = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)
+    given_up, kept = engine.submit([1], params), engine.submit([2], params)
+    next(iter(given_up))
+    given_up.cancel()
+    assert len(list(kept)) == 40
+    assert list(engine.generate([3], GREEDY)) == continuation([3], 3, 4)
+    assert engine.statistics().num_used_pages == 0
 
 
 def test_the_end_token_is_the_last_unless_it_is_ignored(engine: Engine) -> None:
@@ -124,10 +140,20 @@ def test_an_impossible_prompt_is_refused_at_once(engine: Engine, prompt: list[An
     assert engine.state == "ready"
 
 
-def test_a_cache_that_does_not_fit_is_a_refusal_and_not_the_end(engine: Engine) -> None:
-    with pytest.raises(RequestError, match="not enough memory for a KV cache of 61 tokens: DefaultCPUAllocator"):
-        list(engine.generate([1], SamplingParams(max_tokens=60)))
-    assert list(engine.generate([3], GREEDY)) == continuation([3], 3, 4)
+def test_a_cache_that_does_not_fit_ends_the_start() -> None:
+    capacity = Capacity(kv_cache_memory_bytes=8 * REFUSED_SLOTS)
+    with start(ToyPlan(), capacity=capacity) as engine:
+        with pytest.raises(LoadError, match="not enough memory for a KV cache of 7,808 bytes: DefaultCPUAllocator"):
+            engine.wait_ready()
+        assert engine.state == "failed"
+
+
+def test_a_cache_for_less_than_one_request_is_refused_with_what_would_do() -> None:
+    with start(ToyPlan(), capacity=Capacity(kv_cache_memory_bytes=8 * 40)) as engine:
+        with pytest.raises(ConfigError, match="32 tokens fit, and a request may have 64") as caught:
+            engine.wait_ready()
+        assert caught.value.hint == "pass at least 512, or --max-model-len 32"
+        assert isinstance(engine.failed, ConfigError)
 
 
 def test_max_model_len_shortens_and_never_lengthens() -> None:
@@ -187,7 +213,6 @@ def test_a_worker_lost_while_loading_ends_the_run(
         (2, {1: "step_raises"}, r"^stage 1 of 2: ValueError: a bug \(toy.py:\d+\)$"),
         (2, {0: "step_exits"}, r"^stage 0 of 2 \(process \d+\) ended unexpectedly, with exit status 1$"),
         (3, {1: "step_killed", 2: "step_hangs"}, r"^stage 1 of 3 \(process \d+\) was killed by SIGKILL"),
-        (1, {0: "nan"}, "the model's logits contain NaN"),
     ],
 )
 def test_a_worker_lost_in_a_step_ends_the_run(num_stages: int, faults: dict[int, str], message: str) -> None:
@@ -202,6 +227,14 @@ def test_a_worker_lost_in_a_step_ends_the_run(num_stages: int, faults: dict[int,
             next(engine.generate([1, 2], GREEDY))
         engine.close()
         assert time.monotonic() - began < LIMIT_S
+
+
+def test_a_request_whose_logits_are_nan_fails_alone() -> None:
+    with start(ToyPlan(1, faults={0: "nan"})) as engine:
+        for _ in range(2):
+            with pytest.raises(RequestError, match="the model's logits contain NaN"):
+                list(engine.generate([1], GREEDY))
+        assert engine.state == "ready"
 
 
 def test_a_worker_lost_between_requests_ends_the_run() -> None:
@@ -292,7 +325,7 @@ import json, signal, sys
 from pathlib import Path
 from loadmaster.architectures import llama
 from loadmaster.parallel import ParallelLayout
-from loadmaster.engine import Engine
+from loadmaster.engine import Capacity, Engine
 from loadmaster.workers import SamplingParams, supervisor
 
 assert "torch" not in sys.modules
@@ -301,7 +334,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 class Plan:  # as tests.workers.toy.ToyPlan, which imports torch
     family = llama.FAMILY
     layout = ParallelLayout(2)
-    config = {"max_position_embeddings": 1_000_000_000}
+    config = {"max_position_embeddings": 1_000_000}
     model_path = Path("/nowhere")
     def rank(self, rank):
         return type("Rank", (), {"needed_bytes": 1000})

@@ -9,12 +9,12 @@ import torch
 
 from loadmaster.architectures.registry import read_model
 from loadmaster.checkpoint import open_checkpoint
-from loadmaster.errors import RunError, UnsupportedError
+from loadmaster.errors import UnsupportedError
 from loadmaster.loader import load_rank
-from loadmaster.models import Stage, build_stage
-from loadmaster.parallel import ParallelLayout
+from loadmaster.models import build_stage
 from loadmaster.plan import build_plan, prove
 from tests.conftest import Tiny
+from tests.models.pipeline import Pipeline, stages
 from tests.models.reference import greedy, transformers_model
 
 PROMPT = [7, 250, 31, 99, 14, 3, 200, 180, 66, 45, 12, 301, 77, 5, 5, 41, 260, 19, 130, 8]  # longer than index_topk
@@ -29,50 +29,6 @@ FAMILIES = [
     "mistral",
     "smollm2",
 ]
-
-
-def stages(path: Path, partition: tuple[int, ...]) -> list[Stage]:
-    layout = ParallelLayout(len(partition), layer_partition=partition)
-    plan = prove(build_plan(open_checkpoint(path), layout, dtype="F32")).require_proven()
-    made = []
-    for rank in range(len(partition)):
-        derived = plan.rank(rank)
-        made.append(
-            build_stage(
-                read_model(plan.config),
-                derived.specs,
-                load_rank(plan, rank).tensors,
-                layers=range(*derived.layers),
-                first=rank == 0,
-                last=rank == len(partition) - 1,
-                dtype=torch.float32,
-            )
-        )
-        assert made[-1].carries_in == derived.carries
-    return made
-
-
-class Pipeline:
-    """Stages one after another in this process."""
-
-    def __init__(self, made: list[Stage], max_tokens: int = 64) -> None:
-        self.stages = made
-        self.caches = [s.new_cache(max_tokens) for s in made]
-        self.length = 0
-
-    def step(self, tokens: list[int], *, all_logits: bool = False) -> torch.Tensor:
-        positions = torch.arange(self.length, self.length + len(tokens))
-        state = {"token_ids": torch.tensor(tokens)}
-        for stage, cache in zip(self.stages, self.caches, strict=True):
-            state = stage.forward(state, positions, cache, all_logits=all_logits)
-        self.length += len(tokens)
-        return state["logits"]
-
-    def greedy(self, num_tokens: int) -> list[int]:
-        tokens = [int(self.step(PROMPT)[-1].argmax())]
-        while len(tokens) < num_tokens:
-            tokens.append(int(self.step(tokens[-1:])[-1].argmax()))
-        return tokens
 
 
 def partitions(family: str) -> list[tuple[int, ...]]:
@@ -99,7 +55,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers_at_any_number_of_sta
         assert (logits - expected).abs().max() < 1e-4
         one = logits if one is None else one
         assert torch.equal(logits, one), partition  # the same bits, wherever the cuts are
-        assert Pipeline(made).greedy(16) == tokens, partition
+        assert Pipeline(made).greedy(PROMPT, 16) == tokens, partition
 
 
 @pytest.mark.parametrize("family", ["glm-5.2-fp8", "deepseek-v3", "qwen3"])
@@ -114,13 +70,22 @@ def test_cached_decoding_equals_full_recomputation(family: str, tiny: Tiny) -> N
         assert (torch.cat(rows) - whole).abs().max() < 1e-5
 
 
-def test_a_cache_takes_no_more_tokens_than_it_has_room_for_and_no_holes(tiny: Tiny) -> None:
-    (stage,) = stages(tiny("llama"), (4,))
-    cache = stage.new_cache(4)
-    with pytest.raises(RunError, match="5 tokens do not fit a cache of 4"):
-        stage.forward({"token_ids": torch.arange(5)}, torch.arange(5), cache)
-    with pytest.raises(RunError, match="do not continue a cache of 0"):
-        stage.forward({"token_ids": torch.arange(2)}, torch.arange(1, 3), cache)
+@pytest.mark.parametrize("family", ["glm-5.1-fp8", "glm-5.2-fp8", "deepseek-v3", "qwen3", "mistral"])
+def test_requests_computed_together_in_chunks_on_scattered_pages_equal_each_alone(family: str, tiny: Tiny) -> None:
+    made = stages(tiny(family), partitions(family)[1])
+    prompts = {1: PROMPT, 2: PROMPT[5:], 3: PROMPT[:3], 4: [9] * 30}
+    alone = {r: Pipeline(made).step(prompt, all_logits=True) for r, prompt in prompts.items()}
+    pipeline = Pipeline(made, scattered=True)
+    together: dict[int, list[torch.Tensor]] = {r: [] for r in prompts}
+    at = dict.fromkeys(prompts, 0)
+    for sizes in ({1: 7, 2: 1}, {3: 3, 1: 1, 4: 12}, {2: 13, 4: 1}, {1: 12, 4: 17, 2: 1}):
+        chunks = {r: prompts[r][at[r] : at[r] + size] for r, size in sizes.items()}
+        for r, logits in pipeline.batch(chunks, all_logits=True).items():
+            together[r].append(logits)
+            at[r] += sizes[r]
+    for r, prompt in prompts.items():
+        assert at[r] == len(prompt)
+        assert (torch.cat(together[r]) - alone[r]).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(

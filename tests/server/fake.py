@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -17,7 +17,8 @@ from typing import cast
 
 import uvicorn
 
-from loadmaster.engine import Engine, Limits, Tokenizer
+from loadmaster.engine import Engine, Limits, Output, Stream, Tokenizer
+from loadmaster.engine.request import Event
 from loadmaster.errors import LoadmasterError, RequestError
 from loadmaster.server.address import listen
 from loadmaster.server.app import build_app
@@ -47,6 +48,7 @@ class FakeEngine:
     ended: threading.Event = field(default_factory=threading.Event)
     seen: list[tuple[list[int], SamplingParams]] = field(default_factory=list)
     running: int = 0
+    most_running: int = 0
     given_up: int = 0
 
     @property
@@ -83,29 +85,36 @@ class FakeEngine:
         if len(prompt) >= self.max_model_len:
             raise RequestError(f"the prompt has {len(prompt)} tokens, and the model allows {self.max_model_len}")
 
-    def generate(self, prompt: Sequence[int], params: SamplingParams) -> Generator[int, None, None]:
+    def submit(
+        self, prompt: Sequence[int], params: SamplingParams, on_event: Callable[[Event], None] | None = None
+    ) -> Stream:
+        self.check(prompt)
         self.seen.append((list(prompt), params))
-        return self._generate(params)
+        cancelled = threading.Event()
+        stream = Stream(cancelled.set, on_event)
+        threading.Thread(target=self._answer, args=(params, stream, cancelled), daemon=True).start()
+        return stream
 
-    def _generate(self, params: SamplingParams) -> Generator[int, None, None]:
-        assert self.running == 0, "one at a time"
+    def _answer(self, params: SamplingParams, stream: Stream, cancelled: threading.Event) -> None:
         self.running += 1
-        try:
-            answer = [*self.answer, EOS][: params.max_tokens]
-            for i, token in enumerate(cycle(self.answer) if self.endless else answer):
-                if i == self.fails_after:
-                    assert self.error is not None
-                    self.fail(self.error)
-                    raise self.error
-                time.sleep(0.01 if self.endless else self.delay_s)
-                yield token
-                if token in self.stop_token_ids(params):
-                    return
-        except GeneratorExit:
-            self.given_up += 1
-            raise
-        finally:
-            self.running -= 1
+        self.most_running = max(self.most_running, self.running)
+        answer = [*self.answer, EOS][: params.max_tokens]
+        for i, token in enumerate(cycle(self.answer) if self.endless else answer):
+            if i == self.fails_after:
+                assert self.error is not None
+                self.fail(self.error)
+                stream.put(self.error)
+                break
+            time.sleep(0.01 if self.endless else self.delay_s)
+            if cancelled.is_set():
+                self.given_up += 1
+                break
+            is_end = token in self.stop_token_ids(params)
+            is_last = is_end or (not self.endless and i == len(answer) - 1)
+            stream.put(Output((token,), finish_reason=("stop" if is_end else "length") if is_last else None))
+            if is_last:
+                break
+        self.running -= 1
 
 
 @contextmanager

@@ -20,10 +20,13 @@ import torch
 
 from loadmaster.architectures import Family, llama
 from loadmaster.errors import ConfigError
+from loadmaster.layers.step import Step
 from loadmaster.parallel import ParallelLayout
 
 VOCAB = 97
 BYTES_A_STAGE = 1000
+REFUSED_SLOTS = 61 * 16
+"""A cache of this many tokens does not fit the toy model's memory."""
 BUILDER = "tests.workers.toy:ToyBuilder"
 
 
@@ -99,33 +102,37 @@ class ToyStage:
         self.carries_in = () if self.is_first else ("hidden_states", "topk_indices")
         self.carries_out = () if self.is_last else ("hidden_states", "topk_indices")
 
-    def new_cache(self, max_tokens: int) -> list[int]:
-        if max_tokens == 61:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 61 bytes")
-        return [max_tokens]
+        self.device = torch.device("cpu")
 
-    def forward(
-        self, inputs: dict[str, torch.Tensor], positions_T: torch.Tensor, cache: list[int]
-    ) -> dict[str, torch.Tensor]:
-        done = len(cache) - 1
-        num_tokens = len(positions_T)
-        assert positions_T.tolist() == list(range(done, done + num_tokens)), "positions go on where the cache ends"
-        assert done + num_tokens <= cache[0], "the cache is large enough"
-        cache.extend(positions_T.tolist())
-        if self.fault.startswith("step") and done:
+    def page_bytes(self, page_size: int) -> int:
+        return 8 * page_size
+
+    def new_cache(self, num_pages: int, page_size: int) -> torch.Tensor:
+        if num_pages * page_size == REFUSED_SLOTS:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 61 bytes")
+        return torch.full((num_pages * page_size,), -1)
+
+    def forward(self, inputs: dict[str, torch.Tensor], step: Step, cache: torch.Tensor) -> dict[str, torch.Tensor]:
+        cache[step.slots_T] = step.positions_T
+        for context in step.contexts:
+            assert cache[context.slots(self.device)].tolist() == list(range(context.length)), (
+                "all earlier tokens are there"
+            )
+        if self.fault.startswith("step") and any(c.first for c in step.contexts):
             getattr(Faults, self.fault)()
+        marks = step.positions_T[:, None].to(torch.int32).expand(-1, 3)
         if self.is_first:
-            assert set(inputs) == {"token_ids"}
-            x_T1 = inputs["token_ids"].to(torch.bfloat16)[:, None]
+            assert not inputs
+            x_T1 = step.token_ids_T.to(torch.bfloat16)[:, None]
         else:
             x_T1 = inputs["hidden_states"]
-            assert torch.equal(inputs["topk_indices"], positions_T[:, None].to(torch.int32).expand(-1, 3))
-        assert x_T1.shape == (num_tokens, 1)
+            assert torch.equal(inputs["topk_indices"], marks)
+        assert x_T1.shape == (step.num_tokens, 1)
         x_T1 = (x_T1 + self.rank + 1) % VOCAB
         if self.is_last:
-            logits_1V = torch.nn.functional.one_hot(x_T1[-1].long(), VOCAB).float()
-            return {"logits": logits_1V / 0 if self.fault == "nan" else logits_1V}
-        return {"hidden_states": x_T1, "topk_indices": positions_T[:, None].to(torch.int32).expand(-1, 3)}
+            logits_RV = torch.nn.functional.one_hot(x_T1[step.logit_rows_R, 0].long(), VOCAB).float()
+            return {"logits": logits_RV / 0 if self.fault == "nan" else logits_RV}
+        return {"hidden_states": x_T1, "topk_indices": marks}
 
 
 class Faults:

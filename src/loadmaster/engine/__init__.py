@@ -5,17 +5,24 @@ with Engine(plan) as engine:
         ...
 """
 
-from loadmaster.engine.answer import Piece, complete
-from loadmaster.engine.engine import Engine
+from loadmaster.engine.answer import AnswerText, Piece, complete
+from loadmaster.engine.capacity import Capacity
+from loadmaster.engine.engine import Engine, Statistics
 from loadmaster.engine.limits import Limits, read_limits
+from loadmaster.engine.request import Output, Stream
 from loadmaster.engine.support import refuse_model, refuse_options, refuse_plan, require_run_extra
 from loadmaster.engine.tokenizer import Detokenizer, Tokenizer
 
 __all__ = [
+    "AnswerText",
+    "Capacity",
     "Detokenizer",
     "Engine",
     "Limits",
+    "Output",
     "Piece",
+    "Statistics",
+    "Stream",
     "Tokenizer",
     "complete",
     "read_limits",

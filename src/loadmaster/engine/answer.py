@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal
 
 from loadmaster.engine.engine import Engine
+from loadmaster.engine.request import FinishReason, Output
 from loadmaster.engine.tokenizer import Detokenizer, Tokenizer
 from loadmaster.errors import RequestError
+from loadmaster.workers.batch import PositionLogprobs
 from loadmaster.workers.sampling_params import SamplingParams
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +18,13 @@ class Piece:
     """A part of the answer: a token, and the text that is final after it, which may be empty.
 
     The last piece has a ``finish_reason``, no token, and the rest of the text. Text is held back while it may be part of
-    an incomplete character or of a stop string.
+    an incomplete character or of a stop string. ``logprobs`` are given if the request asks for them.
     """
 
     token_id: int | None
     text: str
     finish_reason: FinishReason | None = None
+    logprobs: PositionLogprobs | None = None
 
 
 class StopStrings:
@@ -62,6 +61,46 @@ class StopStrings:
         return text
 
 
+class AnswerText:
+    """Turns the outputs of one request into pieces, one for each token, and a last one.
+
+    The token that ends an answer has no text. A stop string is left out, and ends the answer. Without a
+    tokenizer, pieces have no text.
+
+    Raises:
+        RequestError: stop strings were given and the model has no tokenizer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        if stop and not tokenizer.exists:
+            raise RequestError(
+                "stop strings need a tokenizer, and the model has none", hint="use stop_token_ids instead"
+            )
+        self._detokenizer = Detokenizer(tokenizer) if tokenizer.exists else None
+        self._strings = StopStrings(stop)
+        self.is_over = False
+
+    def add(self, output: Output) -> list[Piece]:
+        """Return the pieces of the next output. Nothing may be added after the last piece."""
+        pieces: list[Piece] = []
+        reason = output.finish_reason
+        for i, token in enumerate(output.token_ids):
+            is_end = reason == "stop" and i == len(output.token_ids) - 1
+            text = "" if is_end or self._detokenizer is None else self._strings.add(self._detokenizer.add(token))
+            pieces.append(Piece(token, text, None, output.logprobs[i] if output.logprobs else None))
+            if self._strings.found:
+                break
+        if self._strings.found or reason is not None:
+            self.is_over = True
+            pieces.append(Piece(None, self._rest(), "stop" if self._strings.found else reason))
+        return pieces
+
+    def _rest(self) -> str:
+        if self._detokenizer is None:
+            return ""
+        return self._strings.add(self._detokenizer.finish()) + self._strings.finish()
+
+
 def complete(
     engine: Engine,
     tokenizer: Tokenizer,
@@ -71,31 +110,21 @@ def complete(
 ) -> Generator[Piece, None, None]:
     """Return the answer to a prompt, one piece for each token. Closing the iterator cancels the request.
 
-    The token that ends an answer (end of text, ``stop_token_ids``) is returned, but without its text. A stop string is
-    left out. If the model has no tokenizer, pieces have no text.
-
     Raises:
-        RequestError: as `Engine.generate` raises it; or stop strings were given and the model has no tokenizer.
+        RequestError: as `Engine.submit` raises it; or stop strings were given and the model has no tokenizer.
     """
-    if stop and not tokenizer.exists:
-        raise RequestError("stop strings need a tokenizer, and the model has none", hint="use stop_token_ids instead")
-    tokens = engine.generate(prompt_token_ids, params)
-    return _pieces(tokens, engine.stop_token_ids(params), Detokenizer(tokenizer) if tokenizer.exists else None, stop)
+    engine.check(prompt_token_ids)
+    return _pieces(engine, prompt_token_ids, params, AnswerText(tokenizer, stop))
 
 
 def _pieces(
-    tokens: Generator[int, None, None], ends: frozenset[int], detokenizer: Detokenizer | None, stop: Sequence[str]
+    engine: Engine, prompt_token_ids: Sequence[int], params: SamplingParams, text: AnswerText
 ) -> Generator[Piece, None, None]:
-    strings = StopStrings(stop)
-    reason: FinishReason = "length"
-    with closing(tokens):
-        for token in tokens:
-            if token in ends:
-                reason = "stop"
-                yield Piece(token, "")
-                break
-            yield Piece(token, strings.add(detokenizer.add(token)) if detokenizer else "")
-            if strings.found:
-                break
-    rest = strings.add(detokenizer.finish()) + strings.finish() if detokenizer else ""
-    yield Piece(None, rest, "stop" if strings.found else reason)
+    stream = engine.submit(prompt_token_ids, params)
+    try:
+        for output in stream:
+            yield from text.add(output)
+            if text.is_over:
+                return
+    finally:
+        stream.cancel()

@@ -1,42 +1,61 @@
-"""The engine: runs one model on its pipeline stages, one request at a time.
+"""The engine: runs one model on its pipeline stages, for many requests at a time.
 
-It checks requests, sends steps to the stages and returns tokens. It has no tensors and imports no torch: each stage runs
-in a worker process, see `loadmaster.workers.supervisor`.
+One thread does the work: it takes new requests, lets the scheduler make batches, sends them to the workers, and passes
+their results to the streams of the requests. It has no tensors and imports no torch: each stage runs in a worker process,
+see `loadmaster.workers.supervisor`.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from loadmaster.arguments import expect, expect_int, shown
+from loadmaster.engine.capacity import Capacity
 from loadmaster.engine.limits import Limits, read_limits
+from loadmaster.engine.pages import PagePool
+from loadmaster.engine.request import Event, Output, Request, Stream
+from loadmaster.engine.scheduler import Counters, Scheduler
 from loadmaster.engine.support import refuse_launcher, refuse_options, refuse_plan
-from loadmaster.errors import ArgumentError, LoadmasterError, RequestError
+from loadmaster.errors import ArgumentError, LoadmasterError, RunError
 from loadmaster.host_memory import require_memory
-from loadmaster.workers.messages import Begin, Begun, End, Refused, Step, Stepped
+from loadmaster.workers.batch import Done
+from loadmaster.workers.messages import Allocate, Allocated, Usage
 from loadmaster.workers.sampling_params import SamplingParams
 from loadmaster.workers.supervisor import DEFAULT_BUILDER, State, Supervisor
 
 if TYPE_CHECKING:
     from loadmaster.plan import ProvenPlan
 
-PREFILL_TOKENS = 2048
-"""A longer prompt is computed in chunks of this many tokens, so that several stages work on it at the same time."""
-
 DEVICES = ("cpu", "cuda")
 """The devices that stages can run on."""
 
 
-class Engine:
-    """Runs a proven plan. Loading starts at once, in the background; `generate` waits for it.
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What the engine does now: requests, pages of the KV cache, counts since the start, and each stage's time."""
 
-    ``max_model_len`` limits prompt and answer together to fewer tokens than the model allows. ``prefill_tokens`` is the
-    most prompt tokens in one step. ``builder`` (``module:name``) builds the stage in each worker; see
+    num_running: int
+    num_waiting: int
+    num_pages: int
+    num_used_pages: int
+    counters: Counters
+    stages: tuple[Usage, ...]
+
+
+class Engine:
+    """Runs a proven plan. Loading starts at once, in the background; requests wait for it.
+
+    ``max_model_len`` limits prompt and answer together to fewer tokens than the model allows. ``capacity`` says how much is
+    computed at a time, and how large the KV cache is. ``builder`` (``module:name``) builds the stage in each worker; see
     `loadmaster.workers.builder`. ``device`` is ``cpu``, or ``cuda`` for the GPUs of this host: stage ``i`` uses GPU ``i``
     modulo their number.
 
@@ -54,7 +73,7 @@ class Engine:
         plan: ProvenPlan,
         *,
         max_model_len: int | None = None,
-        prefill_tokens: int = PREFILL_TOKENS,
+        capacity: Capacity | None = None,
         on_progress: Callable[[int], None] = lambda _: None,
         builder: str = DEFAULT_BUILDER,
         device: str = "cpu",
@@ -65,7 +84,7 @@ class Engine:
             admit(plan)
         if max_model_len is not None:
             expect_int("max_model_len", max_model_len, 1)
-        expect_int("prefill_tokens", prefill_tokens, 1)
+        expect("capacity", capacity, (Capacity, type(None)), "a Capacity")
         expect("builder", builder, str, "module:name")
         if device not in DEVICES:
             raise ArgumentError(f"device is {shown(device)}, expected one of {', '.join(DEVICES)}")
@@ -85,17 +104,27 @@ class Engine:
         self._total_bytes = sum(plan.rank(rank).needed_bytes for rank in range(num_stages))
         self._done_bytes = 0
         self._on_progress = on_progress
-        self._prefill_tokens = prefill_tokens
-        self._requests = count(1)
-        self._busy = threading.Lock()
+        self._device = device
+        self._capacity = capacity or Capacity()
+        self._numbers = count(1)
+        self._lock = threading.Lock()  # guards the two lists below, and whether requests are still taken
+        self._arrivals: deque[Request] = deque()
+        self._cancelled: deque[Request] = deque()
+        self._ended: LoadmasterError | None = None
+        self._ready = threading.Event()
+        self._is_ready = False
+        self._scheduler: Scheduler | None = None
         self._supervisor = Supervisor(
             plan.to_json(), num_stages, builder=builder, device=device, on_progress=self._add_progress
         )
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
 
     @property
     def state(self) -> State:
         """``loading``, ``ready``, ``failed`` or ``closed``."""
-        return self._supervisor.state
+        state = self._supervisor.state
+        return "loading" if state == "ready" and not self._is_ready else state
 
     @property
     def failed(self) -> LoadmasterError | None:
@@ -111,13 +140,29 @@ class Engine:
         """Return the bytes loaded so far and the bytes to load, of all stages."""
         return self._done_bytes, self._total_bytes
 
+    def statistics(self) -> Statistics:
+        """Return what the engine does now. All numbers are zero before it is ready."""
+        scheduler = self._scheduler
+        if scheduler is None:
+            return Statistics(0, 0, 0, 0, Counters(), self._supervisor.usage)
+        return Statistics(
+            scheduler.num_running,
+            scheduler.num_waiting + len(self._arrivals),
+            scheduler.pool.num_pages,
+            scheduler.pool.num_used,
+            replace(scheduler.counters),
+            self._supervisor.usage,
+        )
+
     def wait_ready(self) -> None:
-        """Wait until the model is loaded.
+        """Wait until the model is loaded and its KV cache is allocated.
 
         Raises:
             LoadError: loading failed.
         """
-        self._supervisor.wait_ready()
+        self._ready.wait()
+        if self._ended is not None:
+            raise self._ended
 
     def wait_ended(self) -> LoadmasterError | None:
         """Wait until the engine has failed or was closed. Return the error, if there is one."""
@@ -133,47 +178,61 @@ class Engine:
         Raises:
             RequestError: the prompt is empty or too long, or has ids that are not in the model's vocabulary.
         """
-        limits = self.limits
-        if not isinstance(prompt_token_ids, Sequence) or isinstance(prompt_token_ids, (str, bytes)):
-            raise RequestError(f"the prompt is {shown(prompt_token_ids)}, expected a list of token ids")
-        for token in prompt_token_ids:
-            if not isinstance(token, int):
-                raise RequestError(f"the prompt has {shown(token)} among its token ids, expected integers")
-        if not prompt_token_ids:
-            raise RequestError("the prompt has no tokens")
-        if len(prompt_token_ids) >= limits.max_model_len:
-            raise RequestError(
-                f"the prompt has {len(prompt_token_ids)} tokens, and the model allows {limits.max_model_len} tokens "
-                "for prompt and answer together",
-                hint="send a shorter prompt",
-            )
-        size = limits.vocab_size
-        unknown = next((t for t in prompt_token_ids if t < 0 or (size is not None and t >= size)), None)
-        if unknown is not None:
-            raise RequestError(
-                f"token id {unknown} is not in the model's vocabulary"
-                + (f" of {size} tokens" if size is not None else "")
-            )
+        self.limits.check_prompt(prompt_token_ids)
+
+    def submit(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> Stream:
+        """Begin a request, and return the stream of its answer. May be called from any thread, also during loading.
+
+        ``on_event`` gets each output instead, or the error that ends the request; the engine's thread calls it.
+
+        Raises:
+            RequestError: the prompt is not valid.
+            LoadError, RunError: the engine has failed or is closed.
+        """
+        self.check(prompt_token_ids)
+        expect("params", params, SamplingParams, "SamplingParams")
+        if params.seed is None:
+            params = replace(params, seed=secrets.randbits(63))
+        room = self.max_model_len - len(prompt_token_ids)
+        stream = Stream(lambda: self._cancel(request), on_event)
+        request = Request(
+            next(self._numbers),
+            prompt_token_ids,
+            params,
+            max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+            ends=self.stop_token_ids(params),
+            stream=stream,
+        )
+        with self._lock:
+            if self._ended is not None:
+                raise self._ended
+            self._arrivals.append(request)
+        self._supervisor.wake()
+        return stream
 
     def generate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> Generator[int, None, None]:
         """Return the tokens that follow ``prompt_token_ids``, one by one, as soon as each is sampled.
 
-        Closing the iterator cancels the request; the engine stays usable. Only one request can run at a time: until its
-        iterator is exhausted or closed, the iterator of any other raises RequestError.
+        Closing the iterator cancels the request. Several may be used at the same time, from several threads.
 
         Raises:
-            RequestError: the prompt is not valid (at once), or the request cannot run (from the iterator). The engine
-                stays usable.
+            RequestError: the prompt is not valid (at once), or the request fails (from the iterator).
             LoadError, RunError: loading or a stage failed (from the iterator). The engine is unusable.
         """
         self.check(prompt_token_ids)
-        prompt = tuple(prompt_token_ids)
         expect("params", params, SamplingParams, "SamplingParams")
-        return self._generate(prompt, params)
+        return self._generate(tuple(prompt_token_ids), params)
 
     def close(self) -> None:
-        """End all workers and wait for them."""
+        """End all workers and wait for them. Requests that are not finished end with an error."""
         self._supervisor.close()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
     def __enter__(self) -> Engine:
         return self
@@ -189,61 +248,87 @@ class Engine:
 
     def _generate(self, prompt: tuple[int, ...], params: SamplingParams) -> Generator[int, None, None]:
         self.wait_ready()
-        self._supervisor.check()
-        if not self._busy.acquire(blocking=False):
-            raise RequestError("another request is running", hint="exhaust or close the iterator of that request first")
-        request = next(self._requests)
+        stream = self.submit(prompt, params)
         try:
-            room = self.max_model_len - len(prompt)
-            num_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
-            stops = self.stop_token_ids(params)
-            self._begin(request, len(prompt) + num_tokens, params)
-            token = self._prefill(request, prompt)
-            for position in range(len(prompt), len(prompt) + num_tokens):
-                yield token
-                if token in stops or position == len(prompt) + num_tokens - 1:
-                    break
-                self._send_step(request, position, (token,), sample=True)
-                token = self._next_token(request)
+            for output in stream:
+                yield from output.token_ids
         finally:
-            self._supervisor.send(End(request))
-            self._busy.release()
+            stream.cancel()
 
-    def _begin(self, request: int, num_positions: int, params: SamplingParams) -> None:
-        self._supervisor.send(Begin(request, num_positions, params))
-        refusals = []
-        for _ in range(self._supervisor.num_stages):
-            reply = self._supervisor.reply(request)
-            if isinstance(reply, Refused):
-                refusals.append(reply.reason)
-            else:
-                assert isinstance(reply, Begun)
-        if refusals:
-            raise RequestError(
-                f"there is not enough memory for a KV cache of {num_positions} tokens: {refusals[0]}",
-                hint="use a smaller max_tokens",
-            )
+    def _cancel(self, request: Request) -> None:
+        with self._lock:
+            if self._ended is not None or request.is_over:
+                return
+            self._cancelled.append(request)
+        self._supervisor.wake()
 
-    def _prefill(self, request: int, prompt: tuple[int, ...]) -> int:
-        """Send the prompt in chunks and return the token that follows. At most one chunk a stage is in flight."""
-        chunk, in_flight = self._prefill_tokens, 0
-        for first in range(0, len(prompt), chunk):
-            if in_flight == self._supervisor.num_stages:
-                self._supervisor.reply(request)
-                in_flight -= 1
-            last = first + chunk >= len(prompt)
-            self._send_step(request, first, prompt[first : first + chunk], sample=last)
-            in_flight += 1
-        for _ in range(in_flight - 1):
-            self._supervisor.reply(request)
-        return self._next_token(request)
+    # All methods below run in the engine's thread.
 
-    def _send_step(self, request: int, first: int, tokens: tuple[int, ...], *, sample: bool) -> None:
-        self._supervisor.send(Step(request, first, len(tokens), tokens, sample), [0])
-        self._supervisor.send(Step(request, first, len(tokens), None, sample), range(1, self._supervisor.num_stages))
+    def _run(self) -> None:
+        try:
+            self._scheduler = self._start()
+            self._is_ready = True
+            self._ready.set()
+            self._loop(self._scheduler)
+        except LoadmasterError as error:
+            self._end(error)
+        except BaseException as error:
+            self._end(RunError(f"the engine failed: {type(error).__name__}: {error}"))
+            raise
 
-    def _next_token(self, request: int) -> int:
-        reply = self._supervisor.reply(request)
-        assert isinstance(reply, Stepped)
-        assert reply.token is not None
-        return reply.token
+    def _start(self) -> Scheduler:
+        """Wait for the workers, and let them allocate the KV cache."""
+        supervisor, capacity = self._supervisor, self._capacity
+        supervisor.wait_ready()
+        num_pages = capacity.num_pages(supervisor.ready, self._device, self.max_model_len)
+        supervisor.send(Allocate(num_pages, capacity.block_size))
+        num_allocated = 0
+        while num_allocated < supervisor.num_stages:
+            num_allocated += isinstance(supervisor.next(), Allocated)
+        return Scheduler(
+            PagePool(num_pages, capacity.block_size, adjacent=self._device == "cpu"),
+            num_places=supervisor.num_stages,
+            max_num_seqs=capacity.max_num_seqs,
+            max_num_batched_tokens=capacity.num_batched_tokens(self._device),
+            enable_prefix_caching=capacity.enable_prefix_caching,
+        )
+
+    def _loop(self, scheduler: Scheduler) -> None:
+        while True:
+            self._admit(scheduler)
+            while (batch := scheduler.schedule()) is not None:
+                self._supervisor.send(batch)
+            done = self._supervisor.next()
+            if isinstance(done, Done):
+                now = time.monotonic()
+                for request, event in scheduler.commit(done):
+                    self._pass_on(request, event, now)
+
+    def _admit(self, scheduler: Scheduler) -> None:
+        """Take the requests that arrived, then those that were cancelled."""
+        with self._lock:
+            arrivals, self._arrivals = self._arrivals, deque()
+            cancelled, self._cancelled = self._cancelled, deque()
+        for request in arrivals:
+            scheduler.add(request)
+        for request in cancelled:
+            scheduler.cancel(request)
+
+    def _pass_on(self, request: Request, event: Event, now: float) -> None:
+        timing = request.stream.timing
+        if timing.first_token is None and isinstance(event, Output) and event.token_ids:
+            timing.first_token = now
+        if isinstance(event, LoadmasterError) or event.finish_reason is not None:
+            timing.ended = now
+        request.stream.put(event)
+
+    def _end(self, error: LoadmasterError) -> None:
+        """Give every request that is not over the error that ended the engine."""
+        if self._supervisor.error is None and self._supervisor.state != "closed":
+            self._supervisor.fail(error)
+        with self._lock:
+            self._ended = error
+            requests = [*self._arrivals, *(self._scheduler.requests if self._scheduler else ())]
+        self._ready.set()
+        for request in requests:
+            request.stream.put(error)

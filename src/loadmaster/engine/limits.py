@@ -6,13 +6,14 @@ They come from ``config.json`` and, if the checkpoint has one, ``generation_conf
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loadmaster.architectures.config import Config
-from loadmaster.errors import ConfigError
+from loadmaster.arguments import shown
+from loadmaster.errors import ConfigError, RequestError
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,33 @@ class Limits:
     vocab_size: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     sampling: Mapping[str, float] = field(default_factory=dict)
+
+    def check_prompt(self, prompt_token_ids: Sequence[int]) -> None:
+        """Check a prompt.
+
+        Raises:
+            RequestError: the prompt is empty or too long, or has ids that are not in the model's vocabulary.
+        """
+        if not isinstance(prompt_token_ids, Sequence) or isinstance(prompt_token_ids, (str, bytes)):
+            raise RequestError(f"the prompt is {shown(prompt_token_ids)}, expected a list of token ids")
+        for token in prompt_token_ids:
+            if not isinstance(token, int):
+                raise RequestError(f"the prompt has {shown(token)} among its token ids, expected integers")
+        if not prompt_token_ids:
+            raise RequestError("the prompt has no tokens")
+        if len(prompt_token_ids) >= self.max_model_len:
+            raise RequestError(
+                f"the prompt has {len(prompt_token_ids)} tokens, and the model allows {self.max_model_len} tokens "
+                "for prompt and answer together",
+                hint="send a shorter prompt",
+            )
+        size = self.vocab_size
+        unknown = next((t for t in prompt_token_ids if t < 0 or (size is not None and t >= size)), None)
+        if unknown is not None:
+            raise RequestError(
+                f"token id {unknown} is not in the model's vocabulary"
+                + (f" of {size} tokens" if size is not None else "")
+            )
 
 
 def read_limits(config: Config, model_path: Path, max_model_len: int | None = None) -> Limits:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from loadmaster.architectures.model import RouterSpec
+from loadmaster.layers.linear import Linear
 from loadmaster.layers.mlp import GatedMLP, gated
 from loadmaster.layers.weight import Params
 
@@ -51,6 +52,6 @@ class MixtureOfExperts:
         out_TH = torch.zeros_like(x_TH)
         for expert in experts_TK.unique().tolist():
             token, choice = torch.where(experts_TK == expert)
-            part = gated(x_TH[token], self.w13.expert(expert), self.w2.expert(expert))
+            part = gated(x_TH[token], Linear(self.w13.expert(expert)), Linear(self.w2.expert(expert)))
             out_TH.index_add_(0, token, (part * weights_TK[token, choice, None]).to(x_TH.dtype))
         return out_TH + self.shared(x_TH)

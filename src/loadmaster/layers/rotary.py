@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from loadmaster.architectures.rope import Rope
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rotary:
     """The frequencies of a head's pairs, and the factor on cosine and sine (YaRN's attention factor)."""
 
@@ -22,8 +23,9 @@ class Rotary:
     factor: float = 1.0
 
     @classmethod
+    @cache
     def of(cls, rope: Rope, dim: int) -> Rotary:
-        """Return the rotary embedding of ``dim`` elements of each head."""
+        """Return the rotary embedding of ``dim`` elements of each head: the same object for all layers with the same values."""
         powers = rope.theta ** (torch.arange(0, dim, 2, dtype=torch.int64).to(torch.float32) / dim)
         frequencies = 1.0 / powers
         match rope.rope_type:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from loadmaster.errors import UnsupportedError
@@ -48,11 +47,6 @@ class Weight:
     def expert(self, index: int) -> Weight:
         """Return one expert of a stack ``[E, out, in]``."""
         return Weight(self.values[index], None if self.scale is None else self.scale[index], self.grids)
-
-
-def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-    """Return ``x @ weight.T + bias``, computed in ``x``'s dtype. ``x`` ``[…, in]`` → ``[…, out]``."""
-    return F.linear(x, weight.dense(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 class Params:

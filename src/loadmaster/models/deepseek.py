@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from loadmaster.architectures.deepseek import DeepseekModel
-from loadmaster.layers.cache import Cache
+from loadmaster.layers.kv_cache import CacheKey, KVCache, Remembered
 from loadmaster.layers.mla import LatentAttention
 from loadmaster.layers.mlp import GatedMLP
 from loadmaster.layers.moe import MixtureOfExperts
 from loadmaster.layers.norm import rms_norm
+from loadmaster.layers.step import Step
 from loadmaster.layers.weight import Params
 from loadmaster.models.layer import State
 
@@ -36,15 +35,15 @@ class DecoderLayer:
         self.input_norm = params.tensor(f"{prefix}.input_layernorm.weight")
         self.post_norm = params.tensor(f"{prefix}.post_attention_layernorm.weight")
 
-    def widths(self) -> dict[tuple[int, str], tuple[int, ...]]:
-        """Return the shapes that the cache stores for each token."""
-        return self.attention.widths()
+    def remembers(self) -> dict[CacheKey, Remembered]:
+        """Return what the cache stores of each token."""
+        return self.attention.remembers()
 
-    def __call__(self, state: State, positions_T: Tensor, cache: Cache) -> State:
+    def __call__(self, state: State, step: Step, cache: KVCache) -> State:
         """Return the state after the layer."""
         x_TH = state["hidden_states"]
         normed_TH = rms_norm(x_TH, self.input_norm, self.eps)
-        out_TH, topk_TK = self.attention(normed_TH, positions_T, cache, state.get("topk_indices"))
+        out_TH, topk_TK = self.attention(normed_TH, step, cache, state.get("topk_indices"))
         x_TH = x_TH + out_TH
         x_TH = x_TH + self.mlp(rms_norm(x_TH, self.post_norm, self.eps))
         return {"hidden_states": x_TH} if topk_TK is None else {"hidden_states": x_TH, "topk_indices": topk_TK}

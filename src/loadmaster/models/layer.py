@@ -6,17 +6,19 @@ from typing import Protocol
 
 from torch import Tensor
 
-from loadmaster.layers.cache import Cache
+from loadmaster.layers.kv_cache import CacheKey, KVCache, Remembered
+from loadmaster.layers.step import Step
 
 State = dict[str, Tensor]
-"""What goes from layer to layer and from stage to stage: ``hidden_states`` ``[T, H]``, sometimes ``topk_indices`` ``[T, K]``."""
+"""What goes from layer to layer and from stage to stage: ``hidden_states`` ``[T, H]``, and in some models ``topk_indices``
+``[T, K]``, the positions that sparse attention selected (-1 for none)."""
 
 
 class Layer(Protocol):
     """One decoder layer of any family."""
 
-    def widths(self) -> dict[tuple[int, str], tuple[int, ...]]:
-        """Return the shapes that the cache stores for each token."""
+    def remembers(self) -> dict[CacheKey, Remembered]:
+        """Return what the cache stores of each token."""
 
-    def __call__(self, state: State, positions_T: Tensor, cache: Cache) -> State:
+    def __call__(self, state: State, step: Step, cache: KVCache) -> State:
         """Return the state after the layer."""

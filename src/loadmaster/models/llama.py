@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from loadmaster.architectures.llama import LlamaModel
 from loadmaster.layers.attention import Attention
-from loadmaster.layers.cache import Cache
+from loadmaster.layers.kv_cache import CacheKey, KVCache, Remembered
 from loadmaster.layers.mlp import GatedMLP
 from loadmaster.layers.norm import rms_norm
+from loadmaster.layers.step import Step
 from loadmaster.layers.weight import Params
 from loadmaster.models.layer import State
 
@@ -24,12 +23,12 @@ class DecoderLayer:
         self.input_norm = params.tensor(f"{prefix}.input_layernorm.weight")
         self.post_norm = params.tensor(f"{prefix}.post_attention_layernorm.weight")
 
-    def widths(self) -> dict[tuple[int, str], tuple[int, ...]]:
-        """Return the shapes that the cache stores for each token."""
-        return self.attention.widths()
+    def remembers(self) -> dict[CacheKey, Remembered]:
+        """Return what the cache stores of each token."""
+        return self.attention.remembers()
 
-    def __call__(self, state: State, positions_T: Tensor, cache: Cache) -> State:
+    def __call__(self, state: State, step: Step, cache: KVCache) -> State:
         """Return the state after the layer."""
         x_TH = state["hidden_states"]
-        x_TH = x_TH + self.attention(rms_norm(x_TH, self.input_norm, self.eps), positions_T, cache)
+        x_TH = x_TH + self.attention(rms_norm(x_TH, self.input_norm, self.eps), step, cache)
         return {"hidden_states": x_TH + self.mlp(rms_norm(x_TH, self.post_norm, self.eps))}

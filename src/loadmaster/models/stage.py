@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
 
-from loadmaster.layers.cache import Cache
+from loadmaster.layers.kv_cache import KVCache, page_bytes
+from loadmaster.layers.linear import Linear
 from loadmaster.layers.norm import rms_norm
-from loadmaster.layers.weight import Params, linear
+from loadmaster.layers.step import Step
+from loadmaster.layers.weight import Params
 from loadmaster.models.layer import Layer, State
 
 
@@ -39,36 +40,32 @@ class Stage:
         self.eps = norm_eps
         self.embed = params.tensor("embed_tokens.weight") if first else None
         self.norm = params.tensor("norm.weight") if last else None
-        self.head = params.weight("lm_head.weight") if last else None
+        self.head = Linear(params.weight("lm_head.weight")) if last else None
         self.device = params.device
+        self._remembered = {key: what for layer in layers for key, what in layer.remembers().items()}
 
-    def new_cache(self, max_tokens: int) -> Cache:
-        """Return an empty cache for one request of at most ``max_tokens`` tokens, prompt included."""
-        widths = {key: width for layer in self.layers for key, width in layer.widths().items()}
-        return Cache(widths, max_tokens, self.dtype, self.device)
+    def page_bytes(self, page_size: int) -> int:
+        """Return the bytes of one page of ``page_size`` tokens in the cache of this stage."""
+        return page_bytes(self._remembered, page_size, self.dtype)
+
+    def new_cache(self, num_pages: int, page_size: int) -> KVCache:
+        """Return a cache of ``num_pages`` pages of ``page_size`` tokens each."""
+        return KVCache(self._remembered, num_pages, page_size, self.dtype, self.device)
 
     @torch.inference_mode()
-    def forward(self, inputs: State, positions_T: Tensor, cache: Cache, *, all_logits: bool = False) -> State:
-        """Run the stage on T tokens of one request at consecutive positions.
+    def forward(self, inputs: State, step: Step, cache: KVCache) -> State:
+        """Compute the T tokens of ``step``, and store what the layers remember in ``cache``.
 
-        Inputs may be on any device; outputs are on the stage's. The first stage takes ``token_ids`` ``[T]``, the others
-        what ``carries_in`` names. The last returns ``logits``
-        ``[1, V]`` of the last token, or ``[T, V]`` with ``all_logits``; the others what ``carries_out`` names.
-
-        Raises:
-            RunError: the tokens do not fit the cache, or do not continue it.
+        The first stage takes no inputs, the others what ``carries_in`` names, on any device; outputs are on the stage's.
+        The last returns ``logits`` ``[R, V]`` of the step's ``logit_rows_R``, the others what ``carries_out`` names.
         """
-        _, stop = cache.begin(positions_T)
-        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        positions_T = positions_T.to(self.device)
         if self.embed is not None:
-            state: State = {"hidden_states": F.embedding(inputs["token_ids"], self.embed).to(self.dtype)}
+            state: State = {"hidden_states": F.embedding(step.token_ids_T, self.embed).to(self.dtype)}
         else:
-            state = {name: inputs[name] for name in self.carries_in}
+            state = {name: inputs[name].to(self.device) for name in self.carries_in}
         for layer in self.layers:
-            state = layer(state, positions_T, cache)
-        cache.length = stop
+            state = layer(state, step, cache)
         if self.norm is None or self.head is None:
             return {name: state[name] for name in self.carries_out}
-        hidden_TH = state["hidden_states"] if all_logits else state["hidden_states"][-1:]
-        return {"logits": linear(rms_norm(hidden_TH, self.norm, self.eps), self.head)}
+        hidden_RH = state["hidden_states"][step.logit_rows_R]
+        return {"logits": self.head(rms_norm(hidden_RH, self.norm, self.eps))}

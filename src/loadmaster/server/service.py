@@ -1,25 +1,22 @@
-"""A served model: its engine, its tokenizer and its names. Requests run one after another."""
+"""A served model: its engine, its tokenizer and its names."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from loadmaster.engine import Engine, Piece, Tokenizer, complete
+from loadmaster.engine import AnswerText, Engine, Piece, Tokenizer
+from loadmaster.engine.request import Event
 from loadmaster.engine.template import NUM_RENDERERS
 from loadmaster.errors import LoadmasterError, RequestError, RunError
 from loadmaster.workers import SamplingParams
 
 T = TypeVar("T")
-
-QUEUE_PIECES = 64
-"""How many pieces may wait for a slow client before generation pauses."""
 
 NUM_TOKENIZED = 2
 """Prompts tokenized at once. The others wait, to limit memory."""
@@ -33,7 +30,7 @@ class ShutdownError(RunError):
 
 
 class Service:
-    """Runs requests on the engine one at a time, in the order in which they arrive, in a separate thread.
+    """Runs requests on the engine, which computes them together.
 
     ``names`` are the model's names that requests may use; answers use the first.
     """
@@ -45,8 +42,6 @@ class Service:
         self.num_requests = 0
         self._failed: LoadmasterError | None = None
         self._is_ready = False
-        self._turn = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
         self._tokenizing = ThreadPoolExecutor(NUM_TOKENIZED, thread_name_prefix="tokenize")
         self._rendering = ThreadPoolExecutor(NUM_RENDERERS, thread_name_prefix="render")
         self.stopping = asyncio.Event()
@@ -102,54 +97,41 @@ class Service:
     async def generate(
         self, prompt_token_ids: Sequence[int], params: SamplingParams, stop: Sequence[str]
     ) -> AsyncGenerator[Piece, None]:
-        """Wait for this request's turn, then yield the answer's pieces. Closing the generator cancels the request.
+        """Yield the answer's pieces. Closing the generator cancels the request.
 
         Raises:
             RequestError: the request is refused.
             RunError: the engine failed.
         """
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
-        room, cancelled = threading.Semaphore(QUEUE_PIECES), threading.Event()
+        events: asyncio.Queue[Event] = asyncio.Queue()
 
-        def work() -> None:
-            last: Exception | None = None
-            try:
-                with closing(complete(self.engine, self.tokenizer, prompt_token_ids, params, stop)) as answer:
-                    for piece in answer:
-                        room.acquire()
-                        if cancelled.is_set():
-                            break
-                        loop.call_soon_threadsafe(pieces.put_nowait, piece)
-            except Exception as error:
-                last = error
-            finally:
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(pieces.put_nowait, last)
+        def on_event(event: Event) -> None:
+            with suppress(RuntimeError):  # the loop was closed in the meantime
+                loop.call_soon_threadsafe(events.put_nowait, event)
 
-        await self._turn.acquire()
+        text = AnswerText(self.tokenizer, stop)
         try:
-            done = loop.run_in_executor(self._thread, work)
-        except RuntimeError as error:  # the service was closed in the meantime
-            self._turn.release()
+            stream = self.engine.submit(prompt_token_ids, params, on_event)
+        except RunError as error:
+            if self.engine.state != "closed":
+                raise
             raise ShutdownError from error
         self.num_requests += 1
-        done.add_done_callback(lambda _: self._turn.release())  # the engine is free when the thread is done
         try:
-            while (piece := await pieces.get()) is not None:
-                if isinstance(piece, Exception):
-                    raise piece
-                room.release()
-                yield piece
+            while not text.is_over:
+                event = await events.get()
+                if isinstance(event, LoadmasterError):
+                    raise event
+                for piece in text.add(event):
+                    yield piece
         finally:
-            cancelled.set()
-            room.release()
+            stream.cancel()
 
     def close(self) -> None:
         """End the engine and the request that runs on it. Blocks."""
         self.engine.close()
         self.tokenizer.close()
-        self._thread.shutdown()
         self._rendering.shutdown(cancel_futures=True)
         self._tokenizing.shutdown(cancel_futures=True)
 

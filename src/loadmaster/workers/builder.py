@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from loadmaster.errors import UnsupportedError
+from loadmaster.layers.step import Step
 from loadmaster.torch_dtypes import TORCH
 
 COMPUTED = ("F32", "BF16", "F16", "F64")
@@ -20,7 +21,7 @@ COMPUTED = ("F32", "BF16", "F16", "F64")
 class Stage(Protocol):
     """A stage that a worker can run; `loadmaster.models.stage.Stage` is the real one.
 
-    The first stage takes token ids and the last returns logits. All other inputs and outputs are tensors that pass from
+    The first stage takes no inputs and the last returns ``logits``. All other inputs and outputs are tensors that pass from
     one stage to the next.
     """
 
@@ -32,13 +33,18 @@ class Stage(Protocol):
     def carries_out(self) -> tuple[str, ...]:
         """Names of the tensors sent to the next stage."""
 
-    def new_cache(self, max_tokens: int) -> Any:
-        """Return an empty KV cache of ``max_tokens`` positions."""
+    @property
+    def device(self) -> torch.device:
+        """Where the stage computes."""
 
-    def forward(
-        self, inputs: dict[str, torch.Tensor], positions_T: torch.Tensor, cache: Any
-    ) -> dict[str, torch.Tensor]:
-        """Compute the tokens at ``positions_T``, and store their keys and values in ``cache``."""
+    def page_bytes(self, page_size: int) -> int:
+        """Return the bytes of one page of the KV cache."""
+
+    def new_cache(self, num_pages: int, page_size: int) -> Any:
+        """Return a KV cache of ``num_pages`` pages of ``page_size`` tokens."""
+
+    def forward(self, inputs: dict[str, torch.Tensor], step: Step, cache: Any) -> dict[str, torch.Tensor]:
+        """Compute the tokens of ``step``, and store their keys and values in ``cache``."""
 
 
 class PlanBuilder:

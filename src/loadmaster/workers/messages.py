@@ -1,10 +1,9 @@
 """The messages on the pipe between the engine's process and a worker. Plain data, pickled.
 
-    to a worker     Job, then for each request Begin, Step …, End
-    from a worker   Progress …, Ready; Begun or Refused, Stepped …; Failed at any time
+    to a worker     Job, Allocate, then Batch …
+    from a worker   Progress …, Ready, Allocated, Done … (from the last stage), Usage …; Failed at any time
 
-``request`` is the request's number: replies to a cancelled request are dropped by it. Nothing but these messages is
-unpickled anywhere: the pipe has no name, and only these two processes have an end of it.
+Nothing but these messages is unpickled anywhere: the pipe has no name, and only these two processes have an end of it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loadmaster.errors import LoadmasterError
-from loadmaster.workers.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,60 +40,38 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The stage is loaded and built."""
+    """The stage is loaded and built. Its KV cache will take ``token_bytes`` for each token; ``free_bytes`` are available."""
+
+    token_bytes: int
+    free_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class Begin:
-    """A request begins: allocate a KV cache for ``num_positions`` tokens, prompt and answer together."""
+class Allocate:
+    """Allocate the KV cache: the same number of pages, of ``page_size`` tokens each, on every worker."""
 
-    request: int
-    num_positions: int
-    params: SamplingParams
+    num_pages: int
+    page_size: int
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class Allocated:
     """The KV cache is allocated."""
 
-    request: int
-
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """There is not enough memory for the KV cache. The worker keeps running."""
+class Usage:
+    """How a stage has spent its time since it was ready, in seconds, and how many batches and tokens it has computed.
 
-    request: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Compute ``num_tokens`` tokens from position ``first``. ``token_ids`` is None for all stages but the first.
-
-    ``sample``: the last stage samples the next token.
+    ``input_s``: waiting for the previous stage. ``engine_s``: waiting for a batch.
     """
 
-    request: int
-    first: int
-    num_tokens: int
-    token_ids: tuple[int, ...] | None
-    sample: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Stepped:
-    """The last stage has computed a step. ``token`` is the sampled token, or None if the step did not ask for one."""
-
-    request: int
-    token: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The request is over: free its KV cache."""
-
-    request: int
+    stage: int
+    busy_s: float = 0.0
+    input_s: float = 0.0
+    engine_s: float = 0.0
+    num_batches: int = 0
+    num_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,66 +1,102 @@
-"""Runs the steps of one stage in its worker, and holds the state of the current request: its KV cache and its sampler."""
+"""Carries out batches on one stage: receives, computes, sends, and on the last stage samples."""
 
 from __future__ import annotations
 
-from typing import Any, assert_never
+import time
+from typing import Any
 
 import torch
 
 from loadmaster.distributed.group import PipelineGroup
-from loadmaster.host_memory import is_out_of_memory
+from loadmaster.layers.step import Context, Step
+from loadmaster.workers.batch import Batch, Done, Sampled, Span
 from loadmaster.workers.builder import Stage
-from loadmaster.workers.messages import Begin, Begun, End, Refused, Step, Stepped
+from loadmaster.workers.messages import Usage
+from loadmaster.workers.page_table import PageTable
 from loadmaster.workers.sampler import Sampler
 
 
 class StageRunner:
-    """Carries out the engine's messages on one stage, in order. One request at a time."""
+    """Holds what one stage knows of its requests, their page tables, and its KV cache."""
 
-    def __init__(self, stage: Stage, group: PipelineGroup) -> None:
+    def __init__(self, stage: Stage, group: PipelineGroup, num_pages: int, page_size: int) -> None:
         self._stage = stage
         self._group = group
         self._is_last = group.rank == group.world_size - 1
-        self._cache: Any = None
-        self._sampler: Sampler | None = None
+        self._page_size = page_size
+        self._cache: Any = stage.new_cache(num_pages, page_size)
+        self._tables: dict[int, PageTable] = {}
+        self._scored: set[int] = set()  # requests that want the logprobs of their prompt
+        self._sampler = Sampler()
+        self._busy_s = self._input_s = self._engine_s = 0.0
+        self._num_batches = self._num_tokens = 0
 
-    def run(self, message: Begin | Step | End) -> Begun | Refused | Stepped | None:
-        """Carry out one message and return the reply, if it has one. Only the last stage replies to a `Step`."""
-        match message:
-            case Begin():
-                return self._begin(message)
-            case Step():
-                return self._step(message)
-            case End():
-                self._cache = self._sampler = None
-                return None
-            case _:
-                assert_never(message)
-
-    def _begin(self, begin: Begin) -> Begun | Refused:
-        try:
-            self._cache = self._stage.new_cache(begin.num_positions)
-        except (MemoryError, RuntimeError) as error:
-            if not (is_out_of_memory(error) or "out of memory" in str(error)):
-                raise
-            return Refused(begin.request, str(error).partition("\n")[0])
-        self._sampler = Sampler(begin.params)
-        return Begun(begin.request)
-
-    def _step(self, step: Step) -> Stepped | None:
-        outputs = self._forward(step)
-        if not self._is_last:
-            return None
-        assert self._sampler is not None, "a step before its request"
-        token = self._sampler.sample(outputs["logits"]) if step.sample else None
-        return Stepped(step.request, token)
-
-    def _forward(self, step: Step) -> dict[str, torch.Tensor]:
-        if self._group.rank == 0:
-            inputs = {"token_ids": torch.tensor(step.token_ids, dtype=torch.int64)}
-        else:
+    def run(self, batch: Batch, waited_s: float = 0.0) -> Done | None:
+        """Compute one batch. Return its results on the last stage. ``waited_s``: how long the batch was waited for."""
+        begin = time.perf_counter()
+        self._forget(batch.finished)
+        step = self._step(batch)
+        inputs: dict[str, torch.Tensor] = {}
+        received = begin
+        if self._group.rank > 0:
+            prepared = time.perf_counter()
             inputs = self._group.receive_previous(tuple(self._stage.carries_in))
-        positions_T = torch.arange(step.first, step.first + step.num_tokens)
-        outputs = self._stage.forward(inputs, positions_T, self._cache)
-        if not self._is_last:
+            received = time.perf_counter()
+            self._input_s += received - prepared
+            received = begin + (received - prepared)
+        outputs = self._stage.forward(inputs, step, self._cache)
+        done = None
+        if self._is_last:
+            done = Done(batch.number, tuple(self._sample(batch, outputs["logits"])))
+        else:
             self._group.send_next(outputs, tuple(self._stage.carries_out))
-        return outputs
+        self._busy_s += time.perf_counter() - received
+        self._engine_s += waited_s
+        self._num_batches += 1
+        self._num_tokens += step.num_tokens
+        return done
+
+    def usage(self) -> Usage:
+        """Return how the stage has spent its time so far."""
+        return Usage(self._group.rank, self._busy_s, self._input_s, self._engine_s, self._num_batches, self._num_tokens)
+
+    def _forget(self, requests: tuple[int, ...]) -> None:
+        for request in requests:
+            self._tables.pop(request, None)
+            self._scored.discard(request)
+            self._sampler.forget(request)
+
+    def _step(self, batch: Batch) -> Step:
+        contexts: list[Context] = []
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        logit_rows: list[int] = []
+        for span in batch.spans:
+            if span.start is not None:
+                self._begin(span)
+            table = self._tables[span.request]
+            table.add(span.new_pages)
+            row = len(token_ids)
+            token_ids += span.token_ids
+            positions += range(span.first, span.stop)
+            slots += table.slots(span.first, span.stop)
+            contexts.append(Context(row, len(token_ids), span.first, span.stop, table.runs(span.stop)))
+            num_rows = len(span.token_ids) if span.request in self._scored else span.num_logits
+            logit_rows += range(len(token_ids) - num_rows, len(token_ids))
+        return Step(contexts, token_ids, positions, slots, logit_rows, getattr(self._stage, "device", None))
+
+    def _begin(self, span: Span) -> None:
+        assert span.start is not None
+        self._tables[span.request] = PageTable(self._page_size)
+        if span.start.params.prompt_logprobs is not None:
+            self._scored.add(span.request)
+        if self._is_last:
+            self._sampler.begin(span.request, span.start)
+
+    def _sample(self, batch: Batch, logits_RV: torch.Tensor) -> list[Sampled]:
+        if not len(logits_RV):
+            return []
+        if not self._scored:
+            return self._sampler.sample(logits_RV, batch.spans)
+        raise NotImplementedError

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from loadmaster.errors import RunError
+from loadmaster.workers.batch import Sampled, Span, Start
 from loadmaster.workers.sampling_params import SamplingParams
 
 GREEDY_BELOW = 1e-5
@@ -12,32 +14,47 @@ GREEDY_BELOW = 1e-5
 
 
 class Sampler:
-    """Samples the tokens of one request. The same seed and the same logits give the same tokens."""
+    """Samples the tokens of all requests."""
 
-    def __init__(self, params: SamplingParams) -> None:
-        self._params = params
-        self._generator = torch.Generator()
-        if params.seed is None:
-            self._generator.seed()
+    def __init__(self) -> None:
+        self._params: dict[int, SamplingParams] = {}
+        self._generators: dict[int, torch.Generator] = {}
+
+    def begin(self, request: int, start: Start) -> None:
+        """Begin a request."""
+        self._params[request] = start.params
+        generator = torch.Generator()
+        if start.params.seed is None:
+            generator.seed()
         else:
-            self._generator.manual_seed(params.seed)
+            generator.manual_seed(start.params.seed)
+        self._generators[request] = generator
 
-    def sample(self, logits_1V: torch.Tensor) -> int:
-        """Return the next token.
+    def forget(self, request: int) -> None:
+        """Forget a request."""
+        self._params.pop(request, None)
 
-        Raises:
-            RunError: the logits contain NaN.
-        """
-        logits_V = logits_1V.reshape(-1).to("cpu", torch.float32)
-        if torch.isnan(logits_V).any():
-            raise RunError(
-                "the model's logits contain NaN",
-                hint="check the weights with `loadmaster verify`, or try another --dtype",
-            )
-        if self._params.temperature < GREEDY_BELOW:
-            return int(torch.argmax(logits_V))
-        probs_V = kept_probabilities(logits_V, self._params)
-        return int(torch.multinomial(probs_V, 1, generator=self._generator))
+    def sample(self, logits_RV: torch.Tensor, spans: Sequence[Span]) -> list[Sampled]:
+        """Return the next token of each span that has logits."""
+        out = []
+        row = 0
+        for span in spans:
+            if not span.num_logits:
+                continue
+            logits_V = logits_RV[row].to("cpu", torch.float32)
+            row += span.num_logits
+            if torch.isnan(logits_V).any():
+                out.append(Sampled(span.request, error="the model's logits contain NaN"))
+                continue
+            params = self._params[span.request]
+            if params.temperature < GREEDY_BELOW:
+                token = int(torch.argmax(logits_V))
+            else:
+                token = int(
+                    torch.multinomial(kept_probabilities(logits_V, params), 1, generator=self._generators[span.request])
+                )
+            out.append(Sampled(span.request, (token,)))
+        return out
 
 
 def kept_probabilities(logits_V: torch.Tensor, params: SamplingParams) -> torch.Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import pickle
 import queue
 import signal
 import socket
@@ -29,7 +30,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loadmaster.errors import LoadError, LoadmasterError, RunError
-from loadmaster.workers.messages import Begun, Failed, Job, Progress, Ready, Refused, Stepped
+from loadmaster.workers.batch import Done
+from loadmaster.workers.messages import Allocated, Failed, Job, Progress, Ready, Usage
 
 DEFAULT_BUILDER = "loadmaster.workers.builder:PlanBuilder"
 
@@ -46,7 +48,7 @@ TERMINATE_WITHIN_S = 2.0
 """The time from SIGTERM to SIGKILL."""
 
 State = Literal["loading", "ready", "failed", "closed"]
-Reply = Begun | Refused | Stepped
+Reply = Allocated | Done
 
 
 @dataclass(slots=True)
@@ -56,7 +58,8 @@ class WorkerProcess:
     stage: int
     process: subprocess.Popen[bytes]
     pipe: Connection
-    is_ready: bool = False
+    ready: Ready | None = None
+    usage: Usage | None = None
     has_failed: bool = False
     stopped_s: float = 0.0
 
@@ -121,27 +124,45 @@ class Supervisor:
         if self._state == "closed":
             raise RunError("the engine is closed")
 
+    @property
+    def ready(self) -> tuple[Ready, ...]:
+        """What the workers reported when they were ready."""
+        return tuple(worker.ready for worker in self._workers if worker.ready is not None)
+
+    @property
+    def usage(self) -> tuple[Usage, ...]:
+        """How each stage has spent its time, as of its last report."""
+        return tuple(worker.usage or Usage(worker.stage) for worker in self._workers)
+
     def send(self, message: object, stages: Sequence[int] | None = None) -> None:
         """Send to ``stages``, or to all. A worker that has ended is ignored here: the supervisor's thread notices it."""
+        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         with self._lock:
             for worker in self._workers:
                 if stages is None or worker.stage in stages:
                     with contextlib.suppress(OSError):
-                        worker.pipe.send(message)
+                        worker.pipe.send_bytes(data)
 
-    def reply(self, request: int) -> Reply:
-        """Return the next reply to ``request``. Replies to cancelled requests are dropped.
+    def wake(self) -> None:
+        """Let the thread that waits in `next` return."""
+        self._replies.put(None)
+
+    def next(self) -> Reply | None:
+        """Wait for the next reply of a worker and return it; or return None after `wake`.
 
         Raises:
             RunError: a worker failed, or the engine was closed.
         """
-        while True:
-            reply = self._replies.get()
-            if reply is None:
-                self._replies.put(None)  # for other threads that wait
-                self.check()
-            elif reply.request == request:
-                return reply
+        reply = self._replies.get()
+        if reply is None:
+            self.check()
+        return reply
+
+    def fail(self, error: LoadmasterError) -> None:
+        """End the workers because of ``error``, which is not one of theirs."""
+        self._fail(error)
+        with self._ending, contextlib.suppress(OSError):
+            self._stop.send_bytes(b"fail")
 
     def close(self) -> None:
         """End the workers and wait for them. May be called again, from any thread."""
@@ -233,11 +254,13 @@ class Supervisor:
     def _process(self, worker: WorkerProcess, message: object) -> None:
         if isinstance(message, Reply):
             self._replies.put(message)
+        elif isinstance(message, Usage):
+            worker.usage = message
         elif isinstance(message, Progress):
             self._on_progress(message.num_bytes)
         elif isinstance(message, Ready):
-            worker.is_ready = True
-            if all(w.is_ready for w in self._workers):
+            worker.ready = message
+            if all(w.ready is not None for w in self._workers):
                 self._state = "ready"
                 self._loaded.set()
         else:

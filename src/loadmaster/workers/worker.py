@@ -26,14 +26,20 @@ from typing import TYPE_CHECKING, Any
 from loadmaster.distributed.lifeline import die_with_parent
 from loadmaster.distributed.peer import PeerLostError
 from loadmaster.errors import LoadError, LoadmasterError, RunError
-from loadmaster.host_memory import is_out_of_memory
-from loadmaster.workers.messages import Failed, Job, Progress, Ready
+from loadmaster.host_memory import is_out_of_memory, rooms
+from loadmaster.workers.messages import Allocate, Allocated, Failed, Job, Progress, Ready
 
 if TYPE_CHECKING:
+    import torch
+
     from loadmaster.distributed.group import PipelineGroup
     from loadmaster.workers.builder import Stage
+    from loadmaster.workers.runner import StageRunner
 
 PROGRESS_EVERY_S = 0.05
+
+USAGE_EVERY_S = 0.5
+"""How often a worker that computes reports how it spends its time."""
 
 
 def main(fd: int) -> None:
@@ -51,10 +57,11 @@ def main(fd: int) -> None:
         torch.set_num_threads(job.num_threads)
         group = _join(job)
         stage = _load(job, group, pipe)
-        phase = RunError
-        pipe.send(Ready())
+        pipe.send(Ready(stage.page_bytes(1), free_bytes(stage.device)))
         with torch.inference_mode():
-            _serve(stage, group, pipe)
+            runner = _allocate(stage, group, pipe)
+            phase = RunError
+            _serve(runner, pipe)
     except BaseException as error:
         with contextlib.suppress(OSError):  # the engine has ended, and the pipe with it
             pipe.send(failure(error, job, phase))
@@ -129,6 +136,15 @@ def _inherited(fd: int | None) -> socket.socket | None:
     return socket.socket(fileno=fd)
 
 
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that is available on a device."""
+    if device.type == "cuda":
+        from torch import cuda
+
+        return int(cuda.mem_get_info(device)[0])
+    return min((room.free_bytes for room in rooms()), default=0)
+
+
 def _load(job: Job, group: PipelineGroup, pipe: Pipe) -> Stage:
     module, _, name = job.builder.partition(":")
     builder = getattr(importlib.import_module(module), name)(job.plan)
@@ -139,15 +155,41 @@ def _load(job: Job, group: PipelineGroup, pipe: Pipe) -> Stage:
     return stage
 
 
-def _serve(stage: Stage, group: PipelineGroup, pipe: Pipe) -> None:
-    """Run the engine's messages until the pipe ends, which ends the process."""
+def _allocate(stage: Stage, group: PipelineGroup, pipe: Pipe) -> StageRunner:
+    """Allocate the KV cache that the engine asks for.
+
+    Raises:
+        LoadError: there is not enough memory.
+    """
     from loadmaster.workers.runner import StageRunner
 
-    runner = StageRunner(stage, group)
+    allocate: Allocate = pipe.next()
+    try:
+        runner = StageRunner(stage, group, allocate.num_pages, allocate.page_size)
+    except (MemoryError, RuntimeError) as error:
+        if not (is_out_of_memory(error) or "out of memory" in str(error)):
+            raise
+        num_bytes = allocate.num_pages * stage.page_bytes(allocate.page_size)
+        raise LoadError(
+            f"there is not enough memory for a KV cache of {num_bytes:,} bytes: {str(error).partition(chr(10))[0]}",
+            hint="pass a smaller --kv-cache-memory-bytes",
+        ) from error
+    pipe.send(Allocated())
+    return runner
+
+
+def _serve(runner: StageRunner, pipe: Pipe) -> None:
+    """Run the engine's batches until the pipe ends, which ends the process."""
+    reported = time.monotonic()
     while True:
-        reply = runner.run(pipe.next())
-        if reply is not None:
-            pipe.send(reply)
+        begin = time.perf_counter()
+        batch = pipe.next()
+        done = runner.run(batch, time.perf_counter() - begin)
+        if done is not None:
+            pipe.send(done)
+        if time.monotonic() - reported >= USAGE_EVERY_S:
+            pipe.send(runner.usage())
+            reported = time.monotonic()
 
 
 def failure(error: BaseException, job: Job, phase: type[LoadmasterError]) -> Failed:
