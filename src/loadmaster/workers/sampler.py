@@ -1,79 +1,221 @@
-"""Samples the next token from the last stage's logits."""
+"""Samples the next tokens from the last stage's logits, for all requests of a batch at once.
+
+The steps and their order are vLLM's (the docstring of ``Sampler`` in ``vllm/v1/sample/sampler.py``): log probabilities of
+the raw logits; ``min_tokens``, ``logit_bias``, penalties; the likeliest token of greedy rows; for the others temperature,
+``min_p``, ``top_k``, ``top_p`` and a draw.
+
+**What decides a token.** Its row of logits, the request's parameters, its seed and the token's position; nothing else in
+the batch. See `loadmaster.workers.draws`.
+
+**Drafts.** A span with k drafts has 1 + k rows: row i is the model's distribution p_i after the first i drafts. Each row is
+sampled as if there were no drafts, with the draw of its own position: x_i. Draft i is accepted while it equals x_i; the
+first x_i that differs replaces it, and x_k follows if all are accepted. All emitted tokens are x_0, x_1 …: those of a run
+without drafts with the same seed, so drafts leave the distribution unchanged. A draft d is accepted with probability
+p_i(d), which is that of rejection sampling (Leviathan et al., "Fast inference from transformers via speculative
+decoding", 2023) where the draft model proposes one token with probability 1, as ours does.
+
+Shapes: R rows of logits, V tokens of the vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from loadmaster.workers.batch import Sampled, Span, Start
-from loadmaster.workers.sampling_params import SamplingParams
+from loadmaster.workers.batch import PositionLogprobs, Sampled, Span, Start
+from loadmaster.workers.draws import Draw, draw, likeliest, to_device, uniform
+from loadmaster.workers.logprobs import logprob_figures, position_logprobs
+from loadmaster.workers.penalties import Change, Ints, TokenCounts, changed, has_penalties
 
-GREEDY_BELOW = 1e-5
-"""Below this temperature sampling is greedy, as in vLLM: the division would overflow."""
+HINT = "check the weights with `loadmaster verify`, or try another --dtype"
+
+
+class _Request:
+    """What the sampler knows about a request. It is up to date at each sample: a request whose last token is not known
+    yet is never scheduled."""
+
+    def __init__(self, start: Start, end_token_ids: frozenset[int]) -> None:
+        params = start.params
+        self.params = params
+        self.seed = secrets.randbits(64) if params.seed is None else params.seed
+        self.prompt = start.token_ids[: start.num_prompt]
+        self.num_generated = len(start.token_ids) - start.num_prompt
+        self.ends: Ints = np.array(sorted(end_token_ids.union(params.stop_token_ids)), np.int64)
+        self.counts: TokenCounts | None = None
+        if has_penalties(params):
+            seen_prompt = self.prompt if params.repetition_penalty != 1 else ()
+            self.counts = TokenCounts(seen_prompt, start.token_ids[start.num_prompt :])
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt) + self.num_generated
+
+    def change(self, row: int, drafts: Sequence[int]) -> Change | None:
+        """Return what changes the logits of the row that follows ``drafts``."""
+        too_early = self.num_generated + len(drafts) < self.params.min_tokens and len(self.ends) > 0
+        if not too_early and not self.params.biases and self.counts is None:
+            return None
+        seen = self.counts.after(drafts) if self.counts is not None else None
+        return Change(row, self.params, self.ends if too_early else None, seen)
+
+    def draw(self, row: int, position: int) -> Draw | None:
+        """Return how the token at ``position`` is drawn; None for the likeliest."""
+        params = self.params
+        if params.is_greedy:
+            return None
+        decides = uniform(self.seed, position)
+        return Draw(row, decides, params.temperature, params.top_k, params.top_p, params.min_p)
+
+    def accept(self, token_ids: Sequence[int]) -> None:
+        self.num_generated += len(token_ids)
+        if self.counts is not None:
+            self.counts.add(token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The results of rows on the host: tokens, the largest logit before and after changes, figures of log probabilities."""
+
+    tokens: Sequence[int]
+    raw_peaks: Sequence[float]
+    peaks: Sequence[float]
+    figures: dict[int, Sequence[float]]
+
+    def error(self, row: int) -> str | None:
+        """Return why a row cannot be sampled."""
+        if reason := _unusable(self.raw_peaks[row]):
+            return reason
+        if not math.isfinite(self.peaks[row]):
+            return "min_tokens, logit_bias and penalties leave no token that can be sampled"
+        return None
 
 
 class Sampler:
-    """Samples the tokens of all requests."""
+    """Samples the tokens of all requests. ``end_token_ids`` are the model's end tokens, which ``min_tokens`` holds back."""
 
-    def __init__(self) -> None:
-        self._params: dict[int, SamplingParams] = {}
-        self._generators: dict[int, torch.Generator] = {}
+    def __init__(self, vocab_size: int, end_token_ids: Iterable[int] = ()) -> None:
+        self._vocab_size = vocab_size
+        self._ends = frozenset(end_token_ids)
+        self._requests: dict[int, _Request] = {}
 
     def begin(self, request: int, start: Start) -> None:
-        """Begin a request."""
-        self._params[request] = start.params
-        generator = torch.Generator()
-        if start.params.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(start.params.seed)
-        self._generators[request] = generator
+        """Learn about a request, also when it starts again after a preemption."""
+        self._requests[request] = _Request(start, self._ends)
 
     def forget(self, request: int) -> None:
-        """Forget a request."""
-        self._params.pop(request, None)
+        """Forget a request that has ended; nothing happens if it is not known."""
+        self._requests.pop(request, None)
 
-    def sample(self, logits_RV: torch.Tensor, spans: Sequence[Span]) -> list[Sampled]:
-        """Return the next token of each span that has logits."""
-        out = []
-        row = 0
+    @torch.inference_mode()
+    def sample(self, logits_RV: Tensor, spans: Sequence[Span]) -> list[Sampled]:
+        """Return the new tokens of each span with ``num_logits`` > 0.
+
+        ``logits_RV`` has ``span.num_logits`` rows for each of them, in order. Results are copied from the device once. A
+        request whose logits contain NaN gets an error instead of tokens; the others are not affected.
+        """
+        spans = [span for span in spans if span.num_logits]
+        if not spans:
+            return []
+        num_rows = sum(span.num_logits for span in spans)
+        assert logits_RV.shape == (num_rows, self._vocab_size), (logits_RV.shape, num_rows, self._vocab_size)
+        rows = self._sample_rows(logits_RV.to(torch.float32), spans)
+        sampled, first = [], 0
         for span in spans:
-            if not span.num_logits:
-                continue
-            logits_V = logits_RV[row].to("cpu", torch.float32)
-            row += span.num_logits
-            if torch.isnan(logits_V).any():
-                out.append(Sampled(span.request, error="the model's logits contain NaN"))
-                continue
-            params = self._params[span.request]
-            if params.temperature < GREEDY_BELOW:
-                token = int(torch.argmax(logits_V))
-            else:
-                token = int(
-                    torch.multinomial(kept_probabilities(logits_V, params), 1, generator=self._generators[span.request])
-                )
-            out.append(Sampled(span.request, (token,)))
-        return out
+            sampled.append(self._verified(span, rows, first))
+            first += span.num_logits
+        return sampled
+
+    @torch.inference_mode()
+    def prompt_logprobs(self, logits_TV: Tensor, span: Span) -> Sampled:
+        """Return the log probabilities of the prompt's tokens that a span predicts; ``logits_TV`` has a row for each of its T
+        tokens. The prompt's first token has none: nothing predicts it. NaN is an error of the request.
+        """
+        request = self._requests[span.request]
+        assert request.params.prompt_logprobs is not None and len(logits_TV) == len(span.token_ids)
+        num_top = min(request.params.prompt_logprobs, self._vocab_size)
+        token_ids = request.prompt[span.first + 1 : span.stop + 1]
+        if not token_ids:
+            return Sampled(span.request)
+        token_ids_T = to_device(token_ids, torch.int64, logits_TV.device)
+        figures = logprob_figures(logits_TV[: len(token_ids)], token_ids_T, num_top).tolist()
+        if any(math.isnan(row[0]) for row in figures):
+            return Sampled(span.request, error=_unusable(math.nan))
+        logprobs = (position_logprobs(token, row, num_top) for token, row in zip(token_ids, figures, strict=True))
+        return Sampled(span.request, prompt_logprobs=tuple(logprobs))
+
+    def _sample_rows(self, logits_RV: Tensor, spans: Sequence[Span]) -> _Rows:
+        """Sample each row with the draw of its position, whether its drafts will be accepted or not."""
+        changes: list[Change] = []
+        draws: list[Draw] = []
+        logprob_rows: list[int] = []
+        num_top, row = 0, 0
+        for span in spans:
+            request = self._requests[span.request]
+            position = span.stop - len(span.drafts)  # of the first new token
+            assert position == request.num_tokens, (span, request.num_tokens)
+            for i in range(span.num_logits):
+                if (change := request.change(row, span.drafts[:i])) is not None:
+                    changes.append(change)
+                if (one := request.draw(row, position + i)) is not None:
+                    draws.append(one)
+                if request.params.logprobs is not None:
+                    logprob_rows.append(row)
+                    num_top = max(num_top, request.params.logprobs)
+                row += 1
+        num_top = min(num_top, self._vocab_size)
+
+        tokens_R, raw_peak_R = likeliest(logits_RV)
+        peak_R, changed_RV = raw_peak_R, logits_RV
+        if changes:
+            changed_RV = changed(logits_RV, changes)
+            tokens_R, peak_R = likeliest(changed_RV)
+        if draws:
+            drawn_rows = to_device([one.row for one in draws], torch.int64, logits_RV.device)
+            tokens_R.index_copy_(0, drawn_rows, draw(changed_RV, peak_R, draws))
+        results = [tokens_R, raw_peak_R, peak_R]
+        if logprob_rows:
+            rows_L = to_device(logprob_rows, torch.int64, logits_RV.device)
+            chosen_L = tokens_R.index_select(0, rows_L)
+            results.append(logprob_figures(logits_RV.index_select(0, rows_L), chosen_L, num_top).flatten())
+
+        values = torch.cat([result.to(torch.float64) for result in results]).tolist()  # the only wait for the device
+        width = 2 + 2 * num_top
+        starts = range(3 * row, len(values), width)
+        return _Rows(
+            tokens=[int(token) for token in values[:row]],
+            raw_peaks=values[row : 2 * row],
+            peaks=values[2 * row : 3 * row],
+            figures={r: values[start : start + width] for r, start in zip(logprob_rows, starts, strict=True)},
+        )
+
+    def _verified(self, span: Span, rows: _Rows, first: int) -> Sampled:
+        """Return the tokens of a span whose first row is ``first``: up to the first that differs from its draft."""
+        request = self._requests[span.request]
+        emitted: list[int] = []
+        logprobs: list[PositionLogprobs] = []
+        for i, draft in enumerate((*span.drafts, None)):
+            row = first + i
+            if reason := rows.error(row):
+                return Sampled(span.request, error=reason)
+            token = rows.tokens[row]
+            emitted.append(token)
+            if request.params.logprobs is not None:
+                logprobs.append(position_logprobs(token, rows.figures[row], request.params.logprobs))
+            if token != draft:
+                break
+        request.accept(emitted)
+        return Sampled(span.request, tuple(emitted), logprobs=tuple(logprobs))
 
 
-def kept_probabilities(logits_V: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """Return the distribution to sample from: temperature first, then ``top_k``, then ``top_p``.
-
-    ``top_p`` keeps the smallest set of the most likely tokens whose probabilities add up to it; at least one token.
-    """
-    scaled_V = logits_V / params.temperature
-    if params.top_k <= 0 and params.top_p >= 1:
-        return torch.softmax(scaled_V, dim=-1)
-    order = torch.sort(scaled_V, descending=True, stable=True)
-    values_K, tokens_K = order.values, order.indices
-    if params.top_k > 0:
-        values_K, tokens_K = values_K[: params.top_k], tokens_K[: params.top_k]
-    probs_K = torch.softmax(values_K, dim=-1)
-    if params.top_p < 1:
-        before_K = torch.cumsum(probs_K, dim=-1) - probs_K
-        keep_K = before_K < params.top_p
-        keep_K[0] = True
-        probs_K = probs_K * keep_K
-        probs_K = probs_K / probs_K.sum()
-    return torch.zeros_like(logits_V).scatter_(0, tokens_K, probs_K)
+def _unusable(peak: float) -> str | None:
+    """Return why a row of logits with this largest value is no distribution. NaN counts as the largest."""
+    if math.isfinite(peak):
+        return None
+    what = "NaN" if math.isnan(peak) else "infinity" if peak > 0 else "no finite value"
+    return f"the model's logits contain {what}; {HINT}"
