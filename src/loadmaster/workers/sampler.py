@@ -101,7 +101,7 @@ class Sampler:
 
     def __init__(self, vocab_size: int, end_token_ids: Iterable[int] = ()) -> None:
         self._vocab_size = vocab_size
-        self._ends = frozenset(end_token_ids)
+        self._ends = frozenset(token for token in end_token_ids if token < vocab_size)
         self._requests: dict[int, _Request] = {}
 
     def begin(self, request: int, start: Start) -> None:
