@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -78,6 +78,16 @@ class _Request:
             self.counts.add(token_ids)
 
 
+@dataclass(slots=True)
+class _Work:
+    """What to do with the rows of a batch. Rows without a draw are greedy; ``num_top`` counts the likeliest tokens."""
+
+    changes: list[Change] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
+    logprob_rows: list[int] = field(default_factory=list)
+    num_top: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Rows:
     """The results of rows on the host: tokens, the largest logit before and after changes, figures of log probabilities."""
@@ -124,7 +134,7 @@ class Sampler:
             return []
         num_rows = sum(span.num_logits for span in spans)
         assert logits_RV.shape == (num_rows, self._vocab_size), (logits_RV.shape, num_rows, self._vocab_size)
-        rows = self._sample_rows(logits_RV.to(torch.float32), spans)
+        rows = _sampled_rows(logits_RV.to(torch.float32), self._work(spans))
         sampled, first = [], 0
         for span in spans:
             sampled.append(self._verified(span, rows, first))
@@ -149,50 +159,23 @@ class Sampler:
         logprobs = (position_logprobs(token, row, num_top) for token, row in zip(token_ids, figures, strict=True))
         return Sampled(span.request, prompt_logprobs=tuple(logprobs))
 
-    def _sample_rows(self, logits_RV: Tensor, spans: Sequence[Span]) -> _Rows:
-        """Sample each row with the draw of its position, whether its drafts will be accepted or not."""
-        changes: list[Change] = []
-        draws: list[Draw] = []
-        logprob_rows: list[int] = []
-        num_top, row = 0, 0
+    def _work(self, spans: Sequence[Span]) -> _Work:
+        """Return what to do with each row, whether its drafts will be accepted or not."""
+        work, row = _Work(), 0
         for span in spans:
             request = self._requests[span.request]
             position = span.stop - len(span.drafts)  # of the first new token
             assert position == request.num_tokens, (span, request.num_tokens)
             for i in range(span.num_logits):
                 if (change := request.change(row, span.drafts[:i])) is not None:
-                    changes.append(change)
+                    work.changes.append(change)
                 if (one := request.draw(row, position + i)) is not None:
-                    draws.append(one)
+                    work.draws.append(one)
                 if request.params.logprobs is not None:
-                    logprob_rows.append(row)
-                    num_top = max(num_top, request.params.logprobs)
+                    work.logprob_rows.append(row)
+                    work.num_top = max(work.num_top, min(request.params.logprobs, self._vocab_size))
                 row += 1
-        num_top = min(num_top, self._vocab_size)
-
-        tokens_R, raw_peak_R = likeliest(logits_RV)
-        peak_R, changed_RV = raw_peak_R, logits_RV
-        if changes:
-            changed_RV = changed(logits_RV, changes)
-            tokens_R, peak_R = likeliest(changed_RV)
-        if draws:
-            drawn_rows = to_device([one.row for one in draws], torch.int64, logits_RV.device)
-            tokens_R.index_copy_(0, drawn_rows, draw(changed_RV, peak_R, draws))
-        results = [tokens_R, raw_peak_R, peak_R]
-        if logprob_rows:
-            rows_L = to_device(logprob_rows, torch.int64, logits_RV.device)
-            chosen_L = tokens_R.index_select(0, rows_L)
-            results.append(logprob_figures(logits_RV.index_select(0, rows_L), chosen_L, num_top).flatten())
-
-        values = torch.cat([result.to(torch.float64) for result in results]).tolist()  # the only wait for the device
-        width = 2 + 2 * num_top
-        starts = range(3 * row, len(values), width)
-        return _Rows(
-            tokens=[int(token) for token in values[:row]],
-            raw_peaks=values[row : 2 * row],
-            peaks=values[2 * row : 3 * row],
-            figures={r: values[start : start + width] for r, start in zip(logprob_rows, starts, strict=True)},
-        )
+        return work
 
     def _verified(self, span: Span, rows: _Rows, first: int) -> Sampled:
         """Return the tokens of a span whose first row is ``first``: up to the first that differs from its draft."""
@@ -211,6 +194,34 @@ class Sampler:
                 break
         request.accept(emitted)
         return Sampled(span.request, tuple(emitted), logprobs=tuple(logprobs))
+
+
+def _sampled_rows(logits_RV: Tensor, work: _Work) -> _Rows:
+    """Sample each row, and wait for the device once: for the results."""
+    num_rows, device = len(logits_RV), logits_RV.device
+    tokens_R, raw_peak_R = likeliest(logits_RV)
+    changed_RV, peak_R = logits_RV, raw_peak_R
+    if work.changes:
+        changed_RV = changed(logits_RV, work.changes)
+        tokens_R, peak_R = likeliest(changed_RV)
+    if work.draws:
+        drawn_rows = to_device([one.row for one in work.draws], torch.int64, device)
+        tokens_R.index_copy_(0, drawn_rows, draw(changed_RV, peak_R, work.draws))
+    results = [tokens_R, raw_peak_R, peak_R]
+    if work.logprob_rows:
+        rows_L = to_device(work.logprob_rows, torch.int64, device)
+        chosen_L = tokens_R.index_select(0, rows_L)
+        results.append(logprob_figures(logits_RV.index_select(0, rows_L), chosen_L, work.num_top).flatten())
+
+    values = torch.cat([result.to(torch.float64) for result in results]).tolist()
+    width = 2 + 2 * work.num_top
+    starts = range(3 * num_rows, len(values), width)
+    return _Rows(
+        tokens=[int(token) for token in values[:num_rows]],
+        raw_peaks=values[num_rows : 2 * num_rows],
+        peaks=values[2 * num_rows : 3 * num_rows],
+        figures={r: values[start : start + width] for r, start in zip(work.logprob_rows, starts, strict=True)},
+    )
 
 
 def _unusable(peak: float) -> str | None:
