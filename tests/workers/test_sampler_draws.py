@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from loadmaster.workers.draws import Draw, draw, likeliest, uniform
+from loadmaster.workers.draws import Draw, _Options, _weights, draw, likeliest, uniform
 
 CHI_SQUARE_999 = {7: 24.32, 15: 37.70, 63: 103.44}
 """Degrees of freedom → what chi-square exceeds once in a thousand samples."""
@@ -132,3 +132,13 @@ def test_likeliest_is_the_first_maximum(vocab_size: int) -> None:
     tokens, peaks = likeliest(logits)
     assert torch.equal(tokens, logits.argmax(-1))
     assert torch.equal(peaks, logits.amax(-1))
+
+
+@pytest.mark.parametrize("vocab_size", [1, 255, 256, 2**18])
+def test_weights_are_whole_numbers_whose_sums_are_exact(vocab_size: int) -> None:
+    """Of logits that are all equal: the largest sum there is. Of others: no fractions."""
+    for logits in (torch.zeros(1, vocab_size), torch.randn(1, vocab_size, generator=torch.Generator().manual_seed(0))):
+        options = _Options.of([(0, Draw(0, 0.5, 1.0, 0, 1.0, 0.0))], vocab_size, logits.device)
+        weights = _weights(logits, logits.amax(-1, keepdim=True), options)
+        assert torch.equal(weights, weights.floor())
+        assert sum(int(w) for w in weights[0].tolist()) == int(weights.sum()) < 2**53

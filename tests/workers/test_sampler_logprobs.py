@@ -27,7 +27,7 @@ def check(position: PositionLogprobs, logits_V: torch.Tensor, token: int, num_to
 
 
 def some_logits(num_rows: int, vocab_size: int = 300) -> torch.Tensor:
-    """Logits with many equal ones, zeros of both signs, and some of minus infinity."""
+    """Logits with many equal ones, and some of minus infinity."""
     logits = (torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(0)) * 4).round() / 2
     logits[:, 11] = -math.inf
     return logits.bfloat16()
@@ -50,6 +50,14 @@ def test_the_likeliest_token_has_rank_1_also_among_equals() -> None:
     position = driver.step(torch.zeros(1, 300), [0])[0].logprobs[0]
     assert position.chosen == position.top[0]
     assert position.chosen.logprob == pytest.approx(-math.log(300))
+
+
+def test_zeros_of_both_signs_are_equal() -> None:
+    driver = Driver(4)
+    driver.begin(0, SamplingParams(temperature=0, logprobs=4), [0])
+    position = driver.step(torch.tensor([[-0.0, 0.0, -1.0, -0.0]]), [0])[0].logprobs[0]
+    assert [t.token_id for t in position.top] == [0, 1, 3, 2]
+    assert position.chosen == position.top[0]
 
 
 def test_no_more_tokens_than_the_vocabulary_has() -> None:
