@@ -193,7 +193,7 @@ def respelled(spelling: Spelling, *changes: tuple[str, str]) -> dict[str, str | 
     }
 
 
-Storage = Literal["stored", "decoded"]
+Storage = Literal["stored", "plain", "decoded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +202,10 @@ class Param:
 
     ``name`` begins with ``{block}``, which becomes ``layers.7`` or ``mtp.0`` (or ``{draft}``, see `Target`), or with
     none for parameters of the model itself. ``form``: ``stored`` keeps the format of the headers (FP8 with its scales,
-    BF16 …), ``decoded`` is always in the model's dtype. ``otherwise`` is a parameter of the model itself that is used
-    where the parts do not exist: the same memory where the rank has it, a copy where it doesn't. ``stage`` places the
-    parameters of the model itself. ``keep`` is the parameter's format, whatever is stored.
+    BF16 …), ``plain`` decodes what is quantised and keeps the rest, ``decoded`` is always in the model's dtype.
+    ``otherwise`` is a parameter of the model itself that is used where the parts do not exist: the same memory where the
+    rank has it, a copy where it doesn't. ``stage`` places the parameters of the model itself. ``keep`` is the parameter's
+    format, whatever is stored.
     """
 
     name: str

@@ -14,6 +14,7 @@ from loadmaster.cli.options import (
     add_capacity_arguments,
     add_device_argument,
     add_model_arguments,
+    add_weights_argument,
     number,
     tokens,
     whole,
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_capacity_arguments(parser)
     add_device_argument(parser)
+    add_weights_argument(parser)
     parser.add_argument(
         "--max-model-len", type=tokens, metavar="N", help="most tokens of prompt and answer (default: the model's)"
     )
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from loadmaster.cli.planning import proven_plan
+    from loadmaster.cli.planning import run_plan
     from loadmaster.cli.progress import ByteProgress
     from loadmaster.engine import Engine, Tokenizer, refuse_options, refuse_plan, require_run_extra
     from loadmaster.errors import UsageError
@@ -73,7 +75,8 @@ def _run(args: argparse.Namespace) -> int:
     refuse_options(args.tensor_parallel_size, args.speculative_config, args.data_parallel_size)
     params = _params(args)
     begin = time.perf_counter()
-    plan = proven_plan(args)
+    run = run_plan(args)
+    plan = run.plan
     refuse_plan(plan)
     planned = time.perf_counter()
     tokenizer = Tokenizer(plan.model_path)
@@ -89,7 +92,7 @@ def _run(args: argparse.Namespace) -> int:
         from loadmaster.report.json import dumps
 
         timings = {"plan_s": planned - begin, "load_s": answer.begin - planned, **answer.timings()}
-        print(dumps({"prompt_token_ids": list(prompt), **answer.as_json(), "timings": timings}))
+        print(dumps({"prompt_token_ids": list(prompt), **answer.as_json(), "weights": run.choice, "timings": timings}))
     return 0
 
 

@@ -118,6 +118,17 @@ def add_capacity_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_weights_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the form in which weights are computed with."""
+    parser.add_argument(
+        "--weights",
+        choices=["auto", "stored", "decoded"],
+        default="auto",
+        help="keep quantised weights as stored and dequantise them at each use, or decode them once while loading; auto "
+        "(default): decoded on a CPU if they fit its memory, otherwise stored",
+    )
+
+
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
     """Add the device that stages run on."""
     parser.add_argument(

@@ -11,6 +11,7 @@ from loadmaster.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from loadmaster.checkpoint import Checkpoint
+    from loadmaster.engine.weights import RunPlan
     from loadmaster.parallel import ParallelLayout
     from loadmaster.plan import Proof, ProvenPlan
 
@@ -45,17 +46,7 @@ def prove_arguments(args: argparse.Namespace, *, target: str = "native") -> Proo
     Raises:
         InputError: nothing could be planned.
     """
-    from loadmaster.plan import build_plan, prove
-
-    checkpoint = open_model(args)
-    plan = build_plan(
-        checkpoint,
-        _layout(args, checkpoint),
-        dtype=DTYPES.get(args.dtype),
-        target=target,
-        waive=getattr(args, "waive", ()),
-    )
-    return prove(plan, capacity_bytes=getattr(args, "device_memory", None))
+    return _prove(args, open_model(args), DTYPES.get(args.dtype), target)
 
 
 def proven_plan(args: argparse.Namespace) -> ProvenPlan:
@@ -66,6 +57,31 @@ def proven_plan(args: argparse.Namespace) -> ProvenPlan:
         InputError: nothing could be planned.
     """
     return prove_arguments(args).require_proven()
+
+
+def run_plan(args: argparse.Namespace) -> RunPlan:
+    """Return the proven plan that a command line runs natively, with weights in the form of ``--weights``.
+
+    Raises:
+        PlanError, InputError: as `proven_plan` raises them.
+    """
+    from loadmaster.engine.weights import plan_to_run
+
+    checkpoint = open_model(args)
+
+    def build(dtype: str | None, target: str) -> ProvenPlan:
+        return _prove(args, checkpoint, dtype, target).require_proven()
+
+    return plan_to_run(build, device=args.device or "cpu", dtype=DTYPES.get(args.dtype), weights=args.weights)
+
+
+def _prove(args: argparse.Namespace, checkpoint: Checkpoint, dtype: str | None, target: str) -> Proof:
+    from loadmaster.plan import build_plan, prove
+
+    plan = build_plan(
+        checkpoint, _layout(args, checkpoint), dtype=dtype, target=target, waive=getattr(args, "waive", ())
+    )
+    return prove(plan, capacity_bytes=getattr(args, "device_memory", None))
 
 
 def _layout(args: argparse.Namespace, checkpoint: Checkpoint) -> ParallelLayout:

@@ -9,7 +9,14 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from loadmaster.cli.interrupt import Interruptible
-from loadmaster.cli.options import Engines, add_capacity_arguments, add_device_argument, add_model_arguments, tokens
+from loadmaster.cli.options import (
+    Engines,
+    add_capacity_arguments,
+    add_device_argument,
+    add_model_arguments,
+    add_weights_argument,
+    tokens,
+)
 
 if TYPE_CHECKING:
     import socket
@@ -26,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_capacity_arguments(parser)
     add_device_argument(parser)
+    add_weights_argument(parser)
     parser.set_defaults(device=None)  # the default depends on the engine
     parser.add_argument(
         "--max-model-len", type=tokens, metavar="N", help="most tokens of prompt and answer (default: the model's)"
@@ -80,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
-    from loadmaster.cli.planning import proven_plan
+    from loadmaster.cli.planning import proven_plan, run_plan
     from loadmaster.integrations.engines import choose
     from loadmaster.integrations.vllm.carried import note
     from loadmaster.integrations.vllm.handover import hand_over, refuse_for_vllm, vllm_command, vllm_environment
@@ -94,10 +102,11 @@ def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
         choice = choose(args.engine, installed, num_ranks=1, device=args.device, native_error=_native_error(args))
         _refuse_for_native(args, choice)
     with bind(args.host, args.port) as bound:  # before planning, which may take a while
-        plan = proven_plan(args)
-        choice = _choose(args, plan, installed)
-        if choice.engine == "vllm":
+        run = None if args.engine == "vllm" else run_plan(args)
+        choice = _choose(args, proven_plan(args) if run is None else run.plan, installed)
+        if choice.engine == "vllm" or run is None:
             assert installed is not None
+            plan = proven_plan(args)
             options = _serve_options(args)
             refuse_for_vllm(options)
             bound.close()
@@ -107,7 +116,8 @@ def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
         print(choice, file=sys.stderr)
         if ignored := note(args.carried, "serve"):
             print(ignored, file=sys.stderr)
-        return _serve(args, plan, bound)
+        print(run.choice, file=sys.stderr)
+        return _serve(args, run.plan, bound)
 
 
 def _serve_options(args: argparse.Namespace) -> ServeOptions:

@@ -29,7 +29,7 @@ from loadmaster.errors import ArgumentError, LoadmasterError, RunError
 from loadmaster.host_memory import require_memory
 from loadmaster.workers.batch import Done
 from loadmaster.workers.messages import Allocate, Allocated, Usage
-from loadmaster.workers.sampling_params import SamplingParams
+from loadmaster.workers.sampling_params import SamplingParams, check_vocabulary
 from loadmaster.workers.supervisor import DEFAULT_BUILDER, State, Supervisor
 
 if TYPE_CHECKING:
@@ -191,11 +191,13 @@ class Engine:
         ``on_event`` gets each output instead, or the error that ends the request; the engine's thread calls it.
 
         Raises:
-            RequestError: the prompt is not valid.
+            RequestError: the prompt is not valid, or the parameters name tokens that are not in the vocabulary.
             LoadError, RunError: the engine has failed or is closed.
         """
         self.check(prompt_token_ids)
         expect("params", params, SamplingParams, "SamplingParams")
+        if self.limits.vocab_size is not None:
+            check_vocabulary(params, self.limits.vocab_size)
         if params.seed is None:
             params = replace(params, seed=secrets.randbits(63))
         room = self.max_model_len - len(prompt_token_ids)
@@ -281,7 +283,7 @@ class Engine:
         supervisor, capacity = self._supervisor, self._capacity
         supervisor.wait_ready()
         num_pages = capacity.num_pages(supervisor.ready, self._device, self.max_model_len)
-        supervisor.send(Allocate(num_pages, capacity.block_size))
+        supervisor.send(Allocate(num_pages, capacity.block_size, self.limits.eos_token_ids))
         num_allocated = 0
         while num_allocated < supervisor.num_stages:
             num_allocated += isinstance(supervisor.next(), Allocated)

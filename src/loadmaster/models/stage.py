@@ -44,6 +44,11 @@ class Stage:
         self.device = params.device
         self._remembered = {key: what for layer in layers for key, what in layer.remembers().items()}
 
+    @property
+    def vocab_size(self) -> int:
+        """The number of logits of a row; 0 on all stages but the last."""
+        return 0 if self.head is None else self.head.weight.values.shape[0]
+
     def page_bytes(self, page_size: int) -> int:
         """Return the bytes of one page of ``page_size`` tokens in the cache of this stage."""
         return page_bytes(self._remembered, page_size, self.dtype)

@@ -3,7 +3,7 @@
 What a fused parameter becomes follows from the forms of its parts:
 
     all quantised alike, form "stored"    the encoded components, each a parameter: values, scales …, with the grids
-    none quantised, form "stored"         one parameter in the format stored (or in --dtype); mixed parts widen
+    none quantised, form not "decoded"    one parameter in the format stored (or in --dtype); mixed parts widen
     otherwise                             decoded, in the model's dtype
 """
 
@@ -114,7 +114,7 @@ def compose(param: Param, bound: LayerClass, numerics: Numerics, layout: Paralle
     quantised = {f.quantised for f in every}
     if param.form == "stored" and quantised == {True} and len(every) == 1:
         dtype = None
-    elif param.form == "stored" and quantised == {False}:
+    elif param.form != "decoded" and quantised == {False}:
         keep = param.keep or parts[0].tensor.keep
         dtype = keep or (numerics.model_dtype if numerics.cast else join(tuple(f.dtype for f in every)))
     else:

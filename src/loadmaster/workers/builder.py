@@ -37,6 +37,10 @@ class Stage(Protocol):
     def device(self) -> torch.device:
         """Where the stage computes."""
 
+    @property
+    def vocab_size(self) -> int:
+        """The number of logits of a row; 0 on all stages but the last."""
+
     def page_bytes(self, page_size: int) -> int:
         """Return the bytes of one page of the KV cache."""
 

@@ -48,10 +48,14 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Allocate:
-    """Allocate the KV cache: the same number of pages, of ``page_size`` tokens each, on every worker."""
+    """Allocate the KV cache: the same number of pages, of ``page_size`` tokens each, on every worker.
+
+    ``end_token_ids`` are the model's end tokens, which the sampler needs.
+    """
 
     num_pages: int
     page_size: int
+    end_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

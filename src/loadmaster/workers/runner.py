@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from loadmaster.distributed.group import PipelineGroup
 from loadmaster.layers.step import Context, Step
 from loadmaster.workers.batch import Batch, Done, Sampled, Span
 from loadmaster.workers.builder import Stage
-from loadmaster.workers.messages import Usage
+from loadmaster.workers.messages import Allocate, Usage
 from loadmaster.workers.page_table import PageTable
 from loadmaster.workers.sampler import Sampler
 
@@ -19,15 +20,15 @@ from loadmaster.workers.sampler import Sampler
 class StageRunner:
     """Holds what one stage knows of its requests, their page tables, and its KV cache."""
 
-    def __init__(self, stage: Stage, group: PipelineGroup, num_pages: int, page_size: int) -> None:
+    def __init__(self, stage: Stage, group: PipelineGroup, allocate: Allocate) -> None:
         self._stage = stage
         self._group = group
         self._is_last = group.rank == group.world_size - 1
-        self._page_size = page_size
-        self._cache: Any = stage.new_cache(num_pages, page_size)
+        self._page_size = allocate.page_size
+        self._cache: Any = stage.new_cache(allocate.num_pages, allocate.page_size)
         self._tables: dict[int, PageTable] = {}
         self._scored: set[int] = set()  # requests that want the logprobs of their prompt
-        self._sampler = Sampler()
+        self._sampler = Sampler(stage.vocab_size, allocate.end_token_ids)
         self._busy_s = self._input_s = self._engine_s = 0.0
         self._num_batches = self._num_tokens = 0
 
@@ -82,8 +83,7 @@ class StageRunner:
             positions += range(span.first, span.stop)
             slots += table.slots(span.first, span.stop)
             contexts.append(Context(row, len(token_ids), span.first, span.stop, table.runs(span.stop)))
-            num_rows = len(span.token_ids) if span.request in self._scored else span.num_logits
-            logit_rows += range(len(token_ids) - num_rows, len(token_ids))
+            logit_rows += range(len(token_ids) - self._num_rows(span), len(token_ids))
         return Step(contexts, token_ids, positions, slots, logit_rows, getattr(self._stage, "device", None))
 
     def _begin(self, span: Span) -> None:
@@ -95,8 +95,23 @@ class StageRunner:
             self._sampler.begin(span.request, span.start)
 
     def _sample(self, batch: Batch, logits_RV: torch.Tensor) -> list[Sampled]:
-        if not len(logits_RV):
-            return []
-        if not self._scored:
+        if not any(span.request in self._scored for span in batch.spans):
             return self._sampler.sample(logits_RV, batch.spans)
-        raise NotImplementedError
+        scores: dict[int, Sampled] = {}
+        rows = []
+        for span, logits in zip(batch.spans, logits_RV.split([self._num_rows(s) for s in batch.spans]), strict=True):
+            if span.request in self._scored:
+                scores[span.request] = self._sampler.prompt_logprobs(logits, span)
+            rows.append(logits[len(logits) - span.num_logits :])
+        sampled = self._sampler.sample(torch.cat(rows), batch.spans)
+        return [_with_scores(s, scores.pop(s.request, None)) for s in sampled] + list(scores.values())
+
+    def _num_rows(self, span: Span) -> int:
+        """Return how many rows of logits a span needs: those of its whole prompt if their logprobs are wanted."""
+        return len(span.token_ids) if span.request in self._scored else span.num_logits
+
+
+def _with_scores(sampled: Sampled, scores: Sampled | None) -> Sampled:
+    if scores is None or sampled.error is not None:
+        return sampled
+    return replace(sampled, prompt_logprobs=scores.prompt_logprobs, error=scores.error)

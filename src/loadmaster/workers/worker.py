@@ -165,7 +165,7 @@ def _allocate(stage: Stage, group: PipelineGroup, pipe: Pipe) -> StageRunner:
 
     allocate: Allocate = pipe.next()
     try:
-        runner = StageRunner(stage, group, allocate.num_pages, allocate.page_size)
+        runner = StageRunner(stage, group, allocate)
     except (MemoryError, RuntimeError) as error:
         if not (is_out_of_memory(error) or "out of memory" in str(error)):
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final, TypeAlias
 
 from loadmaster.architectures.config import Config
@@ -11,6 +12,7 @@ from loadmaster.architectures.targets import vllm_0_32
 from loadmaster.errors import UnsupportedError
 
 NATIVE: Final = "native"
+NATIVE_DECODED: Final = "native-decoded"
 
 MakeTarget: TypeAlias = Callable[[Family, Config], Target]
 
@@ -19,11 +21,17 @@ def _native(family: Family, config: Config) -> Target:
     return Target(NATIVE, family.native)
 
 
+def _native_decoded(family: Family, config: Config) -> Target:
+    """Return the native target without quantised parameters: they are decoded while they are loaded."""
+    params = (replace(p, form="plain") if p.form == "stored" else p for p in family.native)
+    return Target(NATIVE_DECODED, tuple(params))
+
+
 ENGINES: Final[Mapping[str, Mapping[str, MakeTarget]]] = {
-    NATIVE: {NATIVE: _native},
+    NATIVE: {NATIVE_DECODED: _native_decoded, NATIVE: _native},
     "vllm": {vllm_0_32.NAME: vllm_0_32.target},
 }
-"""Every engine, and the targets that describe its parameters by name: one a version, the newest last."""
+"""Every engine, and the targets that describe its parameters by name; the last is the default."""
 
 _TARGETS: Final = {name: make for targets in ENGINES.values() for name, make in targets.items()}
 
