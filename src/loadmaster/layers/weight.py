@@ -15,6 +15,7 @@ from torch import Tensor
 from loadmaster.errors import UnsupportedError
 from loadmaster.kernels.dequantise import dequantise_blocks
 from loadmaster.layers.formats import RUNNABLE_FORMATS
+from loadmaster.layers.linear_forms import Tuner
 from loadmaster.plan import Grid, ParamSpec
 
 
@@ -50,9 +51,10 @@ class Weight:
 
 
 class Params:
-    """A rank's parameters by name."""
+    """A rank's parameters by name. ``tuner``: linear layers may make faster copies of their weights."""
 
-    def __init__(self, specs: Sequence[ParamSpec], tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, specs: Sequence[ParamSpec], tensors: Mapping[str, Tensor], tuner: Tuner | None = None) -> None:
+        self.tuner = tuner
         self._specs = {s.name: s for s in specs}
         self._tensors = tensors
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from loadmaster.architectures.deepseek import DeepseekModel
 from loadmaster.architectures.llama import LlamaModel
 from loadmaster.architectures.model import Model
+from loadmaster.layers.linear_forms import Tuner
 from loadmaster.layers.weight import Params
 from loadmaster.models import deepseek, llama
 from loadmaster.models.layer import Layer
@@ -33,14 +34,17 @@ def build_stage(
     first: bool,
     last: bool,
     dtype: torch.dtype,
+    spare_bytes: int = 0,
 ) -> Stage:
     """Build a stage from the parameters of its rank; ``model`` is what `read_model` returns.
+
+    ``spare_bytes``: memory for copies of weights that are multiplied faster on a CPU.
 
     Raises:
         UnsupportedError: a weight is stored in a format that the layers do not compute with.
     """
     make_layer = LAYERS[type(model)]
-    params = Params(specs, tensors)
+    params = Params(specs, tensors, Tuner(spare_bytes) if spare_bytes else None)
     return Stage(
         params,
         [make_layer(model, params, layer) for layer in layers],

@@ -40,7 +40,7 @@ class Stage:
         self.eps = norm_eps
         self.embed = params.tensor("embed_tokens.weight") if first else None
         self.norm = params.tensor("norm.weight") if last else None
-        self.head = Linear(params.weight("lm_head.weight")) if last else None
+        self.head = Linear.of(params, "lm_head") if last else None
         self.device = params.device
         self._remembered = {key: what for layer in layers for key, what in layer.remembers().items()}
 

@@ -11,8 +11,12 @@ from typing import Any, Protocol
 import torch
 
 from loadmaster.errors import UnsupportedError
+from loadmaster.host_memory import rooms
 from loadmaster.layers.step import Step
 from loadmaster.torch_dtypes import TORCH
+
+SPARE = 0.25
+"""The share of the free host memory that faster copies of weights may take, all ranks together."""
 
 COMPUTED = ("F32", "BF16", "F16", "F64")
 """Dtypes that layers compute in."""
@@ -92,5 +96,12 @@ class PlanBuilder:
             first=rank_plan.pp_rank == 0,
             last=rank_plan.pp_rank == plan.layout.pipeline_parallel_size - 1,
             dtype=TORCH[plan.dtype],
+            spare_bytes=spare_bytes(plan.num_ranks) if device == "cpu" else 0,
         )
         return stage
+
+
+def spare_bytes(num_ranks: int) -> int:
+    """Return the host memory that one rank may use for faster copies of its weights."""
+    free = min((room.free_bytes for room in rooms()), default=0)
+    return int(free * SPARE) // num_ranks
