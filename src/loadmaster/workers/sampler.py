@@ -8,7 +8,7 @@ the raw logits; ``min_tokens``, ``logit_bias``, penalties; the likeliest token o
 the batch. See `loadmaster.workers.draws`.
 
 **Drafts.** A span with k drafts has 1 + k rows: row i is the model's distribution p_i after the first i drafts. Each row is
-sampled as if there were no drafts, with the draw of its own position: x_i. Draft i is accepted while it equals x_i; the
+sampled as if there were no drafts, with the draw of that position: x_i. Draft i is accepted while it equals x_i; the
 first x_i that differs replaces it, and x_k follows if all are accepted. All emitted tokens are x_0, x_1 …: those of a run
 without drafts with the same seed, so drafts leave the distribution unchanged. A draft d is accepted with probability
 p_i(d), which is that of rejection sampling (Leviathan et al., "Fast inference from transformers via speculative
