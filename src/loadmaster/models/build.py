@@ -52,6 +52,6 @@ def build_stage(
         last=last,
         carries_in=() if first else model.schema.carried_into(layers.start),
         carries_out=() if last else model.schema.carried_into(layers.stop),
-        norm_eps=model.norm_eps,
+        model=model,
         dtype=dtype,
     )
