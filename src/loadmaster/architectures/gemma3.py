@@ -116,4 +116,5 @@ FAMILY = Family(
     ),
     waived=(blocks.INV_FREQ, blocks.VISION),
     section="text_config",
+    runs=True,
 )

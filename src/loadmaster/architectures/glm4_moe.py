@@ -108,4 +108,5 @@ FAMILY = Family(
         *blocks.DRAFT_NATIVE,
     ),
     waived=(blocks.INV_FREQ,),
+    runs=True,
 )

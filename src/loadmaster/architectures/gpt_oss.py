@@ -137,4 +137,5 @@ FAMILY = Family(
         Param("{block}.mlp.experts.w2_bias", ("moe.down_bias",)),
     ),
     waived=(blocks.INV_FREQ,),
+    runs=True,
 )

@@ -97,4 +97,5 @@ FAMILY = Family(
         *blocks.gated_mlp_native("mlp.shared_mlp", logical="shared"),
     ),
     waived=(blocks.INV_FREQ,),
+    runs=True,
 )

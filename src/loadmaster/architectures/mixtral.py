@@ -124,4 +124,5 @@ FAMILY = Family(
     ),
     native=(*blocks.DECODER_NATIVE, *blocks.EXPERTS_NATIVE),
     waived=(blocks.INV_FREQ,),
+    runs=True,
 )

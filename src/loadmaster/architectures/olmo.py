@@ -82,4 +82,5 @@ FAMILY = Family(
         Param("{block}.post_feedforward_layernorm.weight", ("post_mlp_norm",)),
     ),
     waived=(blocks.INV_FREQ,),
+    runs=True,
 )

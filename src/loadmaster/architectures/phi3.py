@@ -64,4 +64,5 @@ FAMILY = Family(
     },
     native=blocks.DECODER_NATIVE,
     waived=(blocks.INV_FREQ,),
+    runs=True,
 )

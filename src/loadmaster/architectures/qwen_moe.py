@@ -104,4 +104,5 @@ FAMILY = Family(
     variants=({**blocks.DECODER_SPELLING, **blocks.stacked_experts_spelling(), **blocks.SHARED_EXPERT_SPELLING},),
     native=(*blocks.DECODER_NATIVE, *blocks.EXPERTS_NATIVE, *blocks.SHARED_EXPERT_NATIVE),
     waived=(blocks.INV_FREQ,),
+    runs=True,
 )
