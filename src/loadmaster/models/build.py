@@ -28,7 +28,7 @@ from loadmaster.plan import ParamSpec
 
 LAYERS: dict[type[Model], Callable[[Any, Params, int], Layer]] = {
     DeepseekModel: deepseek.DecoderLayer,
-    LlamaModel: llama.DecoderLayer,
+    LlamaModel: llama.decoder_layer,
     Gemma3Model: gemma3.DecoderLayer,
     Glm4MoeModel: glm4_moe.decoder_layer,
     GptOssModel: gpt_oss.decoder_layer,
