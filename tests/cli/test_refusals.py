@@ -28,7 +28,10 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ("mixtral", ["MixtralForCausalLM is of the family mixtral", "use a family that runs: deepseek, llama"]),
+        (
+            "qwen3-next",
+            ["Qwen3NextForCausalLM is of the family qwen3_next", "use a family that runs: deepseek, llama, qwen_moe"],
+        ),
         (
             "llama-awq",
             [
@@ -60,7 +63,7 @@ def test_data_parallel_ranks_are_refused_by_name(command: str, tiny: Tiny) -> No
 
 
 def test_a_refusal_is_one_object_with_the_finding_unsupported(tiny: Tiny) -> None:
-    done = run("generate", tiny("gpt-oss"), "--prompt", "Hello", "--json")
+    done = run("generate", tiny("qwen3-next"), "--prompt", "Hello", "--json")
     assert [f["code"] for f in json.loads(done.stdout)["findings"]] == ["unsupported"]
 
 

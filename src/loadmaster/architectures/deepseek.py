@@ -113,6 +113,7 @@ def read_model(c: Config) -> DeepseekModel:
         indexer_types=indexer_types(c),
         router=RouterSpec(
             topk=c.size("num_experts_per_tok"),
+            scoring="sigmoid",
             num_groups=c.size("n_group", 1, least=0) or 1,
             topk_groups=c.size("topk_group", 1, least=0) or 1,
             normalise=c.flag("norm_topk_prob", True),

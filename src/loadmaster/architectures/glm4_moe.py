@@ -5,9 +5,21 @@ Sources: the released configs and headers; ``modeling_glm4_moe.py`` of transform
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
+from loadmaster.architectures.model import AttentionSpec, Model, RouterSpec, require
+from loadmaster.architectures.rope import read_rope, rotary_dim
 from loadmaster.architectures.schema import Family, Schema, Spelling, embedding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Glm4MoeModel(Model):
+    """Attention with heads; experts in all layers but the first ones."""
+
+    attention: AttentionSpec
+    router: RouterSpec
 
 
 def schema(c: Config) -> Schema:
@@ -46,6 +58,36 @@ def schema(c: Config) -> Schema:
     )
 
 
+def read_model(c: Config) -> Glm4MoeModel:
+    """Return what computing the model needs."""
+    require(c, "hidden_act", "silu")
+    require(c, "scoring_func", "sigmoid")
+    require(c, "topk_method", "noaux_tc")
+    _, heads, kv_heads, head = blocks.heads_of(c)
+    norm_eps = c.number("rms_norm_eps", 1e-5)
+    return Glm4MoeModel(
+        schema=schema(c),
+        norm_eps=norm_eps,
+        attention=AttentionSpec(
+            heads,
+            kv_heads,
+            head,
+            norm_eps,
+            read_rope(c),
+            rope_dim=rotary_dim(c, head, factor=0.5),
+            qk_norm="head" if c.flag("use_qk_norm") else None,
+        ),
+        router=RouterSpec(
+            topk=c.size("num_experts_per_tok"),
+            scoring="sigmoid",
+            num_groups=c.size("n_group", 1),
+            topk_groups=c.size("topk_group", 1),
+            normalise=c.flag("norm_topk_prob", True),
+            scaling=c.number("routed_scaling_factor", 1.0),
+        ),
+    )
+
+
 SPELLING: Spelling = {
     **blocks.DECODER_SPELLING,
     **blocks.experts_spelling(),
@@ -66,4 +108,5 @@ FAMILY = Family(
         *blocks.DRAFT_NATIVE,
     ),
     waived=(blocks.INV_FREQ,),
+    runs=True,
 )

@@ -13,8 +13,21 @@ Sources: the released configs and headers; ``modeling_gpt_oss.py`` of transforme
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
+from loadmaster.architectures.model import (
+    FULL,
+    SLIDING,
+    AttentionSpec,
+    Model,
+    RouterSpec,
+    SwigluSpec,
+    require,
+    windows_by_type,
+)
+from loadmaster.architectures.rope import Rope, read_rope
 from loadmaster.architectures.schema import (
     Family,
     Param,
@@ -26,6 +39,16 @@ from loadmaster.architectures.schema import (
     linear,
     packed,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GptOssModel(Model):
+    """Experts in every layer. ``windows`` gives for each layer how many tokens it attends to at most; None: all."""
+
+    attention: AttentionSpec
+    windows: tuple[int | None, ...]
+    router: RouterSpec
+    activation: SwigluSpec
 
 
 def schema(c: Config) -> Schema:
@@ -59,6 +82,34 @@ def schema(c: Config) -> Schema:
     )
 
 
+def read_model(c: Config) -> GptOssModel:
+    """Return what computing the model needs."""
+    require(c, "hidden_act", "silu")  # the published configs say so; the experts' activation is `SwigluSpec`
+    _, heads, kv_heads, head = blocks.heads_of(c)
+    num_layers, norm_eps = c.size("num_hidden_layers"), c.number("rms_norm_eps", 1e-5)
+    types = [FULL if layer % 2 else SLIDING for layer in range(num_layers)]
+    return GptOssModel(
+        schema=schema(c),
+        norm_eps=norm_eps,
+        norm="rms_wide",
+        attention=AttentionSpec(heads, kv_heads, head, norm_eps, _rope(c)),
+        windows=windows_by_type(c, c.size("sliding_window", 128), types),
+        router=RouterSpec(topk=c.size("num_experts_per_tok", 4), scoring="softmax", normalise=True),
+        activation=SwigluSpec(
+            alpha=c.number("swiglu_alpha", 1.702),
+            limit=c.number("swiglu_limit", 7.0, above=0),
+        ),
+    )
+
+
+def _rope(c: Config) -> Rope:
+    """Return the rotary embeddings; where the config has no parameters of them, those of ``GptOssConfig``."""
+    theta = c.number("rope_theta", 150000.0, above=0)
+    if not c.section("rope_parameters").values and not c.section("rope_scaling").values:
+        return Rope("yarn", theta, factor=32.0, original_length=4096, truncate=False)
+    return read_rope(c, theta=theta)
+
+
 _EXPERTS = blocks.LAYER + "mlp.experts."
 
 FAMILY = Family(
@@ -86,4 +137,5 @@ FAMILY = Family(
         Param("{block}.mlp.experts.w2_bias", ("moe.down_bias",)),
     ),
     waived=(blocks.INV_FREQ,),
+    runs=True,
 )

@@ -5,9 +5,22 @@ Sources: the released configs; ``modeling_granitemoe.py`` and ``modeling_granite
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
+from loadmaster.architectures.model import AttentionSpec, Model, RouterSpec, require
+from loadmaster.architectures.rope import read_rope
 from loadmaster.architectures.schema import Family, Schema, Spelling, embedding, packed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraniteMoeModel(Model):
+    """Experts in every layer. What attention and experts add to the residual is multiplied by ``residual_scale``."""
+
+    attention: AttentionSpec
+    router: RouterSpec
+    residual_scale: float
 
 
 def schema(c: Config) -> Schema:
@@ -32,6 +45,24 @@ def schema(c: Config) -> Schema:
         top=embedding(c),
         kinds={"sparse": layer},
         layers=("sparse",) * c.size("num_hidden_layers"),
+    )
+
+
+def read_model(c: Config) -> GraniteMoeModel:
+    """Return what computing the model needs."""
+    require(c, "hidden_act", "silu")
+    _, heads, kv_heads, head = blocks.heads_of(c)
+    norm_eps = c.number("rms_norm_eps", 1e-6)
+    return GraniteMoeModel(
+        schema=schema(c),
+        norm_eps=norm_eps,
+        embed_scale=c.number("embedding_multiplier", 1.0),
+        logits_divisor=c.number("logits_scaling", 1.0, above=0),
+        attention=AttentionSpec(
+            heads, kv_heads, head, norm_eps, read_rope(c), scale=c.number("attention_multiplier", 1.0)
+        ),
+        router=RouterSpec(topk=c.size("num_experts_per_tok", 2), scoring="softmax", normalise=True),
+        residual_scale=c.number("residual_multiplier", 1.0),
     )
 
 
@@ -66,4 +97,5 @@ FAMILY = Family(
         *blocks.gated_mlp_native("mlp.shared_mlp", logical="shared"),
     ),
     waived=(blocks.INV_FREQ,),
+    runs=True,
 )

@@ -59,7 +59,14 @@ def read_model(c: Config) -> LlamaModel:
     return LlamaModel(
         schema=schema(c),
         norm_eps=norm_eps,
-        attention=AttentionSpec(heads, kv_heads, head, norm_eps, read_rope(c)),
+        attention=AttentionSpec(
+            heads,
+            kv_heads,
+            head,
+            norm_eps,
+            read_rope(c),
+            qk_norm="head" if c.values["architectures"][0] == "Qwen3ForCausalLM" else None,
+        ),
         windows=windows(c),
     )
 

@@ -6,31 +6,54 @@ A family that runs reads them from the same `Config` as its schema (``read_model
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.rope import Rope
 from loadmaster.architectures.schema import Schema
-from loadmaster.errors import UnsupportedError
+from loadmaster.errors import ConfigError, UnsupportedError
+
+NormKind = Literal["rms", "rms_wide", "rms_offset"]
+"""``rms``: the normed value is rounded to the model's dtype, then multiplied by the weight (Llama). ``rms_wide``: multiplied
+in float32, then rounded (OLMo, gpt-oss). ``rms_offset``: as ``rms_wide``, by 1 + weight (Gemma)."""
+
+QKNorm = Literal["head", "heads"]
+"""What a norm of queries and keys covers: each head by itself, or all heads of a token together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """What all families have: the schema (it says what crosses a stage cut), and the epsilon of the norms."""
+    """What all families have: the schema (it says what crosses a stage cut), and the norms.
+
+    ``embed_scale`` multiplies the embedding, and the logits are divided by ``logits_divisor``.
+    """
 
     schema: Schema
     norm_eps: float
+    norm: NormKind = "rms"
+    embed_scale: float = 1.0
+    logits_divisor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """Attention with heads; fewer heads of keys and values than of queries are shared by groups of them."""
+    """Attention with heads; fewer heads of keys and values than of queries are shared by groups of them.
+
+    Of a head's elements the first ``rope_dim`` are rotated (None: all). ``scale`` multiplies the scores before the
+    softmax (None: ``head_dim`` ** -0.5). ``qk_norm``: queries and keys are normed before the rotation.
+    """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
     norm_eps: float
     rope: Rope
+    rope_dim: int | None = None
+    scale: float | None = None
+    qk_norm: QKNorm | None = None
+    norm: NormKind = "rms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +82,58 @@ class IndexerSpec:
     interleaved: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RouterSpec:
-    """How experts are chosen: ``topk`` of them, from the best ``topk_groups`` of ``num_groups`` groups."""
+    """How experts are chosen: ``topk`` of them, from the best ``topk_groups`` of ``num_groups`` groups.
+
+    ``scoring`` makes scores of all experts from the router's output. The chosen scores are the experts' weights: divided
+    by their sum with ``normalise``, and multiplied by ``scaling``. A softmax over the chosen experts only (gpt-oss,
+    Granite) is one over all of them, normalised.
+    """
 
     topk: int
-    num_groups: int
-    topk_groups: int
     normalise: bool
-    scaling: float
+    scoring: Literal["sigmoid", "softmax"]
+    num_groups: int = 1
+    topk_groups: int = 1
+    scaling: float = 1.0
 
 
-def require(c: Config, key: str, supported: str) -> None:
-    """Check that a key, where the config has it, has the only value that the layers compute.
+@dataclass(frozen=True, slots=True)
+class SwigluSpec:
+    """gpt-oss's activation: ``(up + 1) * gate * sigmoid(alpha * gate)``, gate and up clamped to ``limit``."""
+
+    alpha: float
+    limit: float
+
+
+def require(c: Config, key: str, supported: str | bool | int | None) -> None:
+    """Check that a key, where the config has it and it is not null, has the only value that the layers compute.
 
     Raises:
         UnsupportedError: it has another one.
     """
-    value = c.values.get(key, supported)
-    if value != supported:
-        raise UnsupportedError(f"config.json: {key} {value!r} is not supported", hint=f"supported: {supported}")
+    value = c.values.get(key)
+    if value is not None and value != supported:
+        raise UnsupportedError(
+            f"config.json: {key} {value!r} is not supported",
+            hint=f"supported: {'null' if supported is None else supported}",
+        )
+
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+"""The types of layers in ``layer_types``."""
+
+
+def windows_by_type(c: Config, window: int, default: Sequence[str]) -> tuple[int | None, ...]:
+    """Return for each layer how many tokens it attends to at most; None for all.
+
+    ``layer_types`` gives the type of each layer; ``default`` is used where the config does not have it.
+
+    Raises:
+        ConfigError: it does not give a known type for each layer.
+    """
+    types, num_layers = c.strings("layer_types") or tuple(default), c.size("num_hidden_layers", len(default))
+    if len(types) != num_layers or not set(types) <= {SLIDING, FULL}:
+        raise ConfigError(f"config.json: layer_types must give {SLIDING} or {FULL} for each of {num_layers} layers")
+    return tuple(window if kind == SLIDING else None for kind in types)

@@ -5,9 +5,22 @@ Sources: the released configs; ``modeling_qwen2_moe.py`` and ``modeling_qwen3_mo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
+from loadmaster.architectures.model import AttentionSpec, Model, RouterSpec, require
+from loadmaster.architectures.rope import read_rope
 from loadmaster.architectures.schema import Family, Schema, Tensor, embedding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QwenMoeModel(Model):
+    """Experts in some layers or in all. ``window``: how many tokens each layer attends to at most; None: all."""
+
+    attention: AttentionSpec
+    window: int | None
+    router: RouterSpec
 
 
 def schema(c: Config) -> Schema:
@@ -37,6 +50,23 @@ def schema(c: Config) -> Schema:
             "sparse": (*attention, *sparse),
         },
         layers=sparse_layers(c),
+    )
+
+
+def read_model(c: Config) -> QwenMoeModel:
+    """Return what computing the model needs."""
+    require(c, "hidden_act", "silu")
+    is_qwen2 = c.values["architectures"][0] == "Qwen2MoeForCausalLM"
+    if is_qwen2:
+        require(c, "use_sliding_window", False)
+    _, heads, kv_heads, head = blocks.heads_of(c)
+    norm_eps = c.number("rms_norm_eps", 1e-6)
+    return QwenMoeModel(
+        schema=schema(c),
+        norm_eps=norm_eps,
+        attention=AttentionSpec(heads, kv_heads, head, norm_eps, read_rope(c), qk_norm=None if is_qwen2 else "head"),
+        window=c.size("sliding_window", 4096) if c.flag("use_sliding_window") else None,
+        router=RouterSpec(topk=c.size("num_experts_per_tok"), scoring="softmax", normalise=c.flag("norm_topk_prob")),
     )
 
 
@@ -74,4 +104,5 @@ FAMILY = Family(
     variants=({**blocks.DECODER_SPELLING, **blocks.stacked_experts_spelling(), **blocks.SHARED_EXPERT_SPELLING},),
     native=(*blocks.DECODER_NATIVE, *blocks.EXPERTS_NATIVE, *blocks.SHARED_EXPERT_NATIVE),
     waived=(blocks.INV_FREQ,),
+    runs=True,
 )

@@ -43,7 +43,18 @@ FAMILIES: tuple[Family, ...] = (
     olmo.FAMILY,
 )
 
-MODELS: dict[str, Callable[[Config], Model]] = {"deepseek": deepseek.read_model, "llama": llama.read_model}
+MODELS: dict[str, Callable[[Config], Model]] = {
+    "deepseek": deepseek.read_model,
+    "llama": llama.read_model,
+    "qwen_moe": qwen_moe.read_model,
+    "mixtral": mixtral.read_model,
+    "glm4_moe": glm4_moe.read_model,
+    "gpt_oss": gpt_oss.read_model,
+    "gemma3": gemma3.read_model,
+    "phi3": phi3.read_model,
+    "granite_moe": granite_moe.read_model,
+    "olmo": olmo.read_model,
+}
 """What reads the config of a family that runs, by the family's name."""
 
 

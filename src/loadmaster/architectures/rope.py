@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loadmaster.architectures.config import Config
-from loadmaster.errors import UnsupportedError
+from loadmaster.errors import ConfigError, UnsupportedError
 
 RopeType = Literal["default", "linear", "llama3", "yarn"]
 
@@ -38,8 +38,8 @@ class Rope:
     mscale_all_dim: float = 0.0
 
 
-def read_rope(c: Config) -> Rope:
-    """Return the rotary embeddings that ``c`` describes.
+def read_rope(c: Config, *, theta: float = 10000.0) -> Rope:
+    """Return the rotary embeddings that ``c`` describes; ``theta`` is the family's default for ``rope_theta``.
 
     Raises:
         UnsupportedError: the type of scaling is not implemented.
@@ -47,7 +47,47 @@ def read_rope(c: Config) -> Rope:
     """
     older, newer = c.section("rope_scaling"), c.section("rope_parameters")
     p = Config({**older.values, **newer.values}, newer.where if newer.values else older.where)
-    theta = p.number("rope_theta", c.number("rope_theta", 10000.0, above=0), above=0)
+    return _rope(c, p, c.number("rope_theta", theta, above=0))
+
+
+def read_ropes(c: Config, *, theta: float, sliding_theta: float) -> tuple[Rope, Rope]:
+    """Return the rotary embeddings of layers with full attention and of layers with a sliding window.
+
+    ``rope_parameters`` has both by the type of the layer. In older configs ``rope_scaling`` holds for layers with full
+    attention only. The keywords are the values of theta where these have none.
+
+    Raises:
+        UnsupportedError: ``rope_parameters`` is not by the type of the layer, or a type of scaling is not implemented.
+        ConfigError: a value that the type needs is missing or impossible.
+    """
+    by_type = c.section("rope_parameters")
+    if by_type.values.keys() - {"full_attention", "sliding_attention"}:
+        raise UnsupportedError(
+            f"{by_type.where}: parameters that hold for all layers are not supported",
+            hint="supported: full_attention and sliding_attention, with parameters each",
+        )
+    full = by_type.section("full_attention") if by_type.values else c.section("rope_scaling")
+    return _rope(c, full, theta), _rope(c, by_type.section("sliding_attention"), sliding_theta)
+
+
+def rotary_dim(c: Config, head_dim: int, *, factor: float = 1.0) -> int:
+    """Return how many elements of a head are rotated; ``factor`` is the family's default for ``partial_rotary_factor``.
+
+    Raises:
+        ConfigError: the result is not an even number within the head.
+    """
+    factor = c.section("rope_parameters").number("partial_rotary_factor", c.number("partial_rotary_factor", factor))
+    dim = int(head_dim * factor)
+    if not 0 < dim <= head_dim or dim % 2:
+        raise ConfigError(
+            f"config.json: partial_rotary_factor is {factor:g}: {dim} of {head_dim} elements of a head are rotated, "
+            "expected an even number of them"
+        )
+    return dim
+
+
+def _rope(c: Config, p: Config, theta: float) -> Rope:
+    theta = p.number("rope_theta", theta, above=0)
     match p.values.get("rope_type", p.values.get("type", "default")):
         case "default":
             return Rope("default", theta)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
@@ -19,14 +21,16 @@ class Attention:
 
     def __init__(self, spec: AttentionSpec, params: Params, prefix: str, layer: int, window: int | None) -> None:
         self.layer = layer
-        self.window = window
         self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         self.eps = spec.norm_eps
-        self.rotary = Rotary.of(spec.rope, self.head_dim)
+        self.norm, self.qk_norm = spec.norm, spec.qk_norm
+        self.rotary = Rotary.of(spec.rope, spec.rope_dim or self.head_dim)
         self.qkv = Linear.of(params, f"{prefix}.qkv_proj")
         self.o = Linear.of(params, f"{prefix}.o_proj")
-        self.q_norm = params.optional(f"{prefix}.q_norm.weight")
-        self.k_norm = params.optional(f"{prefix}.k_norm.weight")
+        self.q_norm = params.tensor(f"{prefix}.q_norm.weight") if spec.qk_norm else None
+        self.k_norm = params.tensor(f"{prefix}.k_norm.weight") if spec.qk_norm else None
+        scale = self.head_dim**-0.5 if spec.scale is None else spec.scale
+        self.scoring = Scoring(scale, window, params.optional(f"{prefix}.sinks"))
 
     def remembers(self) -> dict[CacheKey, Remembered]:
         """Return what the cache stores of each token."""
@@ -39,45 +43,88 @@ class Attention:
         qkv_TND = self.qkv(x_TH).view(len(x_TH), sum(heads), self.head_dim)
         q_TND, k_TND, v_TND = qkv_TND.split(heads, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q_TND, k_TND = rms_norm(q_TND, self.q_norm, self.eps), rms_norm(k_TND, self.k_norm, self.eps)
+            q_TND, k_TND = self._normed(q_TND, self.q_norm), self._normed(k_TND, self.k_norm)
         cos, sin = step.angles(self.rotary, x_TH.dtype)
         q_TND = rotate(q_TND, cos, sin, interleaved=False)
         k_NSD = cache.write(self.layer, "key", step.slots_T, rotate(k_TND, cos, sin, interleaved=False))
         v_NSD = cache.write(self.layer, "value", step.slots_T, v_TND)
-        return self.o(attend(q_TND, k_NSD, v_NSD, step, self.window).flatten(1))
+        return self.o(attend(q_TND, k_NSD, v_NSD, step, self.scoring).flatten(1))
+
+    def _normed(self, x_TND: Tensor, weight: Tensor) -> Tensor:
+        x = x_TND if self.qk_norm == "head" else x_TND.flatten(1)
+        return rms_norm(x, weight, self.eps, self.norm).view_as(x_TND)
 
 
-def attend(q_TND: Tensor, k_NSD: Tensor, v_NSD: Tensor, step: Step, window: int | None = None) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What makes shares of scores: a ``scale`` before the softmax, a ``window`` of tokens that have scores, sinks.
+
+    ``sinks_N``: the softmax of each query head has one more score, whose share goes to no value (gpt-oss).
+    """
+
+    scale: float
+    window: int | None = None
+    sinks_N: Tensor | None = None  # noqa: N815
+
+    def first(self, context: Context) -> int:
+        """Return the first position that a token of a context attends to."""
+        return 0 if self.window is None else max(0, context.first + 1 - self.window)
+
+
+def attend(q_TND: Tensor, k_NSD: Tensor, v_NSD: Tensor, step: Step, scoring: Scoring) -> Tensor:
     """Return ``[T, N, D]``: each token's attention to the cached tokens of its request, itself included.
 
     ``k_NSD`` and ``v_NSD`` are all rows of the cache; a group of consecutive query heads shares each of their heads.
-    ``window``: only the last ``window`` tokens.
     """
     out_TND = q_TND.new_empty(q_TND.shape)
     for context in step.contexts:
-        q = q_TND[context.start : context.stop]
-        one = _decode if context.num_tokens == 1 else _prefill
-        out_TND[context.start : context.stop] = one(q, k_NSD, v_NSD, step, context, window)
+        first = scoring.first(context)
+        q, k, v = q_TND[context.start : context.stop], context.rows(k_NSD, first), context.rows(v_NSD, first)
+        is_one = context.num_tokens == 1
+        out = _decode(q, k, v, scoring) if is_one else _prefill(q, k, v, step, context, scoring)
+        out_TND[context.start : context.stop] = out
     return out_TND
 
 
-def _decode(q_1ND: Tensor, k_NSD: Tensor, v_NSD: Tensor, step: Step, context: Context, window: int | None) -> Tensor:
-    """One token: the query heads of a group are the rows of one product, so its keys are read once."""
-    first = 0 if window is None else max(0, context.length - window)
-    k, v = context.rows(k_NSD, first), context.rows(v_NSD, first)
+def _decode(q_1ND: Tensor, k_NSD: Tensor, v_NSD: Tensor, scoring: Scoring) -> Tensor:
+    """One token, which attends to all rows: the query heads of a group are rows of one product, so keys are read once."""
+    shape = q_1ND.shape
+    if scoring.sinks_N is not None:
+        q_1ND, k_NSD, v_NSD = _with_sinks(q_1ND, k_NSD, v_NSD, scoring.sinks_N / scoring.scale)
     q = q_1ND.reshape(len(k_NSD), -1, q_1ND.shape[-1])
-    return F.scaled_dot_product_attention(q[None], k[None], v[None]).view(q_1ND.shape)
+    out = F.scaled_dot_product_attention(q[None], k_NSD[None], v_NSD[None], scale=scoring.scale)
+    return out.view(q_1ND.shape)[..., : shape[-1]]
 
 
-def _prefill(q_TND: Tensor, k_NSD: Tensor, v_NSD: Tensor, step: Step, context: Context, window: int | None) -> Tensor:
-    k, v = context.rows(k_NSD), context.rows(v_NSD)
-    is_whole = context.first == 0 and (window is None or context.length <= window)
+def _prefill(q_TND: Tensor, k_NSD: Tensor, v_NSD: Tensor, step: Step, context: Context, scoring: Scoring) -> Tensor:
+    head_dim = q_TND.shape[-1]
+    is_whole = context.first == 0 and (scoring.window is None or context.length <= scoring.window)
+    is_causal = is_whole and scoring.sinks_N is None
+    mask_TS = None if is_causal else step.causal_mask(context, scoring.window)[:, scoring.first(context) :]
+    if scoring.sinks_N is not None:
+        assert mask_TS is not None
+        q_TND, k_NSD, v_NSD = _with_sinks(q_TND, k_NSD, v_NSD, scoring.sinks_N / scoring.scale)
+        mask_TS = F.pad(mask_TS, (0, 1), value=True)
     out = F.scaled_dot_product_attention(
         q_TND.transpose(0, 1)[None],
-        k[None],
-        v[None],
-        attn_mask=None if is_whole else step.causal_mask(context, window),
-        is_causal=is_whole,
+        k_NSD[None],
+        v_NSD[None],
+        attn_mask=mask_TS,
+        is_causal=is_causal,
+        scale=scoring.scale,
         enable_gqa=len(k_NSD) != q_TND.shape[1],
     )
-    return out[0].transpose(0, 1)
+    return out[0].transpose(0, 1)[..., :head_dim]
+
+
+def _with_sinks(q_TND: Tensor, k_NSD: Tensor, v_NSD: Tensor, scores_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values with one more row, to which each query head gives its score, and which adds nothing.
+
+    A head gets 8 more elements (kernels take multiples of 8): the score in the queries, a one in the key of the added row,
+    zeros elsewhere. So no product of the size ``[T, S]`` is made outside the kernel, and no mask for each head.
+    """
+    head_dim = q_TND.shape[-1]
+    q, k, v = F.pad(q_TND, (0, 8)), F.pad(k_NSD, (0, 8, 0, 1)), F.pad(v_NSD, (0, 8, 0, 1))
+    q[..., head_dim] = scores_N.to(q.dtype)
+    k[:, -1, head_dim] = 1
+    return q, k, v

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from loadmaster.layers.linear import Linear
 from loadmaster.layers.weight import Params
 
+Activation = Callable[[Tensor], Tensor]
 
-def gated(x: Tensor, gate_up: Linear, down: Linear) -> Tensor:
-    """Return ``down(silu(gate(x)) * up(x))``; ``gate_up`` has gate's rows, then up's."""
+
+def gated(x: Tensor, gate_up: Linear, down: Linear, activation: Activation = F.silu) -> Tensor:
+    """Return ``down(activation(gate(x)) * up(x))``; ``gate_up`` has gate's rows, then up's."""
     gate, up = gate_up(x).chunk(2, dim=-1)
-    return down(F.silu(gate) * up)
+    return down(activation(gate) * up)
 
 
 class GatedMLP:
-    """``down(silu(gate(x)) * up(x))``, with biases where the model has them."""
+    """``down(activation(gate(x)) * up(x))``, with biases where the model has them."""
 
-    def __init__(self, params: Params, prefix: str) -> None:
+    def __init__(self, params: Params, prefix: str, activation: Activation = F.silu) -> None:
+        self.activation = activation
         self.gate_up = Linear.of(params, f"{prefix}.gate_up_proj")
         self.down = Linear.of(params, f"{prefix}.down_proj")
 
     def __call__(self, x_TH: Tensor) -> Tensor:
         """Return the layer's output ``[T, H]``."""
-        return gated(x_TH, self.gate_up, self.down)
+        return gated(x_TH, self.gate_up, self.down, self.activation)

@@ -1,30 +1,41 @@
-"""Routed experts: sigmoid scores with a correction bias, chosen in groups (DeepSeek-V3, arXiv 2412.19437)."""
+"""Routed experts: a router's scores, the experts that it chooses, and the shared ones.
+
+Sources: DeepSeek-V3 (arXiv 2412.19437) for sigmoid scores with a correction bias, chosen in groups; Mixtral (arXiv 2401.04088)
+for a softmax; ``modeling_gpt_oss.py`` of transformers for a router with a bias and the clamped activation.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from loadmaster.architectures.model import RouterSpec
+from loadmaster.architectures.model import RouterSpec, SwigluSpec
 from loadmaster.layers.linear import Linear
 from loadmaster.layers.mlp import GatedMLP, gated
 from loadmaster.layers.weight import Params
 
 
 class Router:
-    """Chooses experts. The bias affects the choice, never the weights."""
+    """Chooses experts. A correction bias affects the choice, never the weights; the linear layer's bias affects both."""
 
     def __init__(self, spec: RouterSpec, params: Params, prefix: str) -> None:
         self.topk = spec.topk
+        self.scoring = spec.scoring
         self.num_groups, self.topk_groups = spec.num_groups, spec.topk_groups
         self.normalise, self.scaling = spec.normalise, spec.scaling
         self.weight = params.tensor(f"{prefix}.weight")
-        self.bias = params.tensor(f"{prefix}.e_score_correction_bias")
+        self.bias = params.optional(f"{prefix}.bias")
+        self.correction = params.optional(f"{prefix}.e_score_correction_bias")
 
     def __call__(self, x_TH: Tensor) -> tuple[Tensor, Tensor]:
         """Return each token's experts and their weights, both ``[T, K]``."""
-        scores_TE = (x_TH.float() @ self.weight.float().t()).sigmoid()
-        choice_TE = scores_TE + self.bias.float()
+        logits_TE = x_TH.float() @ self.weight.float().t()
+        if self.bias is not None:
+            logits_TE = logits_TE + self.bias.float()
+        scores_TE = logits_TE.sigmoid() if self.scoring == "sigmoid" else logits_TE.softmax(dim=-1)
+        choice_TE = scores_TE if self.correction is None else scores_TE + self.correction.float()
         if self.num_groups > 1:
             grouped = choice_TE.view(len(x_TH), self.num_groups, -1)
             best = grouped.topk(2, dim=-1).values.sum(-1).topk(self.topk_groups, dim=-1, sorted=False).indices
@@ -37,14 +48,56 @@ class Router:
         return experts_TK, weights_TK * self.scaling
 
 
-class MixtureOfExperts:
-    """Routed experts and the shared ones; only experts that a token chose are computed."""
+class GatedExperts:
+    """A stack of experts, each a gated MLP."""
 
-    def __init__(self, spec: RouterSpec, params: Params, prefix: str) -> None:
-        self.router = Router(spec, params, f"{prefix}.gate")
-        self.w13 = params.weight(f"{prefix}.experts.w13_weight")
-        self.w2 = params.weight(f"{prefix}.experts.w2_weight")
-        self.shared = GatedMLP(params, f"{prefix}.shared_experts")
+    def __init__(self, params: Params, prefix: str) -> None:
+        self.w13 = params.weight(f"{prefix}.w13_weight")
+        self.w2 = params.weight(f"{prefix}.w2_weight")
+
+    def __call__(self, x_TH: Tensor, expert: int) -> Tensor:
+        """Return the output of one expert ``[T, H]``."""
+        return gated(x_TH, Linear(self.w13.expert(expert)), Linear(self.w2.expert(expert)))
+
+
+class ClampedExperts:
+    """gpt-oss's experts: gate and up interleaved row by row, with biases and a clamped activation."""
+
+    def __init__(self, spec: SwigluSpec, params: Params, prefix: str) -> None:
+        self.spec = spec
+        self.w13 = params.weight(f"{prefix}.w13_weight")
+        self.b13 = params.tensor(f"{prefix}.w13_bias")
+        self.w2 = params.weight(f"{prefix}.w2_weight")
+        self.b2 = params.tensor(f"{prefix}.w2_bias")
+
+    def __call__(self, x_TH: Tensor, expert: int) -> Tensor:
+        """Return the output of one expert ``[T, H]``."""
+        pairs_TI2 = Linear(self.w13.expert(expert), self.b13[expert])(x_TH).unflatten(-1, (-1, 2))
+        gate_TI = pairs_TI2[..., 0].clamp(max=self.spec.limit)
+        up_TI = pairs_TI2[..., 1].clamp(-self.spec.limit, self.spec.limit)
+        inner_TI = (up_TI + 1) * gate_TI * torch.sigmoid(gate_TI * self.spec.alpha)
+        return Linear(self.w2.expert(expert), self.b2[expert])(inner_TI)
+
+
+class SharedExpert:
+    """Qwen2-MoE's shared expert, weighed by its own gate."""
+
+    def __init__(self, params: Params, prefix: str) -> None:
+        self.mlp = GatedMLP(params, prefix)
+        self.gate = Linear.of(params, f"{prefix}_gate")
+
+    def __call__(self, x_TH: Tensor) -> Tensor:
+        """Return the layer's output ``[T, H]``."""
+        return self.gate(x_TH).sigmoid() * self.mlp(x_TH)
+
+
+class MixtureOfExperts:
+    """Routed experts and, where the model has some, shared ones; only experts that a token chose are computed."""
+
+    def __init__(
+        self, router: Router, experts: Callable[[Tensor, int], Tensor], shared: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self.router, self.experts, self.shared = router, experts, shared
 
     def __call__(self, x_TH: Tensor) -> Tensor:
         """Return the layer's output ``[T, H]``."""
@@ -52,6 +105,6 @@ class MixtureOfExperts:
         out_TH = torch.zeros_like(x_TH)
         for expert in experts_TK.unique().tolist():
             token, choice = torch.where(experts_TK == expert)
-            part = gated(x_TH[token], Linear(self.w13.expert(expert)), Linear(self.w2.expert(expert)))
+            part = self.experts(x_TH[token], expert)
             out_TH.index_add_(0, token, (part * weights_TK[token, choice, None]).to(x_TH.dtype))
-        return out_TH + self.shared(x_TH)
+        return out_TH if self.shared is None else out_TH + self.shared(x_TH)

@@ -6,14 +6,34 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from loadmaster.architectures.model import Model, NormKind
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return ``x / rms(x) * weight`` over the last dim, in ``x``'s dtype."""
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, kind: NormKind = "rms") -> Tensor:
+    """Return ``x / rms(x) * weight`` over the last dim, in ``x``'s dtype; ``kind`` says when it is rounded to that."""
     wide = x.to(torch.float32)
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight.to(x.dtype) * wide.to(x.dtype)
+    match kind:
+        case "rms":
+            return weight.to(x.dtype) * wide.to(x.dtype)
+        case "rms_wide":
+            return (weight.float() * wide).to(x.dtype)
+        case "rms_offset":
+            return ((1 + weight.float()) * wide).to(x.dtype)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Return the layer norm over the last dim, in ``x``'s dtype."""
     return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), eps)
+
+
+class Norm:
+    """An RMS norm of a model."""
+
+    def __init__(self, model: Model, weight: Tensor) -> None:
+        self.weight = weight
+        self.eps, self.kind = model.norm_eps, model.norm
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return ``x`` normed over its last dim."""
+        return rms_norm(x, self.weight, self.eps, self.kind)

@@ -47,9 +47,14 @@ class Rotary:
 def rotate(x_TND: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
     """Rotate pairs of elements of each head: neighbours (interleaved), or one of each half.
 
+    Where there are fewer cosines than pairs, only the first elements of a head are rotated.
+
     In both cases the result has the first elements of all pairs, then the second ones. Queries and keys have the same
     order, so their products equal those of the published order.
     """
+    if 2 * cos.shape[-1] < x_TND.shape[-1]:
+        rotated, rest = x_TND.tensor_split([2 * cos.shape[-1]], dim=-1)
+        return torch.cat([rotate(rotated, cos, sin, interleaved=interleaved), rest], dim=-1)
     if interleaved:
         a, b = x_TND[..., 0::2], x_TND[..., 1::2]
     else:

@@ -9,18 +9,34 @@ import torch
 from torch import Tensor
 
 from loadmaster.architectures.deepseek import DeepseekModel
+from loadmaster.architectures.gemma3 import Gemma3Model
+from loadmaster.architectures.glm4_moe import Glm4MoeModel
+from loadmaster.architectures.gpt_oss import GptOssModel
+from loadmaster.architectures.granite_moe import GraniteMoeModel
 from loadmaster.architectures.llama import LlamaModel
+from loadmaster.architectures.mixtral import MixtralModel
 from loadmaster.architectures.model import Model
+from loadmaster.architectures.olmo import OlmoModel
+from loadmaster.architectures.phi3 import Phi3Model
+from loadmaster.architectures.qwen_moe import QwenMoeModel
 from loadmaster.layers.linear_forms import Tuner
 from loadmaster.layers.weight import Params
-from loadmaster.models import deepseek, llama
+from loadmaster.models import deepseek, gemma3, glm4_moe, gpt_oss, granite_moe, llama, mixtral, olmo, phi3, qwen_moe
 from loadmaster.models.layer import Layer
 from loadmaster.models.stage import Stage
 from loadmaster.plan import ParamSpec
 
 LAYERS: dict[type[Model], Callable[[Any, Params, int], Layer]] = {
     DeepseekModel: deepseek.DecoderLayer,
-    LlamaModel: llama.DecoderLayer,
+    LlamaModel: llama.decoder_layer,
+    Gemma3Model: gemma3.DecoderLayer,
+    Glm4MoeModel: glm4_moe.decoder_layer,
+    GptOssModel: gpt_oss.decoder_layer,
+    GraniteMoeModel: granite_moe.DecoderLayer,
+    MixtralModel: mixtral.decoder_layer,
+    OlmoModel: olmo.DecoderLayer,
+    Phi3Model: phi3.decoder_layer,
+    QwenMoeModel: qwen_moe.decoder_layer,
 }
 """What makes a layer of each family that runs, by what the family reads from a config."""
 
@@ -52,6 +68,6 @@ def build_stage(
         last=last,
         carries_in=() if first else model.schema.carried_into(layers.start),
         carries_out=() if last else model.schema.carried_into(layers.stop),
-        norm_eps=model.norm_eps,
+        model=model,
         dtype=dtype,
     )

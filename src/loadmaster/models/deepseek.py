@@ -6,7 +6,7 @@ from loadmaster.architectures.deepseek import DeepseekModel
 from loadmaster.layers.kv_cache import CacheKey, KVCache, Remembered
 from loadmaster.layers.mla import LatentAttention
 from loadmaster.layers.mlp import GatedMLP
-from loadmaster.layers.moe import MixtureOfExperts
+from loadmaster.layers.moe import GatedExperts, MixtureOfExperts, Router
 from loadmaster.layers.norm import rms_norm
 from loadmaster.layers.step import Step
 from loadmaster.layers.weight import Params
@@ -29,9 +29,7 @@ class DecoderLayer:
             shares=kind == "shared",
         )
         sparse = f"{prefix}.mlp.gate.weight" in params
-        self.mlp = (
-            MixtureOfExperts(model.router, params, f"{prefix}.mlp") if sparse else GatedMLP(params, f"{prefix}.mlp")
-        )
+        self.mlp = _experts(model, params, f"{prefix}.mlp") if sparse else GatedMLP(params, f"{prefix}.mlp")
         self.input_norm = params.tensor(f"{prefix}.input_layernorm.weight")
         self.post_norm = params.tensor(f"{prefix}.post_attention_layernorm.weight")
 
@@ -47,3 +45,11 @@ class DecoderLayer:
         x_TH = x_TH + out_TH
         x_TH = x_TH + self.mlp(rms_norm(x_TH, self.post_norm, self.eps))
         return {"hidden_states": x_TH} if topk_TK is None else {"hidden_states": x_TH, "topk_indices": topk_TK}
+
+
+def _experts(model: DeepseekModel, params: Params, prefix: str) -> MixtureOfExperts:
+    return MixtureOfExperts(
+        Router(model.router, params, f"{prefix}.gate"),
+        GatedExperts(params, f"{prefix}.experts"),
+        GatedMLP(params, f"{prefix}.shared_experts"),
+    )

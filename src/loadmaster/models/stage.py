@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from loadmaster.architectures.model import Model
 from loadmaster.layers.kv_cache import KVCache, page_bytes
 from loadmaster.layers.linear import Linear
-from loadmaster.layers.norm import rms_norm
+from loadmaster.layers.norm import Norm
 from loadmaster.layers.step import Step
 from loadmaster.layers.weight import Params
 from loadmaster.models.layer import Layer, State
@@ -31,16 +32,18 @@ class Stage:
         last: bool,
         carries_in: tuple[str, ...],
         carries_out: tuple[str, ...],
-        norm_eps: float,
+        model: Model,
         dtype: torch.dtype,
     ) -> None:
         self.layers = layers
         self.carries_in, self.carries_out = carries_in, carries_out
         self.dtype = dtype
-        self.eps = norm_eps
         self.embed = params.tensor("embed_tokens.weight") if first else None
-        self.norm = params.tensor("norm.weight") if last else None
+        self.embed_scale = torch.tensor(model.embed_scale, dtype=dtype, device=params.device)  # rounded, as published
+        self.is_embed_plain = model.embed_scale == 1
+        self.norm = Norm(model, params.tensor("norm.weight")) if last else None
         self.head = Linear.of(params, "lm_head") if last else None
+        self.logits_divisor = model.logits_divisor
         self.device = params.device
         self._remembered = {key: what for layer in layers for key, what in layer.remembers().items()}
 
@@ -65,7 +68,8 @@ class Stage:
         The last returns ``logits`` ``[R, V]`` of the step's ``logit_rows_R``, the others what ``carries_out`` names.
         """
         if self.embed is not None:
-            state: State = {"hidden_states": F.embedding(step.token_ids_T, self.embed).to(self.dtype)}
+            hidden_TH = F.embedding(step.token_ids_T, self.embed).to(self.dtype)
+            state: State = {"hidden_states": hidden_TH if self.is_embed_plain else hidden_TH * self.embed_scale}
         else:
             state = {name: inputs[name].to(self.device) for name in self.carries_in}
         for layer in self.layers:
@@ -73,4 +77,5 @@ class Stage:
         if self.norm is None or self.head is None:
             return {name: state[name] for name in self.carries_out}
         hidden_RH = state["hidden_states"][step.logit_rows_R]
-        return {"logits": self.head(rms_norm(hidden_RH, self.norm, self.eps))}
+        logits_RV = self.head(self.norm(hidden_RH))
+        return {"logits": logits_RV if self.logits_divisor == 1 else logits_RV / self.logits_divisor}

@@ -1,0 +1,42 @@
+"""The forward pass of Gemma-3, text only."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch.nn.functional as F  # noqa: N812
+
+from loadmaster.architectures.gemma3 import Gemma3Model
+from loadmaster.layers.attention import Attention
+from loadmaster.layers.kv_cache import CacheKey, KVCache, Remembered
+from loadmaster.layers.mlp import GatedMLP
+from loadmaster.layers.norm import Norm
+from loadmaster.layers.step import Step
+from loadmaster.layers.weight import Params
+from loadmaster.models.layer import State
+
+GELU = partial(F.gelu, approximate="tanh")
+
+
+class DecoderLayer:
+    """Attention and a gated feed-forward layer, each between two norms and added to the residual."""
+
+    def __init__(self, model: Gemma3Model, params: Params, layer: int) -> None:
+        prefix, window = f"layers.{layer}", model.windows[layer]
+        spec = model.attention if window is None else model.sliding_attention
+        self.attention = Attention(spec, params, f"{prefix}.self_attn", layer, window)
+        self.mlp = GatedMLP(params, f"{prefix}.mlp", GELU)
+        self.input_norm = Norm(model, params.tensor(f"{prefix}.input_layernorm.weight"))
+        self.post_norm = Norm(model, params.tensor(f"{prefix}.post_attention_layernorm.weight"))
+        self.pre_mlp_norm = Norm(model, params.tensor(f"{prefix}.pre_feedforward_layernorm.weight"))
+        self.post_mlp_norm = Norm(model, params.tensor(f"{prefix}.post_feedforward_layernorm.weight"))
+
+    def remembers(self) -> dict[CacheKey, Remembered]:
+        """Return what the cache stores of each token."""
+        return self.attention.remembers()
+
+    def __call__(self, state: State, step: Step, cache: KVCache) -> State:
+        """Return the state after the layer."""
+        x_TH = state["hidden_states"]
+        x_TH = x_TH + self.post_norm(self.attention(self.input_norm(x_TH), step, cache))
+        return {"hidden_states": x_TH + self.post_mlp_norm(self.mlp(self.pre_mlp_norm(x_TH)))}

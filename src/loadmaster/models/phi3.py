@@ -1,0 +1,16 @@
+"""The forward pass of Phi-3 and Phi-4."""
+
+from __future__ import annotations
+
+from loadmaster.architectures.phi3 import Phi3Model
+from loadmaster.layers.attention import Attention
+from loadmaster.layers.mlp import GatedMLP
+from loadmaster.layers.weight import Params
+from loadmaster.models.pre_norm import PreNormLayer
+
+
+def decoder_layer(model: Phi3Model, params: Params, layer: int) -> PreNormLayer:
+    """Return a layer: attention and a gated feed-forward layer."""
+    prefix = f"layers.{layer}"
+    attention = Attention(model.attention, params, f"{prefix}.self_attn", layer, model.window)
+    return PreNormLayer(model, params, prefix, attention, GatedMLP(params, f"{prefix}.mlp"))
