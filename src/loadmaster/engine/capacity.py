@@ -26,7 +26,8 @@ class Capacity:
 
     ``kv_cache_memory_bytes`` is the size of the KV cache of each rank, rounded down to whole pages of ``block_size`` tokens.
     None: 4 GiB for all ranks together on a CPU, 85 % of the free memory on a GPU. ``enable_prefix_caching``: requests whose
-    prompts begin alike compute the common beginning once.
+    prompts begin alike compute the common beginning once. ``num_gpu_blocks_override``: so many pages, whatever their size, on
+    any device; it must hold at least one request.
 
     Raises:
         ArgumentError: a value has the wrong type or is out of range.
@@ -37,10 +38,11 @@ class Capacity:
     kv_cache_memory_bytes: int | None = None
     block_size: int = 16
     enable_prefix_caching: bool = True
+    num_gpu_blocks_override: int | None = None
 
     def __post_init__(self) -> None:
         expect_int("max_num_seqs", self.max_num_seqs, 1)
-        for name in ("max_num_batched_tokens", "kv_cache_memory_bytes"):
+        for name in ("max_num_batched_tokens", "kv_cache_memory_bytes", "num_gpu_blocks_override"):
             if getattr(self, name) is not None:
                 expect_int(name, getattr(self, name), 1)
         expect_int("block_size", self.block_size, 1)
@@ -60,7 +62,14 @@ class Capacity:
         size = self.block_size
         page_bytes = max(1, *(r.token_bytes * size for r in ready))
         pages_per_request = -(-max_model_len // size)
-        if self.kv_cache_memory_bytes is not None:
+        if self.num_gpu_blocks_override is not None:
+            num_pages = self.num_gpu_blocks_override
+            if num_pages < pages_per_request:
+                raise ConfigError(
+                    f"--num-gpu-blocks-override {num_pages}: a request may need {pages_per_request} pages of {size} tokens",
+                    hint=f"pass at least {pages_per_request}, or --max-model-len {num_pages * size}",
+                )
+        elif self.kv_cache_memory_bytes is not None:
             num_pages = self.kv_cache_memory_bytes // page_bytes
             if num_pages < pages_per_request:
                 raise ConfigError(
