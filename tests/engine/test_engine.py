@@ -123,6 +123,27 @@ def test_an_answer_ends_where_the_model_does(engine: Engine) -> None:
     assert len(list(engine.generate([5] * 63, GREEDY))) == 1
 
 
+def test_statistics_count_what_was_done_up_to_now(engine: Engine) -> None:
+    before = engine.statistics(within_s=LIMIT_S)
+    stream = engine.submit([7, 8, 9], GREEDY)
+    assert len(list(stream)) == 4
+    now = engine.statistics(within_s=LIMIT_S)
+    for old, new in zip(before.stages, now.stages, strict=True):
+        assert new.num_tokens - old.num_tokens == 3 + 4 - 1, "the last token is not computed"
+        assert new.busy_s > old.busy_s
+    assert now.counters.output_tokens - before.counters.output_tokens == 4
+    assert 1 <= now.most_used_pages <= now.num_pages
+    timing = stream.timing
+    assert timing.scheduled is not None and timing.first_token is not None
+    assert timing.arrived <= timing.scheduled <= timing.first_token
+
+
+@pytest.mark.parametrize("settings", [{"stop_token_ids": (VOCAB,)}, {"logit_bias": {VOCAB: 1}}])
+def test_params_that_name_unknown_tokens_are_refused_at_once(engine: Engine, settings: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=f"{next(iter(settings))} has token id {VOCAB}"):
+        engine.submit([1], SamplingParams(**settings))
+
+
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [

@@ -47,6 +47,7 @@ class Statistics:
     num_waiting: int
     num_pages: int
     num_used_pages: int
+    most_used_pages: int
     counters: Counters
     stages: tuple[Usage, ...]
 
@@ -105,7 +106,7 @@ class Engine:
         self._done_bytes = 0
         self._on_progress = on_progress
         self._device = device
-        self._capacity = capacity or Capacity()
+        self.capacity = capacity or Capacity()
         self._numbers = count(1)
         self._lock = threading.Lock()  # guards the two lists below, and whether requests are still taken
         self._arrivals: deque[Request] = deque()
@@ -140,16 +141,23 @@ class Engine:
         """Return the bytes loaded so far and the bytes to load, of all stages."""
         return self._done_bytes, self._total_bytes
 
-    def statistics(self) -> Statistics:
-        """Return what the engine does now. All numbers are zero before it is ready."""
+    def statistics(self, *, within_s: float = 0.0) -> Statistics:
+        """Return what the engine does now. All numbers are zero before it is ready.
+
+        Stages report their times twice a second while they compute. With ``within_s``, they are asked for their times as of
+        now, and the call waits up to this many seconds.
+        """
+        if within_s > 0 and self._is_ready:
+            self._supervisor.refresh_usage(within_s)
         scheduler = self._scheduler
         if scheduler is None:
-            return Statistics(0, 0, 0, 0, Counters(), self._supervisor.usage)
+            return Statistics(0, 0, 0, 0, 0, Counters(), self._supervisor.usage)
         return Statistics(
             scheduler.num_running,
             scheduler.num_waiting + len(self._arrivals),
             scheduler.pool.num_pages,
             scheduler.pool.num_used,
+            scheduler.pool.most_used,
             replace(scheduler.counters),
             self._supervisor.usage,
         )
@@ -172,13 +180,18 @@ class Engine:
         """Return the tokens that end an answer. The answer includes the one that ended it."""
         return frozenset(params.stop_token_ids) | (set() if params.ignore_eos else set(self.limits.eos_token_ids))
 
-    def check(self, prompt_token_ids: Sequence[int]) -> None:
-        """Check a prompt against the model's limits.
+    def check(self, prompt_token_ids: Sequence[int], params: SamplingParams | None = None) -> None:
+        """Check a prompt, and the tokens that ``params`` name, against the model's limits.
 
         Raises:
-            RequestError: the prompt is empty or too long, or has ids that are not in the model's vocabulary.
+            RequestError: the prompt is empty or too long; or it, ``stop_token_ids`` or ``logit_bias`` have ids that are not in
+                the model's vocabulary.
         """
         self.limits.check_prompt(prompt_token_ids)
+        if params is not None:
+            expect("params", params, SamplingParams, "SamplingParams")
+            if self.limits.vocab_size is not None:
+                check_vocabulary(params, self.limits.vocab_size)
 
     def submit(
         self,
@@ -191,13 +204,11 @@ class Engine:
         ``on_event`` gets each output instead, or the error that ends the request; the engine's thread calls it.
 
         Raises:
-            RequestError: the prompt is not valid, or the parameters name tokens that are not in the vocabulary.
+            RequestError: the prompt is not valid, or ``params`` name tokens that are not in the model's vocabulary.
             LoadError, RunError: the engine has failed or is closed.
         """
-        self.check(prompt_token_ids)
         expect("params", params, SamplingParams, "SamplingParams")
-        if self.limits.vocab_size is not None:
-            check_vocabulary(params, self.limits.vocab_size)
+        self.check(prompt_token_ids, params)
         if params.seed is None:
             params = replace(params, seed=secrets.randbits(63))
         room = self.max_model_len - len(prompt_token_ids)
@@ -223,11 +234,11 @@ class Engine:
         Closing the iterator cancels the request. Several may be used at the same time, from several threads.
 
         Raises:
-            RequestError: the prompt is not valid (at once), or the request fails (from the iterator).
+            RequestError: the prompt or ``params`` are not valid (at once), or the request fails (from the iterator).
             LoadError, RunError: loading or a stage failed (from the iterator). The engine is unusable.
         """
-        self.check(prompt_token_ids)
         expect("params", params, SamplingParams, "SamplingParams")
+        self.check(prompt_token_ids, params)
         return self._generate(tuple(prompt_token_ids), params)
 
     def close(self) -> None:
@@ -280,7 +291,7 @@ class Engine:
 
     def _start(self) -> Scheduler:
         """Wait for the workers, and let them allocate the KV cache."""
-        supervisor, capacity = self._supervisor, self._capacity
+        supervisor, capacity = self._supervisor, self.capacity
         supervisor.wait_ready()
         num_pages = capacity.num_pages(supervisor.ready, self._device, self.max_model_len)
         supervisor.send(Allocate(num_pages, capacity.block_size, self.limits.eos_token_ids))
@@ -300,6 +311,7 @@ class Engine:
             self._admit(scheduler)
             while (batch := scheduler.schedule()) is not None:
                 self._supervisor.send(batch)
+                self._note_begin(scheduler.begun(batch))
             done = self._supervisor.next()
             if isinstance(done, Done):
                 now = time.monotonic()
@@ -315,6 +327,12 @@ class Engine:
             scheduler.add(request)
         for request in cancelled:
             scheduler.cancel(request)
+
+    def _note_begin(self, requests: Sequence[Request]) -> None:
+        now = time.monotonic()
+        for request in requests:
+            if request.stream.timing.scheduled is None:  # not again after a preemption
+                request.stream.timing.scheduled = now
 
     def _pass_on(self, request: Request, event: Event, now: float) -> None:
         timing = request.stream.timing

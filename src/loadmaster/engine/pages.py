@@ -33,6 +33,7 @@ class PagePool:
         self._users: dict[int, int] = {}
         self._by_hash: dict[bytes, int] = {}
         self._hashes: dict[int, bytes] = {}
+        self.most_used = 0  # pages that were in use at the same time
 
     @property
     def num_free(self) -> int:
@@ -52,6 +53,7 @@ class PagePool:
         for _ in range(count):
             after = self._take(after)
             pages.append(after)
+        self.most_used = max(self.most_used, self.num_used)
         return pages
 
     def free(self, pages: Iterable[int]) -> None:
@@ -78,6 +80,7 @@ class PagePool:
         for page in pages:
             self._idle.pop(page, None)
             self._users[page] = self._users.get(page, 0) + 1
+        self.most_used = max(self.most_used, self.num_used)
 
     def publish(self, page: int, hash_: bytes) -> None:
         """Make a full, computed page findable. If another page holds the same prefix already, that one stays."""

@@ -76,7 +76,8 @@ class Request:
     """A prompt, its answer so far, and how much of both is computed. Used by the scheduler alone.
 
     ``num_computed`` counts the positions that are computed or in flight. ``num_in_flight`` counts the batches in flight that
-    compute some of them. ``awaits_token``: one of those batches samples the next token.
+    compute some of them. ``awaits_token``: one of those batches samples the next token. ``num_scored`` counts the tokens of the
+    prompt whose log probabilities the client has.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Request:
         self.num_computed = 0
         self.num_in_flight = 0
         self.num_cached = 0
+        self.num_scored = 0
         self.awaits_token = False
         self.is_running = False
         self.is_over = False

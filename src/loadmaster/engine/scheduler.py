@@ -130,6 +130,11 @@ class Scheduler:
         self._in_flight[batch.number] = batch, members
         return batch
 
+    def begun(self, batch: Batch) -> list[Request]:
+        """Return the requests whose first tokens are in a batch that was just scheduled."""
+        members = self._in_flight[batch.number][1]
+        return [r for span, r in zip(batch.spans, members, strict=True) if span.start is not None]
+
     def commit(self, done: Done) -> list[tuple[Request, Output | RequestError]]:
         """Take the results of a batch. Return what each of its requests has gained; cancelled requests gain nothing."""
         batch, members = self._in_flight.pop(done.number)
@@ -310,9 +315,11 @@ class Scheduler:
 
     def _extend(self, request: Request, span: Span, sampled: Sampled) -> Output:
         """Append the sampled tokens, up to the one that ends the answer."""
+        prompt_logprobs = sampled.prompt_logprobs[max(0, request.num_scored - span.first) :]  # none twice after a preemption
+        request.num_scored += len(prompt_logprobs)
         if not sampled.token_ids:  # a part of a prompt whose logprobs were asked for
             self._publish(request, span.stop)
-            return Output(prompt_logprobs=sampled.prompt_logprobs)
+            return Output(prompt_logprobs=prompt_logprobs)
         request.awaits_token = False
         request.num_computed = span.stop - len(span.drafts) + len(sampled.token_ids) - 1
         self.counters.drafted_tokens += len(span.drafts)
@@ -327,4 +334,4 @@ class Scheduler:
         self._publish(request, min(request.num_computed, len(request.token_ids) - 1))
         if reason is not None:
             self._end(request)
-        return Output(sampled.token_ids[:count], sampled.logprobs[:count], sampled.prompt_logprobs, reason)
+        return Output(sampled.token_ids[:count], sampled.logprobs[:count], prompt_logprobs, reason)

@@ -1,7 +1,7 @@
 """The messages on the pipe between the engine's process and a worker. Plain data, pickled.
 
-    to a worker     Job, Allocate, then Batch …
-    from a worker   Progress …, Ready, Allocated, Done … (from the last stage), Usage …; Failed at any time
+    to a worker     Job, Allocate, then Batch …, Report at any time between them
+    from a worker   Progress …, Ready, Allocated, Done … (from the last stage), Usage …, Reported; Failed at any time
 
 Nothing but these messages is unpickled anywhere: the pipe has no name, and only these two processes have an end of it.
 """
@@ -64,6 +64,11 @@ class Allocated:
 
 
 @dataclass(frozen=True, slots=True)
+class Report:
+    """Answer with `Reported`, between two batches."""
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """How a stage has spent its time since it was ready, in seconds, and how many batches and tokens it has computed.
 
@@ -76,6 +81,13 @@ class Usage:
     engine_s: float = 0.0
     num_batches: int = 0
     num_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """How the stage has spent its time when it got a `Report`."""
+
+    usage: Usage
 
 
 @dataclass(frozen=True, slots=True)

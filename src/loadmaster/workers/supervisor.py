@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 from loadmaster.errors import LoadError, LoadmasterError, RunError
 from loadmaster.workers.batch import Done
-from loadmaster.workers.messages import Allocated, Failed, Job, Progress, Ready, Usage
+from loadmaster.workers.messages import Allocated, Failed, Job, Progress, Ready, Report, Reported, Usage
 
 DEFAULT_BUILDER = "loadmaster.workers.builder:PlanBuilder"
 
@@ -66,6 +66,7 @@ class WorkerProcess:
     usage: Usage | None = None
     has_failed: bool = False
     stopped_s: float = 0.0
+    reported: threading.Event = field(default_factory=threading.Event)
 
 
 class Supervisor:
@@ -137,6 +138,15 @@ class Supervisor:
     def usage(self) -> tuple[Usage, ...]:
         """How each stage has spent its time, as of its last report."""
         return tuple(worker.usage or Usage(worker.stage) for worker in self._workers)
+
+    def refresh_usage(self, within_s: float) -> None:
+        """Ask all workers, which must be ready, how they have spent their time up to now. Wait up to ``within_s`` seconds."""
+        for worker in self._workers:
+            worker.reported.clear()
+        self.send(Report())
+        until = time.monotonic() + within_s
+        for worker in self._workers:
+            worker.reported.wait(max(0.0, until - time.monotonic()))
 
     def send(self, message: object, stages: Sequence[int] | None = None) -> None:
         """Send to ``stages``, or to all. A worker that has ended is ignored here: the supervisor's thread notices it."""
@@ -261,6 +271,9 @@ class Supervisor:
             self._replies.put(message)
         elif isinstance(message, Usage):
             worker.usage = message
+        elif isinstance(message, Reported):
+            worker.usage = message.usage
+            worker.reported.set()
         elif isinstance(message, Progress):
             self._on_progress(message.num_bytes)
         elif isinstance(message, Ready):

@@ -27,7 +27,7 @@ from loadmaster.distributed.lifeline import die_with_parent
 from loadmaster.distributed.peer import PeerLostError
 from loadmaster.errors import LoadError, LoadmasterError, RunError
 from loadmaster.host_memory import is_out_of_memory, rooms
-from loadmaster.workers.messages import Allocate, Allocated, Failed, Job, Progress, Ready
+from loadmaster.workers.messages import Allocate, Allocated, Failed, Job, Progress, Ready, Report, Reported
 
 if TYPE_CHECKING:
     import torch
@@ -183,7 +183,8 @@ def _serve(runner: StageRunner, pipe: Pipe) -> None:
     reported = time.monotonic()
     while True:
         begin = time.perf_counter()
-        batch = pipe.next()
+        while isinstance(batch := pipe.next(), Report):
+            pipe.send(Reported(runner.usage()))
         done = runner.run(batch, time.perf_counter() - begin)
         if done is not None:
             pipe.send(done)
