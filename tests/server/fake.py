@@ -15,15 +15,18 @@ from itertools import cycle
 from pathlib import Path
 from typing import cast
 
+import openai
 import uvicorn
 
-from loadmaster.engine import Engine, Limits, Output, Stream, Tokenizer
-from loadmaster.engine.request import Event
+from loadmaster.engine import Capacity, Engine, Limits, Output, Stream, Tokenizer
+from loadmaster.engine.request import Event, FinishReason
 from loadmaster.errors import LoadmasterError, RequestError
 from loadmaster.server.address import listen
 from loadmaster.server.app import build_app
 from loadmaster.server.service import Service
 from loadmaster.workers import SamplingParams
+from loadmaster.workers.batch import PositionLogprobs, TokenLogprob
+from loadmaster.workers.sampling_params import check_vocabulary
 
 EOS = 257  # <|end|> of the tiny tokenizer
 
@@ -32,13 +35,14 @@ EOS = 257  # <|end|> of the tiny tokenizer
 class FakeEngine:
     """``answer`` is given byte by byte, a token each, then the end token; ``delay_s`` lies between tokens.
 
-    ``endless``: an answer goes on until it is given up.
+    ``endless``: an answer goes on until it is given up. A token's log probability is its number, negative.
     """
 
     answer: bytes = b"Hello, world!"
     delay_s: float = 0.0
     endless: bool = False
     limits: Limits = field(default_factory=lambda: Limits(64, 262, (EOS,), {"temperature": 0.5}))
+    capacity: Capacity = field(default_factory=lambda: Capacity(max_num_seqs=8))
     state: str = "ready"
     failed: LoadmasterError | None = None
     fails_after: int | None = None
@@ -81,21 +85,25 @@ class FakeEngine:
     def stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
         return frozenset(params.stop_token_ids) | (set() if params.ignore_eos else {EOS})
 
-    def check(self, prompt: Sequence[int]) -> None:
+    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+        assert self.limits.vocab_size is not None
+        check_vocabulary(params, self.limits.vocab_size)
         if len(prompt) >= self.max_model_len:
             raise RequestError(f"the prompt has {len(prompt)} tokens, and the model allows {self.max_model_len}")
 
     def submit(
         self, prompt: Sequence[int], params: SamplingParams, on_event: Callable[[Event], None] | None = None
     ) -> Stream:
-        self.check(prompt)
+        self.check(prompt, params)
         self.seen.append((list(prompt), params))
         cancelled = threading.Event()
         stream = Stream(cancelled.set, on_event)
-        threading.Thread(target=self._answer, args=(params, stream, cancelled), daemon=True).start()
+        threading.Thread(target=self._answer, args=(prompt, params, stream, cancelled), daemon=True).start()
         return stream
 
-    def _answer(self, params: SamplingParams, stream: Stream, cancelled: threading.Event) -> None:
+    def _answer(
+        self, prompt: Sequence[int], params: SamplingParams, stream: Stream, cancelled: threading.Event
+    ) -> None:
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         answer = [*self.answer, EOS][: params.max_tokens]
@@ -111,18 +119,42 @@ class FakeEngine:
                 break
             is_end = token in self.stop_token_ids(params)
             is_last = is_end or (not self.endless and i == len(answer) - 1)
-            stream.put(Output((token,), finish_reason=("stop" if is_end else "length") if is_last else None))
+            reason: FinishReason | None = ("stop" if is_end else "length") if is_last else None
+            logprobs = _logprobs([token], params.logprobs)
+            scored = _logprobs(prompt[1:], params.prompt_logprobs) if i == 0 else ()
+            stream.put(Output((token,), logprobs, scored, reason))
             if is_last:
                 break
         self.running -= 1
 
 
+def _logprobs(tokens: Sequence[int], num_top: int | None) -> tuple[PositionLogprobs, ...]:
+    if num_top is None:
+        return ()
+    top = tuple(TokenLogprob(97 + i, -(97.0 + i), i + 1) for i in range(num_top))  # "a", "b" …
+    return tuple(PositionLogprobs(TokenLogprob(token, -float(token), 9), top) for token in tokens)
+
+
+def client_of(url: str, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=200)
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + 200
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 @contextmanager
-def serving(engine: FakeEngine, model_path: Path, *, api_key: str | None = None, ready: bool = True) -> Iterator[str]:
+def serving(
+    engine: FakeEngine | Engine, model_path: Path, *, api_key: str | None = None, ready: bool = True
+) -> Iterator[str]:
     """Serve in a thread; yield the base address."""
     service = Service(cast(Engine, engine), Tokenizer(model_path), ["toy", "alias"])
     if ready:
-        engine.ready.set()
+        if isinstance(engine, FakeEngine):
+            engine.ready.set()
         service.load()
     bound: socket.socket = listen("127.0.0.1", 0)
     server = uvicorn.Server(

@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,9 @@ import openai
 import pytest
 
 from loadmaster.errors import LoadError, RunError
-from tests.server.fake import FakeEngine, serving
+from tests.server.fake import FakeEngine, client_of, eventually, serving
 
 JSON = {"Content-Type": "application/json"}
-
-
-def client_of(url: str, key: str = "none") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=200)
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + 200
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -151,13 +140,28 @@ def test_tokens_are_named_where_asked_for(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("settings", "param"),
     [
-        ({"n": 2}, "n"),
-        ({"logprobs": 0}, "logprobs"),
-        ({"echo": True}, "echo"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"max_tokens": 0}, None),
-        ({"temperature": -1}, None),
+        ({"n": 0}, "n"),
+        ({"n": 9}, "n"),
+        ({"n": 8, "prompt": ["x"] * 129}, "n"),
+        ({"best_of": 3, "n": 2}, "best_of"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
+        ({"suffix": "x"}, "suffix"),
+        ({"tools": [{}]}, "tools"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"min_tokens": 17}, "min_tokens"),
+        ({"temperature": -1}, "temperature"),
+        ({"min_p": 2}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": -3}, "frequency_penalty"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"262": 1}}, "logit_bias"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+        ({"stop_token_ids": [262]}, "stop_token_ids"),
         ({"temperature": "hot"}, "temperature"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [1.5]}, "prompt"),
@@ -179,7 +183,14 @@ def test_what_is_not_supported_or_malformed_is_refused_by_name(
 
 def test_values_that_ask_for_nothing_are_taken(client: openai.OpenAI) -> None:
     done = client.completions.create(
-        model="toy", prompt="x", n=1, best_of=1, presence_penalty=0, frequency_penalty=0.0, echo=False, logit_bias={}
+        model="toy",
+        prompt="x",
+        n=1,
+        best_of=1,
+        presence_penalty=0,
+        echo=False,
+        logit_bias={},
+        extra_body={"logprobs": False},
     )
     assert done.choices[0].text == "Hello, world!"
 
@@ -208,7 +219,7 @@ def test_every_error_is_worded_as_openai_does(url: str, path: str, body: str, st
     assert error["code"] == status
 
 
-def test_requests_run_one_after_another(client: openai.OpenAI, engine: FakeEngine) -> None:
+def test_requests_run_at_the_same_time(client: openai.OpenAI, engine: FakeEngine) -> None:
     engine.delay_s = 0.01
     answers: list[str] = []
 
@@ -277,7 +288,7 @@ def test_while_the_model_loads_the_port_answers_with_progress(model_path: Path) 
         assert int(models.headers["Retry-After"]) > 0
         engine.fail(LoadError("shard 7 changed"))
         health = httpx.get(f"{url}/health", timeout=200)
-        assert health.status_code == 500
+        assert health.status_code == 503
         assert health.json()["error"]["message"] == "shard 7 changed"
 
 
@@ -289,7 +300,7 @@ def test_an_engine_that_fails_answers_and_is_unhealthy_from_then_on(model_path: 
             list(client.completions.create(model="toy", prompt="x", stream=True))
         with pytest.raises(openai.InternalServerError, match="killed by SIGKILL"):
             client.completions.create(model="toy", prompt="x")
-        assert httpx.get(f"{url}/health", timeout=200).status_code == 500
+        assert httpx.get(f"{url}/health", timeout=200).status_code == 503
 
 
 def test_a_key_opens_what_lies_under_v1(model_path: Path) -> None:
@@ -327,7 +338,7 @@ def test_the_models_own_end_can_be_ignored(client: openai.OpenAI, engine: FakeEn
         ({"max_tokens": True}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": "5"}, "max_tokens"),
-        ({"max_tokens": -1}, None),
+        ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": 10**4000}, "max_tokens"),
         ({"seed": 2**63}, "seed"),
         ({"seed": -(2**63) - 1}, "seed"),

@@ -32,7 +32,7 @@ from loadmaster.server.service import Service
 from tests.workers.toy import ToyPlan
 
 options = json.loads(sys.argv[2])
-vars(sys.modules["loadmaster.server.serve"]).update(options["seconds"])
+sys.modules["loadmaster.server.serve"].FAILED_FOR_S = options["FAILED_FOR_S"]
 if num_files := options["num_files"]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (num_files, num_files))
 plan = ToyPlan(options["num_stages"], faults={int(k): v for k, v in json.loads(sys.argv[1]).items()})
@@ -40,7 +40,7 @@ bound = listen("127.0.0.1", 0)
 print(bound.getsockname()[1], flush=True)
 try:
     with Engine(plan, builder="tests.workers.toy:ToyBuilder") as engine:
-        serve(Service(engine, Tokenizer(plan.model_path), ["toy"]), bound)
+        serve(Service(engine, Tokenizer(plan.model_path), ["toy"]), bound, **options["settings"])
 except LoadmasterError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)
@@ -51,10 +51,15 @@ except KeyboardInterrupt:
 
 @contextmanager
 def server(
-    faults: dict[int, str], *, num_stages: int = 1, num_files: int | None = None, **seconds: float
+    faults: dict[int, str],
+    *,
+    num_stages: int = 1,
+    num_files: int | None = None,
+    failed_for_s: float = 0.1,
+    **settings: float,
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start one, with ``num_files`` descriptors at most; ``seconds`` are constants of `loadmaster.server.serve`."""
-    options = {"seconds": {"FAILED_FOR_S": 0.1, **seconds}, "num_stages": num_stages, "num_files": num_files}
+    """Start one, with ``num_files`` descriptors at most; ``settings`` are those of `loadmaster.server.serve.serve`."""
+    options = {"FAILED_FOR_S": failed_for_s, "num_stages": num_stages, "num_files": num_files, "settings": settings}
     command = [sys.executable, "-c", SCRIPT, json.dumps(faults), json.dumps(options)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -79,25 +84,14 @@ def request(url: str, body: str, length: int | None = None) -> socket.socket:
     return connection
 
 
-def until_refused(url: str) -> None:
-    """Return when the server takes no connections any more: it has heard a signal."""
-    until = time.monotonic() + LIMIT_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=LIMIT_S).close()
-        except OSError:
-            return
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
-def until_status(url: str, status: int) -> list[dict[str, Any]]:
-    """Return what ``/health`` said before it answered ``status``."""
-    until, said = time.monotonic() + LIMIT_S, []
-    while (response := health(url)).status_code != status:
+def until(url: str, status: str) -> list[dict[str, Any]]:
+    """Return what ``/health`` said before its status was ``status``."""
+    end, said = time.monotonic() + LIMIT_S, []
+    while (response := health(url)).json()["status"] != status:
         said.append(response.json())
-        assert time.monotonic() < until
+        assert time.monotonic() < end
         time.sleep(0.05)
+    assert (response.status_code == 200) == (status == "ready")
     return said
 
 
@@ -109,7 +103,7 @@ def ended(process: subprocess.Popen[str], workers: list[psutil.Process]) -> tupl
 
 def test_a_server_loads_answers_and_stops_when_told_to() -> None:
     with server({}, num_stages=2) as (process, url):
-        said = until_status(url, 200)
+        said = until(url, "ready")
         assert {s["status"] for s in said} <= {"loading"}
         assert all(s["total_bytes"] == 2000 for s in said)
         answer = httpx.post(
@@ -142,7 +136,7 @@ def test_a_server_that_cannot_load_says_so_once_and_ends(fault: str, num_stages:
 
 def test_a_server_whose_worker_is_lost_says_so_once_and_ends() -> None:
     with server({}, num_stages=2) as (process, url):
-        until_status(url, 200)
+        until(url, "ready")
         workers = psutil.Process(process.pid).children()
         os.kill(workers[1].pid, signal.SIGKILL)
         code, errors = ended(process, workers)
@@ -151,22 +145,22 @@ def test_a_server_whose_worker_is_lost_says_so_once_and_ends() -> None:
 
 @pytest.mark.parametrize("fault", ["load_raises", "killed"])
 def test_a_server_whose_engine_failed_says_so_to_whoever_asks(fault: str) -> None:
-    with server({0: fault} if fault == "load_raises" else {}, FAILED_FOR_S=LIMIT_S) as (process, url):
+    with server({0: fault} if fault == "load_raises" else {}, failed_for_s=LIMIT_S) as (process, url):
         if fault == "killed":
-            until_status(url, 200)
+            until(url, "ready")
             os.kill(psutil.Process(process.pid).children()[0].pid, signal.SIGKILL)
-        until_status(url, 500)
+        until(url, "failed")
         said = "the disk is on fire" if fault == "load_raises" else "was killed by SIGKILL"
         assert said in health(url).json()["error"]["message"]
         refused = httpx.post(f"{url}/v1/completions", json={"prompt": [3]}, timeout=LIMIT_S)
-        assert refused.status_code == 500
+        assert refused.status_code == 503
 
 
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_stream_that_a_signal_ends_says_so_and_nothing_else_is_said(signals: int) -> None:
     """With two signals the grace is longer than the test waits: the second ends it."""
-    with server({0: "step_hangs"}, GRACE_S=1 if signals == 1 else 10 * LIMIT_S) as (process, url):
-        until_status(url, 200)
+    with server({0: "step_hangs"}, shutdown_timeout_s=1 if signals == 1 else 10 * LIMIT_S) as (process, url):
+        until(url, "ready")
         workers = psutil.Process(process.pid).children()
         body = {"prompt": [3], "max_tokens": 10**6, "ignore_eos": True, "temperature": 0}
         with (
@@ -178,7 +172,7 @@ def test_a_stream_that_a_signal_ends_says_so_and_nothing_else_is_said(signals: i
                 health(url)  # the other request was taken before
             process.send_signal(signal.SIGTERM)
             if signals == 2:
-                until_refused(url)
+                until(url, "shutting down")
                 process.send_signal(signal.SIGTERM)
             *_, error, end = [line for line in response.iter_lines() if line]
             assert "the server is shutting down" in error
@@ -189,7 +183,7 @@ def test_a_stream_that_a_signal_ends_says_so_and_nothing_else_is_said(signals: i
 
 def test_a_request_that_does_not_come_to_its_end_does_not_keep_the_server_from_ending() -> None:
     with server({}) as (process, url):
-        until_status(url, 200)
+        until(url, "ready")
         workers = psutil.Process(process.pid).children()
         with request(url, "{", length=9):
             health(url)
@@ -200,20 +194,20 @@ def test_a_request_that_does_not_come_to_its_end_does_not_keep_the_server_from_e
 
 def test_without_file_descriptors_connections_wait_and_the_log_has_one_line() -> None:
     with server({}, num_files=48) as (process, url):
-        until_status(url, 200)
+        until(url, "ready")
         workers = psutil.Process(process.pid).children()
         address = ("127.0.0.1", int(url.rpartition(":")[2]))
         with contextlib.ExitStack() as connections:
             for _ in range(60):
                 connections.enter_context(socket.create_connection(address, timeout=LIMIT_S))
-            until = time.monotonic() + LIMIT_S
+            end = time.monotonic() + LIMIT_S
             while psutil.Process(process.pid).num_fds() < 48:
-                assert time.monotonic() < until
+                assert time.monotonic() < end
                 time.sleep(0.05)
             assert process.stderr is not None
             lines = [process.stderr.readline(), process.stderr.readline()]
             time.sleep(2.5)  # asyncio tries again every second: the log stays as it is
-        until_status(url, 200)
+        until(url, "ready")
         process.send_signal(signal.SIGTERM)
         code, errors = ended(process, workers)
     assert lines == [

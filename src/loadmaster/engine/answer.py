@@ -18,13 +18,15 @@ class Piece:
     """A part of the answer: a token, and the text that is final after it, which may be empty.
 
     The last piece has a ``finish_reason``, no token, and the rest of the text. Text is held back while it may be part of
-    an incomplete character or of a stop string. ``logprobs`` are given if the request asks for them.
+    an incomplete character or of a stop string. ``logprobs`` are given if the request asks for them; then ``prompt_logprobs``
+    of the first piece has an entry for each token of the prompt but the first.
     """
 
     token_id: int | None
     text: str
     finish_reason: FinishReason | None = None
     logprobs: PositionLogprobs | None = None
+    prompt_logprobs: tuple[PositionLogprobs, ...] = ()
 
 
 class StopStrings:
@@ -64,36 +66,47 @@ class StopStrings:
 class AnswerText:
     """Turns the outputs of one request into pieces, one for each token, and a last one.
 
-    The token that ends an answer has no text. A stop string is left out, and ends the answer. Without a
-    tokenizer, pieces have no text.
+    The token that ends an answer has no text. A stop string is left out, and ends the answer; none is looked for in the text
+    of the first ``min_tokens`` tokens. Without a tokenizer, pieces have no text.
 
     Raises:
         RequestError: stop strings were given and the model has no tokenizer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
         if stop and not tokenizer.exists:
             raise RequestError(
                 "stop strings need a tokenizer, and the model has none", hint="use stop_token_ids instead"
             )
         self._detokenizer = Detokenizer(tokenizer) if tokenizer.exists else None
         self._strings = StopStrings(stop)
+        self._num_unchecked = min_tokens
+        self._prompt_logprobs: tuple[PositionLogprobs, ...] = ()
         self.is_over = False
 
     def add(self, output: Output) -> list[Piece]:
         """Return the pieces of the next output. Nothing may be added after the last piece."""
         pieces: list[Piece] = []
         reason = output.finish_reason
+        self._prompt_logprobs += output.prompt_logprobs
         for i, token in enumerate(output.token_ids):
             is_end = reason == "stop" and i == len(output.token_ids) - 1
-            text = "" if is_end or self._detokenizer is None else self._strings.add(self._detokenizer.add(token))
-            pieces.append(Piece(token, text, None, output.logprobs[i] if output.logprobs else None))
+            logprobs = output.logprobs[i] if output.logprobs else None
+            pieces.append(Piece(token, "" if is_end else self._text(token), None, logprobs, self._prompt_logprobs))
+            self._prompt_logprobs = ()
             if self._strings.found:
                 break
         if self._strings.found or reason is not None:
             self.is_over = True
             pieces.append(Piece(None, self._rest(), "stop" if self._strings.found else reason))
         return pieces
+
+    def _text(self, token: int) -> str:
+        text = "" if self._detokenizer is None else self._detokenizer.add(token)
+        if self._num_unchecked > 0:
+            self._num_unchecked -= 1
+            return text
+        return self._strings.add(text)
 
     def _rest(self) -> str:
         if self._detokenizer is None:
@@ -113,8 +126,8 @@ def complete(
     Raises:
         RequestError: as `Engine.submit` raises it; or stop strings were given and the model has no tokenizer.
     """
-    engine.check(prompt_token_ids)
-    return _pieces(engine, prompt_token_ids, params, AnswerText(tokenizer, stop))
+    engine.check(prompt_token_ids, params)
+    return _pieces(engine, prompt_token_ids, params, AnswerText(tokenizer, stop, params.min_tokens))
 
 
 def _pieces(

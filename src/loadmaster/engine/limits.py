@@ -18,7 +18,7 @@ from loadmaster.errors import ConfigError, RequestError
 
 @dataclass(frozen=True)
 class Limits:
-    """``max_model_len`` counts prompt and answer together. ``sampling`` has the model's default temperature, top_p, top_k."""
+    """``max_model_len`` counts prompt and answer together. ``sampling`` has the model's own sampling parameters."""
 
     max_model_len: int
     vocab_size: int | None = None
@@ -68,7 +68,7 @@ def read_limits(config: Config, model_path: Path, max_model_len: int | None = No
         eos_token_ids=_token_ids(generation.get("eos_token_id")) or _token_ids(config.values.get("eos_token_id")),
         sampling={
             name: generation[name]
-            for name in ("temperature", "top_p", "top_k")
+            for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
             if isinstance(generation.get(name), (int, float))
         },
     )

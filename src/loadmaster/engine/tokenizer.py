@@ -129,6 +129,18 @@ class Tokenizer:
         """Return the text of ``token_ids``, without special tokens."""
         return str(self._get().decode(list(token_ids), skip_special_tokens=True))
 
+    def token_text(self, token_id: int) -> str:
+        """Return the text of one token, special tokens and the space before a word included.
+
+        A token that is a part of a character has no text of its own: it is U+FFFD.
+        """
+        tokenizer = self._get()
+        text = str(tokenizer.decode([token_id], skip_special_tokens=False))
+        name = tokenizer.convert_ids_to_tokens(
+            token_id
+        )  # SentencePiece writes the space as U+2581, and decodes it to nothing
+        return f" {text}" if isinstance(name, str) and name.startswith("\u2581") and text[:1] != " " else text
+
     def _get(self) -> Any:
         with self._lock:
             if self._loaded is None:

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -17,15 +18,15 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from loadmaster import __version__
-from loadmaster.errors import LoadmasterError, clip
+from loadmaster.errors import LoadmasterError, RequestError, clip
 from loadmaster.server.body import body_of
-from loadmaster.server.failures import error_response, failure_object, failure_status
-from loadmaster.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
-from loadmaster.server.responses import Choice, Envelope
+from loadmaster.server.failures import RETRY_AFTER, error_object, error_response, failure_object, failure_response
+from loadmaster.server.logprobs import token_texts
+from loadmaster.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, with_field
+from loadmaster.server.responses import Choice, Contents, Envelope
 from loadmaster.server.service import Service, ShutdownError
 from loadmaster.workers import SamplingParams
 
-RETRY_AFTER_S = 5
 FAREWELL_S = 0.5
 """How long a client may take to receive the event that reports the server's shutdown."""
 
@@ -49,7 +50,9 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
     @app.get("/health")
     async def health() -> Response:
         if service.failed is not None:
-            return JSONResponse({"status": "failed", **failure_object(service.failed)}, 500)
+            return JSONResponse({"status": "failed", **failure_object(service.failed)}, 503)
+        if service.is_draining:
+            return JSONResponse({"status": "shutting down"}, 503, RETRY_AFTER)
         if service.is_ready:
             return JSONResponse({"status": "ready"})
         done, total = service.engine.progress()
@@ -90,23 +93,25 @@ def _add_generation_routes(app: FastAPI, service: Service) -> None:
     async def completions(
         body: Annotated[CompletionRequest, Depends(body_of(CompletionRequest))], request: Request
     ) -> Response:
-        body.check()
+        body.check(service.engine.capacity.max_num_seqs)
         if (unknown := unknown_model(service, body)) is not None:
             return unknown
         params = body.params(service.engine.limits.sampling, None)
-        prompts = []
+        choices: list[Choice] = []
         for prompt in body.prompts:
-            if isinstance(prompt, str):
-                prompt = await service.encode(prompt, add_special_tokens=body.add_special_tokens)
-            service.engine.check(prompt)
-            prompts.append(prompt)
-        return await answer(service, body, prompts, params, request)
+            ids = prompt if isinstance(prompt, list) else await service.encode(prompt, body.add_special_tokens)
+            check(service, ids, params)
+            echo = None
+            if body.echo:
+                echo = prompt if isinstance(prompt, str) else service.decode(ids)
+            choices += choices_of(ids, params, body.num_choices, len(choices), echo=echo, only_echo=body.only_echo)
+        return await answer(service, body, choices, request)
 
     @app.post("/v1/chat/completions", openapi_extra=_body_schema(ChatCompletionRequest))
     async def chat_completions(
         body: Annotated[ChatCompletionRequest, Depends(body_of(ChatCompletionRequest))], request: Request
     ) -> Response:
-        body.check()
+        body.check(service.engine.capacity.max_num_seqs)
         if (unknown := unknown_model(service, body)) is not None:
             return unknown
         params = body.params(service.engine.limits.sampling, None)
@@ -115,8 +120,8 @@ def _add_generation_routes(app: FastAPI, service: Service) -> None:
             add_generation_prompt=body.add_generation_prompt,
             variables=body.chat_template_kwargs or {},
         )
-        service.engine.check(ids)
-        return await answer(service, body, [ids], params, request)
+        check(service, ids, params)
+        return await answer(service, body, choices_of(ids, params, body.num_choices), request)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -129,11 +134,11 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(LoadmasterError)
     @app.exception_handler(Exception)  # a bug: it is logged, too
     async def failed(_: Request, error: Exception) -> Response:
-        return JSONResponse(failure_object(error), failure_status(error))
+        return failure_response(error)
 
 
 class Gate:
-    """Checks the API key, then whether the model is loaded, before every route but ``/health``."""
+    """Checks the API key, then whether requests are accepted now, before every route but ``/health``."""
 
     def __init__(self, app: ASGIApp, service: Service, api_key: str | None) -> None:
         self._app, self._service, self._api_key = app, service, api_key
@@ -145,7 +150,8 @@ class Gate:
             if refusal is not None:
                 return await refusal(scope, receive, send)
         try:
-            return await self._app(scope, receive, send)
+            with self._service.answering():
+                return await self._app(scope, receive, send)
         except asyncio.CancelledError:
             if not self._service.stopping.is_set():
                 raise
@@ -157,13 +163,15 @@ class Gate:
             if not hmac.compare_digest(authorization, f"Bearer {self._api_key}".encode()):
                 return error_response(401, "the API key is missing or wrong", headers={"WWW-Authenticate": "Bearer"})
         if self._service.failed is not None:
-            return JSONResponse(failure_object(self._service.failed), 500)
+            return JSONResponse(error_object(503, str(self._service.failed)), 503)
+        if self._service.is_draining:
+            return error_response(503, ShutdownError().message, headers={**RETRY_AFTER, "Connection": "close"})
         if not self._service.is_ready:
             done, total = self._service.engine.progress()
             return error_response(
                 503,
                 f"the model is loading: {done:,} of {total:,} bytes",
-                headers={"Retry-After": str(RETRY_AFTER_S)},
+                headers=RETRY_AFTER,
             )
         return None
 
@@ -182,31 +190,60 @@ def unknown_model(service: Service, body: GenerationRequest) -> Response | None:
     )
 
 
-async def answer(
-    service: Service,
-    body: GenerationRequest,
-    prompts: Sequence[Sequence[int]],
+def check(service: Service, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
+    """Check a request against the model's limits.
+
+    Raises:
+        RequestError: it is refused; names the field where it is a parameter.
+    """
+    try:
+        service.engine.check(prompt_token_ids, params)
+    except RequestError as error:
+        raise with_field(error) from None
+
+
+def choices_of(
+    prompt_token_ids: Sequence[int],
     params: SamplingParams,
-    request: Request,
-) -> Response:
+    num_choices: int,
+    first: int = 0,
+    *,
+    echo: str | None = None,
+    only_echo: bool = False,
+) -> list[Choice]:
+    """Return the choices of one prompt, numbered from ``first``. The seed of each is one more than that of the last."""
+    choices = []
+    for i in range(num_choices):
+        if params.seed is not None and i > 0:
+            following = params.seed + 1 if params.seed < 2**63 - 1 else -(2**63)
+            params = replace(params, seed=following)
+        choices.append(Choice(first + i, prompt_token_ids, params, i == 0, echo, only_echo))
+    return choices
+
+
+async def answer(service: Service, body: GenerationRequest, choices: Sequence[Choice], request: Request) -> Response:
     """Return the answer to a checked request, whole or as a stream. The request is cancelled if the client leaves."""
     envelope = Envelope(
         service.names[0],
+        Contents(
+            token_ids=bool(body.return_token_ids) or not service.tokenizer.exists,
+            num_top=body.num_top,
+            num_prompt_top=body.prompt_logprobs,
+            usage_in_stream=body.include_usage,
+        ),
+        token_texts(service.tokenizer),
         is_chat=isinstance(body, ChatCompletionRequest),
         is_stream=body.stream,
-        token_ids=bool(body.return_token_ids) or not service.tokenizer.exists,
-        include_usage=body.include_usage,
     )
-    choices = [Choice(i, ids) for i, ids in enumerate(prompts)]
-    chunks = run(service, choices, params, body.stop_strings, envelope)
+    progress = run(service, choices, body.stop_strings)
     if body.stream:
-        return EventStream(chunks, service.stopping)
+        return EventStream(chunks(choices, progress, envelope), service.stopping)
     failures: list[Exception] = []
 
     async def finish() -> None:
         try:
-            async with aclosing(chunks):
-                async for _ in chunks:
+            async with aclosing(progress):
+                async for _ in progress:
                     pass
         except Exception as error:
             failures.append(error)
@@ -216,28 +253,34 @@ async def answer(
             raise ShutdownError
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if failures:
-        return JSONResponse(failure_object(failures[0]), failure_status(failures[0]))
+        return failure_response(failures[0])
     return JSONResponse(envelope.whole(choices))
 
 
-async def run(
-    service: Service, choices: list[Choice], params: SamplingParams, stop: Sequence[str], envelope: Envelope
+async def run(service: Service, choices: Sequence[Choice], stop: Sequence[str]) -> AsyncGenerator[Choice, None]:
+    """Generate all choices together. Yield a choice each time it has text that was not sent, or has ended.
+
+    Without a tokenizer there is no text, and each token counts.
+    """
+    tokens_count = not service.tokenizer.exists
+    prompts = [(c.prompt_token_ids, c.params) for c in choices]
+    async with aclosing(service.generate(prompts, stop)) as pieces:
+        async for number, piece in pieces:
+            choices[number].add(piece)
+            if choices[number].has_news or tokens_count:
+                yield choices[number]
+
+
+async def chunks(
+    choices: Sequence[Choice], progress: AsyncGenerator[Choice, None], envelope: Envelope
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Generate the choices one after another, and yield the chunks of a streamed answer."""
+    """Yield the chunks of a streamed answer, each with its choice's index."""
     for choice in choices:
         if (opening := envelope.opening(choice.index)) is not None:
             yield opening
-        unsent: list[int] = []
-        async with aclosing(service.generate(choice.prompt_token_ids, params, stop)) as pieces:
-            async for piece in pieces:
-                choice.text += piece.text
-                choice.finish_reason = piece.finish_reason
-                if piece.token_id is not None:
-                    choice.token_ids.append(piece.token_id)
-                    unsent.append(piece.token_id)
-                if piece.text or piece.finish_reason:
-                    yield envelope.part(choice.index, piece.text, unsent, piece.finish_reason)
-                    unsent = []
+    async with aclosing(progress):
+        async for choice in progress:
+            yield envelope.part(choice)
     if (closing := envelope.closing(choices)) is not None:
         yield closing
 

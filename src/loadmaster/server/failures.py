@@ -12,6 +12,10 @@ from loadmaster.errors import LoadmasterError, RequestError, clip
 from loadmaster.server.service import ShutdownError
 
 MAX_MESSAGE_CHARACTERS = 2000
+
+RETRY_AFTER = {"Retry-After": "5"}
+"""The header that names the seconds after which a client may try again."""
+
 MAX_DEFECTS = 8
 """The most defects of a body that one message lists."""
 
@@ -46,6 +50,12 @@ def failure_object(error: Exception) -> dict[str, Any]:
     """Return the body for any exception."""
     message = str(error) if isinstance(error, LoadmasterError) else f"internal error: {type(error).__name__}"
     return error_object(failure_status(error), message, getattr(error, "param", None))
+
+
+def failure_response(error: Exception) -> JSONResponse:
+    """Return the response for any exception."""
+    status = failure_status(error)
+    return JSONResponse(failure_object(error), status, RETRY_AFTER if status == 503 else None)
 
 
 def describe_validation(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:

@@ -21,8 +21,8 @@ from loadmaster.server.address import BACKLOG
 from loadmaster.server.app import build_app
 from loadmaster.server.service import Service
 
-GRACE_S = 5.0
-"""How long running requests may continue after a signal to stop. A second signal ends them at once."""
+SHUTDOWN_TIMEOUT_S = 5.0
+"""How long running requests may continue by default after a signal to stop. A second signal ends them at once."""
 
 CLOSE_WITHIN_S = 2
 """How long they may then take to send their clients the last event."""
@@ -34,18 +34,24 @@ FAILED_FOR_S = 2.0
 """How long a server still answers after its engine has failed, so that ``/health`` can report it."""
 
 
-def serve(service: Service, bound: socket.socket, *, api_key: str | None = None) -> None:
+def serve(
+    service: Service,
+    bound: socket.socket,
+    *,
+    api_key: str | None = None,
+    shutdown_timeout_s: float = SHUTDOWN_TIMEOUT_S,
+) -> None:
     """Serve until SIGINT or SIGTERM. Always closes ``service`` at the end.
 
-    After a signal the server accepts no requests. Running requests may continue for `GRACE_S`; a second signal ends them
-    at once. A stream that is cut short reports it in its last event; other requests get a 503.
+    After a signal new requests get a 503, and ``/health`` too. Running requests may continue for ``shutdown_timeout_s``; a
+    second signal ends them at once. A stream that is cut short reports it in its last event; other requests get a 503.
 
     Raises:
         LoadError, RunError: loading or the engine failed.
         KeyboardInterrupt: SIGINT arrived before the model was loaded.
     """
     try:
-        interrupted = asyncio.run(_serve(service, bound, api_key))
+        interrupted = asyncio.run(_serve(service, bound, api_key, shutdown_timeout_s))
     finally:
         service.close()
         bound.close()
@@ -55,25 +61,25 @@ def serve(service: Service, bound: socket.socket, *, api_key: str | None = None)
         raise KeyboardInterrupt
 
 
-async def _serve(service: Service, bound: socket.socket, api_key: str | None) -> bool:
+async def _serve(service: Service, bound: socket.socket, api_key: str | None, shutdown_timeout_s: float) -> bool:
     """Serve. Return whether SIGINT stopped the server before the model was loaded."""
     config = uvicorn.Config(
         build_app(service, api_key),
         log_config=None,
         access_log=False,
         lifespan="off",
-        timeout_graceful_shutdown=int(GRACE_S) + CLOSE_WITHIN_S,
+        timeout_graceful_shutdown=CLOSE_WITHIN_S,
         timeout_keep_alive=60,
         backlog=BACKLOG,
     )
-    server = _Server(config, service.stopping)
+    server = _Server(config, service, shutdown_timeout_s)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_Exhaustion(server).handle)
     interrupted = False
 
     def interrupt() -> None:
         nonlocal interrupted
-        interrupted = interrupted or (not service.is_ready and not server.should_exit)
+        interrupted = interrupted or (not service.is_ready and not service.is_draining)
         server.stop()
 
     loop.add_signal_handler(signal.SIGINT, interrupt)
@@ -99,7 +105,7 @@ async def _watch(service: Service, server: _Server, bound: socket.socket) -> Non
         await asyncio.to_thread(service.engine.wait_ended)
     if not server.should_exit:
         await asyncio.sleep(FAILED_FOR_S)
-        server.stop()
+        server.end()
 
 
 async def _in_daemon(work: Callable[[], None]) -> None:
@@ -131,16 +137,30 @@ async def _in_daemon(work: Callable[[], None]) -> None:
 class _Server(uvicorn.Server):
     """uvicorn, without its own signal handlers: the caller stops it."""
 
-    def __init__(self, config: uvicorn.Config, stopping: asyncio.Event) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, shutdown_timeout_s: float) -> None:
         super().__init__(config)
-        self._stopping = stopping
+        self._service, self._timeout_s = service, shutdown_timeout_s
+        self._draining: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
-        """Stop, and give running requests `GRACE_S`. A second call stops at once."""
-        if self.should_exit:
-            self._stopping.set()
+        """Refuse new requests, and end when running ones have ended, or after the timeout. A second call ends at once."""
+        if self._draining is not None:
+            self.end()
+            return
+        self._service.drain()
+        self._draining = asyncio.create_task(self._drain())
+
+    def end(self) -> None:
+        """End running requests and the server."""
+        self._service.stopping.set()
         self.should_exit = True
-        asyncio.get_running_loop().call_later(GRACE_S, self._stopping.set)
+
+    async def _drain(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._service.idle.wait(), self._timeout_s)
+            self.should_exit = True
+        if not self.should_exit:
+            self.end()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from loadmaster.engine import AnswerText, Engine, Piece, Tokenizer
+from loadmaster.engine import AnswerText, Engine, Piece, Stream, Tokenizer
 from loadmaster.engine.request import Event
 from loadmaster.engine.template import NUM_RENDERERS
 from loadmaster.errors import LoadmasterError, RequestError, RunError
@@ -42,9 +42,29 @@ class Service:
         self.num_requests = 0
         self._failed: LoadmasterError | None = None
         self._is_ready = False
+        self._num_in_flight = 0
         self._tokenizing = ThreadPoolExecutor(NUM_TOKENIZED, thread_name_prefix="tokenize")
         self._rendering = ThreadPoolExecutor(NUM_RENDERERS, thread_name_prefix="render")
+        self.is_draining = False
+        self.idle = asyncio.Event()
+        self.idle.set()
         self.stopping = asyncio.Event()
+
+    def drain(self) -> None:
+        """Refuse new requests from now on. ``idle`` is set when those that are being answered have ended."""
+        self.is_draining = True
+
+    @contextmanager
+    def answering(self) -> Generator[None, None, None]:
+        """Count a request that is being answered."""
+        self._num_in_flight += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self._num_in_flight -= 1
+            if self._num_in_flight == 0:
+                self.idle.set()
 
     @property
     def failed(self) -> LoadmasterError | None:
@@ -53,7 +73,7 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the service accepts requests."""
+        """Whether the model is loaded and the engine runs."""
         return self._is_ready and self.engine.state == "ready" and self.failed is None
 
     def load(self) -> None:
@@ -73,13 +93,17 @@ class Service:
             raise
         self._is_ready = True
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a prompt.
 
         Raises:
             RequestError: the prompt is refused, or has more characters than the model's length can hold.
         """
         return await self._in(self._tokenizing, self._encode, text, add_special_tokens)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of a prompt; it is empty if the model has no tokenizer."""
+        return self.tokenizer.decode(token_ids) if self.tokenizer.exists else ""
 
     async def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, variables: Mapping[str, Any]
@@ -92,25 +116,50 @@ class Service:
         """
         render = partial(self.tokenizer.render_chat, add_generation_prompt=add_generation_prompt, variables=variables)
         text = await self._in(self._rendering, render, messages)
-        return await self.encode(text, add_special_tokens=False)
+        return await self.encode(text, False)
 
     async def generate(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, stop: Sequence[str]
-    ) -> AsyncGenerator[Piece, None]:
-        """Yield the answer's pieces. Closing the generator cancels the request.
+        self, prompts: Sequence[tuple[Sequence[int], SamplingParams]], stop: Sequence[str]
+    ) -> AsyncGenerator[tuple[int, Piece], None]:
+        """Compute the answers to several prompts together; yield their pieces as they come, with the prompt's number.
+
+        Closing the generator cancels what is not finished.
 
         Raises:
-            RequestError: the request is refused.
+            RequestError: a request is refused.
             RunError: the engine failed.
         """
         loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Event] = asyncio.Queue()
+        events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
-        def on_event(event: Event) -> None:
+        def put(number: int, event: Event) -> None:
             with suppress(RuntimeError):  # the loop was closed in the meantime
-                loop.call_soon_threadsafe(events.put_nowait, event)
+                loop.call_soon_threadsafe(events.put_nowait, (number, event))
 
-        text = AnswerText(self.tokenizer, stop)
+        texts = [AnswerText(self.tokenizer, stop, params.min_tokens) for _, params in prompts]
+        streams: list[Stream] = []
+        try:
+            for number, (prompt_token_ids, params) in enumerate(prompts):
+                streams.append(self._submit(prompt_token_ids, params, partial(put, number)))
+            num_running = len(prompts)
+            while num_running:
+                number, event = await events.get()
+                if isinstance(event, LoadmasterError):
+                    raise event
+                if texts[number].is_over:
+                    continue  # the engine was ahead when a stop string ended the answer
+                for piece in texts[number].add(event):
+                    yield number, piece
+                if texts[number].is_over:
+                    num_running -= 1
+                    streams[number].cancel()
+        finally:
+            for stream in streams:
+                stream.cancel()
+
+    def _submit(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, on_event: Callable[[Event], None]
+    ) -> Stream:
         try:
             stream = self.engine.submit(prompt_token_ids, params, on_event)
         except RunError as error:
@@ -118,18 +167,10 @@ class Service:
                 raise
             raise ShutdownError from error
         self.num_requests += 1
-        try:
-            while not text.is_over:
-                event = await events.get()
-                if isinstance(event, LoadmasterError):
-                    raise event
-                for piece in text.add(event):
-                    yield piece
-        finally:
-            stream.cancel()
+        return stream
 
     def close(self) -> None:
-        """End the engine and the request that runs on it. Blocks."""
+        """End the engine and the requests that run on it. Blocks."""
         self.engine.close()
         self.tokenizer.close()
         self._rendering.shutdown(cancel_futures=True)
