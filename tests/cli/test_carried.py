@@ -55,7 +55,7 @@ def noted(*argv: str) -> str | None:
         (["inspect", "MODEL", "--", "--seed"], ["inspect", "MODEL", "--", "--seed"]),
         (
             ["serve", "--served-model-name", "a", "b", "--max-num-seqs", "8", "MODEL"],
-            ["serve", "MODEL", "--served-model-name", "a", "b"],
+            ["serve", "--max-num-seqs", "8", "MODEL", "--served-model-name", "a", "b"],
         ),
     ],
 )
@@ -138,11 +138,28 @@ def test_a_plan_covers_all_hosts_and_what_runs_here_does_not() -> None:
 
 
 def test_serve_hands_on_what_concerns_vllm_and_the_engine_here_refuses_what_it_does_not_offer() -> None:
-    line = ["serve", "MODEL", "--max_num_seqs", "8", "--ssl-keyfile=key", "-cc.mode", "3", "--no-async-scheduling"]
+    line = [
+        "serve",
+        "MODEL",
+        "--max_num_active_seqs",
+        "8",
+        "--ssl-keyfile=key",
+        "-cc.mode",
+        "3",
+        "--no-async-scheduling",
+    ]
     read, carried = carry_over([*line, "--load-format", "auto"], COMMANDS)
     assert read == ["serve", "MODEL"]
     assert forwarded(carried) == [
-        *("--max-num-seqs", "8", "--ssl-keyfile", "key", "--compilation-config.mode", "3", "--no-async-scheduling"),
+        *(
+            "--max-num-active-seqs",
+            "8",
+            "--ssl-keyfile",
+            "key",
+            "--compilation-config.mode",
+            "3",
+            "--no-async-scheduling",
+        ),
     ]
     with pytest.raises(UsageError, match="--ssl-keyfile key: the native server does not support it"):
         for given in carried:
@@ -188,6 +205,9 @@ def test_a_slip_is_answered_in_plain_words(given: Sequence[str], says: str, caps
         (["load", "MODEL", "--rank", "one"], "'one' is not a whole number"),
         (["generate", "MODEL", "--temperature", "hot"], "'hot' is not a number"),
         (["generate", "MODEL", "--max-model-len", "long"], "'long' is not a number of tokens such as 4096 or 32k"),
+        (["generate", "MODEL", "--max-num-seqs", "0"], "0 is not at least 1"),
+        (["generate", "MODEL", "--kv-cache-memory-bytes", "4g"], "'4g' is not a size: 4GiB?"),
+        (["serve", "MODEL", "--shutdown-timeout", "nan"], "'nan' is not a number of seconds"),
         (["serve", "MODEL", "--max-model-len", "auto"], "leave it out for the model's own length"),
         (["synth", "qwen3", "out", "--tiny", "--sed", "7"], "no option --sed; did you mean --seed"),
     ],

@@ -23,15 +23,48 @@ def test_greedy_tokens_of_four_stages_are_those_of_transformers(tiny: Tiny, tmp_
     done = run("generate", path, "-pp", 4, "--layer-partition", "2,3,1,2", *args)
     answer = json.loads(done.stdout)
     assert answer["token_ids"] == expected
-    assert sorted(answer) == ["finish_reason", "prompt_token_ids", "text", "timings", "token_ids"]
+    assert {"finish_reason", "prompt_token_ids", "text", "timings", "token_ids"} <= answer.keys()
     assert answer["finish_reason"] == "length"
+    timings, statistics = answer["timings"], answer["statistics"]
+    assert {"plan_s", "load_s", "queue_s", "prefill_s", "decode_s", "token_s", "tokens_per_s"} == timings.keys()
+    assert all(value >= 0 for value in timings.values())
+    assert [stage["num_tokens"] for stage in statistics["stages"]] == [len(PROMPT) + 16 - 1] * 4
+    for stage in statistics["stages"]:
+        assert stage["busy_share"] + stage["input_share"] + stage["engine_share"] == pytest.approx(1)
+    cache = statistics["kv_cache"]
+    assert cache["num_tokens"] == cache["num_pages"] * cache["block_size"]
+    assert cache["most_used_pages"] == -(-(len(PROMPT) + 15) // 16)
+    assert (statistics["prompt_tokens"], statistics["output_tokens"]) == (len(PROMPT), 16)
 
 
-def test_the_same_seed_gives_the_same_sampled_tokens(tiny: Tiny) -> None:
-    args = ("--prompt", "Hello", "--temperature", 0.8, "--ignore-eos", "--max-tokens", 32, "--json", "--seed", 7)
-    first, second = (json.loads(run("generate", tiny("llama"), *args).stdout)["token_ids"] for _ in range(2))
-    assert first == second  # of another seed: tests/workers/test_sampler.py
-    assert len(first) == 32
+def test_answers_that_are_computed_together_are_those_of_each_alone(tiny: Tiny, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('"Hello"\n\n[72, 101]\n{"prompt": "Hello", "id": 3}\n')
+    sampling = ("--temperature", 0.8, "--ignore-eos", "--max-tokens", 8, "--json")
+    engine = ("--max-num-seqs", 3, "--block-size", 4, "--kv-cache-memory-bytes", "1MiB", "--max-model-len", 32)
+    scores = ("--logprobs", 2, "--prompt-logprobs", 0)
+    done = run("generate", tiny("llama"), "--prompts-file", prompts, "-n", 2, *sampling, *engine, *scores, "--seed", 7)
+    result = json.loads(done.stdout)
+    answers = result["answers"]
+    assert [(a["prompt"], a["index"]) for a in answers] == [(i, j) for i in range(3) for j in range(2)]
+    assert answers[0]["token_ids"] == answers[4]["token_ids"] != answers[1]["token_ids"]
+    for answer in answers:
+        assert len(answer["token_ids"]) == 8
+        assert [s["token_id"] for s in answer["logprobs"]] == answer["token_ids"]
+        assert all(len(s["top"]) == 2 and s["logprob"] <= s["top"][0]["logprob"] <= 0 for s in answer["logprobs"])
+        first, *others = answer["prompt_logprobs"]
+        assert first is None
+        assert [s["token_id"] for s in others] == answer["prompt_token_ids"][1:]
+    alone = json.loads(run("generate", tiny("llama"), "--prompt-token-ids", "72,101", *sampling, "--seed", 8).stdout)
+    assert alone["token_ids"] == answers[3]["token_ids"]
+
+
+def test_several_answers_are_printed_in_order(tiny: Tiny) -> None:
+    args = ("--prompt-token-ids", "72,101", "--prompt-token-ids", "72", "--max-tokens", 2, "-n", 2)
+    lines = run("generate", tiny("llama"), *args).stdout.splitlines()
+    assert [line for line in lines if line.startswith("---")] == [
+        f"--- prompt {i} of 2, answer {j} of 2" for i in (1, 2) for j in (1, 2)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -39,6 +72,14 @@ def test_the_same_seed_gives_the_same_sampled_tokens(tiny: Tiny) -> None:
     [
         (["--prompt-token-ids", "3,4", "--prompt", "Hello"], 2, "prompt"),
         ([], 2, "prompt"),
+        (["--prompts-file", "nothing.jsonl"], 2, "nothing.jsonl"),
+        (["--prompt-token-ids", "3", "--logprobs", "1"], 2, "--json"),
+        (["--prompt-token-ids", "3", "--min-p", "2"], 2, "min_p is 2.0, expected 0 to 1"),
+        (
+            ["--prompt-token-ids", "3", "--kv-cache-memory-bytes", "1MiB", "--block-size", "65536"],
+            1,
+            "--kv-cache-memory-bytes",
+        ),
         (["--prompt-token-ids", "3,x"], 2, "prompt-token-ids"),
         (["--prompt-token-ids", "3,4", "-tp", "2"], 1, "tensor-parallel"),
         (["--prompt-token-ids", "3,4", "-pp", "99"], 1, "99 pipeline stages"),

@@ -79,7 +79,8 @@ def test_a_proven_model_is_handed_over_with_vllms_names_and_exit_code(fake: Fake
     spoken = [*("-pp", 2, "-tp", 2, "-dp", 2, "--enable-expert-parallel", "--expert-placement-strategy", "round_robin")]
     spoken += ["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 1}', "--dtype", "bfloat16"]
     spoken += ["--eplb-config", '{"window_size": 7}', "--max-model-len", 64, "--port", 8632, "--api-key", "secret"]
-    spoken += ["--served-model-name", "glm", "air", "--device-memory", "1GiB"]
+    spoken += ["--served-model-name", "glm", "air", "--device-memory", "1GiB", "--shutdown-timeout", 9]
+    spoken += ["--max-num-seqs", 8, "--kv-cache-memory-bytes", "1GiB", "--no-enable-prefix-caching"]
     done = serve(fake(), path, "--engine", "vllm", *spoken, "--", "--seed", "7", "--", "--enforce-eager")
     assert started(done)["argv"] == [
         *("serve", str(path), "--load-format", "loadmaster", "--host", "127.0.0.1", "--port", "8632"),
@@ -87,7 +88,18 @@ def test_a_proven_model_is_handed_over_with_vllms_names_and_exit_code(fake: Fake
         *("--data-parallel-size", "2", "--enable-expert-parallel", "--expert-placement-strategy", "round_robin"),
         *("--eplb-config", '{"window_size": 7}'),
         *("--speculative-config", '{"method": "mtp", "num_speculative_tokens": 1}', "--dtype", "bfloat16"),
-        *("--max-model-len", "64", "--api-key", "secret", "--seed", "7", "--", "--enforce-eager"),
+        *("--max-model-len", "64", "--max-num-seqs", "8", "--kv-cache-memory-bytes", "1073741824"),
+        *(
+            "--shutdown-timeout",
+            "9",
+            "--no-enable-prefix-caching",
+            "--api-key",
+            "secret",
+            "--seed",
+            "7",
+            "--",
+            "--enforce-eager",
+        ),
     ]
     assert done.stderr == "engine: vllm (--engine vllm; vLLM 0.32.0+cpu)\n"
 

@@ -6,11 +6,13 @@ import argparse
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from loadmaster.errors import UsageError
 
 if TYPE_CHECKING:
+    from loadmaster.engine import Capacity
     from loadmaster.plan import WaiverRequest
 
 
@@ -129,6 +131,44 @@ def add_weights_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add how much the engine computes at a time, and the size of its KV cache. None means that it was not given."""
+    engine = parser.add_argument_group("batches and KV cache")
+    engine.add_argument(
+        "--max-num-seqs", type=positive, metavar="N", help="most requests that are computed at a time (default: 256)"
+    )
+    engine.add_argument(
+        "--max-num-batched-tokens",
+        type=tokens,
+        metavar="N",
+        help="most tokens of a batch (default: 512 on a CPU, 8192 on GPUs)",
+    )
+    engine.add_argument(
+        "--kv-cache-memory-bytes",
+        type=cache_memory,
+        metavar="SIZE",
+        help="size of the KV cache of each rank, such as 4GiB, or in bytes (default: 4 GiB for all ranks on a CPU, 85 % of "
+        "the free memory on a GPU)",
+    )
+    engine.add_argument(
+        "--block-size", type=positive, metavar="N", help="tokens of a page of the KV cache (default: 16)"
+    )
+    engine.add_argument(
+        "--enable-prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="compute the common beginning of prompts once (default: yes)",
+    )
+
+
+def capacity(args: argparse.Namespace) -> Capacity:
+    """Return what `add_engine_arguments` read, with the engine's defaults for what was not given."""
+    from loadmaster.engine import Capacity
+
+    given = {f.name: getattr(args, f.name) for f in fields(Capacity)}
+    return Capacity(**{name: value for name, value in given.items() if value is not None})
+
+
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
     """Add the device that stages run on."""
     parser.add_argument(
@@ -210,6 +250,15 @@ def device_memory(text: str) -> int:
     85899345920
     """
     return _size(text, "GiB")
+
+
+def cache_memory(text: str) -> int:
+    """Return the bytes of a KV cache. A plain number is bytes, as in vLLM.
+
+    >>> cache_memory("4GiB"), cache_memory("4096")
+    (4294967296, 4096)
+    """
+    return positive(text) if text.isdecimal() else _size(text, "GiB")
 
 
 def staging(text: str) -> int:

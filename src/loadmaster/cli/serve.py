@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -13,8 +14,11 @@ from loadmaster.cli.options import (
     Engines,
     add_capacity_arguments,
     add_device_argument,
+    add_engine_arguments,
     add_model_arguments,
     add_weights_argument,
+    capacity,
+    number,
     tokens,
 )
 
@@ -45,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "device, otherwise native",
     )
     engine.choices = Engines("auto")
+    add_engine_arguments(parser)
     server = parser.add_argument_group("server")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     server.add_argument(
@@ -58,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--served-model-name", nargs="+", metavar="NAME", help="the model's names in the API (default: MODEL)"
     )
     server.add_argument("--api-key", metavar="KEY", help="bearer token that clients must send (default: none)")
+    server.add_argument(
+        "--shutdown-timeout",
+        type=_timeout,
+        metavar="S",
+        help="seconds that running requests may take to finish after SIGTERM or SIGINT (default: 5)",
+    )
     parser.epilog = (
         "If vLLM serves, its other options are passed to it, and so are the ARGUMENTS after a final --, unchanged."
     )
@@ -67,6 +78,13 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"{text[:50]!r} is not a port, expected 0 to 65535")
     return int(text)
+
+
+def _timeout(text: str) -> float:
+    seconds = number(text)
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text[:50]!r} is not a number of seconds, expected at least 0")
+    return seconds
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -173,14 +191,16 @@ def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket) -> 
     """Open the port, load, serve until a signal; with ``--json`` print a summary at the end."""
     from loadmaster.engine import Engine, Tokenizer
     from loadmaster.server.address import start_listening
-    from loadmaster.server.serve import serve
+    from loadmaster.server.serve import SHUTDOWN_TIMEOUT_S, serve
     from loadmaster.server.service import Service
 
     start_listening(bound)
     host, port = bound.getsockname()[:2]
-    with Engine(plan, max_model_len=args.max_model_len, device=args.device or "cpu") as engine:
+    timeout_s = SHUTDOWN_TIMEOUT_S if args.shutdown_timeout is None else args.shutdown_timeout
+    device = args.device or "cpu"
+    with Engine(plan, max_model_len=args.max_model_len, capacity=capacity(args), device=device) as engine:
         service = Service(engine, Tokenizer(plan.model_path), args.served_model_name or [args.model])
-        serve(service, bound, api_key=args.api_key)
+        serve(service, bound, api_key=args.api_key, shutdown_timeout_s=timeout_s)
     if args.json:
         from loadmaster.report.json import dumps
 

@@ -5,7 +5,7 @@ with Engine(plan) as engine:
         ...
 """
 
-from loadmaster.engine.answer import AnswerText, Piece, complete
+from loadmaster.engine.answer import AnswerText, Piece, complete, params_of_choices
 from loadmaster.engine.capacity import Capacity
 from loadmaster.engine.engine import Engine, Statistics
 from loadmaster.engine.limits import Limits, read_limits
@@ -25,6 +25,7 @@ __all__ = [
     "Stream",
     "Tokenizer",
     "complete",
+    "params_of_choices",
     "read_limits",
     "refuse_model",
     "refuse_options",

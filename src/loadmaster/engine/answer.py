@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loadmaster.engine.engine import Engine
 from loadmaster.engine.request import FinishReason, Output
@@ -27,6 +27,16 @@ class Piece:
     finish_reason: FinishReason | None = None
     logprobs: PositionLogprobs | None = None
     prompt_logprobs: tuple[PositionLogprobs, ...] = ()
+
+
+def params_of_choices(params: SamplingParams, num_choices: int) -> list[SamplingParams]:
+    """Return the parameters of several answers to one prompt: the seed of each is one more than that of the last.
+
+    The seed after the largest is the smallest.
+    """
+    if params.seed is None:
+        return [params] * num_choices
+    return [replace(params, seed=(params.seed + 2**63 + i) % 2**64 - 2**63) for i in range(num_choices)]
 
 
 class StopStrings:

@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -18,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from loadmaster import __version__
+from loadmaster.engine import params_of_choices
 from loadmaster.errors import LoadmasterError, RequestError, clip
 from loadmaster.server.body import body_of
 from loadmaster.server.failures import RETRY_AFTER, error_object, error_response, failure_object, failure_response
@@ -211,14 +211,11 @@ def choices_of(
     echo: str | None = None,
     only_echo: bool = False,
 ) -> list[Choice]:
-    """Return the choices of one prompt, numbered from ``first``. The seed of each is one more than that of the last."""
-    choices = []
-    for i in range(num_choices):
-        if params.seed is not None and i > 0:
-            following = params.seed + 1 if params.seed < 2**63 - 1 else -(2**63)
-            params = replace(params, seed=following)
-        choices.append(Choice(first + i, prompt_token_ids, params, i == 0, echo, only_echo))
-    return choices
+    """Return the choices of one prompt, numbered from ``first``."""
+    return [
+        Choice(first + i, prompt_token_ids, one, i == 0, echo, only_echo)
+        for i, one in enumerate(params_of_choices(params, num_choices))
+    ]
 
 
 async def answer(service: Service, body: GenerationRequest, choices: Sequence[Choice], request: Request) -> Response:

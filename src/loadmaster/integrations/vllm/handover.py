@@ -30,6 +30,17 @@ _PROVEN: Final = frozenset(
 """Options that must come before ``--``: the proof depends on them, or `vllm_command` writes them."""
 
 
+_GIVEN: Final = (
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "kv_cache_memory_bytes",
+    "block_size",
+    "shutdown_timeout",
+)
+"""Options that are passed to vLLM if they were given."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeOptions:
     """The options of ``loadmaster serve`` that vLLM's server needs, by the names that they have there.
@@ -50,6 +61,12 @@ class ServeOptions:
     waive: Sequence[WaiverRequest]
     json: bool
     max_model_len: int | None
+    max_num_seqs: int | None
+    max_num_batched_tokens: int | None
+    kv_cache_memory_bytes: int | None
+    block_size: int | None
+    enable_prefix_caching: bool | None
+    shutdown_timeout: float | None
     host: str
     port: int
     served_model_name: Sequence[str] | None
@@ -124,8 +141,11 @@ def _arguments(options: ServeOptions) -> list[str]:
         arguments += ["--speculative-config", json.dumps(options.speculative_config)]
     if options.dtype != "auto":
         arguments += ["--dtype", options.dtype]
-    if options.max_model_len is not None:
-        arguments += ["--max-model-len", str(options.max_model_len)]
+    for name in _GIVEN:
+        if (value := getattr(options, name)) is not None:
+            arguments += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+    if options.enable_prefix_caching is not None:
+        arguments.append(f"--{'' if options.enable_prefix_caching else 'no-'}enable-prefix-caching")
     if options.waive:
         arguments += ["--model-loader-extra-config", json.dumps({"waive": _waivers(options)})]
     if options.api_key is not None:
