@@ -181,6 +181,28 @@ def test_a_stream_that_a_signal_ends_says_so_and_nothing_else_is_said(signals: i
         assert ended(process, workers) == (0, f"ready: toy at {url}/v1\n")
 
 
+def test_after_a_signal_new_requests_are_refused_and_running_ones_finish() -> None:
+    """The running request is one whose body is not complete yet."""
+    body = json.dumps({"prompt": [3, 4, 5], "max_tokens": 3, "temperature": 0})
+    with server({}, shutdown_timeout_s=10 * LIMIT_S) as (process, url):
+        until(url, "ready")
+        workers = psutil.Process(process.pid).children()
+        with request(url, body[:9], length=len(body)) as running:
+            health(url)  # the request was taken before
+            process.send_signal(signal.SIGTERM)
+            until(url, "shutting down")
+            for refused in (health(url), httpx.post(f"{url}/v1/completions", content=body, timeout=LIMIT_S)):
+                assert refused.status_code == 503
+                assert int(refused.headers["Retry-After"]) > 0
+            running.sendall(body[9:].encode())
+            answer = b""
+            while part := running.recv(10_000):
+                answer += part
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b'"token_ids":[6,7,8]' in answer
+        assert ended(process, workers) == (0, f"ready: toy at {url}/v1\n")
+
+
 def test_a_request_that_does_not_come_to_its_end_does_not_keep_the_server_from_ending() -> None:
     with server({}) as (process, url):
         until(url, "ready")
