@@ -11,7 +11,7 @@ from random import Random
 from loadmaster.engine.request import Output, Request, Stream
 from loadmaster.engine.scheduler import Scheduler
 from loadmaster.errors import RequestError
-from loadmaster.workers.batch import Batch, Done, Sampled, Span
+from loadmaster.workers.batch import Batch, Done, PositionLogprobs, Sampled, Span, Start, TokenLogprob
 from loadmaster.workers.sampling_params import SamplingParams
 
 VOCAB = 50
@@ -35,6 +35,7 @@ class Workers:
         self.page_size = page_size
         self.slots: dict[int, tuple[int, ...]] = {}
         self.pages: dict[int, list[int]] = {}
+        self.starts: dict[int, Start] = {}
         self.queue: deque[Batch] = deque()
         self.num_drafts = num_drafts
         self.random = Random(seed)
@@ -56,6 +57,7 @@ class Workers:
     def compute(self, span: Span) -> Sampled | None:
         if span.start is not None:
             self.pages[span.request] = []
+            self.starts[span.request] = span.start
         pages = self.pages[span.request]
         pages += span.new_pages
         seen = self.at(pages, span.first - 1) if span.first else ()
@@ -64,8 +66,9 @@ class Workers:
             seen = (*seen, token)
             self.slots[self.slot(pages, span.first + i)] = seen
             prefixes.append(seen)
+        scores = self.scores(span)
         if not span.num_logits:
-            return None
+            return Sampled(span.request, prompt_logprobs=scores) if scores else None
         tokens = []
         for prefix, draft in zip(prefixes[-span.num_logits :], (*span.drafts, None), strict=True):
             tokens.append(next_token(prefix))
@@ -76,7 +79,14 @@ class Workers:
         for _ in range(self.num_drafts):  # right three times in four
             drafts.append(next_token(proposal) if self.random.random() < 0.75 else 0)
             proposal = (*proposal, drafts[-1])
-        return Sampled(span.request, tuple(tokens), tuple(drafts))
+        return Sampled(span.request, tuple(tokens), tuple(drafts), prompt_logprobs=scores)
+
+    def scores(self, span: Span) -> tuple[PositionLogprobs, ...]:
+        start = self.starts[span.request]
+        if start.params.prompt_logprobs is None:
+            return ()
+        predicted = start.token_ids[: start.num_prompt][span.first + 1 : span.stop + 1]
+        return tuple(PositionLogprobs(TokenLogprob(token, 0.0, 1)) for token in predicted)
 
     def slot(self, pages: list[int], position: int) -> int:
         return pages[position // self.page_size] * self.page_size + position % self.page_size
@@ -90,11 +100,18 @@ class Workers:
 class Client:
     """A request and what it has been given."""
 
-    def __init__(self, number: int, prompt: list[int], max_tokens: int, ends: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        number: int,
+        prompt: list[int],
+        max_tokens: int,
+        ends: frozenset[int] = frozenset(),
+        prompt_logprobs: int | None = None,
+    ) -> None:
         self.prompt, self.max_tokens = prompt, max_tokens
         self.outputs: list[Output | RequestError] = []
         stream = Stream(lambda: None, lambda event: None)
-        params = SamplingParams(max_tokens=max_tokens, temperature=0)
+        params = SamplingParams(max_tokens=max_tokens, temperature=0, prompt_logprobs=prompt_logprobs)
         self.request = Request(number, prompt, params, max_tokens=max_tokens, ends=ends, stream=stream)
 
     @property

@@ -115,6 +115,18 @@ def test_the_youngest_request_gives_up_its_pages_and_is_computed_again() -> None
     assert clients[1].outputs[-1].finish_reason == "length"  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("num_pages", [4, 5, 6, 7])
+def test_the_prompt_of_a_request_that_is_computed_again_is_scored_once(num_pages: int) -> None:
+    scheduler, workers = machine(num_pages=num_pages, page_size=4, max_num_batched_tokens=4), Workers(4)
+    prompts = [[*range(n, n + 7)] for n in (1, 2, 3)]
+    clients = {n: Client(n, prompt, 8, prompt_logprobs=0) for n, prompt in enumerate(prompts)}
+    run(scheduler, clients, workers)
+    assert scheduler.counters.preemptions > 0
+    for client in clients.values():
+        scored = [s.chosen.token_id for o in client.outputs for s in o.prompt_logprobs]  # type: ignore[union-attr]
+        assert scored == client.prompt[1:]
+
+
 def test_an_answer_ends_with_an_end_token_and_later_tokens_of_a_step_are_dropped() -> None:
     prompt = [4, 2]
     tokens = answer(prompt, 8)
