@@ -315,9 +315,8 @@ class Scheduler:
 
     def _extend(self, request: Request, span: Span, sampled: Sampled) -> Output:
         """Append the sampled tokens, up to the one that ends the answer."""
-        prompt_logprobs = sampled.prompt_logprobs[
-            max(0, request.num_scored - span.first) :
-        ]  # none twice after a preemption
+        num_known = max(0, request.num_scored - span.first)  # after a preemption
+        prompt_logprobs = sampled.prompt_logprobs[num_known:]
         request.num_scored += len(prompt_logprobs)
         if not sampled.token_ids:  # a part of a prompt whose logprobs were asked for
             self._publish(request, span.stop)
