@@ -59,22 +59,11 @@ def test_answers_that_are_computed_together_are_those_of_each_alone(tiny: Tiny, 
     assert alone["token_ids"] == answers[3]["token_ids"]
 
 
-def test_several_answers_are_printed_in_order(tiny: Tiny) -> None:
-    args = ("--prompt-token-ids", "72,101", "--prompt-token-ids", "72", "--max-tokens", 2, "-n", 2)
-    lines = run("generate", tiny("llama"), *args).stdout.splitlines()
-    assert [line for line in lines if line.startswith("---")] == [
-        f"--- prompt {i} of 2, answer {j} of 2" for i in (1, 2) for j in (1, 2)
-    ]
-
-
 @pytest.mark.parametrize(
     ("args", "status", "says"),
     [
         (["--prompt-token-ids", "3,4", "--prompt", "Hello"], 2, "prompt"),
         ([], 2, "prompt"),
-        (["--prompts-file", "nothing.jsonl"], 2, "nothing.jsonl"),
-        (["--prompt-token-ids", "3", "--logprobs", "1"], 2, "--json"),
-        (["--prompt-token-ids", "3", "--min-p", "2"], 2, "min_p is 2.0, expected 0 to 1"),
         (
             ["--prompt-token-ids", "3", "--kv-cache-memory-bytes", "1MiB", "--block-size", "65536"],
             1,

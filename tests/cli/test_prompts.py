@@ -39,6 +39,21 @@ def test_a_line_that_is_not_a_prompt_is_refused(text: str, says: str, tmp_path: 
         read_prompts(parsed("--prompts-file", file))
 
 
+def test_what_cannot_be_generated_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    for args, says in (
+        (["--prompts-file", tmp_path / "nothing.jsonl"], "nothing.jsonl"),
+        (
+            ["--prompt", "a", "--prompt-token-ids", "3"],
+            "exactly one of --prompt, --prompt-token-ids and --prompts-file",
+        ),
+        (["--prompt", "a", "--logprobs", 1], "with --json only"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            read_prompts(parsed(*args))
+    with pytest.raises(UsageError, match=r"min_p is 2\.0, expected 0 to 1"):
+        sampling_params(parsed("--prompt", "a", "--min-p", 2))
+
+
 def test_prompts_are_repeatable() -> None:
     assert read_prompts(parsed("--prompt", "a", "--prompt", "")) == ["a", ""]
     assert read_prompts(parsed("--prompt-token-ids", "1,2", "--prompt-token-ids", "3")) == [[1, 2], [3]]

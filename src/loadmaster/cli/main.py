@@ -32,7 +32,7 @@ COMMANDS = {
     "plan": (plan, "plan a checkpoint on a parallel layout and prove it, from headers alone"),
     "verify": (verify, "read every byte, and check values, scales, copies and recorded SHA-256 hashes"),
     "load": (load, "load a plan into host memory or onto GPUs, and report"),
-    "generate": (generate, "generate text from one prompt"),
+    "generate": (generate, "generate answers to prompts, computed together"),
     "serve": (serve, "serve a model over the OpenAI API"),
     "audit": (audit, "test an engine's own loaders with sound and defective checkpoints, and report"),
     "synth": (synth, "write a test checkpoint: tiny with random weights, or full size without data"),
