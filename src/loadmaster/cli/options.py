@@ -147,7 +147,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv-cache-memory-bytes",
         type=cache_memory,
         metavar="SIZE",
-        help="size of the KV cache of each rank, such as 4GiB, or in bytes (default: 4 GiB for all ranks on a CPU, 85 % of "
+        help="size of the KV cache of each rank, such as 4GiB, or in bytes (default: 4 GiB for all ranks on a CPU, 85 %% of "
         "the free memory on a GPU)",
     )
     engine.add_argument(
