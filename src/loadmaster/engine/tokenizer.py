@@ -132,7 +132,7 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """Return the text of one token, special tokens and the space before a word included.
 
-        A token that is a part of a character has no text of its own: it is U+FFFD.
+        For a token that is a part of a character this is U+FFFD.
         """
         tokenizer = self._get()
         text = str(tokenizer.decode([token_id], skip_special_tokens=False))
