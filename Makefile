@@ -35,7 +35,7 @@ unexport PYTHONDONTWRITEBYTECODE  # set, every process of the tests would compil
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-demo: $(VENV)/.demo  ## SmolLM2 over two stages answers a question; then a tiny GLM-5.1-FP8 over four
+demo: $(VENV)/.demo  ## SmolLM2 over two stages answers a question; then a small trained GLM-5.1-FP8 over four continues a verse
 	$(BIN)/python -m demo.run
 
 test: $(VENV)/.test  ## the CPU tier, docstrings and documents included: about 12 minutes on 2 slow cores
