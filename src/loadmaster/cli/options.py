@@ -154,6 +154,12 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--block-size", type=positive, metavar="N", help="tokens of a page of the KV cache (default: 16)"
     )
     engine.add_argument(
+        "--num-gpu-blocks-override",
+        type=positive,
+        metavar="N",
+        help="so many pages in the KV cache, on a CPU too, whatever memory is free",
+    )
+    engine.add_argument(
         "--enable-prefix-caching",
         action=argparse.BooleanOptionalAction,
         default=None,

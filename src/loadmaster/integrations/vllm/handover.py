@@ -36,6 +36,7 @@ _GIVEN: Final = (
     "max_num_batched_tokens",
     "kv_cache_memory_bytes",
     "block_size",
+    "num_gpu_blocks_override",
     "shutdown_timeout",
 )
 """Options that are passed to vLLM if they were given."""
@@ -65,6 +66,7 @@ class ServeOptions:
     max_num_batched_tokens: int | None
     kv_cache_memory_bytes: int | None
     block_size: int | None
+    num_gpu_blocks_override: int | None
     enable_prefix_caching: bool | None
     shutdown_timeout: float | None
     host: str
