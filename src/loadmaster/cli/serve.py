@@ -70,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds that running requests may take to finish after SIGTERM or SIGINT (default: 5)",
     )
     parser.epilog = (
-        "If vLLM serves, its other options are passed to it, and so are the ARGUMENTS after a final --, unchanged."
+        "If vLLM serves, its other options are passed to it, and so are the ARGUMENTS after a final --, unchanged. Batches, KV "
+        "cache and shutdown then have vLLM's defaults."
     )
 
 

@@ -132,9 +132,7 @@ class GenerationRequest(BaseModel):
             FieldError: names the field.
         """
         if not 1 <= self.num_choices <= max_num_seqs:
-            raise FieldError(
-                f"n is {self.num_choices}, expected 1 to {max_num_seqs}, the requests that are computed together", "n"
-            )
+            raise FieldError(f"n is {self.num_choices}, expected 1 to {max_num_seqs} (--max-num-seqs)", "n")
         if self.best_of not in (None, self.num_choices):
             raise FieldError(f"best_of={self.best_of} is not supported; only n, {self.num_choices}, is", "best_of")
         if self.prompt_logprobs is not None and self.stream:

@@ -14,6 +14,7 @@ from loadmaster.engine import AnswerText, Engine, Piece, Stream, Tokenizer
 from loadmaster.engine.request import Event
 from loadmaster.engine.template import NUM_RENDERERS
 from loadmaster.errors import LoadmasterError, RequestError, RunError
+from loadmaster.server.inbox import Events, Inbox
 from loadmaster.workers import SamplingParams
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ class Service:
         self._failed: LoadmasterError | None = None
         self._is_ready = False
         self._num_in_flight = 0
+        self._inbox: Inbox | None = None
         self._tokenizing = ThreadPoolExecutor(NUM_TOKENIZED, thread_name_prefix="tokenize")
         self._rendering = ThreadPoolExecutor(NUM_RENDERERS, thread_name_prefix="render")
         self.is_draining = False
@@ -129,13 +131,10 @@ class Service:
             RequestError: a request is refused.
             RunError: the engine failed.
         """
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-
-        def put(number: int, event: Event) -> None:
-            with suppress(RuntimeError):  # the loop was closed in the meantime
-                loop.call_soon_threadsafe(events.put_nowait, (number, event))
-
+        if self._inbox is None:
+            self._inbox = Inbox(asyncio.get_running_loop())
+        events: Events = asyncio.Queue()
+        put = partial(self._inbox.put, events)
         texts = [AnswerText(self.tokenizer, stop, params.min_tokens) for _, params in prompts]
         streams: list[Stream] = []
         try:
