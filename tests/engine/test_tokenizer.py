@@ -19,6 +19,25 @@ def test_text_and_tokens_are_each_others_inverse(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([97, 257, 0xC3, 0xA9]) == "aé"
 
 
+def test_each_token_has_a_text_special_ones_and_parts_of_characters_too(tokenizer: Tokenizer) -> None:
+    assert [tokenizer.token_text(t) for t in (97, 0xC3, 257)] == ["a", "\ufffd", "<|end|>"]
+
+
+def test_the_space_before_a_word_of_sentencepiece_is_part_of_its_text(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Rust
+    from tokenizers import decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    rust = Rust(models.WordLevel({"\u2581Hello": 0, "\u2581world": 1, "s": 2, "?": 3}, unk_token="?"))
+    rust.pre_tokenizer = pre_tokenizers.Metaspace()
+    rust.decoder = decoders.Metaspace()
+    PreTrainedTokenizerFast(tokenizer_object=rust).save_pretrained(tmp_path)
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.encode("Hello world") == [0, 1]
+    assert tokenizer.decode([1]) == "world"
+    assert [tokenizer.token_text(t) for t in (0, 1, 2)] == [" Hello", " world", "s"]
+
+
 def test_chat_template_lays_out_a_conversation(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode_chat([{"role": "user", "content": "hi"}])
     assert ids == [259, *b"hi", 257, 260]  # <|user|>hi<|end|><|assistant|>

@@ -34,6 +34,7 @@ class Tokenizer:
         self._loaded: Any = None
         self._template: ChatTemplate | None = None
         self._longest: int | None = None
+        self._texts: dict[int, str] = {}  # of single tokens; at most the vocabulary
         self._is_closed = False
 
     @property
@@ -134,12 +135,14 @@ class Tokenizer:
 
         For a token that is a part of a character this is U+FFFD.
         """
-        tokenizer = self._get()
-        text = str(tokenizer.decode([token_id], skip_special_tokens=False))
-        name = tokenizer.convert_ids_to_tokens(
-            token_id
-        )  # SentencePiece writes the space as U+2581, and decodes it to nothing
-        return f" {text}" if isinstance(name, str) and name.startswith("\u2581") and text[:1] != " " else text
+        if (text := self._texts.get(token_id)) is None:
+            tokenizer = self._get()
+            text = str(tokenizer.decode([token_id], skip_special_tokens=False))
+            name = tokenizer.convert_ids_to_tokens(token_id)
+            if isinstance(name, str) and name.startswith("\u2581") and text[:1] != " ":
+                text = f" {text}"  # SentencePiece writes the space as U+2581, and decodes it to nothing
+            self._texts[token_id] = text
+        return text
 
     def _get(self) -> Any:
         with self._lock:

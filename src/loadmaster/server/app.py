@@ -251,7 +251,10 @@ async def answer(service: Service, body: GenerationRequest, choices: Sequence[Ch
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if failures:
         return failure_response(failures[0])
-    return JSONResponse(envelope.whole(choices))
+    if choices[0].params.logprobs is None and choices[0].params.prompt_logprobs is None:
+        return JSONResponse(envelope.whole(choices))
+    # Candidates for each token of a long prompt take seconds to write. Streams go on meanwhile.
+    return await service.in_thread(lambda: JSONResponse(envelope.whole(choices)))
 
 
 async def run(service: Service, choices: Sequence[Choice], stop: Sequence[str]) -> AsyncGenerator[Choice, None]:

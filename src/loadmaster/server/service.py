@@ -103,6 +103,10 @@ class Service:
         """
         return await self._in(self._tokenizing, self._encode, text, add_special_tokens)
 
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Do work that takes long in one of the threads that tokenize."""
+        return await self._in(self._tokenizing, work)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of a prompt; it is empty if the model has no tokenizer."""
         return self.tokenizer.decode(token_ids) if self.tokenizer.exists else ""
