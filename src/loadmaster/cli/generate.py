@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from loadmaster.cli.planning import run_plan
     from loadmaster.cli.progress import ByteProgress
-    from loadmaster.engine import Engine, Tokenizer, refuse_options, refuse_plan, require_run_extra
+    from loadmaster.engine import Engine, Tokenizer, refuse_options, refuse_plan, require_run_extra, speculative_tokens
     from loadmaster.errors import UsageError
 
     if (args.prompt is None) == (args.prompt_token_ids is None):
@@ -82,7 +82,13 @@ def _run(args: argparse.Namespace) -> int:
     tokenizer = Tokenizer(plan.model_path)
     needed_bytes = sum(plan.rank(r).needed_bytes for r in range(plan.num_ranks))
     progress = ByteProgress(needed_bytes, "loading")
-    with Engine(plan, max_model_len=args.max_model_len, on_progress=progress.advance, device=args.device) as engine:
+    with Engine(
+        plan,
+        max_model_len=args.max_model_len,
+        on_progress=progress.advance,
+        device=args.device,
+        num_speculative_tokens=speculative_tokens(args.speculative_config),
+    ) as engine:
         with progress:
             prompt = args.prompt_token_ids or tokenizer.encode(args.prompt or "")
             engine.check(prompt)

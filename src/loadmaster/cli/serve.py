@@ -171,14 +171,17 @@ def _native_error(args: argparse.Namespace, plan: Plan | None = None) -> Unsuppo
 
 def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket) -> int:
     """Open the port, load, serve until a signal; with ``--json`` print a summary at the end."""
-    from loadmaster.engine import Engine, Tokenizer
+    from loadmaster.engine import Engine, Tokenizer, speculative_tokens
     from loadmaster.server.address import start_listening
     from loadmaster.server.serve import serve
     from loadmaster.server.service import Service
 
     start_listening(bound)
     host, port = bound.getsockname()[:2]
-    with Engine(plan, max_model_len=args.max_model_len, device=args.device or "cpu") as engine:
+    drafts = speculative_tokens(args.speculative_config)
+    with Engine(
+        plan, max_model_len=args.max_model_len, device=args.device or "cpu", num_speculative_tokens=drafts
+    ) as engine:
         service = Service(engine, Tokenizer(plan.model_path), args.served_model_name or [args.model])
         serve(service, bound, api_key=args.api_key)
     if args.json:
