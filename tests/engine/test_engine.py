@@ -187,8 +187,13 @@ def test_max_model_len_shortens_and_never_lengthens() -> None:
 def test_what_cannot_be_run_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedError, match=r"tensor-parallel-size 2.*not supported yet"):
         refuse_options(2, None)
-    with pytest.raises(UnsupportedError, match=r"speculative-config.*not supported yet"):
-        refuse_options(1, {"method": "mtp"})
+    with pytest.raises(UnsupportedError, match=r"speculative-config: method 'ngram' is not supported"):
+        refuse_options(1, {"method": "ngram", "num_speculative_tokens": 2})
+    with pytest.raises(UnsupportedError, match=r"speculative-config: draft_tensor_parallel_size is not supported"):
+        refuse_options(1, {"method": "mtp", "draft_tensor_parallel_size": 1})
+    with pytest.raises(ConfigError, match=r"num_speculative_tokens is 0, expected at least 1"):
+        refuse_options(1, {"method": "mtp", "num_speculative_tokens": 0})
+    refuse_options(1, {"method": "deepseek_mtp"})
     with pytest.raises(UnsupportedError, match=r"data-parallel-size 2.*not supported yet"):
         refuse_options(1, None, 2)
     refuse_options(1, None)

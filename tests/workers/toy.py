@@ -103,6 +103,7 @@ class ToyStage:
         self.carries_out = () if self.is_last else ("hidden_states", "topk_indices")
 
         self.device = torch.device("cpu")
+        self.draft = None
         self.vocab_size = VOCAB if self.is_last else 0
 
     def page_bytes(self, page_size: int) -> int:

@@ -31,11 +31,16 @@ from loadmaster.errors import ConfigError, UnsupportedError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeepseekModel(Model):
-    """Latent attention and experts. ``indexer_types`` gives the type of each layer; ``indexer`` is None if no layer has one."""
+    """Latent attention and experts.
+
+    ``indexer_types`` gives the type of each layer, MTP layers included; ``indexer`` is None if no layer has one.
+    ``drafts_share_selection``: an MTP layer that is run several times in a row selects tokens the first time only.
+    """
 
     attention: LatentSpec
     indexer: IndexerSpec | None
     indexer_types: tuple[str, ...]
+    drafts_share_selection: bool
     router: RouterSpec
 
 
@@ -55,8 +60,7 @@ def schema(c: Config) -> Schema:
         for indexer in ("full", "shared", "none"):
             parts = (*_attention(c), *(_indexer(c) if indexer == "full" else ()))
             kinds[f"{mlp}/{indexer}"] = (*parts, *(_dense(c) if mlp == "dense" else _experts(c)))
-    draft = "none" if c.values.get("index_topk") is None else "full"
-    kinds["mtp"] = (*kinds[f"sparse/{draft}"], *blocks.draft(c))
+    kinds["mtp"] = (*kinds[f"sparse/{_draft_indexer(c)}"], *blocks.draft(c))
 
     return Schema(
         top=embedding(c),
@@ -89,14 +93,20 @@ def indexer_types(c: Config) -> tuple[str, ...]:
     return types[:num_layers]
 
 
+def _draft_indexer(c: Config) -> str:
+    """Return the type of the MTP layers: they have an indexer of their own in every model with indexers."""
+    return "none" if c.values.get("index_topk") is None else "full"
+
+
 def read_model(c: Config) -> DeepseekModel:
     """Return what computing the model needs."""
     require(c, "hidden_act", "silu")
     require(c, "scoring_func", "sigmoid")
     require(c, "topk_method", "noaux_tc")
     norm_eps, rope_dim = c.number("rms_norm_eps"), c.size("qk_rope_head_dim")
+    logical = schema(c)
     return DeepseekModel(
-        schema=schema(c),
+        schema=logical,
         norm_eps=norm_eps,
         attention=LatentSpec(
             num_heads=c.size("num_attention_heads"),
@@ -110,7 +120,8 @@ def read_model(c: Config) -> DeepseekModel:
             interleaved=c.flag("rope_interleave", True),
         ),
         indexer=_indexer_spec(c, rope_dim),
-        indexer_types=indexer_types(c),
+        indexer_types=(*indexer_types(c), *(_draft_indexer(c),) * len(logical.drafts)),
+        drafts_share_selection=c.flag("index_share_for_mtp_iteration"),
         router=RouterSpec(
             topk=c.size("num_experts_per_tok"),
             scoring="sigmoid",

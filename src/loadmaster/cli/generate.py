@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from loadmaster.cli.planning import run_plan
     from loadmaster.cli.progress import ByteProgress
-    from loadmaster.engine import Engine, Tokenizer, refuse_options, refuse_plan, require_run_extra
+    from loadmaster.engine import Engine, Tokenizer, refuse_options, refuse_plan, require_run_extra, speculative_tokens
 
     texts = read_prompts(args)
     require_run_extra()
@@ -60,12 +60,10 @@ def _run(args: argparse.Namespace) -> int:
     with Engine(
         plan,
         max_model_len=args.max_model_len,
-        capacity=capacity(args),
         on_progress=progress.advance,
         device=args.device,
+        num_speculative_tokens=speculative_tokens(args.speculative_config),
     ) as engine:
-        from loadmaster.cli.answers import answer_all, statistics_object
-
         with progress:
             prompts = [tokenizer.encode(t) if isinstance(t, str) else t for t in texts]
             for prompt in prompts:

@@ -86,7 +86,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "-sc",
         type=_json_object,
         metavar="JSON",
-        help="""'{"method": "mtp"}' loads the MTP layer on the last stage""",
+        help="""'{"method": "mtp"}' loads the MTP layer on the last stage to draft with;
+        "num_speculative_tokens" says how many tokens (default: one a layer)""",
     )
     parser.add_argument(
         "--dtype",

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from loadmaster.cli.options import DTYPES
-from loadmaster.errors import UnsupportedError, UsageError
+from loadmaster.errors import UsageError
 
 if TYPE_CHECKING:
     from loadmaster.checkpoint import Checkpoint
@@ -89,11 +89,12 @@ def _layout(args: argparse.Namespace, checkpoint: Checkpoint) -> ParallelLayout:
 
     drafts = 0
     if args.speculative_config is not None:
-        method = args.speculative_config.get("method")
-        if method not in ("mtp", "deepseek_mtp"):
-            raise UnsupportedError(f"--speculative-config: method {method!r} is not supported", hint="supported: mtp")
+        from loadmaster.engine.support import speculative_tokens
+
+        wanted = speculative_tokens(args.speculative_config)
         stored = (checkpoint.config or {}).get("num_nextn_predict_layers")
         drafts = stored if isinstance(stored, int) and stored > 0 else 1
+        drafts = drafts if wanted is None else min(drafts, wanted)
     return ParallelLayout(
         pipeline_parallel_size=args.pipeline_parallel_size,
         tensor_parallel_size=args.tensor_parallel_size,

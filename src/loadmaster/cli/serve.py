@@ -190,7 +190,7 @@ def _native_error(args: argparse.Namespace, plan: Plan | None = None) -> Unsuppo
 
 def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket) -> int:
     """Open the port, load, serve until a signal; with ``--json`` print a summary at the end."""
-    from loadmaster.engine import Engine, Tokenizer
+    from loadmaster.engine import Engine, Tokenizer, speculative_tokens
     from loadmaster.server.address import start_listening
     from loadmaster.server.serve import SHUTDOWN_TIMEOUT_S, serve
     from loadmaster.server.service import Service
@@ -198,8 +198,13 @@ def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket) -> 
     start_listening(bound)
     host, port = bound.getsockname()[:2]
     timeout_s = SHUTDOWN_TIMEOUT_S if args.shutdown_timeout is None else args.shutdown_timeout
-    device = args.device or "cpu"
-    with Engine(plan, max_model_len=args.max_model_len, capacity=capacity(args), device=device) as engine:
+    with Engine(
+        plan,
+        max_model_len=args.max_model_len,
+        capacity=capacity(args),
+        device=args.device or "cpu",
+        num_speculative_tokens=speculative_tokens(args.speculative_config),
+    ) as engine:
         service = Service(engine, Tokenizer(plan.model_path), args.served_model_name or [args.model])
         serve(service, bound, api_key=args.api_key, shutdown_timeout_s=timeout_s)
     if args.json:

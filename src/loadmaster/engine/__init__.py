@@ -10,7 +10,7 @@ from loadmaster.engine.capacity import Capacity
 from loadmaster.engine.engine import Engine, Statistics
 from loadmaster.engine.limits import Limits, read_limits
 from loadmaster.engine.request import Output, Stream
-from loadmaster.engine.support import refuse_model, refuse_options, refuse_plan, require_run_extra
+from loadmaster.engine.support import refuse_model, refuse_options, refuse_plan, require_run_extra, speculative_tokens
 from loadmaster.engine.tokenizer import Detokenizer, Tokenizer
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "refuse_options",
     "refuse_plan",
     "require_run_extra",
+    "speculative_tokens",
 ]

@@ -24,7 +24,7 @@ from loadmaster.engine.limits import Limits, read_limits
 from loadmaster.engine.pages import PagePool
 from loadmaster.engine.request import Event, Output, Request, Stream
 from loadmaster.engine.scheduler import Counters, Scheduler
-from loadmaster.engine.support import refuse_launcher, refuse_options, refuse_plan
+from loadmaster.engine.support import num_drafts, refuse_launcher, refuse_options, refuse_plan
 from loadmaster.errors import ArgumentError, LoadmasterError, RunError
 from loadmaster.host_memory import require_memory
 from loadmaster.workers.batch import Done
@@ -58,13 +58,14 @@ class Engine:
     ``max_model_len`` limits prompt and answer together to fewer tokens than the model allows. ``capacity`` says how much is
     computed at a time, and how large the KV cache is. ``builder`` (``module:name``) builds the stage in each worker; see
     `loadmaster.workers.builder`. ``device`` is ``cpu``, or ``cuda`` for the GPUs of this host: stage ``i`` uses GPU ``i``
-    modulo their number.
+    modulo their number. A plan with MTP layers is run with them as a draft model: they propose ``num_speculative_tokens``
+    tokens (default: one for each layer), which the model verifies together. They change no answer, only its speed.
 
     Raises:
         PlanError: the plan is not proven; has its findings.
         ArgumentError: an argument has the wrong type or value.
-        UnsupportedError: running this family, a format of its weights, tensor or data parallelism, or a draft model is
-            not supported yet; or a launcher (torchrun) started several of these processes.
+        UnsupportedError: running this family, a format of its weights, or tensor or data parallelism is not supported
+            yet; more drafts than several MTP layers propose; or a launcher (torchrun) started several of these processes.
         ConfigError: config.json has no maximum length, or ``max_model_len`` is longer than it.
         LoadError: the host has too little memory for all stages.
     """
@@ -78,6 +79,7 @@ class Engine:
         on_progress: Callable[[int], None] = lambda _: None,
         builder: str = DEFAULT_BUILDER,
         device: str = "cpu",
+        num_speculative_tokens: int | None = None,
     ) -> None:
         if builder == DEFAULT_BUILDER:
             from loadmaster.plan import admit
@@ -92,8 +94,9 @@ class Engine:
         if not callable(on_progress):
             raise ArgumentError(f"on_progress is {shown(on_progress)}, expected a function of a number of bytes")
         refuse_launcher(os.environ)
-        drafts = {"method": "mtp"} if plan.layout.num_draft_layers else None
-        refuse_options(plan.layout.tensor_parallel_size, drafts, plan.layout.data_parallel_size)
+        refuse_options(plan.layout.tensor_parallel_size, None, plan.layout.data_parallel_size)
+        self._num_speculative_tokens = num_drafts(plan.layout.num_draft_layers, num_speculative_tokens)
+        self._num_draft_layers = plan.layout.num_draft_layers
         if builder == DEFAULT_BUILDER:
             refuse_plan(plan)
         self.limits: Limits = read_limits(plan.family.describe(plan.config), plan.model_path, max_model_len)
@@ -294,7 +297,9 @@ class Engine:
         supervisor, capacity = self._supervisor, self.capacity
         supervisor.wait_ready()
         num_pages = capacity.num_pages(supervisor.ready, self._device, self.max_model_len)
-        supervisor.send(Allocate(num_pages, capacity.block_size, self.limits.eos_token_ids))
+        supervisor.send(
+            Allocate(num_pages, capacity.block_size, self.limits.eos_token_ids, self._num_speculative_tokens)
+        )
         num_allocated = 0
         while num_allocated < supervisor.num_stages:
             num_allocated += isinstance(supervisor.next(), Allocated)
@@ -304,6 +309,8 @@ class Engine:
             max_num_seqs=capacity.max_num_seqs,
             max_num_batched_tokens=capacity.num_batched_tokens(self._device),
             enable_prefix_caching=capacity.enable_prefix_caching,
+            num_draft_layers=self._num_draft_layers,
+            num_draft_slots=self._num_speculative_tokens - 1 if self._num_draft_layers == 1 else 0,
         )
 
     def _loop(self, scheduler: Scheduler) -> None:

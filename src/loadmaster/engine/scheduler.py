@@ -26,21 +26,38 @@ CONTEXT_TOKENS = 4096
 
 @dataclass(slots=True)
 class Counters:
-    """What a scheduler has done so far, for metrics."""
+    """What a scheduler has done so far, for metrics.
+
+    ``sampled_spans``: how often one request was computed up to its last token. Without drafts, each gives one token.
+    ``drafted_tokens`` were verified, and ``accepted_tokens`` of them were right.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
     preemptions: int = 0
+    sampled_spans: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """The share of drafts that were right; None if there were none."""
+        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else None
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Output tokens for each time that a request's last token was computed; None if none was."""
+        return self.output_tokens / self.sampled_spans if self.sampled_spans else None
 
 
 class Scheduler:
     """Divides requests into batches.
 
     ``num_places``: how many batches may be in flight, one for each stage. ``max_num_seqs`` requests are computed at a time,
-    the others wait. ``max_num_batched_tokens`` is the budget of a batch.
+    the others wait. ``max_num_batched_tokens`` is the budget of a batch. ``num_draft_layers``: how many tokens after a
+    position the draft model's cache there depends on. ``num_draft_slots``: how many positions after a request's last token
+    the draft model writes.
     """
 
     def __init__(
@@ -51,8 +68,12 @@ class Scheduler:
         max_num_seqs: int = 256,
         max_num_batched_tokens: int = 2048,
         enable_prefix_caching: bool = True,
+        num_draft_layers: int = 0,
+        num_draft_slots: int = 0,
     ) -> None:
         self.pool = pool
+        self._num_draft_layers = num_draft_layers
+        self._num_draft_slots = num_draft_slots
         self.counters = Counters()
         self._num_places = num_places
         self._max_num_seqs = max_num_seqs
@@ -168,6 +189,7 @@ class Scheduler:
             drafts = ()
         if not self._grow(request, request.num_computed + 1):
             return None
+        self._grow_for_drafts(request, request.num_computed + 1 + len(drafts))
         return self._span(request, (request.token_ids[-1], *drafts), 1 + len(drafts))
 
     def _chunk(self, request: Request, budget: int) -> Span | None:
@@ -177,6 +199,8 @@ class Scheduler:
         if not self._grow(request, first + count):
             return None
         is_last = count == request.num_missing
+        if is_last:
+            self._grow_for_drafts(request, first + count)
         return self._span(request, tuple(request.token_ids[first : first + count]), int(is_last))
 
     def _span(self, request: Request, token_ids: tuple[int, ...], num_logits: int) -> Span:
@@ -234,9 +258,9 @@ class Scheduler:
         if not self._caches_prefixes or request.params.prompt_logprobs is not None:
             return []
         size = self.pool.page_size
-        for i in range(len(request.hashes), (len(request.token_ids) - 1) // size):
-            previous = request.hashes[-1] if request.hashes else b""
-            request.hashes.append(page_hash(previous, request.token_ids[i * size : (i + 1) * size]))
+        num_covered = len(request.token_ids) - max(1, self._num_draft_layers)
+        while (len(request.hashes) + 1) * size <= num_covered:
+            self._add_hash(request)
         pages: list[int] = []
         for hash_ in request.hashes:
             page = self.pool.find(hash_)
@@ -244,6 +268,14 @@ class Scheduler:
                 return None if hash_ in self._computing else pages
             pages.append(page)
         return pages
+
+    def _add_hash(self, request: Request) -> None:
+        """Add the hash of the next page. What a draft model remembers of a page depends on tokens after it too."""
+        size = self.pool.page_size
+        first = len(request.hashes) * size
+        previous = request.hashes[-1] if request.hashes else b""
+        tokens = request.token_ids[first : first + size + self._num_draft_layers]
+        request.hashes.append(page_hash(previous, tokens))
 
     # Pages
 
@@ -259,6 +291,11 @@ class Scheduler:
             elif not preempt or not self._preempt(request):
                 return False
         return True
+
+    def _grow_for_drafts(self, request: Request, num_tokens: int) -> None:
+        """Give a request the pages that the draft model writes after ``num_tokens``; without them there are fewer drafts."""
+        if self._num_draft_slots:
+            self._grow(request, min(num_tokens + self._num_draft_slots, request.max_length), preempt=False)
 
     def _preempt(self, request: Request) -> bool:
         """Take the pages of the youngest request that is not in flight. Return False if that is ``request``, or there is none."""
@@ -303,11 +340,10 @@ class Scheduler:
         """Make the pages findable that are full and computed now."""
         if not self._caches_prefixes:
             return
-        size = self.pool.page_size
-        for i in range(request.num_published, num_computed // size):
+        num_final = min(num_computed, len(request.token_ids) - self._num_draft_layers)
+        for i in range(request.num_published, num_final // self.pool.page_size):
             if i == len(request.hashes):
-                previous = request.hashes[-1] if request.hashes else b""
-                request.hashes.append(page_hash(previous, request.token_ids[i * size : (i + 1) * size]))
+                self._add_hash(request)
             else:
                 self._done_computing(request.hashes[i])
             self.pool.publish(request.pages[i], request.hashes[i])
@@ -323,6 +359,7 @@ class Scheduler:
             return Output(prompt_logprobs=prompt_logprobs)
         request.awaits_token = False
         request.num_computed = span.stop - len(span.drafts) + len(sampled.token_ids) - 1
+        self.counters.sampled_spans += 1
         self.counters.drafted_tokens += len(span.drafts)
         self.counters.accepted_tokens += len(sampled.token_ids) - 1
         count, reason = 0, None

@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from loadmaster.architectures.registry import FAMILIES, find_family
-from loadmaster.errors import UnsupportedError
+from loadmaster.arguments import expect_int
+from loadmaster.errors import ArgumentError, ConfigError, UnsupportedError
 from loadmaster.layers.formats import RUNNABLE_FORMATS
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def refuse_options(
 
     Raises:
         UnsupportedError: names the option.
+        ConfigError: the number of speculative tokens is none.
     """
     sizes = {"tensor": tensor_parallel_size, "data": data_parallel_size}
     for axis, size in sizes.items():
@@ -49,11 +51,54 @@ def refuse_options(
                 "support it",
                 hint="use --pipeline-parallel-size only",
             )
-    if speculative_config is not None and speculative_config.get("method") in DRAFT_METHODS:
-        raise UnsupportedError(
-            "--speculative-config: running with an MTP draft model is not supported yet; `plan` and `load` support it",
-            hint="leave out --speculative-config",
+    speculative_tokens(speculative_config)
+    for key in speculative_config or ():
+        if key not in ("method", "num_speculative_tokens"):
+            raise UnsupportedError(
+                f"--speculative-config: {key} is not supported", hint="supported: method, num_speculative_tokens"
+            )
+
+
+def speculative_tokens(speculative_config: Mapping[str, Any] | None) -> int | None:
+    """Return how many tokens the value of ``--speculative-config`` asks a draft model for; None: as many as it has layers.
+
+    Raises:
+        UnsupportedError: the method is not MTP.
+        ConfigError: the number is none.
+    """
+    if speculative_config is None:
+        return None
+    method = speculative_config.get("method")
+    if method not in DRAFT_METHODS:
+        raise UnsupportedError(f"--speculative-config: method {method!r} is not supported", hint="supported: mtp")
+    number = speculative_config.get("num_speculative_tokens")
+    if number is not None and (type(number) is not int or number < 1):
+        raise ConfigError(f"--speculative-config: num_speculative_tokens is {number!r}, expected at least 1")
+    return number
+
+
+def num_drafts(num_layers: int, num_speculative_tokens: int | None) -> int:
+    """Return how many tokens a draft model of ``num_layers`` MTP layers proposes. One layer proposes any number.
+
+    Raises:
+        ArgumentError: a number is given for a plan without MTP layers, or it is less than 1.
+        UnsupportedError: it is larger than the number of layers, and there are several.
+    """
+    if num_speculative_tokens is None:
+        return num_layers
+    expect_int("num_speculative_tokens", num_speculative_tokens, 1)
+    if not num_layers:
+        raise ArgumentError(
+            f"num_speculative_tokens is {num_speculative_tokens}, and the plan has no MTP layer",
+            hint="plan with ParallelLayout(num_draft_layers=1)",
         )
+    if 1 < num_layers < num_speculative_tokens:
+        raise UnsupportedError(
+            f"num_speculative_tokens is {num_speculative_tokens}, and the model's {num_layers} MTP layers propose one token "
+            "each",
+            hint=f"ask for at most {num_layers}",
+        )
+    return num_speculative_tokens
 
 
 def refuse_launcher(environment: Mapping[str, str]) -> None:

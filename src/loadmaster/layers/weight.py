@@ -7,7 +7,8 @@ no rounding except its own. Kernels that multiply quantised weights directly are
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -65,6 +66,24 @@ class Params:
 
     def __contains__(self, name: str) -> bool:
         return name in self._specs
+
+    def block(self, name: str, shown_as: str) -> Params:
+        """Return the parameters of block ``name`` under the name ``shown_as``, and no others.
+
+        An MTP layer's block is named ``mtp.0``; a family's layer looks for ``layers.61``.
+        """
+
+        def shown(stored: str) -> str:
+            return f"{shown_as}.{stored.removeprefix(f'{name}.')}"
+
+        specs = {s.name: s for s in self._specs.values() if s.name.startswith(f"{name}.")}
+        block = copy(self)
+        block._specs = {
+            shown(s.name): replace(s, name=shown(s.name), scale=None if s.scale is None else shown(s.scale))
+            for s in specs.values()
+        }
+        block._tensors = {shown(stored): self._tensors[stored] for stored in specs}
+        return block
 
     def tensor(self, name: str) -> Tensor:
         """Return a parameter that is never quantised."""

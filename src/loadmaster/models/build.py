@@ -22,6 +22,7 @@ from loadmaster.architectures.qwen_moe import QwenMoeModel
 from loadmaster.layers.linear_forms import Tuner
 from loadmaster.layers.weight import Params
 from loadmaster.models import deepseek, gemma3, glm4_moe, gpt_oss, granite_moe, llama, mixtral, olmo, phi3, qwen_moe
+from loadmaster.models.draft import Draft, DraftLayer
 from loadmaster.models.layer import Layer
 from loadmaster.models.stage import Stage
 from loadmaster.plan import ParamSpec
@@ -51,10 +52,12 @@ def build_stage(
     last: bool,
     dtype: torch.dtype,
     spare_bytes: int = 0,
+    num_drafts: int = 0,
 ) -> Stage:
     """Build a stage from the parameters of its rank; ``model`` is what `read_model` returns.
 
-    ``spare_bytes``: memory for copies of weights that are multiplied faster on a CPU.
+    ``spare_bytes``: memory for copies of weights that are multiplied faster on a CPU. ``num_drafts`` are the MTP layers of a
+    last stage.
 
     Raises:
         UnsupportedError: a weight is stored in a format that the layers do not compute with.
@@ -70,4 +73,19 @@ def build_stage(
         carries_out=() if last else model.schema.carried_into(layers.stop),
         model=model,
         dtype=dtype,
+        draft=_draft(model, params, num_drafts, dtype) if num_drafts else None,
     )
+
+
+def _draft(model: Model, params: Params, num_drafts: int, dtype: torch.dtype) -> Draft:
+    """Build the MTP layers; their numbers continue those of the model's layers."""
+    layers = []
+    for i in range(num_drafts):
+        number = len(model.schema.layers) + i
+        prefix = f"layers.{number}"
+        own = params.block(f"mtp.{i}", prefix)
+        block = LAYERS[type(model)](model, own, number)
+        shares = isinstance(model, DeepseekModel) and model.drafts_share_selection
+        repeated = block.sharing() if shares and isinstance(block, deepseek.DecoderLayer) else block
+        layers.append(DraftLayer(model, own, prefix, block, repeated, dtype))
+    return Draft(layers)

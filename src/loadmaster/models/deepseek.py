@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 from loadmaster.architectures.deepseek import DeepseekModel
 from loadmaster.layers.kv_cache import CacheKey, KVCache, Remembered
 from loadmaster.layers.mla import LatentAttention
@@ -32,6 +34,13 @@ class DecoderLayer:
         self.mlp = _experts(model, params, f"{prefix}.mlp") if sparse else GatedMLP(params, f"{prefix}.mlp")
         self.input_norm = params.tensor(f"{prefix}.input_layernorm.weight")
         self.post_norm = params.tensor(f"{prefix}.post_attention_layernorm.weight")
+
+    def sharing(self) -> DecoderLayer:
+        """Return the same layer without its indexer: it takes the tokens selected by an earlier one."""
+        layer = copy(self)
+        layer.attention = copy(self.attention)
+        layer.attention.indexer = None
+        return layer
 
     def remembers(self) -> dict[CacheKey, Remembered]:
         """Return what the cache stores of each token."""

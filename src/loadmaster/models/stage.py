@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
 from loadmaster.architectures.model import Model
 from loadmaster.layers.kv_cache import KVCache, page_bytes
@@ -17,11 +18,12 @@ from loadmaster.layers.linear import Linear
 from loadmaster.layers.norm import Norm
 from loadmaster.layers.step import Step
 from loadmaster.layers.weight import Params
+from loadmaster.models.draft import Draft
 from loadmaster.models.layer import Layer, State
 
 
 class Stage:
-    """Layers ``layers`` of a model, with the embedding on the first stage and norm and head on the last."""
+    """Layers ``layers`` of a model, with the embedding on the first stage and norm, head and ``draft`` on the last."""
 
     def __init__(
         self,
@@ -34,8 +36,10 @@ class Stage:
         carries_out: tuple[str, ...],
         model: Model,
         dtype: torch.dtype,
+        draft: Draft | None = None,
     ) -> None:
         self.layers = layers
+        self.draft = draft
         self.carries_in, self.carries_out = carries_in, carries_out
         self.dtype = dtype
         self.embed = params.tensor("embed_tokens.weight") if first else None
@@ -46,6 +50,8 @@ class Stage:
         self.logits_divisor = model.logits_divisor
         self.device = params.device
         self._remembered = {key: what for layer in layers for key, what in layer.remembers().items()}
+        if draft is not None:
+            self._remembered |= draft.remembers()
 
     @property
     def vocab_size(self) -> int:
@@ -65,7 +71,8 @@ class Stage:
         """Compute the T tokens of ``step``, and store what the layers remember in ``cache``.
 
         The first stage takes no inputs, the others what ``carries_in`` names, on any device; outputs are on the stage's.
-        The last returns ``logits`` ``[R, V]`` of the step's ``logit_rows_R``, the others what ``carries_out`` names.
+        The last returns ``logits`` ``[R, V]`` of the step's ``logit_rows_R``, and with a draft model the ``hidden_states``
+        ``[T, H]`` after the final norm; the others return what ``carries_out`` names.
         """
         if self.embed is not None:
             hidden_TH = F.embedding(step.token_ids_T, self.embed).to(self.dtype)
@@ -76,6 +83,13 @@ class Stage:
             state = layer(state, step, cache)
         if self.norm is None or self.head is None:
             return {name: state[name] for name in self.carries_out}
-        hidden_RH = state["hidden_states"][step.logit_rows_R]
-        logits_RV = self.head(self.norm(hidden_RH))
-        return {"logits": logits_RV if self.logits_divisor == 1 else logits_RV / self.logits_divisor}
+        hidden_TH = state["hidden_states"]
+        if self.draft is None:
+            return {"logits": self._logits(self.norm(hidden_TH[step.logit_rows_R]))}
+        normed_TH = self.norm(hidden_TH)
+        return {"logits": self._logits(normed_TH[step.logit_rows_R]), "hidden_states": normed_TH}
+
+    def _logits(self, normed_RH: Tensor) -> Tensor:
+        assert self.head is not None
+        logits_RV = self.head(normed_RH)
+        return logits_RV if self.logits_divisor == 1 else logits_RV / self.logits_divisor

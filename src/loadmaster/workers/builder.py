@@ -13,6 +13,7 @@ import torch
 from loadmaster.errors import UnsupportedError
 from loadmaster.host_memory import rooms
 from loadmaster.layers.step import Step
+from loadmaster.models.draft import Draft
 from loadmaster.torch_dtypes import TORCH
 
 SPARE = 0.25
@@ -25,8 +26,8 @@ COMPUTED = ("F32", "BF16", "F16", "F64")
 class Stage(Protocol):
     """A stage that a worker can run; `loadmaster.models.stage.Stage` is the real one.
 
-    The first stage takes no inputs and the last returns ``logits``. All other inputs and outputs are tensors that pass from
-    one stage to the next.
+    The first stage takes no inputs and the last returns ``logits``, and ``hidden_states`` if it has a draft model. All other
+    inputs and outputs are tensors that pass from one stage to the next.
     """
 
     @property
@@ -36,6 +37,10 @@ class Stage(Protocol):
     @property
     def carries_out(self) -> tuple[str, ...]:
         """Names of the tensors sent to the next stage."""
+
+    @property
+    def draft(self) -> Draft | None:
+        """The draft model of the last stage, if it has one."""
 
     @property
     def device(self) -> torch.device:
@@ -97,6 +102,7 @@ class PlanBuilder:
             last=rank_plan.pp_rank == plan.layout.pipeline_parallel_size - 1,
             dtype=TORCH[plan.dtype],
             spare_bytes=spare_bytes(plan.num_ranks) if device == "cpu" else 0,
+            num_drafts=len(rank_plan.draft_layers),
         )
         return stage
 

@@ -50,12 +50,14 @@ class Ready:
 class Allocate:
     """Allocate the KV cache: the same number of pages, of ``page_size`` tokens each, on every worker.
 
-    ``end_token_ids`` are the model's end tokens, which the sampler needs.
+    ``end_token_ids`` are the model's end tokens, which the sampler needs. ``num_speculative_tokens``: how many tokens the
+    draft model proposes.
     """
 
     num_pages: int
     page_size: int
     end_token_ids: tuple[int, ...] = ()
+    num_speculative_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from loadmaster.layers.step import Context
+
 
 class PageTable:
     """The pages of one request, in the order of its positions. Adjacent pages are kept as one run of slots."""
@@ -37,3 +39,7 @@ class PageTable:
             runs.append((start, start + min(count, length)))
             length -= count
         return tuple(runs)
+
+    def context(self, start: int, stop: int, first: int, length: int) -> Context:
+        """Return the request's part of a step; see `Context`."""
+        return Context(start, stop, first, length, self.runs(length))

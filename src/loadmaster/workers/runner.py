@@ -12,13 +12,17 @@ from loadmaster.distributed.group import PipelineGroup
 from loadmaster.layers.step import Context, Step
 from loadmaster.workers.batch import Batch, Done, Sampled, Span
 from loadmaster.workers.builder import Stage
+from loadmaster.workers.drafter import Drafter
 from loadmaster.workers.messages import Allocate, Usage
 from loadmaster.workers.page_table import PageTable
 from loadmaster.workers.sampler import Sampler
 
 
 class StageRunner:
-    """Holds what one stage knows of its requests, their page tables, and its KV cache."""
+    """Holds what one stage knows of its requests, their page tables, and its KV cache.
+
+    A last stage with a draft model proposes ``allocate.num_speculative_tokens`` after each token.
+    """
 
     def __init__(self, stage: Stage, group: PipelineGroup, allocate: Allocate) -> None:
         self._stage = stage
@@ -29,6 +33,9 @@ class StageRunner:
         self._tables: dict[int, PageTable] = {}
         self._scored: set[int] = set()  # requests that want the logprobs of their prompt
         self._sampler = Sampler(stage.vocab_size, allocate.end_token_ids)
+        self._drafter: Drafter | None = None
+        if allocate.num_speculative_tokens and stage.draft is not None:
+            self._drafter = Drafter(stage.draft, self._cache, self._tables, allocate.num_speculative_tokens)
         self._busy_s = self._input_s = self._engine_s = 0.0
         self._num_batches = self._num_tokens = 0
 
@@ -48,7 +55,10 @@ class StageRunner:
         outputs = self._stage.forward(inputs, step, self._cache)
         done = None
         if self._is_last:
-            done = Done(batch.number, tuple(self._sample(batch, outputs["logits"])))
+            sampled = self._sample(batch, outputs["logits"])
+            if self._drafter is not None:
+                sampled = self._drafter.propose(batch.spans, sampled, outputs["hidden_states"])
+            done = Done(batch.number, tuple(sampled))
         else:
             self._group.send_next(outputs, tuple(self._stage.carries_out))
         self._busy_s += time.perf_counter() - received
@@ -66,6 +76,8 @@ class StageRunner:
             self._tables.pop(request, None)
             self._scored.discard(request)
             self._sampler.forget(request)
+            if self._drafter is not None:
+                self._drafter.forget(request)
 
     def _step(self, batch: Batch) -> Step:
         contexts: list[Context] = []
@@ -82,7 +94,7 @@ class StageRunner:
             token_ids += span.token_ids
             positions += range(span.first, span.stop)
             slots += table.slots(span.first, span.stop)
-            contexts.append(Context(row, len(token_ids), span.first, span.stop, table.runs(span.stop)))
+            contexts.append(table.context(row, len(token_ids), span.first, span.stop))
             logit_rows += range(len(token_ids) - self._num_rows(span), len(token_ids))
         return Step(contexts, token_ids, positions, slots, logit_rows, getattr(self._stage, "device", None))
 
@@ -93,6 +105,8 @@ class StageRunner:
             self._scored.add(span.request)
         if self._is_last:
             self._sampler.begin(span.request, span.start)
+        if self._drafter is not None:
+            self._drafter.begin(span.request, span.start)
 
     def _sample(self, batch: Batch, logits_RV: torch.Tensor) -> list[Sampled]:
         if not any(span.request in self._scored for span in batch.spans):
