@@ -66,6 +66,11 @@ class Division:
     is_partial: bool = False
     experts: tuple[int, ...] = ()
 
+    @property
+    def is_divided(self) -> bool:
+        """Whether any two ranks of a stage have different elements."""
+        return self.is_partial or any(part.num_shares > 1 for part in self.parts)
+
 
 @dataclass(frozen=True, slots=True)
 class ParamSpec:
