@@ -98,7 +98,7 @@ def _decode(q_1ND: Tensor, k_NSD: Tensor, v_NSD: Tensor, scoring: Scoring) -> Te
         q_1ND, k_NSD, v_NSD = _with_sinks(q_1ND, k_NSD, v_NSD, scoring.sinks_N / scoring.scale)
     q = q_1ND.reshape(len(k_NSD), -1, q_1ND.shape[-1])
     out = F.scaled_dot_product_attention(q[None], k_NSD[None], v_NSD[None], scale=scoring.scale)
-    return out.view(q_1ND.shape)[..., : shape[-1]]
+    return out.reshape(q_1ND.shape)[..., : shape[-1]]
 
 
 def _prefill(q_TND: Tensor, k_NSD: Tensor, v_NSD: Tensor, step: Step, context: Context, scoring: Scoring) -> Tensor:
