@@ -37,6 +37,7 @@ WRONG: dict[str, Callable[[], object]] = {
 
 READ_ONLY = {
     "Checkpoint",
+    "Division",
     "Finding",
     "Grid",
     "LoadReport",
@@ -45,6 +46,7 @@ READ_ONLY = {
     "Proof",
     "RankFigures",
     "RankPlan",
+    "Rows",
     "Plan",
 }
 """Values that the library gives, and nobody makes: their constructors check nothing."""

@@ -21,6 +21,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "ConfigError",
+    "Division",
     "Engine",
     "FamilyError",
     "Finding",
@@ -41,6 +42,7 @@ __all__ = [
     "RankPlan",
     "Receiver",
     "RequestError",
+    "Rows",
     "RunError",
     "SamplingParams",
     "Tokenizer",
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from loadmaster.loader import LoadedRank, LoadReport, Receiver, load_rank
     from loadmaster.parallel import ParallelLayout
     from loadmaster.plan import (
+        Division,
         Grid,
         ParamSpec,
         Plan,
@@ -80,6 +83,7 @@ if TYPE_CHECKING:
         ProvenPlan,
         RankFigures,
         RankPlan,
+        Rows,
         build_plan,
         prove,
     )
@@ -97,6 +101,8 @@ else:
             "RankFigures",
             "RankPlan",
             "ParamSpec",
+            "Division",
+            "Rows",
             "Grid",
         ),
         "findings": ("Finding",),

@@ -73,7 +73,7 @@ def test_log_probabilities_are_reported_with_text_and_rank(tokenizer: Tokenizer)
 
 
 def test_shares_of_a_stages_time_sum_to_one() -> None:
-    statistics = Statistics(0, 0, 10, 0, 7, Counters(output_tokens=3), (Usage(0, 1.0, 2.0, 5.0, 4, 9), Usage(1)))
+    statistics = Statistics(0, 0, 10, 0, 7, Counters(output_tokens=3), (Usage(0, 0, 1.0, 2.0, 5.0, 4, 9), Usage(1, 1)))
     written = statistics_object(statistics, block_size=16)
     busy, idle = written["stages"]
     assert (busy["busy_share"], busy["input_share"], busy["engine_share"]) == (0.125, 0.25, 0.625)

@@ -59,7 +59,7 @@ def test_data_parallel_ranks_are_refused_by_name(command: str, tiny: Tiny) -> No
     done = run(command, tiny("llama"), "-dp", 2, *COMMANDS[command])
     assert done.returncode == 1
     assert "--data-parallel-size 2" in done.stderr
-    assert "pipeline-parallel-size only" in " ".join(done.stderr.split())
+    assert "use --pipeline-parallel-size and --tensor-parallel-size" in " ".join(done.stderr.split())
 
 
 def test_a_refusal_is_one_object_with_the_finding_unsupported(tiny: Tiny) -> None:

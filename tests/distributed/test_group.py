@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 
+from loadmaster.distributed.agreement import agree as agree_on
 from loadmaster.distributed.group import DTYPES, PeerLostError, PipelineGroup
 from loadmaster.engine import Engine
 from loadmaster.errors import LoadError
@@ -46,7 +47,7 @@ def row(num_stages: int) -> Iterator[list[PipelineGroup]]:
 
 def agree(groups: list[PipelineGroup], hashes: list[str]) -> list[BaseException | None]:
     with ThreadPoolExecutor(len(groups)) as threads:
-        work = [threads.submit(group.agree, h) for group, h in zip(groups, hashes, strict=True)]
+        work = [threads.submit(agree_on, h, group) for group, h in zip(groups, hashes, strict=True)]
         return [w.exception(30) for w in work]
 
 
@@ -67,7 +68,7 @@ def test_every_stage_learns_which_ranks_planned_otherwise() -> None:
 def test_agreeing_unpickles_nothing_and_takes_as_many_bytes_as_hashes_have() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, ThreadPoolExecutor(1) as thread:
-        agreed = thread.submit(PipelineGroup(0, 2, None, ours).agree, A)
+        agreed = thread.submit(agree_on, A, PipelineGroup(0, 2, None, ours))
         assert theirs.recv(1000) == bytes.fromhex(A)
         theirs.sendall(bytes.fromhex(A + B) + b"and more that nobody reads")
         assert isinstance(agreed.exception(30), LoadError)

@@ -185,18 +185,16 @@ def test_max_model_len_shortens_and_never_lengthens() -> None:
 
 
 def test_what_cannot_be_run_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedError, match=r"tensor-parallel-size 2.*not supported yet"):
-        refuse_options(2, None)
     with pytest.raises(UnsupportedError, match=r"speculative-config: method 'ngram' is not supported"):
-        refuse_options(1, {"method": "ngram", "num_speculative_tokens": 2})
+        refuse_options({"method": "ngram", "num_speculative_tokens": 2})
     with pytest.raises(UnsupportedError, match=r"speculative-config: draft_tensor_parallel_size is not supported"):
-        refuse_options(1, {"method": "mtp", "draft_tensor_parallel_size": 1})
+        refuse_options({"method": "mtp", "draft_tensor_parallel_size": 1})
     with pytest.raises(ConfigError, match=r"num_speculative_tokens is 0, expected at least 1"):
-        refuse_options(1, {"method": "mtp", "num_speculative_tokens": 0})
-    refuse_options(1, {"method": "deepseek_mtp"})
+        refuse_options({"method": "mtp", "num_speculative_tokens": 0})
+    refuse_options({"method": "deepseek_mtp"})
     with pytest.raises(UnsupportedError, match=r"data-parallel-size 2.*not supported yet"):
-        refuse_options(1, None, 2)
-    refuse_options(1, None)
+        refuse_options(None, 2)
+    refuse_options(None)
 
 
 def test_a_launcher_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +363,7 @@ class Plan:  # as tests.workers.toy.ToyPlan, which imports torch
     def rank(self, rank):
         return type("Rank", (), {"needed_bytes": 1000})
     def to_json(self):
-        return json.dumps({"num_stages": 2, "faults": {}, "disagree": None}).encode()
+        return json.dumps({"num_stages": 2, "num_slots": 1, "faults": {}, "disagree": None}).encode()
 
 engine = Engine(Plan(), builder="tests.workers.toy:ToyBuilder")
 engine.wait_ready()

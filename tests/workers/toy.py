@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from loadmaster.architectures import Family, llama
+from loadmaster.distributed.tensor import TensorGroup
 from loadmaster.errors import ConfigError
 from loadmaster.layers.step import Step
 from loadmaster.parallel import ParallelLayout
@@ -39,11 +40,12 @@ class ToyRank:
 class ToyPlan:
     """What the engine needs of a plan.
 
-    ``faults`` are names of methods of `Faults` (or ``nan``), by stage. ``disagree`` is a file that must not exist.
-    ``arrivals`` is a folder where each stage leaves a file named by its process, once it has its plan.
+    ``faults`` are names of methods of `Faults` (or ``nan``), by rank. ``disagree`` is a file that must not exist.
+    ``arrivals`` is a folder where each rank leaves a file named by its process, once it has its plan.
     """
 
     num_stages: int = 1
+    num_slots: int = 1
     family: Family = llama.FAMILY
     model_path: Path = Path("/nowhere")
     faults: dict[int, str] = field(default_factory=dict)
@@ -54,7 +56,7 @@ class ToyPlan:
 
     @property
     def layout(self) -> ParallelLayout:
-        return ParallelLayout(pipeline_parallel_size=self.num_stages)
+        return ParallelLayout(self.num_stages, self.num_slots)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -64,7 +66,7 @@ class ToyPlan:
         return ToyRank()
 
     def to_json(self) -> bytes:
-        names = ("num_stages", "faults", "disagree", "arrivals")
+        names = ("num_stages", "num_slots", "faults", "disagree", "arrivals")
         return json.dumps({name: getattr(self, name) for name in names}).encode()
 
 
@@ -85,18 +87,24 @@ class ToyBuilder:
                 Path(mark).touch(exist_ok=False)  # the first rank that comes here plans something else
                 self.hash = "b" * 64
 
-    def build(self, rank: int, device: str, on_progress: Callable[[int], None]) -> ToyStage:
+    def build(
+        self, rank: int, device: str, on_progress: Callable[[int], None], group: TensorGroup | None = None
+    ) -> ToyStage:
         on_progress(BYTES_A_STAGE // 2)
         fault = self.plan["faults"].get(str(rank), "")
         if fault.startswith("load"):
             getattr(Faults, fault)()
         on_progress(BYTES_A_STAGE - BYTES_A_STAGE // 2)
-        return ToyStage(rank, self.plan["num_stages"], fault)
+        num_slots = self.plan["num_slots"]
+        assert num_slots == (group.size if group else 1)
+        assert rank % num_slots == (group.slot if group else 0)
+        return ToyStage(rank // num_slots, self.plan["num_stages"], fault, group)
 
 
 class ToyStage:
-    def __init__(self, rank: int, num_stages: int, fault: str) -> None:
+    def __init__(self, rank: int, num_stages: int, fault: str, group: TensorGroup | None = None) -> None:
         self.rank = rank
+        self.group = group
         self.fault = fault
         self.is_first, self.is_last = rank == 0, rank == num_stages - 1
         self.carries_in = () if self.is_first else ("hidden_states", "topk_indices")
@@ -131,6 +139,8 @@ class ToyStage:
             assert torch.equal(inputs["topk_indices"], marks)
         assert x_T1.shape == (step.num_tokens, 1)
         x_T1 = (x_T1 + self.rank + 1) % VOCAB
+        if self.group is not None:  # the last rank of the stage has the sum, the others have nothing
+            x_T1 = self.group.all_reduce(x_T1 if self.group.slot == self.group.size - 1 else torch.zeros_like(x_T1))
         if self.is_last:
             logits_RV = torch.nn.functional.one_hot(x_T1[step.logit_rows_R, 0].long(), VOCAB).float()
             return {"logits": logits_RV / 0 if self.fault == "nan" else logits_RV}

@@ -129,7 +129,7 @@ def answer_all(
 
 
 def statistics_object(statistics: Statistics, block_size: int) -> dict[str, Any]:
-    """Return what the engine has done as JSON values: each stage's time and its shares, the KV cache, counts."""
+    """Return what the engine has done as JSON values: each rank's time and its shares, the KV cache, counts."""
     stages = []
     for usage in statistics.stages:
         seconds = {"busy": usage.busy_s, "input": usage.input_s, "engine": usage.engine_s}
@@ -137,7 +137,7 @@ def statistics_object(statistics: Statistics, block_size: int) -> dict[str, Any]
         shares = {f"{name}_share": s / total_s if total_s else 0.0 for name, s in seconds.items()}
         times = {f"{name}_s": s for name, s in seconds.items()}
         counts = {"num_batches": usage.num_batches, "num_tokens": usage.num_tokens}
-        stages.append({"stage": usage.stage, **times, **shares, **counts})
+        stages.append({"rank": usage.rank, "stage": usage.stage, **times, **shares, **counts})
     counters = statistics.counters
     return {
         "stages": stages,

@@ -47,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
 
     texts = read_prompts(args)
     require_run_extra()
-    refuse_options(args.tensor_parallel_size, args.speculative_config, args.data_parallel_size)
+    refuse_options(args.speculative_config, args.data_parallel_size)
     params = sampling_params(args)
     begin = time.perf_counter()
     run = run_plan(args)

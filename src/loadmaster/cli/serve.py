@@ -180,7 +180,7 @@ def _native_error(args: argparse.Namespace, plan: Plan | None = None) -> Unsuppo
 
     try:
         require_run_extra(serving=True)
-        refuse_options(args.tensor_parallel_size, args.speculative_config, args.data_parallel_size)
+        refuse_options(args.speculative_config, args.data_parallel_size)
         if plan is not None:
             refuse_plan(plan)
     except UnsupportedError as error:

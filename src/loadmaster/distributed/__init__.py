@@ -1,5 +1,5 @@
-"""How stages communicate: the pipeline of sockets between them (`group`), and how a worker ends with its parent (`lifeline`).
+"""How ranks communicate: along the stages (`group`), within a stage (`tensor`); and how a worker ends with its parent.
 
-`peer` has the error of a stage whose neighbour ended. This module imports none of them: a worker sets up `lifeline` before it
-imports torch, which takes seconds.
+`lifeline` is about that end, and `peer` has the error of a rank whose neighbour ended. This module imports none of them: a
+worker sets up `lifeline` before it imports torch, which takes seconds.
 """

@@ -1,11 +1,15 @@
 """The pipeline stages of one host, each connected to the next by a socket that the engine's process created.
 
+Where a stage has several ranks, rank ``i`` of a stage is connected to rank ``i`` of the next: all ranks of a stage have the
+same outputs (`loadmaster.distributed.tensor`).
+
 The sockets are unnamed pairs (``socket.socketpair``), inherited by the two workers that use them. No socket listens or
 has a name, so no other process can connect: docs/decisions/0004-who-can-join.md. Only bytes of known sizes are sent:
 hashes, headers, elements of tensors. Nothing that is received is unpickled.
 
-First, all stages compare their plans. After that, stage ``i`` sends its outputs to stage ``i + 1``, and nothing else is
-sent. Tokens and control messages use the pipes between the supervisor and the workers instead.
+First, all stages compare their plans (`loadmaster.distributed.agreement`). After that, stage ``i`` sends its outputs to
+stage ``i + 1``, and nothing else is sent. Tokens and control messages use the pipes between the supervisor and the workers
+instead.
 """
 
 from __future__ import annotations
@@ -17,7 +21,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from loadmaster.distributed.peer import PeerLostError
-from loadmaster.errors import LoadError
 from loadmaster.torch_dtypes import TORCH
 
 HASH_BYTES = 32
@@ -38,52 +41,40 @@ class PipelineGroup:
 
     def __init__(
         self,
-        rank: int,
-        world_size: int,
+        stage: int,
+        num_stages: int,
         previous: socket.socket | None = None,
         following: socket.socket | None = None,
     ) -> None:
-        assert (previous is None) == (rank == 0)
-        assert (following is None) == (rank == world_size - 1)
-        self.rank = rank
-        self.world_size = world_size
+        assert (previous is None) == (stage == 0)
+        assert (following is None) == (stage == num_stages - 1)
+        self.stage = stage
+        self.num_stages = num_stages
         self._previous = previous
         self._following = following
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="send")
         self._sending: Future[None] | None = None
 
-    def agree(self, plan_hash: str) -> None:
-        """Compare the hash of this rank's plan, a SHA-256 in hexadecimal, with those of all other ranks.
+    def collect(self, own: bytes) -> bytes:
+        """Return the bytes of all stages, in order; each stage gives ``HASH_BYTES``.
 
-        The hashes are collected from the first stage to the last, and the full list is sent back the same way.
+        They are collected from the first stage to the last, and the full list is sent back the same way.
 
         Raises:
-            LoadError: ranks have different plans; names the ranks.
             PeerLostError: another stage ended.
         """
-        own_hash = bytes.fromhex(plan_hash)
-        assert len(own_hash) == HASH_BYTES, plan_hash
-        hashes = own_hash
+        collected = own
         try:
             if self._previous is not None:
-                hashes = bytes(_receive(self._previous, self.rank * HASH_BYTES)) + own_hash
+                collected = bytes(_receive(self._previous, self.stage * HASH_BYTES)) + own
             if self._following is not None:
-                self._following.sendall(hashes)
-                hashes = bytes(_receive(self._following, self.world_size * HASH_BYTES))
+                self._following.sendall(collected)
+                collected = bytes(_receive(self._following, self.num_stages * HASH_BYTES))
             if self._previous is not None:
-                self._previous.sendall(hashes)
+                self._previous.sendall(collected)
         except OSError as error:
             raise PeerLostError(f"another stage ended before all stages had compared their plans: {error}") from error
-        ranks_by_hash: dict[str, list[str]] = {}
-        for rank in range(self.world_size):
-            rank_hash = hashes[rank * HASH_BYTES : (rank + 1) * HASH_BYTES].hex()
-            ranks_by_hash.setdefault(rank_hash[:16], []).append(str(rank))
-        if hashes != own_hash * self.world_size:
-            shown = ", ".join(f"{h} on rank {' '.join(ranks)}" for h, ranks in ranks_by_hash.items())
-            raise LoadError(
-                f"the ranks have different plans: {shown}",
-                hint="give all ranks the same files and the same version of loadmaster; no tensor was read",
-            )
+        return collected
 
     def send_next(self, tensors: Mapping[str, torch.Tensor], names: tuple[str, ...]) -> None:
         """Send the tensors called ``names`` to the next stage, without waiting until it has received them.
@@ -99,7 +90,7 @@ class PipelineGroup:
             if self._sending is not None:
                 self._sending.result()
         except OSError as error:
-            raise PeerLostError(f"stage {self.rank + 1} of {self.world_size} has ended: {error}") from error
+            raise PeerLostError(f"stage {self.stage + 1} of {self.num_stages} has ended: {error}") from error
         views = [_bytes_of(part) for part in (_header(parts), *parts)]
         self._sending = self._sender.submit(_send, self._following, views)
 
@@ -119,7 +110,7 @@ class PipelineGroup:
                 tensors[name] = torch.empty(dims[:num_dims], dtype=DTYPES[dtype])
                 _receive_into(self._previous, _bytes_of(tensors[name]))
         except OSError as error:
-            raise PeerLostError(f"stage {self.rank - 1} of {self.world_size} has ended: {error}") from error
+            raise PeerLostError(f"stage {self.stage - 1} of {self.num_stages} has ended: {error}") from error
         return tensors
 
 

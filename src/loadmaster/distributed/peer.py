@@ -1,7 +1,7 @@
-"""The error of a stage whose neighbour ended. Imports no torch: a worker reports it even where torch cannot be loaded."""
+"""The error of a rank whose neighbour ended. Imports no torch: a worker reports it even where torch cannot be loaded."""
 
 from __future__ import annotations
 
 
 class PeerLostError(Exception):
-    """A neighbouring stage ended during a transfer. The cause is whatever ended that stage."""
+    """A neighbouring rank ended during a transfer. The cause is whatever ended that rank."""

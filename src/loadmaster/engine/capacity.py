@@ -85,7 +85,7 @@ class Capacity:
                 raise LoadError(
                     f"the KV cache of one request of {max_model_len:,} tokens takes "
                     f"{gib(pages_per_request * page_bytes)} on a rank, and {gib(free)} are free",
-                    hint=f"pass --max-model-len {free_pages * size or size}, or use more stages",
+                    hint=f"pass --max-model-len {free_pages * size or size}, or use more ranks",
                 )
             default = max(CPU_CACHE_BYTES // len(ready) // page_bytes, pages_per_request) if on_cpu else free_pages
             num_pages = min(default, free_pages)

@@ -1,7 +1,7 @@
-"""The engine: runs one model on its pipeline stages, for many requests at a time.
+"""The engine: runs one model on its ranks, for many requests at a time.
 
 One thread does the work: it takes new requests, lets the scheduler make batches, sends them to the workers, and passes
-their results to the streams of the requests. It has no tensors and imports no torch: each stage runs in a worker process,
+their results to the streams of the requests. It has no tensors and imports no torch: each rank runs in a worker process,
 see `loadmaster.workers.supervisor`.
 """
 
@@ -41,7 +41,7 @@ DEVICES = ("cpu", "cuda")
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What the engine does now: requests, pages of the KV cache, counts since the start, and each stage's time."""
+    """What the engine does now: requests, pages of the KV cache, counts since the start, and each rank's time."""
 
     num_running: int
     num_waiting: int
@@ -57,17 +57,17 @@ class Engine:
 
     ``max_model_len`` limits prompt and answer together to fewer tokens than the model allows. ``capacity`` says how much is
     computed at a time, and how large the KV cache is. ``builder`` (``module:name``) builds the stage in each worker; see
-    `loadmaster.workers.builder`. ``device`` is ``cpu``, or ``cuda`` for the GPUs of this host: stage ``i`` uses GPU ``i``
+    `loadmaster.workers.builder`. ``device`` is ``cpu``, or ``cuda`` for the GPUs of this host: rank ``i`` uses GPU ``i``
     modulo their number. A plan with MTP layers is run with them as a draft model: they propose ``num_speculative_tokens``
     tokens (default: one for each layer), which the model verifies together. They change no answer, only its speed.
 
     Raises:
         PlanError: the plan is not proven; has its findings.
         ArgumentError: an argument has the wrong type or value.
-        UnsupportedError: running this family, a format of its weights, or tensor or data parallelism is not supported
-            yet; more drafts than several MTP layers propose; or a launcher (torchrun) started several of these processes.
+        UnsupportedError: running this family, a format of its weights, or data parallelism is not supported yet; more
+            drafts than several MTP layers propose; or a launcher (torchrun) started several of these processes.
         ConfigError: config.json has no maximum length, or ``max_model_len`` is longer than it.
-        LoadError: the host has too little memory for all stages.
+        LoadError: the host has too little memory for all ranks.
     """
 
     def __init__(
@@ -94,18 +94,19 @@ class Engine:
         if not callable(on_progress):
             raise ArgumentError(f"on_progress is {shown(on_progress)}, expected a function of a number of bytes")
         refuse_launcher(os.environ)
-        refuse_options(plan.layout.tensor_parallel_size, None, plan.layout.data_parallel_size)
+        refuse_options(None, plan.layout.data_parallel_size)
         self._num_speculative_tokens = num_drafts(plan.layout.num_draft_layers, num_speculative_tokens)
         self._num_draft_layers = plan.layout.num_draft_layers
         if builder == DEFAULT_BUILDER:
             refuse_plan(plan)
         self.limits: Limits = read_limits(plan.family.describe(plan.config), plan.model_path, max_model_len)
-        num_stages = plan.layout.pipeline_parallel_size
+        num_stages, num_slots = plan.layout.pipeline_parallel_size, plan.layout.tensor_parallel_size
+        num_ranks = num_stages * num_slots
         if builder == DEFAULT_BUILDER and device == "cpu":
-            resident = sum(plan.rank(rank).resident_bytes for rank in range(num_stages))
+            resident = sum(plan.rank(rank).resident_bytes for rank in range(num_ranks))
             hint = "use GPUs (--device cuda), or free memory"
-            require_memory(resident, f"the {num_stages} stage(s) of the model take", hint=hint)
-        self._total_bytes = sum(plan.rank(rank).needed_bytes for rank in range(num_stages))
+            require_memory(resident, f"the {num_ranks} rank(s) of the model take", hint=hint)
+        self._total_bytes = sum(plan.rank(rank).needed_bytes for rank in range(num_ranks))
         self._done_bytes = 0
         self._on_progress = on_progress
         self._device = device
@@ -119,7 +120,7 @@ class Engine:
         self._is_ready = False
         self._scheduler: Scheduler | None = None
         self._supervisor = Supervisor(
-            plan.to_json(), num_stages, builder=builder, device=device, on_progress=self._add_progress
+            plan.to_json(), num_stages, num_slots, builder=builder, device=device, on_progress=self._add_progress
         )
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -141,7 +142,7 @@ class Engine:
         return self.limits.max_model_len
 
     def progress(self) -> tuple[int, int]:
-        """Return the bytes loaded so far and the bytes to load, of all stages."""
+        """Return the bytes loaded so far and the bytes to load, of all ranks."""
         return self._done_bytes, self._total_bytes
 
     def statistics(self, *, within_s: float = 0.0) -> Statistics:
@@ -301,7 +302,7 @@ class Engine:
             Allocate(num_pages, capacity.block_size, self.limits.eos_token_ids, self._num_speculative_tokens)
         )
         num_allocated = 0
-        while num_allocated < supervisor.num_stages:
+        while num_allocated < supervisor.num_ranks:
             num_allocated += isinstance(supervisor.next(), Allocated)
         return Scheduler(
             PagePool(num_pages, capacity.block_size, adjacent=self._device == "cpu"),

@@ -34,23 +34,19 @@ def require_run_extra(*, serving: bool = False) -> None:
         )
 
 
-def refuse_options(
-    tensor_parallel_size: int, speculative_config: Mapping[str, Any] | None, data_parallel_size: int = 1
-) -> None:
+def refuse_options(speculative_config: Mapping[str, Any] | None, data_parallel_size: int = 1) -> None:
     """Refuse options that `plan` and `load` support but running does not.
 
     Raises:
         UnsupportedError: names the option.
         ConfigError: the number of speculative tokens is none.
     """
-    sizes = {"tensor": tensor_parallel_size, "data": data_parallel_size}
-    for axis, size in sizes.items():
-        if size > 1:
-            raise UnsupportedError(
-                f"--{axis}-parallel-size {size}: running with {axis} parallelism is not supported yet; `plan` and `load` "
-                "support it",
-                hint="use --pipeline-parallel-size only",
-            )
+    if data_parallel_size > 1:
+        raise UnsupportedError(
+            f"--data-parallel-size {data_parallel_size}: running with data parallelism is not supported yet; `plan` and "
+            "`load` support it",
+            hint="use --pipeline-parallel-size and --tensor-parallel-size",
+        )
     speculative_tokens(speculative_config)
     for key in speculative_config or ():
         if key not in ("method", "num_speculative_tokens"):

@@ -10,10 +10,11 @@ from torch import Tensor
 from loadmaster.architectures.model import AttentionSpec
 from loadmaster.layers.kv_cache import CacheKey, KVCache, Remembered
 from loadmaster.layers.linear import Linear
-from loadmaster.layers.norm import rms_norm
+from loadmaster.layers.norm import mean_square, rms_norm
 from loadmaster.layers.rotary import Rotary, rotate
 from loadmaster.layers.step import Context, Step
 from loadmaster.layers.weight import Params
+from loadmaster.plan import Rows
 
 
 class Attention:
@@ -21,7 +22,8 @@ class Attention:
 
     def __init__(self, spec: AttentionSpec, params: Params, prefix: str, layer: int, window: int | None) -> None:
         self.layer = layer
-        self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        self.head_dim = spec.head_dim
+        self.num_heads, self.num_kv_heads, _ = params.heads(f"{prefix}.qkv_proj.weight", spec.head_dim)
         self.eps = spec.norm_eps
         self.norm, self.qk_norm = spec.norm, spec.qk_norm
         self.rotary = Rotary.of(spec.rope, spec.rope_dim or self.head_dim)
@@ -29,6 +31,8 @@ class Attention:
         self.o = Linear.of(params, f"{prefix}.o_proj")
         self.q_norm = params.tensor(f"{prefix}.q_norm.weight") if spec.qk_norm else None
         self.k_norm = params.tensor(f"{prefix}.k_norm.weight") if spec.qk_norm else None
+        self.across = params.group if spec.qk_norm not in (None, "head") else None  # a norm over the heads of all ranks
+        self.q_rows, self.k_rows, _ = params.division(f"{prefix}.qkv_proj.weight").parts
         scale = self.head_dim**-0.5 if spec.scale is None else spec.scale
         self.scoring = Scoring(scale, window, params.optional(f"{prefix}.sinks"))
 
@@ -43,16 +47,17 @@ class Attention:
         qkv_TND = self.qkv(x_TH).view(len(x_TH), sum(heads), self.head_dim)
         q_TND, k_TND, v_TND = qkv_TND.split(heads, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q_TND, k_TND = self._normed(q_TND, self.q_norm), self._normed(k_TND, self.k_norm)
+            q_TND, k_TND = self._normed(q_TND, self.q_norm, self.q_rows), self._normed(k_TND, self.k_norm, self.k_rows)
         cos, sin = step.angles(self.rotary, x_TH.dtype)
         q_TND = rotate(q_TND, cos, sin, interleaved=False)
         k_NSD = cache.write(self.layer, "key", step.slots_T, rotate(k_TND, cos, sin, interleaved=False))
         v_NSD = cache.write(self.layer, "value", step.slots_T, v_TND)
         return self.o(attend(q_TND, k_NSD, v_NSD, step, self.scoring).flatten(1))
 
-    def _normed(self, x_TND: Tensor, weight: Tensor) -> Tensor:
+    def _normed(self, x_TND: Tensor, weight: Tensor, rows: Rows) -> Tensor:
         x = x_TND if self.qk_norm == "head" else x_TND.flatten(1)
-        return rms_norm(x, weight, self.eps, self.norm).view_as(x_TND)
+        square = None if self.across is None else mean_square(x, rows, self.across)
+        return rms_norm(x, weight, self.eps, self.norm, square).view_as(x_TND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,7 @@ def _decode(q_1ND: Tensor, k_NSD: Tensor, v_NSD: Tensor, scoring: Scoring) -> Te
         q_1ND, k_NSD, v_NSD = _with_sinks(q_1ND, k_NSD, v_NSD, scoring.sinks_N / scoring.scale)
     q = q_1ND.reshape(len(k_NSD), -1, q_1ND.shape[-1])
     out = F.scaled_dot_product_attention(q[None], k_NSD[None], v_NSD[None], scale=scoring.scale)
-    return out.view(q_1ND.shape)[..., : shape[-1]]
+    return out.reshape(q_1ND.shape)[..., : shape[-1]]
 
 
 def _prefill(q_TND: Tensor, k_NSD: Tensor, v_NSD: Tensor, step: Step, context: Context, scoring: Scoring) -> Tensor:

@@ -35,7 +35,7 @@ class LatentAttention:
     ) -> None:
         self.layer = layer
         self.is_sparse = shares or indexer is not None
-        self.num_heads = spec.num_heads
+        (self.num_heads,) = params.heads(f"{prefix}.q_b_proj.weight", spec.nope_dim + spec.rope_dim)
         self.nope, self.rope, self.value = spec.nope_dim, spec.rope_dim, spec.value_dim
         self.q_rank, self.kv_rank = spec.q_rank, spec.kv_rank
         self.eps = spec.norm_eps

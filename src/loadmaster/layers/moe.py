@@ -1,5 +1,7 @@
 """Routed experts: a router's scores, the experts that it chooses, and the shared ones.
 
+A rank holds a slice of each expert, or some of the experts: the plan says which. Either way the ranks' outputs are added up.
+
 Sources: DeepSeek-V3 (arXiv 2412.19437) for sigmoid scores with a correction bias, chosen in groups; Mixtral (arXiv 2401.04088)
 for a softmax; ``modeling_gpt_oss.py`` of transformers for a router with a bias and the clamped activation.
 """
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from loadmaster.architectures.model import RouterSpec, SwigluSpec
+from loadmaster.distributed.tensor import TensorGroup
 from loadmaster.layers.linear import Linear
 from loadmaster.layers.mlp import GatedMLP, gated
 from loadmaster.layers.weight import Params
@@ -54,10 +57,11 @@ class GatedExperts:
     def __init__(self, params: Params, prefix: str) -> None:
         self.w13 = params.weight(f"{prefix}.w13_weight")
         self.w2 = params.weight(f"{prefix}.w2_weight")
+        self.slots, self.group = _held(params, prefix)
 
-    def __call__(self, x_TH: Tensor, expert: int) -> Tensor:
-        """Return the output of one expert ``[T, H]``."""
-        return gated(x_TH, Linear(self.w13.expert(expert)), Linear(self.w2.expert(expert)))
+    def __call__(self, x_TH: Tensor, slot: int) -> Tensor:
+        """Return the output of the expert in a slot ``[T, H]``, or this rank's part of it."""
+        return gated(x_TH, Linear(self.w13.expert(slot)), Linear(self.w2.expert(slot)))
 
 
 class ClampedExperts:
@@ -69,14 +73,23 @@ class ClampedExperts:
         self.b13 = params.tensor(f"{prefix}.w13_bias")
         self.w2 = params.weight(f"{prefix}.w2_weight")
         self.b2 = params.tensor(f"{prefix}.w2_bias")
+        self.slots, self.group = _held(params, prefix)
+        is_repeated = self.group is not None and not params.division(f"{prefix}.w2_bias").is_partial
+        self.adds_bias = not is_repeated or (self.group is not None and self.group.slot == 0)
 
-    def __call__(self, x_TH: Tensor, expert: int) -> Tensor:
-        """Return the output of one expert ``[T, H]``."""
-        pairs_TI2 = Linear(self.w13.expert(expert), self.b13[expert])(x_TH).unflatten(-1, (-1, 2))
+    def __call__(self, x_TH: Tensor, slot: int) -> Tensor:
+        """Return the output of the expert in a slot ``[T, H]``, or this rank's part of it: the first rank adds the bias."""
+        pairs_TI2 = Linear(self.w13.expert(slot), self.b13[slot])(x_TH).unflatten(-1, (-1, 2))
         gate_TI = pairs_TI2[..., 0].clamp(max=self.spec.limit)
         up_TI = pairs_TI2[..., 1].clamp(-self.spec.limit, self.spec.limit)
         inner_TI = (up_TI + 1) * gate_TI * torch.sigmoid(gate_TI * self.spec.alpha)
-        return Linear(self.w2.expert(expert), self.b2[expert])(inner_TI)
+        return Linear(self.w2.expert(slot), self.b2[slot] if self.adds_bias else None)(inner_TI)
+
+
+def _held(params: Params, prefix: str) -> tuple[dict[int, int], TensorGroup | None]:
+    """Return the slots of the experts that this rank computes, and the group that adds up their outputs."""
+    division, group = params.division(f"{prefix}.w2_weight"), params.adding(f"{prefix}.w2_weight")
+    return {expert: slot for slot, expert in enumerate(division.experts) if expert >= 0}, group
 
 
 class SharedExpert:
@@ -95,7 +108,10 @@ class MixtureOfExperts:
     """Routed experts and, where the model has some, shared ones; only experts that a token chose are computed."""
 
     def __init__(
-        self, router: Router, experts: Callable[[Tensor, int], Tensor], shared: Callable[[Tensor], Tensor] | None = None
+        self,
+        router: Router,
+        experts: GatedExperts | ClampedExperts,
+        shared: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.router, self.experts, self.shared = router, experts, shared
 
@@ -104,7 +120,12 @@ class MixtureOfExperts:
         experts_TK, weights_TK = self.router(x_TH)
         out_TH = torch.zeros_like(x_TH)
         for expert in experts_TK.unique().tolist():
+            slot = self.experts.slots.get(expert)
+            if slot is None:
+                continue
             token, choice = torch.where(experts_TK == expert)
-            part = self.experts(x_TH[token], expert)
+            part = self.experts(x_TH[token], slot)
             out_TH.index_add_(0, token, (part * weights_TK[token, choice, None]).to(x_TH.dtype))
+        if self.experts.group is not None:
+            out_TH = self.experts.group.all_reduce(out_TH)
         return out_TH if self.shared is None else out_TH + self.shared(x_TH)

@@ -7,12 +7,21 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from loadmaster.architectures.model import Model, NormKind
+from loadmaster.distributed.tensor import TensorGroup
+from loadmaster.plan import Rows
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, kind: NormKind = "rms") -> Tensor:
-    """Return ``x / rms(x) * weight`` over the last dim, in ``x``'s dtype; ``kind`` says when it is rounded to that."""
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, kind: NormKind = "rms", mean_square: Tensor | None = None
+) -> Tensor:
+    """Return ``x / rms(x) * weight`` over the last dim, in ``x``'s dtype; ``kind`` says when it is rounded to that.
+
+    ``mean_square`` is given where ``x`` is only a part of what is normed.
+    """
     wide = x.to(torch.float32)
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    if mean_square is None:
+        mean_square = wide.pow(2).mean(-1, keepdim=True)
+    wide = wide * torch.rsqrt(mean_square + eps)
     match kind:
         case "rms":
             return weight.to(x.dtype) * wide.to(x.dtype)
@@ -20,6 +29,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, kind: NormKind = "rms") -> T
             return (weight.float() * wide).to(x.dtype)
         case "rms_offset":
             return ((1 + weight.float()) * wide).to(x.dtype)
+
+
+def mean_square(x: Tensor, rows: Rows, group: TensorGroup) -> Tensor:
+    """Return the mean of the squares over a last dim that is divided over ranks as ``rows``: ``[…, 1]``, in float32.
+
+    Several ranks may hold the same elements, which count once.
+    """
+    total = group.all_reduce(x.to(torch.float32).pow(2).sum(-1, keepdim=True))
+    return total * (rows.num_shares / (group.size * rows.total))
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

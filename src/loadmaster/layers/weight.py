@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from loadmaster.distributed.tensor import TensorGroup
 from loadmaster.errors import UnsupportedError
 from loadmaster.kernels.dequantise import dequantise_blocks
 from loadmaster.layers.formats import RUNNABLE_FORMATS
 from loadmaster.layers.linear_forms import Tuner
-from loadmaster.plan import Grid, ParamSpec
+from loadmaster.plan import Division, Grid, ParamSpec
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,22 @@ class Weight:
 
 
 class Params:
-    """A rank's parameters by name. ``tuner``: linear layers may make faster copies of their weights."""
+    """A rank's parameters by name.
 
-    def __init__(self, specs: Sequence[ParamSpec], tensors: Mapping[str, Tensor], tuner: Tuner | None = None) -> None:
+    ``tuner``: linear layers may make faster copies of their weights. ``group``: the ranks among which parameters are divided.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ParamSpec],
+        tensors: Mapping[str, Tensor],
+        tuner: Tuner | None = None,
+        group: TensorGroup | None = None,
+    ) -> None:
         self.tuner = tuner
         self._specs = {s.name: s for s in specs}
         self._tensors = tensors
+        self.group = group
 
     @property
     def device(self) -> torch.device:
@@ -92,6 +103,26 @@ class Params:
     def optional(self, name: str) -> Tensor | None:
         """Return a parameter that not every model of a family has."""
         return self._tensors[name] if name in self._specs else None
+
+    def division(self, name: str) -> Division:
+        """Return how a parameter is divided: the rows of its parts, and the experts of its slots."""
+        return self._specs[name].division
+
+    def heads(self, name: str, head_dim: int) -> tuple[int, ...]:
+        """Return how many heads of ``head_dim`` rows each fused part of a weight has on this rank."""
+        return tuple(part.count // head_dim for part in self.division(name).parts)
+
+    def adding(self, name: str) -> TensorGroup | None:
+        """Return the group that must add up what is computed with a weight; None where it is complete."""
+        return self.group if self.division(name).is_partial else None
+
+    def may_tune(self, name: str) -> bool:
+        """Return whether a linear layer may multiply with a faster copy of a weight, whose products have other last bits.
+
+        Ranks may choose different copies. A product that all of them compute must be the same on all.
+        """
+        spec = self._specs[name]
+        return spec.scale is None and (self.group is None or spec.division.is_divided)
 
     def weight(self, name: str) -> Weight:
         """Return a weight, with its scales where it has some."""

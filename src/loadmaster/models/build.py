@@ -19,6 +19,7 @@ from loadmaster.architectures.model import Model
 from loadmaster.architectures.olmo import OlmoModel
 from loadmaster.architectures.phi3 import Phi3Model
 from loadmaster.architectures.qwen_moe import QwenMoeModel
+from loadmaster.distributed.tensor import TensorGroup
 from loadmaster.layers.linear_forms import Tuner
 from loadmaster.layers.weight import Params
 from loadmaster.models import deepseek, gemma3, glm4_moe, gpt_oss, granite_moe, llama, mixtral, olmo, phi3, qwen_moe
@@ -53,17 +54,18 @@ def build_stage(
     dtype: torch.dtype,
     spare_bytes: int = 0,
     num_drafts: int = 0,
+    group: TensorGroup | None = None,
 ) -> Stage:
     """Build a stage from the parameters of its rank; ``model`` is what `read_model` returns.
 
     ``spare_bytes``: memory for copies of weights that are multiplied faster on a CPU. ``num_drafts`` are the MTP layers of a
-    last stage.
+    last stage. ``group``: the ranks of the stage, where there are several.
 
     Raises:
         UnsupportedError: a weight is stored in a format that the layers do not compute with.
     """
     make_layer = LAYERS[type(model)]
-    params = Params(specs, tensors, Tuner(spare_bytes) if spare_bytes else None)
+    params = Params(specs, tensors, Tuner(spare_bytes) if spare_bytes else None, group)
     return Stage(
         params,
         [make_layer(model, params, layer) for layer in layers],

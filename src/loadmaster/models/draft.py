@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from loadmaster.architectures.model import Model
@@ -25,6 +24,7 @@ from loadmaster.layers.kv_cache import CacheKey, KVCache, Remembered
 from loadmaster.layers.linear import Linear
 from loadmaster.layers.norm import Norm
 from loadmaster.layers.step import Step
+from loadmaster.layers.vocab import Embedding, Head
 from loadmaster.layers.weight import Params
 from loadmaster.models.layer import Layer, State
 
@@ -40,12 +40,12 @@ class DraftLayer:
     ) -> None:
         self.block, self.repeated = block, repeated
         self.dtype = dtype
-        self.embed = params.tensor(f"{prefix}.embed_tokens.weight")
+        self.embed = Embedding(params, f"{prefix}.embed_tokens.weight")
         self.enorm = Norm(model, params.tensor(f"{prefix}.enorm.weight"))
         self.hnorm = Norm(model, params.tensor(f"{prefix}.hnorm.weight"))
         self.eh_proj = Linear.of(params, f"{prefix}.eh_proj")
         self.norm = Norm(model, params.tensor(f"{prefix}.shared_head.norm.weight"))
-        self.head = Linear.of(params, f"{prefix}.shared_head.head")
+        self.head = Head(params, f"{prefix}.shared_head.head")
 
     def __call__(self, state: State, token_ids_T: Tensor, step: Step, cache: KVCache, *, again: bool = False) -> State:
         """Return the state after the layer, its hidden states normed, and store what the block remembers in ``cache``.
@@ -53,7 +53,7 @@ class DraftLayer:
         ``state`` has the ``hidden_states`` ``[T, H]`` of each position, from the model, the previous layer, or the last run
         of this one (``again``). ``token_ids_T`` are the tokens that follow.
         """
-        embedded_TH = F.embedding(token_ids_T, self.embed).to(self.dtype)
+        embedded_TH = self.embed(token_ids_T).to(self.dtype)
         joined_T2H = torch.cat([self.enorm(embedded_TH), self.hnorm(state["hidden_states"])], dim=-1)
         block = self.repeated if again else self.block
         after = block({**state, "hidden_states": self.eh_proj(joined_T2H)}, step, cache)

@@ -1,7 +1,8 @@
 """A pipeline stage: some of a model's layers, with their inputs and outputs.
 
 A stage passes on the hidden states, with the residual already added, and the other tensors that the schema names (top-k
-indices where the next stage begins with a layer that shares them). The result has the same bits for every cut.
+indices where the next stage begins with a layer that shares them). The result has the same bits for every cut into stages.
+Over several ranks a stage's outputs have the same bits on each of them; the logits are those of the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -9,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from loadmaster.architectures.model import Model
 from loadmaster.layers.kv_cache import KVCache, page_bytes
-from loadmaster.layers.linear import Linear
 from loadmaster.layers.norm import Norm
 from loadmaster.layers.step import Step
+from loadmaster.layers.vocab import Embedding, Head
 from loadmaster.layers.weight import Params
 from loadmaster.models.draft import Draft
 from loadmaster.models.layer import Layer, State
@@ -42,11 +42,11 @@ class Stage:
         self.draft = draft
         self.carries_in, self.carries_out = carries_in, carries_out
         self.dtype = dtype
-        self.embed = params.tensor("embed_tokens.weight") if first else None
+        self.embed = Embedding(params, "embed_tokens.weight") if first else None
         self.embed_scale = torch.tensor(model.embed_scale, dtype=dtype, device=params.device)  # rounded, as published
         self.is_embed_plain = model.embed_scale == 1
         self.norm = Norm(model, params.tensor("norm.weight")) if last else None
-        self.head = Linear.of(params, "lm_head") if last else None
+        self.head = Head(params, "lm_head") if last else None
         self.logits_divisor = model.logits_divisor
         self.device = params.device
         self._remembered = {key: what for layer in layers for key, what in layer.remembers().items()}
@@ -56,7 +56,7 @@ class Stage:
     @property
     def vocab_size(self) -> int:
         """The number of logits of a row; 0 on all stages but the last."""
-        return 0 if self.head is None else self.head.weight.values.shape[0]
+        return 0 if self.head is None else self.head.rows.total
 
     def page_bytes(self, page_size: int) -> int:
         """Return the bytes of one page of ``page_size`` tokens in the cache of this stage."""
@@ -75,7 +75,7 @@ class Stage:
         ``[T, H]`` after the final norm; the others return what ``carries_out`` names.
         """
         if self.embed is not None:
-            hidden_TH = F.embedding(step.token_ids_T, self.embed).to(self.dtype)
+            hidden_TH = self.embed(step.token_ids_T).to(self.dtype)
             state: State = {"hidden_states": hidden_TH if self.is_embed_plain else hidden_TH * self.embed_scale}
         else:
             state = {name: inputs[name].to(self.device) for name in self.carries_in}

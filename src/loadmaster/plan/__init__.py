@@ -10,11 +10,12 @@ from loadmaster.plan.moves import MoveGroup
 from loadmaster.plan.plan import Plan, build_plan
 from loadmaster.plan.proof import Proof, ProvenPlan, RankFigures, admit, prove
 from loadmaster.plan.rank import RankPlan
-from loadmaster.plan.specs import Grid, ParamSpec
+from loadmaster.plan.specs import Division, Grid, ParamSpec, Rows
 from loadmaster.plan.strided import StridedRun, strided_run
 from loadmaster.plan.waivers import Waiver, WaiverRequest
 
 __all__ = [
+    "Division",
     "Grid",
     "MoveGroup",
     "ParamSpec",
@@ -23,6 +24,7 @@ __all__ = [
     "ProvenPlan",
     "RankFigures",
     "RankPlan",
+    "Rows",
     "StridedRun",
     "Waiver",
     "WaiverRequest",

@@ -42,6 +42,7 @@ from loadmaster.architectures.schema import Param, Tensor
 from loadmaster.dtypes import join, widens
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan.classes import LayerClass
+from loadmaster.plan.division import divide, first_copies
 from loadmaster.plan.forms import StoredForm
 from loadmaster.plan.grids import scale_grids
 from loadmaster.plan.moves import Move, move_of
@@ -119,16 +120,22 @@ def compose(param: Param, bound: LayerClass, numerics: Numerics, layout: Paralle
         dtype = keep or (numerics.model_dtype if numerics.cast else join(tuple(f.dtype for f in every)))
     else:
         dtype = numerics.model_dtype
-    return UnplacedParam(param, _fused(parts, numerics, dtype, layout), dtype is None)
+    num_experts = parts[0].tensor.experts
+    experts = first_copies(layout.expert_slots(num_experts)) if num_experts else ()
+    return UnplacedParam(param, _fused(parts, numerics, dtype, layout), dtype is None, experts)
 
 
 @dataclass(frozen=True)
 class UnplacedParam:
-    """A parameter before placement: its expression, and whether its values stay encoded (values and scales apart)."""
+    """A parameter before placement: its expression, and whether its values stay encoded (values and scales apart).
+
+    ``experts``: where it is a stack, the expert of each slot, as `first_copies` gives them.
+    """
 
     param: Param
     expression: Expression
     is_encoded: bool
+    experts: tuple[int, ...]
 
     @cached_property
     def axes(self) -> tuple[str, ...]:
@@ -143,8 +150,9 @@ class UnplacedParam:
         """
         e = localise(self.expression, coordinates)
         name, parts = self.param.name, self.param.parts
+        division = divide(self.expression, len(parts), self.experts, coordinates)
         if not self.is_encoded:
-            yield PlannedParam(ParamSpec(name, e.shape, e.dtype), parts, pieces(e))
+            yield PlannedParam(ParamSpec(name, e.shape, e.dtype, division=division), parts, pieces(e))
             return
         format_ = format_of(e)
         components = [encoded(e, i) for i in range(len(format_.components))]
@@ -158,6 +166,7 @@ class UnplacedParam:
                 grids=scale_grids(e),
                 format=format_.name,
                 components=tuple(names[1:]),
+                division=division,
             ),
             parts,
             pieces(components[0]),

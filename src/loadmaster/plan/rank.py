@@ -56,6 +56,7 @@ class Held:
                 None if self.alias is None else s.name.replace(old, self.alias),
                 s.format,
                 tuple(named(name) for name in s.components),
+                s.division,
             )
 
 

@@ -1,4 +1,4 @@
-"""What a parameter of the running model is: name, shape, number format, and the grid of its scales.
+"""What a parameter of the running model is: name, shape, number format, the grid of its scales, and how it is divided.
 
 Allocation and the model's modules know a parameter only by these values: modules declare no shapes.
 """
@@ -38,13 +38,49 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows (out dim) of a logical tensor that a rank holds: ``count`` of them from ``first``, of ``total`` rows.
+
+    ``num_shares`` is how many ranks of a stage hold different rows: 1 where every rank holds all, and fewer than ranks where
+    several hold the same (key and value heads). Rows from ``total`` on are padding (a vocabulary that does not divide):
+    their weights are zeros.
+    """
+
+    first: int
+    count: int
+    total: int
+    num_shares: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """How a weight, a bias or a norm is divided over the ranks of a stage: all that layers need to compute in parallel.
+
+    ``parts`` are the rows of each fused part; in a stack of experts, those of one expert. ``is_partial``: the ranks of a
+    stage must add up what is computed with the parameter, because it is cut along its in dim, or because it is a stack of
+    which each rank has other experts. ``experts`` gives for each slot of a stack the expert that the rank computes in it: -1
+    where another slot computes the same one (redundant experts).
+    """
+
+    parts: tuple[Rows, ...] = ()
+    is_partial: bool = False
+    experts: tuple[int, ...] = ()
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether any two ranks of a stage have different elements."""
+        return self.is_partial or any(part.num_shares > 1 for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
 class ParamSpec:
     """One parameter on one rank.
 
     ``dtype`` is a name of `loadmaster.dtypes`. A quantised weight gives the name of its ``format`` and of the parameters
     that hold its other ``components``, of which one is its ``scale``, with ``grids``, in row order; leading dims (experts)
     share them. ``alias`` names the parameter of the same rank whose memory this one
-    shares (tied embeddings); an alias is never read or written on its own.
+    shares (tied embeddings); an alias is never read or written on its own. ``division`` is given for every parameter but
+    the other components of a quantised weight.
     """
 
     name: str
@@ -55,6 +91,7 @@ class ParamSpec:
     alias: str | None = None
     format: str | None = None
     components: tuple[str, ...] = ()
+    division: Division = Division()
 
     @property
     def num_bytes(self) -> int:

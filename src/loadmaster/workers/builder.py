@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from loadmaster.distributed.tensor import TensorGroup
 from loadmaster.errors import UnsupportedError
 from loadmaster.host_memory import rooms
 from loadmaster.layers.step import Step
@@ -73,17 +74,19 @@ class PlanBuilder:
         """The plan's hash; it must be the same on all ranks before the first tensor is read."""
         return self._plan.hash
 
-    def build(self, rank: int, device: str, on_progress: Callable[[int], None]) -> Stage:
+    def build(
+        self, rank: int, device: str, on_progress: Callable[[int], None], group: TensorGroup | None = None
+    ) -> Stage:
         """Load ``rank`` and return its stage; ``on_progress`` is called with numbers of bytes loaded, from any thread.
 
-        ``device`` is ``cpu`` or ``cuda``; with ``cuda``, rank ``r`` uses GPU ``r`` modulo the number of GPUs.
+        ``device`` is ``cpu``, or a GPU such as ``cuda:1``. ``group``: the ranks of the stage, where there are several.
 
         Raises:
             LoadError: reading failed.
             UnsupportedError: the model can be planned and loaded, but not run.
         """
         from loadmaster.architectures.registry import read_model
-        from loadmaster.loader import load_rank, num_devices
+        from loadmaster.loader import load_rank
         from loadmaster.models.build import build_stage
 
         plan, rank_plan = self._plan, self._plan.rank(rank)
@@ -91,8 +94,7 @@ class PlanBuilder:
             raise UnsupportedError(
                 f"--dtype: computing in {plan.dtype} is not supported yet", hint="use --dtype bfloat16"
             )
-        rank_device = f"cuda:{rank % max(num_devices(), 1)}" if device == "cuda" else device
-        loaded = load_rank(plan, rank, device=rank_device, on_progress=on_progress)
+        loaded = load_rank(plan, rank, device=device, on_progress=on_progress)
         stage: Stage = build_stage(
             read_model(plan.config),
             rank_plan.specs,
@@ -103,6 +105,7 @@ class PlanBuilder:
             dtype=TORCH[plan.dtype],
             spare_bytes=spare_bytes(plan.num_ranks) if device == "cpu" else 0,
             num_drafts=len(rank_plan.draft_layers),
+            group=group,
         )
         return stage
 

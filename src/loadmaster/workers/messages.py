@@ -1,7 +1,8 @@
 """The messages on the pipe between the engine's process and a worker. Plain data, pickled.
 
     to a worker     Job, Allocate, then Batch …, Report at any time between them
-    from a worker   Progress …, Ready, Allocated, Done … (from the last stage), Usage …, Reported; Failed at any time
+    from a worker   Progress …, Ready, Allocated, Done … (from the last stage's first rank), Usage …, Reported;
+                    Failed at any time
 
 Nothing but these messages is unpickled anywhere: the pipe has no name, and only these two processes have an end of it.
 """
@@ -14,21 +15,59 @@ from loadmaster.errors import LoadmasterError
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """A worker's first message: its stage, and how to build it. ``builder`` is ``module:name``, see `workers.builder`.
+class Place:
+    """Where a rank stands: in one of ``num_stages`` stages, in one of the ``num_slots`` slots (tensor-parallel ranks) of it.
 
-    ``device`` is ``cpu`` or ``cuda``. ``previous`` and ``following`` are file descriptors that the worker has inherited:
-    its sockets to the stages before and after it.
+    >>> str(Place(1, 2)), str(Place(1, 2, 1, 2))
+    ('stage 1 of 2', 'rank 3 (stage 1 of 2, tensor-parallel rank 1 of 2)')
     """
 
-    stage: int
-    num_stages: int
+    stage: int = 0
+    num_stages: int = 1
+    slot: int = 0
+    num_slots: int = 1
+
+    @classmethod
+    def of(cls, rank: int, num_stages: int, num_slots: int) -> Place:
+        """Return the place of a rank; `loadmaster.parallel.ParallelLayout` numbers them."""
+        stage, slot = divmod(rank, num_slots)
+        return cls(stage, num_stages, slot, num_slots)
+
+    @property
+    def rank(self) -> int:
+        """The rank's number."""
+        return self.stage * self.num_slots + self.slot
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the rank is on the last stage."""
+        return self.stage == self.num_stages - 1
+
+    def __str__(self) -> str:
+        stage = f"stage {self.stage} of {self.num_stages}"
+        if self.num_slots == 1:
+            return stage
+        return f"rank {self.rank} ({stage}, tensor-parallel rank {self.slot} of {self.num_slots})"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A worker's first message: its place, and how to build its stage. ``builder`` is ``module:name``, see `workers.builder`.
+
+    ``device`` is ``cpu`` or ``cuda``. ``previous``, ``following`` and ``peers`` are file descriptors that the worker has
+    inherited: its sockets to the same slot of the stages before and after it, and to each other slot of its stage (None in its
+    place). ``meeting`` is a path in a private folder where the ranks of a stage meet that use NCCL.
+    """
+
+    place: Place
     num_threads: int
     builder: str
     plan: bytes
     device: str = "cpu"
     previous: int | None = None
     following: int | None = None
+    peers: tuple[int | None, ...] = (None,)
+    meeting: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +79,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The stage is loaded and built. Its KV cache will take ``token_bytes`` for each token; ``free_bytes`` are available."""
+    """The rank is loaded and built. Its KV cache will take ``token_bytes`` for each token; ``free_bytes`` are available."""
 
     token_bytes: int
     free_bytes: int
@@ -72,11 +111,13 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How a stage has spent its time since it was ready, in seconds, and how many batches and tokens it has computed.
+    """How a rank has spent its time since it was ready, in seconds, and how many batches and tokens it has computed.
 
-    ``input_s``: waiting for the previous stage. ``engine_s``: waiting for a batch.
+    ``input_s``: waiting for the previous stage. ``engine_s``: waiting for a batch. Waiting for the other ranks of the stage is
+    part of ``busy_s``.
     """
 
+    rank: int
     stage: int
     busy_s: float = 0.0
     input_s: float = 0.0
@@ -87,14 +128,14 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """How the stage has spent its time when it got a `Report`."""
+    """How the rank has spent its time when it got a `Report`."""
 
     usage: Usage
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The worker ends with ``error``. If not ``is_cause``, the error is only that a neighbouring stage has ended."""
+    """The worker ends with ``error``. If not ``is_cause``, the error is only that a neighbouring rank has ended."""
 
     error: LoadmasterError
     is_cause: bool

@@ -1,4 +1,7 @@
-"""Carries out batches on one stage: receives, computes, sends, and on the last stage samples."""
+"""Carries out batches on one rank: receives, computes, sends, and on the last stage samples.
+
+All ranks of the last stage sample, from the same logits and so the same tokens; the first of them answers.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from loadmaster.layers.step import Context, Step
 from loadmaster.workers.batch import Batch, Done, Sampled, Span
 from loadmaster.workers.builder import Stage
 from loadmaster.workers.drafter import Drafter
-from loadmaster.workers.messages import Allocate, Usage
+from loadmaster.workers.messages import Allocate, Place, Usage
 from loadmaster.workers.page_table import PageTable
 from loadmaster.workers.sampler import Sampler
 
@@ -24,10 +27,11 @@ class StageRunner:
     A last stage with a draft model proposes ``allocate.num_speculative_tokens`` after each token.
     """
 
-    def __init__(self, stage: Stage, group: PipelineGroup, allocate: Allocate) -> None:
+    def __init__(self, stage: Stage, group: PipelineGroup, allocate: Allocate, place: Place | None = None) -> None:
         self._stage = stage
         self._group = group
-        self._is_last = group.rank == group.world_size - 1
+        self._place = place or Place(group.stage, group.num_stages)
+        self._is_last = self._place.is_last
         self._page_size = allocate.page_size
         self._cache: Any = stage.new_cache(allocate.num_pages, allocate.page_size)
         self._tables: dict[int, PageTable] = {}
@@ -40,13 +44,13 @@ class StageRunner:
         self._num_batches = self._num_tokens = 0
 
     def run(self, batch: Batch, waited_s: float = 0.0) -> Done | None:
-        """Compute one batch. Return its results on the last stage. ``waited_s``: how long the batch was waited for."""
+        """Compute one batch. Return its results on the last stage's first rank. ``waited_s``: the wait for the batch."""
         begin = time.perf_counter()
         self._forget(batch.finished)
         step = self._step(batch)
         inputs: dict[str, torch.Tensor] = {}
         received = begin
-        if self._group.rank > 0:
+        if self._place.stage > 0:
             prepared = time.perf_counter()
             inputs = self._group.receive_previous(tuple(self._stage.carries_in))
             received = time.perf_counter()
@@ -65,11 +69,14 @@ class StageRunner:
         self._engine_s += waited_s
         self._num_batches += 1
         self._num_tokens += step.num_tokens
-        return done
+        return done if self._place.slot == 0 else None
 
     def usage(self) -> Usage:
-        """Return how the stage has spent its time so far."""
-        return Usage(self._group.rank, self._busy_s, self._input_s, self._engine_s, self._num_batches, self._num_tokens)
+        """Return how the rank has spent its time so far."""
+        at = self._place
+        return Usage(
+            at.rank, at.stage, self._busy_s, self._input_s, self._engine_s, self._num_batches, self._num_tokens
+        )
 
     def _forget(self, requests: tuple[int, ...]) -> None:
         for request in requests:

@@ -1,12 +1,12 @@
-"""Starts the worker processes of a pipeline, watches them, and ends them.
+"""Starts the worker processes of all ranks, watches them, and ends them.
 
 One thread does all three: it starts the workers, waits on their pipes, and ends them. When the thread ends, the kernel
 kills the workers. The end of a pipe means that its worker has ended. Once a second the thread looks for workers that a
 signal has stopped; a worker that runs but makes no progress is not noticed. Any failure ends all workers. It is kept as
-one error: the cause, not the errors that it caused in other stages.
+one error: the cause, not the errors that it caused in other ranks.
 
-The supervisor creates every connection of a worker: a pipe, and sockets to its neighbours. None of them has a name or
-listens: docs/decisions/0004-who-can-join.md.
+The supervisor creates every connection of a worker: a pipe, and sockets to its neighbours (`loadmaster.workers.wiring`).
+None of them has a name or listens: docs/decisions/0004-who-can-join.md.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import contextlib
 import os
 import pickle
 import queue
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -31,12 +33,13 @@ from typing import Any, Literal
 
 from loadmaster.errors import LoadError, LoadmasterError, RunError
 from loadmaster.workers.batch import Done
-from loadmaster.workers.messages import Allocated, Failed, Job, Progress, Ready, Report, Reported, Usage
+from loadmaster.workers.messages import Allocated, Failed, Job, Place, Progress, Ready, Report, Reported, Usage
+from loadmaster.workers.wiring import Wiring
 
 DEFAULT_BUILDER = "loadmaster.workers.builder:PlanBuilder"
 
 CAUSE_WITHIN_S = 2.0
-"""When a stage reports that its neighbour has ended: how long to wait for the neighbour's own error."""
+"""When a rank reports that its neighbour has ended: how long to wait for the neighbour's own error."""
 
 LOOK_EVERY_S = 1.0
 """How often to look for stopped workers."""
@@ -59,7 +62,7 @@ Reply = Allocated | Done
 class WorkerProcess:
     """The handle of one worker process, in the engine's process."""
 
-    stage: int
+    place: Place
     process: subprocess.Popen[bytes]
     pipe: Connection
     ready: Ready | None = None
@@ -70,7 +73,7 @@ class WorkerProcess:
 
 
 class Supervisor:
-    """Starts ``num_stages`` workers at once and returns; they load in the background.
+    """Starts a worker for each rank, ``num_slots`` in each of ``num_stages`` stages, and returns; they load in the background.
 
     ``on_progress`` is called with numbers of bytes loaded, from the supervisor's thread.
     """
@@ -79,12 +82,16 @@ class Supervisor:
         self,
         plan: bytes,
         num_stages: int,
+        num_slots: int = 1,
         *,
         builder: str = DEFAULT_BUILDER,
         device: str = "cpu",
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.num_stages = num_stages
+        self.num_ranks = num_stages * num_slots
+        self._num_slots = num_slots
+        self._folder: Path | None = None  # where ranks that use NCCL meet
         self.error: LoadmasterError | None = None
         self._state: State = "loading"
         self._plan = plan
@@ -109,7 +116,7 @@ class Supervisor:
         return self._state
 
     def wait_ready(self) -> None:
-        """Return when every stage is loaded.
+        """Return when every rank is loaded.
 
         Raises:
             LoadError: loading failed. Any other LoadmasterError that a worker raised keeps its type.
@@ -136,8 +143,8 @@ class Supervisor:
 
     @property
     def usage(self) -> tuple[Usage, ...]:
-        """How each stage has spent its time, as of its last report."""
-        return tuple(worker.usage or Usage(worker.stage) for worker in self._workers)
+        """How each rank has spent its time, as of its last report."""
+        return tuple(worker.usage or Usage(worker.place.rank, worker.place.stage) for worker in self._workers)
 
     def refresh_usage(self, within_s: float) -> None:
         """Ask all workers, which must be ready, how they have spent their time up to now. Wait up to ``within_s`` seconds."""
@@ -148,12 +155,12 @@ class Supervisor:
         for worker in self._workers:
             worker.reported.wait(max(0.0, until - time.monotonic()))
 
-    def send(self, message: object, stages: Sequence[int] | None = None) -> None:
-        """Send to ``stages``, or to all. A worker that has ended is ignored here: the supervisor's thread notices it."""
+    def send(self, message: object, ranks: Sequence[int] | None = None) -> None:
+        """Send to ``ranks``, or to all. A worker that has ended is ignored here: the supervisor's thread notices it."""
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         with self._lock:
             for worker in self._workers:
-                if stages is None or worker.stage in stages:
+                if ranks is None or worker.place.rank in ranks:
                     with contextlib.suppress(OSError):
                         worker.pipe.send_bytes(data)
 
@@ -210,38 +217,44 @@ class Supervisor:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
         }
-        pairs = [socket.socketpair() for _ in range(self.num_stages - 1)]
+        if self._device == "cuda" and self._num_slots > 1:
+            self._folder = Path(tempfile.mkdtemp(prefix="loadmaster-"))  # for this user alone
         jobs = []
-        try:
-            for stage in range(self.num_stages):
-                previous = pairs[stage - 1][1].fileno() if stage > 0 else None
-                following = pairs[stage][0].fileno() if stage < self.num_stages - 1 else None
+        with Wiring(self.num_stages, self._num_slots) as wiring:
+            for rank in range(self.num_ranks):
+                place = Place.of(rank, self.num_stages, self._num_slots)
+                ends = wiring.of(place)
                 ours, theirs = Pipe()
                 try:
                     process = subprocess.Popen(
                         [sys.executable, "-P", "-m", "loadmaster.workers.worker", str(theirs.fileno())],
                         stdin=subprocess.DEVNULL,
                         env=environment,
-                        pass_fds=[fd for fd in (theirs.fileno(), previous, following) if fd is not None],
+                        pass_fds=[theirs.fileno(), *ends.all],
                     )
                 finally:
                     theirs.close()
-                self._workers.append(WorkerProcess(stage, process, ours))
-                threads = max(1, cores // self.num_stages)
+                self._workers.append(WorkerProcess(place, process, ours))
                 jobs.append(
-                    Job(stage, self.num_stages, threads, self._builder, self._plan, self._device, previous, following)
+                    Job(
+                        place,
+                        max(1, cores // self.num_ranks),
+                        self._builder,
+                        self._plan,
+                        self._device,
+                        ends.previous,
+                        ends.following,
+                        ends.peers,
+                        "" if self._folder is None else str(self._folder / f"stage-{place.stage}"),
+                    )
                 )
-        finally:
-            for pair in pairs:  # each worker has its own copy; a neighbour sees when that one closes
-                for end in pair:
-                    end.close()
         self._plan = b""
         threading.Thread(target=self._send_jobs, args=(jobs,), name="jobs", daemon=True).start()
 
     def _send_jobs(self, jobs: Sequence[Job]) -> None:
         """Send each worker its job. A separate thread, because sending blocks until the worker reads its plan."""
         for job in jobs:
-            self.send(job, [job.stage])
+            self.send(job, [job.place.rank])
 
     def _watch(self) -> None:
         """Process the workers' messages until one fails or `close` is called."""
@@ -305,7 +318,7 @@ class Supervisor:
                 kind = RunError if self._state == "ready" else LoadError
                 self._fail(
                     kind(
-                        f"stage {worker.stage} of {self.num_stages} (process {worker.process.pid}) was stopped by a signal "
+                        f"{worker.place} (process {worker.process.pid}) was stopped by a signal "
                         f"and not continued within {STOPPED_FOR_S:g} s",
                         hint="find what sent it SIGSTOP, and start again",
                     )
@@ -319,7 +332,7 @@ class Supervisor:
             worker.process.wait(1)
         status = worker.process.returncode
         kind = RunError if self._state == "ready" else LoadError
-        where = f"stage {worker.stage} of {self.num_stages} (process {worker.process.pid})"
+        where = f"{worker.place} (process {worker.process.pid})"
         if status is not None and status < 0:
             self._fail(
                 kind(
@@ -360,6 +373,8 @@ class Supervisor:
         with self._ending:
             self._stop.close()
             self._stopped.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _is_stopped(pid: int) -> bool:

@@ -1,6 +1,6 @@
-"""One pipeline stage as a process: ``python -m loadmaster.workers.worker FD``, started by `loadmaster.workers.supervisor`.
+"""One rank as a process: ``python -m loadmaster.workers.worker FD``, started by `loadmaster.workers.supervisor`.
 
-FD is its end of a pipe to the engine's process. The worker checks that all stages have the same plan, loads its rank,
+FD is its end of a pipe to the engine's process. The worker checks that all ranks have the same plan, loads its rank,
 builds its stage, and then carries out the messages from the pipe, in order. It prints nothing: it sends an error over the
 pipe, and the engine's process shows it once. When the pipe ends, so does the worker. It has no other connections than the
 pipe and the sockets that it inherits, and listens on none.
@@ -27,12 +27,14 @@ from loadmaster.distributed.lifeline import die_with_parent
 from loadmaster.distributed.peer import PeerLostError
 from loadmaster.errors import LoadError, LoadmasterError, RunError
 from loadmaster.host_memory import is_out_of_memory, rooms
-from loadmaster.workers.messages import Allocate, Allocated, Failed, Job, Progress, Ready, Report, Reported
+from loadmaster.workers.messages import Allocate, Allocated, Failed, Job, Place, Progress, Ready, Report, Reported
 
 if TYPE_CHECKING:
     import torch
 
     from loadmaster.distributed.group import PipelineGroup
+    from loadmaster.distributed.mesh import Mesh
+    from loadmaster.distributed.tensor import TensorGroup
     from loadmaster.workers.builder import Stage
     from loadmaster.workers.runner import StageRunner
 
@@ -55,11 +57,11 @@ def main(fd: int) -> None:
         import torch
 
         torch.set_num_threads(job.num_threads)
-        group = _join(job)
-        stage = _load(job, group, pipe)
+        pipeline, mesh = _join(job)
+        stage = _load(job, pipeline, mesh, pipe)
         pipe.send(Ready(stage.page_bytes(1), free_bytes(stage.device)))
         with torch.inference_mode():
-            runner = _allocate(stage, group, pipe)
+            runner = _allocate(stage, pipeline, job.place, pipe)
             phase = RunError
             _serve(runner, pipe)
     except BaseException as error:
@@ -122,10 +124,13 @@ class ProgressReport:
         self._num_bytes, self._sent = 0, time.monotonic()
 
 
-def _join(job: Job) -> PipelineGroup:
+def _join(job: Job) -> tuple[PipelineGroup, Mesh | None]:
     from loadmaster.distributed.group import PipelineGroup
+    from loadmaster.distributed.mesh import Mesh
 
-    return PipelineGroup(job.stage, job.num_stages, _inherited(job.previous), _inherited(job.following))
+    at = job.place
+    pipeline = PipelineGroup(at.stage, at.num_stages, _inherited(job.previous), _inherited(job.following))
+    return pipeline, Mesh(at.slot, [_inherited(fd) for fd in job.peers]) if at.num_slots > 1 else None
 
 
 def _inherited(fd: int | None) -> socket.socket | None:
@@ -145,17 +150,46 @@ def free_bytes(device: torch.device) -> int:
     return min((room.free_bytes for room in rooms()), default=0)
 
 
-def _load(job: Job, group: PipelineGroup, pipe: Pipe) -> Stage:
+def _load(job: Job, pipeline: PipelineGroup, mesh: Mesh | None, pipe: Pipe) -> Stage:
+    from loadmaster.distributed.agreement import agree
+
     module, _, name = job.builder.partition(":")
     builder = getattr(importlib.import_module(module), name)(job.plan)
-    group.agree(builder.hash)
+    agree(builder.hash, pipeline, mesh)
     progress = ProgressReport(pipe)
-    stage: Stage = builder.build(job.stage, job.device, progress.add)
+    gpus = _gpus(job)
+    device = f"cuda:{gpus[job.place.slot]}" if gpus else job.device
+    stage: Stage = builder.build(job.place.rank, device, progress.add, _tensor_group(job, mesh, gpus))
     progress.finish()
     return stage
 
 
-def _allocate(stage: Stage, group: PipelineGroup, pipe: Pipe) -> StageRunner:
+def _gpus(job: Job) -> list[int]:
+    """Return the GPU of each rank of the stage: rank ``r`` uses GPU ``r`` modulo the number of GPUs."""
+    if job.device != "cuda":
+        return []
+    from loadmaster.loader import num_devices
+
+    first = job.place.rank - job.place.slot
+    return [rank % max(num_devices(), 1) for rank in range(first, first + job.place.num_slots)]
+
+
+def _tensor_group(job: Job, mesh: Mesh | None, gpus: list[int]) -> TensorGroup | None:
+    """Return the group of the stage's ranks: NCCL where no two of them share a GPU, the sockets elsewhere."""
+    if mesh is None:
+        return None
+    if len(set(gpus)) < mesh.size:
+        from loadmaster.distributed.tensor import HostGroup
+
+        return HostGroup(mesh)
+    import torch
+
+    from loadmaster.distributed.nccl import NcclGroup
+
+    return NcclGroup(mesh.slot, mesh.size, job.meeting, torch.device("cuda", gpus[mesh.slot]))
+
+
+def _allocate(stage: Stage, pipeline: PipelineGroup, place: Place, pipe: Pipe) -> StageRunner:
     """Allocate the KV cache that the engine asks for.
 
     Raises:
@@ -165,7 +199,7 @@ def _allocate(stage: Stage, group: PipelineGroup, pipe: Pipe) -> StageRunner:
 
     allocate: Allocate = pipe.next()
     try:
-        runner = StageRunner(stage, group, allocate)
+        runner = StageRunner(stage, pipeline, allocate, place)
     except (MemoryError, RuntimeError) as error:
         if not (is_out_of_memory(error) or "out of memory" in str(error)):
             raise
@@ -198,7 +232,7 @@ def failure(error: BaseException, job: Job, phase: type[LoadmasterError]) -> Fai
 
     The traceback is added as a note.
     """
-    where = f"stage {job.stage} of {job.num_stages}"
+    where = str(job.place)
     if isinstance(error, PeerLostError):
         return Failed(phase(f"{where}: {error}"), is_cause=False)
     if isinstance(error, LoadmasterError) and _survives_pickling(error):
