@@ -137,7 +137,8 @@ def statistics_object(statistics: Statistics, block_size: int) -> dict[str, Any]
         shares = {f"{name}_share": s / total_s if total_s else 0.0 for name, s in seconds.items()}
         times = {f"{name}_s": s for name, s in seconds.items()}
         counts = {"num_batches": usage.num_batches, "num_tokens": usage.num_tokens}
-        stages.append({"rank": usage.rank, "stage": usage.stage, **times, **shares, **counts})
+        where = {"rank": usage.rank, "stage": usage.stage}
+        stages.append(where | times | shares | counts)
     counters = statistics.counters
     return {
         "stages": stages,
