@@ -273,7 +273,6 @@ def test_a_worker_lost_between_requests_ends_the_run() -> None:
 
 
 def test_a_stopped_worker_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that runs and makes no progress is not noticed: that needs a heartbeat, which the engine does not have yet."""
     monkeypatch.setattr(supervisor, "LOOK_EVERY_S", 0.1)
     monkeypatch.setattr(supervisor, "STOPPED_FOR_S", 0.5)
     with nothing_left(), start(ToyPlan(1)) as engine, ThreadPoolExecutor(1) as thread:
@@ -288,6 +287,17 @@ def test_a_stopped_worker_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
                 worker.kill()
         assert isinstance(error, RunError)
         assert re.search(rf"\(process {worker.pid}\) was stopped by a signal and not continued", str(error))
+        assert engine.state == "failed"
+
+
+def test_a_worker_that_hangs_in_a_step_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(supervisor, "HUNG_FOR_S", 0.5)
+    with nothing_left(), start(ToyPlan(2, faults={1: "step_hangs"})) as engine:
+        streams = [engine.submit([n], GREEDY) for n in range(1, 4)]
+        for stream in streams:
+            with pytest.raises(RunError, match=r"^stage 1 of 2 \(process \d+\) has hung in a step"):
+                list(stream)
         assert engine.state == "failed"
 
 

@@ -39,6 +39,11 @@ class Place:
         return self.stage * self.num_slots + self.slot
 
     @property
+    def num_ranks(self) -> int:
+        """How many ranks there are."""
+        return self.num_stages * self.num_slots
+
+    @property
     def is_last(self) -> bool:
         """Whether the rank is on the last stage."""
         return self.stage == self.num_stages - 1
@@ -56,7 +61,8 @@ class Job:
 
     ``device`` is ``cpu`` or ``cuda``. ``previous``, ``following`` and ``peers`` are file descriptors that the worker has
     inherited: its sockets to the same slot of the stages before and after it, and to each other slot of its stage (None in its
-    place). ``meeting`` is a path in a private folder where the ranks of a stage meet that use NCCL.
+    place). ``meeting`` is a path in a private folder where the ranks of a stage meet that use NCCL. ``pulse`` is the file
+    descriptor of `loadmaster.workers.pulse`.
     """
 
     place: Place
@@ -68,6 +74,7 @@ class Job:
     following: int | None = None
     peers: tuple[int | None, ...] = (None,)
     meeting: str = ""
+    pulse: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from loadmaster.workers.builder import Stage
 from loadmaster.workers.drafter import Drafter
 from loadmaster.workers.messages import Allocate, Place, Usage
 from loadmaster.workers.page_table import PageTable
+from loadmaster.workers.pulse import Phase, Pulse
 from loadmaster.workers.sampler import Sampler
 
 
@@ -27,11 +28,19 @@ class StageRunner:
     A last stage with a draft model proposes ``allocate.num_speculative_tokens`` after each token.
     """
 
-    def __init__(self, stage: Stage, group: PipelineGroup, allocate: Allocate, place: Place | None = None) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        group: PipelineGroup,
+        allocate: Allocate,
+        place: Place | None = None,
+        pulse: Pulse | None = None,
+    ) -> None:
         self._stage = stage
         self._group = group
         self._place = place or Place(group.stage, group.num_stages)
         self._is_last = self._place.is_last
+        self._pulse = pulse
         self._page_size = allocate.page_size
         self._cache: Any = stage.new_cache(allocate.num_pages, allocate.page_size)
         self._tables: dict[int, PageTable] = {}
@@ -52,10 +61,12 @@ class StageRunner:
         received = begin
         if self._place.stage > 0:
             prepared = time.perf_counter()
+            self._tell(Phase.RECEIVING, batch)
             inputs = self._group.receive_previous(tuple(self._stage.carries_in))
             received = time.perf_counter()
             self._input_s += received - prepared
             received = begin + (received - prepared)
+        self._tell(Phase.COMPUTING, batch)
         outputs = self._stage.forward(inputs, step, self._cache)
         done = None
         if self._is_last:
@@ -65,6 +76,7 @@ class StageRunner:
             done = Done(batch.number, tuple(sampled))
         else:
             self._group.send_next(outputs, tuple(self._stage.carries_out))
+        self._tell(Phase.IDLE, batch)
         self._busy_s += time.perf_counter() - received
         self._engine_s += waited_s
         self._num_batches += 1
@@ -77,6 +89,10 @@ class StageRunner:
         return Usage(
             at.rank, at.stage, self._busy_s, self._input_s, self._engine_s, self._num_batches, self._num_tokens
         )
+
+    def _tell(self, phase: Phase, batch: Batch) -> None:
+        if self._pulse is not None:
+            self._pulse.set(self._place.rank, phase, batch.number)
 
     def _forget(self, requests: tuple[int, ...]) -> None:
         for request in requests:

@@ -2,8 +2,8 @@
 
 One thread does all three: it starts the workers, waits on their pipes, and ends them. When the thread ends, the kernel
 kills the workers. The end of a pipe means that its worker has ended. Once a second the thread looks for workers that a
-signal has stopped; a worker that runs but makes no progress is not noticed. Any failure ends all workers. It is kept as
-one error: the cause, not the errors that it caused in other ranks.
+signal has stopped, and for those that hang in a step. Any failure ends all workers. It is kept as one error: the cause, not
+the errors that it caused in other ranks.
 
 The supervisor creates every connection of a worker: a pipe, and sockets to its neighbours (`loadmaster.workers.wiring`).
 None of them has a name or listens: docs/decisions/0004-who-can-join.md.
@@ -34,6 +34,7 @@ from typing import Any, Literal
 from loadmaster.errors import LoadError, LoadmasterError, RunError
 from loadmaster.workers.batch import Done
 from loadmaster.workers.messages import Allocated, Failed, Job, Place, Progress, Ready, Report, Reported, Usage
+from loadmaster.workers.pulse import Phase, Pulse, cpu_seconds
 from loadmaster.workers.wiring import Wiring
 
 DEFAULT_BUILDER = "loadmaster.workers.builder:PlanBuilder"
@@ -46,6 +47,9 @@ LOOK_EVERY_S = 1.0
 
 STOPPED_FOR_S = 5.0
 """How long a worker may be stopped while this process runs. Ctrl-Z in a terminal stops both."""
+
+HUNG_FOR_S = 5.0
+"""How long a worker may be in one step without using a CPU. A step that computes, or waits for a GPU, uses one."""
 
 SPIN_COUNT = "20000"
 """How long a thread of a product waits actively for the others (GOMP_SPINCOUNT), some 50 µs. The default, several
@@ -69,6 +73,8 @@ class WorkerProcess:
     usage: Usage | None = None
     has_failed: bool = False
     stopped_s: float = 0.0
+    hung_s: float = 0.0
+    seen: tuple[object, ...] = ()
     reported: threading.Event = field(default_factory=threading.Event)
 
 
@@ -105,6 +111,7 @@ class Supervisor:
         self._loaded, self._ended = threading.Event(), threading.Event()
         self._stop, self._stopped = Pipe()
         self._last_look = time.monotonic()
+        self._pulse: Pulse | None = None
         self._suspect: tuple[LoadmasterError, float] | None = None
         self._thread = threading.Thread(target=self._watch_over, name="supervisor", daemon=True)
         atexit.register(self.close)
@@ -219,6 +226,7 @@ class Supervisor:
         }
         if self._device == "cuda" and self._num_slots > 1:
             self._folder = Path(tempfile.mkdtemp(prefix="loadmaster-"))  # for this user alone
+        self._pulse = Pulse.create(self.num_ranks)
         jobs = []
         with Wiring(self.num_stages, self._num_slots) as wiring:
             for rank in range(self.num_ranks):
@@ -230,7 +238,7 @@ class Supervisor:
                         [sys.executable, "-P", "-m", "loadmaster.workers.worker", str(theirs.fileno())],
                         stdin=subprocess.DEVNULL,
                         env=environment,
-                        pass_fds=[theirs.fileno(), *ends.all],
+                        pass_fds=[theirs.fileno(), self._pulse.fd, *ends.all],
                     )
                 finally:
                     theirs.close()
@@ -246,6 +254,7 @@ class Supervisor:
                         ends.following,
                         ends.peers,
                         "" if self._folder is None else str(self._folder / f"stage-{place.stage}"),
+                        self._pulse.fd,
                     )
                 )
         self._plan = b""
@@ -266,7 +275,7 @@ class Supervisor:
                 if timeout_s <= 0:
                     self._fail(self._suspect[0])
                     return
-            self._look_for_stopped()
+            self._look_for_stuck()
             for source in wait([self._stopped, *by_pipe], timeout_s):
                 if source is self._stopped:
                     return
@@ -302,27 +311,43 @@ class Supervisor:
             elif self._suspect is None:
                 self._suspect = message.error, time.monotonic() + CAUSE_WITHIN_S
 
-    def _look_for_stopped(self) -> None:
-        """Fail if a worker was stopped, for example by SIGSTOP, and not continued. Its pipe stays open, so only this notices.
+    def _look_for_stuck(self) -> None:
+        """Fail if a worker was stopped, for example by SIGSTOP, and not continued; or if it hangs in a step.
 
-        A worker that runs but makes no progress is not noticed.
+        Its pipe stays open in both cases, so only this notices.
         """
         passed_s = time.monotonic() - self._last_look
         if passed_s < LOOK_EVERY_S:
             return
         self._last_look += passed_s
         for worker in self._workers:
-            stopped = _is_stopped(worker.process.pid)
-            worker.stopped_s = worker.stopped_s + min(passed_s, 2 * LOOK_EVERY_S) if stopped else 0.0
+            pid = worker.process.pid
+            if _is_stopped(pid):
+                worker.stopped_s += min(passed_s, 2 * LOOK_EVERY_S)
+                worker.hung_s = 0.0
+            else:
+                worker.stopped_s = 0.0
+                worker.hung_s = worker.hung_s + passed_s if self._stands_still(worker) else 0.0
             if worker.stopped_s > STOPPED_FOR_S:
                 kind = RunError if self._state == "ready" else LoadError
                 self._fail(
                     kind(
-                        f"{worker.place} (process {worker.process.pid}) was stopped by a signal "
+                        f"{worker.place} (process {pid}) was stopped by a signal "
                         f"and not continued within {STOPPED_FOR_S:g} s",
                         hint="find what sent it SIGSTOP, and start again",
                     )
                 )
+            elif worker.hung_s > HUNG_FOR_S:
+                self._fail(
+                    RunError(f"{worker.place} (process {pid}) has hung in a step for more than {HUNG_FOR_S:g} s")
+                )
+
+    def _stands_still(self, worker: WorkerProcess) -> bool:
+        """Return whether a worker is in the same step as at the last look, and has used no CPU since."""
+        used_s = cpu_seconds(worker.process.pid)
+        assert self._pulse is not None
+        before, worker.seen = worker.seen, (*self._pulse.get(worker.place.rank), used_s)
+        return used_s is not None and worker.seen[0] == Phase.COMPUTING and worker.seen == before
 
     def _process_end(self, worker: WorkerProcess) -> None:
         """Fail because a worker has ended, unless it has already sent `Failed`."""
@@ -370,6 +395,8 @@ class Supervisor:
         with self._lock:
             for worker in self._workers:
                 worker.pipe.close()
+        if self._pulse is not None:
+            self._pulse.close()
         with self._ending:
             self._stop.close()
             self._stopped.close()

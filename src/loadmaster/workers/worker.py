@@ -27,7 +27,7 @@ from loadmaster.distributed.lifeline import die_with_parent
 from loadmaster.distributed.peer import PeerLostError
 from loadmaster.errors import LoadError, LoadmasterError, RunError
 from loadmaster.host_memory import is_out_of_memory, rooms
-from loadmaster.workers.messages import Allocate, Allocated, Failed, Job, Place, Progress, Ready, Report, Reported
+from loadmaster.workers.messages import Allocate, Allocated, Failed, Job, Progress, Ready, Report, Reported
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ def main(fd: int) -> None:
         stage = _load(job, pipeline, mesh, pipe)
         pipe.send(Ready(stage.page_bytes(1), free_bytes(stage.device)))
         with torch.inference_mode():
-            runner = _allocate(stage, pipeline, job.place, pipe)
+            runner = _allocate(stage, pipeline, job, pipe)
             phase = RunError
             _serve(runner, pipe)
     except BaseException as error:
@@ -189,17 +189,19 @@ def _tensor_group(job: Job, mesh: Mesh | None, gpus: list[int]) -> TensorGroup |
     return NcclGroup(mesh.slot, mesh.size, job.meeting, torch.device("cuda", gpus[mesh.slot]))
 
 
-def _allocate(stage: Stage, pipeline: PipelineGroup, place: Place, pipe: Pipe) -> StageRunner:
+def _allocate(stage: Stage, pipeline: PipelineGroup, job: Job, pipe: Pipe) -> StageRunner:
     """Allocate the KV cache that the engine asks for.
 
     Raises:
         LoadError: there is not enough memory.
     """
+    from loadmaster.workers.pulse import Pulse
     from loadmaster.workers.runner import StageRunner
 
+    pulse = None if job.pulse is None else Pulse(job.pulse, job.place.num_ranks)
     allocate: Allocate = pipe.next()
     try:
-        runner = StageRunner(stage, pipeline, allocate, place)
+        runner = StageRunner(stage, pipeline, allocate, job.place, pulse)
     except (MemoryError, RuntimeError) as error:
         if not (is_out_of_memory(error) or "out of memory" in str(error)):
             raise
