@@ -14,6 +14,7 @@ from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
 from loadmaster.workers import SamplingParams
 from tests.conftest import Tiny
+from tests.distributed.test_group import listening
 from tests.models.pipeline import Pipeline, stages
 from tests.workers.toy import BUILDER, BYTES_A_STAGE, ToyPlan, continuation
 
@@ -42,11 +43,12 @@ def test_two_stages_of_two_ranks_that_draft_give_the_tokens_of_one_process(tiny:
     assert [(u.rank, u.stage) for u in statistics.stages] == [(0, 0), (1, 0), (2, 1), (3, 1)]
 
 
-def test_ranks_answer_once_and_errors_name_the_rank() -> None:
+def test_ranks_answer_once_listen_nowhere_and_errors_name_the_rank() -> None:
     plan = cast("Plan", ToyPlan(1, 2, faults={1: "step_raises"}))
     with Engine(plan, builder=BUILDER) as engine:
         engine.wait_ready()
         assert engine.progress() == (2 * BYTES_A_STAGE, 2 * BYTES_A_STAGE)
+        assert listening([worker.process.pid for worker in engine._supervisor._workers]) == set()
         answer = engine.generate([3, 4, 5], SamplingParams(max_tokens=4, temperature=0))
         assert next(answer) == continuation([3, 4, 5], 1, 1)[0]
         with pytest.raises(RunError) as caught:
