@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
 import psutil
@@ -96,6 +97,31 @@ def test_many_requests_are_answered_together(engine: Engine) -> None:
         assert timing.ended is not None
         assert timing.arrived <= timing.first_token <= timing.ended
     assert engine.statistics().num_running == engine.statistics().num_used_pages == 0
+
+
+@pytest.mark.slow
+def test_ten_thousand_requests_leave_no_page_in_use() -> None:
+    """Of which one in five is cancelled, over a cache so small that requests are preempted."""
+    random = Random(0)
+    capacity = Capacity(max_num_seqs=64, block_size=4, num_gpu_blocks_override=100)
+    with nothing_left(), start(ToyPlan(2), capacity=capacity) as engine:
+        for _ in range(100):
+            streams = []
+            for _ in range(100):
+                prompt = [random.randrange(VOCAB) for _ in range(random.randint(1, 20))]
+                params = SamplingParams(max_tokens=random.randint(1, 12), temperature=0, ignore_eos=True)
+                streams.append((prompt, params, engine.submit(prompt, params)))
+            for prompt, params, stream in streams:
+                if random.random() < 0.2:
+                    stream.cancel()
+                    continue
+                assert params.max_tokens is not None
+                expected = continuation(prompt, 2, params.max_tokens)
+                assert [t for o in stream for t in o.token_ids] == expected
+        assert list(engine.generate([3], GREEDY)) == continuation([3], 2, 4)
+        statistics = engine.statistics()
+    assert statistics.num_used_pages == statistics.num_running == statistics.num_waiting == 0
+    assert statistics.counters.preemptions > 0
 
 
 def test_a_cancelled_request_frees_its_pages_and_the_others_go_on(engine: Engine) -> None:
