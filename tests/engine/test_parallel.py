@@ -14,6 +14,7 @@ from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
 from loadmaster.workers import SamplingParams
 from tests.conftest import Tiny
+from tests.distributed.test_group import listening
 from tests.models.pipeline import Pipeline, stages
 from tests.workers.toy import BUILDER, BYTES_A_STAGE, ToyPlan, continuation
 
@@ -25,24 +26,29 @@ if TYPE_CHECKING:
 PROMPTS = [[7, 250, 31, 99, 14, 3, 200, 180, 66, 45, 12, 301, 77, 5, 5, 41, 260, 19, 130, 8], [3, 17, 5], [9] * 11]
 
 
-def test_two_stages_of_two_ranks_give_the_tokens_of_one_process(tiny: Tiny) -> None:
+def test_two_stages_of_two_ranks_that_draft_give_the_tokens_of_one_process(tiny: Tiny) -> None:
+    """Experts are dealt out. All ranks of the last stage sample and draft, and must agree on every token."""
     path = tiny("glm-5.2-fp8")
     expected = [Pipeline(stages(path, (8,))).greedy(prompt, 8) for prompt in PROMPTS]
-    layout = ParallelLayout(2, 2, enable_expert_parallel=True)
+    layout = ParallelLayout(2, 2, enable_expert_parallel=True, num_draft_layers=1)
     plan = prove(build_plan(open_checkpoint(path), layout, dtype="F32")).require_proven()
     params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
-    with Engine(plan, max_model_len=64, capacity=Capacity(max_num_batched_tokens=12)) as engine:
+    with Engine(
+        plan, max_model_len=64, capacity=Capacity(max_num_batched_tokens=12), num_speculative_tokens=2
+    ) as engine:
         streams = [engine.submit(prompt, params) for prompt in PROMPTS]
         assert [[t for output in stream for t in output.token_ids] for stream in streams] == expected
-        usage = engine.statistics().stages
-    assert [(u.rank, u.stage) for u in usage] == [(0, 0), (1, 0), (2, 1), (3, 1)]
+        statistics = engine.statistics()
+    assert statistics.counters.drafted_tokens > 0
+    assert [(u.rank, u.stage) for u in statistics.stages] == [(0, 0), (1, 0), (2, 1), (3, 1)]
 
 
-def test_ranks_answer_once_and_errors_name_the_rank() -> None:
+def test_ranks_answer_once_listen_nowhere_and_errors_name_the_rank() -> None:
     plan = cast("Plan", ToyPlan(1, 2, faults={1: "step_raises"}))
     with Engine(plan, builder=BUILDER) as engine:
         engine.wait_ready()
         assert engine.progress() == (2 * BYTES_A_STAGE, 2 * BYTES_A_STAGE)
+        assert listening([worker.process.pid for worker in engine._supervisor._workers]) == set()
         answer = engine.generate([3, 4, 5], SamplingParams(max_tokens=4, temperature=0))
         assert next(answer) == continuation([3, 4, 5], 1, 1)[0]
         with pytest.raises(RunError) as caught:

@@ -182,7 +182,7 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
         "--device",
         choices=["cpu", "cuda"],
         default="cpu",
-        help="run stages on the CPU (default), or on the GPUs in turn",
+        help="run ranks on the CPU (default), or on the GPUs in turn",
     )
 
 
