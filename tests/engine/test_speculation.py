@@ -21,8 +21,7 @@ from tests.models.planted import expected_counts, planted
 PROMPTS = [[1, 2, 3], list(range(20)), [5, 11]]
 
 
-def proven(path: Path, num_stages: int, num_layers: int) -> ProvenPlan:
-    layout = ParallelLayout(num_stages, num_draft_layers=num_layers)
+def proven(path: Path, layout: ParallelLayout) -> ProvenPlan:
     return prove(build_plan(open_checkpoint(path), layout, dtype="F32")).require_proven()
 
 
@@ -31,10 +30,15 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, int
     return planted(tmp_path_factory.mktemp("planted"))
 
 
-def test_two_stages_draft_and_count_what_is_right(known: tuple[Path, dict[int, int]]) -> None:
+@pytest.mark.parametrize(
+    "layout",
+    [ParallelLayout(2, num_draft_layers=1), ParallelLayout(1, 2, num_draft_layers=1)],
+    ids=["two stages", "a stage of two ranks"],
+)
+def test_processes_draft_and_count_what_is_right(layout: ParallelLayout, known: tuple[Path, dict[int, int]]) -> None:
     path, follows = known
     capacity = Capacity(max_num_batched_tokens=16, block_size=4)
-    with Engine(proven(path, 2, 1), capacity=capacity, num_speculative_tokens=3) as engine:
+    with Engine(proven(path, layout), capacity=capacity, num_speculative_tokens=3) as engine:
         streams = [engine.submit(p, SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)) for p in PROMPTS]
         for prompt, stream in zip(PROMPTS, streams, strict=True):
             tokens = [prompt[-1], *(t for output in stream for t in output.token_ids)]
@@ -50,7 +54,7 @@ def test_two_stages_draft_and_count_what_is_right(known: tuple[Path, dict[int, i
 
 def test_drafts_without_mtp_layers_are_refused(known: tuple[Path, dict[int, int]]) -> None:
     with pytest.raises(ArgumentError, match="num_speculative_tokens is 2, and the plan has no MTP layer"):
-        Engine(proven(known[0], 1, 0), num_speculative_tokens=2)
+        Engine(proven(known[0], ParallelLayout()), num_speculative_tokens=2)
 
 
 def test_one_layer_drafts_any_number_and_several_one_each() -> None:

@@ -44,15 +44,15 @@ def drafting_stages(path: Path, partition: tuple[int, ...], num_drafts: int = 1)
 class _Group:
     """Hands the tensors of one stage to the next."""
 
-    def __init__(self, rank: int, world_size: int, passed: dict[int, dict[str, torch.Tensor]]) -> None:
-        self.rank, self.world_size = rank, world_size
+    def __init__(self, stage: int, num_stages: int, passed: dict[int, dict[str, torch.Tensor]]) -> None:
+        self.stage, self.num_stages = stage, num_stages
         self._passed = passed
 
     def send_next(self, tensors: dict[str, torch.Tensor], names: tuple[str, ...]) -> None:
-        self._passed[self.rank + 1] = {name: tensors[name] for name in names}
+        self._passed[self.stage + 1] = {name: tensors[name] for name in names}
 
     def receive_previous(self, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        return self._passed.pop(self.rank)
+        return self._passed.pop(self.stage)
 
 
 class LocalWorkers:
