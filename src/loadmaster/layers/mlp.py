@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from loadmaster.kernels import fused
+from loadmaster.kernels.choice import uses_kernels
 from loadmaster.layers.linear import Linear
 from loadmaster.layers.weight import Params
 
@@ -15,7 +17,10 @@ Activation = Callable[[Tensor], Tensor]
 
 def gated(x: Tensor, gate_up: Linear, down: Linear, activation: Activation = F.silu) -> Tensor:
     """Return ``down(activation(gate(x)) * up(x))``; ``gate_up`` has gate's rows, then up's."""
-    gate, up = gate_up(x).chunk(2, dim=-1)
+    gate_up_T2I = gate_up(x)
+    if activation is F.silu and uses_kernels(x.device, x.dtype):
+        return down(fused.silu_and_multiply(gate_up_T2I))
+    gate, up = gate_up_T2I.chunk(2, dim=-1)
     return down(activation(gate) * up)
 
 

@@ -16,6 +16,8 @@ from loadmaster.models.layer import State
 class DecoderLayer:
     """Attention and experts, each after a norm; a multiple of their output is added to the residual."""
 
+    is_capturable = False  # experts are chosen on the host
+
     def __init__(self, model: GraniteMoeModel, params: Params, layer: int) -> None:
         prefix = f"layers.{layer}"
         self.residual_scale = model.residual_scale

@@ -9,6 +9,7 @@ from torch import Tensor
 from loadmaster.architectures.model import Model
 from loadmaster.layers.attention import Attention
 from loadmaster.layers.kv_cache import CacheKey, KVCache, Remembered
+from loadmaster.layers.mlp import GatedMLP
 from loadmaster.layers.norm import Norm
 from loadmaster.layers.step import Step
 from loadmaster.layers.weight import Params
@@ -22,6 +23,7 @@ class PreNormLayer:
         self, model: Model, params: Params, prefix: str, attention: Attention, mlp: Callable[[Tensor], Tensor]
     ) -> None:
         self.attention, self.mlp = attention, mlp
+        self.is_capturable = isinstance(mlp, GatedMLP)  # experts are chosen on the host
         self.input_norm = Norm(model, params.tensor(f"{prefix}.input_layernorm.weight"))
         self.post_norm = Norm(model, params.tensor(f"{prefix}.post_attention_layernorm.weight"))
 
