@@ -52,12 +52,16 @@ class RandomBuilder(PlanBuilder):
         plan, rank_plan = self._plan, self._plan.rank(rank)
         torch.manual_seed(rank)
         tensors = {}
+        inputs_of_scale = {spec.scale: spec.shape[-1] for spec in rank_plan.specs if spec.scale is not None}
         for spec in rank_plan.specs:
-            values = torch.randn(spec.shape, dtype=TORCH[spec.dtype], device=device)
+            values = torch.randn(spec.shape, dtype=torch.bfloat16, device=device)
             if len(spec.shape) == 1:
-                tensors[spec.name] = 1 + values / 10
-            else:
-                tensors[spec.name] = values if "embed" in spec.name else values / math.sqrt(spec.shape[-1])
+                values = 1 + values / 10
+            elif spec.name in inputs_of_scale:
+                values = torch.full_like(values, 1 / math.sqrt(inputs_of_scale[spec.name]))
+            elif "embed" not in spec.name and spec.scale is None:
+                values = values / math.sqrt(spec.shape[-1])
+            tensors[spec.name] = values.to(TORCH[spec.dtype])
             on_progress(spec.num_bytes)
         torch.cuda.empty_cache()
         return build_stage(

@@ -209,7 +209,7 @@ class _Launch:
 
     def _num_splits(self, num_programs: int, columns: int) -> int:
         """Return over how many programs a block's keys are divided: a power of two, so that few kernels are compiled."""
-        wanted = PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(self.q.device) // num_programs
+        wanted = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(self.q.device) // num_programs
         if self.contexts.max_length is not None:
             wanted = min(wanted, -(-self.contexts.max_length // columns))
         return 1 << max(0, min(wanted, MAX_SPLITS).bit_length() - 1)
@@ -274,7 +274,8 @@ def power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
+    """Return how many multiprocessors a GPU has."""
     if device.type != "cuda":
         return 8  # Triton's interpreter: any number
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

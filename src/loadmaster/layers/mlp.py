@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -24,8 +25,21 @@ def gated(x: Tensor, gate_up: Linear, down: Linear, activation: Activation = F.s
     return down(activation(gate) * up)
 
 
+class FeedForward(Protocol):
+    """The feed-forward part of a layer."""
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether, on a GPU, a CUDA graph can repeat it: it never waits for the device."""
+
+    def __call__(self, x_TH: Tensor) -> Tensor:
+        """Return the output ``[T, H]``."""
+
+
 class GatedMLP:
     """``down(activation(gate(x)) * up(x))``, with biases where the model has them."""
+
+    is_capturable = True
 
     def __init__(self, params: Params, prefix: str, activation: Activation = F.silu) -> None:
         self.activation = activation

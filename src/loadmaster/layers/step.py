@@ -102,7 +102,8 @@ class Step:
         num_wide = 3 * self.num_tokens + len(logit_rows)
         wide, narrow = numbers[:num_wide], numbers[num_wide:].view(torch.int32)
         sizes = (self.num_tokens, self.num_tokens, self.num_tokens, len(logit_rows))
-        self.token_ids_T, self.positions_T, self.slots_T, self.logit_rows_R = wide.split(sizes)
+        parts: tuple[Tensor, ...] = wide.split(sizes)
+        self.token_ids_T, self.positions_T, self.slots_T, self.logit_rows_R = parts
         count = len(self.contexts)
         self.paged = PagedContexts(
             query_starts=narrow[: count + 1],

@@ -16,8 +16,6 @@ from loadmaster.models.layer import State
 class DecoderLayer:
     """Attention and experts, each after a norm; a multiple of their output is added to the residual."""
 
-    is_capturable = False  # experts are chosen on the host
-
     def __init__(self, model: GraniteMoeModel, params: Params, layer: int) -> None:
         prefix = f"layers.{layer}"
         self.residual_scale = model.residual_scale
@@ -30,6 +28,11 @@ class DecoderLayer:
         )
         self.input_norm = Norm(model, params.tensor(f"{prefix}.input_layernorm.weight"))
         self.post_norm = Norm(model, params.tensor(f"{prefix}.post_attention_layernorm.weight"))
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether, on a GPU, a CUDA graph can repeat the layer."""
+        return self.experts.is_capturable
 
     def remembers(self) -> dict[CacheKey, Remembered]:
         """Return what the cache stores of each token."""
