@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loadmaster.checkpoint import open_checkpoint
-from loadmaster.engine import Engine
+from loadmaster.engine import Capacity, Engine
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
 from loadmaster.synth import PRESETS, write_tiny
@@ -29,3 +29,19 @@ def test_the_same_tokens_as_on_the_cpu(preset: str, num_stages: int, tmp_path: P
             answers[device] = list(engine.generate([3, 17, 5, 9, 31], params))
     assert len(answers["cuda"]) == 16
     assert answers["cuda"] == answers["cpu"]
+
+
+@pytest.mark.parametrize("preset", ["llama", "qwen3", "mistral", "smollm2"])
+def test_requests_that_are_computed_together_have_the_tokens_that_each_has_alone_on_the_cpu(
+    preset: str, tmp_path: Path
+) -> None:
+    write_tiny(PRESETS[preset], tmp_path)
+    plan = prove(build_plan(open_checkpoint(tmp_path), dtype="F32")).require_proven()
+    prompts = [[(7 * i + j * j) % 300 for j in range(length)] for i, length in enumerate((1, 15, 16, 17, 90, 3, 33))]
+    params = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
+    with Engine(plan) as engine:
+        alone = [list(engine.generate(prompt, params)) for prompt in prompts]
+    with Engine(plan, device="cuda", capacity=Capacity(max_num_batched_tokens=40)) as engine:
+        streams = [engine.submit(prompt, params) for prompt in prompts]
+        together = [[token for output in stream for token in output.token_ids] for stream in streams]
+    assert together == alone

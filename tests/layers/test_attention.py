@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ VALUES = [1.0, 3.0, 8.0, 4.0]
 def attended(scoring: Scoring, first: int, dtype: torch.dtype = torch.float32) -> list[list[float]]:
     """Return for each token from position ``first`` on what each of two heads attends to."""
     length = len(VALUES)
-    context = Context(0, length - first, first, length, ((0, length),))
+    context = Context(0, length - first, first, length, np.array([0], np.int32), length)
     positions = list(range(first, length))
     step = Step([context], positions, positions, positions, [])
     q_TND, k_NSD = torch.zeros(length - first, 2, 8, dtype=dtype), torch.ones(1, length, 8, dtype=dtype)

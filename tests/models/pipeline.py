@@ -70,7 +70,7 @@ class Pipeline:
             token_ids += chunk
             positions += range(first, stop)
             slots += table.slots(first, stop)
-            contexts.append(Context(start, len(token_ids), first, stop, table.runs(stop)))
+            contexts.append(table.context(start, len(token_ids), first, stop))
             rows += range(start if all_logits else len(token_ids) - 1, len(token_ids))
         step = Step(contexts, token_ids, positions, slots, rows)
         state: dict[str, torch.Tensor] = {}

@@ -8,6 +8,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from loadmaster.architectures.model import AttentionSpec
+from loadmaster.kernels import fused
+from loadmaster.kernels.choice import uses_kernels
+from loadmaster.kernels.paged_attention import paged_attention
 from loadmaster.layers.kv_cache import CacheKey, KVCache, Remembered
 from loadmaster.layers.linear import Linear
 from loadmaster.layers.norm import mean_square, rms_norm
@@ -49,9 +52,13 @@ class Attention:
         if self.q_norm is not None and self.k_norm is not None:
             q_TND, k_TND = self._normed(q_TND, self.q_norm, self.q_rows), self._normed(k_TND, self.k_norm, self.k_rows)
         cos, sin = step.angles(self.rotary, x_TH.dtype)
-        q_TND = rotate(q_TND, cos, sin, interleaved=False)
-        k_NSD = cache.write(self.layer, "key", step.slots_T, rotate(k_TND, cos, sin, interleaved=False))
-        v_NSD = cache.write(self.layer, "value", step.slots_T, v_TND)
+        k_NSD, v_NSD = cache.rows(self.layer, "key"), cache.rows(self.layer, "value")
+        if uses_kernels(x_TH.device, x_TH.dtype):
+            q_TND = fused.rotate_and_store(q_TND, k_TND, v_TND, cos, sin, step.slots_T, k_NSD, v_NSD)
+        else:
+            q_TND = rotate(q_TND, cos, sin, interleaved=False)
+            cache.write(self.layer, "key", step.slots_T, rotate(k_TND, cos, sin, interleaved=False))
+            cache.write(self.layer, "value", step.slots_T, v_TND)
         return self.o(attend(q_TND, k_NSD, v_NSD, step, self.scoring).flatten(1))
 
     def _normed(self, x_TND: Tensor, weight: Tensor, rows: Rows) -> Tensor:
@@ -81,6 +88,16 @@ def attend(q_TND: Tensor, k_NSD: Tensor, v_NSD: Tensor, step: Step, scoring: Sco
 
     ``k_NSD`` and ``v_NSD`` are all rows of the cache; a group of consecutive query heads shares each of their heads.
     """
+    if uses_kernels(q_TND.device, q_TND.dtype):
+        return paged_attention(
+            q_TND,
+            k_NSD,
+            v_NSD,
+            step.paged,
+            scale=scoring.scale,
+            window=scoring.window,
+            sinks_N=scoring.sinks_N,
+        )
     out_TND = q_TND.new_empty(q_TND.shape)
     for context in step.contexts:
         first = scoring.first(context)

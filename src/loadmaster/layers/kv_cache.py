@@ -46,6 +46,10 @@ class KVCache:
             for key, r in remembered.items()
         }
 
+    def rows(self, layer: int, kind: str) -> Tensor:
+        """Return all rows ``[heads, slots, width]``."""
+        return self._rows[layer, kind]
+
     def write(self, layer: int, kind: str, slots_T: Tensor, rows_THD: Tensor) -> Tensor:
         """Write one row a token to its slot, and return all rows ``[heads, slots, width]``."""
         rows_HSD = self._rows[layer, kind]

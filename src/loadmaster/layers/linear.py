@@ -10,6 +10,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from loadmaster.distributed.tensor import TensorGroup
+from loadmaster.kernels.block_product import FEW_ROWS, product
+from loadmaster.kernels.choice import uses_kernels
 from loadmaster.layers.linear_forms import Forms
 from loadmaster.layers.weight import Params, Weight
 
@@ -48,4 +50,9 @@ class Linear:
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if self._forms is not None and x.dtype == torch.float32:
             return self._forms.multiply(x, bias)
+        if self.weight.scale is not None and len(x) <= FEW_ROWS and uses_kernels(x.device, x.dtype):
+            factors = self.weight.factors
+            if factors is not None and x.dim() == 2:
+                out = product(x, self.weight.values, factors)
+                return out if bias is None else out + bias
         return F.linear(x, self.weight.dense(x.dtype), bias)

@@ -9,12 +9,16 @@ for a softmax; ``modeling_gpt_oss.py`` of transformers for a router with a bias 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from loadmaster.architectures.model import RouterSpec, SwigluSpec
 from loadmaster.distributed.tensor import TensorGroup
+from loadmaster.kernels import fused
+from loadmaster.kernels.block_product import group_choices, grouped_product
+from loadmaster.kernels.choice import uses_kernels
 from loadmaster.layers.linear import Linear
 from loadmaster.layers.mlp import GatedMLP, gated
 from loadmaster.layers.weight import Params
@@ -62,6 +66,20 @@ class GatedExperts:
     def __call__(self, x_TH: Tensor, slot: int) -> Tensor:
         """Return the output of the expert in a slot ``[T, H]``, or this rank's part of it."""
         return gated(x_TH, Linear(self.w13.expert(slot)), Linear(self.w2.expert(slot)))
+
+    @property
+    def has_product(self) -> bool:
+        """Whether kernels can multiply with all experts at once."""
+        return self.w13.has_product and self.w2.has_product
+
+    def chosen(self, x_TH: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """Return for each token the sum of its experts' outputs, weighted, ``[T, H]``; by kernels, without waiting."""
+        choices = experts_TK.shape[1]
+        groups = group_choices(experts_TK.flatten(), len(self.w13.values))
+        gate_up_C2I = grouped_product(x_TH, self.w13.values, self.w13.factors, groups, choices_per_row=choices)
+        inner_CI = fused.silu_and_multiply(gate_up_C2I)
+        out_CH = grouped_product(inner_CI, self.w2.values, self.w2.factors, groups, shares_C=weights_TK.flatten())
+        return out_CH.view(*experts_TK.shape, -1).sum(dim=1)
 
 
 class ClampedExperts:
@@ -115,9 +133,31 @@ class MixtureOfExperts:
     ) -> None:
         self.router, self.experts, self.shared = router, experts, shared
 
+    @property
+    def is_capturable(self) -> bool:
+        """Whether, on a GPU, a CUDA graph can repeat it: kernels compute all chosen experts at once."""
+        return self.has_product and self.experts.group is None
+
+    @cached_property
+    def has_product(self) -> bool:
+        """Whether kernels can compute all chosen experts at once: the rank has them all, each in the slot of its number."""
+        slots, num_experts = self.experts.slots, len(self.router.weight)
+        is_whole = len(slots) == num_experts and all(expert == slot for expert, slot in slots.items())
+        return is_whole and isinstance(self.experts, GatedExperts) and self.experts.has_product
+
     def __call__(self, x_TH: Tensor) -> Tensor:
         """Return the layer's output ``[T, H]``."""
         experts_TK, weights_TK = self.router(x_TH)
+        if uses_kernels(x_TH.device, x_TH.dtype) and self.has_product:
+            assert isinstance(self.experts, GatedExperts)
+            out_TH = self.experts.chosen(x_TH, experts_TK, weights_TK)
+        else:
+            out_TH = self._one_by_one(x_TH, experts_TK, weights_TK)
+        if self.experts.group is not None:
+            out_TH = self.experts.group.all_reduce(out_TH)
+        return out_TH if self.shared is None else out_TH + self.shared(x_TH)
+
+    def _one_by_one(self, x_TH: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
         out_TH = torch.zeros_like(x_TH)
         for expert in experts_TK.unique().tolist():
             slot = self.experts.slots.get(expert)
@@ -126,6 +166,4 @@ class MixtureOfExperts:
             token, choice = torch.where(experts_TK == expert)
             part = self.experts(x_TH[token], slot)
             out_TH.index_add_(0, token, (part * weights_TK[token, choice, None]).to(x_TH.dtype))
-        if self.experts.group is not None:
-            out_TH = self.experts.group.all_reduce(out_TH)
-        return out_TH if self.shared is None else out_TH + self.shared(x_TH)
+        return out_TH

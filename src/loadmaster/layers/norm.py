@@ -8,6 +8,8 @@ from torch import Tensor
 
 from loadmaster.architectures.model import Model, NormKind
 from loadmaster.distributed.tensor import TensorGroup
+from loadmaster.kernels import fused
+from loadmaster.kernels.choice import uses_kernels
 from loadmaster.plan import Rows
 
 
@@ -18,6 +20,8 @@ def rms_norm(
 
     ``mean_square`` is given where ``x`` is only a part of what is normed.
     """
+    if mean_square is None and uses_kernels(x.device, x.dtype):
+        return fused.rms_norm(x, weight, eps, kind)
     wide = x.to(torch.float32)
     if mean_square is None:
         mean_square = wide.pow(2).mean(-1, keepdim=True)

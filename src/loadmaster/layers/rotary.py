@@ -6,7 +6,7 @@ Sources of the frequencies: RoFormer (arXiv 2104.09864); YaRN (arXiv 2309.00071)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
@@ -21,6 +21,7 @@ class Rotary:
 
     frequencies: Tensor
     factor: float = 1.0
+    _by_device: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     @cache
@@ -40,7 +41,10 @@ class Rotary:
 
     def at(self, positions_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cosines and sines ``[T, dim / 2]``."""
-        angles = positions_T.to(torch.float32)[:, None] * self.frequencies.to(positions_T.device)
+        device = positions_T.device
+        if device not in self._by_device:
+            self._by_device[device] = self.frequencies.to(device)
+        angles = positions_T.to(torch.float32)[:, None] * self._by_device[device]
         return (angles.cos() * self.factor).to(dtype), (angles.sin() * self.factor).to(dtype)
 
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from loadmaster.distributed.tensor import TensorGroup
 from loadmaster.errors import UnsupportedError
+from loadmaster.kernels.block_product import BlockFactors, row_map
+from loadmaster.kernels.choice import uses_kernels
 from loadmaster.kernels.dequantise import dequantise_blocks
+from loadmaster.kernels.fp8_dequantise import dequantise_blocks_into
 from loadmaster.layers.formats import RUNNABLE_FORMATS
 from loadmaster.layers.linear_forms import Tuner
 from loadmaster.plan import Division, Grid, ParamSpec
@@ -36,6 +40,12 @@ class Weight:
         """Return the values in ``dtype``: the product value × scale in float32, rounded once."""
         if self.scale is None:
             return self.values.to(dtype)
+        if self.values.dim() == 2 and uses_kernels(self.values.device, dtype):
+            out = self.values.new_empty(self.values.shape, dtype=dtype)
+            for g in self.grids:
+                rows, scale_rows = slice(*g.rows), slice(*g.scale_rows)
+                dequantise_blocks_into(out[rows], self.values[rows], self.scale[scale_rows], g.block, g.phase)
+            return out
         parts = [
             dequantise_blocks(
                 self.values[..., g.rows[0] : g.rows[1], :],
@@ -46,6 +56,20 @@ class Weight:
             for g in self.grids
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+
+    @cached_property
+    def factors(self) -> BlockFactors | None:
+        """The scales, as `kernels.block_product` takes them; None if there are none, or if a block is cut in its columns."""
+        blocks = {(g.block[1], g.phase[1]) for g in self.grids}
+        if self.scale is None or len(blocks) != 1 or (columns := min(blocks)[0]) % 16 or min(blocks)[1]:
+            return None
+        rows = row_map([(g.rows, g.scale_rows, g.block[0], g.phase[0]) for g in self.grids], self.values.device)
+        return BlockFactors(self.scale.to(torch.float32), rows, columns)
+
+    @property
+    def has_product(self) -> bool:
+        """Whether `kernels.block_product` can multiply with the weight as it is stored."""
+        return self.scale is None or self.factors is not None
 
     def expert(self, index: int) -> Weight:
         """Return one expert of a stack ``[E, out, in]``."""

@@ -18,6 +18,8 @@ from loadmaster.models.layer import State
 class DecoderLayer:
     """Latent attention and a feed-forward layer (dense, or experts), each after a norm and added to the residual."""
 
+    is_capturable = False  # attention and experts take one request and one expert at a time
+
     def __init__(self, model: DeepseekModel, params: Params, layer: int) -> None:
         prefix = f"layers.{layer}"
         self.eps = model.norm_eps

@@ -21,6 +21,8 @@ GELU = partial(F.gelu, approximate="tanh")
 class DecoderLayer:
     """Attention and a gated feed-forward layer, each between two norms and added to the residual."""
 
+    is_capturable = True
+
     def __init__(self, model: Gemma3Model, params: Params, layer: int) -> None:
         prefix, window = f"layers.{layer}", model.windows[layer]
         spec = model.attention if window is None else model.sliding_attention

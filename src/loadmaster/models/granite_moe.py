@@ -29,6 +29,11 @@ class DecoderLayer:
         self.input_norm = Norm(model, params.tensor(f"{prefix}.input_layernorm.weight"))
         self.post_norm = Norm(model, params.tensor(f"{prefix}.post_attention_layernorm.weight"))
 
+    @property
+    def is_capturable(self) -> bool:
+        """Whether, on a GPU, a CUDA graph can repeat the layer."""
+        return self.experts.is_capturable
+
     def remembers(self) -> dict[CacheKey, Remembered]:
         """Return what the cache stores of each token."""
         return self.attention.remembers()

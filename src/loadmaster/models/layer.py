@@ -17,6 +17,10 @@ State = dict[str, Tensor]
 class Layer(Protocol):
     """One decoder layer of any family."""
 
+    @property
+    def is_capturable(self) -> bool:
+        """Whether, on a GPU, a CUDA graph can repeat the layer: it never waits for the device, and reads only tensors."""
+
     def remembers(self) -> dict[CacheKey, Remembered]:
         """Return what the cache stores of each token."""
 

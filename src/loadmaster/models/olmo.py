@@ -15,6 +15,8 @@ from loadmaster.models.layer import State
 class DecoderLayer:
     """Attention and a gated feed-forward layer; the output of each is normed, then added to the residual."""
 
+    is_capturable = True
+
     def __init__(self, model: OlmoModel, params: Params, layer: int) -> None:
         prefix, window = f"layers.{layer}", model.windows[layer]
         spec = model.attention if window is None else model.sliding_attention

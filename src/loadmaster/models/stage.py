@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from loadmaster.architectures.model import Model
+from loadmaster.kernels.choice import uses_kernels
 from loadmaster.layers.kv_cache import KVCache, page_bytes
 from loadmaster.layers.norm import Norm
 from loadmaster.layers.step import Step
@@ -49,9 +50,16 @@ class Stage:
         self.head = Head(params, "lm_head") if last else None
         self.logits_divisor = model.logits_divisor
         self.device = params.device
+        self._is_whole = params.group is None
         self._remembered = {key: what for layer in layers for key, what in layer.remembers().items()}
         if draft is not None:
             self._remembered |= draft.remembers()
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a CUDA graph can repeat `forward`: kernels compute it, and no rank waits for another in it."""
+        has_kernels = uses_kernels(self.device, self.dtype)
+        return has_kernels and self._is_whole and all(layer.is_capturable for layer in self.layers)
 
     @property
     def vocab_size(self) -> int:

@@ -48,6 +48,10 @@ class Stage(Protocol):
         """Where the stage computes."""
 
     @property
+    def is_capturable(self) -> bool:
+        """Whether `forward` waits for nothing and reads nothing but tensors, so that a CUDA graph can repeat it."""
+
+    @property
     def vocab_size(self) -> int:
         """The number of logits of a row; 0 on all stages but the last."""
 

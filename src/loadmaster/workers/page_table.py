@@ -1,45 +1,46 @@
-"""Which slots of the KV cache hold the tokens of one request."""
+"""Which pages of the KV cache hold the tokens of one request."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-from loadmaster.layers.step import Context
+import numpy as np
+
+from loadmaster.layers.step import Context, Pages
 
 
 class PageTable:
-    """The pages of one request, in the order of its positions. Adjacent pages are kept as one run of slots."""
+    """The pages of one request, in the order of its positions."""
 
     def __init__(self, page_size: int) -> None:
         self.page_size = page_size
-        self.pages: list[int] = []
-        self._runs: list[tuple[int, int]] = []  # first slot, and number of slots
+        self._pages = np.empty(16, np.int32)
+        self._num_pages = 0
 
-    def add(self, pages: Iterable[int]) -> None:
+    @property
+    def pages(self) -> Pages:
+        """The pages so far."""
+        return self._pages[: self._num_pages]
+
+    def add(self, pages: Sequence[int]) -> None:
         """Add pages at the end."""
-        size = self.page_size
-        for page in pages:
-            self.pages.append(page)
-            if self._runs and sum(self._runs[-1]) == page * size:
-                self._runs[-1] = self._runs[-1][0], self._runs[-1][1] + size
-            else:
-                self._runs.append((page * size, size))
+        if not pages:
+            return
+        needed = self._num_pages + len(pages)
+        if needed > len(self._pages):  # contexts of earlier steps keep the old array
+            self._pages = np.concatenate([self.pages, np.empty(2 * needed - self._num_pages, np.int32)])
+        self._pages[self._num_pages : needed] = pages
+        self._num_pages = needed
 
     def slots(self, first: int, stop: int) -> list[int]:
         """Return the slots of positions ``first`` to ``stop``."""
         size = self.page_size
-        return [self.pages[p // size] * size + p % size for p in range(first, stop)]
-
-    def runs(self, length: int) -> tuple[tuple[int, int], ...]:
-        """Return the slots of the first ``length`` positions, as half-open runs."""
-        runs = []
-        for start, count in self._runs:
-            if length <= 0:
-                break
-            runs.append((start, start + min(count, length)))
-            length -= count
-        return tuple(runs)
+        if stop - first == 1:
+            return [int(self.pages[first // size]) * size + first % size]
+        positions = np.arange(first, stop)
+        slots: list[int] = (self.pages[positions // size].astype(np.int64) * size + positions % size).tolist()
+        return slots
 
     def context(self, start: int, stop: int, first: int, length: int) -> Context:
         """Return the request's part of a step; see `Context`."""
-        return Context(start, stop, first, length, self.runs(length))
+        return Context(start, stop, first, length, self.pages[: -(-length // self.page_size)], self.page_size)

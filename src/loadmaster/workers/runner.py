@@ -15,6 +15,7 @@ from loadmaster.distributed.group import PipelineGroup
 from loadmaster.layers.step import Context, Step
 from loadmaster.workers.batch import Batch, Done, Sampled, Span
 from loadmaster.workers.builder import Stage
+from loadmaster.workers.decode_graphs import DecodeGraphs
 from loadmaster.workers.drafter import Drafter
 from loadmaster.workers.messages import Allocate, Place, Usage
 from loadmaster.workers.page_table import PageTable
@@ -42,7 +43,9 @@ class StageRunner:
         self._is_last = self._place.is_last
         self._pulse = pulse
         self._page_size = allocate.page_size
-        self._cache: Any = stage.new_cache(allocate.num_pages, allocate.page_size)
+        has_graphs = stage.device.type == "cuda" and stage.is_capturable
+        self._cache: Any = stage.new_cache(allocate.num_pages + has_graphs, allocate.page_size)
+        self._graphs = DecodeGraphs(stage, self._cache, allocate.num_pages, allocate.page_size) if has_graphs else None
         self._tables: dict[int, PageTable] = {}
         self._scored: set[int] = set()  # requests that want the logprobs of their prompt
         self._sampler = Sampler(stage.vocab_size, allocate.end_token_ids)
@@ -67,7 +70,11 @@ class StageRunner:
             self._input_s += received - prepared
             received = begin + (received - prepared)
         self._tell(Phase.COMPUTING, batch)
-        outputs = self._stage.forward(inputs, step, self._cache)
+        num_tokens = sum(len(span.token_ids) for span in batch.spans)
+        if self._graphs is not None and step.is_refilled:
+            outputs = self._graphs.forward(inputs, step, num_tokens)
+        else:
+            outputs = self._stage.forward(inputs, step, self._cache)
         done = None
         if self._is_last:
             sampled = self._sample(batch, outputs["logits"])
@@ -80,7 +87,7 @@ class StageRunner:
         self._busy_s += time.perf_counter() - received
         self._engine_s += waited_s
         self._num_batches += 1
-        self._num_tokens += step.num_tokens
+        self._num_tokens += num_tokens
         return done if self._place.slot == 0 else None
 
     def usage(self) -> Usage:
@@ -119,7 +126,10 @@ class StageRunner:
             slots += table.slots(span.first, span.stop)
             contexts.append(table.context(row, len(token_ids), span.first, span.stop))
             logit_rows += range(len(token_ids) - self._num_rows(span), len(token_ids))
-        return Step(contexts, token_ids, positions, slots, logit_rows, getattr(self._stage, "device", None))
+        numbers = contexts, token_ids, positions, slots, logit_rows
+        if self._graphs is not None and (step := self._graphs.step(*numbers)) is not None:
+            return step
+        return Step(*numbers, self._stage.device)
 
     def _begin(self, span: Span) -> None:
         assert span.start is not None
