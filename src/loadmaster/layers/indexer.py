@@ -19,6 +19,11 @@ from loadmaster.layers.weight import Params
 
 NORM_EPS = 1e-6
 
+MAX_POSITIONS = 1 << 23
+"""Sums of this and a smaller position are exact in float32."""
+
+TINY = 2.0**-120
+
 MAX_SCORES = 1 << 24
 """The most scores that are computed at once; more queries are divided."""
 
@@ -71,7 +76,7 @@ class Indexer:
     ) -> None:
         scores_TNS = F.relu(torch.matmul(q_TND.float(), k_SD.float().t()) * self.head_dim**-0.5)
         weights_TN = weights_TN.float() * self.num_heads**-0.5
-        scores_TS = torch.matmul(weights_TN[:, None], scores_TNS)[:, 0]
+        scores_TS = _without_ties(torch.matmul(weights_TN[:, None], scores_TNS)[:, 0])
         if context.num_tokens > 1:
             allowed_TS = step.causal_mask(context)[part.start - context.start : part.stop - context.start]
             scores_TS = scores_TS.masked_fill(~allowed_TS, float("-inf"))
@@ -82,3 +87,15 @@ class Indexer:
     def _rotated(self, x_TND: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rotary, rest = x_TND.split((self.rope_dim, self.head_dim - self.rope_dim), dim=-1)
         return torch.cat([rotate(rotary, cos, sin, interleaved=self.interleaved), rest], dim=-1)
+
+
+def _without_ties(scores_TS: Tensor) -> Tensor:
+    """Return scores in which those that are exactly zero have an order: later positions first.
+
+    A score is zero where all products of the indexer are negative. That is common, and ``topk`` chooses among equal scores
+    as it likes: differently for a chunk and for a whole prompt. The numbers that replace zeros are positive, and smaller
+    than any score that arithmetic gives.
+    """
+    positions_S = torch.arange(scores_TS.shape[-1], device=scores_TS.device)
+    order_S = (positions_S + MAX_POSITIONS).to(torch.float32) * TINY
+    return torch.where(scores_TS == 0, order_S, scores_TS)

@@ -113,7 +113,7 @@ class Drafter:
         length = len(request.token_ids)
         stop = length - 1
         wanted = self._num_tokens
-        if request.max_length is not None:  # the model adds a token of its own to the drafts
+        if request.max_length is not None:  # the model adds one token to the drafts
             wanted = min(wanted, request.max_length - length - 1)
         if len(self._layers) == 1:  # each draft but the first needs a slot
             wanted = min(wanted, len(table.pages) * table.page_size - stop + 1)
