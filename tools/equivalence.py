@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from loadmaster.architectures.registry import read_model
@@ -68,8 +69,8 @@ class Reference:
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Return the logits after a sequence ``[V]``."""
         count = len(token_ids)
-        cache = self._stage.new_cache(count, 1)
-        context = Context(0, count, 0, count, ((0, count),))
+        cache = self._stage.new_cache(1, count)
+        context = Context(0, count, 0, count, np.zeros(1, np.int32), count)
         step = Step([context], token_ids, range(count), range(count), [count - 1])
         return self._stage.forward({}, step, cache)["logits"][0]
 

@@ -194,10 +194,10 @@ def test_without_vllm_it_is_refused_and_with_a_build_for_another_device_it_is_no
     )
     assert done.returncode == 1
     assert "--engine vllm: vLLM is not installed" in " ".join(done.stderr.split())
-    refused = serve(fake("0.32.0"), tiny("mixtral"), CUDA_VISIBLE_DEVICES="")
+    refused = serve(fake("0.32.0"), tiny("qwen3"), "-dp", 2, CUDA_VISIBLE_DEVICES="")
     said = " ".join(refused.stderr.split())
     assert refused.returncode == 1
-    assert "no engine can serve this. native: config.json: MixtralForCausalLM is of the family mixtral" in said
+    assert "no engine can serve this. native: --data-parallel-size 2: running with data parallelism" in said
     assert "vllm: vLLM 0.32.0 is built for CUDA GPUs, and this host has none" in said
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 
 from loadmaster.architectures.registry import read_model
+from loadmaster.architectures.targets import NATIVE_DECODED
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.distributed.group import PipelineGroup
 from loadmaster.engine.pages import PagePool
@@ -23,9 +24,9 @@ from loadmaster.workers.runner import StageRunner
 
 
 def drafting_stages(path: Path, partition: tuple[int, ...], num_drafts: int = 1) -> list[Stage]:
-    """Load a checkpoint into stages of as many layers as ``partition`` gives, with MTP layers, computed in float32."""
+    """Load a checkpoint into stages of as many layers as ``partition`` gives, with MTP layers, decoded into float32."""
     layout = ParallelLayout(len(partition), layer_partition=partition, num_draft_layers=num_drafts)
-    plan = prove(build_plan(open_checkpoint(path), layout, dtype="F32")).require_proven()
+    plan = prove(build_plan(open_checkpoint(path), layout, dtype="F32", target=NATIVE_DECODED)).require_proven()
     return [
         build_stage(
             read_model(plan.config),

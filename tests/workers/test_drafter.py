@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from loadmaster.engine.scheduler import Counters
 from loadmaster.models import Stage
@@ -37,6 +38,8 @@ def run(
     *,
     num_pages: int = 64,
     max_num_batched_tokens: int = 7,
+    given: list[list[int]] | None = None,
+    num_tokens: int = 7,
     reference: DraftReference | None = None,
     **sampling: Any,
 ) -> tuple[list[list[int]], Counters]:
@@ -45,10 +48,10 @@ def run(
         num_pages, PAGE, num_layers, num_drafts, num_places=len(stages), max_num_batched_tokens=max_num_batched_tokens
     )
     workers = LocalWorkers(stages, num_pages, PAGE, num_drafts)
-    clients = {i: Client(i, prompt, 7) for i, prompt in enumerate(prompts(), 1)}
+    clients = {i: Client(i, prompt, num_tokens) for i, prompt in enumerate(given or prompts(), 1)}
     if sampling:
         for client in clients.values():
-            client.request.params = SamplingParams(max_tokens=7, **sampling)
+            client.request.params = SamplingParams(max_tokens=num_tokens, **sampling)
     if reference is not None:
         original = workers.next
 
@@ -99,16 +102,33 @@ def test_drafts_are_those_of_the_reference_in_chunks_after_preemptions_and_over_
     assert counters.cached_tokens > 0
 
 
-@pytest.mark.parametrize("preset", ["glm-5.1-fp8", "deepseek-v3"])
-def test_greedy_answers_are_those_without_drafts_at_any_number_of_stages(preset: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("preset", "partitions"),
+    [("glm-5.1-fp8", {(4,): 1, (1, 3): 2}), ("deepseek-v3", {(1, 1, 1, 1): 3})],
+    ids=["glm-5.1", "v3"],
+)
+def test_greedy_answers_are_those_without_drafts_at_any_number_of_stages(
+    preset: str, partitions: dict[tuple[int, ...], int], tmp_path: Path
+) -> None:
     path = written(tmp_path, preset, num_hidden_layers=4, indexer_types=["full"] * 4)
-    one = drafting_stages(path, (4,))
-    expected, _ = run(one)
-    for partition, num_drafts, num_pages in (((4,), 1, 64), ((1, 3), 2, 64), ((1, 1, 1, 1), 3, 12)):
-        stages = one if partition == (4,) else drafting_stages(path, partition)
-        tokens, counters = run(stages, 1, num_drafts, num_pages=num_pages)
+    expected, _ = run(drafting_stages(path, (4,)))
+    for partition, num_drafts in partitions.items():
+        tokens, counters = run(drafting_stages(path, partition), 1, num_drafts, num_pages=12)
         assert tokens == expected, partition
         assert counters.drafted_tokens > 0
+
+
+def test_a_trained_layer_is_right_most_of_the_time() -> None:
+    path = Path(__file__).parents[2] / "demo" / "glm"
+    stages = drafting_stages(path, (2, 3))
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    texts = "It is a truth universally acknowledged, that", "And the LORD spake unto Moses, saying,"
+    given = [tokenizer.encode(text).ids for text in texts]
+    expected, _ = run(stages, given=given, num_tokens=24)
+    tokens, counters = run(stages, 1, 3, given=given, num_tokens=24, max_num_batched_tokens=32)
+    assert tokens == expected
+    assert (counters.acceptance_rate or 0) > 0.5
+    assert (counters.tokens_per_step or 0) > 2
 
 
 # A model whose drafts are known --------------------------------------------------------------------------------------
