@@ -43,6 +43,8 @@ class StageRunner:
         self._is_last = self._place.is_last
         self._pulse = pulse
         self._page_size = allocate.page_size
+        if stage.device.type == "cuda":
+            torch.cuda.set_device(stage.device)  # Triton and graphs use the thread's device, not that of their tensors
         has_graphs = stage.device.type == "cuda" and stage.is_capturable
         self._cache: Any = stage.new_cache(allocate.num_pages + has_graphs, allocate.page_size)
         self._graphs = DecodeGraphs(stage, self._cache, allocate.num_pages, allocate.page_size) if has_graphs else None
