@@ -40,6 +40,9 @@ from loadmaster.workers import SamplingParams
 NEAR = 1e-5
 """Two logits are a near-tie if they differ by less than this share of the largest logit, or of 1 if that is more."""
 
+FREE_WITHIN_S = 10.0
+"""By when the pages of a cancelled request must be free."""
+
 LONGEST = 96
 """The most tokens of prompt and answer."""
 
@@ -159,7 +162,9 @@ def compare(checkpoint: Checkpoint, requests: Sequence[Case], options: Mapping[s
         with Engine(plan, max_model_len=LONGEST, capacity=capacity) as engine:
             engine.wait_ready()
             results = answers(engine, requests)
-            statistics = engine.statistics()
+            until = time.monotonic() + FREE_WITHIN_S
+            while (statistics := engine.statistics()).num_used_pages and time.monotonic() < until:
+                time.sleep(0.01)  # the last step of a request that was cancelled may still be in flight
         ties = 0
         if sampled is None:
             sampled = results
