@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -83,6 +84,18 @@ def test_all_ranks_learn_which_of_them_planned_otherwise() -> None:
 
         for error in together(2, compare):
             assert f"{'a' * 16} on rank 0, {'b' * 16} on rank 1" in str(error)
+
+
+def test_a_rank_says_when_it_waits_for_the_others() -> None:
+    with meshes(2) as ends, ThreadPoolExecutor(1) as thread:
+        said: SimpleQueue[bool] = SimpleQueue()
+        ends[0].on_wait = said.put
+        first = thread.submit(HostGroup(ends[0]).all_reduce, torch.ones(1))
+        assert said.get(timeout=30) is True
+        assert said.empty()
+        HostGroup(ends[1]).all_reduce(torch.ones(1))
+        first.result(30)
+        assert said.get(timeout=30) is False
 
 
 def test_a_mesh_knows_its_own_slot() -> None:

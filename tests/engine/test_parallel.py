@@ -12,7 +12,7 @@ from loadmaster.engine import Capacity, Engine
 from loadmaster.errors import LoadError, RunError
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
-from loadmaster.workers import SamplingParams
+from loadmaster.workers import SamplingParams, supervisor
 from tests.conftest import Tiny
 from tests.distributed.test_group import listening
 from tests.models.pipeline import Pipeline, stages
@@ -57,6 +57,16 @@ def test_ranks_answer_once_listen_nowhere_and_errors_name_the_rank() -> None:
             r"^rank 1 \(stage 0 of 1, tensor-parallel rank 1 of 2\): ValueError: a bug \(toy.py:\d+\)$",
             str(caught.value),
         )
+
+
+def test_the_rank_that_hangs_is_named_and_not_the_one_that_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(supervisor, "HUNG_FOR_S", 0.5)
+    with (
+        Engine(cast("Plan", ToyPlan(1, 2, faults={1: "step_hangs"})), builder=BUILDER) as engine,
+        pytest.raises(RunError, match=r"^rank 1 \(stage 0 of 1, tensor-parallel rank 1 of 2\) .* has hung in a step"),
+    ):
+        list(engine.generate([3], SamplingParams(max_tokens=4, temperature=0)))
 
 
 def test_ranks_of_a_stage_that_planned_differently_read_nothing(tmp_path: Path) -> None:

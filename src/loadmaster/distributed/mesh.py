@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from loadmaster.distributed.peer import PeerLostError
 
@@ -21,7 +21,7 @@ class Mesh:
     """One rank's sockets to the other ranks of its stage.
 
     ``sockets`` has one for each slot of the stage, and None for the rank's own ``slot``. A rank waits for the others without a
-    time limit: the supervisor notices lost ranks.
+    time limit: the supervisor notices lost ranks. ``on_wait`` is called with True before the rank waits, and then with False.
     """
 
     def __init__(self, slot: int, sockets: Sequence[socket.socket | None]) -> None:
@@ -29,6 +29,7 @@ class Mesh:
         self.slot = slot
         self.size = len(sockets)
         self.others = tuple(i for i in range(self.size) if i != slot)
+        self.on_wait: Callable[[bool], None] = lambda _: None
         self._sockets = {i: s for i, s in enumerate(sockets) if s is not None}
         self._slot_of = {s.fileno(): i for i, s in self._sockets.items()}
         for s in self._sockets.values():
@@ -49,6 +50,7 @@ class Mesh:
         to_fill = {slot: view for slot, view in incoming.items() if view}
         for slot in tuple(to_send):  # most messages fit the buffers: no need to ask first
             self._send(slot, to_send)
+        self.on_wait(True)
         while to_send or to_fill:
             poll = select.poll()
             for slot in to_send.keys() | to_fill.keys():
@@ -61,6 +63,7 @@ class Mesh:
                     self._fill(slot, to_fill)
                 if slot in to_send and event & ~select.POLLIN:
                     self._send(slot, to_send)
+        self.on_wait(False)
 
     def all_gather(self, own: bytes) -> list[bytes]:
         """Return the bytes of all ranks, by slot; all ranks give equally many."""

@@ -18,7 +18,7 @@ class Phase(IntEnum):
     """What a worker is doing."""
 
     IDLE = 0  # it waits for a batch, or loads
-    RECEIVING = 1  # it waits for another stage
+    RECEIVING = 1  # it waits for another rank
     COMPUTING = 2
 
 
@@ -44,6 +44,10 @@ class Pulse:
     def set(self, rank: int, phase: Phase, batch: int = 0) -> None:
         """Say what a rank is doing. Called by its worker alone."""
         self._numbers[2 * rank] = batch
+        self._numbers[2 * rank + 1] = phase
+
+    def set_phase(self, rank: int, phase: Phase) -> None:
+        """Say that a rank, with the same batch, is doing something else. Called by its worker alone."""
         self._numbers[2 * rank + 1] = phase
 
     def get(self, rank: int) -> tuple[Phase, int]:

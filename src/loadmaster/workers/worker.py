@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import traceback
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ def main(fd: int) -> None:
         stage = _load(job, pipeline, mesh, pipe)
         pipe.send(Ready(stage.page_bytes(1), free_bytes(stage.device)))
         with torch.inference_mode():
-            runner = _allocate(stage, pipeline, job, pipe)
+            runner = _allocate(stage, pipeline, mesh, job, pipe)
             phase = RunError
             _serve(runner, pipe)
     except BaseException as error:
@@ -189,16 +190,19 @@ def _tensor_group(job: Job, mesh: Mesh | None, gpus: list[int]) -> TensorGroup |
     return NcclGroup(mesh.slot, mesh.size, job.meeting, torch.device("cuda", gpus[mesh.slot]))
 
 
-def _allocate(stage: Stage, pipeline: PipelineGroup, job: Job, pipe: Pipe) -> StageRunner:
+def _allocate(stage: Stage, pipeline: PipelineGroup, mesh: Mesh | None, job: Job, pipe: Pipe) -> StageRunner:
     """Allocate the KV cache that the engine asks for.
 
     Raises:
         LoadError: there is not enough memory.
     """
-    from loadmaster.workers.pulse import Pulse
+    from loadmaster.workers.pulse import Phase, Pulse
     from loadmaster.workers.runner import StageRunner
 
     pulse = None if job.pulse is None else Pulse(job.pulse, job.place.num_ranks)
+    if mesh is not None and pulse is not None:
+        tell = partial(pulse.set_phase, job.place.rank)
+        mesh.on_wait = lambda waits: tell(Phase.RECEIVING if waits else Phase.COMPUTING)
     allocate: Allocate = pipe.next()
     try:
         runner = StageRunner(stage, pipeline, allocate, job.place, pulse)
