@@ -85,7 +85,8 @@ class Attention(nn.Module):
         elif mask_BTS is not None:
             scores_BTS = self.indexer(x_BTH.detach(), q_latent.detach(), rotation)
             if mode == "sparse":
-                best = scores_BTS.detach().masked_fill(~mask_BTS, -torch.inf).topk(min(self.topk, num_tokens)).indices
+                best = _later_first(scores_BTS.detach()).masked_fill(~mask_BTS, -torch.inf)
+                best = best.topk(min(self.topk, num_tokens)).indices
                 mask_BTS = mask_BTS & torch.zeros_like(scores_BTS, dtype=torch.bool).scatter(-1, best, True)
             if torch.is_grad_enabled():
                 loss = divergence(q_BNTD, k_BNTD, scores_BTS, mask_BTS)
@@ -127,3 +128,9 @@ def rotate(x_BTND: Tensor, rotation: Tensor) -> Tensor:
     cos, sin = rotation.to(x_BTND.dtype)
     a, b = x_BTND[..., 0::2], x_BTND[..., 1::2]
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def _later_first(scores_BTS: Tensor) -> Tensor:
+    """Return scores in which those that are exactly zero are ordered by position, as the package orders them."""
+    positions_S = torch.arange(scores_BTS.shape[-1], device=scores_BTS.device)
+    return torch.where(scores_BTS == 0, (positions_S + 2**23).to(torch.float32) * 2.0**-120, scores_BTS)
