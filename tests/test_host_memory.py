@@ -111,7 +111,7 @@ def test_other_errors_stay_what_they_are() -> None:
 
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_memory, "rooms", lambda root: iter([Room(1000, "on this host")]))
+    monkeypatch.setattr(host_memory, "rooms", lambda root=None: iter([Room(1000, "on this host")]))
 
 
 @pytest.mark.usefixtures("little")
@@ -119,7 +119,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
     ("args", "takes"),
     [
         (["load", "-pp", "2"], "its parameters and staging take"),
-        (["generate", "-pp", "2", "--prompt-token-ids", "3"], "the 2 stage(s) of the model take"),
+        (["generate", "-pp", "2", "--prompt-token-ids", "3"], "the 2 rank(s) of the model take"),
     ],
 )
 def test_a_command_that_would_not_fit_reads_nothing(
