@@ -204,7 +204,7 @@ def commands(args: argparse.Namespace) -> dict[str, tuple[list[str], dict[str, s
         "loadmaster, 1 thread": ([*here, "--one", "loadmaster", *pipeline], one),
         "loadmaster, 2 stages of 1 thread": ([*here, "--one", "loadmaster", "--stages", "2", *pipeline], one),
     }
-    for dtype in ("float32", "bfloat16"):
+    for dtype in args.dtypes:
         ways[f"transformers {dtype}"] = ([*here, "--one", "transformers", "--dtype", dtype, *cases], {})
         if args.peer:
             peer = [args.peer, __file__, str(args.model)]
@@ -223,6 +223,7 @@ def main() -> None:
     parser.add_argument("--one", choices=WAYS)
     parser.add_argument("--stages", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="dtypes of the peers")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     if args.one:
