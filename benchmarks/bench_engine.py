@@ -238,7 +238,8 @@ def main() -> None:
             if done.returncode:
                 print(f"{name}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
                 continue
-            runs[name].append(json.loads(done.stdout.splitlines()[-1]))
+            line = next(line for line in done.stdout.splitlines() if line.startswith('{"figures"'))  # beside logs
+            runs[name].append(json.loads(line))
     medians = {
         name: {case: statistics.median(r["figures"][case] for r in results) for case in results[0]["figures"]}
         for name, results in runs.items()
