@@ -53,6 +53,11 @@ def rooms(root: Path = Path("/")) -> Iterator[Room]:
             yield Room(max(most - status.get(field, 0) * 1024, 0), f"of this process's limit of {gib(most)} ({name})")
 
 
+def free_bytes() -> int | None:
+    """Return the memory free under the tightest limit, or None where the system reports no limit."""
+    return min((room.free_bytes for room in rooms()), default=None)
+
+
 def require_memory(num_bytes: int, what: str, *, hint: str, root: Path = Path("/")) -> None:
     """Refuse an allocation that cannot fit. ``what`` is the beginning of a sentence: what needs the bytes.
 

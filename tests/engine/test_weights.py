@@ -1,6 +1,5 @@
 """Which form of weights is chosen for a device, its arithmetic and its memory."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +8,6 @@ import pytest
 
 from loadmaster.engine import weights
 from loadmaster.engine.weights import RunPlan, plan_to_run
-from loadmaster.host_memory import Room
 
 WITHOUT = "processor\t: 0\nflags\t\t: fpu sse2 avx2 f16c fma\n"
 WITH = "processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 amx_tile\n"
@@ -26,10 +24,7 @@ def plan(dtype: str | None, target: str) -> Any:
 @pytest.fixture
 def choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def choose(cpuinfo: str, free_gib: int = 64, **options: Any) -> RunPlan:
-        def rooms() -> Iterator[Room]:
-            yield Room(free_gib << 30, "here")
-
-        monkeypatch.setattr(weights, "rooms", rooms)
+        monkeypatch.setattr(weights, "free_bytes", lambda: free_gib << 30)
         (tmp_path / "cpuinfo").write_text(cpuinfo)
         return plan_to_run(plan, cpuinfo=tmp_path / "cpuinfo", **options)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from loadmaster.architectures.targets import NATIVE, NATIVE_DECODED
 from loadmaster.findings import gib
-from loadmaster.host_memory import rooms
+from loadmaster.host_memory import free_bytes
 
 if TYPE_CHECKING:
     from loadmaster.plan import ProvenPlan
@@ -56,8 +56,8 @@ def plan_to_run(
         plan = build("F32", NATIVE_DECODED if decoded else NATIVE)
     if weights == "auto" and decoded:
         num_bytes = sum(plan.rank(rank).resident_bytes for rank in range(plan.num_ranks))
-        free = min((room.free_bytes for room in rooms()), default=num_bytes + RESERVED_BYTES)
-        if num_bytes + RESERVED_BYTES > free:
+        free = free_bytes()
+        if free is not None and num_bytes + RESERVED_BYTES > free:
             reasons = [f"decoded they take {gib(num_bytes)}, and {gib(free)} are free"]
             decoded, plan = False, build(dtype, NATIVE)
     form = "weights decoded" if decoded else "weights as stored"

@@ -12,7 +12,7 @@ import torch
 
 from loadmaster.distributed.tensor import TensorGroup
 from loadmaster.errors import UnsupportedError
-from loadmaster.host_memory import rooms
+from loadmaster.host_memory import free_bytes
 from loadmaster.layers.step import Step
 from loadmaster.models.draft import Draft
 from loadmaster.torch_dtypes import TORCH
@@ -116,5 +116,4 @@ class PlanBuilder:
 
 def spare_bytes(num_ranks: int) -> int:
     """Return the host memory that one rank may use for faster copies of its weights."""
-    free = min((room.free_bytes for room in rooms()), default=0)
-    return int(free * SPARE) // num_ranks
+    return int((free_bytes() or 0) * SPARE) // num_ranks

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from loadmaster.distributed.lifeline import die_with_parent
 from loadmaster.distributed.peer import PeerLostError
 from loadmaster.errors import LoadError, LoadmasterError, RunError
-from loadmaster.host_memory import is_out_of_memory, rooms
+from loadmaster.host_memory import free_bytes, is_out_of_memory
 from loadmaster.workers.messages import Allocate, Allocated, Failed, Job, Progress, Ready, Report, Reported
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def main(fd: int) -> None:
         torch.set_num_threads(job.num_threads)
         pipeline, mesh = _join(job)
         stage = _load(job, pipeline, mesh, pipe)
-        pipe.send(Ready(stage.page_bytes(1), free_bytes(stage.device)))
+        pipe.send(Ready(stage.page_bytes(1), free_on(stage.device)))
         with torch.inference_mode():
             runner = _allocate(stage, pipeline, mesh, job, pipe)
             phase = RunError
@@ -142,13 +142,13 @@ def _inherited(fd: int | None) -> socket.socket | None:
     return socket.socket(fileno=fd)
 
 
-def free_bytes(device: torch.device) -> int:
+def free_on(device: torch.device) -> int:
     """Return the memory that is available on a device."""
     if device.type == "cuda":
         from torch import cuda
 
         return int(cuda.mem_get_info(device)[0])
-    return min((room.free_bytes for room in rooms()), default=0)
+    return free_bytes() or 0
 
 
 def _load(job: Job, pipeline: PipelineGroup, mesh: Mesh | None, pipe: Pipe) -> Stage:
