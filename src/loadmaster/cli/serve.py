@@ -122,10 +122,11 @@ def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
         _refuse_for_native(args, choice)
     with bind(args.host, args.port) as bound:  # before planning, which may take a while
         run = None if args.engine == "vllm" else run_plan(args)
-        choice = _choose(args, proven_plan(args) if run is None else run.plan, installed)
+        plan = proven_plan(args) if run is None else run.plan
+        choice = _choose(args, plan, installed)
         if choice.engine == "vllm" or run is None:
             assert installed is not None
-            plan = proven_plan(args)
+            plan = plan if run is None else proven_plan(args)
             options = _serve_options(args)
             refuse_for_vllm(options)
             bound.close()
