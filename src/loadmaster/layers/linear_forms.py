@@ -60,16 +60,17 @@ class Tuner:
             return None
         if 2 * size > self._num_bytes or not torch.backends.mkldnn.is_available():
             return None
-        columns, packed = weight.t().contiguous(), _pack(weight)
         shape = tuple(weight.shape)
         if shape not in self._chosen:
-            self._chosen[shape] = _is_faster(weight, columns, packed)
+            self._chosen[shape] = _is_faster(weight)
         use_columns, use_packed = self._chosen[shape]
         self._num_bytes -= size * (use_columns + use_packed)
-        return Forms(weight, columns if use_columns else None, packed if use_packed else None)
+        return Forms(weight, _columns(weight) if use_columns else None, _pack(weight) if use_packed else None)
 
 
-def _is_faster(weight: Tensor, columns: Tensor, packed: Tensor) -> tuple[bool, bool]:
+def _is_faster(weight: Tensor) -> tuple[bool, bool]:
+    """Return whether columns are faster than the weight as it is, and whether the packed form is. Makes both to measure them."""
+    columns, packed = _columns(weight), _pack(weight)
     one, some = torch.ones(1, weight.shape[1]), torch.ones(PACKED_FOR, weight.shape[1])
     rows_one, rows_some = _seconds(lambda: F.linear(one, weight)), _seconds(lambda: F.linear(some, weight))
     return (
@@ -86,6 +87,10 @@ def _seconds(work: Callable[[], Tensor]) -> float:
         work()
         best = min(best, time.perf_counter() - begin)
     return best
+
+
+def _columns(weight: Tensor) -> Tensor:
+    return weight.t().contiguous()
 
 
 def _pack(weight: Tensor) -> Tensor:
