@@ -63,14 +63,12 @@ class StageRunner:
         self._forget(batch.finished)
         step = self._step(batch)
         inputs: dict[str, torch.Tensor] = {}
-        received = begin
+        input_s = 0.0
         if self._place.stage > 0:
             prepared = time.perf_counter()
             self._tell(Phase.RECEIVING, batch)
             inputs = self._group.receive_previous(tuple(self._stage.carries_in))
-            received = time.perf_counter()
-            self._input_s += received - prepared
-            received = begin + (received - prepared)
+            input_s = time.perf_counter() - prepared
         self._tell(Phase.COMPUTING, batch)
         num_tokens = sum(len(span.token_ids) for span in batch.spans)
         if self._graphs is not None and step.is_refilled:
@@ -86,7 +84,8 @@ class StageRunner:
         else:
             self._group.send_next(outputs, tuple(self._stage.carries_out))
         self._tell(Phase.IDLE, batch)
-        self._busy_s += time.perf_counter() - received
+        self._busy_s += time.perf_counter() - begin - input_s
+        self._input_s += input_s
         self._engine_s += waited_s
         self._num_batches += 1
         self._num_tokens += num_tokens
