@@ -132,3 +132,42 @@ def step(scheduler: Scheduler, workers: Workers, clients: dict[int, Client]) -> 
     for request, output in scheduler.commit(workers.next()):
         clients[request.number].outputs.append(output)
     return True
+
+
+def run_at_random(
+    scheduler: Scheduler,
+    workers: Workers,
+    random: Random,
+    *,
+    count: int,
+    num_prefixes: int,
+    longest: int,
+    num_ends: int = 0,
+) -> tuple[dict[int, Client], set[int]]:
+    """Let ``count`` requests arrive, be cancelled and be computed in a random order, until nothing is left.
+
+    Prompts begin with a part of one of ``num_prefixes``; a request has at most ``longest`` tokens and ``num_ends`` end tokens.
+
+    Returns:
+        The clients by number, and the numbers of those that were cancelled.
+    """
+    clients: dict[int, Client] = {}
+    cancelled: set[int] = set()
+    prefixes = [[random.randrange(VOCAB) for _ in range(20)] for _ in range(num_prefixes)]
+    pending = count
+    while pending or step(scheduler, workers, clients):
+        if pending and random.random() < 0.6:
+            pending -= 1
+            number = len(clients) + 1
+            prompt = [*random.choice(prefixes)[: random.randrange(20)], random.randrange(VOCAB)]
+            max_tokens = random.randint(1, longest - len(prompt))
+            clients[number] = Client(number, prompt, max_tokens, frozenset(random.sample(range(VOCAB), num_ends)))
+            scheduler.add(clients[number].request)
+        if clients and random.random() < 0.1:
+            number = random.choice(list(clients))
+            if not clients[number].is_over:
+                cancelled.add(number)
+                scheduler.cancel(clients[number].request)
+        if pending and random.random() < 0.5:
+            step(scheduler, workers, clients)
+    return clients, cancelled

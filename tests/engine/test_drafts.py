@@ -9,7 +9,7 @@ import pytest
 from loadmaster.engine.pages import PagePool
 from loadmaster.engine.scheduler import Counters, Scheduler
 from loadmaster.workers.batch import Done, Sampled, Span
-from tests.engine.simulation import VOCAB, Client, Workers, answer, step
+from tests.engine.simulation import Client, Workers, answer, run_at_random, step
 
 
 class DraftingWorkers(Workers):
@@ -152,22 +152,7 @@ def test_random_requests_with_drafts_have_the_tokens_of_each_alone(seed: int) ->
         max_num_batched_tokens=random.choice([4, 16, 64]),
     )
     workers = DraftingWorkers(page_size, num_drafts, num_layers, seed)
-    clients: dict[int, Client] = {}
-    cancelled: set[int] = set()
-    prefixes = [[random.randrange(VOCAB) for _ in range(20)] for _ in range(2)]
-    pending = 40
-    while pending or step(scheduler, workers, clients):
-        if pending and random.random() < 0.6:
-            pending -= 1
-            number = len(clients) + 1
-            prompt = [*random.choice(prefixes)[: random.randrange(20)], random.randrange(VOCAB)]
-            clients[number] = Client(number, prompt, random.randint(1, longest - len(prompt)))
-            scheduler.add(clients[number].request)
-        if clients and random.random() < 0.1 and not (client := random.choice(list(clients.values()))).is_over:
-            cancelled.add(client.request.number)
-            scheduler.cancel(client.request)
-        if pending and random.random() < 0.5:
-            step(scheduler, workers, clients)
+    clients, cancelled = run_at_random(scheduler, workers, random, count=40, num_prefixes=2, longest=longest)
     assert scheduler.pool.num_used == scheduler.num_running == scheduler.num_waiting == 0
     for number, client in clients.items():
         expected = answer(client.prompt, client.max_tokens)

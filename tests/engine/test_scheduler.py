@@ -8,7 +8,7 @@ from loadmaster.engine.pages import PagePool
 from loadmaster.engine.scheduler import Scheduler
 from loadmaster.errors import RequestError
 from loadmaster.workers.batch import Batch, Done, Sampled
-from tests.engine.simulation import VOCAB, Client, Workers, answer, step
+from tests.engine.simulation import Client, Workers, answer, run_at_random, step
 
 
 def machine(num_pages: int = 64, page_size: int = 4, **options: int | bool) -> Scheduler:
@@ -187,26 +187,9 @@ def test_random_requests_have_the_tokens_of_each_alone(seed: int) -> None:
         enable_prefix_caching=random.random() < 0.7,
     )
     workers = Workers(page_size, num_drafts, seed)
-    clients: dict[int, Client] = {}
-    cancelled: set[int] = set()
-    prefixes = [[random.randrange(VOCAB) for _ in range(20)] for _ in range(3)]
-    pending = 60
-    while pending or step(scheduler, workers, clients):
-        if pending and random.random() < 0.6:
-            pending -= 1
-            number = len(clients) + 1
-            prompt = [*random.choice(prefixes)[: random.randrange(20)], random.randrange(VOCAB)]
-            clients[number] = Client(
-                number, prompt, random.randint(1, longest - len(prompt)), frozenset(random.sample(range(VOCAB), 2))
-            )
-            scheduler.add(clients[number].request)
-        if clients and random.random() < 0.1:
-            number = random.choice(list(clients))
-            if not clients[number].is_over:
-                cancelled.add(number)
-                scheduler.cancel(clients[number].request)
-        if pending and random.random() < 0.5:
-            step(scheduler, workers, clients)
+    clients, cancelled = run_at_random(
+        scheduler, workers, random, count=60, num_prefixes=3, longest=longest, num_ends=2
+    )
     assert scheduler.num_running == scheduler.num_waiting == scheduler.num_in_flight == 0
     assert scheduler.pool.num_used == 0
     for number, client in clients.items():
