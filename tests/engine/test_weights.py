@@ -53,9 +53,7 @@ def test_weights_are_decoded_once_where_that_is_faster_and_fits(
 
 
 def test_the_choice_says_why(choose: Any) -> None:
-    assert (
-        choose(WITHOUT, device="cpu").choice == "computing in F32, weights decoded (this CPU has no arithmetic in BF16)"
-    )
+    assert choose(WITHOUT, device="cpu").choice == "computing in F32, weights decoded (this CPU cannot compute in BF16)"
     assert (
         choose(WITH, device="cpu", free_gib=4).choice
         == "computing in BF16, weights as stored (decoded they take 4.00 GiB, and 4.00 GiB are free)"

@@ -158,7 +158,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-gpu-blocks-override",
         type=positive,
         metavar="N",
-        help="so many pages in the KV cache, on a CPU too, whatever memory is free",
+        help="number of pages in the KV cache, on a CPU too, whatever memory is free",
     )
     engine.add_argument(
         "--enable-prefix-caching",

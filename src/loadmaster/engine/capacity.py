@@ -26,8 +26,8 @@ class Capacity:
 
     ``kv_cache_memory_bytes`` is the size of the KV cache of each rank, rounded down to whole pages of ``block_size`` tokens.
     None: 4 GiB for all ranks together on a CPU, 85 % of the free memory on a GPU. ``enable_prefix_caching``: requests whose
-    prompts begin alike compute the common beginning once. ``num_gpu_blocks_override``: so many pages, whatever their size, on
-    any device; it must hold at least one request.
+    prompts begin alike compute the common beginning once. ``num_gpu_blocks_override``: the number of pages,
+    whatever memory is free, on any device; they must hold at least one request.
 
     Raises:
         ArgumentError: a value has the wrong type or is out of range.

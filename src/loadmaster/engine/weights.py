@@ -52,7 +52,7 @@ def plan_to_run(
     plan = build(dtype, NATIVE_DECODED if decoded else NATIVE)
     reasons = []
     if dtype is None and device == "cpu" and not _computes_in(plan.dtype, cpuinfo):
-        reasons.append(f"this CPU has no arithmetic in {plan.dtype}")
+        reasons.append(f"this CPU cannot compute in {plan.dtype}")
         plan = build("F32", NATIVE_DECODED if decoded else NATIVE)
     if weights == "auto" and decoded:
         num_bytes = sum(plan.rank(rank).resident_bytes for rank in range(plan.num_ranks))
