@@ -1,10 +1,12 @@
-"""The engine on one GPU: tokens per second while decoding, and seconds for a prompt, against what reading the weights takes.
+"""The engine on GPUs: tokens per second while decoding, and seconds for a prompt, against what reading the weights takes.
 
-    python benchmarks/engine_gpu.py [--preset llama] [--streams 1 32] [--context 8000] [--results FILE]
+    python benchmarks/engine_gpu.py [--preset llama] [--pipeline-parallel-size 1] [--streams 1 32]
+        [--context 8000] [--results FILE]
 
 The model has its published shapes in BF16 and random weights, made on the GPU; requests go through `Engine`, worker process
 included. The floor of a step is the time in which the weights that it reads (all but the embedding) could be copied: their
-bytes over the bandwidth of a large copy on the device, bytes read plus bytes written, measured in the same run.
+bytes over the bandwidth of a large copy on the device, bytes read plus bytes written, measured in the same run. With several
+stages, one for each GPU, it is the time in which one token passes all of them.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from loadmaster.checkpoint import open_checkpoint
 from loadmaster.distributed.tensor import TensorGroup
 from loadmaster.engine import Capacity, Engine
 from loadmaster.engine.request import Event, Output
+from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
 from loadmaster.synth import PRESETS, write_full_size
 from loadmaster.workers import SamplingParams
@@ -181,6 +184,7 @@ def show(found: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="llama")
+    parser.add_argument("--pipeline-parallel-size", type=int, default=1)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--context", type=int, default=8000)
     parser.add_argument("--repeats", type=int, default=3)
@@ -190,14 +194,16 @@ def main() -> None:
 
     found: dict[str, Any] = {
         "preset": args.preset,
+        "pipeline_parallel_size": args.pipeline_parallel_size,
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "copy_bandwidth": copy_bandwidth(),
     }
     with tempfile.TemporaryDirectory() as folder:
         write_full_size(PRESETS[args.preset], Path(folder) / "model")
-        plan = prove(build_plan(open_checkpoint(Path(folder) / "model"), dtype="BF16")).require_proven()
-        specs = plan.rank(0).specs
+        layout = ParallelLayout(args.pipeline_parallel_size)
+        plan = prove(build_plan(open_checkpoint(Path(folder) / "model"), layout, dtype="BF16")).require_proven()
+        specs = [spec for rank in range(layout.pipeline_parallel_size) for spec in plan.rank(rank).specs]
         found["read_bytes"] = sum(s.num_bytes for s in specs if s.name != "embed_tokens.weight")
         capacity = Capacity(max_num_seqs=max(args.streams))
         begin = time.perf_counter()

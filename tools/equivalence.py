@@ -1,12 +1,12 @@
 """Random requests through the engine in many layouts, against one process that runs one request at a time.
 
-    python -m tools.equivalence [--requests 100] [--seed 0] [--model FOLDER …]
+    python -m tools.equivalence [--requests 100] [--seed 0] [--model FOLDER …] [--device cuda]
 
 Requests have random lengths, arrivals, cancellations and seeds; the KV cache is small, so that requests are preempted, and
 prompts share prefixes. Greedy answers must be those of the reference. Sums have another order in a batch, a chunk or a
 divided product, so a first difference is allowed where it is a near-tie: the two tokens' logits differ by less than 1e-5 of
 the largest. Every near-tie is printed and counted; any other difference is a failure. Sampled answers must be those of the
-first layout.
+first layout. The reference is computed on the CPU, also with --device cuda.
 
 Without --model, tiny checkpoints of two architectures are made.
 """
@@ -28,6 +28,7 @@ import torch
 from loadmaster.architectures.registry import read_model
 from loadmaster.checkpoint import Checkpoint, open_checkpoint
 from loadmaster.engine import Capacity, Engine
+from loadmaster.engine.engine import DEVICES
 from loadmaster.engine.request import Stream
 from loadmaster.layers.step import Context, Step
 from loadmaster.loader import load_rank
@@ -143,14 +144,16 @@ def answers(engine: Engine, requests: Sequence[Case]) -> list[list[int]]:
 def layouts(num_drafts: int) -> Iterator[tuple[str, ParallelLayout]]:
     """Yield the layouts that are tried, by name."""
     for drafts in range(num_drafts + 1):
-        for stages, ranks in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (4, 2)):
+        for stages, ranks in ((1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (2, 2), (3, 2), (4, 2)):
             for experts in (False, True) if ranks > 1 else (False,):
                 layout = ParallelLayout(stages, ranks, enable_expert_parallel=experts, num_draft_layers=drafts)
                 name = f"-pp {stages} -tp {ranks}{' -ep' if experts else ''}{' MTP' if drafts else ''}"
                 yield name, layout
 
 
-def compare(checkpoint: Checkpoint, requests: Sequence[Case], options: Mapping[str, ParallelLayout]) -> int:
+def compare(
+    checkpoint: Checkpoint, requests: Sequence[Case], options: Mapping[str, ParallelLayout], device: str
+) -> int:
     """Run all layouts, print a line for each, and return the number of failures."""
     reference = Reference(checkpoint)
     sampled: list[list[int]] | None = None
@@ -159,7 +162,7 @@ def compare(checkpoint: Checkpoint, requests: Sequence[Case], options: Mapping[s
     for name, layout in options.items():
         plan = plan_of(checkpoint, layout)
         capacity = Capacity(max_num_seqs=32, max_num_batched_tokens=64, num_gpu_blocks_override=3 * (LONGEST // 16))
-        with Engine(plan, max_model_len=LONGEST, capacity=capacity) as engine:
+        with Engine(plan, max_model_len=LONGEST, capacity=capacity, device=device) as engine:
             engine.wait_ready()
             results = answers(engine, requests)
             until = time.monotonic() + FREE_WITHIN_S
@@ -206,6 +209,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", type=Path, action="append", default=[])
+    parser.add_argument("--device", default="cpu", choices=DEVICES)
     args = parser.parse_args()
     torch.set_num_threads(1)
     failures = 0
@@ -220,7 +224,7 @@ def main() -> None:
             config = checkpoint.config or {}
             requests = cases(args.requests, args.seed, int(config["vocab_size"]))
             drafts = 1 if config.get("num_nextn_predict_layers") else 0
-            failures += compare(checkpoint, requests, dict(layouts(drafts)))
+            failures += compare(checkpoint, requests, dict(layouts(drafts)), args.device)
     sys.exit(f"{failures} failures" if failures else 0)
 
 
