@@ -92,13 +92,14 @@ def test_serve_says_what_it_lacks(tiny: Tiny) -> None:
 UNPICKLES = ("pickle", "shelve", "marshal", "dill", "cloudpickle", "multiprocessing")
 """Modules that can run what they read."""
 
-OWN_PIPE = ("workers/worker.py", "workers/supervisor.py")
-"""Both ends of the pipe between the engine's process and a worker; see docs/decisions/0004-who-can-join.md."""
+PIPES = ("workers/crew.py", "workers/member.py", "workers/supervisor.py", "workers/worker.py")
+"""What has an end of a pipe or link between processes of an engine; see docs/decisions/0004-who-can-join.md."""
 
 
-def test_nothing_is_unpickled_but_from_the_pipe_to_a_worker() -> None:
+def test_nothing_is_unpickled_but_messages_of_known_classes() -> None:
     source = Path(package).parent
     found = set()
+    receives = []
     for path in source.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -113,7 +114,8 @@ def test_nothing_is_unpickled_but_from_the_pipe_to_a_worker() -> None:
                 continue
             if any(name.partition(".")[0] in UNPICKLES for name in names):
                 found.add(path.relative_to(source).as_posix())
-    assert found == set(OWN_PIPE)
+    assert found == {*PIPES, "workers/encoding.py"}
+    assert receives == []
 
 
 def reads_config(source: str) -> bool:

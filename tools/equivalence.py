@@ -28,8 +28,8 @@ import torch
 from loadmaster.architectures.registry import read_model
 from loadmaster.checkpoint import Checkpoint, open_checkpoint
 from loadmaster.engine import Capacity, Engine
-from loadmaster.engine.engine import DEVICES
 from loadmaster.engine.request import Stream
+from loadmaster.engine.support import DEVICES
 from loadmaster.layers.step import Context, Step
 from loadmaster.loader import load_rank
 from loadmaster.models import Stage, build_stage

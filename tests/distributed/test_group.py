@@ -20,7 +20,7 @@ from loadmaster.distributed.agreement import agree as agree_on
 from loadmaster.distributed.group import DTYPES, PeerLostError, PipelineGroup
 from loadmaster.engine import Engine
 from loadmaster.errors import LoadError
-from loadmaster.workers import SamplingParams, supervisor
+from loadmaster.workers import SamplingParams, process
 from tests.distributed import stranger
 from tests.workers.toy import BUILDER, ToyPlan, continuation
 
@@ -133,7 +133,7 @@ def listening(pids: list[int]) -> set[int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_a_stranger_finds_no_way_into_a_starting_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second stage is held up, so that a stranger who comes first would be taken for it."""
-    monkeypatch.setattr(supervisor, "STOPPED_FOR_S", 600.0, raising=False)
+    monkeypatch.setattr(process, "STOPPED_FOR_S", 600.0, raising=False)
     marker, arrivals = tmp_path / "marker", tmp_path / "arrivals"
     arrivals.mkdir()
     intruder = subprocess.Popen(
@@ -150,7 +150,7 @@ def test_a_stranger_finds_no_way_into_a_starting_engine(tmp_path: Path, monkeypa
             while len(workers) < 2:
                 assert time.monotonic() < until
                 time.sleep(0.001)
-            first, second = (worker.process.pid for worker in workers)
+            first, second = (worker.running.pid for worker in workers)
             os.kill(second, signal.SIGSTOP)
             seen: set[int] = set()
             while not (arrivals / str(first)).exists() and not (seen and marker.exists()):

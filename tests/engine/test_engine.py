@@ -17,9 +17,17 @@ import psutil
 import pytest
 
 from loadmaster.engine import Capacity, Engine
-from loadmaster.engine.engine import refuse_launcher, refuse_options
-from loadmaster.errors import ConfigError, LoadError, LoadmasterError, RequestError, RunError, UnsupportedError
-from loadmaster.workers import SamplingParams, supervisor
+from loadmaster.engine.engine import refuse_options
+from loadmaster.errors import (
+    ArgumentError,
+    ConfigError,
+    LoadError,
+    LoadmasterError,
+    RequestError,
+    RunError,
+    UnsupportedError,
+)
+from loadmaster.workers import SamplingParams, process
 from tests.workers.toy import BUILDER, BYTES_A_STAGE, REFUSED_SLOTS, VOCAB, ToyPlan, continuation
 
 if TYPE_CHECKING:
@@ -230,13 +238,31 @@ def test_what_cannot_be_run_is_refused_by_name() -> None:
     refuse_options(None)
 
 
-def test_a_launcher_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"MASTER_ADDR": "10.0.0.1", "RANK": "1", "WORLD_SIZE": "4"}.items():
+def test_the_processes_of_a_launcher_are_as_many_as_ranks_and_the_engine_is_on_rank_0(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+        "RANK": "1",
+        "WORLD_SIZE": "4",
+        "LOADMASTER_KEY": "k" * 16,
+    }
+    for name, value in values.items():
         monkeypatch.setenv(name, value)
-    with nothing_left(), pytest.raises(UnsupportedError, match=r"process 1 of 4.*several hosts is not supported yet"):
+    with (
+        nothing_left(),
+        pytest.raises(ConfigError, match=r"started 4 processes .* the layout has 2 ranks: 2 stages of 1"),
+    ):
+        start(ToyPlan(2))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with nothing_left(), pytest.raises(ArgumentError, match="rank 1 of 2, and the engine is on rank 0"):
+        start(ToyPlan(2))
+    monkeypatch.delenv("LOADMASTER_KEY")
+    with nothing_left(), pytest.raises(ConfigError, match=r"rank 1 of 2, and LOADMASTER_KEY is not set"):
         start(ToyPlan(2))
     monkeypatch.setenv("WORLD_SIZE", "1")
-    refuse_launcher(os.environ)
+    start(ToyPlan(2)).close()
 
 
 # How it ends ---------------------------------------------------------------------------------------------------------
@@ -306,8 +332,8 @@ def test_a_worker_lost_between_requests_ends_the_run() -> None:
 
 
 def test_a_stopped_worker_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "LOOK_EVERY_S", 0.1)
-    monkeypatch.setattr(supervisor, "STOPPED_FOR_S", 0.5)
+    monkeypatch.setattr(process, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(process, "STOPPED_FOR_S", 0.5)
     with nothing_left(), start(ToyPlan(1)) as engine, ThreadPoolExecutor(1) as thread:
         engine.wait_ready()
         worker = psutil.Process().children()[-1]
@@ -324,8 +350,8 @@ def test_a_stopped_worker_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_worker_that_hangs_in_a_step_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "LOOK_EVERY_S", 0.1)
-    monkeypatch.setattr(supervisor, "HUNG_FOR_S", 0.5)
+    monkeypatch.setattr(process, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(process, "HUNG_FOR_S", 0.5)
     with nothing_left(), start(ToyPlan(2, faults={1: "step_hangs"})) as engine:
         streams = [engine.submit([n], GREEDY) for n in range(1, 4)]
         for stream in streams:
@@ -393,7 +419,7 @@ from pathlib import Path
 from loadmaster.architectures import llama
 from loadmaster.parallel import ParallelLayout
 from loadmaster.engine import Capacity, Engine
-from loadmaster.workers import SamplingParams, supervisor
+from loadmaster.workers import SamplingParams
 
 assert "torch" not in sys.modules
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored

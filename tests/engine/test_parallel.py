@@ -12,7 +12,7 @@ from loadmaster.engine import Capacity, Engine
 from loadmaster.errors import LoadError, RunError
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
-from loadmaster.workers import SamplingParams, supervisor
+from loadmaster.workers import SamplingParams, process
 from tests.conftest import Tiny
 from tests.distributed.test_group import listening
 from tests.models.pipeline import Pipeline, stages
@@ -48,7 +48,7 @@ def test_ranks_answer_once_listen_nowhere_and_errors_name_the_rank() -> None:
     with Engine(plan, builder=BUILDER) as engine:
         engine.wait_ready()
         assert engine.progress() == (2 * BYTES_A_STAGE, 2 * BYTES_A_STAGE)
-        assert listening([worker.process.pid for worker in engine._supervisor._workers]) == set()
+        assert listening([worker.running.pid for worker in engine._supervisor._workers]) == set()
         answer = engine.generate([3, 4, 5], SamplingParams(max_tokens=4, temperature=0))
         assert next(answer) == continuation([3, 4, 5], 1, 1)[0]
         with pytest.raises(RunError) as caught:
@@ -60,8 +60,8 @@ def test_ranks_answer_once_listen_nowhere_and_errors_name_the_rank() -> None:
 
 
 def test_the_rank_that_hangs_is_named_and_not_the_one_that_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "LOOK_EVERY_S", 0.1)
-    monkeypatch.setattr(supervisor, "HUNG_FOR_S", 0.5)
+    monkeypatch.setattr(process, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(process, "HUNG_FOR_S", 0.5)
     with (
         Engine(cast("Plan", ToyPlan(1, 2, faults={1: "step_hangs"})), builder=BUILDER) as engine,
         pytest.raises(RunError, match=r"^rank 1 \(stage 0 of 1, tensor-parallel rank 1 of 2\) .* has hung in a step"),

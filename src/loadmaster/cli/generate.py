@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 
 from loadmaster.cli.interrupt import Interruptible
+from loadmaster.cli.launched import run_member
 from loadmaster.cli.options import (
     add_capacity_arguments,
     add_device_argument,
@@ -44,7 +46,11 @@ def _run(args: argparse.Namespace) -> int:
     from loadmaster.cli.planning import run_plan
     from loadmaster.cli.progress import ByteProgress
     from loadmaster.engine import Engine, Tokenizer, refuse_options, refuse_plan, require_run_extra, speculative_tokens
+    from loadmaster.workers.launch import Launch
 
+    launch = Launch.of(os.environ)
+    if launch is not None and launch.rank > 0:
+        return run_member(args, launch)
     texts = read_prompts(args)
     require_run_extra()
     refuse_options(args.speculative_config, args.data_parallel_size)

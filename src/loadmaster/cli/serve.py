@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from loadmaster.cli.interrupt import Interruptible
+from loadmaster.cli.launched import run_member
 from loadmaster.cli.options import (
     Engines,
     add_capacity_arguments,
@@ -113,7 +115,13 @@ def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
     from loadmaster.integrations.vllm.handover import hand_over, refuse_for_vllm, vllm_command, vllm_environment
     from loadmaster.integrations.vllm.installed import find_vllm
     from loadmaster.server.address import bind
+    from loadmaster.workers.launch import Launch
 
+    launch = None if args.engine == "vllm" else Launch.of(os.environ)  # vLLM reads a launcher's variables itself
+    if launch is not None:
+        args.engine = "native"
+        if launch.rank > 0:
+            return run_member(args, launch)
     installed = None if args.engine == "native" else find_vllm()
     if args.engine == "vllm":
         refuse_for_vllm(_serve_options(args))

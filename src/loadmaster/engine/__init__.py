@@ -8,6 +8,7 @@ with Engine(plan) as engine:
 from loadmaster.engine.answer import AnswerText, Piece, complete, params_of_choices
 from loadmaster.engine.capacity import Capacity
 from loadmaster.engine.engine import Engine, Statistics
+from loadmaster.engine.launched import run_rank
 from loadmaster.engine.limits import Limits, read_limits
 from loadmaster.engine.request import Output, Stream
 from loadmaster.engine.support import refuse_model, refuse_options, refuse_plan, require_run_extra, speculative_tokens
@@ -31,5 +32,6 @@ __all__ = [
     "refuse_options",
     "refuse_plan",
     "require_run_extra",
+    "run_rank",
     "speculative_tokens",
 ]

@@ -79,7 +79,7 @@ class Capacity:
                 )
         else:
             on_cpu = device == "cpu"
-            free = int(min(r.free_bytes for r in ready) * SHARE[device]) // (len(ready) if on_cpu else 1)
+            free = int(min(r.free_bytes for r in ready) * SHARE[device])
             free_pages = free // page_bytes
             if free_pages < pages_per_request:
                 raise LoadError(

@@ -20,22 +20,22 @@ from typing import TYPE_CHECKING
 
 from loadmaster.arguments import expect, expect_int, shown
 from loadmaster.engine.capacity import Capacity
+from loadmaster.engine.launched import require_memory_of, run_of
 from loadmaster.engine.limits import Limits, read_limits
 from loadmaster.engine.pages import PagePool
 from loadmaster.engine.request import Event, Output, Request, Stream
 from loadmaster.engine.scheduler import Counters, Scheduler
-from loadmaster.engine.support import num_drafts, refuse_launcher, refuse_options, refuse_plan
+from loadmaster.engine.support import launch_of, num_drafts, refuse_options, refuse_plan, require_device
 from loadmaster.errors import ArgumentError, LoadmasterError, RunError
-from loadmaster.host_memory import require_memory
 from loadmaster.workers.batch import Done
+from loadmaster.workers.crew import DEFAULT_BUILDER
 from loadmaster.workers.messages import Allocate, Allocated, Usage
 from loadmaster.workers.sampling_params import SamplingParams, check_vocabulary
-from loadmaster.workers.supervisor import DEFAULT_BUILDER, State, Supervisor
+from loadmaster.workers.supervisor import State, Supervisor
 
 if TYPE_CHECKING:
     from loadmaster.plan import ProvenPlan
 
-DEVICES = ("cpu", "cuda")
 """The devices that stages can run on."""
 
 
@@ -65,7 +65,7 @@ class Engine:
         PlanError: the plan is not proven; has its findings.
         ArgumentError: an argument has the wrong type or value.
         UnsupportedError: running this family, a format of its weights, or data parallelism is not supported yet; more
-            drafts than several MTP layers propose; or a launcher (torchrun) started several of these processes.
+            drafts than several MTP layers propose.
         ConfigError: config.json has no maximum length, or ``max_model_len`` is longer than it.
         LoadError: the host has too little memory for all ranks.
     """
@@ -89,24 +89,25 @@ class Engine:
             expect_int("max_model_len", max_model_len, 1)
         expect("capacity", capacity, (Capacity, type(None)), "a Capacity")
         expect("builder", builder, str, "module:name")
-        if device not in DEVICES:
-            raise ArgumentError(f"device is {shown(device)}, expected one of {', '.join(DEVICES)}")
+        require_device(device)
         if not callable(on_progress):
             raise ArgumentError(f"on_progress is {shown(on_progress)}, expected a function of a number of bytes")
-        refuse_launcher(os.environ)
+        launch = launch_of(plan.layout, os.environ)
+        if launch is not None and launch.rank > 0:
+            raise ArgumentError(
+                f"a launcher started this process as rank {launch.rank} of {launch.num_ranks}, and the engine is on rank 0",
+                hint="on the other ranks call loadmaster.engine.run_rank with the same plan",
+            )
         refuse_options(None, plan.layout.data_parallel_size)
         self._num_speculative_tokens = num_drafts(plan.layout.num_draft_layers, num_speculative_tokens)
         self._num_draft_layers = plan.layout.num_draft_layers
         if builder == DEFAULT_BUILDER:
             refuse_plan(plan)
         self.limits: Limits = read_limits(plan.family.describe(plan.config), plan.model_path, max_model_len)
-        num_stages, num_slots = plan.layout.pipeline_parallel_size, plan.layout.tensor_parallel_size
-        num_ranks = num_stages * num_slots
-        if builder == DEFAULT_BUILDER and device == "cpu":
-            resident = sum(plan.rank(rank).resident_bytes for rank in range(num_ranks))
-            hint = "use GPUs (--device cuda), or free memory"
-            require_memory(resident, f"the {num_ranks} rank(s) of the model take", hint=hint)
-        self._total_bytes = sum(plan.rank(rank).needed_bytes for rank in range(num_ranks))
+        run = run_of(plan, builder, device, launch)
+        if builder == DEFAULT_BUILDER:
+            require_memory_of(plan, device, launch)
+        self._total_bytes = sum(plan.rank(rank).needed_bytes for rank in range(run.num_ranks))
         self._done_bytes = 0
         self._on_progress = on_progress
         self._device = device
@@ -119,9 +120,7 @@ class Engine:
         self._ready = threading.Event()
         self._is_ready = False
         self._scheduler: Scheduler | None = None
-        self._supervisor = Supervisor(
-            plan.to_json(), num_stages, num_slots, builder=builder, device=device, on_progress=self._add_progress
-        )
+        self._supervisor = Supervisor(run, launch=launch, on_progress=self._add_progress)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 

@@ -7,15 +7,19 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from loadmaster.architectures.registry import FAMILIES, find_family
-from loadmaster.arguments import expect_int
+from loadmaster.arguments import expect_int, shown
 from loadmaster.errors import ArgumentError, ConfigError, UnsupportedError
 from loadmaster.layers.formats import RUNNABLE_FORMATS
+from loadmaster.workers.launch import Launch
 
 if TYPE_CHECKING:
+    from loadmaster.parallel import ParallelLayout
     from loadmaster.plan import Plan
 
 RUNNING = ("torch", "transformers", "tokenizers")
 SERVING = ("fastapi", "jinja2", "uvicorn")
+
+DEVICES = ("cpu", "cuda")
 
 DRAFT_METHODS = ("mtp", "deepseek_mtp")
 
@@ -32,6 +36,16 @@ def require_run_extra(*, serving: bool = False) -> None:
             f"running a model needs packages that are not installed: {', '.join(missing)}",
             hint="pip install 'loadmaster[run]'",
         )
+
+
+def require_device(device: str) -> None:
+    """Check that stages can compute on a device.
+
+    Raises:
+        ArgumentError: names the devices.
+    """
+    if device not in DEVICES:
+        raise ArgumentError(f"device is {shown(device)}, expected one of {', '.join(DEVICES)}")
 
 
 def refuse_options(speculative_config: Mapping[str, Any] | None, data_parallel_size: int = 1) -> None:
@@ -97,19 +111,22 @@ def num_drafts(num_layers: int, num_speculative_tokens: int | None) -> int:
     return num_speculative_tokens
 
 
-def refuse_launcher(environment: Mapping[str, str]) -> None:
-    """Refuse to run as one of several processes of a launcher: each process would start all stages of the model again.
+def launch_of(layout: ParallelLayout, environment: Mapping[str, str]) -> Launch | None:
+    """Return what a launcher says about this process, which must be one of as many as the layout has ranks; None: no launcher.
 
     Raises:
-        UnsupportedError: the environment has the variables that torchrun sets for one of several processes.
+        ConfigError: a variable is not valid, or there are more processes or fewer.
     """
-    size = environment.get("WORLD_SIZE", "1")
-    if "RANK" in environment and "MASTER_ADDR" in environment and size != "1":
-        raise UnsupportedError(
-            f"a launcher (torchrun) started this as process {environment['RANK']} of {size} (RANK, WORLD_SIZE); running on "
-            "several hosts is not supported yet",
-            hint="start the command once, without torchrun; it starts the workers of all stages on this host",
+    launch = Launch.of(environment)
+    num_ranks = layout.pipeline_parallel_size * layout.tensor_parallel_size
+    if launch is not None and launch.num_ranks != num_ranks:
+        raise ConfigError(
+            f"the launcher started {launch.num_ranks} processes (WORLD_SIZE), and the layout has {num_ranks} ranks: "
+            f"{layout.pipeline_parallel_size} stages of {layout.tensor_parallel_size}",
+            hint="start one process for each rank (torchrun --nnodes, --nproc-per-node), or change --pipeline-parallel-size "
+            "and --tensor-parallel-size",
         )
+    return launch
 
 
 def refuse_model(config: Mapping[str, Any]) -> None:

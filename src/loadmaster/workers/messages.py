@@ -1,10 +1,11 @@
-"""The messages on the pipe between the engine's process and a worker. Plain data, pickled.
+"""The messages on the pipe between the engine's process and a worker. Plain data; `loadmaster.workers.encoding` encodes them.
 
-    to a worker     Job, Allocate, then Batch …, Report at any time between them
+    to a worker     Allocate, then Batch …, Report at any time between them
     from a worker   Progress …, Ready, Allocated, Done … (from the last stage's first rank), Usage …, Reported;
                     Failed at any time
 
-Nothing but these messages is unpickled anywhere: the pipe has no name, and only these two processes have an end of it.
+A worker reads its Job from its standard input. On the link to a process that a launcher started (`loadmaster.workers.member`)
+pass Failed and Leaving, and at the end Ended.
 """
 
 from __future__ import annotations
@@ -48,6 +49,18 @@ class Place:
         """Whether the rank is on the last stage."""
         return self.stage == self.num_stages - 1
 
+    @property
+    def stage_ranks(self) -> range:
+        """The ranks of the stage."""
+        first = self.rank - self.slot
+        return range(first, first + self.num_slots)
+
+    @property
+    def neighbours(self) -> tuple[int, ...]:
+        """The ranks that this one exchanges tensors with: the same slot of the stages around, the other slots of its stage."""
+        along = (self.rank - self.num_slots, self.rank + self.num_slots)
+        return tuple(r for r in (*along, *self.stage_ranks) if 0 <= r < self.num_ranks and r != self.rank)
+
     def __str__(self) -> str:
         stage = f"stage {self.stage} of {self.num_stages}"
         if self.num_slots == 1:
@@ -57,12 +70,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A worker's first message: its place, and how to build its stage. ``builder`` is ``module:name``, see `workers.builder`.
+    """What a worker does: its place, and how to build its stage. ``builder`` is ``module:name``, see `workers.builder`.
 
     ``device`` is ``cpu`` or ``cuda``. ``previous``, ``following`` and ``peers`` are file descriptors that the worker has
     inherited: its sockets to the same slot of the stages before and after it, and to each other slot of its stage (None in its
     place). ``meeting`` is a path in a private folder where the ranks of a stage meet that use NCCL. ``pulse`` is the file
-    descriptor of `loadmaster.workers.pulse`.
+    descriptor of `loadmaster.workers.pulse`. ``num_local_ranks``: how many ranks share the host's memory and cores.
+    ``local_ranks``: the numbers on their host of the ranks of the stage, by slot; each computes on the GPU of that number.
     """
 
     place: Place
@@ -75,6 +89,8 @@ class Job:
     peers: tuple[int | None, ...] = (None,)
     meeting: str = ""
     pulse: int | None = None
+    num_local_ranks: int = 1
+    local_ranks: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +102,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The rank is loaded and built. Its KV cache will take ``token_bytes`` for each token; ``free_bytes`` are available."""
+    """The rank is loaded and built. Its KV cache will take ``token_bytes`` for each token.
+
+    ``free_bytes`` are available to it: of the host's memory, an equal share of all ranks of the host.
+    """
 
     token_bytes: int
     free_bytes: int
@@ -146,3 +165,15 @@ class Failed:
 
     error: LoadmasterError
     is_cause: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """The process that a launcher started was asked to end (SIGTERM, SIGINT): the engine is to end, as if it were asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The engine has ended, because of ``error`` or because it was closed."""
+
+    error: str | None = None

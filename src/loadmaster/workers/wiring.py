@@ -1,12 +1,13 @@
-"""The sockets between the ranks: along the stages, and among the ranks of a stage.
+"""The sockets between the ranks of one host: along the stages, and among the ranks of a stage.
 
-All are unnamed pairs that the supervisor makes before it starts the workers, which inherit their own ends:
+All are unnamed pairs that the engine's process makes before it starts the workers, which inherit their own ends:
 docs/decisions/0004-who-can-join.md and 0005-sums-over-ranks.md.
 """
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -21,10 +22,18 @@ class Ends:
     following: int | None
     peers: tuple[int | None, ...]
 
-    @property
-    def all(self) -> tuple[int, ...]:
-        """All of them."""
-        return tuple(fd for fd in (self.previous, self.following, *self.peers) if fd is not None)
+    @classmethod
+    def of(cls, place: Place, sockets: Mapping[int, socket.socket]) -> Ends:
+        """Return the descriptors of a rank's sockets, which are given by the rank at their other end."""
+
+        def fd(rank: int) -> int | None:
+            return sockets[rank].fileno() if rank in sockets else None
+
+        return cls(
+            fd(place.rank - place.num_slots),
+            fd(place.rank + place.num_slots),
+            tuple(fd(rank) for rank in place.stage_ranks),
+        )
 
 
 class Wiring:
@@ -34,23 +43,15 @@ class Wiring:
     """
 
     def __init__(self, num_stages: int, num_slots: int) -> None:
-        self._ends: dict[tuple[int, int], socket.socket] = {}  # (rank, rank at the other end)
-        for rank in range(num_stages * num_slots):
-            stage, slot = divmod(rank, num_slots)
-            others = [stage * num_slots + other for other in range(slot + 1, num_slots)]
-            if stage < num_stages - 1:
-                others.append(rank + num_slots)
-            for other in others:
-                self._ends[rank, other], self._ends[other, rank] = socket.socketpair()
+        self._ends: dict[int, dict[int, socket.socket]] = {rank: {} for rank in range(num_stages * num_slots)}
+        for rank, ends in self._ends.items():
+            for other in Place.of(rank, num_stages, num_slots).neighbours:
+                if other > rank:
+                    ends[other], self._ends[other][rank] = socket.socketpair()
 
     def of(self, place: Place) -> Ends:
         """Return the ends of one rank."""
-        first = place.rank - place.slot
-        return Ends(
-            self._fd(place.rank, place.rank - place.num_slots),
-            self._fd(place.rank, place.rank + place.num_slots),
-            tuple(self._fd(place.rank, first + slot) for slot in range(place.num_slots)),
-        )
+        return Ends.of(place, self._ends[place.rank])
 
     def __enter__(self) -> Wiring:
         return self
@@ -58,9 +59,6 @@ class Wiring:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for end in self._ends.values():
-            end.close()
-
-    def _fd(self, rank: int, other: int) -> int | None:
-        end = self._ends.get((rank, other))
-        return None if end is None else end.fileno()
+        for ends in self._ends.values():
+            for end in ends.values():
+                end.close()

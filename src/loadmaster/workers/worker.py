@@ -1,9 +1,9 @@
-"""One rank as a process: ``python -m loadmaster.workers.worker FD``, started by `loadmaster.workers.supervisor`.
+"""One rank as a process: ``python -m loadmaster.workers.worker FD``, started by `loadmaster.workers.process`.
 
-FD is its end of a pipe to the engine's process. The worker checks that all ranks have the same plan, loads its rank,
-builds its stage, and then carries out the messages from the pipe, in order. It prints nothing: it sends an error over the
-pipe, and the engine's process shows it once. When the pipe ends, so does the worker. It has no other connections than the
-pipe and the sockets that it inherits, and listens on none.
+FD is its end of a pipe to the engine's process; its job is on standard input. The worker checks that all ranks have the
+same plan, loads its rank, builds its stage, and then carries out the messages from the pipe, in order. It prints nothing: it
+sends an error over the pipe, and the engine's process shows it once. When the pipe ends, so does the worker. It has no other
+connections than the pipe and the sockets that it inherits, and listens on none.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import pickle
 import queue
 import signal
 import socket
@@ -28,7 +27,9 @@ from loadmaster.distributed.lifeline import die_with_parent
 from loadmaster.distributed.peer import PeerLostError
 from loadmaster.errors import LoadError, LoadmasterError, RunError
 from loadmaster.host_memory import free_bytes, is_out_of_memory
+from loadmaster.workers.encoding import dumps, loads
 from loadmaster.workers.messages import Allocate, Allocated, Failed, Job, Progress, Ready, Report, Reported
+from loadmaster.workers.process import JOB_LENGTH_BYTES
 
 if TYPE_CHECKING:
     import torch
@@ -51,8 +52,11 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too; the engine's process ends them
     os.dup2(sys.stderr.fileno(), 1)  # standard output is for the command's results
     os.set_inheritable(fd, False)
+    num_bytes = int.from_bytes(sys.stdin.buffer.read(JOB_LENGTH_BYTES), "little")
+    job: Job = loads(sys.stdin.buffer.read(num_bytes))
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), sys.stdin.fileno())
     pipe = Pipe(Connection(fd))
-    job: Job = pipe.next()
     phase: type[LoadmasterError] = LoadError
     try:
         import torch
@@ -60,7 +64,7 @@ def main(fd: int) -> None:
         torch.set_num_threads(job.num_threads)
         pipeline, mesh = _join(job)
         stage = _load(job, pipeline, mesh, pipe)
-        pipe.send(Ready(stage.page_bytes(1), free_on(stage.device)))
+        pipe.send(Ready(stage.page_bytes(1), free_on(stage.device, job.num_local_ranks)))
         with torch.inference_mode():
             runner = _allocate(stage, pipeline, mesh, job, pipe)
             phase = RunError
@@ -88,12 +92,12 @@ class Pipe:
     def send(self, message: object) -> None:
         """Send ``message``. May be called from any thread."""
         with self._lock:
-            self._connection.send(message)
+            self._connection.send_bytes(dumps(message))
 
     def _read(self) -> None:
         try:
             while True:
-                self._inbox.put(self._connection.recv())
+                self._inbox.put(loads(self._connection.recv_bytes()))
         except (EOFError, OSError):
             os._exit(0)
 
@@ -142,13 +146,13 @@ def _inherited(fd: int | None) -> socket.socket | None:
     return socket.socket(fileno=fd)
 
 
-def free_on(device: torch.device) -> int:
-    """Return the memory that is available on a device."""
+def free_on(device: torch.device, num_local_ranks: int) -> int:
+    """Return the memory that is available on a device: on the CPU, this rank's share of the host's."""
     if device.type == "cuda":
         from torch import cuda
 
         return int(cuda.mem_get_info(device)[0])
-    return free_bytes() or 0
+    return (free_bytes() or 0) // num_local_ranks
 
 
 def _load(job: Job, pipeline: PipelineGroup, mesh: Mesh | None, pipe: Pipe) -> Stage:
@@ -166,13 +170,12 @@ def _load(job: Job, pipeline: PipelineGroup, mesh: Mesh | None, pipe: Pipe) -> S
 
 
 def _gpus(job: Job) -> list[int]:
-    """Return the GPU of each rank of the stage: rank ``r`` uses GPU ``r`` modulo the number of GPUs."""
+    """Return the GPU of each rank of the stage: rank ``r`` of a host uses GPU ``r`` modulo the number of GPUs there."""
     if job.device != "cuda":
         return []
     from loadmaster.loader import num_devices
 
-    first = job.place.rank - job.place.slot
-    return [rank % max(num_devices(), 1) for rank in range(first, first + job.place.num_slots)]
+    return [rank % max(num_devices(), 1) for rank in job.local_ranks]
 
 
 def _tensor_group(job: Job, mesh: Mesh | None, gpus: list[int]) -> TensorGroup | None:
@@ -254,7 +257,7 @@ def failure(error: BaseException, job: Job, phase: type[LoadmasterError]) -> Fai
 
 def _survives_pickling(error: LoadmasterError) -> bool:
     try:
-        copy = pickle.loads(pickle.dumps(error))
+        copy = loads(dumps(error))
     except Exception:
         return False
     return type(copy) is type(error) and str(copy) == str(error)
