@@ -13,8 +13,9 @@ from tools.pages import table
 
 INTRODUCTION = f"""\
 Every family is planned, proven and loaded on every layout that its sizes allow. `generate` and `serve` compute those that
-run, over pipeline stages, from weights in a format that runs ({", ".join(f or "plain" for f in RUNNABLE_FORMATS)}); they
-refuse the others by name, before anything is loaded. Other packages [can bring more families](../guides/add-a-family.md).
+run, over pipeline stages: from weights in any format if they are decoded while loading (`--weights decoded`), or as stored
+({", ".join(f or "plain" for f in RUNNABLE_FORMATS)}). They refuse the others by name, before anything is loaded. Other
+packages [can bring more families](../guides/add-a-family.md).
 
 Formats are those in which `loadmaster synth` makes models of the family, as published. [Any format](formats.md) may be met
 in any family: the headers decide."""

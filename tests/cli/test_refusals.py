@@ -36,8 +36,9 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
             "llama-awq",
             [
                 "layers.0.self_attn.qkv_proj.qweight and 127 more parameters",
-                "format awq",
-                "use a format that runs: plain, fp8_block",
+                "computing with weights stored as awq is not supported yet",
+                "--weights decoded",
+                "a format that runs as stored: plain, fp8_block",
             ],
         ),
     ],
@@ -45,7 +46,8 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 def test_a_family_or_a_format_that_does_not_run_is_refused_by_name(
     command: str, model: str, says: list[str], full_size: Tiny
 ) -> None:
-    done = run(command, full_size(model), "-pp", 2, *COMMANDS[command])
+    # Where memory allows, a CPU decodes the weights by default, and then every format runs.
+    done = run(command, full_size(model), "-pp", 2, "--weights", "stored", *COMMANDS[command])
     assert done.returncode == 1
     assert done.stdout == ""
     text = " ".join(done.stderr.split())

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.loader.reference import dequantise, read_all
+from tests.versions import TRANSFORMERS
 
 
 def transformers_model(path: Path, folder: Path) -> PreTrainedModel:
@@ -27,12 +28,24 @@ def transformers_model(path: Path, folder: Path) -> PreTrainedModel:
     config.pop("quantization_config", None)
     config["dtype"] = "float32"
     config.pop("torch_dtype", None)
+    if TRANSFORMERS < (5, 18) and "rotary_dim" in config:  # MiniMax-M2's config; read since 5.18
+        config["partial_rotary_factor"] = config["rotary_dim"] / config["head_dim"]
     (folder / "config.json").write_text(json.dumps(config))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     for name, module in model.named_modules():
         if name.endswith(("q_a_layernorm", "kv_a_layernorm")):  # engines take the config's epsilon, transformers 1e-6
             module.variance_epsilon = config["rms_norm_eps"]
+        if TRANSFORMERS < (5, 19) and type(module).__name__ == "GptOssExperts":  # a constant, 7; read since 5.19
+            module.limit = config.get("swiglu_limit", module.limit)
     return model.eval()
+
+
+def distance(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest difference as a share of the largest expected logit, to which float32's rounding is proportional.
+
+    Gemma-3's logits reach 260. float32 has steps of 3e-5 there, and transformers itself is 1e-4 from float64.
+    """
+    return float((logits - expected).abs().max() / expected.abs().max())
 
 
 def greedy(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> list[int]:

@@ -161,6 +161,7 @@ def refuse_plan(plan: Plan) -> None:
         format_, names = max(names_by_format.items(), key=lambda pair: len(pair[1]))
         more = f" and {len(names) - 1:,} more parameters" if len(names) > 1 else ""
         raise UnsupportedError(
-            f"{names[0]}{more}: running the format {format_} is not supported yet; `plan` and `load` support it",
-            hint=f"use a format that runs: {', '.join(f or 'plain' for f in RUNNABLE_FORMATS)}; see docs/reference/models.md",
+            f"{names[0]}{more}: computing with weights stored as {format_} is not supported yet",
+            hint="use --weights decoded, which takes more memory, or a checkpoint in a format that runs as stored: "
+            + ", ".join(f or "plain" for f in RUNNABLE_FORMATS),
         )
