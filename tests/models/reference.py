@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -22,12 +24,17 @@ def transformers_model(path: Path, folder: Path) -> PreTrainedModel:
             continue
         scale = stored.get(f"{name}_scale_inv")
         plain[name] = tensor.float() if scale is None else dequantise(tensor, scale)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((path / "config.json").read_text())
     config.pop("quantization_config", None)
-    config["dtype"] = "float32"
-    config.pop("torch_dtype", None)
+    return load_model(folder, config, plain)
+
+
+def load_model(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """Write a checkpoint of float32 weights into ``folder``, and let transformers load it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {**{k: v for k, v in config.items() if k != "torch_dtype"}, "dtype": "float32"}
     if TRANSFORMERS < (5, 18) and "rotary_dim" in config:  # MiniMax-M2's config; read since 5.18
         config["partial_rotary_factor"] = config["rotary_dim"] / config["head_dim"]
     (folder / "config.json").write_text(json.dumps(config))

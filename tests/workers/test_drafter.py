@@ -15,7 +15,7 @@ from loadmaster.models import Stage
 from loadmaster.workers.batch import Done
 from loadmaster.workers.sampling_params import SamplingParams
 from tests.engine.simulation import Client, step
-from tests.models.mtp_reference import DraftReference
+from tests.models.draft_reference import DraftReference
 from tests.models.planted import expected_counts, planted, written
 from tests.workers.local import LocalWorkers, drafting_stages, scheduler
 
