@@ -80,3 +80,14 @@ def test_shares_of_a_stages_time_sum_to_one() -> None:
     assert (idle["busy_share"], idle["num_batches"]) == (0.0, 0)
     assert written["kv_cache"] == {"block_size": 16, "num_pages": 10, "num_tokens": 160, "most_used_pages": 7}
     assert written["output_tokens"] == 3
+
+
+def test_how_many_drafts_were_right_is_reported_where_there_were_any() -> None:
+    drafted = Counters(output_tokens=12, sampled_spans=5, drafted_tokens=10, accepted_tokens=7)
+    for counters, expected in (
+        (drafted, (0.7, 2.4)),
+        (Counters(output_tokens=5, sampled_spans=5), (None, 1.0)),
+        (Counters(), (None, None)),
+    ):
+        written = statistics_object(Statistics(0, 0, 10, 0, 7, counters, ()), block_size=16)
+        assert (written["acceptance_rate"], written["tokens_per_step"]) == expected

@@ -129,7 +129,9 @@ def answer_all(
 
 
 def statistics_object(statistics: Statistics, block_size: int) -> dict[str, Any]:
-    """Return what the engine has done as JSON values: each rank's time and its shares, the KV cache, counts."""
+    """Return what the engine has done as JSON values: each rank's time and its shares, the KV cache, counts, and how many
+    drafts were right.
+    """
     stages = []
     for usage in statistics.stages:
         seconds = {"busy": usage.busy_s, "input": usage.input_s, "engine": usage.engine_s}
@@ -154,6 +156,8 @@ def statistics_object(statistics: Statistics, block_size: int) -> dict[str, Any]
         "preemptions": counters.preemptions,
         "drafted_tokens": counters.drafted_tokens,
         "accepted_tokens": counters.accepted_tokens,
+        "acceptance_rate": counters.acceptance_rate,
+        "tokens_per_step": counters.tokens_per_step,
     }
 
 
