@@ -117,11 +117,14 @@ def test_a_lost_process_ends_all_with_an_error_that_names_it(lost: str, served: 
     assert psutil.wait_procs(processes, timeout=WITHIN_S)[1] == []
 
 
-def test_a_rank_that_is_asked_to_end_lets_running_requests_finish(served: list[Command]) -> None:
+@pytest.mark.parametrize("asked", ["member", "all", "all, the engine last"])
+def test_running_requests_finish_whichever_processes_are_asked_to_end(asked: str, served: list[Command]) -> None:
     engine, member = served
-    events = stream(url(engine), 200)
+    events = stream(url(engine), 400)
     next(events)
-    member.process.send_signal(signal.SIGTERM)
+    for command in {"member": [member], "all": [engine, member]}.get(asked, [member, engine]):
+        command.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)  # in which a member reports it to the engine
     rest = list(events)
     assert "error" not in rest[-1]
     assert rest[-1]["choices"][0]["finish_reason"] == "length"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import threading
 import time
 from collections import deque
@@ -60,6 +61,9 @@ class Engine:
     `loadmaster.workers.builder`. ``device`` is ``cpu``, or ``cuda`` for the GPUs of this host: rank ``i`` uses GPU ``i``
     modulo their number. A plan with MTP layers is run with them as a draft model: they propose ``num_speculative_tokens``
     tokens (default: one for each layer), which the model verifies together. They change no answer, only its speed.
+
+    Under a launcher (torchrun) this is for rank 0; the other processes call `loadmaster.engine.run_rank`. When one of them is
+    asked to end (SIGTERM), ``on_leave`` is called, from another thread: it sends this process SIGTERM, unless it is replaced.
 
     Raises:
         PlanError: the plan is not proven; has its findings.
@@ -120,7 +124,10 @@ class Engine:
         self._ready = threading.Event()
         self._is_ready = False
         self._scheduler: Scheduler | None = None
-        self._supervisor = Supervisor(run, launch=launch, on_progress=self._add_progress)
+        self.on_leave: Callable[[], object] = _terminate
+        self._supervisor = Supervisor(
+            run, launch=launch, on_progress=self._add_progress, on_leave=lambda: self.on_leave()
+        )
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -359,3 +366,7 @@ class Engine:
         self._ready.set()
         for request in requests:
             request.stream.put(error)
+
+
+def _terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -84,6 +84,7 @@ async def _serve(service: Service, bound: socket.socket, api_key: str | None, sh
 
     loop.add_signal_handler(signal.SIGINT, interrupt)
     loop.add_signal_handler(signal.SIGTERM, server.stop)
+    service.engine.on_leave = lambda: loop.call_soon_threadsafe(server.leave)
     watch = asyncio.create_task(_watch(service, server, bound))
     try:
         await server.serve(sockets=[bound])
@@ -141,14 +142,21 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service, self._timeout_s = service, shutdown_timeout_s
         self._draining: asyncio.Task[None] | None = None
+        self._num_signals = 0
 
     def stop(self) -> None:
-        """Refuse new requests, and end when running ones have ended, or after the timeout. A second call ends at once."""
-        if self._draining is not None:
+        """Handle a signal: the first lets running requests finish, the second ends them at once."""
+        self._num_signals += 1
+        if self._num_signals > 1:
             self.end()
-            return
-        self._service.drain()
-        self._draining = asyncio.create_task(self._drain())
+        else:
+            self.leave()
+
+    def leave(self) -> None:
+        """Refuse new requests, and end when running ones have ended, or after the timeout."""
+        if self._draining is None:
+            self._service.drain()
+            self._draining = asyncio.create_task(self._drain())
 
     def end(self) -> None:
         """End running requests and the server."""

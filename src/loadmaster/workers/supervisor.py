@@ -14,7 +14,6 @@ import atexit
 import contextlib
 import os
 import queue
-import signal
 import socket
 import threading
 import time
@@ -53,7 +52,8 @@ class Supervisor:
     """Starts a worker for each rank of a run and returns; they load in the background.
 
     ``launch``: this process is rank 0 of several that a launcher has started, each of which has one rank's worker.
-    ``on_progress`` is called with numbers of bytes loaded, from the supervisor's thread.
+    ``on_progress`` is called with numbers of bytes loaded, and ``on_leave`` when another process of the launcher was asked to end
+    (once), both from the supervisor's thread.
     """
 
     def __init__(
@@ -62,11 +62,13 @@ class Supervisor:
         *,
         launch: Launch | None = None,
         on_progress: Callable[[int], None] = lambda _: None,
+        on_leave: Callable[[], object] = lambda: None,
     ) -> None:
         self.num_stages = run.num_stages
         self.num_ranks = run.num_ranks
         self._run, self._launch = run, launch
         self._resources = contextlib.ExitStack()
+        self._on_leave = on_leave
         self._has_left = False
         self.error: LoadmasterError | None = None
         self._state: State = "loading"
@@ -271,10 +273,9 @@ class Supervisor:
             self._suspect = error, time.monotonic() + CAUSE_WITHIN_S
 
     def _leave(self) -> None:
-        """Ask this process to end, once, as another process of the launcher was asked."""
         if not self._has_left:
             self._has_left = True
-            os.kill(os.getpid(), signal.SIGTERM)
+            self._on_leave()
 
     def _fail(self, error: LoadmasterError) -> None:
         """Keep the first error and wake all threads that wait."""
