@@ -79,6 +79,22 @@ class Pipeline:
         parts = state["logits"].split([c.num_tokens if all_logits else 1 for c in contexts])
         return dict(zip(tokens, parts, strict=True))
 
+    def preempt(self, request: int) -> None:
+        """Give up a request's pages, which the next ones to be given out are; it must be computed anew."""
+        self.free[:0] = self.tables.pop(request).pages.tolist()
+        del self.lengths[request]
+
+    def preempted(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Return the logits of ``tokens``, computed in parts beside another request, which takes their pages halfway."""
+        count, half = len(tokens), len(tokens) // 2
+        self.batch({0: tokens[: half - 2], 1: tokens[:half]})
+        self.batch({0: tokens[half - 2 : half], 1: tokens[half : half + 1]})
+        self.preempt(0)
+        self.batch({1: tokens[half + 1 :]})
+        parts = [self.batch({1: tokens[:1], 0: tokens[:half]}, all_logits=True)[0]]
+        parts += [self.batch({0: tokens[i : i + 1], 1: tokens[:1]}, all_logits=True)[0] for i in range(half, count)]
+        return torch.cat(parts)
+
     def step(self, tokens: Sequence[int], *, all_logits: bool = False) -> torch.Tensor:
         """Compute the next tokens of one request."""
         return self.batch({0: tokens}, all_logits=all_logits)[0]

@@ -79,3 +79,4 @@ def test_logits_are_those_of_transformers(case: str, tmp_path: Path) -> None:
     chunks = [PROMPT[:9], PROMPT[9:14], *([token] for token in PROMPT[14:])]
     rows = [decoding.step(chunk, all_logits=True) for chunk in chunks]
     assert distance(torch.cat(rows), expected) < 1e-5
+    assert distance(Pipeline(built, scattered=True).preempted(PROMPT), expected) < 1e-5

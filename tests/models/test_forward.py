@@ -56,6 +56,8 @@ def test_logits_and_greedy_tokens_are_those_of_transformers_at_any_number_of_sta
         one = logits if one is None else one
         assert torch.equal(logits, one), partition  # the same bits, wherever the cuts are
         assert Pipeline(made).greedy(PROMPT, 16) == tokens, partition
+    preempted = Pipeline(made, scattered=True).preempted(PROMPT)
+    assert (preempted - expected).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("family", ["glm-5.2-fp8", "deepseek-v3", "qwen3"])
