@@ -1,12 +1,14 @@
 """The engine on GPUs: tokens per second while decoding, and seconds for a prompt, against what reading the weights takes.
 
-    python benchmarks/engine_gpu.py [--preset llama] [--pipeline-parallel-size 1] [--streams 1 32]
+    python benchmarks/engine_gpu.py [--preset llama] [--config KEY=VALUE …] [--pipeline-parallel-size 1] [--streams 1 32]
         [--context 8000] [--results FILE]
 
-The model has its published shapes in BF16 and random weights, made on the GPU; requests go through `Engine`, worker process
-included. The floor of a step is the time in which the weights that it reads (all but the embedding) could be copied: their
-bytes over the bandwidth of a large copy on the device, bytes read plus bytes written, measured in the same run. With several
-stages, one for each GPU, it is the time in which one token passes all of them.
+The model has its published shapes (``--config`` changes values, such as the number of layers) and dtypes, and random weights,
+made on the GPU; requests go through `Engine`, worker process included. The floor of a step is the time in which the weights
+that it reads could be copied: their bytes over the bandwidth of a large copy on the device, bytes read plus bytes written,
+measured in the same run. A step reads all weights but the embedding, and of a layer's experts those that its tokens choose: as
+many as they would on average if they chose at random. With several stages, one for each GPU, it is the time in which one token
+passes all of them.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from loadmaster.distributed.tensor import TensorGroup
 from loadmaster.engine import Capacity, Engine
 from loadmaster.engine.request import Event, Output
 from loadmaster.parallel import ParallelLayout
-from loadmaster.plan import build_plan, prove
+from loadmaster.plan import ParamSpec, build_plan, prove
 from loadmaster.synth import PRESETS, write_full_size
 from loadmaster.workers import SamplingParams
 from loadmaster.workers.builder import PlanBuilder, Stage
@@ -161,17 +163,34 @@ def measure(engine: Engine, vocab_size: int, context: int, streams: Sequence[int
     return figures
 
 
+def read_bytes(specs: Sequence[ParamSpec], config: Mapping[str, Any], num_tokens: int) -> int:
+    """Return the bytes of the weights that a step of ``num_tokens`` reads."""
+    stacks = {s.name: len(s.division.experts) for s in specs if s.division.experts}
+    stacks |= {s.scale: stacks[s.name] for s in specs if s.name in stacks and s.scale is not None}
+    total = 0.0
+    for spec in specs:
+        share = 1.0
+        if spec.name in stacks:
+            share -= (1 - config["num_experts_per_tok"] / stacks[spec.name]) ** num_tokens
+        total += share * spec.num_bytes * (spec.name != "embed_tokens.weight")
+    return round(total)
+
+
 def show(found: dict[str, Any]) -> None:
-    floor_s = found["read_bytes"] / found["copy_bandwidth"]
+    floors_s = {int(n): size / found["copy_bandwidth"] for n, size in found["read_bytes"].items()}
     print(f"{found['gpu']}, torch {found['torch']}: copies at {found['copy_bandwidth'] / 1e12:.2f} TB/s")
-    print(f"{found['read_bytes'] / 1e9:.2f} GB of weights: {1e3 * floor_s:.2f} ms a step, {1 / floor_s:.0f} tokens/s")
+    for streams, floor_s in floors_s.items():
+        size = found["read_bytes"][streams]
+        print(
+            f"{streams} streams: {size / 1e9:.2f} GB of weights, {1e3 * floor_s:.2f} ms, {streams / floor_s:.0f} tokens/s"
+        )
     medians = {(x["context"], x["streams"]): statistics.median(x["rates"]) for x in found["decode"]}
     fewest = min(streams for _, streams in medians)
     shortest = min(context for context, _ in medians)
     print("| context | streams | tokens/s | ms a step | floor / step | × one stream | of short |")
     for (context, streams), rate in medians.items():
         of_1, of_short = rate / medians[context, fewest], rate / medians[shortest, streams]
-        ms = 1e3 * streams / rate
+        ms, floor_s = 1e3 * streams / rate, floors_s[streams]
         print(
             f"| {context} | {streams} | {rate:.1f} | {ms:.2f} | {1e3 * floor_s / ms:.2f} | {of_1:.1f} | {of_short:.2f} |"
         )
@@ -181,9 +200,16 @@ def show(found: dict[str, Any]) -> None:
         print(f"| {line['tokens']} | {seconds:.4f} | {line['tokens'] / seconds:.0f} |")
 
 
+def setting(text: str) -> tuple[str, Any]:
+    """Read ``KEY=VALUE``, where the value is JSON."""
+    key, _, value = text.partition("=")
+    return key, json.loads(value)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="llama")
+    parser.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", type=setting)
     parser.add_argument("--pipeline-parallel-size", type=int, default=1)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--context", type=int, default=8000)
@@ -194,17 +220,18 @@ def main() -> None:
 
     found: dict[str, Any] = {
         "preset": args.preset,
+        "config": dict(args.config),
         "pipeline_parallel_size": args.pipeline_parallel_size,
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "copy_bandwidth": copy_bandwidth(),
     }
     with tempfile.TemporaryDirectory() as folder:
-        write_full_size(PRESETS[args.preset], Path(folder) / "model")
+        write_full_size(PRESETS[args.preset], Path(folder) / "model", overrides=dict(args.config))
         layout = ParallelLayout(args.pipeline_parallel_size)
         plan = prove(build_plan(open_checkpoint(Path(folder) / "model"), layout, dtype="BF16")).require_proven()
         specs = [spec for rank in range(layout.pipeline_parallel_size) for spec in plan.rank(rank).specs]
-        found["read_bytes"] = sum(s.num_bytes for s in specs if s.name != "embed_tokens.weight")
+        found["read_bytes"] = {n: read_bytes(specs, plan.config, n) for n in args.streams}
         capacity = Capacity(max_num_seqs=max(args.streams))
         begin = time.perf_counter()
         with Engine(
