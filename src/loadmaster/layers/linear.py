@@ -12,6 +12,8 @@ from torch import Tensor
 from loadmaster.distributed.tensor import TensorGroup
 from loadmaster.kernels.block_product import FEW_ROWS, product
 from loadmaster.kernels.choice import uses_kernels
+from loadmaster.kernels.vector_product import FEW_ROWS as VECTORS
+from loadmaster.kernels.vector_product import vector_product
 from loadmaster.layers.linear_forms import Forms
 from loadmaster.layers.weight import Params, Weight
 
@@ -53,6 +55,7 @@ class Linear:
         if self.weight.scale is not None and len(x) <= FEW_ROWS and uses_kernels(x.device, x.dtype):
             factors = self.weight.factors
             if factors is not None and x.dim() == 2:
-                out = product(x, self.weight.values, factors)
+                multiply = vector_product if len(x) <= VECTORS else product
+                out = multiply(x, self.weight.values, factors)
                 return out if bias is None else out + bias
         return F.linear(x, self.weight.dense(x.dtype), bias)

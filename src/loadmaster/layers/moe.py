@@ -19,6 +19,7 @@ from loadmaster.distributed.tensor import TensorGroup
 from loadmaster.kernels import fused
 from loadmaster.kernels.block_product import group_choices, grouped_product
 from loadmaster.kernels.choice import uses_kernels
+from loadmaster.kernels.vector_product import FEW_TOKENS, gated_experts, route
 from loadmaster.layers.linear import Linear
 from loadmaster.layers.mlp import GatedMLP, gated
 from loadmaster.layers.weight import Params
@@ -38,6 +39,17 @@ class Router:
 
     def __call__(self, x_TH: Tensor) -> tuple[Tensor, Tensor]:
         """Return each token's experts and their weights, both ``[T, K]``."""
+        if len(x_TH) <= FEW_TOKENS and self.num_groups == 1 and uses_kernels(x_TH.device, x_TH.dtype):
+            return route(
+                x_TH,
+                self.weight,
+                self.bias,
+                self.correction,
+                choices=self.topk,
+                is_sigmoid=self.scoring == "sigmoid",
+                normalises=self.normalise,
+                scaling=self.scaling,
+            )
         logits_TE = x_TH.float() @ self.weight.float().t()
         if self.bias is not None:
             logits_TE = logits_TE + self.bias.float()
@@ -74,11 +86,14 @@ class GatedExperts:
 
     def chosen(self, x_TH: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Return for each token the sum of its experts' outputs, weighted, ``[T, H]``; by kernels, without waiting."""
+        w13, w2 = self.w13, self.w2
+        if len(x_TH) <= FEW_TOKENS:
+            return gated_experts(x_TH, w13.values, w13.factors, w2.values, w2.factors, experts_TK, weights_TK)
         choices = experts_TK.shape[1]
-        groups = group_choices(experts_TK.flatten(), len(self.w13.values))
-        gate_up_C2I = grouped_product(x_TH, self.w13.values, self.w13.factors, groups, choices_per_row=choices)
+        groups = group_choices(experts_TK.flatten(), len(w13.values))
+        gate_up_C2I = grouped_product(x_TH, w13.values, w13.factors, groups, choices_per_row=choices)
         inner_CI = fused.silu_and_multiply(gate_up_C2I)
-        out_CH = grouped_product(inner_CI, self.w2.values, self.w2.factors, groups, shares_C=weights_TK.flatten())
+        out_CH = grouped_product(inner_CI, w2.values, w2.factors, groups, shares_C=weights_TK.flatten())
         return out_CH.view(*experts_TK.shape, -1).sum(dim=1)
 
 
