@@ -53,6 +53,11 @@ class PagedContexts:
         """Whether every context has one new token."""
         return max(self.num_tokens) == 1
 
+    @property
+    def capacity(self) -> int:
+        """The cached tokens for which the page table has room."""
+        return int(self.page_table.shape[1]) * self.page_size
+
     def blocks(self, few_tokens: int, block_tokens: int) -> tuple[Tensor | None, Tensor | None]:
         """Return the blocks of contexts with up to ``few_tokens`` new tokens, and those of the others; None if there are none.
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from loadmaster.architectures.model import IndexerSpec
+from loadmaster.kernels import index_selection as kernels
 from loadmaster.layers.kv_cache import CacheKey, KVCache, Remembered
 from loadmaster.layers.linear import Linear
 from loadmaster.layers.norm import layer_norm
@@ -63,6 +64,26 @@ class Indexer:
                 part = slice(start, min(start + at_once, context.stop))
                 self._select(q_TND[part], weights_TN[part], k_SD, step, context, part, topk_TK)
         return topk_TK
+
+    def select_for_single_tokens(
+        self, x_TH: Tensor, q_latent_TR: Tensor, cos: Tensor, sin: Tensor, step: Step, cache: KVCache
+    ) -> Tensor:
+        """Return what `select` returns for one token of each context, by kernels; K does not depend on the requests' lengths."""
+        k_TD, weights_TN = self.wk_weights(x_TH).split((self.head_dim, self.num_heads), dim=-1)
+        rows_SD = cache.rows(self.layer, "index_key")[0]
+        q_TND = kernels.rotate_and_store(
+            self.wq_b(q_latent_TR).view(len(x_TH), self.num_heads, self.head_dim),
+            k_TD,
+            self.k_norm,
+            self.k_norm_bias,
+            cos,
+            sin,
+            step.slots_T,
+            rows_SD,
+            NORM_EPS,
+            interleaved=self.interleaved,
+        )
+        return kernels.select(q_TND, weights_TN, rows_SD, step.paged, self.topk)
 
     def _select(
         self,

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from loadmaster.architectures.model import IndexerSpec, LatentSpec
+from loadmaster.kernels import latent_attention as kernels
+from loadmaster.kernels.choice import uses_kernels
 from loadmaster.layers.indexer import Indexer
 from loadmaster.layers.kv_cache import CacheKey, KVCache, Remembered
 from loadmaster.layers.linear import Linear
@@ -50,6 +52,11 @@ class LatentAttention:
         self.o = Linear.of(params, f"{prefix}.o_proj")
         self.indexer = None if indexer is None else Indexer(indexer, params, f"{prefix}.indexer", layer)
 
+    @property
+    def is_capturable(self) -> bool:
+        """Whether, on a GPU, a CUDA graph can repeat it for single tokens: kernels can read ``kv_b`` as it is stored."""
+        return self.kv_b.has_product
+
     def remembers(self) -> dict[CacheKey, Remembered]:
         """Return what the cache stores of each token."""
         latent = {(self.layer, "latent"): Remembered(1, self.kv_rank + self.rope)}
@@ -59,6 +66,8 @@ class LatentAttention:
         self, x_TH: Tensor, step: Step, cache: KVCache, topk_TK: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the attention's output ``[T, H]``, and the selected positions ``[T, K]`` for layers that share them."""
+        if step.paged.only_single and self.is_capturable and uses_kernels(x_TH.device, x_TH.dtype):
+            return self._of_single_tokens(x_TH, step, cache, topk_TK)
         cos, sin = step.angles(self.rotary, x_TH.dtype)
         q_TR, kv_TR, k_rope_TD = self.qkv_a(x_TH).split((self.q_rank, self.kv_rank, self.rope), dim=-1)
         q_TR = rms_norm(q_TR, self.q_norm, self.eps)
@@ -82,6 +91,33 @@ class LatentAttention:
             out_TNR[part] = self._attend(q_TNR[part], rows_1SR, step, context, topk_TK)
         out_NTD = torch.matmul(out_TNR.transpose(0, 1), v_b_NDR.transpose(1, 2))
         return self.o(out_NTD.transpose(0, 1).reshape(len(x_TH), -1)), topk_TK
+
+    def _of_single_tokens(
+        self, x_TH: Tensor, step: Step, cache: KVCache, topk_TK: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what the layer returns for one token of each context, by kernels."""
+        cos, sin = step.angles(self.rotary, x_TH.dtype)
+        rows_SR = cache.rows(self.layer, "latent")[0]
+        q_TR = kernels.norm_and_store(
+            self.qkv_a(x_TH),
+            self.q_norm,
+            self.kv_norm,
+            cos,
+            sin,
+            step.slots_T,
+            rows_SR,
+            self.eps,
+            interleaved=self.interleaved,
+        )
+        if self.indexer is not None:
+            topk_TK = self.indexer.select_for_single_tokens(x_TH, q_TR, cos, sin, step, cache)
+        assert topk_TK is not None or not self.is_sparse, "a layer that shares a selection needs the selected tokens"
+        weight = kernels.LatentWeight(self.kv_b.values, self.kv_b.factors, self.nope, self.value)
+        q_TND = self.q_b(q_TR).view(len(x_TH), self.num_heads, self.nope + self.rope)
+        q_TNR = kernels.absorb(q_TND, cos, sin, weight, interleaved=self.interleaved)
+        selected_TK = topk_TK if self.is_sparse else None
+        out_TNR = kernels.attend(q_TNR, rows_SR, selected_TK, step.paged, rank=self.kv_rank, scale=self.scale)
+        return self.o(kernels.expand(out_TNR, weight).flatten(1)), topk_TK
 
     def _attend(self, q_TNR: Tensor, rows_1SR: Tensor, step: Step, context: Context, topk_TK: Tensor | None) -> Tensor:
         """Return the latents ``[T, N, R]`` that the tokens of one context attend to."""
