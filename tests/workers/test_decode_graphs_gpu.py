@@ -64,6 +64,9 @@ def answers(runner: StageRunner) -> dict[int, list[int]]:
         "qwen2-moe",
         "qwen3-moe",
         "qwen3-moe-fp8",
+        "deepseek-v3",
+        "glm-5.1-fp8",
+        "glm-5.2-fp8",
     ],
 )
 def test_graphs_give_the_tokens_of_steps_without_them_and_of_the_cpu(preset: str, tiny: Tiny) -> None:
@@ -83,7 +86,7 @@ def test_graphs_give_the_tokens_of_steps_without_them_and_of_the_cpu(preset: str
     assert len(expected[1]) > MIN_TABLE_WIDTH
 
 
-@pytest.mark.parametrize("preset", ["gpt-oss-bf16", "deepseek-v3", "glm-5.2-fp8"])
+@pytest.mark.parametrize("preset", ["gpt-oss-bf16"])
 def test_stages_that_no_graph_can_repeat_give_the_tokens_of_the_cpu(preset: str, tiny: Tiny) -> None:
     plan = prove(build_plan(open_checkpoint(tiny(preset)), dtype="F32")).require_proven()
     built = [PlanBuilder(plan.to_json()).build(0, device, lambda _: None) for device in ("cpu", "cuda:0")]

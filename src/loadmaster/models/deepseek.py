@@ -18,8 +18,6 @@ from loadmaster.models.layer import State
 class DecoderLayer:
     """Latent attention and a feed-forward layer (dense, or experts), each after a norm and added to the residual."""
 
-    is_capturable = False  # attention and experts take one request and one expert at a time
-
     def __init__(self, model: DeepseekModel, params: Params, layer: int) -> None:
         prefix = f"layers.{layer}"
         self.eps = model.norm_eps
@@ -36,6 +34,11 @@ class DecoderLayer:
         self.mlp = _experts(model, params, f"{prefix}.mlp") if sparse else GatedMLP(params, f"{prefix}.mlp")
         self.input_norm = params.tensor(f"{prefix}.input_layernorm.weight")
         self.post_norm = params.tensor(f"{prefix}.post_attention_layernorm.weight")
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether, on a GPU, a CUDA graph can repeat the layer."""
+        return self.attention.is_capturable and self.mlp.is_capturable
 
     def sharing(self) -> DecoderLayer:
         """Return the same layer without its indexer: it takes the tokens selected by an earlier one."""

@@ -87,8 +87,9 @@ class DecodeGraphs:
         """
         captured = self._captured[step.num_tokens]
         for name, rows in inputs.items():
-            if name not in captured.inputs:
-                shape = (step.num_tokens, *rows.shape[1:])
+            shape = (step.num_tokens, *rows.shape[1:])
+            if name not in captured.inputs or captured.inputs[name].shape != shape:
+                captured.graph = None
                 captured.inputs[name] = torch.zeros(shape, dtype=rows.dtype, device=self._stage.device)
             captured.inputs[name][:num_tokens].copy_(rows, non_blocking=True)
         if captured.graph is None:
