@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
@@ -99,17 +101,46 @@ def attend(q_TND: Tensor, k_NSD: Tensor, v_NSD: Tensor, step: Step, scoring: Sco
             sinks_N=scoring.sinks_N,
         )
     out_TND = q_TND.new_empty(q_TND.shape)
+    single = [c for c in step.contexts if c.num_tokens == 1]
+    if q_TND.dtype == torch.float32:
+        _decode(q_TND, k_NSD, v_NSD, single, scoring, out_TND)
     for context in step.contexts:
+        if context.num_tokens == 1 and q_TND.dtype == torch.float32:
+            continue
         first = scoring.first(context)
         q, k, v = q_TND[context.start : context.stop], context.rows(k_NSD, first), context.rows(v_NSD, first)
         is_one = context.num_tokens == 1
-        out = _decode(q, k, v, scoring) if is_one else _prefill(q, k, v, step, context, scoring)
+        out = _decode_narrow(q, k, v, scoring) if is_one else _prefill(q, k, v, step, context, scoring)
         out_TND[context.start : context.stop] = out
     return out_TND
 
 
-def _decode(q_1ND: Tensor, k_NSD: Tensor, v_NSD: Tensor, scoring: Scoring) -> Tensor:
-    """One token, which attends to all rows: the query heads of a group are rows of one product, so keys are read once."""
+def _decode(
+    q_TND: Tensor, k_NSD: Tensor, v_NSD: Tensor, contexts: Sequence[Context], scoring: Scoring, out_TND: Tensor
+) -> None:
+    """Write the rows of contexts with one new token: two products each, of few operations, which for short ones take most time.
+
+    The query heads of a group are rows of one product, so keys are read once. In float32, as scores are stored.
+    """
+    grouped = (len(q_TND), len(k_NSD), -1, q_TND.shape[-1])
+    queries, outs = (q_TND * scoring.scale).view(grouped).unbind(), out_TND.view(grouped).unbind()
+    k_NDS = k_NSD.transpose(1, 2)
+    sinks_NG1 = None if scoring.sinks_N is None else scoring.sinks_N.to(q_TND.dtype).view(len(k_NSD), -1, 1)
+    for context in contexts:
+        first = scoring.first(context)
+        length = context.length - first
+        if len(context.runs) == 1:
+            start = context.runs[0][0] + first
+            k, v = k_NDS.narrow(2, start, length), v_NSD.narrow(1, start, length)
+        else:
+            k, v = context.rows(k_NSD, first).transpose(1, 2), context.rows(v_NSD, first)
+        scores = torch.bmm(queries[context.start], k)
+        with_sinks = scores if sinks_NG1 is None else torch.cat([scores, sinks_NG1], dim=-1)
+        torch.bmm(with_sinks.softmax(dim=-1)[..., :length], v, out=outs[context.start])
+
+
+def _decode_narrow(q_1ND: Tensor, k_NSD: Tensor, v_NSD: Tensor, scoring: Scoring) -> Tensor:
+    """Return one token's row, in a dtype in which scores are not to be stored."""
     shape = q_1ND.shape
     if scoring.sinks_N is not None:
         q_1ND, k_NSD, v_NSD = _with_sinks(q_1ND, k_NSD, v_NSD, scoring.sinks_N / scoring.scale)

@@ -25,7 +25,7 @@ FEW_TOKENS = 2
 GAIN = 0.9
 """A form is used if it takes at most this share of the time of the weight as it is."""
 
-PACKED_FOR = 8
+PACKED_FOR = 16
 """The number of tokens for which oneDNN arranges the packed form, and at which it is measured."""
 
 

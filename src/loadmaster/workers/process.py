@@ -29,9 +29,10 @@ TERMINATE_WITHIN_S = 2.0
 JOB_LENGTH_BYTES = 8
 """The length precedes the job: a process that was forked meanwhile may hold the other end of the pipe open."""
 
-SPIN_COUNT = "20000"
-"""How long a thread of a product waits actively for the others (GOMP_SPINCOUNT), some 50 µs. The default, several
-milliseconds, makes a product many times slower where another process needs the core."""
+SPIN_COUNT = "200000"
+"""How long a thread of a product waits actively for the others (GOMP_SPINCOUNT), some 0.5 ms: longer than the gaps between
+the products of a step, in which waking a thread takes 50 µs. The default, several milliseconds, makes a product many times slower
+where another process needs the core."""
 
 
 class WorkerProcess:
