@@ -222,10 +222,9 @@ def job_of(
 
     ``local_ranks``: the numbers on their host of the stage's ranks. ``folder`` is where ranks that use NCCL meet.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Job(
         place,
-        max(1, cores // num_local_ranks),
+        num_threads(num_local_ranks),
         run.builder,
         run.plan,
         run.device,
@@ -237,6 +236,15 @@ def job_of(
         num_local_ranks,
         tuple(local_ranks),
     )
+
+
+def num_threads(num_local_ranks: int) -> int:
+    """Return the threads of one of ``num_local_ranks`` ranks: an equal share of the cores, or OMP_NUM_THREADS if that is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = max(1, cores // num_local_ranks)
+    asked = os.environ.get("OMP_NUM_THREADS", "")  # OpenMP takes a list too: one number for each level of nesting
+    first = asked.partition(",")[0].strip()
+    return min(share, int(first)) if first.isascii() and first.isdecimal() and int(first) > 0 else share
 
 
 def _divided_stage(run: Run, roster: Roster) -> str | None:
