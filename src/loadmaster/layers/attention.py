@@ -102,7 +102,7 @@ def attend(q_TND: Tensor, k_NSD: Tensor, v_NSD: Tensor, step: Step, scoring: Sco
         )
     out_TND = q_TND.new_empty(q_TND.shape)
     single = [c for c in step.contexts if c.num_tokens == 1]
-    if q_TND.dtype == torch.float32:
+    if single and q_TND.dtype == torch.float32:
         _decode(q_TND, k_NSD, v_NSD, single, scoring, out_TND)
     for context in step.contexts:
         if context.num_tokens == 1 and q_TND.dtype == torch.float32:
@@ -123,7 +123,7 @@ def _decode(
     The query heads of a group are rows of one product, so keys are read once. In float32, as scores are stored.
     """
     grouped = (len(q_TND), len(k_NSD), -1, q_TND.shape[-1])
-    queries, outs = (q_TND * scoring.scale).view(grouped).unbind(), out_TND.view(grouped).unbind()
+    queries, outs = (q_TND * scoring.scale).view(grouped), out_TND.view(grouped)
     k_NDS = k_NSD.transpose(1, 2)
     sinks_NG1 = None if scoring.sinks_N is None else scoring.sinks_N.to(q_TND.dtype).view(len(k_NSD), -1, 1)
     for context in contexts:
