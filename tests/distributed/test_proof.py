@@ -16,10 +16,10 @@ from loadmaster.distributed.proof import (
     ProofError,
     proof,
     prove,
-    receive_exactly,
     receive_json,
     send_json,
 )
+from loadmaster.distributed.receive import receive
 
 KEY = b"the key of this run"
 
@@ -73,7 +73,7 @@ def test_a_proof_of_one_end_is_none_of_the_other() -> None:
 
     def other(connection: socket.socket) -> None:
         own = secrets.token_bytes(NONCE_BYTES)
-        theirs = receive_exactly(connection, NONCE_BYTES)
+        theirs = receive(connection, NONCE_BYTES)
         connection.sendall(own)
         connection.sendall(proof(KEY, b"listens", own, theirs))  # right, but for the name
 
@@ -87,14 +87,14 @@ def test_a_recorded_proof_does_not_pass_again() -> None:
     def honest(connection: socket.socket) -> None:
         own = secrets.token_bytes(NONCE_BYTES)
         connection.sendall(own)
-        theirs = receive_exactly(connection, NONCE_BYTES)
+        theirs = receive(connection, NONCE_BYTES)
         recorded.append((own, proof(KEY, b"connects", own, theirs)))
         connection.sendall(recorded[0][1])
-        receive_exactly(connection, PROOF_BYTES)
+        receive(connection, PROOF_BYTES)
 
     def replay(connection: socket.socket) -> None:
         connection.sendall(recorded[0][0])
-        receive_exactly(connection, NONCE_BYTES)
+        receive(connection, NONCE_BYTES)
         connection.sendall(recorded[0][1])
 
     against(honest, listens=True)

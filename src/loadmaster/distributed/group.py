@@ -21,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from loadmaster.distributed.peer import PeerLostError
+from loadmaster.distributed.receive import receive, receive_into
 from loadmaster.torch_dtypes import TORCH
 
 HASH_BYTES = 32
@@ -66,10 +67,10 @@ class PipelineGroup:
         collected = own
         try:
             if self._previous is not None:
-                collected = bytes(_receive(self._previous, self.stage * HASH_BYTES)) + own
+                collected = receive(self._previous, self.stage * HASH_BYTES) + own
             if self._following is not None:
                 self._following.sendall(collected)
-                collected = bytes(_receive(self._following, self.num_stages * HASH_BYTES))
+                collected = receive(self._following, self.num_stages * HASH_BYTES)
             if self._previous is not None:
                 self._previous.sendall(collected)
         except OSError as error:
@@ -104,11 +105,11 @@ class PipelineGroup:
         header = torch.empty(MAX_TENSORS * (2 + MAX_DIMS), dtype=torch.int64)
         tensors = {}
         try:
-            _receive_into(self._previous, _bytes_of(header))
+            receive_into(self._previous, _bytes_of(header))
             for name, row in zip(names, header.view(MAX_TENSORS, -1).tolist(), strict=False):
                 dtype, num_dims, *dims = row
                 tensors[name] = torch.empty(dims[:num_dims], dtype=DTYPES[dtype])
-                _receive_into(self._previous, _bytes_of(tensors[name]))
+                receive_into(self._previous, _bytes_of(tensors[name]))
         except OSError as error:
             raise PeerLostError(f"stage {self.stage - 1} of {self.num_stages} has ended: {error}") from error
         return tensors
@@ -117,21 +118,6 @@ class PipelineGroup:
 def _send(to: socket.socket, views: Sequence[memoryview]) -> None:
     for view in views:
         to.sendall(view)
-
-
-def _receive(source: socket.socket, num_bytes: int) -> bytearray:
-    data = bytearray(num_bytes)
-    _receive_into(source, memoryview(data))
-    return data
-
-
-def _receive_into(source: socket.socket, view: memoryview) -> None:
-    """Fill ``view``; raise OSError if the peer closes its end first."""
-    while view:
-        num_bytes = source.recv_into(view)
-        if num_bytes == 0:
-            raise ConnectionResetError("it closed its end of the socket")
-        view = view[num_bytes:]
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -15,6 +15,8 @@ import socket
 import struct
 from typing import Any
 
+from loadmaster.distributed.receive import receive
+
 NONCE_BYTES = 32
 PROOF_BYTES = 32
 MOST_BYTES = 1 << 20
@@ -42,15 +44,15 @@ def prove(connection: socket.socket, key: bytes, *, listens: bool) -> None:
     own_name, other_name = names if listens else names[::-1]
     own = secrets.token_bytes(NONCE_BYTES)
     connection.sendall(own)
-    other = receive_exactly(connection, NONCE_BYTES)
+    other = receive(connection, NONCE_BYTES)
     if own == other:
         raise ProofError("it returned what it was sent")
     if listens:  # who connects proves first: a stranger gets no proof to work on
-        check_proof(receive_exactly(connection, PROOF_BYTES), key, other_name, other, own)
+        check_proof(receive(connection, PROOF_BYTES), key, other_name, other, own)
         connection.sendall(proof(key, own_name, own, other))
     else:
         connection.sendall(proof(key, own_name, own, other))
-        check_proof(receive_exactly(connection, PROOF_BYTES), key, other_name, other, own)
+        check_proof(receive(connection, PROOF_BYTES), key, other_name, other, own)
 
 
 def proof(key: bytes, name: bytes, own: bytes, other: bytes) -> bytes:
@@ -81,31 +83,16 @@ def receive_json(connection: socket.socket) -> dict[str, Any]:
         ProofError: it sends something else.
         OSError: the connection ended.
     """
-    [num_bytes] = struct.unpack("!I", receive_exactly(connection, 4))
+    [num_bytes] = struct.unpack("!I", receive(connection, 4))
     if num_bytes > MOST_BYTES:
         raise ProofError(f"it announced a message of {num_bytes:,} bytes")
     try:
-        value = json.loads(receive_exactly(connection, num_bytes))
+        value = json.loads(receive(connection, num_bytes))
     except ValueError as error:
         raise ProofError(f"it sent no JSON: {error}") from error
     if not isinstance(value, dict):
         raise ProofError("it sent no JSON object")
     return value
-
-
-def receive_exactly(connection: socket.socket, num_bytes: int) -> bytes:
-    """Return the next ``num_bytes`` bytes.
-
-    Raises:
-        OSError: the connection ended before.
-    """
-    data = bytearray()
-    while len(data) < num_bytes:
-        part = connection.recv(num_bytes - len(data))
-        if not part:
-            raise ConnectionResetError("it closed the connection")
-        data += part
-    return bytes(data)
 
 
 def watch(connection: socket.socket) -> None:

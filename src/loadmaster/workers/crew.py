@@ -64,8 +64,8 @@ class Running(Protocol):
     def end_cause(self) -> tuple[str, str | None]:
         """Return how it has ended, and a hint."""
 
-    def terminate(self) -> None:
-        """Ask it to end."""
+    def terminate(self, error: str | None = None) -> None:
+        """Ask it to end; the engine ends with ``error``, or was closed."""
 
     def wait(self, timeout_s: float) -> None:
         """Wait until it has ended, or ``timeout_s`` seconds."""
@@ -93,7 +93,6 @@ class RemoteWorker:
 
     def __init__(self, place: Place, host: str, link: Connection) -> None:
         self._place, self._host, self._link = place, host, link
-        self.ended = Ended()
 
     def __str__(self) -> str:
         return f"{self._place} on host {self._host}"
@@ -108,10 +107,10 @@ class RemoteWorker:
             "look at the host, its network, and the output of the process there",
         )
 
-    def terminate(self) -> None:
+    def terminate(self, error: str | None = None) -> None:
         """Tell the other process that the engine has ended."""
         with suppress(OSError):
-            self._link.send_bytes(dumps(self.ended))
+            self._link.send_bytes(dumps(Ended(error)))
 
     def wait(self, timeout_s: float) -> None:
         """Wait until the other process closes the link: its worker has ended."""

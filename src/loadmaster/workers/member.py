@@ -90,7 +90,7 @@ def _watch(worker: WorkerProcess, link: Connection, where: str) -> None:
                 what, hint = worker.end_cause()
                 ended = f"{worker} on host {socket.gethostname()} {what}"
                 # a worker that ends by itself tells the engine why
-                _report(link, Failed(RunError(ended, hint=hint), is_cause="exit status" not in what))
+                _report(link, Failed(RunError(ended, hint=hint), is_cause=worker.was_killed))
                 deadline = now + ANSWER_WITHIN_S
             if ended is None and now - last_look >= process.LOOK_EVERY_S:
                 if (trouble := worker.trouble(now - last_look)) is not None:

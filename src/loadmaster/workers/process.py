@@ -97,8 +97,13 @@ class WorkerProcess:
             return f"was killed by {_signal_name(-status)}", hint
         return f"ended unexpectedly, with exit status {status}", None
 
-    def terminate(self) -> None:
-        """Ask the process to end."""
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal has ended the process, as far as `end_cause` or `wait` have seen."""
+        return self._process.returncode is not None and self._process.returncode < 0
+
+    def terminate(self, error: str | None = None) -> None:
+        """Ask the process to end. It does not need to know the ``error`` for which the engine ends."""
         self._process.terminate()
 
     def wait(self, timeout_s: float) -> None:

@@ -26,12 +26,11 @@ from typing import Literal
 from loadmaster.errors import LoadError, LoadmasterError, RunError
 from loadmaster.workers import process
 from loadmaster.workers.batch import Done
-from loadmaster.workers.crew import RemoteWorker, Run, Worker, start_here, start_launched
+from loadmaster.workers.crew import Run, Worker, start_here, start_launched
 from loadmaster.workers.encoding import dumps, loads
 from loadmaster.workers.launch import Launch
 from loadmaster.workers.messages import (
     Allocated,
-    Ended,
     Failed,
     Leaving,
     Progress,
@@ -293,9 +292,7 @@ class Supervisor:
         for worker in self._workers:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(worker.pipe.fileno())) as pipe:
                 pipe.shutdown(socket.SHUT_RDWR)  # also wakes a thread that is blocked in sending to it
-            if isinstance(worker.running, RemoteWorker) and self.error is not None:
-                worker.running.ended = Ended(self.error.message)
-            worker.running.terminate()
+            worker.running.terminate(None if self.error is None else self.error.message)
         deadline = time.monotonic() + process.TERMINATE_WITHIN_S
         for worker in self._workers:
             worker.running.wait(max(0.01, deadline - time.monotonic()))
