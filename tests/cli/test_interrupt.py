@@ -87,6 +87,13 @@ def test_an_interruption_while_workers_start_ends_them_too(checkpoint: Path, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("job", [b"", b"\x10", (16).to_bytes(8, "little"), (16).to_bytes(8, "little") + b"half"])
+def test_a_worker_whose_engine_ended_before_it_had_its_job_ends_in_silence(job: bytes) -> None:
+    command = [sys.executable, "-m", "loadmaster.workers.worker", "0"]
+    worker = subprocess.run(command, input=job, capture_output=True, timeout=LIMIT_S)
+    assert (worker.returncode, worker.stdout, worker.stderr) == (0, b"", b"")
+
+
 def test_a_worker_asks_for_its_end_before_it_imports_torch() -> None:
     script = "import sys, loadmaster.workers.worker; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", script], timeout=LIMIT_S).returncode == 0

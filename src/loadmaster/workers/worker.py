@@ -52,8 +52,7 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too; the engine's process ends them
     os.dup2(sys.stderr.fileno(), 1)  # standard output is for the command's results
     os.set_inheritable(fd, False)
-    num_bytes = int.from_bytes(sys.stdin.buffer.read(JOB_LENGTH_BYTES), "little")
-    job: Job = loads(sys.stdin.buffer.read(num_bytes))
+    job = _read_job()
     with Path(os.devnull).open() as nothing:
         os.dup2(nothing.fileno(), sys.stdin.fileno())
     pipe = Pipe(Connection(fd))
@@ -74,6 +73,17 @@ def main(fd: int) -> None:
             pipe.send(failure(error, job, phase))
         sys.stderr.flush()
         os._exit(1)
+
+
+def _read_job() -> Job:
+    """Read the job from standard input. If it ends before it is complete, the engine's process has ended: so does this one."""
+    length = sys.stdin.buffer.read(JOB_LENGTH_BYTES)
+    num_bytes = int.from_bytes(length, "little")
+    data = sys.stdin.buffer.read(num_bytes)
+    if len(length) < JOB_LENGTH_BYTES or len(data) < num_bytes:
+        os._exit(0)
+    job: Job = loads(data)
+    return job
 
 
 class Pipe:
