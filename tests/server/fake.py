@@ -24,6 +24,7 @@ from loadmaster.errors import LoadmasterError, RequestError
 from loadmaster.server.address import listen
 from loadmaster.server.app import build_app
 from loadmaster.server.service import Service
+from loadmaster.server.settings import Settings
 from loadmaster.workers import SamplingParams
 from loadmaster.workers.batch import PositionLogprobs, TokenLogprob
 from loadmaster.workers.sampling_params import check_vocabulary
@@ -148,7 +149,7 @@ def eventually(holds: Callable[[], bool]) -> None:
 
 @contextmanager
 def serving(
-    engine: FakeEngine | Engine, model_path: Path, *, api_key: str | None = None, ready: bool = True
+    engine: FakeEngine | Engine, model_path: Path, settings: Settings | None = None, *, ready: bool = True
 ) -> Iterator[str]:
     """Serve in a thread; yield the base address."""
     service = Service(cast(Engine, engine), Tokenizer(model_path), ["toy", "alias"])
@@ -158,7 +159,7 @@ def serving(
         service.load()
     bound: socket.socket = listen("127.0.0.1", 0)
     server = uvicorn.Server(
-        uvicorn.Config(build_app(service, api_key), log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+        uvicorn.Config(build_app(service, settings), log_config=None, lifespan="off", timeout_graceful_shutdown=1)
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()

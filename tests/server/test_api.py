@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from loadmaster.errors import LoadError, RunError
+from loadmaster.server.settings import Settings
 from tests.server.fake import FakeEngine, client_of, eventually, serving
 
 JSON = {"Content-Type": "application/json"}
@@ -304,7 +305,7 @@ def test_an_engine_that_fails_answers_and_is_unhealthy_from_then_on(model_path: 
 
 
 def test_a_key_opens_what_lies_under_v1(model_path: Path) -> None:
-    with serving(FakeEngine(), model_path, api_key="secret") as url:
+    with serving(FakeEngine(), model_path, Settings(api_keys=("other", "secret"))) as url:
         assert httpx.get(f"{url}/health", timeout=200).status_code == 200
         with client_of(url, "wrong") as client, pytest.raises(openai.AuthenticationError):
             client.models.list()

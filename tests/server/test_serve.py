@@ -29,6 +29,7 @@ from loadmaster.engine import Engine, Tokenizer
 from loadmaster.server.address import listen
 from loadmaster.server.serve import serve
 from loadmaster.server.service import Service
+from loadmaster.server.settings import Settings
 from tests.workers.toy import ToyPlan
 
 options = json.loads(sys.argv[2])
@@ -40,7 +41,7 @@ bound = listen("127.0.0.1", 0)
 print(bound.getsockname()[1], flush=True)
 try:
     with Engine(plan, builder="tests.workers.toy:ToyBuilder") as engine:
-        serve(Service(engine, Tokenizer(plan.model_path), ["toy"]), bound, **options["settings"])
+        serve(Service(engine, Tokenizer(plan.model_path), ["toy"]), bound, Settings(**options["settings"]))
 except LoadmasterError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)
@@ -58,7 +59,7 @@ def server(
     failed_for_s: float = 0.1,
     **settings: float,
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start one, with ``num_files`` descriptors at most; ``settings`` are those of `loadmaster.server.serve.serve`."""
+    """Start one, with ``num_files`` descriptors at most; ``settings`` are those of `Settings`."""
     options = {"FAILED_FOR_S": failed_for_s, "num_stages": num_stages, "num_files": num_files, "settings": settings}
     command = [sys.executable, "-c", SCRIPT, json.dumps(faults), json.dumps(options)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

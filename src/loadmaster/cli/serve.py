@@ -201,8 +201,9 @@ def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket) -> 
     """Open the port, load, serve until a signal; with ``--json`` print a summary at the end."""
     from loadmaster.engine import Engine, Tokenizer, speculative_tokens
     from loadmaster.server.address import start_listening
-    from loadmaster.server.serve import SHUTDOWN_TIMEOUT_S, serve
+    from loadmaster.server.serve import serve
     from loadmaster.server.service import Service
+    from loadmaster.server.settings import SHUTDOWN_TIMEOUT_S, Settings
 
     start_listening(bound)
     host, port = bound.getsockname()[:2]
@@ -215,7 +216,8 @@ def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket) -> 
         num_speculative_tokens=speculative_tokens(args.speculative_config),
     ) as engine:
         service = Service(engine, Tokenizer(plan.model_path), args.served_model_name or [args.model])
-        serve(service, bound, api_key=args.api_key, shutdown_timeout_s=timeout_s)
+        keys = () if args.api_key is None else (args.api_key,)
+        serve(service, bound, Settings(api_keys=keys, shutdown_timeout_s=timeout_s))
     if args.json:
         from loadmaster.report.json import dumps
 

@@ -20,9 +20,7 @@ from loadmaster.errors import LoadmasterError
 from loadmaster.server.address import BACKLOG
 from loadmaster.server.app import build_app
 from loadmaster.server.service import Service
-
-SHUTDOWN_TIMEOUT_S = 5.0
-"""How long running requests may continue by default after a signal to stop. A second signal ends them at once."""
+from loadmaster.server.settings import Settings
 
 CLOSE_WITHIN_S = 2
 """How long they may then take to send their clients the last event."""
@@ -37,13 +35,11 @@ FAILED_FOR_S = 2.0
 def serve(
     service: Service,
     bound: socket.socket,
-    *,
-    api_key: str | None = None,
-    shutdown_timeout_s: float = SHUTDOWN_TIMEOUT_S,
+    settings: Settings | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM. Always closes ``service`` at the end.
 
-    After a signal new requests get a 503, and ``/health`` too. Running requests may continue for ``shutdown_timeout_s``; a
+    After a signal new requests get a 503, and ``/health`` too. Running requests may continue for a time (see `Settings`); a
     second signal ends them at once. A stream that is cut short reports it in its last event; other requests get a 503.
 
     Raises:
@@ -51,7 +47,7 @@ def serve(
         KeyboardInterrupt: SIGINT arrived before the model was loaded.
     """
     try:
-        interrupted = asyncio.run(_serve(service, bound, api_key, shutdown_timeout_s))
+        interrupted = asyncio.run(_serve(service, bound, settings or Settings()))
     finally:
         service.close()
         bound.close()
@@ -61,10 +57,10 @@ def serve(
         raise KeyboardInterrupt
 
 
-async def _serve(service: Service, bound: socket.socket, api_key: str | None, shutdown_timeout_s: float) -> bool:
+async def _serve(service: Service, bound: socket.socket, settings: Settings) -> bool:
     """Serve. Return whether SIGINT stopped the server before the model was loaded."""
     config = uvicorn.Config(
-        build_app(service, api_key),
+        build_app(service, settings),
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -72,7 +68,7 @@ async def _serve(service: Service, bound: socket.socket, api_key: str | None, sh
         timeout_keep_alive=60,
         backlog=BACKLOG,
     )
-    server = _Server(config, service, shutdown_timeout_s)
+    server = _Server(config, service, settings.shutdown_timeout_s)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_Exhaustion(server).handle)
     interrupted = False

@@ -1,21 +1,20 @@
-"""The fields of requests: the OpenAI API's, and vLLM's additional ones.
+"""The fields that all requests for generated text share.
 
 A known field that is not supported is refused by name, unless its value is the one that has no effect. Unknown fields
-are ignored, as in vLLM. Types are strict: neither true nor "5" is a number.
+are ignored, as in vLLM.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from loadmaster.errors import RequestError, clip
+from loadmaster.server.protocol.fields import FieldError, Int64, Number, with_field
 from loadmaster.workers import SamplingParams
-from loadmaster.workers.sampling_params import MAX_LOGPROBS
 
 NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "top_logprobs": (),
@@ -40,13 +39,6 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
 }
 """Fields that are not supported, and the values, in addition to null, that have no effect and are accepted."""
 
-
-MAX_PROMPTS: Final = 1024
-"""The most prompts in one request."""
-
-MAX_CHOICES: Final = 1024
-"""The most answers to one request: prompts times ``n``."""
-
 MAX_STOPS: Final = 64
 """The most stop strings in one request, and the most stop tokens. Each is checked after every token."""
 
@@ -55,19 +47,6 @@ MAX_STOP_CHARACTERS: Final = 1024
 
 MAX_BIASES: Final = 1024
 """The most entries of ``logit_bias`` in one request."""
-
-Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-NumLogprobs = Annotated[Int64 | None, BeforeValidator(lambda value: None if value is False else value)]
-"""How many likeliest tokens; false asks for nothing, as null does."""
-
-
-class FieldError(RequestError):
-    """A request is refused because of one field, ``param``, if it is known."""
-
-    def __init__(self, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 class StreamOptions(BaseModel):
@@ -192,108 +171,6 @@ class GenerationRequest(BaseModel):
             raise with_field(error) from None
 
 
-class CompletionRequest(GenerationRequest):
-    """``POST /v1/completions``. The answer has one choice for each prompt."""
-
-    prompt: (
-        str
-        | Annotated[list[Int64], Field(fail_fast=True)]
-        | Annotated[list[str], Field(fail_fast=True)]
-        | Annotated[list[Annotated[list[Int64], Field(fail_fast=True)]], Field(fail_fast=True)]
-    )
-    max_tokens: Int64 | None = 16
-    logprobs: NumLogprobs = None
-    echo: bool | None = None
-    add_special_tokens: bool = True
-
-    @property
-    def prompts(self) -> list[str] | list[list[int]]:
-        """The prompts, each a string or token ids."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return self.prompt  # type: ignore[return-value]
-
-    @property
-    def num_top(self) -> int | None:
-        """``logprobs``."""
-        return self.logprobs
-
-    @property
-    def only_echo(self) -> bool:
-        """Whether the answer is the prompt alone, which is how its log probabilities are asked for."""
-        return bool(self.echo) and self.max_tokens == 0
-
-    def check(self, max_num_seqs: int) -> None:
-        """Refuse what `GenerationRequest.check` refuses, an empty prompt, too many prompts, and too many answers."""
-        super().check(max_num_seqs)
-        if self.prompt == []:
-            raise FieldError("prompt is empty", "prompt")
-        if len(self.prompts) > MAX_PROMPTS:
-            raise FieldError(f"prompt has {len(self.prompts):,} prompts, expected at most {MAX_PROMPTS:,}", "prompt")
-        if (count := len(self.prompts) * self.num_choices) > MAX_CHOICES:
-            raise FieldError(
-                f"n is {self.num_choices} for {len(self.prompts):,} prompts: {count:,} answers, expected at most {MAX_CHOICES:,}",
-                "n",
-            )
-
-    def params(self, defaults: Mapping[str, float], default_max_tokens: int | None) -> SamplingParams:
-        """Return the sampling parameters. With ``echo``, ``logprobs`` asks for those of the prompt too."""
-        if self.only_echo:
-            return self.model_copy(update={"max_tokens": 1}).params(defaults, default_max_tokens)
-        params = super().params(defaults, default_max_tokens)
-        if not self.echo or self.logprobs is None:
-            return params
-        return dataclasses.replace(params, prompt_logprobs=max(self.logprobs, self.prompt_logprobs or 0))
-
-
-class ChatCompletionRequest(GenerationRequest):
-    """``POST /v1/chat/completions``."""
-
-    messages: Annotated[list[dict[str, Any]], Field(fail_fast=True)] = Field(min_length=1)
-    max_completion_tokens: Int64 | None = None
-    logprobs: bool | None = None
-    top_logprobs: Int64 | None = None
-    add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] | None = None
-
-    @property
-    def num_top(self) -> int | None:
-        """``top_logprobs``, if ``logprobs`` is true."""
-        return (self.top_logprobs or 0) if self.logprobs else None
-
-    def check(self, max_num_seqs: int) -> None:
-        """Refuse what `GenerationRequest.check` refuses, and ``top_logprobs`` that is out of range or not allowed."""
-        super().check(max_num_seqs)
-        if self.top_logprobs and not self.logprobs:
-            raise FieldError("top_logprobs is only allowed with logprobs=true", "top_logprobs")
-        if not 0 <= (self.top_logprobs or 0) <= MAX_LOGPROBS:
-            raise FieldError(f"top_logprobs is {self.top_logprobs}, expected 0 to {MAX_LOGPROBS}", "top_logprobs")
-
-    def conversation(self) -> list[dict[str, Any]]:
-        """Return the messages with their content as plain text, as chat templates expect it.
-
-        Raises:
-            FieldError: a message has no role, or content that is not text.
-        """
-        return [{**m, "role": _role(m, i), "content": _text(m.get("content"), i)} for i, m in enumerate(self.messages)]
-
-    def params(self, defaults: Mapping[str, float], default_max_tokens: int | None) -> SamplingParams:
-        """Return the sampling parameters. ``max_completion_tokens`` is the newer name of ``max_tokens``."""
-        max_tokens = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-        return super().params(defaults, max_tokens if max_tokens is not None else default_max_tokens)
-
-
-def with_field(error: RequestError) -> FieldError:
-    """Return an error in sampling parameters as one of a field. Such messages begin with the parameter's name."""
-    name = error.message.partition(" ")[0]
-    return FieldError(error.message, name if name in _PARAMETERS else None)
-
-
-_PARAMETERS: Final = frozenset(f.name for f in dataclasses.fields(SamplingParams))
-
-
 def _biases(logit_bias: Mapping[str, float]) -> dict[int, float]:
     for name in logit_bias:
         if not re.fullmatch(r"0|[1-9][0-9]{0,17}", name):
@@ -308,26 +185,3 @@ def _same(value: Any, neutral: Any) -> bool:
     (True, False, False)
     """
     return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
-
-
-def _role(message: Mapping[str, Any], number: int) -> str:
-    role = message.get("role")
-    if not isinstance(role, str):
-        raise FieldError(f"messages[{number}] has no role", "messages")
-    return role
-
-
-def _text(content: Any, number: int) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    parts = []
-    for part in content if isinstance(content, list) else [content]:
-        if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise FieldError(
-                f"messages[{number}]: content of type {clip(repr(kind))} is not supported, only text is", "messages"
-            )
-        parts.append(part["text"])
-    return "\n".join(parts)

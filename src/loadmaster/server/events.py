@@ -1,0 +1,77 @@
+"""Streamed answers as server-sent events, and work that ends when its client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing, suppress
+from typing import Any
+
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from loadmaster.server.failures import failure_object
+from loadmaster.server.service import ShutdownError
+
+FAREWELL_S = 0.5
+"""How long a client may take to receive the event that reports the server's shutdown."""
+
+
+class EventStream(Response):
+    """Server-sent events: one for each chunk, then ``[DONE]``. An error during the stream is an event too."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, chunks: AsyncGenerator[dict[str, Any], None], stopping: asyncio.Event) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache"})
+        del self.headers["content-length"]
+        self._chunks, self._stopping = chunks, stopping
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send all events. Stop early if the client leaves or the server shuts down."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        if not await finish_unless_ended(self._write(send), receive, self._stopping) and self._stopping.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._end(send, ShutdownError()), FAREWELL_S)
+
+    async def _write(self, send: Send) -> None:
+        failure: Exception | None = None
+        try:
+            async with aclosing(self._chunks):
+                async for chunk in self._chunks:
+                    await self._event(send, json.dumps(chunk, ensure_ascii=False, separators=(",", ":")))
+        except Exception as error:
+            failure = error
+        await self._end(send, failure)
+
+    async def _end(self, send: Send, failure: Exception | None) -> None:
+        if failure is not None:
+            await self._event(send, json.dumps(failure_object(failure)))
+        await self._event(send, "[DONE]")
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _event(self, send: Send, data: str) -> None:
+        await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+
+
+async def finish_unless_ended(work: Coroutine[Any, Any, None], receive: Receive, stopping: asyncio.Event) -> bool:
+    """Run ``work``; cancel it if the client leaves or the server stops. Return whether it finished."""
+
+    async def left() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(t) for t in (work, left(), stopping.wait())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            tasks[0].result()
+            return True
+        return False
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError, Exception):
+                await task

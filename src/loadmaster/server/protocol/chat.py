@@ -1,0 +1,74 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from loadmaster.errors import clip
+from loadmaster.server.protocol.fields import FieldError, Int64
+from loadmaster.server.protocol.generation import GenerationRequest
+from loadmaster.workers import SamplingParams
+from loadmaster.workers.sampling_params import MAX_LOGPROBS
+
+
+class ChatCompletionRequest(GenerationRequest):
+    """``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[dict[str, Any]], Field(fail_fast=True)] = Field(min_length=1)
+    max_completion_tokens: Int64 | None = None
+    logprobs: bool | None = None
+    top_logprobs: Int64 | None = None
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def num_top(self) -> int | None:
+        """``top_logprobs``, if ``logprobs`` is true."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def check(self, max_num_seqs: int) -> None:
+        """Refuse what `GenerationRequest.check` refuses, and ``top_logprobs`` that is out of range or not allowed."""
+        super().check(max_num_seqs)
+        if self.top_logprobs and not self.logprobs:
+            raise FieldError("top_logprobs is only allowed with logprobs=true", "top_logprobs")
+        if not 0 <= (self.top_logprobs or 0) <= MAX_LOGPROBS:
+            raise FieldError(f"top_logprobs is {self.top_logprobs}, expected 0 to {MAX_LOGPROBS}", "top_logprobs")
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """Return the messages with their content as plain text, as chat templates expect it.
+
+        Raises:
+            FieldError: a message has no role, or content that is not text.
+        """
+        return [{**m, "role": _role(m, i), "content": _text(m.get("content"), i)} for i, m in enumerate(self.messages)]
+
+    def params(self, defaults: Mapping[str, float], default_max_tokens: int | None) -> SamplingParams:
+        """Return the sampling parameters. ``max_completion_tokens`` is the newer name of ``max_tokens``."""
+        max_tokens = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        return super().params(defaults, max_tokens if max_tokens is not None else default_max_tokens)
+
+
+def _role(message: Mapping[str, Any], number: int) -> str:
+    role = message.get("role")
+    if not isinstance(role, str):
+        raise FieldError(f"messages[{number}] has no role", "messages")
+    return role
+
+
+def _text(content: Any, number: int) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    parts = []
+    for part in content if isinstance(content, list) else [content]:
+        if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise FieldError(
+                f"messages[{number}]: content of type {clip(repr(kind))} is not supported, only text is", "messages"
+            )
+        parts.append(part["text"])
+    return "\n".join(parts)
