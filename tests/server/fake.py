@@ -157,6 +157,13 @@ def serving(
         if isinstance(engine, FakeEngine):
             engine.ready.set()
         service.load()
+    with serving_app(service, settings) as url:
+        yield url
+
+
+@contextmanager
+def serving_app(service: Service, settings: Settings | None = None) -> Iterator[str]:
+    """Serve a service in a thread; yield the base address. Closes the service."""
     bound: socket.socket = listen("127.0.0.1", 0)
     server = uvicorn.Server(
         uvicorn.Config(build_app(service, settings), log_config=None, lifespan="off", timeout_graceful_shutdown=1)

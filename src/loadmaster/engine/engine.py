@@ -347,6 +347,7 @@ class Engine:
         for request in requests:
             if request.stream.timing.scheduled is None:  # not again after a preemption
                 request.stream.timing.scheduled = now
+                request.stream.num_cached = request.num_cached
 
     def _pass_on(self, request: Request, event: Event, now: float) -> None:
         timing = request.stream.timing

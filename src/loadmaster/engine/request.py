@@ -46,6 +46,7 @@ class Stream:
     """The answer of one request: iterate over its outputs, from one thread.
 
     With ``on_event``, each output, or the error that ended the request, is passed to it instead, from the engine's thread.
+    ``num_cached``: how many tokens of the prompt were in the KV cache when the request was scheduled first.
     """
 
     def __init__(self, cancel: Callable[[], None], on_event: Callable[[Event], None] | None = None) -> None:
@@ -53,6 +54,7 @@ class Stream:
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._on_event = on_event or self._events.put
         self.timing = Timing(time.monotonic())
+        self.num_cached = 0
 
     def put(self, event: Event) -> None:
         """Add an output or an error. Called by the engine."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from loadmaster import __version__
 from loadmaster.errors import LoadmasterError
-from loadmaster.server.failures import error_response, failure_response
+from loadmaster.server.failures import error_response, failure_response, outcome_of
 from loadmaster.server.gate import Gate
 from loadmaster.server.generation import add_generation_routes
+from loadmaster.server.recorder import Recorder, record_of
 from loadmaster.server.service import Service
 from loadmaster.server.settings import Settings
 from loadmaster.server.status import add_status_routes
@@ -18,12 +20,23 @@ from loadmaster.server.status import add_status_routes
 def build_app(service: Service, settings: Settings | None = None) -> FastAPI:
     """Return the API over ``service``."""
     settings = settings or Settings()
-    app = FastAPI(title="Loadmaster", version=__version__)
+    app = _App(service, title="Loadmaster", version=__version__)
     add_status_routes(app, service)
     add_generation_routes(app, service)
     _add_error_handlers(app)
     app.add_middleware(Gate, service=service, settings=settings)
     return app
+
+
+class _App(FastAPI):
+    """FastAPI, with `Recorder` around everything, also around the middleware that answers after a bug."""
+
+    def __init__(self, service: Service, *, title: str, version: str) -> None:
+        super().__init__(title=title, version=version)
+        self._service = service
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return Recorder(super().build_middleware_stack(), self._service)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -35,5 +48,6 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(LoadmasterError)
     @app.exception_handler(Exception)  # a bug: it is logged, too
-    async def failed(_: Request, error: Exception) -> Response:
+    async def failed(request: Request, error: Exception) -> Response:
+        record_of(request).outcome = outcome_of(error)
         return failure_response(error)

@@ -11,7 +11,8 @@ from typing import Any
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from loadmaster.server.failures import failure_object
+from loadmaster.server.failures import failure_object, outcome_of
+from loadmaster.server.records import Record
 from loadmaster.server.service import ShutdownError
 
 FAREWELL_S = 0.5
@@ -23,10 +24,10 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[dict[str, Any], None], stopping: asyncio.Event) -> None:
+    def __init__(self, chunks: AsyncGenerator[dict[str, Any], None], stopping: asyncio.Event, record: Record) -> None:
         super().__init__(headers={"Cache-Control": "no-cache"})
         del self.headers["content-length"]
-        self._chunks, self._stopping = chunks, stopping
+        self._chunks, self._stopping, self._record = chunks, stopping, record
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all events. Stop early if the client leaves or the server shuts down."""
@@ -47,6 +48,7 @@ class EventStream(Response):
 
     async def _end(self, send: Send, failure: Exception | None) -> None:
         if failure is not None:
+            self._record.outcome = outcome_of(failure)
             await self._event(send, json.dumps(failure_object(failure)))
         await self._event(send, "[DONE]")
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from loadmaster.errors import LoadmasterError, RequestError, clip
+from loadmaster.server.records import Outcome
 from loadmaster.server.service import ShutdownError
 
 MAX_MESSAGE_CHARACTERS = 2000
@@ -44,6 +45,13 @@ def failure_status(error: Exception) -> int:
     if isinstance(error, ShutdownError):
         return 503
     return 400 if isinstance(error, RequestError) else 500
+
+
+def outcome_of(error: Exception) -> Outcome:
+    """Return how a request ends that raised an exception."""
+    if isinstance(error, ShutdownError):
+        return "shut down"
+    return "refused" if isinstance(error, RequestError) else "failed"
 
 
 def failure_object(error: Exception) -> dict[str, Any]:

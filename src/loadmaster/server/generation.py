@@ -14,9 +14,11 @@ from loadmaster.engine import params_of_choices
 from loadmaster.errors import RequestError, clip
 from loadmaster.server.body import body_of
 from loadmaster.server.events import EventStream, finish_unless_ended
-from loadmaster.server.failures import error_response, failure_response
+from loadmaster.server.failures import error_response, failure_response, outcome_of
 from loadmaster.server.logprobs import token_texts
 from loadmaster.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, with_field
+from loadmaster.server.recorder import record_of
+from loadmaster.server.records import Record
 from loadmaster.server.responses import Choice, Contents, Envelope
 from loadmaster.server.service import Service, ShutdownError
 from loadmaster.workers import SamplingParams
@@ -118,9 +120,11 @@ async def answer(service: Service, body: GenerationRequest, choices: Sequence[Ch
         is_chat=isinstance(body, ChatCompletionRequest),
         is_stream=body.stream,
     )
-    progress = run(service, choices, body.stop_strings)
+    record = record_of(request)
+    record.model = service.names[0]
+    progress = run(service, choices, body.stop_strings, record)
     if body.stream:
-        return EventStream(chunks(choices, progress, envelope), service.stopping)
+        return EventStream(chunks(choices, progress, envelope), service.stopping, record)
     failures: list[Exception] = []
 
     async def finish() -> None:
@@ -136,6 +140,7 @@ async def answer(service: Service, body: GenerationRequest, choices: Sequence[Ch
             raise ShutdownError
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if failures:
+        record.outcome = outcome_of(failures[0])
         return failure_response(failures[0])
     if choices[0].params.logprobs is None and choices[0].params.prompt_logprobs is None:
         return JSONResponse(envelope.whole(choices))
@@ -143,14 +148,16 @@ async def answer(service: Service, body: GenerationRequest, choices: Sequence[Ch
     return await service.in_thread(lambda: JSONResponse(envelope.whole(choices)))
 
 
-async def run(service: Service, choices: Sequence[Choice], stop: Sequence[str]) -> AsyncGenerator[Choice, None]:
+async def run(
+    service: Service, choices: Sequence[Choice], stop: Sequence[str], record: Record
+) -> AsyncGenerator[Choice, None]:
     """Generate all choices together. Yield a choice each time it has text that was not sent, or has ended.
 
     Without a tokenizer there is no text, and each token counts.
     """
     tokens_count = not service.tokenizer.exists
     prompts = [(c.prompt_token_ids, c.params) for c in choices]
-    async with aclosing(service.generate(prompts, stop)) as pieces:
+    async with aclosing(service.generate(prompts, stop, record)) as pieces:
         async for number, piece in pieces:
             choices[number].add(piece)
             if choices[number].has_news or tokens_count:

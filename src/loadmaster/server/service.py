@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from loadmaster.engine.request import Event
 from loadmaster.engine.template import NUM_RENDERERS
 from loadmaster.errors import LoadmasterError, RequestError, RunError
 from loadmaster.server.inbox import Events, Inbox
+from loadmaster.server.records import Answer, Record, Records
 from loadmaster.workers import SamplingParams
 
 T = TypeVar("T")
@@ -41,6 +43,7 @@ class Service:
         self.tokenizer = tokenizer
         self.names = tuple(names)
         self.num_requests = 0
+        self.records = Records()
         self._failed: LoadmasterError | None = None
         self._is_ready = False
         self._num_in_flight = 0
@@ -125,11 +128,12 @@ class Service:
         return await self.encode(text, False)
 
     async def generate(
-        self, prompts: Sequence[tuple[Sequence[int], SamplingParams]], stop: Sequence[str]
+        self, prompts: Sequence[tuple[Sequence[int], SamplingParams]], stop: Sequence[str], record: Record
     ) -> AsyncGenerator[tuple[int, Piece], None]:
         """Compute the answers to several prompts together; yield their pieces as they come, with the prompt's number.
 
-        Closing the generator cancels what is not finished.
+        Closing the generator cancels what is not finished. ``record`` is filled. The same list of token ids again is another
+        choice of the prompt before.
 
         Raises:
             RequestError: a request is refused.
@@ -141,9 +145,12 @@ class Service:
         put = partial(self._inbox.put, events)
         texts = [AnswerText(self.tokenizer, stop, params.min_tokens) for _, params in prompts]
         streams: list[Stream] = []
+        answers: list[Answer] = []
         try:
             for number, (prompt_token_ids, params) in enumerate(prompts):
                 streams.append(self._submit(prompt_token_ids, params, partial(put, number)))
+                repeats = number > 0 and prompt_token_ids is prompts[number - 1][0]
+                answers.append(record.begin_answer(streams[-1], len(prompt_token_ids), repeats))
             num_running = len(prompts)
             while num_running:
                 number, event = await events.get()
@@ -151,7 +158,9 @@ class Service:
                     raise event
                 if texts[number].is_over:
                     continue  # the engine was ahead when a stop string ended the answer
-                for piece in texts[number].add(event):
+                pieces = texts[number].add(event)
+                answers[number].add(pieces, time.monotonic())
+                for piece in pieces:
                     yield number, piece
                 if texts[number].is_over:
                     num_running -= 1
