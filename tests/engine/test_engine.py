@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import psutil
 import pytest
 
-from loadmaster.engine import Capacity, Engine
+from loadmaster.engine import Capacity, Engine, RankProgress
 from loadmaster.engine.engine import refuse_options
 from loadmaster.errors import (
     ArgumentError,
@@ -82,6 +82,7 @@ def test_one_stage_needs_no_group() -> None:
 def test_stages_in_a_row_answer_as_one_would(engine: Engine) -> None:
     assert engine.state == "ready"
     assert engine.progress() == (3 * BYTES_A_STAGE, 3 * BYTES_A_STAGE)
+    assert engine.progress_of_ranks() == tuple(RankProgress(i, i, BYTES_A_STAGE, BYTES_A_STAGE) for i in range(3))
     assert list(engine.generate([3, 4, 5], GREEDY)) == continuation([3, 4, 5], 3, 4) == [11, 17, 23, 29]
 
 

@@ -18,7 +18,7 @@ from typing import cast
 import openai
 import uvicorn
 
-from loadmaster.engine import Capacity, Engine, Limits, Output, Stream, Tokenizer
+from loadmaster.engine import Capacity, Engine, Limits, Output, RankProgress, Stream, Tokenizer
 from loadmaster.engine.request import Event, FinishReason
 from loadmaster.errors import LoadmasterError, RequestError
 from loadmaster.server.address import listen
@@ -62,6 +62,10 @@ class FakeEngine:
 
     def progress(self) -> tuple[int, int]:
         return self.loaded
+
+    def progress_of_ranks(self) -> tuple[RankProgress, ...]:
+        done, total = self.loaded
+        return tuple(RankProgress(rank, rank, done // 2, total // 2) for rank in range(2))
 
     def wait_ready(self) -> None:
         self.ready.wait()

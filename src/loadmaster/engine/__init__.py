@@ -7,7 +7,7 @@ with Engine(plan) as engine:
 
 from loadmaster.engine.answer import AnswerText, Piece, complete, params_of_choices
 from loadmaster.engine.capacity import Capacity
-from loadmaster.engine.engine import Engine, Statistics
+from loadmaster.engine.engine import Engine, RankProgress, Statistics
 from loadmaster.engine.launched import run_rank
 from loadmaster.engine.limits import Limits, read_limits
 from loadmaster.engine.request import Output, Stream
@@ -22,6 +22,7 @@ __all__ = [
     "Limits",
     "Output",
     "Piece",
+    "RankProgress",
     "Statistics",
     "Stream",
     "Tokenizer",

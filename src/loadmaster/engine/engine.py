@@ -53,6 +53,16 @@ class Statistics:
     stages: tuple[Usage, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RankProgress:
+    """How many of its bytes a rank has loaded."""
+
+    rank: int
+    stage: int
+    loaded_bytes: int
+    total_bytes: int
+
+
 class Engine:
     """Runs a proven plan. Loading starts at once, in the background; requests wait for it.
 
@@ -111,8 +121,9 @@ class Engine:
         run = run_of(plan, builder, device, launch)
         if builder == DEFAULT_BUILDER:
             require_memory_of(plan, device, launch)
-        self._total_bytes = sum(plan.rank(rank).needed_bytes for rank in range(run.num_ranks))
-        self._done_bytes = 0
+        self._stage_of = [run.place(rank).stage for rank in range(run.num_ranks)]
+        self._total_bytes = [plan.rank(rank).needed_bytes for rank in range(run.num_ranks)]
+        self._done_bytes = [0] * run.num_ranks
         self._on_progress = on_progress
         self._device = device
         self.capacity = capacity or Capacity()
@@ -149,7 +160,12 @@ class Engine:
 
     def progress(self) -> tuple[int, int]:
         """Return the bytes loaded so far and the bytes to load, of all ranks."""
-        return self._done_bytes, self._total_bytes
+        return sum(self._done_bytes), sum(self._total_bytes)
+
+    def progress_of_ranks(self) -> tuple[RankProgress, ...]:
+        """Return how much each rank has loaded, in the order of the ranks."""
+        columns = zip(self._stage_of, self._done_bytes, self._total_bytes, strict=True)
+        return tuple(RankProgress(rank, *row) for rank, row in enumerate(columns))
 
     def statistics(self, *, within_s: float = 0.0) -> Statistics:
         """Return what the engine does now. All numbers are zero before it is ready.
@@ -265,8 +281,8 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _add_progress(self, num_bytes: int) -> None:
-        self._done_bytes += num_bytes
+    def _add_progress(self, rank: int, num_bytes: int) -> None:
+        self._done_bytes[rank] += num_bytes
         self._on_progress(num_bytes)
 
     def _generate(self, prompt: tuple[int, ...], params: SamplingParams) -> Generator[int, None, None]:

@@ -51,8 +51,8 @@ class Supervisor:
     """Starts a worker for each rank of a run and returns; they load in the background.
 
     ``launch``: this process is rank 0 of several that a launcher has started, each of which has one rank's worker.
-    ``on_progress`` is called with numbers of bytes loaded, and ``on_leave`` when another process of the launcher was asked to end
-    (once), both from the supervisor's thread.
+    ``on_progress`` is called with a rank and a number of bytes that it has loaded, and ``on_leave`` when another process of the
+    launcher was asked to end (once), both from the supervisor's thread.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Supervisor:
         run: Run,
         *,
         launch: Launch | None = None,
-        on_progress: Callable[[int], None] = lambda _: None,
+        on_progress: Callable[[int, int], None] = lambda _rank, _num_bytes: None,
         on_leave: Callable[[], object] = lambda: None,
     ) -> None:
         self.num_stages = run.num_stages
@@ -226,7 +226,7 @@ class Supervisor:
             worker.usage = message.usage
             worker.reported.set()
         elif isinstance(message, Progress):
-            self._on_progress(message.num_bytes)
+            self._on_progress(worker.place.rank, message.num_bytes)
         elif isinstance(message, Ready):
             worker.ready = message
             if all(w.ready is not None for w in self._workers):
