@@ -14,13 +14,14 @@ import atexit
 import contextlib
 import os
 import queue
+import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Literal
 
 from loadmaster.errors import LoadError, LoadmasterError, RunError
@@ -194,28 +195,35 @@ class Supervisor:
 
     def _watch(self) -> None:
         """Process the workers' messages until one fails or `close` is called."""
-        by_pipe: dict[Connection, Worker] = {worker.pipe: worker for worker in self._workers}
-        by_pipe |= {worker.link: worker for worker in self._workers if worker.link is not None}
-        while self.error is None:
-            timeout_s = process.LOOK_EVERY_S
-            if self._suspect is not None:
-                timeout_s = min(timeout_s, self._suspect[1] - time.monotonic())
-                if timeout_s <= 0:
-                    self._fail(self._suspect[0])
-                    return
-            self._look_for_stuck()
-            for source in wait([self._stopped, *by_pipe], timeout_s):
-                if source is self._stopped:
-                    return
-                assert isinstance(source, Connection)
-                worker = by_pipe[source]
-                try:
-                    message = loads(source.recv_bytes())
-                except (EOFError, OSError):
-                    del by_pipe[source]
-                    self._process_end(worker)
-                else:
-                    self._process(worker, message)
+        with selectors.DefaultSelector() as sources:
+            sources.register(self._stopped, selectors.EVENT_READ)
+            for worker in self._workers:
+                for pipe in (worker.pipe, *(() if worker.link is None else (worker.link,))):
+                    sources.register(pipe, selectors.EVENT_READ, worker)
+            while self.error is None:
+                timeout_s = process.LOOK_EVERY_S
+                if self._suspect is not None:
+                    timeout_s = min(timeout_s, self._suspect[1] - time.monotonic())
+                    if timeout_s <= 0:
+                        self._fail(self._suspect[0])
+                        return
+                self._look_for_stuck()
+                for source, _ in sources.select(timeout_s):
+                    if source.fileobj is self._stopped:
+                        return
+                    self._receive(source, sources)
+
+    def _receive(self, source: selectors.SelectorKey, sources: selectors.BaseSelector) -> None:
+        """Process one message of a worker, or the end of its pipe."""
+        pipe, worker = source.fileobj, source.data
+        assert isinstance(pipe, Connection)
+        try:
+            message = loads(pipe.recv_bytes())
+        except (EOFError, OSError):
+            sources.unregister(pipe)
+            self._process_end(worker)
+        else:
+            self._process(worker, message)
 
     def _process(self, worker: Worker, message: object) -> None:
         if isinstance(message, Reply):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import queue
+import select
 import signal
 import socket
 import sys
@@ -87,29 +87,33 @@ def _read_job() -> Job:
 
 
 class Pipe:
-    """The worker's end of the pipe. A separate thread reads it, so that its end is noticed during a step too."""
+    """The worker's end of the pipe. A separate thread ends the process when the pipe ends, during a step too."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lock = threading.Lock()
-        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name="pipe", daemon=True).start()
+        threading.Thread(target=self._end_with, name="pipe", daemon=True).start()
 
     def next(self) -> Any:
-        """Wait for the next message and return it."""
-        return self._inbox.get()
+        """Wait for the next message and return it. For one thread."""
+        try:
+            data = self._connection.recv_bytes()
+        except (EOFError, OSError):
+            os._exit(0)
+        return loads(data)
 
     def send(self, message: object) -> None:
         """Send ``message``. May be called from any thread."""
         with self._lock:
             self._connection.send_bytes(dumps(message))
 
-    def _read(self) -> None:
-        try:
-            while True:
-                self._inbox.put(loads(self._connection.recv_bytes()))
-        except (EOFError, OSError):
-            os._exit(0)
+    def _end_with(self) -> None:
+        """Wait for the end alone: messages do not wake this thread, which would delay each by the time to change threads."""
+        ends = select.poll()
+        ends.register(self._connection.fileno(), select.POLLRDHUP)
+        while not ends.poll():
+            pass
+        os._exit(0)
 
 
 class ProgressReport:
