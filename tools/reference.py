@@ -1,4 +1,5 @@
-"""Generates docs/reference from the program: commands and options, findings, formats, models, limits, the library.
+"""Generates docs/reference from the program: commands and options, findings, formats, models, limits, the library, the
+server's API.
 
 The picture of the rooms in ARCHITECTURE.md is generated too, from the import contract.
 
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from loadmaster.catalogue import SECTIONS, Entry
 from loadmaster.cli.main import build_parser
-from tools import api, formats, limits, models, rooms
+from tools import api, formats, limits, models, rooms, server_api
 from tools.pages import page, table
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/models.md": lambda: page("Models", models.parts()),
     "docs/reference/limits.md": lambda: page("Limits", [*limits.parts()]),
     "docs/reference/api.md": lambda: page("Library", api.parts()),
+    "docs/reference/server-api.md": lambda: page("The server's API", server_api.parts()),
     "ARCHITECTURE.md": rooms.page_text,
 }
 """File → the function that returns its text."""

@@ -63,13 +63,18 @@ def test_stop_strings_cut_where_the_first_to_be_complete_begins(
     text: str, strings: list[str], data: st.DataObject
 ) -> None:
     stop, given_out = StopStrings(strings), ""
+    whole, with_stop = StopStrings(strings, include=True), ""
     for letter in text:
         given_out += stop.add(letter)
+        with_stop += whole.add(letter)
     given_out += stop.finish()
+    with_stop += whole.finish()
     ends = [(text.find(s) + len(s), text.find(s)) for s in strings if s in text]
     expected = text[: min(b for e, b in ends if e == min(ends)[0])] if ends else text
     assert given_out == expected
-    assert stop.found == bool(ends)
+    assert (stop.found is not None) == bool(ends)
+    assert stop.found == whole.found
+    assert with_stop == given_out + (stop.found or "")
 
 
 def test_a_model_without_tokenizer_refuses_text(tmp_path: Path) -> None:

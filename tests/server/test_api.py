@@ -135,7 +135,8 @@ def test_streamed_chat(client: openai.OpenAI, engine: FakeEngine) -> None:
 
 def test_tokens_are_named_where_asked_for(client: openai.OpenAI) -> None:
     done = client.completions.create(model="toy", prompt="x", max_tokens=2, extra_body={"return_token_ids": True})
-    assert done.choices[0].model_extra == {"token_ids": [*b"He"], "prompt_token_ids": [*b"x"]}
+    expected = {"token_ids": [*b"He"], "prompt_token_ids": [*b"x"], "stop_reason": None}
+    assert done.choices[0].model_extra == expected
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,24 @@ def test_tokens_are_named_where_asked_for(client: openai.OpenAI) -> None:
         ({"n": 0}, "n"),
         ({"n": 9}, "n"),
         ({"n": 8, "prompt": ["x"] * 129}, "n"),
-        ({"best_of": 3, "n": 2}, "best_of"),
+        ({"best_of": 1, "n": 2}, "best_of"),
+        ({"best_of": 9}, "best_of"),
+        ({"best_of": 8, "prompt": ["x"] * 129}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"max_tokens": 65}, "max_tokens"),
+        ({"truncate_prompt_tokens": 65}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+        ({"truncation_side": "middle"}, "truncation_side"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"allowed_token_ids": [262]}, "allowed_token_ids"),
+        ({"bad_words": [""]}, "bad_words"),
+        ({"bad_words": ["x"] * 129}, "bad_words"),
+        ({"stream_interval": 0, "stream": True}, "stream_interval"),
+        ({"request_id": "a b"}, "request_id"),
+        ({"priority": 1}, "priority"),
+        ({"store": True}, "store"),
+        ({"use_beam_search": True}, "use_beam_search"),
+        ({"cache_salt": "x"}, "cache_salt"),
         ({"logprobs": 21}, "logprobs"),
         ({"top_logprobs": 1}, "top_logprobs"),
         ({"prompt_logprobs": -1}, "prompt_logprobs"),

@@ -20,12 +20,15 @@ def plain_logits(
     answer: Sequence[int],
     ends: Sequence[int] = (),
 ) -> list[float]:
-    """Return the logits after ``min_tokens``, ``logit_bias`` and penalties."""
+    """Return the logits after masks, ``logit_bias`` and penalties."""
     result = []
+    bad = {w[-1] for w in params.bad_words_token_ids if list(w[:-1]) == [*answer][max(0, len(answer) - len(w) + 1) :]}
     biases = dict(params.biases)
     for token, logit in enumerate(logits):
         x = logit + biases.get(token, 0)
         if len(answer) < params.min_tokens and token in (*ends, *params.stop_token_ids):
+            x = -math.inf
+        if token in bad or (params.allowed_token_ids is not None and token not in params.allowed_token_ids):
             x = -math.inf
         if token in prompt or token in answer:
             x = x / params.repetition_penalty if x > 0 else x * params.repetition_penalty

@@ -28,6 +28,7 @@ PARAMS = [
     SamplingParams(temperature=0, repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.6),
     SamplingParams(repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.6),
     SamplingParams(min_tokens=9, stop_token_ids=(2, 3), logit_bias={1: 1.5}, logprobs=2, top_p=0.9),
+    SamplingParams(allowed_token_ids=(0, 1, 2, 4), bad_words_token_ids=((4,), (1, 2), (0, 1, 0))),
 ]
 
 

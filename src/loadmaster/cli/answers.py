@@ -9,7 +9,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from loadmaster.engine import AnswerText, Engine, Piece, Statistics, Stream, Tokenizer, params_of_choices
+from loadmaster.engine import (
+    AnswerText,
+    Engine,
+    Piece,
+    Statistics,
+    Stream,
+    TextOptions,
+    Tokenizer,
+    params_of_choices,
+)
 from loadmaster.engine.request import Event
 from loadmaster.errors import LoadmasterError
 from loadmaster.workers import SamplingParams
@@ -97,8 +106,9 @@ def answer_all(
         RequestError: a prompt, or what is asked of it, is not valid.
         LoadmasterError: the engine failed.
     """
+    options = TextOptions(tuple(stop))
     choices = [(i, j, one) for i in range(len(prompts)) for j, one in enumerate(params_of_choices(params, num_choices))]
-    answers = [Answer(i, j, prompts[i], AnswerText(tokenizer, stop, params.min_tokens)) for i, j, _ in choices]
+    answers = [Answer(i, j, prompts[i], AnswerText(tokenizer, params, options)) for i, j, _ in choices]
     events: queue.SimpleQueue[tuple[Answer, Event, float]] = queue.SimpleQueue()
 
     def put(answer: Answer, event: Event) -> None:

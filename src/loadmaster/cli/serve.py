@@ -71,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds that running requests may take to finish after SIGTERM or SIGINT (default: 5)",
     )
+    server.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse requests with fields that the server does not know; without it, the header X-Loadmaster-Ignored-Fields "
+        "of the answer names them",
+    )
     parser.epilog = (
         "If vLLM serves, its other options are passed to it, and so are the ARGUMENTS after a final --, unchanged. Batches, KV "
         "cache and shutdown then have vLLM's defaults."
@@ -217,7 +223,7 @@ def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket) -> 
     ) as engine:
         service = Service(engine, Tokenizer(plan.model_path), args.served_model_name or [args.model])
         keys = () if args.api_key is None else (args.api_key,)
-        serve(service, bound, Settings(api_keys=keys, shutdown_timeout_s=timeout_s))
+        serve(service, bound, Settings(api_keys=keys, shutdown_timeout_s=timeout_s, strict=args.strict))
     if args.json:
         from loadmaster.report.json import dumps
 

@@ -5,7 +5,7 @@ with Engine(plan) as engine:
         ...
 """
 
-from loadmaster.engine.answer import AnswerText, Piece, complete, params_of_choices
+from loadmaster.engine.answer import AnswerText, Piece, TextOptions, complete, params_of_choices
 from loadmaster.engine.capacity import Capacity
 from loadmaster.engine.engine import Engine, RankProgress, Statistics
 from loadmaster.engine.launched import run_rank
@@ -25,6 +25,7 @@ __all__ = [
     "RankProgress",
     "Statistics",
     "Stream",
+    "TextOptions",
     "Tokenizer",
     "complete",
     "params_of_choices",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from loadmaster.engine.engine import Engine
 from loadmaster.engine.request import FinishReason, Output
@@ -18,8 +19,9 @@ class Piece:
     """A part of the answer: a token, and the text that is final after it, which may be empty.
 
     The last piece has a ``finish_reason``, no token, and the rest of the text. Text is held back while it may be part of
-    an incomplete character or of a stop string. ``logprobs`` are given if the request asks for them; then ``prompt_logprobs``
-    of the first piece has an entry for each token of the prompt but the first.
+    an incomplete character or of a stop string. ``stop_reason`` is the stop string, or the token of ``stop_token_ids``, that
+    ended the answer. ``logprobs`` are given if the request asks for them; then ``prompt_logprobs`` of the first piece has an
+    entry for each token of the prompt but the first.
     """
 
     token_id: int | None
@@ -27,6 +29,22 @@ class Piece:
     finish_reason: FinishReason | None = None
     logprobs: PositionLogprobs | None = None
     prompt_logprobs: tuple[PositionLogprobs, ...] = ()
+    stop_reason: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """How an answer becomes text. Names and defaults are vLLM's.
+
+    A stop string, or the token that ends an answer, is part of the text only with ``include_stop_str_in_output``.
+    """
+
+    stop: tuple[str, ...] = ()
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+
+
+NO_OPTIONS: Final = TextOptions()
 
 
 def params_of_choices(params: SamplingParams, num_choices: int) -> list[SamplingParams]:
@@ -44,23 +62,28 @@ class StopStrings:
 
     >>> stop = StopStrings(["END"])
     >>> stop.add("a lot E"), stop.add("lse"), stop.add(" EN"), stop.add("D."), stop.found
-    ('a lot ', 'Else', ' ', '', True)
+    ('a lot ', 'Else', ' ', '', 'END')
+
+    ``found`` is the string that was found first in the text; of several that begin at the same place, the one given first.
     """
 
-    def __init__(self, strings: Sequence[str]) -> None:
+    def __init__(self, strings: Sequence[str], *, include: bool = False) -> None:
         self._strings = tuple(s for s in strings if s)
+        self._include = include
         self._held = ""
-        self.found = False
+        self.found: str | None = None
 
     def add(self, text: str) -> str:
         """Add text, and return the text that is certainly not part of a stop string."""
         if self.found or not self._strings:
             return "" if self.found else text
         text = self._held + text
-        at = min((i for s in self._strings if (i := text.find(s)) >= 0), default=-1)
-        if at >= 0:
-            self.found, self._held = True, ""
-            return text[:at]
+        at, string = min(
+            ((i, s) for s in self._strings if (i := text.find(s)) >= 0), key=lambda pair: pair[0], default=(-1, None)
+        )
+        if string is not None:
+            self.found, self._held = string, ""
+            return text[: at + len(string)] if self._include else text[:at]
         keep = max(
             (n for s in self._strings for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])), default=0
         )
@@ -76,21 +99,25 @@ class StopStrings:
 class AnswerText:
     """Turns the outputs of one request into pieces, one for each token, and a last one.
 
-    The token that ends an answer has no text. A stop string is left out, and ends the answer; none is looked for in the text
-    of the first ``min_tokens`` tokens. Without a tokenizer, pieces have no text.
+    By default the token that ends an answer has no text. A stop string is left out, and ends the answer; none is looked for in
+    the text of the first ``min_tokens`` tokens of ``params``. Without a tokenizer, pieces have no text.
 
     Raises:
         RequestError: stop strings were given and the model has no tokenizer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
-        if stop and not tokenizer.exists:
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, options: TextOptions = NO_OPTIONS) -> None:
+        if options.stop and not tokenizer.exists:
             raise RequestError(
                 "stop strings need a tokenizer, and the model has none", hint="use stop_token_ids instead"
             )
-        self._detokenizer = Detokenizer(tokenizer) if tokenizer.exists else None
-        self._strings = StopStrings(stop)
-        self._num_unchecked = min_tokens
+        self._detokenizer = None
+        if tokenizer.exists:
+            self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=options.skip_special_tokens)
+        self._includes_end = options.include_stop_str_in_output
+        self._strings = StopStrings(options.stop, include=self._includes_end)
+        self._num_unchecked = params.min_tokens
+        self._stop_token_ids = frozenset(params.stop_token_ids)
         self._prompt_logprobs: tuple[PositionLogprobs, ...] = ()
         self.is_over = False
 
@@ -98,17 +125,24 @@ class AnswerText:
         """Return the pieces of the next output. Nothing may be added after the last piece."""
         pieces: list[Piece] = []
         reason = output.finish_reason
+        stop_reason: int | str | None = None
         self._prompt_logprobs += output.prompt_logprobs
         for i, token in enumerate(output.token_ids):
             is_end = reason == "stop" and i == len(output.token_ids) - 1
             logprobs = output.logprobs[i] if output.logprobs else None
-            pieces.append(Piece(token, "" if is_end else self._text(token), None, logprobs, self._prompt_logprobs))
+            text = "" if is_end and not self._includes_end else self._text(token)
+            pieces.append(Piece(token, text, None, logprobs, self._prompt_logprobs))
             self._prompt_logprobs = ()
             if self._strings.found:
                 break
+            if is_end and token in self._stop_token_ids:
+                stop_reason = token
         if self._strings.found or reason is not None:
             self.is_over = True
-            pieces.append(Piece(None, self._rest(), "stop" if self._strings.found else reason))
+            rest = self._rest()  # may find a stop string, too
+            if self._strings.found:
+                reason, stop_reason = "stop", self._strings.found
+            pieces.append(Piece(None, rest, reason, stop_reason=stop_reason))
         return pieces
 
     def _text(self, token: int) -> str:
@@ -137,7 +171,7 @@ def complete(
         RequestError: as `Engine.submit` raises it; or stop strings were given and the model has no tokenizer.
     """
     engine.check(prompt_token_ids, params)
-    return _pieces(engine, prompt_token_ids, params, AnswerText(tokenizer, stop, params.min_tokens))
+    return _pieces(engine, prompt_token_ids, params, AnswerText(tokenizer, params, TextOptions(tuple(stop))))
 
 
 def _pieces(

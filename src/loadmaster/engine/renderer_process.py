@@ -4,7 +4,8 @@ FD is a socket over which other sockets arrive. For each of them this process fo
 imported once, and a new renderer takes milliseconds. A renderer answers the messages on its socket, in order:
 
     {"template": TEXT, "special_tokens": {…}, "within_s": SECONDS}      {"variables": […]} or {"broken": WHY}
-    {"messages": […], "add_generation_prompt": BOOL, "variables": {…}}  {"text": TEXT}, {"refused": WHY} or {"exceeded": WHAT}
+    {"messages": […], "add_generation_prompt": BOOL, "continue_final_message": BOOL, "documents": […] or null,
+     "variables": {…}}                                                  {"text": TEXT}, {"refused": WHY} or {"exceeded": WHAT}
 
 A renderer that takes longer than ``within_s`` for a message is killed by its own timer. It cannot allocate more memory
 than its limit. This process has one thread, imports no torch, and ends when FD is closed.
@@ -112,11 +113,15 @@ class _Template:
 
     def render(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Return the conversation as text, or why it cannot be rendered."""
+        variables = message["variables"]
+        if message["documents"] is not None:  # which is a variable that a request may set, too
+            variables = {**variables, "documents": message["documents"]}
         try:
             text = self._tokenizer.apply_chat_template(
                 message["messages"],
-                **message["variables"],
+                **variables,
                 add_generation_prompt=message["add_generation_prompt"],
+                continue_final_message=message["continue_final_message"],
                 tokenize=False,
             )
         except MemoryError:

@@ -32,7 +32,13 @@ NUM_RENDERERS = 2
 LATE_S = 3.0
 """A renderer's own timer kills it. If that does not happen (a stopped process), it is abandoned this much later."""
 
-SAMPLE = {"messages": [{"role": "user", "content": "Hello"}], "add_generation_prompt": True, "variables": {}}
+SAMPLE = {
+    "messages": [{"role": "user", "content": "Hello"}],
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+    "documents": None,
+    "variables": {},
+}
 """If a template exceeds the limits on this, the template is wrong and not the request."""
 
 
@@ -79,9 +85,13 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the text of a conversation. ``variables`` are additional variables of the template.
+
+        The others are those of transformers' ``apply_chat_template``.
 
         Raises:
             RequestError: the template has no such variable, rejects the messages, or exceeds the limits on them.
@@ -98,6 +108,8 @@ class ChatTemplate:
         request = {
             "messages": [dict(m) for m in messages],
             "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "documents": None if documents is None else [dict(d) for d in documents],
             "variables": dict(variables),
         }
         try:

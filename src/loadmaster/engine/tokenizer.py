@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loadmaster.engine.template import ChatTemplate
-from loadmaster.errors import CheckpointError, RequestError, RunError
+from loadmaster.errors import CheckpointError, RequestError, RunError, clip
 
 FILES = (
     "tokenizer.json",
@@ -90,15 +90,26 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the text of a conversation, with special tokens, rendered with the model's chat template.
+
+        ``continue_final_message`` ends it within the last message. ``documents`` are what the model may refer to; a template that
+        has no place for them leaves them out.
 
         Raises:
             RequestError, CheckpointError: as `encode_chat` raises them.
         """
         template = self._chat_template()
-        return template.render(messages, add_generation_prompt=add_generation_prompt, variables=variables)
+        return template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            documents=documents,
+            variables=variables,
+        )
 
     def start_template(self) -> None:
         """Start the process that renders the chat template, if there is one, and render a sample.
@@ -126,9 +137,33 @@ class Tokenizer:
             self._longest = max(map(len, self._get().get_vocab()), default=1)
         return self._longest
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of ``token_ids``, without special tokens."""
-        return str(self._get().decode(list(token_ids), skip_special_tokens=True))
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of ``token_ids``, by default without special tokens."""
+        return str(self._get().decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+    def word_token_ids(self, words: Sequence[str]) -> list[list[int]]:
+        """Return the token sequences that ``words`` are written with: at the beginning of a text, and after a space.
+
+        The second is left out where it begins with the same token, or has another length: then its first token is the space
+        alone, or the word is divided in another way. vLLM's rule (``update_from_tokenizer`` in ``vllm/sampling_params.py``).
+
+        Raises:
+            RequestError: the model has no tokenizer, or a word has no tokens.
+        """
+        sequences = []
+        for word in words:
+            plain = self.encode(word.lstrip(), add_special_tokens=False)
+            if not plain:
+                raise RequestError(f"bad_words has {clip(repr(word))}, expected words with at least one token")
+            sequences.append(plain)
+            after_space = self.encode(f" {word.lstrip()}", add_special_tokens=False)
+            if after_space and after_space[0] != plain[0] and len(after_space) == len(plain):
+                sequences.append(after_space)
+        return sequences
+
+    def token_names(self, token_ids: Sequence[int]) -> list[str]:
+        """Return the names of tokens in the tokenizer's vocabulary; an id that it does not have is the empty string."""
+        return [name or "" for name in self._get().convert_ids_to_tokens(list(token_ids))]
 
     def token_text(self, token_id: int) -> str:
         """Return the text of one token, special tokens and the space before a word included.
@@ -186,8 +221,9 @@ class Detokenizer:
     window of tokens is decoded, and the text of its older part is cut off.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
         self._tokens: list[int] = []
         self._start = 0  # first token of the window
         self._num_returned = 0  # tokens whose text was returned
@@ -210,5 +246,8 @@ class Detokenizer:
     def _pending(self) -> str:
         if self._num_returned == len(self._tokens):
             return ""
-        before = self._tokenizer.decode(self._tokens[self._start : self._num_returned])
-        return self._tokenizer.decode(self._tokens[self._start :])[len(before) :]
+        before = self._decode(self._tokens[self._start : self._num_returned])
+        return self._decode(self._tokens[self._start :])[len(before) :]
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens)

@@ -11,19 +11,30 @@ from loadmaster.errors import LoadmasterError
 from loadmaster.server.failures import error_response, failure_response, outcome_of
 from loadmaster.server.gate import Gate
 from loadmaster.server.generation import add_generation_routes
+from loadmaster.server.ignored import IgnoredFields
+from loadmaster.server.models import add_model_routes
 from loadmaster.server.recorder import Recorder, record_of
+from loadmaster.server.responses_api import add_responses_routes
 from loadmaster.server.service import Service
 from loadmaster.server.settings import Settings
 from loadmaster.server.status import add_status_routes
+from loadmaster.server.tokenizer_api import add_tokenizer_routes
+from loadmaster.server.unsupported import add_unsupported_routes
 
 
 def build_app(service: Service, settings: Settings | None = None) -> FastAPI:
     """Return the API over ``service``."""
     settings = settings or Settings()
     app = _App(service, title="Loadmaster", version=__version__)
+    app.state.settings = settings
     add_status_routes(app, service)
+    add_model_routes(app, service)
     add_generation_routes(app, service)
+    add_responses_routes(app, service)
+    add_tokenizer_routes(app, service)
+    add_unsupported_routes(app)
     _add_error_handlers(app)
+    app.add_middleware(IgnoredFields)
     app.add_middleware(Gate, service=service, settings=settings)
     return app
 

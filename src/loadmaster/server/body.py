@@ -8,12 +8,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from loadmaster.errors import clip
 from loadmaster.server.failures import describe_validation
+from loadmaster.server.ignored import note_ignored
 from loadmaster.server.protocol import FieldError
+from loadmaster.server.protocol.fields import RequestModel
 
 MAX_BODY_BYTES: Final = 16 * 2**20
 """A prompt of a million tokens has 5 MB as text and 7 MB as token ids."""
@@ -35,7 +37,7 @@ STRING: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 """An escaped surrogate: half of a character. Pairs of them match too."""
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", bound=RequestModel)
 
 
 def body_of(kind: type[M]) -> Callable[[Request], Awaitable[M]]:
@@ -43,7 +45,8 @@ def body_of(kind: type[M]) -> Callable[[Request], Awaitable[M]]:
 
     The function raises:
         HTTPException: 413, the body is too long; 415, its Content-Type is not JSON.
-        FieldError: the body is not JSON, or not a valid ``kind``; names the field if there is one.
+        FieldError: the body is not JSON, or not a valid ``kind``, or has unknown fields and the server's settings are
+            strict; names the field if there is one.
     """
 
     async def read(request: Request) -> M:
@@ -52,9 +55,11 @@ def body_of(kind: type[M]) -> Callable[[Request], Awaitable[M]]:
             raise HTTPException(415, f"Content-Type is {clip(kind_of_body)}, expected application/json")
         value = parse(await _bytes(request))
         try:
-            return kind.model_validate(value)
+            body = kind.model_validate(value)
         except ValidationError as error:
             raise FieldError(*describe_validation(error.errors(include_url=False, include_input=False))) from None
+        note_ignored(request.scope, body, strict=request.app.state.settings.strict)
+        return body
 
     return read
 

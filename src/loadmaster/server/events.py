@@ -41,20 +41,51 @@ class EventStream(Response):
         try:
             async with aclosing(self._chunks):
                 async for chunk in self._chunks:
-                    await self._event(send, json.dumps(chunk, ensure_ascii=False, separators=(",", ":")))
+                    await self._send(send, self.event(chunk))
         except Exception as error:
             failure = error
         await self._end(send, failure)
 
+    def event(self, chunk: dict[str, Any]) -> str:
+        """Return a chunk as an event."""
+        return _event(json.dumps(chunk, ensure_ascii=False, separators=(",", ":")))
+
+    def ending(self, failure: Exception | None) -> str:
+        """Return the last events, after an error if there was one."""
+        error = "" if failure is None else _event(json.dumps(failure_object(failure)))
+        return error + _event("[DONE]")
+
     async def _end(self, send: Send, failure: Exception | None) -> None:
         if failure is not None:
             self._record.outcome = outcome_of(failure)
-            await self._event(send, json.dumps(failure_object(failure)))
-        await self._event(send, "[DONE]")
+        await self._send(send, self.ending(failure))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _event(self, send: Send, data: str) -> None:
-        await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+    async def _send(self, send: Send, events: str) -> None:
+        await send({"type": "http.response.body", "body": events.encode(), "more_body": True})
+
+
+class NamedEventStream(EventStream):
+    """The events of ``/v1/responses``: each has a name, its chunk's ``type``, and there is no ``[DONE]``."""
+
+    _sequence_number = -1
+
+    def event(self, chunk: dict[str, Any]) -> str:
+        """Return a chunk as an event with its name."""
+        self._sequence_number = chunk["sequence_number"]
+        return f"event: {chunk['type']}\n" + super().event(chunk)
+
+    def ending(self, failure: Exception | None) -> str:
+        """Return an event of type ``error`` if there was one, as OpenAI defines it."""
+        if failure is None:
+            return ""
+        error = failure_object(failure)["error"]
+        named = {"code": error["type"], "message": error["message"], "param": error["param"]}
+        return self.event({"type": "error", "sequence_number": self._sequence_number + 1, **named})
+
+
+def _event(data: str) -> str:
+    return f"data: {data}\n\n"
 
 
 async def finish_unless_ended(work: Coroutine[Any, Any, None], receive: Receive, stopping: asyncio.Event) -> bool:

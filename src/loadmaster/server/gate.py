@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from typing import Final
 
 from fastapi import Response
 from fastapi.responses import JSONResponse
@@ -13,9 +14,15 @@ from loadmaster.server.failures import RETRY_AFTER, error_object, error_response
 from loadmaster.server.service import Service, ShutdownError
 from loadmaster.server.settings import Settings
 
+OPEN: Final = frozenset({"/health", "/ping", "/version", "/load"})
+"""Routes that are answered at any time, and need no API key."""
+
+GUARDED: Final = ("/v1", "/v2", "/inference", "/cohere")
+"""What the paths begin with that need an API key, if there is one: vLLM's."""
+
 
 class Gate:
-    """Checks the API key, then whether requests are accepted now, before every route but ``/health``."""
+    """Checks the API key, then whether requests are accepted now, before every route but those of `OPEN`."""
 
     def __init__(self, app: ASGIApp, service: Service, settings: Settings) -> None:
         self._app, self._service = app, service
@@ -23,7 +30,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request to the routes, or answer it with an error."""
-        if scope["type"] == "http" and scope["path"] != "/health":
+        if scope["type"] == "http" and scope["path"] not in OPEN:
             refusal = self._refusal(scope)
             if refusal is not None:
                 return await refusal(scope, receive, send)
@@ -36,7 +43,7 @@ class Gate:
             return None  # the server is shutting down, and this client reads too slowly
 
     def _refusal(self, scope: Scope) -> Response | None:
-        if self._keys and scope["path"].startswith("/v1"):
+        if self._keys and scope["path"].startswith(GUARDED):
             authorization = dict(scope["headers"]).get(b"authorization", b"")
             if not sum(
                 hmac.compare_digest(authorization, key) for key in self._keys

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from loadmaster.engine import params_of_choices
-from loadmaster.errors import RequestError, clip
+from loadmaster.engine import TextOptions, params_of_choices
+from loadmaster.errors import RequestError
 from loadmaster.server.body import body_of
 from loadmaster.server.events import EventStream, finish_unless_ended
-from loadmaster.server.failures import error_response, failure_response, outcome_of
+from loadmaster.server.failures import failure_response, outcome_of
 from loadmaster.server.logprobs import token_texts
-from loadmaster.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest, with_field
+from loadmaster.server.models import unknown_model
+from loadmaster.server.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    FieldError,
+    GenerationRequest,
+    with_field,
+)
 from loadmaster.server.recorder import record_of
 from loadmaster.server.records import Record
-from loadmaster.server.responses import Choice, Contents, Envelope
+from loadmaster.server.responses import Choice, Contents, Envelope, likeliest, usage
 from loadmaster.server.service import Service, ShutdownError
 from loadmaster.workers import SamplingParams
 
@@ -29,53 +37,90 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's code; the client has left and does not re
 def add_generation_routes(app: FastAPI, service: Service) -> None:
     """Add completions and chat completions."""
 
-    @app.post("/v1/completions", openapi_extra=_body_schema(CompletionRequest))
+    @app.post("/v1/completions", openapi_extra=body_schema(CompletionRequest))
     async def completions(
         body: Annotated[CompletionRequest, Depends(body_of(CompletionRequest))], request: Request
     ) -> Response:
         body.check(service.engine.capacity.max_num_seqs)
-        if (unknown := unknown_model(service, body)) is not None:
+        if (unknown := unknown_model_of(service, body)) is not None:
             return unknown
-        params = body.params(service.engine.limits.sampling, None)
+        params = await params_of(service, body)
         choices: list[Choice] = []
+        is_cut = body.truncate_prompt_tokens is not None
         for prompt in body.prompts:
-            ids = prompt if isinstance(prompt, list) else await service.encode(prompt, body.add_special_tokens)
+            if isinstance(prompt, str):
+                ids = await service.encode(prompt, body.add_special_tokens, any_length=is_cut)
+            else:
+                ids = prompt
+            ids = body.truncated(ids, service.engine.max_model_len)
             check(service, ids, params)
             echo = None
             if body.echo:
-                echo = prompt if isinstance(prompt, str) else service.decode(ids)
-            choices += choices_of(ids, params, body.num_choices, len(choices), echo=echo, only_echo=body.only_echo)
+                echo = prompt if isinstance(prompt, str) and not is_cut else service.decode(ids)
+            choices += choices_of(ids, params, body.num_candidates, len(choices), echo=echo, only_echo=body.only_echo)
         return await answer(service, body, choices, request)
 
-    @app.post("/v1/chat/completions", openapi_extra=_body_schema(ChatCompletionRequest))
+    @app.post("/v1/chat/completions", openapi_extra=body_schema(ChatCompletionRequest))
     async def chat_completions(
         body: Annotated[ChatCompletionRequest, Depends(body_of(ChatCompletionRequest))], request: Request
     ) -> Response:
         body.check(service.engine.capacity.max_num_seqs)
-        if (unknown := unknown_model(service, body)) is not None:
+        if (unknown := unknown_model_of(service, body)) is not None:
             return unknown
-        params = body.params(service.engine.limits.sampling, None)
-        ids = await service.encode_chat(
-            body.conversation(),
-            add_generation_prompt=body.add_generation_prompt,
-            variables=body.chat_template_kwargs or {},
-        )
+        params = await params_of(service, body)
+        ids = await chat_token_ids(service, body, any_length=body.truncate_prompt_tokens is not None)
+        ids = body.truncated(ids, service.engine.max_model_len)
         check(service, ids, params)
-        return await answer(service, body, choices_of(ids, params, body.num_choices), request)
+        return await answer(service, body, choices_of(ids, params, body.num_choices, echo=body.echoed), request)
 
 
-def _body_schema(kind: type[BaseModel]) -> dict[str, Any]:
+def body_schema(kind: type[BaseModel]) -> dict[str, Any]:
     """Return the description of a body for the OpenAPI schema."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}}
 
 
-def unknown_model(service: Service, body: GenerationRequest) -> Response | None:
+def unknown_model_of(service: Service, body: GenerationRequest) -> Response | None:
     """Return an error if a request names a model that is not served, else None."""
     if body.model is None or body.model in service.names:
         return None
-    return error_response(
-        404, f"the model {clip(repr(body.model))} does not exist; served: {', '.join(service.names)}", "model"
+    return unknown_model(service, body.model)
+
+
+async def chat_token_ids(service: Service, body: ChatCompletionRequest, *, any_length: bool) -> list[int]:
+    """Return the token ids of a conversation; with ``any_length`` it may be longer than the model's length.
+
+    Raises:
+        RequestError: it is refused.
+    """
+    if body.chat_template is not None:
+        raise FieldError("chat_template is not supported: the model's own is used", "chat_template")
+    return await service.encode_chat(
+        body.conversation(),
+        add_generation_prompt=body.adds_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        documents=body.documents,
+        variables=body.chat_template_kwargs or {},
+        add_special_tokens=body.add_special_tokens,
+        any_length=any_length,
     )
+
+
+async def params_of(service: Service, body: GenerationRequest) -> SamplingParams:
+    """Return the sampling parameters of a checked request, with the model's defaults.
+
+    Raises:
+        FieldError: a value is out of range; names the field.
+    """
+    body.check_length(service.engine.max_model_len)
+    params = body.params(service.engine.limits.sampling, None)
+    if not body.bad_words:
+        return params
+    words = body.bad_words
+    try:
+        sequences = await service.in_thread(lambda: service.tokenizer.word_token_ids(words))
+        return replace(params, bad_words_token_ids=tuple(map(tuple, sequences)))
+    except RequestError as error:
+        raise FieldError(error.message, "bad_words") from None
 
 
 def check(service: Service, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
@@ -115,19 +160,38 @@ async def answer(service: Service, body: GenerationRequest, choices: Sequence[Ch
             num_top=body.num_top,
             num_prompt_top=body.prompt_logprobs,
             usage_in_stream=body.include_usage,
+            usage_in_chunks=body.usage_in_chunks,
+            role=body.answer_role if isinstance(body, ChatCompletionRequest) else None,
+            request_id=body.request_id,
         ),
-        token_texts(service.tokenizer),
-        is_chat=isinstance(body, ChatCompletionRequest),
-        is_stream=body.stream,
+        token_texts(service.tokenizer, as_ids=bool(body.return_tokens_as_token_ids)),
+        is_stream=bool(body.stream),
     )
     record = record_of(request)
     record.model = service.names[0]
-    progress = run(service, choices, body.stop_strings, record)
+    progress = run(service, choices, body.text_options, record, body.stream_interval or 1)
     if body.stream:
         return EventStream(chunks(choices, progress, envelope), service.stopping, record)
+    if (failed := await finish(service, progress, request)) is not None:
+        return failed
+    kept = choices
+    if isinstance(body, CompletionRequest):
+        kept = likeliest(choices, body.num_candidates, body.num_choices)
+    if choices[0].params.logprobs is None and choices[0].params.prompt_logprobs is None:
+        return JSONResponse(envelope.whole(kept, usage(choices)))
+    # Candidates for each token of a long prompt take seconds to write. Streams go on meanwhile.
+    return await service.in_thread(lambda: JSONResponse(envelope.whole(kept, usage(choices))))
+
+
+async def finish(service: Service, progress: AsyncGenerator[Choice, None], request: Request) -> Response | None:
+    """Compute an answer to its end. Return the response if there is none: it failed, or the client has left.
+
+    Raises:
+        ShutdownError: the server is shutting down.
+    """
     failures: list[Exception] = []
 
-    async def finish() -> None:
+    async def work() -> None:
         try:
             async with aclosing(progress):
                 async for _ in progress:
@@ -135,33 +199,33 @@ async def answer(service: Service, body: GenerationRequest, choices: Sequence[Ch
         except Exception as error:
             failures.append(error)
 
-    if not await finish_unless_ended(finish(), request.receive, service.stopping):
+    if not await finish_unless_ended(work(), request.receive, service.stopping):
         if service.stopping.is_set():
             raise ShutdownError
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if failures:
-        record.outcome = outcome_of(failures[0])
+        record_of(request).outcome = outcome_of(failures[0])
         return failure_response(failures[0])
-    if choices[0].params.logprobs is None and choices[0].params.prompt_logprobs is None:
-        return JSONResponse(envelope.whole(choices))
-    # Candidates for each token of a long prompt take seconds to write. Streams go on meanwhile.
-    return await service.in_thread(lambda: JSONResponse(envelope.whole(choices)))
+    return None
 
 
 async def run(
-    service: Service, choices: Sequence[Choice], stop: Sequence[str], record: Record
+    service: Service, choices: Sequence[Choice], options: TextOptions, record: Record, interval: int = 1
 ) -> AsyncGenerator[Choice, None]:
     """Generate all choices together. Yield a choice each time it has text that was not sent, or has ended.
 
-    Without a tokenizer there is no text, and each token counts.
+    Between its first part and its last, a choice is yielded after ``interval`` tokens at the earliest. Without a
+    tokenizer there is no text, and each token counts.
     """
     tokens_count = not service.tokenizer.exists
     prompts = [(c.prompt_token_ids, c.params) for c in choices]
-    async with aclosing(service.generate(prompts, stop, record)) as pieces:
+    async with aclosing(service.generate(prompts, options, record)) as pieces:
         async for number, piece in pieces:
-            choices[number].add(piece)
-            if choices[number].has_news or tokens_count:
-                yield choices[number]
+            choice = choices[number]
+            choice.add(piece)
+            choice.num_cached = record.answers[number].stream.num_cached
+            if (choice.has_news or tokens_count) and choice.is_due(interval):
+                yield choice
 
 
 async def chunks(
@@ -169,7 +233,7 @@ async def chunks(
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Yield the chunks of a streamed answer, each with its choice's index."""
     for choice in choices:
-        if (opening := envelope.opening(choice.index)) is not None:
+        if (opening := envelope.opening(choice)) is not None:
             yield opening
     async with aclosing(progress):
         async for choice in progress:

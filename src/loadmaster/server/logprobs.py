@@ -21,9 +21,9 @@ class Scored:
     logprobs: PositionLogprobs | None
 
 
-def token_texts(tokenizer: Tokenizer) -> Callable[[int], str]:
-    """Return the function that gives a token's text; without a tokenizer it is ``token_id:N``, as in vLLM."""
-    return tokenizer.token_text if tokenizer.exists else lambda token_id: f"token_id:{token_id}"
+def token_texts(tokenizer: Tokenizer, *, as_ids: bool = False) -> Callable[[int], str]:
+    """Return the function that gives a token's text. Without a tokenizer, or ``as_ids``, it is ``token_id:N``, as in vLLM."""
+    return tokenizer.token_text if tokenizer.exists and not as_ids else lambda token_id: f"token_id:{token_id}"
 
 
 def completion_logprobs(

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from loadmaster.engine import AnswerText, Engine, Piece, Stream, Tokenizer
+from loadmaster.engine import AnswerText, Engine, Piece, Stream, TextOptions, Tokenizer
 from loadmaster.engine.request import Event
 from loadmaster.engine.template import NUM_RENDERERS
 from loadmaster.errors import LoadmasterError, RequestError, RunError
@@ -35,7 +35,8 @@ class ShutdownError(RunError):
 class Service:
     """Runs requests on the engine, which computes them together.
 
-    ``names`` are the model's names that requests may use; answers use the first.
+    ``names`` are the model's names that requests may use; answers use the first. ``num_generating`` counts the HTTP requests
+    whose answers are being computed.
     """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, names: Sequence[str]) -> None:
@@ -43,6 +44,7 @@ class Service:
         self.tokenizer = tokenizer
         self.names = tuple(names)
         self.num_requests = 0
+        self.num_generating = 0
         self.records = Records()
         self._failed: LoadmasterError | None = None
         self._is_ready = False
@@ -98,13 +100,13 @@ class Service:
             raise
         self._is_ready = True
 
-    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the token ids of a prompt.
+    async def encode(self, text: str, add_special_tokens: bool = True, *, any_length: bool = False) -> list[int]:
+        """Return the token ids of a text, which may be longer than the model's length only with ``any_length``.
 
         Raises:
-            RequestError: the prompt is refused, or has more characters than the model's length can hold.
+            RequestError: the text is refused, or has more characters than the model's length can hold.
         """
-        return await self._in(self._tokenizing, self._encode, text, add_special_tokens)
+        return await self._in(self._tokenizing, self._encode, text, add_special_tokens, any_length)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Do work that takes long in one of the threads that tokenize."""
@@ -115,7 +117,15 @@ class Service:
         return self.tokenizer.decode(token_ids) if self.tokenizer.exists else ""
 
     async def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, variables: Mapping[str, Any]
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+        continue_final_message: bool = False,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_special_tokens: bool = False,
+        any_length: bool = False,
     ) -> list[int]:
         """Return the token ids of a conversation, rendered with the chat template and ``variables``.
 
@@ -123,12 +133,18 @@ class Service:
             RequestError: it is refused, or has more characters than the model's length can hold.
             CheckpointError: the chat template cannot be used.
         """
-        render = partial(self.tokenizer.render_chat, add_generation_prompt=add_generation_prompt, variables=variables)
+        render = partial(
+            self.tokenizer.render_chat,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            documents=documents,
+            variables=variables,
+        )
         text = await self._in(self._rendering, render, messages)
-        return await self.encode(text, False)
+        return await self.encode(text, add_special_tokens, any_length=any_length)
 
     async def generate(
-        self, prompts: Sequence[tuple[Sequence[int], SamplingParams]], stop: Sequence[str], record: Record
+        self, prompts: Sequence[tuple[Sequence[int], SamplingParams]], options: TextOptions, record: Record
     ) -> AsyncGenerator[tuple[int, Piece], None]:
         """Compute the answers to several prompts together; yield their pieces as they come, with the prompt's number.
 
@@ -143,9 +159,10 @@ class Service:
             self._inbox = Inbox(asyncio.get_running_loop())
         events: Events = asyncio.Queue()
         put = partial(self._inbox.put, events)
-        texts = [AnswerText(self.tokenizer, stop, params.min_tokens) for _, params in prompts]
+        texts = [AnswerText(self.tokenizer, params, options) for _, params in prompts]
         streams: list[Stream] = []
         answers: list[Answer] = []
+        self.num_generating += 1
         try:
             for number, (prompt_token_ids, params) in enumerate(prompts):
                 streams.append(self._submit(prompt_token_ids, params, partial(put, number)))
@@ -166,6 +183,7 @@ class Service:
                     num_running -= 1
                     streams[number].cancel()
         finally:
+            self.num_generating -= 1
             for stream in streams:
                 stream.cancel()
 
@@ -196,8 +214,8 @@ class Service:
                 raise
             raise ShutdownError from error
 
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        if self.tokenizer.exists:
+    def _encode(self, text: str, add_special_tokens: bool, any_length: bool) -> list[int]:
+        if self.tokenizer.exists and not any_length:
             max_characters = self.engine.max_model_len * self.tokenizer.longest_token
             if len(text) > max_characters:
                 raise RequestError(

@@ -12,9 +12,11 @@ SHUTDOWN_TIMEOUT_S = 5.0
 class Settings:
     """A server's settings; the defaults are those of ``loadmaster serve``.
 
-    With ``api_keys``, every route below ``/v1`` requires one of them as a bearer token. After a signal to stop, running
-    requests may continue for ``shutdown_timeout_s``.
+    With ``api_keys``, the routes that vLLM protects (``/v1`` and others, not ``/tokenize``) require one of them as a bearer
+    token. After a signal to stop, running requests may continue for ``shutdown_timeout_s``. ``strict`` refuses requests with
+    fields that the server does not know; otherwise a header of the answer names them.
     """
 
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     shutdown_timeout_s: float = SHUTDOWN_TIMEOUT_S
+    strict: bool = False

@@ -1,19 +1,18 @@
-"""Routes that say what the server is doing, and which models it serves."""
+"""Routes that say what the server is doing."""
 
 from __future__ import annotations
-
-import time
 
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
+from loadmaster import __version__
 from loadmaster.server.failures import RETRY_AFTER, failure_object
 from loadmaster.server.service import Service
 
 
 def add_status_routes(app: FastAPI, service: Service) -> None:
-    """Add ``/health`` and the list of models."""
-    created = int(time.time())
+    """Add ``/health`` and ``/ping``, which says the same by its status alone; ``/version``; ``/load``, vLLM's: the number of
+    requests whose answers are being computed."""
 
     @app.get("/health")
     async def health() -> Response:
@@ -35,20 +34,16 @@ def add_status_routes(app: FastAPI, service: Service) -> None:
             {"Retry-After": "1"},
         )
 
-    @app.get("/v1/models")
-    async def models() -> Response:
-        return JSONResponse(
-            {
-                "object": "list",
-                "data": [
-                    {
-                        "id": name,
-                        "object": "model",
-                        "created": created,
-                        "owned_by": "loadmaster",
-                        "max_model_len": service.engine.max_model_len,
-                    }
-                    for name in service.names
-                ],
-            }
-        )
+    @app.get("/ping")
+    @app.post("/ping")
+    async def ping() -> Response:
+        answer = await health()
+        return Response(status_code=answer.status_code, headers=RETRY_AFTER if answer.status_code == 503 else None)
+
+    @app.get("/version")
+    async def version() -> Response:
+        return JSONResponse({"version": __version__})
+
+    @app.get("/load")
+    async def load() -> Response:
+        return JSONResponse({"server_load": service.num_generating})

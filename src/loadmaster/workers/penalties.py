@@ -1,8 +1,8 @@
-"""Changes the logits of tokens that a request has seen or names: ``min_tokens``, ``logit_bias``, and the penalties.
+"""Changes the logits of tokens that a request has seen or names: masks, ``logit_bias``, and the penalties.
 
 Few tokens of the vocabulary change, so what a request has seen is kept as token ids with counts, and only those logits
 are read and written. Order and formulas are vLLM's (``vllm/v1/sample/sampler.py``, ``vllm/model_executor/layers/utils.py``):
-tokens that would end the answer too early are masked, biases are added, then
+tokens that are not in ``allowed_token_ids``, or forbidden (`TokenMask`), are masked, biases are added, then
 
     repetition   x / penalty if x > 0 else x * penalty     for tokens in the prompt or the answer
     frequency    x - penalty * count                       of the token in the answer
@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from loadmaster.workers.draws import to_device
+from loadmaster.workers.masks import Ints
 from loadmaster.workers.sampling_params import SamplingParams
 
-Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -75,12 +75,16 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What changes the logits of one row: parameters, tokens that may not come yet, and what its request has seen."""
+    """What changes the logits of one row: parameters, tokens that may not come, and what its request has seen.
+
+    ``allowed``: the only tokens that may come, or None for all.
+    """
 
     row: int
     params: SamplingParams
     masked: Ints | None
     seen: tuple[Ints, Floats] | None
+    allowed: Ints | None = None
 
 
 def has_penalties(params: SamplingParams) -> bool:
@@ -92,6 +96,11 @@ def changed(logits_RV: Tensor, changes: Sequence[Change]) -> Tensor:
     """Return a copy of the float32 logits with ``changes``; rows without one are equal."""
     logits_RV = logits_RV.clone()
     device = logits_RV.device
+    if allowed := [(c.row, c.allowed) for c in changes if c.allowed is not None]:
+        places = _places(allowed, device)
+        kept_E = logits_RV[places]
+        logits_RV.index_fill_(0, to_device([row for row, _ in allowed], torch.int64, device), -torch.inf)
+        logits_RV.index_put_(places, kept_E)
     if masked := [(c.row, c.masked) for c in changes if c.masked is not None]:
         logits_RV.index_put_(_places(masked, device), logits_RV.new_full((), -torch.inf))
     if biased := [c for c in changes if c.params.biases]:
@@ -121,7 +130,7 @@ def _penalised(
 
 
 def _places(tokens: Sequence[tuple[int, Ints]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the rows and the token ids of logits, for indexing. Each place occurs once."""
+    """Return the rows and the token ids of logits, for indexing."""
     rows = np.repeat(np.array([row for row, _ in tokens], np.int64), [len(ids) for _, ids in tokens])
     ids = np.concatenate([ids for _, ids in tokens])
     rows_E, ids_E = to_device(np.stack((rows, ids)), torch.int64, device)

@@ -1,8 +1,8 @@
 """Samples the next tokens from the last stage's logits, for all requests of a batch at once.
 
 The steps and their order are vLLM's (the docstring of ``Sampler`` in ``vllm/v1/sample/sampler.py``): log probabilities of
-the raw logits; ``min_tokens``, ``logit_bias``, penalties; the likeliest token of greedy rows; for the others temperature,
-``min_p``, ``top_k``, ``top_p`` and a draw.
+the raw logits; ``allowed_token_ids``, bad words, ``min_tokens``, ``logit_bias``, penalties; the likeliest token of greedy
+rows; for the others temperature, ``min_p``, ``top_k``, ``top_p`` and a draw.
 
 **What decides a token.** Its row of logits, the request's parameters, its seed and the token's position; nothing else in
 the batch. See `loadmaster.workers.draws`.
@@ -31,7 +31,8 @@ from torch import Tensor
 from loadmaster.workers.batch import PositionLogprobs, Sampled, Span, Start
 from loadmaster.workers.draws import Draw, draw, likeliest, to_device, uniform
 from loadmaster.workers.logprobs import logprob_figures, position_logprobs
-from loadmaster.workers.penalties import Change, Ints, TokenCounts, changed, has_penalties
+from loadmaster.workers.masks import Ints, TokenMask
+from loadmaster.workers.penalties import Change, TokenCounts, changed, has_penalties
 
 HINT = "check the weights with `loadmaster verify`, or try another --dtype"
 
@@ -46,7 +47,11 @@ class _Request:
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
         self.prompt = start.token_ids[: start.num_prompt]
         self.num_generated = len(start.token_ids) - start.num_prompt
-        self.ends: Ints = np.array(sorted(end_token_ids.union(params.stop_token_ids)), np.int64)
+        ends: Ints = np.array(sorted(end_token_ids.union(params.stop_token_ids)), np.int64)
+        self.mask = TokenMask(params, ends, start.token_ids[start.num_prompt :])
+        self.allowed: Ints | None = None
+        if params.allowed_token_ids is not None:
+            self.allowed = np.array(params.allowed_token_ids, np.int64)
         self.counts: TokenCounts | None = None
         if has_penalties(params):
             seen_prompt = self.prompt if params.repetition_penalty != 1 else ()
@@ -58,11 +63,11 @@ class _Request:
 
     def change(self, row: int, drafts: Sequence[int]) -> Change | None:
         """Return what changes the logits of the row that follows ``drafts``."""
-        too_early = self.num_generated + len(drafts) < self.params.min_tokens and len(self.ends) > 0
-        if not too_early and not self.params.biases and self.counts is None:
+        masked = self.mask.after(drafts)
+        if masked is None and self.allowed is None and not self.params.biases and self.counts is None:
             return None
         seen = self.counts.after(drafts) if self.counts is not None else None
-        return Change(row, self.params, self.ends if too_early else None, seen)
+        return Change(row, self.params, masked, seen, self.allowed)
 
     def draw(self, row: int, position: int) -> Draw | None:
         """Return how the token at ``position`` is drawn; None for the likeliest."""
@@ -74,6 +79,7 @@ class _Request:
 
     def accept(self, token_ids: Sequence[int]) -> None:
         self.num_generated += len(token_ids)
+        self.mask.accept(token_ids)
         if self.counts is not None:
             self.counts.add(token_ids)
 
@@ -102,7 +108,9 @@ class _Rows:
         if reason := _unusable(self.raw_peaks[row]):
             return reason
         if not math.isfinite(self.peaks[row]):
-            return "min_tokens, logit_bias and penalties leave no token that can be sampled"
+            return (
+                "allowed_token_ids, bad_words, min_tokens, logit_bias and penalties leave no token that can be sampled"
+            )
         return None
 
 

@@ -12,6 +12,9 @@ from loadmaster.errors import RequestError
 GREEDY_BELOW = 1e-5
 """Below this temperature sampling is greedy, as in vLLM."""
 
+MAX_BAD_WORDS = 128
+"""The most token sequences of ``bad_words_token_ids``, vLLM's limit. Each is compared with the answer after every token."""
+
 MAX_LOGPROBS = 20
 """The most top tokens whose log probabilities a request can ask for, vLLM's default (``--max-logprobs``)."""
 
@@ -39,6 +42,9 @@ class SamplingParams:
     ``presence_penalty`` is subtracted from the logits of tokens in the answer, ``frequency_penalty`` once for each time a
     token is in it. ``logit_bias`` is added to the logits of tokens: a mapping or pairs; kept as pairs in order of token ids.
 
+    ``allowed_token_ids`` are the only tokens that may be generated; kept in order, each once. ``bad_words_token_ids`` are token
+    sequences that the answer never contains: the last token of each is not generated after the others.
+
     ``seed`` None uses a random seed. ``ignore_eos`` continues after the model's end tokens, but not after
     ``stop_token_ids``. ``logprobs`` asks for the log probability of each generated token and of this many of the likeliest
     tokens at its position, ``prompt_logprobs`` for those of the prompt's tokens; both before penalties and temperature.
@@ -57,6 +63,8 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -88,7 +96,13 @@ class SamplingParams:
             raise RequestError(f"top_k is {self.top_k}, expected 1 or more, or 0 or -1 for all tokens")
         if not 0 < self.repetition_penalty < math.inf:
             raise RequestError(f"repetition_penalty is {self.repetition_penalty}, expected a number above 0")
-        object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
+        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        if self.allowed_token_ids is not None:
+            allowed = tuple(sorted(set(_token_ids("allowed_token_ids", self.allowed_token_ids))))
+            if not allowed:
+                raise RequestError("allowed_token_ids is empty, expected at least one token id")
+            object.__setattr__(self, "allowed_token_ids", allowed)
+        object.__setattr__(self, "bad_words_token_ids", _sequences(self.bad_words_token_ids))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
 
     @property
@@ -112,18 +126,32 @@ def check_vocabulary(params: SamplingParams, vocab_size: int) -> None:
     for name, token_ids in (
         ("stop_token_ids", params.stop_token_ids),
         ("logit_bias", [token for token, _ in params.biases]),
+        ("allowed_token_ids", params.allowed_token_ids or ()),
+        ("bad_words_token_ids", [token for word in params.bad_words_token_ids for token in word]),
     ):
         unknown = next((token for token in token_ids if not 0 <= token < vocab_size), None)
         if unknown is not None:
             raise RequestError(f"{name} has token id {unknown}, expected 0 to {vocab_size - 1}, the model's vocabulary")
 
 
-def _token_ids(value: object) -> tuple[int, ...]:
-    _expect("stop_token_ids", value, (tuple, list), "token ids")
+def _token_ids(name: str, value: object) -> tuple[int, ...]:
+    _expect(name, value, (tuple, list), "token ids")
     assert isinstance(value, (tuple, list))
     for token in value:
-        _expect("stop_token_ids", token, int, "token ids")
+        _expect(name, token, int, "token ids")
     return tuple(value)
+
+
+def _sequences(value: object) -> tuple[tuple[int, ...], ...]:
+    name = "bad_words_token_ids"
+    _expect(name, value, (tuple, list), "lists of token ids")
+    assert isinstance(value, (tuple, list))
+    sequences = tuple(_token_ids(name, one) for one in value)
+    if len(sequences) > MAX_BAD_WORDS:
+        raise RequestError(f"{name} has {len(sequences):,} entries, expected at most {MAX_BAD_WORDS}")
+    if () in sequences:
+        raise RequestError(f"{name} has an entry without tokens")
+    return sequences
 
 
 def _biases(value: object) -> tuple[tuple[int, float], ...]:

@@ -73,6 +73,7 @@ class ServeOptions:
     port: int
     served_model_name: Sequence[str] | None
     api_key: str | None
+    strict: bool = False
     carried: Sequence[Carried]
     passed_on: Sequence[str]
 
@@ -87,6 +88,8 @@ def refuse_for_vllm(options: ServeOptions, environment: Mapping[str, str] = os.e
         raise UsageError(
             "--json: vLLM writes its log to standard output, where only one JSON object may be; use --engine native"
         )
+    if options.strict:
+        raise UsageError("--strict: vLLM's server has no such option; use --engine native")
     if options.port == 0:
         raise UsageError("--port 0: vLLM does not report which port it chose; give a port number")
     for argument in options.passed_on:

@@ -10,7 +10,6 @@ from pydantic import Field
 from loadmaster.errors import clip
 from loadmaster.server.protocol.fields import FieldError, Int64
 from loadmaster.server.protocol.generation import GenerationRequest
-from loadmaster.workers import SamplingParams
 from loadmaster.workers.sampling_params import MAX_LOGPROBS
 
 
@@ -21,13 +20,43 @@ class ChatCompletionRequest(GenerationRequest):
     max_completion_tokens: Int64 | None = None
     logprobs: bool | None = None
     top_logprobs: Int64 | None = None
-    add_generation_prompt: bool = True
+    echo: bool = False
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @property
     def num_top(self) -> int | None:
         """``top_logprobs``, if ``logprobs`` is true."""
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def length_field(self) -> tuple[str, int | None]:
+        """``max_completion_tokens``, the newer name, or ``max_tokens``."""
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return super().length_field
+
+    @property
+    def adds_generation_prompt(self) -> bool:
+        """Whether the prompt ends with the beginning of the model's message; by default unless the last one is continued."""
+        return not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
+
+    @property
+    def answer_role(self) -> str:
+        """The role of the answer's message: that of the last message if it is continued."""
+        return "assistant" if self.adds_generation_prompt else str(self.messages[-1].get("role"))
+
+    @property
+    def echoed(self) -> str | None:
+        """What ``echo`` puts before the answer: the last message's text if it has the answer's role."""
+        last = self.messages[-1]
+        if not self.echo or last.get("role") != self.answer_role:
+            return None
+        return _text(last.get("content"), len(self.messages) - 1)
 
     def check(self, max_num_seqs: int) -> None:
         """Refuse what `GenerationRequest.check` refuses, and ``top_logprobs`` that is out of range or not allowed."""
@@ -36,6 +65,10 @@ class ChatCompletionRequest(GenerationRequest):
             raise FieldError("top_logprobs is only allowed with logprobs=true", "top_logprobs")
         if not 0 <= (self.top_logprobs or 0) <= MAX_LOGPROBS:
             raise FieldError(f"top_logprobs is {self.top_logprobs}, expected 0 to {MAX_LOGPROBS}", "top_logprobs")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise FieldError(
+                "continue_final_message is not allowed with add_generation_prompt=true", "continue_final_message"
+            )
 
     def conversation(self) -> list[dict[str, Any]]:
         """Return the messages with their content as plain text, as chat templates expect it.
@@ -44,11 +77,6 @@ class ChatCompletionRequest(GenerationRequest):
             FieldError: a message has no role, or content that is not text.
         """
         return [{**m, "role": _role(m, i), "content": _text(m.get("content"), i)} for i, m in enumerate(self.messages)]
-
-    def params(self, defaults: Mapping[str, float], default_max_tokens: int | None) -> SamplingParams:
-        """Return the sampling parameters. ``max_completion_tokens`` is the newer name of ``max_tokens``."""
-        max_tokens = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-        return super().params(defaults, max_tokens if max_tokens is not None else default_max_tokens)
 
 
 def _role(message: Mapping[str, Any], number: int) -> str:

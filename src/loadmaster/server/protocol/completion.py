@@ -23,7 +23,7 @@ NumLogprobs = Annotated[Int64 | None, BeforeValidator(lambda value: None if valu
 
 
 class CompletionRequest(GenerationRequest):
-    """``POST /v1/completions``. The answer has one choice for each prompt."""
+    """``POST /v1/completions``. The answer has ``n`` choices for each prompt."""
 
     prompt: (
         str
@@ -31,6 +31,7 @@ class CompletionRequest(GenerationRequest):
         | Annotated[list[str], Field(fail_fast=True)]
         | Annotated[list[Annotated[list[Int64], Field(fail_fast=True)]], Field(fail_fast=True)]
     )
+    best_of: Int64 | None = None
     max_tokens: Int64 | None = 16
     logprobs: NumLogprobs = None
     echo: bool | None = None
@@ -51,6 +52,11 @@ class CompletionRequest(GenerationRequest):
         return self.logprobs
 
     @property
+    def num_candidates(self) -> int:
+        """How many answers to each prompt are computed; the best ``n`` of them are returned."""
+        return max(self.num_choices, self.best_of or 1)
+
+    @property
     def only_echo(self) -> bool:
         """Whether the answer is the prompt alone, which is how its log probabilities are asked for."""
         return bool(self.echo) and self.max_tokens == 0
@@ -58,14 +64,23 @@ class CompletionRequest(GenerationRequest):
     def check(self, max_num_seqs: int) -> None:
         """Refuse what `GenerationRequest.check` refuses, an empty prompt, too many prompts, and too many answers."""
         super().check(max_num_seqs)
+        if self.best_of is not None and not self.num_choices <= self.best_of <= max_num_seqs:
+            raise FieldError(
+                f"best_of is {self.best_of}, expected n to {max_num_seqs} (--max-num-seqs), and n is {self.num_choices}",
+                "best_of",
+            )
+        if self.stream and self.num_candidates > self.num_choices:
+            raise FieldError("best_of above n is not supported with stream=true", "best_of")
         if self.prompt == []:
             raise FieldError("prompt is empty", "prompt")
         if len(self.prompts) > MAX_PROMPTS:
             raise FieldError(f"prompt has {len(self.prompts):,} prompts, expected at most {MAX_PROMPTS:,}", "prompt")
-        if (count := len(self.prompts) * self.num_choices) > MAX_CHOICES:
+        if (count := len(self.prompts) * self.num_candidates) > MAX_CHOICES:
+            name = "n" if self.num_candidates == self.num_choices else "best_of"
             raise FieldError(
-                f"n is {self.num_choices} for {len(self.prompts):,} prompts: {count:,} answers, expected at most {MAX_CHOICES:,}",
-                "n",
+                f"{name} is {self.num_candidates} for {len(self.prompts):,} prompts: {count:,} answers, expected at most "
+                f"{MAX_CHOICES:,}",
+                name,
             )
 
     def params(self, defaults: Mapping[str, float], default_max_tokens: int | None) -> SamplingParams:
@@ -73,6 +88,8 @@ class CompletionRequest(GenerationRequest):
         if self.only_echo:
             return self.model_copy(update={"max_tokens": 1}).params(defaults, default_max_tokens)
         params = super().params(defaults, default_max_tokens)
+        if params.logprobs is None and self.num_candidates > self.num_choices:
+            params = dataclasses.replace(params, logprobs=0)  # to compare the candidates
         if not self.echo or self.logprobs is None:
             return params
         return dataclasses.replace(params, prompt_logprobs=max(self.logprobs, self.prompt_logprobs or 0))
