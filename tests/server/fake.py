@@ -27,6 +27,7 @@ from loadmaster.server.service import Service
 from loadmaster.server.settings import Settings
 from loadmaster.workers import SamplingParams
 from loadmaster.workers.batch import PositionLogprobs, TokenLogprob
+from loadmaster.workers.messages import Vocabulary
 from loadmaster.workers.sampling_params import check_vocabulary
 
 EOS = 257  # <|end|> of the tiny tokenizer
@@ -55,6 +56,7 @@ class FakeEngine:
     running: int = 0
     most_running: int = 0
     given_up: int = 0
+    vocabulary: Vocabulary | None = None
 
     @property
     def max_model_len(self) -> int:
@@ -95,6 +97,14 @@ class FakeEngine:
         check_vocabulary(params, self.limits.vocab_size)
         if len(prompt) >= self.max_model_len:
             raise RequestError(f"the prompt has {len(prompt)} tokens, and the model allows {self.max_model_len}")
+
+    def learn(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+
+    def compiled(self, params: SamplingParams) -> SamplingParams:
+        if params.structured_outputs is not None and self.vocabulary is None:
+            raise RequestError("structured_outputs need a tokenizer, and the model has none")
+        return params
 
     def submit(
         self, prompt: Sequence[int], params: SamplingParams, on_event: Callable[[Event], None] | None = None

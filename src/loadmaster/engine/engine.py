@@ -21,17 +21,19 @@ from typing import TYPE_CHECKING
 
 from loadmaster.arguments import expect, expect_int, shown
 from loadmaster.engine.capacity import Capacity
+from loadmaster.engine.grammar_check import GrammarCheck
 from loadmaster.engine.launched import require_memory_of, run_of
 from loadmaster.engine.limits import Limits, read_limits
 from loadmaster.engine.pages import PagePool
 from loadmaster.engine.request import Event, Output, Request, Stream
 from loadmaster.engine.scheduler import Counters, Scheduler
 from loadmaster.engine.support import launch_of, num_drafts, refuse_options, refuse_plan, require_device
-from loadmaster.errors import ArgumentError, LoadmasterError, RunError
+from loadmaster.errors import ArgumentError, LoadmasterError, RequestError, RunError
 from loadmaster.workers.batch import Done
 from loadmaster.workers.crew import DEFAULT_BUILDER
-from loadmaster.workers.messages import Allocate, Allocated, Usage
+from loadmaster.workers.messages import Allocate, Allocated, Usage, Vocabulary
 from loadmaster.workers.sampling_params import SamplingParams, check_vocabulary
+from loadmaster.workers.structured_outputs import StructuredOutputs
 from loadmaster.workers.supervisor import State, Supervisor
 
 if TYPE_CHECKING:
@@ -132,6 +134,10 @@ class Engine:
         self._arrivals: deque[Request] = deque()
         self._cancelled: deque[Request] = deque()
         self._ended: LoadmasterError | None = None
+        self._grammars = GrammarCheck()
+        self._vocabulary: Vocabulary | None = None
+        self._sent_vocabulary: Vocabulary | None = None
+        self._last_ranks = tuple(run.place(run.num_ranks - 1).stage_ranks)
         self._ready = threading.Event()
         self._is_ready = False
         self._scheduler: Scheduler | None = None
@@ -219,6 +225,31 @@ class Engine:
             if self.limits.vocab_size is not None:
                 check_vocabulary(params, self.limits.vocab_size)
 
+    def learn(self, vocabulary: Vocabulary) -> None:
+        """Take the texts of the tokens (`Tokenizer.vocabulary`), which structured outputs need.
+
+        Best called before the engine is ready: the workers take a second or two for it.
+        """
+        self._vocabulary = vocabulary
+        self._supervisor.wake()
+
+    def compiled(self, params: SamplingParams) -> SamplingParams:
+        """Return ``params`` with their structured outputs checked and compiled, which can take seconds. See `GrammarCheck`.
+
+        Raises:
+            RequestError: they are not valid or not supported, allow no answer or exceed the limits; or the model has no
+                tokenizer or no end token.
+            RunError: they cannot be checked.
+        """
+        wanted = params.structured_outputs
+        if not isinstance(wanted, StructuredOutputs):
+            return params
+        if self._vocabulary is None:
+            raise RequestError("structured_outputs need a tokenizer, and the model has none")
+        if not self.limits.eos_token_ids:
+            raise RequestError("structured_outputs need an end token, and the model has none")
+        return replace(params, structured_outputs=self._grammars.compiled(wanted))
+
     def submit(
         self,
         prompt_token_ids: Sequence[int],
@@ -227,14 +258,17 @@ class Engine:
     ) -> Stream:
         """Begin a request, and return the stream of its answer. May be called from any thread, also during loading.
 
-        ``on_event`` gets each output instead, or the error that ends the request; the engine's thread calls it.
+        ``on_event`` gets each output instead, or the error that ends the request; the engine's thread calls it. Structured
+        outputs that are not `compiled` are compiled first.
 
         Raises:
-            RequestError: the prompt is not valid, or ``params`` name tokens that are not in the model's vocabulary.
+            RequestError: the prompt is not valid, ``params`` name tokens that are not in the model's vocabulary, or their
+                structured outputs are refused.
             LoadError, RunError: the engine has failed or is closed.
         """
         expect("params", params, SamplingParams, "SamplingParams")
         self.check(prompt_token_ids, params)
+        params = self.compiled(params)
         if params.seed is None:
             params = replace(params, seed=secrets.randbits(63))
         room = self.max_model_len - len(prompt_token_ids)
@@ -270,6 +304,7 @@ class Engine:
     def close(self) -> None:
         """End all workers and wait for them. Requests that are not finished end with an error."""
         self._supervisor.close()
+        self._grammars.close()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -320,6 +355,7 @@ class Engine:
         supervisor, capacity = self._supervisor, self.capacity
         supervisor.wait_ready()
         num_pages = capacity.num_pages(supervisor.ready, self._device, self.max_model_len)
+        self._send_vocabulary()
         supervisor.send(
             Allocate(num_pages, capacity.block_size, self.limits.eos_token_ids, self._num_speculative_tokens)
         )
@@ -353,10 +389,18 @@ class Engine:
         with self._lock:
             arrivals, self._arrivals = self._arrivals, deque()
             cancelled, self._cancelled = self._cancelled, deque()
+        self._send_vocabulary()
         for request in arrivals:
             scheduler.add(request)
         for request in cancelled:
             scheduler.cancel(request)
+
+    def _send_vocabulary(self) -> None:
+        """Send the vocabulary to the last stage, if it has come since the last time."""
+        if (vocabulary := self._vocabulary) is not self._sent_vocabulary:
+            assert vocabulary is not None
+            self._supervisor.send(vocabulary, self._last_ranks)
+            self._sent_vocabulary = vocabulary
 
     def _note_begin(self, requests: Sequence[Request]) -> None:
         now = time.monotonic()

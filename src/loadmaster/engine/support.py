@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from loadmaster.plan import Plan
 
 RUNNING = ("torch", "transformers", "tokenizers")
-SERVING = ("fastapi", "jinja2", "uvicorn")
+SERVING = ("fastapi", "jinja2", "llguidance", "uvicorn")
 
 DEVICES = ("cpu", "cuda")
 

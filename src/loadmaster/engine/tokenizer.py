@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from loadmaster.engine.template import ChatTemplate
 from loadmaster.errors import CheckpointError, RequestError, RunError, clip
+from loadmaster.workers.messages import Vocabulary
 
 FILES = (
     "tokenizer.json",
@@ -136,6 +138,18 @@ class Tokenizer:
         if self._longest is None:
             self._longest = max(map(len, self._get().get_vocab()), default=1)
         return self._longest
+
+    def vocabulary(self) -> Vocabulary:
+        """Return the texts of the tokens, as structured outputs need them.
+
+        Raises:
+            RequestError: the model has no tokenizer, or one that is not written in Rust.
+        """
+        tokenizer = self._get()
+        if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
+            raise RequestError(f"structured_outputs are not supported with the model's {type(tokenizer).__name__}")
+        num_tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
+        return Vocabulary(zlib.compress(backend.to_str().encode(), 1), num_tokens)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of ``token_ids``, by default without special tokens."""

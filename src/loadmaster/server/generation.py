@@ -25,6 +25,7 @@ from loadmaster.server.protocol import (
     GenerationRequest,
     with_field,
 )
+from loadmaster.server.protocol.structured import in_field
 from loadmaster.server.recorder import record_of
 from loadmaster.server.records import Record
 from loadmaster.server.responses import Choice, Contents, Envelope, likeliest, usage
@@ -106,21 +107,25 @@ async def chat_token_ids(service: Service, body: ChatCompletionRequest, *, any_l
 
 
 async def params_of(service: Service, body: GenerationRequest) -> SamplingParams:
-    """Return the sampling parameters of a checked request, with the model's defaults.
+    """Return the sampling parameters of a checked request, with the model's defaults. Structured outputs are compiled.
 
     Raises:
-        FieldError: a value is out of range; names the field.
+        FieldError: a value is out of range, or refused; names the field.
     """
     body.check_length(service.engine.max_model_len)
     params = body.params(service.engine.limits.sampling, None)
-    if not body.bad_words:
-        return params
-    words = body.bad_words
+    if body.bad_words:
+        words = body.bad_words
+        try:
+            sequences = await service.in_thread(lambda: service.tokenizer.word_token_ids(words))
+            params = replace(params, bad_words_token_ids=tuple(map(tuple, sequences)))
+        except RequestError as error:
+            raise FieldError(error.message, "bad_words") from None
     try:
-        sequences = await service.in_thread(lambda: service.tokenizer.word_token_ids(words))
-        return replace(params, bad_words_token_ids=tuple(map(tuple, sequences)))
+        return await service.compiled(params)
     except RequestError as error:
-        raise FieldError(error.message, "bad_words") from None
+        is_format = body.response_format is not None and body.response_format.type != "text"
+        raise in_field(error, "response_format" if is_format else "structured_outputs") from None
 
 
 def check(service: Service, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:

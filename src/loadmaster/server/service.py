@@ -51,6 +51,7 @@ class Service:
         self._num_in_flight = 0
         self._inbox: Inbox | None = None
         self._tokenizing = ThreadPoolExecutor(NUM_TOKENIZED, thread_name_prefix="tokenize")
+        self._compiling = ThreadPoolExecutor(1, thread_name_prefix="compile")
         self._rendering = ThreadPoolExecutor(NUM_RENDERERS, thread_name_prefix="render")
         self.is_draining = False
         self.idle = asyncio.Event()
@@ -91,6 +92,8 @@ class Service:
         """
         try:
             self.tokenizer.load()
+            if self.tokenizer.exists:
+                self._learn_vocabulary()
             with suppress(RuntimeError):  # the service was closed in the meantime
                 self._rendering.submit(self._try_template)
             self.engine.wait_ready()
@@ -99,6 +102,16 @@ class Service:
                 self._failed = error
             raise
         self._is_ready = True
+
+    async def compiled(self, params: SamplingParams) -> SamplingParams:
+        """Return ``params`` with their structured outputs checked and compiled.
+
+        Raises:
+            RequestError: they are refused.
+        """
+        if params.structured_outputs is None:
+            return params
+        return await self._in(self._compiling, self.engine.compiled, params)
 
     async def encode(self, text: str, add_special_tokens: bool = True, *, any_length: bool = False) -> list[int]:
         """Return the token ids of a text, which may be longer than the model's length only with ``any_length``.
@@ -205,6 +218,7 @@ class Service:
         self.tokenizer.close()
         self._rendering.shutdown(cancel_futures=True)
         self._tokenizing.shutdown(cancel_futures=True)
+        self._compiling.shutdown(cancel_futures=True)
 
     async def _in(self, threads: ThreadPoolExecutor, work: Callable[..., T], *args: object) -> T:
         try:
@@ -224,6 +238,10 @@ class Service:
                     hint="send a shorter prompt",
                 )
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def _learn_vocabulary(self) -> None:
+        with suppress(RequestError):  # which every request for structured outputs gets
+            self.engine.learn(self.tokenizer.vocabulary())
 
     def _try_template(self) -> None:
         try:

@@ -4,5 +4,6 @@
 """
 
 from loadmaster.workers.sampling_params import SamplingParams
+from loadmaster.workers.structured_outputs import StructuredOutputs
 
-__all__ = ["SamplingParams"]
+__all__ = ["SamplingParams", "StructuredOutputs"]

@@ -11,11 +11,11 @@ import pickle
 from typing import Any
 
 from loadmaster import errors, findings
-from loadmaster.workers import batch, messages, sampling_params
+from loadmaster.workers import batch, messages, sampling_params, structured_outputs
 
 KNOWN = {
     (module.__name__, name): value
-    for module in (batch, messages, sampling_params, errors, findings)
+    for module in (batch, messages, sampling_params, structured_outputs, errors, findings)
     for name, value in vars(module).items()
     if isinstance(value, type) and value.__module__ == module.__name__
 }

@@ -1,6 +1,6 @@
 """The messages on the pipe between the engine's process and a worker. Plain data; `loadmaster.workers.encoding` encodes them.
 
-    to a worker     Allocate, then Batch …, Report at any time between them
+    to a worker     Vocabulary at any time; Allocate, then Batch …, Report at any time between them
     from a worker   Progress …, Ready, Allocated, Done … (from the last stage's first rank), Usage …, Reported;
                     Failed at any time
 
@@ -123,6 +123,17 @@ class Allocate:
     page_size: int
     end_token_ids: tuple[int, ...] = ()
     num_speculative_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The text of each token, which structured outputs need: the ``tokenizer`` in the format of tokenizer.json, deflated.
+
+    ``num_tokens`` is one more than its largest token id. For the ranks of the last stage.
+    """
+
+    tokenizer: bytes
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from loadmaster.workers.batch import Batch, Done, Sampled, Span
 from loadmaster.workers.builder import Stage
 from loadmaster.workers.decode_graphs import DecodeGraphs
 from loadmaster.workers.drafter import Drafter
-from loadmaster.workers.messages import Allocate, Place, Usage
+from loadmaster.workers.messages import Allocate, Place, Usage, Vocabulary
 from loadmaster.workers.page_table import PageTable
 from loadmaster.workers.pulse import Phase, Pulse
 from loadmaster.workers.sampler import Sampler
@@ -80,6 +80,7 @@ class StageRunner:
             sampled = self._sample(batch, outputs["logits"])
             if self._drafter is not None:
                 sampled = self._drafter.propose(batch.spans, sampled, outputs["hidden_states"])
+                sampled = self._sampler.without_wrong_drafts(sampled)
             done = Done(batch.number, tuple(sampled))
         else:
             self._group.send_next(outputs, tuple(self._stage.carries_out))
@@ -90,6 +91,11 @@ class StageRunner:
         self._num_batches += 1
         self._num_tokens += num_tokens
         return done if self._place.slot == 0 else None
+
+    def learn(self, vocabulary: Vocabulary) -> None:
+        """Take the texts of the tokens, which structured outputs need. Only the last stage does something with them."""
+        if self._is_last:
+            self._sampler.grammars.learn(vocabulary)
 
     def usage(self) -> Usage:
         """Return how the rank has spent its time so far."""

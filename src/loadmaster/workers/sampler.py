@@ -1,8 +1,9 @@
 """Samples the next tokens from the last stage's logits, for all requests of a batch at once.
 
-The steps and their order are vLLM's (the docstring of ``Sampler`` in ``vllm/v1/sample/sampler.py``): log probabilities of
-the raw logits; ``allowed_token_ids``, bad words, ``min_tokens``, ``logit_bias``, penalties; the likeliest token of greedy
-rows; for the others temperature, ``min_p``, ``top_k``, ``top_p`` and a draw.
+The steps and their order are vLLM's (the docstring of ``Sampler`` in ``vllm/v1/sample/sampler.py``): -inf for tokens that a
+request's grammar does not allow (`loadmaster.workers.grammars`); log probabilities of these logits; ``allowed_token_ids``,
+bad words, ``min_tokens``, ``logit_bias``, penalties; the likeliest token of greedy rows; for the others temperature,
+``min_p``, ``top_k``, ``top_p`` and a draw.
 
 **What decides a token.** Its row of logits, the request's parameters, its seed and the token's position; nothing else in
 the batch. See `loadmaster.workers.draws`.
@@ -22,7 +23,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -30,9 +31,12 @@ from torch import Tensor
 
 from loadmaster.workers.batch import PositionLogprobs, Sampled, Span, Start
 from loadmaster.workers.draws import Draw, draw, likeliest, to_device, uniform
+from loadmaster.workers.grammars import Answer, GrammarError, Grammars, Words, masked
 from loadmaster.workers.logprobs import logprob_figures, position_logprobs
 from loadmaster.workers.masks import Ints, TokenMask
 from loadmaster.workers.penalties import Change, TokenCounts, changed, has_penalties
+from loadmaster.workers.sampling_params import SamplingParams
+from loadmaster.workers.structured_outputs import Grammar
 
 HINT = "check the weights with `loadmaster verify`, or try another --dtype"
 
@@ -41,7 +45,7 @@ class _Request:
     """What the sampler knows about a request. It is up to date at each sample: a request whose last token is not known
     yet is never scheduled."""
 
-    def __init__(self, start: Start, end_token_ids: frozenset[int]) -> None:
+    def __init__(self, start: Start, end_token_ids: frozenset[int], grammars: Grammars) -> None:
         params = start.params
         self.params = params
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
@@ -56,6 +60,12 @@ class _Request:
         if has_penalties(params):
             seen_prompt = self.prompt if params.repetition_penalty != 1 else ()
             self.counts = TokenCounts(seen_prompt, start.token_ids[start.num_prompt :])
+        self.answer: Answer | None = None
+        self.unread: tuple[int, ...] = ()  # tokens of the answer that its grammar has not seen
+        if params.structured_outputs is not None:
+            assert isinstance(params.structured_outputs, Grammar)
+            self.answer = grammars.begin(params.structured_outputs, ends.tolist())
+            self.unread = start.token_ids[start.num_prompt :]
 
     @property
     def num_tokens(self) -> int:
@@ -69,6 +79,33 @@ class _Request:
         seen = self.counts.after(drafts) if self.counts is not None else None
         return Change(row, self.params, masked, seen, self.allowed)
 
+    def masks(self, drafts: Sequence[int]) -> Sequence[Words | None]:
+        """Return which tokens may follow each prefix of ``drafts``; nothing if all tokens may.
+
+        Raises:
+            GrammarError: the answer cannot go on.
+        """
+        if self.answer is None:
+            return ()
+        self._read()
+        return self.answer.masks(drafts)
+
+    def matching(self, drafts: tuple[int, ...]) -> tuple[int, ...]:
+        """Return ``drafts`` up to the first that does not match the request's grammar."""
+        if self.answer is None:
+            return drafts
+        try:
+            self._read()
+            return drafts[: self.answer.num_allowed(drafts)]
+        except GrammarError:  # `masks` reports it
+            return ()
+
+    def _read(self) -> None:
+        """Let the grammar see all tokens of the answer."""
+        assert self.answer is not None
+        self.answer.accept(self.unread)
+        self.unread = ()
+
     def draw(self, row: int, position: int) -> Draw | None:
         """Return how the token at ``position`` is drawn; None for the likeliest."""
         params = self.params
@@ -80,14 +117,20 @@ class _Request:
     def accept(self, token_ids: Sequence[int]) -> None:
         self.num_generated += len(token_ids)
         self.mask.accept(token_ids)
+        if self.answer is not None:
+            self.unread += tuple(token_ids)
         if self.counts is not None:
             self.counts.add(token_ids)
 
 
 @dataclass(slots=True)
 class _Work:
-    """What to do with the rows of a batch. Rows without a draw are greedy; ``num_top`` counts the likeliest tokens."""
+    """What to do with the rows of a batch. Rows without a draw are greedy; ``num_top`` counts the likeliest tokens.
 
+    ``errors`` are the reasons why requests cannot go on."""
+
+    errors: dict[int, str] = field(default_factory=dict)
+    masks: list[tuple[int, Words]] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
     draws: list[Draw] = field(default_factory=list)
     logprob_rows: list[int] = field(default_factory=list)
@@ -96,35 +139,40 @@ class _Work:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The results of rows on the host: tokens, the largest logit before and after changes, figures of log probabilities."""
+    """The results of rows on the host: tokens, the largest logit before and after masks and changes, figures of log
+    probabilities."""
 
     tokens: Sequence[int]
     raw_peaks: Sequence[float]
     peaks: Sequence[float]
     figures: dict[int, Sequence[float]]
 
-    def error(self, row: int) -> str | None:
+    def error(self, row: int, params: SamplingParams) -> str | None:
         """Return why a row cannot be sampled."""
         if reason := _unusable(self.raw_peaks[row]):
             return reason
         if not math.isfinite(self.peaks[row]):
-            return (
-                "allowed_token_ids, bad_words, min_tokens, logit_bias and penalties leave no token that can be sampled"
+            first = (
+                "allowed_token_ids" if params.structured_outputs is None else "structured_outputs, allowed_token_ids"
             )
+            return f"{first}, bad_words, min_tokens, logit_bias and penalties leave no token that can be sampled"
         return None
 
 
 class Sampler:
-    """Samples the tokens of all requests. ``end_token_ids`` are the model's end tokens, which ``min_tokens`` holds back."""
+    """Samples the tokens of all requests. ``end_token_ids`` are the model's end tokens, which ``min_tokens`` holds back.
+
+    ``grammars`` compiles the requests' structured outputs."""
 
     def __init__(self, vocab_size: int, end_token_ids: Iterable[int] = ()) -> None:
         self._vocab_size = vocab_size
         self._ends = frozenset(token for token in end_token_ids if token < vocab_size)
         self._requests: dict[int, _Request] = {}
+        self.grammars = Grammars(vocab_size, self._ends)
 
     def begin(self, request: int, start: Start) -> None:
         """Learn about a request, also when it starts again after a preemption."""
-        self._requests[request] = _Request(start, self._ends)
+        self._requests[request] = _Request(start, self._ends, self.grammars)
 
     def forget(self, request: int) -> None:
         """Forget a request that has ended; nothing happens if it is not known."""
@@ -142,12 +190,18 @@ class Sampler:
             return []
         num_rows = sum(span.num_logits for span in spans)
         assert logits_RV.shape == (num_rows, self._vocab_size), (logits_RV.shape, num_rows, self._vocab_size)
-        rows = _sampled_rows(logits_RV.to(torch.float32), self._work(spans))
+        work = self._work(spans)
+        rows = _sampled_rows(logits_RV.to(torch.float32), work)
         sampled, first = [], 0
         for span in spans:
-            sampled.append(self._verified(span, rows, first))
+            reason = work.errors.get(span.request)
+            sampled.append(Sampled(span.request, error=reason) if reason else self._verified(span, rows, first))
             first += span.num_logits
         return sampled
+
+    def without_wrong_drafts(self, sampled: Sequence[Sampled]) -> list[Sampled]:
+        """Return ``sampled``, with the drafts of requests that have a grammar cut where they do not match it."""
+        return [replace(s, drafts=self._requests[s.request].matching(s.drafts)) if s.drafts else s for s in sampled]
 
     @torch.inference_mode()
     def prompt_logprobs(self, logits_TV: Tensor, span: Span) -> Sampled:
@@ -174,6 +228,11 @@ class Sampler:
             request = self._requests[span.request]
             position = span.stop - len(span.drafts)  # of the first new token
             assert position == request.num_tokens, (span, request.num_tokens)
+            try:
+                masks = enumerate(request.masks(span.drafts), row)
+                work.masks += [(masked_row, mask) for masked_row, mask in masks if mask is not None]
+            except GrammarError as error:
+                work.errors[span.request] = str(error)
             for i in range(span.num_logits):
                 if (change := request.change(row, span.drafts[:i])) is not None:
                     work.changes.append(change)
@@ -192,7 +251,7 @@ class Sampler:
         logprobs: list[PositionLogprobs] = []
         for i, draft in enumerate((*span.drafts, None)):
             row = first + i
-            if reason := rows.error(row):
+            if reason := rows.error(row, request.params):
                 return Sampled(span.request, error=reason)
             token = rows.tokens[row]
             emitted.append(token)
@@ -208,7 +267,11 @@ def _sampled_rows(logits_RV: Tensor, work: _Work) -> _Rows:
     """Sample each row, and wait for the device once: for the results."""
     num_rows, device = len(logits_RV), logits_RV.device
     tokens_R, raw_peak_R = likeliest(logits_RV)
-    changed_RV, peak_R = logits_RV, raw_peak_R
+    peak_R = raw_peak_R
+    if work.masks:
+        logits_RV = masked(logits_RV, work.masks)
+        tokens_R, peak_R = likeliest(logits_RV)
+    changed_RV = logits_RV
     if work.changes:
         changed_RV = changed(logits_RV, work.changes)
         tokens_R, peak_R = likeliest(changed_RV)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from loadmaster.arguments import is_huge, shown
 from loadmaster.errors import RequestError
+from loadmaster.workers.structured_outputs import Grammar, StructuredOutputs
 
 GREEDY_BELOW = 1e-5
 """Below this temperature sampling is greedy, as in vLLM."""
@@ -49,6 +50,9 @@ class SamplingParams:
     ``stop_token_ids``. ``logprobs`` asks for the log probability of each generated token and of this many of the likeliest
     tokens at its position, ``prompt_logprobs`` for those of the prompt's tokens; both before penalties and temperature.
 
+    ``structured_outputs`` says what the answer has to look like; log probabilities are then those among the tokens that may
+    come. The engine turns it into a `Grammar`.
+
     Raises:
         RequestError: a value has the wrong type or is out of range; names the parameter.
     """
@@ -70,6 +74,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputs | Grammar | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "seed", "logprobs", "prompt_logprobs"):
@@ -80,6 +85,9 @@ class SamplingParams:
         for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
             _expect(name, getattr(self, name), (int, float), "a number")
         _expect("ignore_eos", self.ignore_eos, bool, "True or False")
+        if self.structured_outputs is not None:
+            kinds = (StructuredOutputs, Grammar)
+            _expect("structured_outputs", self.structured_outputs, kinds, "StructuredOutputs")
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:  # also refuses NaN
@@ -128,6 +136,7 @@ def check_vocabulary(params: SamplingParams, vocab_size: int) -> None:
         ("logit_bias", [token for token, _ in params.biases]),
         ("allowed_token_ids", params.allowed_token_ids or ()),
         ("bad_words_token_ids", [token for word in params.bad_words_token_ids for token in word]),
+        ("structured_outputs", params.structured_outputs.after if params.structured_outputs is not None else ()),
     ):
         unknown = next((token for token in token_ids if not 0 <= token < vocab_size), None)
         if unknown is not None:

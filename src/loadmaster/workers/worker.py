@@ -27,8 +27,9 @@ from loadmaster.distributed.lifeline import die_with_parent
 from loadmaster.distributed.peer import PeerLostError
 from loadmaster.errors import LoadError, LoadmasterError, RunError
 from loadmaster.host_memory import free_bytes, is_out_of_memory
+from loadmaster.workers.batch import Batch
 from loadmaster.workers.encoding import dumps, loads
-from loadmaster.workers.messages import Allocate, Allocated, Failed, Job, Progress, Ready, Report, Reported
+from loadmaster.workers.messages import Allocate, Allocated, Failed, Job, Progress, Ready, Report, Reported, Vocabulary
 from loadmaster.workers.process import JOB_LENGTH_BYTES
 
 if TYPE_CHECKING:
@@ -220,7 +221,10 @@ def _allocate(stage: Stage, pipeline: PipelineGroup, mesh: Mesh | None, job: Job
     if mesh is not None and pulse is not None:
         tell = partial(pulse.set_phase, job.place.rank)
         mesh.on_wait = lambda waits: tell(Phase.RECEIVING if waits else Phase.COMPUTING)
-    allocate: Allocate = pipe.next()
+    vocabulary: Vocabulary | None = None
+    if isinstance(message := pipe.next(), Vocabulary):
+        vocabulary, message = message, pipe.next()
+    allocate: Allocate = message
     try:
         runner = StageRunner(stage, pipeline, allocate, job.place, pulse)
     except (MemoryError, RuntimeError) as error:
@@ -231,6 +235,8 @@ def _allocate(stage: Stage, pipeline: PipelineGroup, mesh: Mesh | None, job: Job
             f"there is not enough memory for a KV cache of {num_bytes:,} bytes: {str(error).partition(chr(10))[0]}",
             hint="pass a smaller --kv-cache-memory-bytes",
         ) from error
+    if vocabulary is not None:
+        runner.learn(vocabulary)
     pipe.send(Allocated())
     return runner
 
@@ -240,8 +246,12 @@ def _serve(runner: StageRunner, pipe: Pipe) -> None:
     reported = time.monotonic()
     while True:
         begin = time.perf_counter()
-        while isinstance(batch := pipe.next(), Report):
-            pipe.send(Reported(runner.usage()))
+        while not isinstance(batch := pipe.next(), Batch):
+            if isinstance(batch, Vocabulary):
+                runner.learn(batch)
+            else:
+                assert isinstance(batch, Report)
+                pipe.send(Reported(runner.usage()))
         done = runner.run(batch, time.perf_counter() - begin)
         if done is not None:
             pipe.send(done)

@@ -16,6 +16,7 @@ from loadmaster.engine import TextOptions
 from loadmaster.errors import RequestError, clip
 from loadmaster.server.protocol.fields import FieldError, Int64, Number, RequestModel, with_field
 from loadmaster.server.protocol.inert import INERT, OF_STREAM_OPTIONS
+from loadmaster.server.protocol.structured import ResponseFormat, StructuredOutputsFields, structured_outputs
 from loadmaster.workers import SamplingParams
 from loadmaster.workers.sampling_params import MAX_BAD_WORDS
 
@@ -29,8 +30,6 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),
@@ -118,6 +117,8 @@ class GenerationRequest(RequestModel):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     request_id: Annotated[str, Field(pattern=REQUEST_ID)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputsFields | None = None
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -247,6 +248,7 @@ class GenerationRequest(RequestModel):
                 logit_bias=_biases(self.logit_bias or {}),
                 logprobs=self.num_top,
                 prompt_logprobs=self.prompt_logprobs,
+                structured_outputs=structured_outputs(self.structured_outputs, self.response_format),
                 **values,
             )
         except FieldError:

@@ -1,0 +1,131 @@
+"""Checks structured outputs before a request begins: in a process with limits, so that a hostile schema harms no other request.
+
+`loadmaster.engine.grammar_process` compiles them there as a worker will. What does not compile within the limits, or allows
+no answer, is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Final
+
+from loadmaster.engine.renderer_pool import receive, send
+from loadmaster.errors import RequestError, RunError
+from loadmaster.workers.structured_outputs import Grammar, StructuredOutputs
+
+CPU_S: Final = 2
+"""Seconds of a CPU that a check may take. A schema with 2,000 properties takes a third of a second."""
+
+MEMORY_BYTES: Final = 512 * 2**20
+"""How much memory a check may take."""
+
+ANSWER_WITHIN_S: Final = 120.0
+"""How long the process may take to answer: on a busy machine, and the first time it has to start."""
+
+MAX_KEPT: Final = 256
+"""How many results are kept for later requests."""
+
+
+class GrammarCheck:
+    """Checks structured outputs, one at a time. Starts its process for the first, and again if it has ended.
+
+    Usable from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards everything but ``_is_closed``
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: socket.socket | None = None
+        self._kept: OrderedDict[StructuredOutputs, Grammar | str] = OrderedDict()
+        self._is_closed = False
+
+    def compiled(self, wanted: StructuredOutputs) -> Grammar:
+        """Return the grammar of ``wanted``. Blocks for as long as it takes to check it, if that was not done before.
+
+        Raises:
+            RequestError: it is not valid, not supported, allows no answer, or exceeds the limits.
+            RunError: the process cannot be started or reached, or `close` was called.
+        """
+        with self._lock:
+            result = self._kept.pop(wanted, None)
+            if result is None:
+                result = self._check(wanted)
+            self._kept[wanted] = result
+            if len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
+        if isinstance(result, str):
+            raise RequestError(f"structured_outputs {result}")
+        return result
+
+    def close(self) -> None:
+        """End the process. A check that is going on fails. May be called again."""
+        self._is_closed = True
+        if (process := self._process) is not None:
+            process.kill()  # which ends the wait of the thread that holds the lock
+        with self._lock:
+            self._end()
+
+    def _check(self, wanted: StructuredOutputs) -> Grammar | str:
+        answer = self._ask(
+            {
+                "kind": wanted.kind,
+                "value": getattr(wanted, wanted.kind),
+                "disable_any_whitespace": wanted.disable_any_whitespace,
+                "disable_additional_properties": wanted.disable_additional_properties,
+                "whitespace_pattern": wanted.whitespace_pattern,
+            }
+        )
+        if "grammar" in answer:
+            return Grammar(answer["grammar"], tuple(wanted.after))
+        why: str = answer["refused"]
+        return f"cannot be used: {why}"
+
+    def _ask(self, question: dict[str, Any]) -> Any:
+        if self._process is not None and self._process.poll() is not None:
+            self._end()
+        if self._process is None:
+            self._start()
+        assert self._pipe is not None
+        try:
+            send(self._pipe, question)
+            return receive(self._pipe)
+        except (OSError, EOFError) as error:
+            self._end()
+            if self._is_closed:
+                raise RunError("the server is shutting down") from error
+            raise RunError(f"the process that checks structured outputs has ended: {error}") from error
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path)}
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "loadmaster.engine.grammar_process", str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    env=environment,
+                    pass_fds=[theirs.fileno()],
+                )
+            except OSError as error:
+                ours.close()
+                raise RunError(f"cannot start the process that checks structured outputs: {error}") from error
+        ours.settimeout(ANSWER_WITHIN_S)
+        self._pipe = ours
+        if self._is_closed:  # `close` may not have seen it
+            self._process.kill()
+
+    def _end(self) -> None:
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None

@@ -1,0 +1,126 @@
+"""Masks of grammars in the sampler, against Python's own ``re`` and ``json``, and the ``jsonschema`` package."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+
+from loadmaster.engine.grammar_check import GrammarCheck
+from loadmaster.synth.tokenizer import write_tokenizer
+from loadmaster.workers import SamplingParams, StructuredOutputs
+from loadmaster.workers.batch import Span, Start
+from loadmaster.workers.messages import Vocabulary
+from loadmaster.workers.sampler import Sampler
+
+END, VOCAB = 257, 300  # a byte is its own token; the last 38 tokens have no text
+PROMPT = (1, 2)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder, {})
+    return Vocabulary(zlib.compress((folder / "tokenizer.json").read_bytes()), 262)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Any:
+    check = GrammarCheck()
+    yield lambda **wanted: check.compiled(StructuredOutputs(**wanted))
+    check.close()
+
+
+@pytest.fixture
+def sampler(vocabulary: Vocabulary) -> Sampler:
+    sampler = Sampler(VOCAB, [END])
+    sampler.grammars.learn(vocabulary)
+    return sampler
+
+
+def answers(sampler: Sampler, params: Sequence[SamplingParams], most: int = 90, num_drafts: int = 0) -> list[list[int]]:
+    """Return what a model with random logits answers to requests that are computed together. It drafts tokens at random."""
+    rng = random.Random(0)
+    generator = torch.Generator().manual_seed(0)
+    tokens: dict[int, list[int]] = {number: [] for number in range(len(params))}
+    drafts: dict[int, tuple[int, ...]] = {}
+    for number, one in enumerate(params):
+        sampler.begin(number, Start(one, PROMPT, len(PROMPT)))
+    while going_on := [n for n in tokens if len(tokens[n]) < most and END not in tokens[n]]:
+        spans = []
+        for number in going_on:
+            tried = drafts.get(number, ())
+            last = len(PROMPT) + len(tokens[number]) - 1
+            spans.append(Span(number, last, (0, *tried), num_logits=1 + len(tried)))
+        logits = torch.randn(sum(s.num_logits for s in spans), VOCAB, generator=generator) * 3
+        logits[:, END] += 4  # so that answers end
+        for sampled in sampler.sample(logits, spans):
+            assert sampled.error is None, sampled.error
+            tokens[sampled.request] += sampled.token_ids
+            guesses = tuple(rng.choice([*b'{}[]":, az09', END]) for _ in range(num_drafts))
+            [cut] = sampler.without_wrong_drafts([replace(sampled, drafts=guesses)])
+            assert cut.drafts == guesses[: len(cut.drafts)]
+            drafts[sampled.request] = rng.choice([guesses, cut.drafts])
+    return [t[: t.index(END) + 1] if END in t else t for t in tokens.values()]
+
+
+def text_of(tokens: list[int]) -> str | None:
+    """Return the text of an answer that has ended, or None."""
+    return bytes(tokens[:-1]).decode() if tokens[-1] == END else None
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 5},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "kind": {"enum": ["a", 1, None, {"b": [True]}]},
+        "tags": {"type": "array", "items": {"$ref": "#/$defs/tag"}, "minItems": 1, "maxItems": 3},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+    "$defs": {"tag": {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^[a-c]{2}$"}]}},
+}
+
+
+def is_json_object(text: str) -> bool:
+    return isinstance(json.loads(text), dict)
+
+
+def is_person(text: str) -> bool:
+    jsonschema.validate(json.loads(text), PERSON)
+    return True
+
+
+CASES: list[tuple[dict[str, Any], Callable[[str], Any]]] = [
+    ({"json_object": True}, is_json_object),
+    ({"json": PERSON}, is_person),
+    ({"json": json.dumps(PERSON), "disable_any_whitespace": True}, is_person),
+    ({"json": PERSON, "whitespace_pattern": " ?"}, is_person),
+    ({"regex": r"[a-c]{2,9}(-\d+)?|é+"}, re.compile(r"[a-c]{2,9}(-\d+)?|é+").fullmatch),
+    ({"choice": ["yes", "no", "", 'q"\\\n', "😀"]}, ["yes", "no", "", 'q"\\\n', "😀"].__contains__),
+    ({"grammar": 'root ::= "(" root ")" | "x"'}, re.compile(r"\(*x\)*").fullmatch),
+    ({"grammar": 'start: NUM ("+" NUM)*\nNUM: /[0-9]+/'}, re.compile(r"[0-9]+(\+[0-9]+)*").fullmatch),
+]
+
+
+@pytest.mark.parametrize("num_drafts", [0, 3])
+@pytest.mark.parametrize(("wanted", "is_valid"), CASES, ids=lambda x: next(iter(x)) if isinstance(x, dict) else "")
+def test_every_answer_that_ends_is_valid(
+    wanted: dict[str, Any], is_valid: Callable[[str], Any], num_drafts: int, sampler: Sampler, compiled: Any
+) -> None:
+    grammar = compiled(**wanted)
+    params = [SamplingParams(temperature=1 + s % 2, seed=s, structured_outputs=grammar) for s in range(40)]
+    texts = [text_of(tokens) for tokens in answers(sampler, params, num_drafts=num_drafts)]
+    ended = [text for text in texts if text is not None]
+    assert len(ended) > 5
+    for text in ended:
+        assert is_valid(text), text
