@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing, suppress
 from typing import Any
 
+import orjson
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
@@ -48,7 +49,7 @@ class EventStream(Response):
 
     def event(self, chunk: dict[str, Any]) -> str:
         """Return a chunk as an event."""
-        return _event(json.dumps(chunk, ensure_ascii=False, separators=(",", ":")))
+        return _event(orjson.dumps(chunk).decode())
 
     def ending(self, failure: Exception | None) -> str:
         """Return the last events, after an error if there was one."""
