@@ -18,8 +18,9 @@ from typing import cast
 import openai
 import uvicorn
 
-from loadmaster.engine import Capacity, Engine, Limits, Output, RankProgress, Stream, Tokenizer
+from loadmaster.engine import Capacity, Engine, Limits, Loading, Output, RankProgress, Statistics, Stream, Tokenizer
 from loadmaster.engine.request import Event, FinishReason
+from loadmaster.engine.scheduler import Counters
 from loadmaster.errors import LoadmasterError, RequestError
 from loadmaster.server.address import listen
 from loadmaster.server.app import build_app
@@ -27,7 +28,7 @@ from loadmaster.server.service import Service
 from loadmaster.server.settings import Settings
 from loadmaster.workers import SamplingParams
 from loadmaster.workers.batch import PositionLogprobs, TokenLogprob
-from loadmaster.workers.messages import Vocabulary
+from loadmaster.workers.messages import Usage, Vocabulary
 from loadmaster.workers.sampling_params import check_vocabulary
 
 EOS = 257  # <|end|> of the tiny tokenizer
@@ -65,9 +66,19 @@ class FakeEngine:
     def progress(self) -> tuple[int, int]:
         return self.loaded
 
+    def loading(self) -> Loading:
+        return Loading(self.progress_of_ranks(), seconds=2.0)
+
     def progress_of_ranks(self) -> tuple[RankProgress, ...]:
         done, total = self.loaded
         return tuple(RankProgress(rank, rank, done // 2, total // 2) for rank in range(2))
+
+    def statistics(self, *, within_s: float = 0.0) -> Statistics:
+        assert within_s == 0, "asking the workers would hold the caller up"
+        counters = Counters(prompt_tokens=9, cached_tokens=4, preemptions=3, drafted_tokens=8, accepted_tokens=5)
+        counters.drafted_spans, counters.accepted_at = 4, [3, 2]
+        stages = tuple(Usage(rank, rank, busy_s=3.0 + rank, input_s=2.0, engine_s=1.0) for rank in range(2))
+        return Statistics(self.running, 2, 100, 25, 30, counters, stages)
 
     def wait_ready(self) -> None:
         self.ready.wait()

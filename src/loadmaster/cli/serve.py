@@ -77,6 +77,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="refuse requests with fields that the server does not know; without it, the header X-Loadmaster-Ignored-Fields "
         "of the answer names them",
     )
+    log = parser.add_argument_group("log and metrics")
+    log.add_argument("--log-format", choices=("text", "json"), default="text", help="form of the log (default: text)")
+    log.add_argument(
+        "--log-level",
+        type=str.upper,
+        choices=("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"),
+        default="INFO",
+        help="the least important messages that are logged (default: INFO)",
+    )
+    log.add_argument(
+        "--enable-log-requests",
+        action="store_true",
+        help="log the parameters of each request, and with --log-level DEBUG its prompt (default: nothing of it)",
+    )
+    log.add_argument(
+        "--enable-log-outputs",
+        action="store_true",
+        help="log the answers too; needs --enable-log-requests (default: nothing of them)",
+    )
+    log.add_argument(
+        "--max-log-len",
+        type=tokens,
+        metavar="N",
+        help="most characters or token ids of a prompt or an answer in the log (default: all)",
+    )
+    log.add_argument(
+        "--disable-access-log-for-endpoints",
+        metavar="PATHS",
+        help="paths, separated by commas, whose requests are logged at DEBUG only (default: /health,/live,/metrics)",
+    )
+    log.add_argument(
+        "--metrics-prefix",
+        choices=("loadmaster", "vllm"),
+        default="loadmaster",
+        help="what the names in /metrics begin with; vllm: the names of vLLM's metrics (default: loadmaster)",
+    )
     parser.epilog = (
         "If vLLM serves, its other options are passed to it, and so are the ARGUMENTS after a final --, unchanged. Batches, KV "
         "cache and shutdown then have vLLM's defaults."
@@ -116,6 +152,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
     from loadmaster.cli.planning import proven_plan, run_plan
+    from loadmaster.errors import UsageError
     from loadmaster.integrations.engines import choose
     from loadmaster.integrations.vllm.carried import note
     from loadmaster.integrations.vllm.handover import hand_over, refuse_for_vllm, vllm_command, vllm_environment
@@ -123,6 +160,8 @@ def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
     from loadmaster.server.address import bind
     from loadmaster.workers.launch import Launch
 
+    if args.enable_log_outputs and not args.enable_log_requests:
+        raise UsageError("--enable-log-outputs needs --enable-log-requests")
     launch = None if args.engine == "vllm" else Launch.of(os.environ)  # vLLM reads a launcher's variables itself
     if launch is not None:
         args.engine = "native"
@@ -152,6 +191,14 @@ def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
             print(ignored, file=sys.stderr)
         print(run.choice, file=sys.stderr)
         return _serve(args, run.plan, bound)
+
+
+def _quiet_endpoints(paths: str | None) -> tuple[str, ...]:
+    from loadmaster.server.settings import QUIET_ENDPOINTS
+
+    if paths is None:
+        return QUIET_ENDPOINTS
+    return tuple(path for part in paths.split(",") if (path := part.strip()))
 
 
 def _serve_options(args: argparse.Namespace) -> ServeOptions:
@@ -207,11 +254,13 @@ def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket) -> 
     """Open the port, load, serve until a signal; with ``--json`` print a summary at the end."""
     from loadmaster.engine import Engine, Tokenizer, speculative_tokens
     from loadmaster.server.address import start_listening
+    from loadmaster.server.log import configure_logging
     from loadmaster.server.serve import serve
     from loadmaster.server.service import Service
     from loadmaster.server.settings import SHUTDOWN_TIMEOUT_S, Settings
 
     start_listening(bound)
+    configure_logging(args.log_format, args.log_level)
     host, port = bound.getsockname()[:2]
     timeout_s = SHUTDOWN_TIMEOUT_S if args.shutdown_timeout is None else args.shutdown_timeout
     with Engine(
@@ -223,7 +272,17 @@ def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket) -> 
     ) as engine:
         service = Service(engine, Tokenizer(plan.model_path), args.served_model_name or [args.model])
         keys = () if args.api_key is None else (args.api_key,)
-        serve(service, bound, Settings(api_keys=keys, shutdown_timeout_s=timeout_s, strict=args.strict))
+        settings = Settings(
+            api_keys=keys,
+            shutdown_timeout_s=timeout_s,
+            strict=args.strict,
+            quiet_endpoints=_quiet_endpoints(args.disable_access_log_for_endpoints),
+            log_requests=args.enable_log_requests,
+            log_outputs=args.enable_log_outputs,
+            max_log_len=args.max_log_len,
+            metrics_prefix=args.metrics_prefix,
+        )
+        serve(service, bound, settings)
     if args.json:
         from loadmaster.report.json import dumps
 

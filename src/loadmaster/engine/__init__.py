@@ -7,9 +7,10 @@ with Engine(plan) as engine:
 
 from loadmaster.engine.answer import AnswerText, Piece, TextOptions, complete, params_of_choices
 from loadmaster.engine.capacity import Capacity
-from loadmaster.engine.engine import Engine, RankProgress, Statistics
+from loadmaster.engine.engine import Engine, Statistics
 from loadmaster.engine.launched import run_rank
 from loadmaster.engine.limits import Limits, read_limits
+from loadmaster.engine.loading import Loading, RankProgress
 from loadmaster.engine.request import Output, Stream
 from loadmaster.engine.support import refuse_model, refuse_options, refuse_plan, require_run_extra, speculative_tokens
 from loadmaster.engine.tokenizer import Detokenizer, Tokenizer
@@ -20,6 +21,7 @@ __all__ = [
     "Detokenizer",
     "Engine",
     "Limits",
+    "Loading",
     "Output",
     "Piece",
     "RankProgress",

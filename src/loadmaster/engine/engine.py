@@ -24,6 +24,7 @@ from loadmaster.engine.capacity import Capacity
 from loadmaster.engine.grammar_check import GrammarCheck
 from loadmaster.engine.launched import require_memory_of, run_of
 from loadmaster.engine.limits import Limits, read_limits
+from loadmaster.engine.loading import Loading, LoadProgress, RankProgress
 from loadmaster.engine.pages import PagePool
 from loadmaster.engine.request import Event, Output, Request, Stream
 from loadmaster.engine.scheduler import Counters, Scheduler
@@ -53,16 +54,6 @@ class Statistics:
     most_used_pages: int
     counters: Counters
     stages: tuple[Usage, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RankProgress:
-    """How many of its bytes a rank has loaded."""
-
-    rank: int
-    stage: int
-    loaded_bytes: int
-    total_bytes: int
 
 
 class Engine:
@@ -123,9 +114,8 @@ class Engine:
         run = run_of(plan, builder, device, launch)
         if builder == DEFAULT_BUILDER:
             require_memory_of(plan, device, launch)
-        self._stage_of = [run.place(rank).stage for rank in range(run.num_ranks)]
-        self._total_bytes = [plan.rank(rank).needed_bytes for rank in range(run.num_ranks)]
-        self._done_bytes = [0] * run.num_ranks
+        ranks = range(run.num_ranks)
+        self._loading = LoadProgress([plan.rank(r).needed_bytes for r in ranks], [run.place(r).stage for r in ranks])
         self._on_progress = on_progress
         self._device = device
         self.capacity = capacity or Capacity()
@@ -166,12 +156,16 @@ class Engine:
 
     def progress(self) -> tuple[int, int]:
         """Return the bytes loaded so far and the bytes to load, of all ranks."""
-        return sum(self._done_bytes), sum(self._total_bytes)
+        loading = self._loading.now()
+        return loading.loaded_bytes, loading.total_bytes
 
     def progress_of_ranks(self) -> tuple[RankProgress, ...]:
         """Return how much each rank has loaded, in the order of the ranks."""
-        columns = zip(self._stage_of, self._done_bytes, self._total_bytes, strict=True)
-        return tuple(RankProgress(rank, *row) for rank, row in enumerate(columns))
+        return self._loading.now().ranks
+
+    def loading(self) -> Loading:
+        """Return how far each rank is loaded, and how fast; after the end, how long loading took."""
+        return self._loading.now()
 
     def statistics(self, *, within_s: float = 0.0) -> Statistics:
         """Return what the engine does now. All numbers are zero before it is ready.
@@ -190,7 +184,7 @@ class Engine:
             scheduler.pool.num_pages,
             scheduler.pool.num_used,
             scheduler.pool.most_used,
-            replace(scheduler.counters),
+            replace(scheduler.counters, accepted_at=list(scheduler.counters.accepted_at)),
             self._supervisor.usage,
         )
 
@@ -317,7 +311,7 @@ class Engine:
         self.close()
 
     def _add_progress(self, rank: int, num_bytes: int) -> None:
-        self._done_bytes[rank] += num_bytes
+        self._loading.add(rank, num_bytes)
         self._on_progress(num_bytes)
 
     def _generate(self, prompt: tuple[int, ...], params: SamplingParams) -> Generator[int, None, None]:
@@ -354,6 +348,7 @@ class Engine:
         """Wait for the workers, and let them allocate the KV cache."""
         supervisor, capacity = self._supervisor, self.capacity
         supervisor.wait_ready()
+        self._loading.finish()
         num_pages = capacity.num_pages(supervisor.ready, self._device, self.max_model_len)
         self._send_vocabulary()
         supervisor.send(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from loadmaster.engine.pages import PagePool, page_hash
 from loadmaster.engine.request import Output, Request
@@ -29,7 +29,8 @@ class Counters:
     """What a scheduler has done so far, for metrics.
 
     ``sampled_spans``: how often one request was computed up to its last token. Without drafts, each gives one token.
-    ``drafted_tokens`` were verified, and ``accepted_tokens`` of them were right.
+    ``drafted_tokens`` were verified, of ``drafted_spans``, and ``accepted_tokens`` of them were right: ``accepted_at[i]`` at the
+    ``i``-th place of their span.
     """
 
     prompt_tokens: int = 0
@@ -39,6 +40,8 @@ class Counters:
     sampled_spans: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    drafted_spans: int = 0
+    accepted_at: list[int] = field(default_factory=list)
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -362,6 +365,8 @@ class Scheduler:
         self.counters.sampled_spans += 1
         self.counters.drafted_tokens += len(span.drafts)
         self.counters.accepted_tokens += len(sampled.token_ids) - 1
+        if span.drafts:
+            self._count_accepted(len(span.drafts), len(sampled.token_ids) - 1)
         count, reason = 0, None
         while reason is None and count < len(sampled.token_ids):
             request.token_ids.append(sampled.token_ids[count])
@@ -373,3 +378,10 @@ class Scheduler:
         if reason is not None:
             self._end(request)
         return Output(sampled.token_ids[:count], sampled.logprobs[:count], prompt_logprobs, reason)
+
+    def _count_accepted(self, num_drafts: int, num_accepted: int) -> None:
+        counters = self.counters
+        counters.drafted_spans += 1
+        counters.accepted_at += [0] * (num_drafts - len(counters.accepted_at))
+        for i in range(num_accepted):
+            counters.accepted_at[i] += 1

@@ -14,6 +14,7 @@ from loadmaster.server.generation import add_generation_routes
 from loadmaster.server.ignored import IgnoredFields
 from loadmaster.server.models import add_model_routes
 from loadmaster.server.recorder import Recorder, record_of
+from loadmaster.server.request_log import RequestLog
 from loadmaster.server.responses_api import add_responses_routes
 from loadmaster.server.service import Service
 from loadmaster.server.settings import Settings
@@ -26,6 +27,7 @@ def build_app(service: Service, settings: Settings | None = None) -> FastAPI:
     """Return the API over ``service``."""
     settings = settings or Settings()
     app = _App(service, title="Loadmaster", version=__version__)
+    service.request_log = RequestLog(settings)
     app.state.settings = settings
     add_status_routes(app, service)
     add_model_routes(app, service)

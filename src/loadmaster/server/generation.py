@@ -156,7 +156,9 @@ def choices_of(
     ]
 
 
-async def answer(service: Service, body: GenerationRequest, choices: Sequence[Choice], request: Request) -> Response:
+async def answer(
+    service: Service, body: GenerationRequest, choices: Sequence[Choice], request: Request, log: RequestLog
+) -> Response:
     """Return the answer to a checked request, whole or as a stream. The request is cancelled if the client leaves."""
     envelope = Envelope(
         service.names[0],
@@ -224,13 +226,17 @@ async def run(
     """
     tokens_count = not service.tokenizer.exists
     prompts = [(c.prompt_token_ids, c.params) for c in choices]
-    async with aclosing(service.generate(prompts, options, record)) as pieces:
-        async for number, piece in pieces:
-            choice = choices[number]
-            choice.add(piece)
-            choice.num_cached = record.answers[number].stream.num_cached
-            if (choice.has_news or tokens_count) and choice.is_due(interval):
-                yield choice
+    service.request_log.received(record, prompts)
+    try:
+        async with aclosing(service.generate(prompts, options, record)) as pieces:
+            async for number, piece in pieces:
+                choice = choices[number]
+                choice.add(piece)
+                choice.num_cached = record.answers[number].stream.num_cached
+                if (choice.has_news or tokens_count) and choice.is_due(interval):
+                    yield choice
+    finally:
+        service.request_log.answered(record, (("".join(c.texts), c.finish_reason) for c in choices))
 
 
 async def chunks(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import math
 import resource
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Generator
 from typing import Any
@@ -19,6 +19,7 @@ import uvicorn
 from loadmaster.errors import LoadmasterError
 from loadmaster.server.address import BACKLOG
 from loadmaster.server.app import build_app
+from loadmaster.server.log import notice
 from loadmaster.server.service import Service
 from loadmaster.server.settings import Settings
 
@@ -27,6 +28,9 @@ CLOSE_WITHIN_S = 2
 
 EXHAUSTED_EVERY_S = 60.0
 """How often the warning about missing file descriptors is repeated."""
+
+PROGRESS_EVERY_S = 10.0
+"""How often the log says how far loading is."""
 
 FAILED_FOR_S = 2.0
 """How long a server still answers after its engine has failed, so that ``/health`` can report it."""
@@ -82,10 +86,12 @@ async def _serve(service: Service, bound: socket.socket, settings: Settings) -> 
     loop.add_signal_handler(signal.SIGTERM, server.stop)
     service.engine.on_leave = lambda: loop.call_soon_threadsafe(server.leave)
     watch = asyncio.create_task(_watch(service, server, bound))
+    report = asyncio.create_task(_report_loading(service))
     try:
         await server.serve(sockets=[bound])
     finally:
         await asyncio.to_thread(service.close)
+        report.cancel()
         watch.cancel()  # it may wait for a thread that still imports; that thread is abandoned
         with contextlib.suppress(asyncio.CancelledError):
             await watch
@@ -98,11 +104,21 @@ async def _watch(service: Service, server: _Server, bound: socket.socket) -> Non
         await _in_daemon(service.load)
         host, port = bound.getsockname()[:2]
         host = f"[{host}]" if bound.family == socket.AF_INET6 else host
-        print(f"ready: {service.names[0]} at http://{host}:{port}/v1", file=sys.stderr, flush=True)
+        notice(f"ready: {service.names[0]} at http://{host}:{port}/v1")
         await asyncio.to_thread(service.engine.wait_ended)
     if not server.should_exit:
         await asyncio.sleep(FAILED_FOR_S)
         server.end()
+
+
+async def _report_loading(service: Service) -> None:
+    """Log every `PROGRESS_EVERY_S` how far loading is."""
+    while True:
+        await asyncio.sleep(PROGRESS_EVERY_S)
+        loading = service.engine.loading()
+        if service.is_ready or loading.loaded_bytes >= loading.total_bytes:
+            return
+        notice(f"loading: {loading}")
 
 
 async def _in_daemon(work: Callable[[], None]) -> None:
@@ -197,9 +213,7 @@ class _Exhaustion:
         if loop.time() - self._warned_at >= EXHAUSTED_EVERY_S:
             self._warned_at = loop.time()
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-            print(
-                f"warning: new connections wait: {error.strerror} (the limit is {limit}; `ulimit -n` raises it)",
-                file=sys.stderr,
-                flush=True,
+            notice(
+                f"new connections wait: {error.strerror} (the limit is {limit}; `ulimit -n` raises it)", logging.WARNING
             )
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,10 @@ from loadmaster.engine.request import Event
 from loadmaster.engine.template import NUM_RENDERERS
 from loadmaster.errors import LoadmasterError, RequestError, RunError
 from loadmaster.server.inbox import Events, Inbox
+from loadmaster.server.log import notice
 from loadmaster.server.records import Answer, Record, Records
+from loadmaster.server.request_log import RequestLog
+from loadmaster.server.settings import Settings
 from loadmaster.workers import SamplingParams
 
 T = TypeVar("T")
@@ -46,6 +49,7 @@ class Service:
         self.num_requests = 0
         self.num_generating = 0
         self.records = Records()
+        self.request_log = RequestLog(Settings())
         self._failed: LoadmasterError | None = None
         self._is_ready = False
         self._num_in_flight = 0
@@ -248,4 +252,4 @@ class Service:
             self.tokenizer.start_template()
         except LoadmasterError as error:
             if self.engine.state != "closed":
-                print(f"warning: /v1/chat/completions: {error.message}", file=sys.stderr, flush=True)
+                notice(f"/v1/chat/completions: {error.message}", logging.WARNING)

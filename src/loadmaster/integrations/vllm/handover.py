@@ -38,6 +38,8 @@ _GIVEN: Final = (
     "block_size",
     "num_gpu_blocks_override",
     "shutdown_timeout",
+    "max_log_len",
+    "disable_access_log_for_endpoints",
 )
 """Options that are passed to vLLM if they were given."""
 
@@ -73,6 +75,12 @@ class ServeOptions:
     port: int
     served_model_name: Sequence[str] | None
     api_key: str | None
+    log_format: str
+    log_level: str
+    enable_log_requests: bool
+    enable_log_outputs: bool
+    max_log_len: int | None
+    disable_access_log_for_endpoints: str | None
     strict: bool = False
     carried: Sequence[Carried]
     passed_on: Sequence[str]
@@ -153,6 +161,13 @@ def _arguments(options: ServeOptions) -> list[str]:
         arguments.append(f"--{'' if options.enable_prefix_caching else 'no-'}enable-prefix-caching")
     if options.waive:
         arguments += ["--model-loader-extra-config", json.dumps({"waive": _waivers(options)})]
+    if options.log_format != "text":
+        arguments += ["--logging-config.formatter", options.log_format]
+    if options.log_level != "INFO":
+        arguments += ["--log-level", options.log_level]
+    for name in ("enable_log_requests", "enable_log_outputs"):
+        if getattr(options, name):
+            arguments.append(f"--{name.replace('_', '-')}")
     if options.api_key is not None:
         arguments += ["--api-key", options.api_key]
     return arguments
