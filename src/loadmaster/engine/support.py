@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from loadmaster.plan import Plan
 
 RUNNING = ("torch", "transformers", "tokenizers")
-SERVING = ("fastapi", "jinja2", "llguidance", "uvicorn")
+SERVING = ("fastapi", "jinja2", "llguidance", "prometheus_client", "uvicorn")
 
 DEVICES = ("cpu", "cuda")
 

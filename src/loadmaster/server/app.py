@@ -12,6 +12,7 @@ from loadmaster.server.failures import error_response, failure_response, outcome
 from loadmaster.server.gate import Gate
 from loadmaster.server.generation import add_generation_routes
 from loadmaster.server.ignored import IgnoredFields
+from loadmaster.server.metrics import add_metrics_route
 from loadmaster.server.models import add_model_routes
 from loadmaster.server.recorder import Recorder, record_of
 from loadmaster.server.request_log import RequestLog
@@ -30,6 +31,7 @@ def build_app(service: Service, settings: Settings | None = None) -> FastAPI:
     service.request_log = RequestLog(settings)
     app.state.settings = settings
     add_status_routes(app, service)
+    add_metrics_route(app, service, settings.metrics_prefix)
     add_model_routes(app, service)
     add_generation_routes(app, service)
     add_responses_routes(app, service)

@@ -14,7 +14,7 @@ from loadmaster.server.failures import RETRY_AFTER, error_object, error_response
 from loadmaster.server.service import Service, ShutdownError
 from loadmaster.server.settings import Settings
 
-OPEN: Final = frozenset({"/health", "/ping", "/version", "/load"})
+OPEN: Final = frozenset({"/health", "/live", "/metrics", "/ping", "/version", "/load"})
 """Routes that are answered at any time, and need no API key."""
 
 GUARDED: Final = ("/v1", "/v2", "/inference", "/cohere")

@@ -156,9 +156,7 @@ def choices_of(
     ]
 
 
-async def answer(
-    service: Service, body: GenerationRequest, choices: Sequence[Choice], request: Request, log: RequestLog
-) -> Response:
+async def answer(service: Service, body: GenerationRequest, choices: Sequence[Choice], request: Request) -> Response:
     """Return the answer to a checked request, whole or as a stream. The request is cancelled if the client leaves."""
     envelope = Envelope(
         service.names[0],

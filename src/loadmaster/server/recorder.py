@@ -54,6 +54,7 @@ class Recorder:
         finally:
             record.route = getattr(scope.get("route"), "path", None)
             self._service.records.end(record, watch.outcome(self._service.stopping.is_set()))
+            self._service.observations.end_request(record)
             self._service.request_log.ended(record)
 
 

@@ -29,11 +29,13 @@ NUM_RECENT: Final = 50
 class Answer:
     """One choice of a request, as the engine computes it. Times are seconds of `time.monotonic`.
 
-    ``repeats_prompt``: another choice of the request has the same prompt, which is counted there.
+    ``max_tokens``: the most that the request allows, if it says so. ``repeats_prompt``: another choice of the request has the
+    same prompt, which is counted there.
     """
 
     stream: Stream
     num_prompt: int
+    max_tokens: int | None = None
     repeats_prompt: bool = False
     num_output: int = 0
     first_token: float | None = None
@@ -79,12 +81,6 @@ class Record:
     outcome: Outcome | None = None
     total_s: float | None = None
     answers: list[Answer] = field(default_factory=list)
-
-    def begin_answer(self, stream: Stream, num_prompt: int, repeats_prompt: bool) -> Answer:
-        """Add a choice that was just submitted to the engine, with its number of prompt tokens."""
-        answer = Answer(stream, num_prompt, repeats_prompt)
-        self.answers.append(answer)
-        return answer
 
     @property
     def prompt_tokens(self) -> int:

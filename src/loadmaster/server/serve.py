@@ -19,7 +19,7 @@ import uvicorn
 from loadmaster.errors import LoadmasterError
 from loadmaster.server.address import BACKLOG
 from loadmaster.server.app import build_app
-from loadmaster.server.log import notice
+from loadmaster.server.log import LOGGER, notice
 from loadmaster.server.service import Service
 from loadmaster.server.settings import Settings
 
@@ -118,7 +118,7 @@ async def _report_loading(service: Service) -> None:
         loading = service.engine.loading()
         if service.is_ready or loading.loaded_bytes >= loading.total_bytes:
             return
-        notice(f"loading: {loading}")
+        LOGGER.info("loading: %s", loading)
 
 
 async def _in_daemon(work: Callable[[], None]) -> None:

@@ -17,6 +17,7 @@ from loadmaster.engine.template import NUM_RENDERERS
 from loadmaster.errors import LoadmasterError, RequestError, RunError
 from loadmaster.server.inbox import Events, Inbox
 from loadmaster.server.log import notice
+from loadmaster.server.observations import Observations
 from loadmaster.server.records import Answer, Record, Records
 from loadmaster.server.request_log import RequestLog
 from loadmaster.server.settings import Settings
@@ -50,6 +51,7 @@ class Service:
         self.num_generating = 0
         self.records = Records()
         self.request_log = RequestLog(Settings())
+        self.observations = Observations(engine.max_model_len)
         self._failed: LoadmasterError | None = None
         self._is_ready = False
         self._num_in_flight = 0
@@ -179,12 +181,14 @@ class Service:
         texts = [AnswerText(self.tokenizer, params, options) for _, params in prompts]
         streams: list[Stream] = []
         answers: list[Answer] = []
+        failed = False
         self.num_generating += 1
         try:
             for number, (prompt_token_ids, params) in enumerate(prompts):
                 streams.append(self._submit(prompt_token_ids, params, partial(put, number)))
                 repeats = number > 0 and prompt_token_ids is prompts[number - 1][0]
-                answers.append(record.begin_answer(streams[-1], len(prompt_token_ids), repeats))
+                answers.append(Answer(streams[-1], len(prompt_token_ids), params.max_tokens, repeats))
+                record.answers.append(answers[-1])
             num_running = len(prompts)
             while num_running:
                 number, event = await events.get()
@@ -193,16 +197,20 @@ class Service:
                 if texts[number].is_over:
                     continue  # the engine was ahead when a stop string ended the answer
                 pieces = texts[number].add(event)
-                answers[number].add(pieces, time.monotonic())
+                self.observations.add(record, answers[number], pieces, time.monotonic())
                 for piece in pieces:
                     yield number, piece
                 if texts[number].is_over:
                     num_running -= 1
                     streams[number].cancel()
+        except LoadmasterError:
+            failed = True
+            raise
         finally:
             self.num_generating -= 1
             for stream in streams:
                 stream.cancel()
+            self.observations.end_answers(record, answers, time.monotonic(), failed=failed)
 
     def _submit(
         self, prompt_token_ids: Sequence[int], params: SamplingParams, on_event: Callable[[Event], None]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
 from loadmaster import __version__
+from loadmaster.engine import Loading
 from loadmaster.server.failures import RETRY_AFTER, failure_object
 from loadmaster.server.service import Service
 
@@ -16,23 +20,21 @@ def add_status_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     async def health() -> Response:
+        """Whether requests are accepted: 200, or 503 with the reason and, while loading, the progress."""
         if service.failed is not None:
             return JSONResponse({"status": "failed", **failure_object(service.failed)}, 503)
         if service.is_draining:
             return JSONResponse({"status": "shutting down"}, 503, RETRY_AFTER)
         if service.is_ready:
             return JSONResponse({"status": "ready"})
-        done, total = service.engine.progress()
-        return JSONResponse(
-            {
-                "status": "loading",
-                "loaded_bytes": done,
-                "total_bytes": total,
-                "fraction": done / total if total else 0.0,
-            },
-            503,
-            {"Retry-After": "1"},
-        )
+        return JSONResponse({"status": "loading", **_of_loading(service.engine.loading())}, 503, {"Retry-After": "1"})
+
+    @app.get("/live")
+    async def live() -> Response:
+        """Whether the process works: 200 also while it loads and while it shuts down."""
+        if service.failed is not None:
+            return JSONResponse({"status": "failed", **failure_object(service.failed)}, 503)
+        return JSONResponse({"status": "alive"})
 
     @app.get("/ping")
     @app.post("/ping")
@@ -47,3 +49,15 @@ def add_status_routes(app: FastAPI, service: Service) -> None:
     @app.get("/load")
     async def load() -> Response:
         return JSONResponse({"server_load": service.num_generating})
+
+
+def _of_loading(loading: Loading) -> dict[str, Any]:
+    done, total = loading.loaded_bytes, loading.total_bytes
+    return {
+        "loaded_bytes": done,
+        "total_bytes": total,
+        "fraction": done / total if total else 0.0,
+        "bytes_per_s": loading.bytes_per_s,
+        "seconds_left": loading.seconds_left,
+        "ranks": [asdict(rank) for rank in loading.ranks],
+    }
