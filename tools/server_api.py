@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, Final, cast
 
 from starlette.routing import Route
@@ -81,7 +82,7 @@ def what_happens(model: type[RequestModel], name: str) -> str:
 
 def served_routes() -> set[str]:
     """Return the paths that the server answers."""
-    service = Service(cast(Any, None), cast(Tokenizer, None), ["model"])
+    service = Service(cast(Any, SimpleNamespace(max_model_len=1)), cast(Tokenizer, None), ["model"])
     routes = [route for route in build_app(service).routes if isinstance(route, Route)]
     paths = {route.path.replace(":path}", "}") for route in routes}
     return paths - UNSUPPORTED.keys()
