@@ -148,6 +148,16 @@ def test_an_unusable_id_is_replaced(model_path: Path, proposed: str) -> None:
     assert response.headers.get_list("X-Request-Id") == [service.records.recent[0].id]
 
 
+@pytest.mark.parametrize(("header", "expected"), [({"X-Request-Id": "header"}, "header"), ({}, "body")])
+def test_the_id_of_the_body_counts_unless_the_header_has_one(
+    model_path: Path, header: dict[str, str], expected: str
+) -> None:
+    with recorded(FakeEngine(), model_path) as (url, service):
+        response = httpx.post(f"{url}/v1/completions", json={**BODY, "request_id": "body"}, headers=header)
+        assert only(service).id == response.headers["X-Request-Id"] == expected
+    assert response.json()["id"] == f"cmpl-{expected}"
+
+
 def test_only_the_last_requests_are_kept() -> None:
     records = Records()
     for i in range(NUM_RECENT + 2):

@@ -158,6 +158,10 @@ def choices_of(
 
 async def answer(service: Service, body: GenerationRequest, choices: Sequence[Choice], request: Request) -> Response:
     """Return the answer to a checked request, whole or as a stream. The request is cancelled if the client leaves."""
+    record = record_of(request)
+    record.model = service.names[0]
+    if body.request_id is not None:
+        record.propose_id(body.request_id)
     envelope = Envelope(
         service.names[0],
         Contents(
@@ -167,13 +171,11 @@ async def answer(service: Service, body: GenerationRequest, choices: Sequence[Ch
             usage_in_stream=body.include_usage,
             usage_in_chunks=body.usage_in_chunks,
             role=body.answer_role if isinstance(body, ChatCompletionRequest) else None,
-            request_id=body.request_id,
+            request_id=record.id,
         ),
         token_texts(service.tokenizer, as_ids=bool(body.return_tokens_as_token_ids)),
         is_stream=bool(body.stream),
     )
-    record = record_of(request)
-    record.model = service.names[0]
     progress = run(service, choices, body.text_options, record, body.stream_interval or 1)
     if body.stream:
         return EventStream(chunks(choices, progress, envelope), service.stopping, record)

@@ -23,15 +23,6 @@ def record_of(request: HTTPConnection) -> Record:
     return cast(Record, request.state.record)
 
 
-def request_id(proposed: str | None) -> str:
-    """Return the id that a client proposes if it is usable, otherwise a new one.
-
-    >>> request_id("order-7"), len(request_id("two words")), len(request_id(None))
-    ('order-7', 32, 32)
-    """
-    return proposed if proposed is not None and REQUEST_ID.fullmatch(proposed) else uuid.uuid4().hex
-
-
 class Recorder:
     """Begins a `Record` for each HTTP request (``scope["state"]["record"]``) and ends it exactly once."""
 
@@ -61,8 +52,11 @@ class Recorder:
 def _record(scope: Scope) -> Record:
     headers = HTTPConnection(scope).headers
     client = scope.get("client")
+    proposed = headers.get("x-request-id")
+    is_usable = proposed is not None and REQUEST_ID.fullmatch(proposed) is not None
     return Record(
-        id=request_id(headers.get("x-request-id")),
+        id=proposed if proposed is not None and is_usable else uuid.uuid4().hex,
+        has_own_id=is_usable,
         client=client[0] if client else "",
         method=scope["method"],
         path=scope["path"],

@@ -62,17 +62,19 @@ class Answer:
 
 @dataclass(slots=True)
 class Record:
-    """One HTTP request. ``received`` is the wall clock's time, in seconds since 1970; ``started`` is `time.monotonic`'s.
+    """One HTTP request.
 
-    ``client`` and ``path`` are what the client and proxies sent: escape them. ``route`` is the path as the server declares
-    it, such as ``/v1/models/{model}``, or None if there is no such route. ``status`` is None before the answer begins. The
-    times are in seconds, and None until they are known.
+    ``received`` is the wall clock's time, in seconds since 1970; ``started`` is `time.monotonic`'s. ``has_own_id``: the
+    client has chosen the id. ``client`` and ``path`` are what the client and proxies sent: escape them. ``route`` is the
+    path as the server declares it, such as ``/v1/models/{model}``, or None if there is no such route. ``status`` is None
+    before the answer begins. The times are in seconds, and None until they are known.
     """
 
     id: str
     client: str
     method: str
     path: str
+    has_own_id: bool = False
     received: float = field(default_factory=time.time)
     started: float = field(default_factory=time.monotonic)
     route: str | None = None
@@ -81,6 +83,11 @@ class Record:
     outcome: Outcome | None = None
     total_s: float | None = None
     answers: list[Answer] = field(default_factory=list)
+
+    def propose_id(self, request_id: str) -> None:
+        """Use the id of a request's body, as in vLLM: unless the header ``X-Request-Id`` has one."""
+        if not self.has_own_id:
+            self.id, self.has_own_id = request_id, True
 
     @property
     def prompt_tokens(self) -> int:
