@@ -133,20 +133,24 @@ class Server:
 def measure(server: Server, args: argparse.Namespace, way: str, clients: int, seed: int) -> Run:
     """Answer the same prompts in one way. Return tokens a second, and the CPU time of the server's process a token."""
     work = prompts(clients * args.each, args.input, seed)
-    cpu = server.ask("cpu")
     if way == "engine":
+        cpu = server.ask("cpu")
         seconds = server.ask(json.dumps({"prompts": work, "count": args.output, "clients": clients}))
+        used = server.ask("cpu") - cpu
     else:
-        seconds = asyncio.run(through_http(server.port, args, work, clients, args.idle if way == "idle" else 0))
+        seconds, used = asyncio.run(through_http(server, args, work, clients, args.idle if way == "idle" else 0))
     num_tokens = len(work) * args.output
-    used = (server.ask("cpu") - cpu) / num_tokens
-    return {"tokens_per_s": num_tokens / seconds, "cpu_us_per_token": used * 1e6}
+    return {"tokens_per_s": num_tokens / seconds, "cpu_us_per_token": used / num_tokens * 1e6}
 
 
-async def through_http(port: int, args: argparse.Namespace, work: Prompts, clients: int, num_idle: int) -> float:
-    """Answer prompts through the server while ``num_idle`` other connections are open. Return the seconds."""
-    async with Idle(port, num_idle):
-        return await answer_all(port, work, args.output, clients)
+async def through_http(
+    server: Server, args: argparse.Namespace, work: Prompts, clients: int, num_idle: int
+) -> tuple[float, float]:
+    """Answer prompts through the server while ``num_idle`` other connections are open. Return seconds, and those of the CPU."""
+    async with Idle(server.port, num_idle):
+        cpu = server.ask("cpu")
+        seconds = await answer_all(server.port, work, args.output, clients)
+        return seconds, server.ask("cpu") - cpu
 
 
 def summary(args: argparse.Namespace, runs: Iterable[Run]) -> str:

@@ -77,11 +77,16 @@ def served(command: Sequence[str], log: Path, env: Mapping[str, str] | None = No
         )
     server = Served(process, f"http://127.0.0.1:{port}", log)
     try:
+        signal.signal(signal.SIGTERM, _exit)  # its default would leave the server behind
         _wait_ready(server)
         yield server
     finally:
         server.stop()
         kill(process)  # what it may have left
+
+
+def _exit(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _wait_ready(server: Served) -> None:
