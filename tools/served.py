@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-READY_WITHIN_S = 600.0
+READY_WITHIN_S = 1200.0  # vLLM compiles for minutes where the machine is busy
 ENDS_WITHIN_S = 60.0
 
 
