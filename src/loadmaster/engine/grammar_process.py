@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -94,7 +95,7 @@ def _grammar(question: Mapping[str, Any]) -> str:
 
     kind, value = question["kind"], question["value"]
     if kind == "regex":
-        return LLMatcher.grammar_from_regex(value)
+        return LLMatcher.grammar_from_regex(ascii_classes(value))
     if kind == "choice":
         return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(choice) for choice in value))
     if kind == "grammar":
@@ -106,6 +107,18 @@ def _grammar(question: Mapping[str, Any]) -> str:
         return LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults={"whitespace_pattern": pattern})
     flexible = not question["disable_any_whitespace"]
     return LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults={"whitespace_flexible": flexible})
+
+
+CLASSES: Final = {"d": "[0-9]", "D": "[^0-9]", "w": "[0-9A-Za-z_]", "W": "[^0-9A-Za-z_]"}
+
+
+def ascii_classes(regex: str) -> str:
+    r"""Return an expression whose digits and letters are those of ASCII, as in vLLM; llguidance's are those of Unicode.
+
+    >>> ascii_classes(r"\d+[\w.]\\d")
+    '[0-9]+[[0-9A-Za-z_].]\\\\d'
+    """
+    return re.sub(r"\\(.)", lambda escape: CLASSES.get(escape[1], escape[0]), regex, flags=re.DOTALL)
 
 
 MAPS: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
