@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    os.environ.pop("OMP_NUM_THREADS", None)  # servers use all cores
     if args.serve:
         serve(args)
         return

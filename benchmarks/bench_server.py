@@ -204,6 +204,7 @@ def main() -> None:
     parser.add_argument("--peer-env", nargs="*", default=[], metavar="NAME=VALUE", help="variables for vLLM's server")
     parser.add_argument("--results", type=Path)
     args = parser.parse_args()
+    os.environ.pop("OMP_NUM_THREADS", None)  # servers use all cores
     if "closed" not in args.arrivals:
         parser.error("--arrivals needs closed: it decides how often requests arrive in the others")
     names = ("clients", "arrivals", "input", "output", "backend", "dtypes", "peer_env")
