@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -98,7 +99,9 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--lm-eval", required=True, metavar="PYTHON", help="the Python of the environment with lm-eval")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="of log likelihoods (default: 0.001)")
-    parser.add_argument("--options", nargs="*", default=[], help="more options of loadmaster serve, such as -pp 2")
+    parser.add_argument(
+        "--options", type=shlex.split, default=[], help='more options of loadmaster serve, such as --options="-tp 2"'
+    )
     parser.add_argument("--results", type=Path)
     args = parser.parse_args()
     model = args.model.resolve()

@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import json
 import random
+import shlex
 import sys
 import tempfile
 import time
@@ -132,7 +133,9 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--mtp", action="store_true", help="with MTP layers as a draft model")
-    parser.add_argument("--options", nargs="*", default=[], help="more options of loadmaster serve")
+    parser.add_argument(
+        "--options", type=shlex.split, default=[], help='more options of loadmaster serve, such as --options="-tp 2"'
+    )
     parser.add_argument("--results", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
