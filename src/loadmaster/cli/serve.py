@@ -105,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     log.add_argument(
         "--disable-access-log-for-endpoints",
         metavar="PATHS",
-        help="paths, separated by commas, whose requests are logged at DEBUG only (default: /health,/live,/metrics)",
+        help="paths, separated by commas, whose requests are logged at DEBUG only (default: /health,/live,/metrics,/status)",
     )
     log.add_argument(
         "--metrics-prefix",

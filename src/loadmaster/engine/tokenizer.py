@@ -45,6 +45,11 @@ class Tokenizer:
         """Whether the checkpoint has a tokenizer."""
         return any((self._path / name).is_file() for name in FILES)
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the tokenizer is loaded and has a chat template. Loads nothing, so it is cheap."""
+        return self._loaded is not None and bool(self._loaded.chat_template)
+
     def load(self) -> None:
         """Load the tokenizer now, if it exists.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -14,6 +16,8 @@ from loadmaster.server.generation import add_generation_routes
 from loadmaster.server.ignored import IgnoredFields
 from loadmaster.server.metrics import add_metrics_route
 from loadmaster.server.models import add_model_routes
+from loadmaster.server.openapi import complete_schema
+from loadmaster.server.page import add_pages
 from loadmaster.server.recorder import Recorder, record_of
 from loadmaster.server.request_log import RequestLog
 from loadmaster.server.responses_api import add_responses_routes
@@ -37,6 +41,7 @@ def build_app(service: Service, settings: Settings | None = None) -> FastAPI:
     add_responses_routes(app, service)
     add_tokenizer_routes(app, service)
     add_unsupported_routes(app)
+    add_pages(app, service, settings)
     _add_error_handlers(app)
     app.add_middleware(IgnoredFields)
     app.add_middleware(Gate, service=service, settings=settings)
@@ -47,8 +52,13 @@ class _App(FastAPI):
     """FastAPI, with `Recorder` around everything, also around the middleware that answers after a bug."""
 
     def __init__(self, service: Service, *, title: str, version: str) -> None:
-        super().__init__(title=title, version=version)
+        super().__init__(title=title, version=version, docs_url=None, redoc_url=None)
         self._service = service
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI schema, also of what FastAPI cannot derive from the routes."""
+        self.openapi_schema = self.openapi_schema or complete_schema(self)
+        return self.openapi_schema
 
     def build_middleware_stack(self) -> ASGIApp:
         return Recorder(super().build_middleware_stack(), self._service)

@@ -150,10 +150,14 @@ class Record:
 
 
 class Records:
-    """The requests that are being answered, and the last `NUM_RECENT` that are over, oldest first."""
+    """The requests that are being answered, and the last `NUM_RECENT` that are over, oldest first.
+
+    ``recent_posts`` are those with method POST alone, which ask for an answer of the model. Pollers do not displace them.
+    """
 
     def __init__(self) -> None:
         self.recent: deque[Record] = deque(maxlen=NUM_RECENT)
+        self.recent_posts: deque[Record] = deque(maxlen=NUM_RECENT)
         self._running: dict[int, Record] = {}
 
     @property
@@ -171,3 +175,5 @@ class Records:
         record.outcome = record.outcome or outcome
         record.total_s = time.monotonic() - record.started
         self.recent.append(record)
+        if record.method == "POST":
+            self.recent_posts.append(record)

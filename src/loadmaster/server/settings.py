@@ -9,7 +9,7 @@ SHUTDOWN_TIMEOUT_S = 5.0
 """How long running requests may continue by default after a signal to stop. A second signal ends them at once."""
 
 
-QUIET_ENDPOINTS = ("/health", "/live", "/metrics")
+QUIET_ENDPOINTS = ("/health", "/live", "/metrics", "/status")
 """What monitoring asks for every few seconds."""
 
 
