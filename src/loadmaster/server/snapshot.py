@@ -1,6 +1,6 @@
 """What ``/status`` answers: the state of the server as numbers, for the page at ``/`` and for scripts.
 
-Counts and times only grow, so that whoever asks twice has the rates. Nothing of a prompt or an answer is in it, and no
+Counts and times only grow, so that two answers give the rates. Nothing of a prompt or an answer is in it, and no
 client's address. Taking a snapshot waits for nothing.
 """
 
