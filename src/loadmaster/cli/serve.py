@@ -113,6 +113,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="loadmaster",
         help="what the names in /metrics begin with; vllm: the names of vLLM's metrics (default: loadmaster)",
     )
+    formats = parser.add_argument_group("tool calls and reasoning")
+    formats.add_argument(
+        "--tool-call-parser",
+        metavar="NAME",
+        help="the format of the model's tool calls, by vLLM's name, or none (default: what its chat template shows)",
+    )
+    formats.add_argument(
+        "--reasoning-parser",
+        metavar="NAME",
+        help="the format of the model's reasoning, by vLLM's name, or none (default: what its chat template shows)",
+    )
+    formats.add_argument(
+        "--enable-auto-tool-choice",
+        action="store_true",
+        help="as in vLLM, which needs it to parse tool calls; the native engine always does if it has a parser",
+    )
     parser.epilog = (
         "If vLLM serves, its other options are passed to it, and so are the ARGUMENTS after a final --, unchanged. Batches, KV "
         "cache and shutdown then have vLLM's defaults."
@@ -233,6 +249,20 @@ def _refuse_for_native(args: argparse.Namespace, choice: Choice) -> None:
         raise UsageError(f"arguments after -- are for vLLM, but the native engine serves this: {choice.reason}")
     for given in args.carried:
         refuse(given, "serve")
+    _check_formats(args)
+
+
+def _check_formats(args: argparse.Namespace) -> None:
+    """Refuse the names of parsers that the native engine's server does not have."""
+    from loadmaster.errors import UsageError
+    from loadmaster.server.parsers import REASONING_FORMATS, TOOL_PARSERS
+
+    for option, name, known in (
+        ("--tool-call-parser", args.tool_call_parser, TOOL_PARSERS),
+        ("--reasoning-parser", args.reasoning_parser, REASONING_FORMATS),
+    ):
+        if name is not None and name not in ("none", *known):
+            raise UsageError(f"{option} {name[:50]!r} is not supported, expected none, {', '.join(sorted(known))}")
 
 
 def _native_error(args: argparse.Namespace, plan: Plan | None = None) -> UnsupportedError | None:
@@ -281,6 +311,8 @@ def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket) -> 
             log_outputs=args.enable_log_outputs,
             max_log_len=args.max_log_len,
             metrics_prefix=args.metrics_prefix,
+            tool_call_parser=args.tool_call_parser,
+            reasoning_parser=args.reasoning_parser,
         )
         serve(service, bound, settings)
     if args.json:

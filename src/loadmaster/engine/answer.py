@@ -36,12 +36,14 @@ class Piece:
 class TextOptions:
     """How an answer becomes text. Names and defaults are vLLM's.
 
-    A stop string, or the token that ends an answer, is part of the text only with ``include_stop_str_in_output``.
+    A stop string, or the token that ends an answer, is part of the text only with ``include_stop_str_in_output``. ``keep`` are
+    special tokens that have text in any case.
     """
 
     stop: tuple[str, ...] = ()
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    keep: frozenset[int] = frozenset()
 
 
 NO_OPTIONS: Final = TextOptions()
@@ -113,7 +115,9 @@ class AnswerText:
             )
         self._detokenizer = None
         if tokenizer.exists:
-            self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=options.skip_special_tokens)
+            self._detokenizer = Detokenizer(
+                tokenizer, skip_special_tokens=options.skip_special_tokens, keep=options.keep
+            )
         self._includes_end = options.include_stop_str_in_output
         self._strings = StopStrings(options.stop, include=self._includes_end)
         self._num_unchecked = params.min_tokens

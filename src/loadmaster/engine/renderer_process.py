@@ -3,9 +3,11 @@
 FD is a socket over which other sockets arrive. For each of them this process forks a child, a renderer: transformers is
 imported once, and a new renderer takes milliseconds. A renderer answers the messages on its socket, in order:
 
-    {"template": TEXT, "special_tokens": {…}, "within_s": SECONDS}      {"variables": […]} or {"broken": WHY}
-    {"messages": […], "add_generation_prompt": BOOL, "continue_final_message": BOOL, "documents": […] or null,
-     "variables": {…}}                                                  {"text": TEXT}, {"refused": WHY} or {"exceeded": WHAT}
+    {"template": TEXT, "special_tokens": {…}, "within_s": SECONDS}
+        {"variables": […], "takes_tools": BOOL} or {"broken": WHY}
+    {"messages": […], "tools": […] or null, "add_generation_prompt": BOOL, "continue_final_message": BOOL,
+     "documents": […] or null, "variables": {…}}
+        {"text": TEXT}, {"refused": WHY} or {"exceeded": WHAT}
 
 A renderer that takes longer than ``within_s`` for a message is killed by its own timer. It cannot allocate more memory
 than its limit. This process has one thread, imports no torch, and ends when FD is closed.
@@ -109,7 +111,7 @@ class _Template:
             raise
         except Exception as error:  # a compiler can raise anything on hostile text
             return {"broken": f"{type(error).__name__}: {error}"[:1000]}
-        return {"variables": sorted(names - self._reserved)}
+        return {"variables": sorted(names - self._reserved), "takes_tools": "tools" in names}
 
     def render(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Return the conversation as text, or why it cannot be rendered."""
@@ -119,6 +121,7 @@ class _Template:
         try:
             text = self._tokenizer.apply_chat_template(
                 message["messages"],
+                tools=message["tools"],
                 **variables,
                 add_generation_prompt=message["add_generation_prompt"],
                 continue_final_message=message["continue_final_message"],

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from loadmaster.engine.renderer_pool import START_WITHIN_S, RendererPool, packed, receive
 from loadmaster.errors import CheckpointError, RequestError, clip
@@ -32,11 +32,12 @@ NUM_RENDERERS = 2
 LATE_S = 3.0
 """A renderer's own timer kills it. If that does not happen (a stopped process), it is abandoned this much later."""
 
-SAMPLE = {
+SAMPLE: Final[Mapping[str, Any]] = {
     "messages": [{"role": "user", "content": "Hello"}],
     "add_generation_prompt": True,
     "continue_final_message": False,
     "documents": None,
+    "tools": None,
     "variables": {},
 }
 """If a template exceeds the limits on this, the template is wrong and not the request."""
@@ -61,8 +62,9 @@ class ChatTemplate:
         self._template = {"template": template, "special_tokens": dict(special_tokens), "within_s": within_s}
         self._within_s = within_s
         self._variables: frozenset[str] | None = None  # None until the template is compiled
+        self._takes_tools = False
         self._defect: CheckpointError | None = None
-        self._checking = threading.Lock()  # guards the two above
+        self._checking = threading.Lock()  # guards the three above
         self._idle: list[socket.socket] = []
         self._is_closed = False
         self._lock = threading.Lock()  # guards the two above
@@ -80,6 +82,23 @@ class ChatTemplate:
         if self._defect is not None:
             raise self._defect
 
+    def takes_tools(self) -> bool:
+        """Return whether the template uses its variable ``tools``.
+
+        Raises:
+            CheckpointError, RunError: as `start` raises them.
+        """
+        self._check()
+        return self._takes_tools
+
+    def variables(self) -> frozenset[str]:
+        """Return the names of the variables that a request may set.
+
+        Raises:
+            CheckpointError, RunError: as `start` raises them.
+        """
+        return self._check()
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -88,6 +107,7 @@ class ChatTemplate:
         continue_final_message: bool = False,
         documents: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """Return the text of a conversation. ``variables`` are additional variables of the template.
 
@@ -107,6 +127,7 @@ class ChatTemplate:
             )
         request = {
             "messages": [dict(m) for m in messages],
+            "tools": None if tools is None else [dict(t) for t in tools],
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
             "documents": None if documents is None else [dict(d) for d in documents],
@@ -181,7 +202,7 @@ class ChatTemplate:
                 f"cannot use the model's chat template: {clip(reply['broken'])}",
                 hint="use /v1/completions with a prompt, or fix the chat template of the checkpoint",
             )
-        self._variables = frozenset(reply["variables"])
+        self._variables, self._takes_tools = frozenset(reply["variables"]), reply["takes_tools"]
         return pipe
 
     def _ask(self, pipe: socket.socket, data: bytes, within_s: float) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class Tokenizer:
         self._loaded: Any = None
         self._template: ChatTemplate | None = None
         self._longest: int | None = None
+        self._special: dict[int, str] | None = None
         self._texts: dict[int, str] = {}  # of single tokens; at most the vocabulary
         self._alone: dict[int, str] = {}  # the same, as the text of an answer: without special tokens
         self._is_closed = False
@@ -101,6 +102,7 @@ class Tokenizer:
         continue_final_message: bool = False,
         documents: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """Return the text of a conversation, with special tokens, rendered with the model's chat template.
 
@@ -117,7 +119,32 @@ class Tokenizer:
             continue_final_message=continue_final_message,
             documents=documents,
             variables=variables,
+            tools=tools,
         )
+
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the chat template; None if there is none, or none that can be used."""
+        try:
+            return str(self._get().get_chat_template()) if self.exists else None
+        except ValueError:  # there is none, or several and no default
+            return None
+
+    def takes_tools(self) -> bool:
+        """Return whether the chat template uses a variable ``tools``.
+
+        Raises:
+            RequestError, CheckpointError: as `encode_chat` raises them.
+        """
+        return self._chat_template().takes_tools()
+
+    def template_variables(self) -> frozenset[str]:
+        """Return the names of the variables of the chat template that a request may set.
+
+        Raises:
+            RequestError, CheckpointError: as `encode_chat` raises them.
+        """
+        return self._chat_template().variables()
 
     def start_template(self) -> None:
         """Start the process that renders the chat template, if there is one, and render a sample.
@@ -157,14 +184,31 @@ class Tokenizer:
         num_tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
         return Vocabulary(zlib.compress(backend.to_str().encode(), 1), num_tokens)
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of ``token_ids``, by default without special tokens."""
+    def decode(
+        self, token_ids: Sequence[int], *, skip_special_tokens: bool = True, keep: frozenset[int] = frozenset()
+    ) -> str:
+        """Return the text of ``token_ids``, by default without special tokens, except those in ``keep``."""
+        if keep and skip_special_tokens:
+            special = self._special_tokens().keys() - keep
+            token_ids, skip_special_tokens = [t for t in token_ids if t not in special], False
         if len(token_ids) != 1 or not skip_special_tokens:
             return str(self._get().decode(list(token_ids), skip_special_tokens=skip_special_tokens))
         token_id = token_ids[0]  # `Detokenizer` needs it for every token of an answer, and it takes 10 µs
         if (text := self._alone.get(token_id)) is None:
             text = self._alone[token_id] = str(self._get().decode([token_id], skip_special_tokens=True))
         return text
+
+    def special_ids(self, texts: Sequence[str]) -> frozenset[int]:
+        """Return the ids of the special tokens that are one of ``texts``; none if the model has no tokenizer."""
+        return (
+            frozenset(i for i, text in self._special_tokens().items() if text in texts) if self.exists else frozenset()
+        )
+
+    def _special_tokens(self) -> dict[int, str]:
+        if self._special is None:
+            added = self._get().added_tokens_decoder
+            self._special = {int(i): str(t.content) for i, t in added.items() if t.special}
+        return self._special
 
     def word_token_ids(self, words: Sequence[str]) -> list[list[int]]:
         """Return the token sequences that ``words`` are written with: at the beginning of a text, and after a space.
@@ -243,11 +287,13 @@ class Detokenizer:
     """Turns tokens into text one by one. Holds back a character until its last byte has arrived.
 
     The returned texts, joined, are the text of all tokens. A token's text can depend on the tokens before it, so a
-    window of tokens is decoded, and the text of its older part is cut off.
+    window of tokens is decoded, and the text of its older part is cut off. The options are those of `Tokenizer.decode`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, keep: frozenset[int] = frozenset()
+    ) -> None:
+        self._tokenizer, self._keep = tokenizer, keep
         self._skip_special_tokens = skip_special_tokens
         self._tokens: list[int] = []
         self._start = 0  # first token of the window
@@ -275,4 +321,4 @@ class Detokenizer:
         return self._decode(self._tokens[self._start :])[len(before) :]
 
     def _decode(self, token_ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens)
+        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens, keep=self._keep)

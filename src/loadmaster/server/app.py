@@ -37,7 +37,7 @@ def build_app(service: Service, settings: Settings | None = None) -> FastAPI:
     add_status_routes(app, service)
     add_metrics_route(app, service, settings.metrics_prefix)
     add_model_routes(app, service)
-    add_generation_routes(app, service)
+    add_generation_routes(app, service, settings)
     add_responses_routes(app, service)
     add_tokenizer_routes(app, service)
     add_unsupported_routes(app)

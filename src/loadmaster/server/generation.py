@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import cache
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -14,10 +15,12 @@ from pydantic import BaseModel
 from loadmaster.engine import TextOptions, params_of_choices
 from loadmaster.errors import RequestError
 from loadmaster.server.body import body_of
+from loadmaster.server.chat import chat_of
 from loadmaster.server.events import EventStream, finish_unless_ended
 from loadmaster.server.failures import failure_response, outcome_of
 from loadmaster.server.logprobs import token_texts
 from loadmaster.server.models import unknown_model
+from loadmaster.server.output_format import OutputFormat, output_format
 from loadmaster.server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -30,13 +33,18 @@ from loadmaster.server.recorder import record_of
 from loadmaster.server.records import Record
 from loadmaster.server.responses import Choice, Contents, Envelope, likeliest, usage
 from loadmaster.server.service import Service, ShutdownError
+from loadmaster.server.settings import Settings
 from loadmaster.workers import SamplingParams
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; the client has left and does not read it
 
 
-def add_generation_routes(app: FastAPI, service: Service) -> None:
+def add_generation_routes(app: FastAPI, service: Service, settings: Settings) -> None:
     """Add completions and chat completions."""
+
+    @cache
+    def output() -> OutputFormat:
+        return output_format(service.tokenizer, settings)  # when the tokenizer is loaded
 
     @app.post("/v1/completions", openapi_extra=body_schema(CompletionRequest))
     async def completions(
@@ -69,10 +77,13 @@ def add_generation_routes(app: FastAPI, service: Service) -> None:
         if (unknown := unknown_model_of(service, body)) is not None:
             return unknown
         params = await params_of(service, body)
-        ids = await chat_token_ids(service, body, any_length=body.truncate_prompt_tokens is not None)
-        ids = body.truncated(ids, service.engine.max_model_len)
+        chat = await chat_of(service, body, output())
+        ids = body.truncated(chat.prompt_token_ids, service.engine.max_model_len)
         check(service, ids, params)
-        return await answer(service, body, choices_of(ids, params, body.num_choices, echo=body.echoed), request)
+        choices = choices_of(ids, params, body.num_choices, echo=body.echoed)
+        for choice in choices:
+            choice.message = chat.message()
+        return await answer(service, body, choices, request, chat.keep)
 
 
 def body_schema(kind: type[BaseModel]) -> dict[str, Any]:
@@ -85,25 +96,6 @@ def unknown_model_of(service: Service, body: GenerationRequest) -> Response | No
     if body.model is None or body.model in service.names:
         return None
     return unknown_model(service, body.model)
-
-
-async def chat_token_ids(service: Service, body: ChatCompletionRequest, *, any_length: bool) -> list[int]:
-    """Return the token ids of a conversation; with ``any_length`` it may be longer than the model's length.
-
-    Raises:
-        RequestError: it is refused.
-    """
-    if body.chat_template is not None:
-        raise FieldError("chat_template is not supported: the model's own is used", "chat_template")
-    return await service.encode_chat(
-        body.conversation(),
-        add_generation_prompt=body.adds_generation_prompt,
-        continue_final_message=body.continue_final_message,
-        documents=body.documents,
-        variables=body.chat_template_kwargs or {},
-        add_special_tokens=body.add_special_tokens,
-        any_length=any_length,
-    )
 
 
 async def params_of(service: Service, body: GenerationRequest) -> SamplingParams:
@@ -156,8 +148,17 @@ def choices_of(
     ]
 
 
-async def answer(service: Service, body: GenerationRequest, choices: Sequence[Choice], request: Request) -> Response:
-    """Return the answer to a checked request, whole or as a stream. The request is cancelled if the client leaves."""
+async def answer(
+    service: Service,
+    body: GenerationRequest,
+    choices: Sequence[Choice],
+    request: Request,
+    keep: frozenset[int] = frozenset(),
+) -> Response:
+    """Return the answer to a checked request, whole or as a stream. The request is cancelled if the client leaves.
+
+    ``keep`` are special tokens whose text the choices need.
+    """
     record = record_of(request)
     record.model = service.names[0]
     if body.request_id is not None:
@@ -176,7 +177,8 @@ async def answer(service: Service, body: GenerationRequest, choices: Sequence[Ch
         token_texts(service.tokenizer, as_ids=bool(body.return_tokens_as_token_ids)),
         is_stream=bool(body.stream),
     )
-    progress = run(service, choices, body.text_options, record, body.stream_interval or 1)
+    options = replace(body.text_options, keep=keep)
+    progress = run(service, choices, options, record, body.stream_interval or 1)
     if body.stream:
         return EventStream(chunks(choices, progress, envelope), service.stopping, record)
     if (failed := await finish(service, progress, request)) is not None:
@@ -236,7 +238,7 @@ async def run(
                 if (choice.has_news or tokens_count) and choice.is_due(interval):
                     yield choice
     finally:
-        service.request_log.answered(record, (("".join(c.texts), c.finish_reason) for c in choices))
+        service.request_log.answered(record, ((c.written, c.finish_reason) for c in choices))
 
 
 async def chunks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from loadmaster.engine import Piece
 from loadmaster.server.logprobs import Scored, chat_logprobs, completion_logprobs, prompt_logprobs
+from loadmaster.server.message import Message
 from loadmaster.workers import SamplingParams
 
 
@@ -26,6 +28,7 @@ class Choice:
     begins_prompt: bool = True
     echo: str | None = None
     only_echo: bool = False
+    message: Message | None = None
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
@@ -46,13 +49,18 @@ class Choice:
             logprobs = (None, *piece.prompt_logprobs)
             self.prompt_scored = [Scored(*pair) for pair in zip(self.prompt_token_ids, logprobs, strict=True)]
         if self.echo is not None:
-            self.texts.append(self.echo)
+            if self.message is None:
+                self.texts.append(self.echo)
+            else:
+                self.message.begin_with(self.echo)
             self.scored += self.prompt_scored if self.params.logprobs is not None else ()
             self.echo = None
         self.finish_reason, self.stop_reason = piece.finish_reason, piece.stop_reason
         if self.only_echo:
             return
-        if piece.text:
+        if self.message is not None:
+            self._add_to(self.message, piece)
+        elif piece.text:
             self.texts.append(piece.text)
         if piece.token_id is not None:
             self.token_ids.append(piece.token_id)
@@ -63,7 +71,22 @@ class Choice:
     @property
     def has_news(self) -> bool:
         """Whether there is text that was not sent, or the end."""
-        return len(self.texts) > self.num_sent_texts or self.finish_reason is not None
+        if self.finish_reason is not None:
+            return True
+        return len(self.texts) > self.num_sent_texts if self.message is None else self.message.has_news
+
+    @property
+    def written(self) -> str:
+        """The answer so far; its message as JSON if it was parsed."""
+        return "".join(self.texts) if self.message is None else json.dumps(self.message.whole(), ensure_ascii=False)
+
+    def _add_to(self, message: Message, piece: Piece) -> None:
+        if piece.text:
+            message.add(piece.text)
+        if piece.finish_reason is not None:
+            message.finish()
+            if piece.finish_reason == "stop" and message.has_calls:
+                self.finish_reason = "tool_calls"
 
     def is_due(self, interval: int) -> bool:
         """Whether the next part of a stream is to be sent: the first, the last, or after ``interval`` tokens."""
@@ -159,6 +182,8 @@ class Envelope:
             body["text"] = text
         else:
             body["delta"] = {"content": text} if text else {}
+            if choice.message is not None:
+                body["delta"] = choice.message.delta()
         if self._contents.token_ids:
             if not self._is_chat and not choice.is_begun:
                 body["prompt_token_ids"] = list(choice.prompt_token_ids)
@@ -179,7 +204,8 @@ class Envelope:
     def _choice(self, c: Choice) -> dict[str, Any]:
         body: dict[str, Any] = {"index": c.index}
         if self._is_chat:
-            body["message"] = {"role": self._contents.role, "content": "".join(c.texts)}
+            content = {"content": "".join(c.texts)} if c.message is None else c.message.whole()
+            body["message"] = {"role": self._contents.role, **content}
         else:
             body["text"] = "".join(c.texts)
         if self._contents.token_ids:

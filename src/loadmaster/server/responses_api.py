@@ -14,11 +14,11 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from loadmaster.server.body import body_of
+from loadmaster.server.chat import chat_token_ids
 from loadmaster.server.events import NamedEventStream
 from loadmaster.server.failures import describe_validation
 from loadmaster.server.generation import (
     body_schema,
-    chat_token_ids,
     check,
     choices_of,
     finish,

@@ -20,6 +20,7 @@ from loadmaster.errors import LoadmasterError
 from loadmaster.server.address import BACKLOG
 from loadmaster.server.app import build_app
 from loadmaster.server.log import LOGGER, notice
+from loadmaster.server.output_format import output_format
 from loadmaster.server.service import Service
 from loadmaster.server.settings import Settings
 
@@ -85,7 +86,7 @@ async def _serve(service: Service, bound: socket.socket, settings: Settings) -> 
     loop.add_signal_handler(signal.SIGINT, interrupt)
     loop.add_signal_handler(signal.SIGTERM, server.stop)
     service.engine.on_leave = lambda: loop.call_soon_threadsafe(server.leave)
-    watch = asyncio.create_task(_watch(service, server, bound))
+    watch = asyncio.create_task(_watch(service, server, bound, settings))
     report = asyncio.create_task(_report_loading(service))
     try:
         await server.serve(sockets=[bound])
@@ -98,12 +99,15 @@ async def _serve(service: Service, bound: socket.socket, settings: Settings) -> 
     return interrupted
 
 
-async def _watch(service: Service, server: _Server, bound: socket.socket) -> None:
+async def _watch(service: Service, server: _Server, bound: socket.socket, settings: Settings) -> None:
     """Print a line when the model is loaded. Stop the server `FAILED_FOR_S` after its engine has ended."""
     with contextlib.suppress(LoadmasterError):
         await _in_daemon(service.load)
         host, port = bound.getsockname()[:2]
         host = f"[{host}]" if bound.family == socket.AF_INET6 else host
+        output = output_format(service.tokenizer, settings)
+        if output.tools or output.reasoning:
+            notice(f"chat: {output}")
         notice(f"ready: {service.names[0]} at http://{host}:{port}/v1")
         await asyncio.to_thread(service.engine.wait_ended)
     if not server.should_exit:

@@ -135,7 +135,7 @@ class Service:
         """Return the text of a prompt; it is empty if the model has no tokenizer."""
         return self.tokenizer.decode(token_ids) if self.tokenizer.exists else ""
 
-    async def encode_chat(
+    async def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
@@ -143,13 +143,12 @@ class Service:
         variables: Mapping[str, Any],
         continue_final_message: bool = False,
         documents: Sequence[Mapping[str, Any]] | None = None,
-        add_special_tokens: bool = False,
-        any_length: bool = False,
-    ) -> list[int]:
-        """Return the token ids of a conversation, rendered with the chat template and ``variables``.
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """Return the text of a conversation, rendered with the chat template and ``variables``.
 
         Raises:
-            RequestError: it is refused, or has more characters than the model's length can hold.
+            RequestError: it is refused.
             CheckpointError: the chat template cannot be used.
         """
         render = partial(
@@ -158,9 +157,9 @@ class Service:
             continue_final_message=continue_final_message,
             documents=documents,
             variables=variables,
+            tools=tools,
         )
-        text = await self._in(self._rendering, render, messages)
-        return await self.encode(text, add_special_tokens, any_length=any_length)
+        return await self._in(self._rendering, render, messages)
 
     async def generate(
         self, prompts: Sequence[tuple[Sequence[int], SamplingParams]], options: TextOptions, record: Record

@@ -21,6 +21,8 @@ class Settings:
     token. After a signal to stop, running requests may continue for ``shutdown_timeout_s``. ``strict`` refuses requests with
     fields that the server does not know; otherwise a header of the answer names them.
 
+    ``tool_call_parser`` and ``reasoning_parser`` are names of formats, "none", or None for what the model's chat template shows.
+
     Requests to ``quiet_endpoints`` are logged at DEBUG only. ``log_requests`` and ``log_outputs`` also log what is asked and
     answered, at most ``max_log_len`` characters or token ids of each. Names of metrics begin with ``metrics_prefix``.
     """
@@ -33,3 +35,5 @@ class Settings:
     log_outputs: bool = False
     max_log_len: int | None = None
     metrics_prefix: Literal["loadmaster", "vllm"] = "loadmaster"
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None

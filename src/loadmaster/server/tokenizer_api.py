@@ -8,7 +8,8 @@ from fastapi import Depends, FastAPI, Response
 from fastapi.responses import JSONResponse
 
 from loadmaster.server.body import body_of
-from loadmaster.server.generation import body_schema, chat_token_ids
+from loadmaster.server.chat import chat_token_ids
+from loadmaster.server.generation import body_schema
 from loadmaster.server.models import unknown_model
 from loadmaster.server.protocol import FieldError
 from loadmaster.server.protocol.tokenizer import DetokenizeRequest, TokenizeRequest

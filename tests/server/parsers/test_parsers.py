@@ -185,3 +185,11 @@ def test_deep_nesting_and_huge_numbers_do_no_harm(name: str) -> None:
     for value in ("[" * 100_000, "9" * 100_000, "1e999", "NaN", '{"a":' * 5000, "\ud800", "\x00"):
         for text in TOOL_OUTPUTS[name].values():
             parse(tool_parser(name), text.replace("3", value))
+
+
+def test_a_schema_whose_alternatives_double_at_each_level_is_looked_at_in_part() -> None:
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(60):
+        schema = {"anyOf": [schema, schema]}
+    text = "<tool_call>f<arg_key>a</arg_key><arg_value>5</arg_value></tool_call>"
+    assert parse(TOOL_PARSERS["glm45"]({"f": {"a": schema}}), text).calls == [["f", '{"a": 5}']]

@@ -40,6 +40,8 @@ _GIVEN: Final = (
     "shutdown_timeout",
     "max_log_len",
     "disable_access_log_for_endpoints",
+    "tool_call_parser",
+    "reasoning_parser",
 )
 """Options that are passed to vLLM if they were given."""
 
@@ -84,6 +86,9 @@ class ServeOptions:
     strict: bool = False
     carried: Sequence[Carried]
     passed_on: Sequence[str]
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+    enable_auto_tool_choice: bool = False
 
 
 def refuse_for_vllm(options: ServeOptions, environment: Mapping[str, str] = os.environ) -> None:
@@ -155,7 +160,7 @@ def _arguments(options: ServeOptions) -> list[str]:
     if options.dtype != "auto":
         arguments += ["--dtype", options.dtype]
     for name in _GIVEN:
-        if (value := getattr(options, name)) is not None:
+        if (value := getattr(options, name)) not in (None, "none"):
             arguments += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
     if options.enable_prefix_caching is not None:
         arguments.append(f"--{'' if options.enable_prefix_caching else 'no-'}enable-prefix-caching")
@@ -168,6 +173,8 @@ def _arguments(options: ServeOptions) -> list[str]:
     for name in ("enable_log_requests", "enable_log_outputs"):
         if getattr(options, name):
             arguments.append(f"--{name.replace('_', '-')}")
+    if options.enable_auto_tool_choice:
+        arguments.append("--enable-auto-tool-choice")
     if options.api_key is not None:
         arguments += ["--api-key", options.api_key]
     return arguments

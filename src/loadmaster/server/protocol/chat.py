@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from loadmaster.errors import clip
 from loadmaster.server.protocol.fields import FieldError, Int64
 from loadmaster.server.protocol.generation import GenerationRequest
+from loadmaster.server.protocol.tools import calls_as_objects, check_tools
 from loadmaster.workers.sampling_params import MAX_LOGPROBS
 
 
@@ -27,6 +28,11 @@ class ChatCompletionRequest(GenerationRequest):
     documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool = True
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
     @property
     def num_top(self) -> int | None:
@@ -58,9 +64,18 @@ class ChatCompletionRequest(GenerationRequest):
             return None
         return _text(last.get("content"), len(self.messages) - 1)
 
+    @property
+    def may_call(self) -> bool:
+        """Whether the answer may call tools."""
+        return self.tools is not None and self.tool_choice != "none"
+
     def check(self, max_num_seqs: int) -> None:
-        """Refuse what `GenerationRequest.check` refuses, and ``top_logprobs`` that is out of range or not allowed."""
+        """Refuse what `GenerationRequest.check` refuses, ``top_logprobs`` that is out of range or not allowed, and tools."""
         super().check(max_num_seqs)
+        if self.tools is not None:
+            check_tools(self.tools, self.tool_choice)
+        elif self.tool_choice not in (None, "none"):
+            raise FieldError("tool_choice is only allowed with tools", "tool_choice")
         if self.top_logprobs and not self.logprobs:
             raise FieldError("top_logprobs is only allowed with logprobs=true", "top_logprobs")
         if not 0 <= (self.top_logprobs or 0) <= MAX_LOGPROBS:
@@ -71,12 +86,28 @@ class ChatCompletionRequest(GenerationRequest):
             )
 
     def conversation(self) -> list[dict[str, Any]]:
-        """Return the messages with their content as plain text, as chat templates expect it.
+        """Return the messages as chat templates expect them: content is plain text, arguments of tool calls are objects.
+
+        ``reasoning`` and its older name ``reasoning_content`` are accepted, and templates get both.
 
         Raises:
-            FieldError: a message has no role, or content that is not text.
+            FieldError: a message has no role, or content that is not text, or tool calls or reasoning of the wrong type.
         """
-        return [{**m, "role": _role(m, i), "content": _text(m.get("content"), i)} for i, m in enumerate(self.messages)]
+        return [_message(m, i) for i, m in enumerate(self.messages)]
+
+
+def _message(message: Mapping[str, Any], number: int) -> dict[str, Any]:
+    found = {**message, "role": _role(message, number), "content": _text(message.get("content"), number)}
+    if (calls := found.pop("tool_calls", None)) and found["role"] == "assistant":
+        found["tool_calls"] = calls_as_objects(calls, number)
+    names = ("reasoning", "reasoning_content")
+    for name in names:
+        if not isinstance(found.get(name), str | None):
+            raise FieldError(f"messages[{number}].{name} is not a string", "messages")
+    reasoning = next((found[name] for name in names if found.get(name) is not None), None)
+    for name in names:
+        found.pop(name, None)
+    return found if reasoning is None else {**found, **dict.fromkeys(names, reasoning)}
 
 
 def _role(message: Mapping[str, Any], number: int) -> str:
