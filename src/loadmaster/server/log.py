@@ -16,6 +16,9 @@ from typing import Any, Final, Literal
 LogFormat = Literal["text", "json"]
 
 LOGGER: Final = logging.getLogger("loadmaster.server")
+LOGGER.addHandler(
+    logging.NullHandler()
+)  # without it Python prints the bare word of each warning where no log is configured
 
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -26,7 +29,7 @@ _PLAIN: Final = re.compile(r"[!#-<>-\[\]-~]+")
 def configure_logging(format: LogFormat, level: str) -> None:
     """Send the messages of this package and of uvicorn at ``level`` (``INFO`` …) and above to standard error.
 
-    Programs that serve without calling this configure Python's `logging` themselves, or get warnings alone.
+    Programs that serve without calling this configure Python's `logging` themselves, or get notices alone.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if format == "json" else _Text())
