@@ -1,5 +1,6 @@
 """Many clients of a real engine: they leave in the middle, or their engine is lost; and what a real model answers."""
 
+import asyncio
 import json
 import random
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import httpx
+import openai
 import psutil
 import pytest
 
@@ -20,7 +22,7 @@ from tests.conftest import Tiny
 from tests.server.fake import client_of, eventually, serving
 from tests.workers.toy import BUILDER, ToyPlan, continuation
 
-ENDLESS = {"max_tokens": 10**6, "temperature": 0, "ignore_eos": True}
+ENDLESS = {"max_tokens": 5000, "temperature": 0, "ignore_eos": True}
 
 
 @contextmanager
@@ -80,9 +82,18 @@ def test_every_request_ends_with_the_error_of_a_lost_stage() -> None:
 
 
 @pytest.fixture(scope="module")
+def reference(tiny: Tiny) -> Any:
+    """The same checkpoint, as transformers runs it."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny("llama"), dtype="float32").eval()
+
+
+@pytest.fixture(scope="module")
 def llama(tiny: Tiny) -> Iterator[str]:
     path = tiny("llama")
-    plan = prove(build_plan(open_checkpoint(path), ParallelLayout(pipeline_parallel_size=2))).require_proven()
+    layout = ParallelLayout(pipeline_parallel_size=2)
+    plan = prove(build_plan(open_checkpoint(path), layout, dtype="F32")).require_proven()
     with Engine(plan, max_model_len=64, capacity=Capacity(block_size=4)) as engine, serving(engine, path) as url:
         yield url
 
@@ -116,3 +127,92 @@ def test_streamed_answers_are_those_of_a_whole_response(llama: str) -> None:
                 streamed[choice["index"]] += choice["token_ids"]
     assert streamed == [choice["token_ids"] for choice in whole]
     assert len({tuple(ids) for ids in streamed}) == 4
+
+
+def greedy(url: str, prompt: list[int], **fields: Any) -> list[int]:
+    body = {
+        "prompt": prompt,
+        "max_tokens": 12,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+        **fields,
+    }
+    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=200).json()
+    ids: list[int] = answer["choices"][0]["token_ids"]
+    return ids
+
+
+def transformers_greedy(reference: Any, prompt: list[int], **settings: Any) -> list[int]:
+    import torch
+
+    ids = reference.generate(
+        torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0, **settings
+    )
+    answer: list[int] = ids[0, len(prompt) :].tolist()
+    return answer
+
+
+def test_bad_words_and_allowed_tokens_give_the_answers_of_transformers(llama: str, reference: Any) -> None:
+    prompt = [*b"Hello, wor"]
+    plain = greedy(llama, prompt)
+    assert plain == transformers_greedy(reference, prompt)
+    allowed = [t for t in range(32, 127) if t != plain[0]]
+    expected = transformers_greedy(reference, prompt, prefix_allowed_tokens_fn=lambda _, __: allowed)
+    assert greedy(llama, prompt, allowed_token_ids=allowed) == expected != plain
+    # words of two tokens that the answer has: without the second after the first
+    words = [bytes(expected[i : i + 2]).decode() for i in (0, 3)]
+    banned = greedy(llama, prompt, allowed_token_ids=allowed, bad_words=words)
+    assert banned == transformers_greedy(
+        reference,
+        prompt,
+        prefix_allowed_tokens_fn=lambda _, __: allowed,
+        bad_words_ids=[[*word.encode()] for word in words],
+    )
+    assert not any(word.encode() in bytes(banned) for word in words)
+
+
+def test_the_best_of_several_answers_has_the_highest_log_probability_per_token(llama: str) -> None:
+    settings: dict[str, Any] = {
+        "model": "toy",
+        "prompt": "Hello",
+        "max_tokens": 5,
+        "seed": 3,
+        "temperature": 1.5,
+        "logprobs": 0,
+    }
+    with client_of(llama) as client:
+        every = client.completions.create(**settings, n=6).choices
+        best = client.completions.create(**settings, n=2, best_of=6).choices
+
+        def mean(choice: Any) -> float:
+            values = choice.logprobs.token_logprobs
+            return float(sum(values) / len(values))
+
+        expected = sorted(every, key=mean, reverse=True)[:2]
+        assert [c.text for c in best] == [c.text for c in expected]
+        assert mean(best[0]) > mean(best[1])
+
+
+def test_the_asynchronous_client_has_the_same_answers(llama: str) -> None:
+    settings: dict[str, Any] = {"model": "toy", "temperature": 0.8, "seed": 5, "max_tokens": 6}
+    prompt: dict[str, Any] = {**settings, "prompt": ["a", "bc"], "n": 2, "logprobs": 1, "echo": True, "stop": ["q"]}
+    chat: dict[str, Any] = {**settings, "messages": [{"role": "user", "content": "u"}], "logprobs": True}
+    extra = {"return_token_ids": True, "top_k": 20, "min_p": 0.01, "bad_words": ["e"], "min_tokens": 2}
+
+    async def ask() -> tuple[Any, Any, str]:
+        async with openai.AsyncOpenAI(base_url=f"{llama}/v1", api_key="none", max_retries=0, timeout=200) as client:
+            answers = asyncio.gather(
+                client.completions.create(**prompt, extra_body=extra),
+                client.chat.completions.create(**chat, extra_body=extra),
+            )
+            stream = await client.chat.completions.create(**chat, extra_body=extra, stream=True)
+            text = "".join([p.choices[0].delta.content or "" async for p in stream])
+            return *(await answers), text
+
+    done, said, streamed = asyncio.run(ask())
+    with client_of(llama) as client:
+        again = client.completions.create(**prompt, extra_body=extra)
+        assert [(c.text, c.model_extra) for c in done.choices] == [(c.text, c.model_extra) for c in again.choices]
+        message = client.chat.completions.create(**chat, extra_body=extra).choices[0].message
+        assert said.choices[0].message.content == message.content == streamed
