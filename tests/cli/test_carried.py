@@ -143,7 +143,7 @@ def test_serve_hands_on_what_concerns_vllm_and_the_engine_here_refuses_what_it_d
         "MODEL",
         "--max_num_active_seqs",
         "8",
-        "--ssl-keyfile=key",
+        "--uds=key",
         "-cc.mode",
         "3",
         "--no-async-scheduling",
@@ -154,14 +154,14 @@ def test_serve_hands_on_what_concerns_vllm_and_the_engine_here_refuses_what_it_d
         *(
             "--max-num-active-seqs",
             "8",
-            "--ssl-keyfile",
+            "--uds",
             "key",
             "--compilation-config.mode",
             "3",
             "--no-async-scheduling",
         ),
     ]
-    with pytest.raises(UsageError, match="--ssl-keyfile key: the native server does not support it"):
+    with pytest.raises(UsageError, match="--uds key: the native server does not support it"):
         for given in carried:
             refuse(given, "serve")
 

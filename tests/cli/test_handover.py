@@ -110,7 +110,7 @@ def test_options_of_vllm_before_the_dashes_are_handed_on_and_waivers_too(fake: F
     spoken = [
         "--gpu_memory_utilization",
         0.92,
-        "--ssl-keyfile=key",
+        "--uds=key",
         "--load-format",
         "auto",
         "--waive",
@@ -119,7 +119,7 @@ def test_options_of_vllm_before_the_dashes_are_handed_on_and_waivers_too(fake: F
     done = serve(fake(), *spoken, path, "--engine", "vllm", "--", "--enforce-eager")
     assert started(done)["argv"][-7:] == [
         *("--model-loader-extra-config", '{"waive": ["*.z_proj.*=known"]}'),
-        *("--gpu-memory-utilization", "0.92", "--ssl-keyfile", "key", "--enforce-eager"),
+        *("--gpu-memory-utilization", "0.92", "--uds", "key", "--enforce-eager"),
     ]
     assert done.stderr == "engine: vllm (--engine vllm; vLLM 0.32.0+cpu)\n"
 
@@ -162,7 +162,7 @@ def test_what_is_not_proven_is_not_handed_over(fake: FakeVllm, tiny_copy: Tiny) 
     [
         (["--engine", "vllm", "--json"], 2, "--json: vLLM writes its log"),
         (["--engine", "vllm", "--quantization", "fp8"], 2, "after -- it is passed to vLLM, unproven"),
-        (["--engine", "native", "--ssl-keyfile", "key"], 2, "--ssl-keyfile key: the native server does not support it"),
+        (["--engine", "native", "--uds", "key"], 2, "--uds key: the native server does not support it"),
         (["--waive", "x=y", "--", "--model-loader-extra-config", "{}"], 2, "give only --model-loader-extra-config"),
         (["--json"], 2, "--json: vLLM writes its log"),
         (["--engine", "vllm", "--port", "0"], 2, "--port 0"),

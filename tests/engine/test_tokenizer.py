@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from loadmaster.engine import Detokenizer, Tokenizer
 from loadmaster.engine.answer import StopStrings
 from loadmaster.errors import CheckpointError, RequestError
+from loadmaster.synth.tokenizer import write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +98,20 @@ def test_a_model_without_chat_template_refuses_messages(model_path: Path, tmp_pa
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     with pytest.raises(RequestError, match="no chat template"):
         Tokenizer(tmp_path).encode_chat([{"role": "user", "content": "hi"}])
+
+
+def test_code_that_comes_with_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    """Its tokenizer is a class in a file of the checkpoint, which leaves a mark when it is imported."""
+    write_tokenizer(tmp_path, {"max_position_embeddings": 64, "eos_token_id": 257})
+    mark = tmp_path / "executed"
+    code = f"open({str(mark)!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast\n"
+    (tmp_path / "evil.py").write_text(code + "class Evil(PreTrainedTokenizerFast): pass\n")
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    hostile = {**config, "tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(hostile))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}))
+    try:
+        Tokenizer(tmp_path).load()
+    except CheckpointError as error:
+        assert "contains custom code" in str(error)
+    assert not mark.exists()

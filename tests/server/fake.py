@@ -23,7 +23,7 @@ from loadmaster.engine.request import Event, FinishReason
 from loadmaster.engine.scheduler import Counters
 from loadmaster.errors import LoadmasterError, RequestError
 from loadmaster.server.address import listen
-from loadmaster.server.app import build_app
+from loadmaster.server.serve import http_config
 from loadmaster.server.service import Service
 from loadmaster.server.settings import Settings
 from loadmaster.workers import SamplingParams
@@ -79,6 +79,9 @@ class FakeEngine:
         counters.drafted_spans, counters.accepted_at = 4, [3, 2]
         stages = tuple(Usage(rank, rank, busy_s=3.0 + rank, input_s=2.0, engine_s=1.0) for rank in range(2))
         return Statistics(self.running, 2, 100, 25, 30, counters, stages)
+
+    def num_queued(self) -> int:
+        return max(0, self.running - self.capacity.max_num_seqs)
 
     def wait_ready(self) -> None:
         self.ready.wait()
@@ -177,7 +180,7 @@ def serving(
     engine: FakeEngine | Engine, model_path: Path, settings: Settings | None = None, *, ready: bool = True
 ) -> Iterator[str]:
     """Serve in a thread; yield the base address."""
-    service = Service(cast(Engine, engine), Tokenizer(model_path), ["toy", "alias"])
+    service = Service(cast(Engine, engine), Tokenizer(model_path), ["toy", "alias"], settings)
     if ready:
         if isinstance(engine, FakeEngine):
             engine.ready.set()
@@ -190,9 +193,9 @@ def serving(
 def serving_app(service: Service, settings: Settings | None = None) -> Iterator[str]:
     """Serve a service in a thread; yield the base address. Closes the service."""
     bound: socket.socket = listen("127.0.0.1", 0)
-    server = uvicorn.Server(
-        uvicorn.Config(build_app(service, settings), log_config=None, lifespan="off", timeout_graceful_shutdown=1)
-    )
+    config = http_config(service, service.settings)
+    config.timeout_graceful_shutdown = 1
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -56,6 +57,26 @@ def test_pages_of_clients_that_leave_are_free_again() -> None:
 
         eventually(nothing_runs)
         assert engine.statistics().most_used_pages > 0
+        answer = httpx.post(
+            f"{url}/v1/completions", json={"prompt": [3], "max_tokens": 2, "temperature": 0}, timeout=200
+        )
+        assert answer.json()["choices"][0]["token_ids"] == continuation([3], 2, 2)
+
+
+def test_a_client_that_leaves_during_its_prompt_frees_it_and_the_next_is_answered() -> None:
+    """The prompt takes 1500 steps of 3 tokens. Most of them are never computed."""
+    capacity = Capacity(max_num_seqs=8, block_size=4, max_num_batched_tokens=3)
+    plan = cast(Any, ToyPlan(2, max_model_len=5000))
+    with Engine(plan, builder=BUILDER, capacity=capacity) as engine, serving(engine, Path("/nowhere")) as url:
+        body = json.dumps({"prompt": [1] * 4500, "max_tokens": 1})
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        )
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
+            connection.sendall(f"{head}\r\n\r\n{body}".encode())
+            eventually(lambda: engine.statistics().num_used_pages > 0)
+        eventually(lambda: engine.statistics().num_running == engine.statistics().num_used_pages == 0)
+        assert engine.statistics().most_used_pages < 4500 // 4
         answer = httpx.post(
             f"{url}/v1/completions", json={"prompt": [3], "max_tokens": 2, "temperature": 0}, timeout=200
         )

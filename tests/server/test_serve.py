@@ -204,6 +204,53 @@ def test_after_a_signal_new_requests_are_refused_and_running_ones_finish() -> No
         assert ended(process, workers) == (0, f"ready: toy at {url}/v1\n")
 
 
+def test_a_signal_to_all_processes_of_the_server_lets_running_requests_finish() -> None:
+    """As a service manager sends it to a control group: workers first, which go on."""
+    body = json.dumps({"prompt": [3, 4, 5], "max_tokens": 3, "temperature": 0})
+    with server({}, num_stages=2, shutdown_timeout_s=10 * LIMIT_S) as (process, url):
+        until(url, "ready")
+        workers = psutil.Process(process.pid).children(recursive=True)
+        with request(url, body[:9], length=len(body)) as running:
+            health(url)  # the request was taken before
+            for number in (signal.SIGTERM, signal.SIGINT):
+                for worker in workers:
+                    worker.send_signal(number)
+            process.send_signal(signal.SIGTERM)
+            until(url, "shutting down")
+            running.sendall(body[9:].encode())
+            answer = b""
+            while part := running.recv(10_000):
+                answer += part
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert ended(process, workers) == (0, f"ready: toy at {url}/v1\n")
+
+
+def test_a_server_that_is_killed_leaves_nothing_and_its_clients_are_disconnected() -> None:
+    with server({0: "step_hangs"}, num_stages=2) as (process, url):
+        until(url, "ready")
+        workers = psutil.Process(process.pid).children(recursive=True)
+        body = {"prompt": [3], "max_tokens": 10**6, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=LIMIT_S) as response:
+            process.kill()
+            with pytest.raises(httpx.TransportError):
+                list(response.iter_lines())
+        assert ended(process, workers)[0] == -signal.SIGKILL
+        with pytest.raises(httpx.ConnectError):
+            health(url)
+
+
+def test_a_server_that_is_stopped_and_continued_goes_on() -> None:
+    with server({}) as (process, url):
+        until(url, "ready")
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGSTOP)
+        with request(url, json.dumps({"prompt": [3, 4, 5], "max_tokens": 3, "temperature": 0})) as waiting:
+            process.send_signal(signal.SIGCONT)
+            assert waiting.recv(100).startswith(b"HTTP/1.1 200")
+        process.send_signal(signal.SIGTERM)
+        assert ended(process, workers)[0] == 0
+
+
 def test_a_request_that_does_not_come_to_its_end_does_not_keep_the_server_from_ending() -> None:
     with server({}) as (process, url):
         until(url, "ready")

@@ -268,6 +268,15 @@ def cache_memory(text: str) -> int:
     return positive(text) if text.isdecimal() else _size(text, "GiB")
 
 
+def memory(text: str) -> int:
+    """Return bytes. A plain number is bytes.
+
+    >>> memory("16MiB"), memory("4096")
+    (16777216, 4096)
+    """
+    return positive(text) if text.isdecimal() else _size(text, "MiB")
+
+
 def staging(text: str) -> int:
     """Return the bytes of the staging budget."""
     return _size(text, "MiB")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from loadmaster.cli.interrupt import Interruptible
@@ -20,9 +19,9 @@ from loadmaster.cli.options import (
     add_model_arguments,
     add_weights_argument,
     capacity,
-    number,
     tokens,
 )
+from loadmaster.cli.server_options import add_server_arguments, seconds, server_settings, vllm_arguments
 
 if TYPE_CHECKING:
     import socket
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from loadmaster.integrations.vllm.handover import ServeOptions
     from loadmaster.integrations.vllm.installed import Installed
     from loadmaster.plan import Plan, ProvenPlan
+    from loadmaster.server.settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,10 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument(
         "--served-model-name", nargs="+", metavar="NAME", help="the model's names in the API (default: MODEL)"
     )
-    server.add_argument("--api-key", metavar="KEY", help="bearer token that clients must send (default: none)")
     server.add_argument(
         "--shutdown-timeout",
-        type=_timeout,
+        type=seconds,
         metavar="S",
         help="seconds that running requests may take to finish after SIGTERM or SIGINT (default: 5)",
     )
@@ -129,6 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="as in vLLM, which needs it to parse tool calls; the native engine always does if it has a parser",
     )
+    add_server_arguments(parser)
     parser.epilog = (
         "If vLLM serves, its other options are passed to it, and so are the ARGUMENTS after a final --, unchanged. Batches, KV "
         "cache and shutdown then have vLLM's defaults."
@@ -139,13 +139,6 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"{text[:50]!r} is not a port, expected 0 to 65535")
     return int(text)
-
-
-def _timeout(text: str) -> float:
-    seconds = number(text)
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text[:50]!r} is not a number of seconds, expected at least 0")
-    return seconds
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -189,7 +182,9 @@ def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
     if args.engine == "vllm" or installed is None:  # refuse without a plan what can be refused without one
         choice = choose(args.engine, installed, num_ranks=1, device=args.device, native_error=_native_error(args))
         _refuse_for_native(args, choice)
-    with bind(args.host, args.port) as bound:  # before planning, which may take a while
+    if installed is None and args.engine != "vllm":  # before planning, which may take a while
+        settings = _settings(args)
+    with bind(args.host, args.port) as bound:
         run = None if args.engine == "vllm" else run_plan(args)
         plan = proven_plan(args) if run is None else run.plan
         choice = _choose(args, plan, installed)
@@ -201,12 +196,12 @@ def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
             bound.close()
             print(choice, file=sys.stderr)
             interruptible.restore()
-            hand_over(vllm_command(options, plan, installed), vllm_environment(options))
+            hand_over(vllm_command(options, plan, installed), {**vllm_environment(options), **vllm_arguments(args)[1]})
         print(choice, file=sys.stderr)
         if ignored := note(args.carried, "serve"):
             print(ignored, file=sys.stderr)
         print(run.choice, file=sys.stderr)
-        return _serve(args, run.plan, bound)
+        return _serve(args, run.plan, bound, _settings(args) if installed is not None else settings)
 
 
 def _quiet_endpoints(paths: str | None) -> tuple[str, ...]:
@@ -220,7 +215,8 @@ def _quiet_endpoints(paths: str | None) -> tuple[str, ...]:
 def _serve_options(args: argparse.Namespace) -> ServeOptions:
     from loadmaster.integrations.vllm.handover import ServeOptions
 
-    return ServeOptions(**{f.name: getattr(args, f.name) for f in fields(ServeOptions)})
+    given = {f.name: getattr(args, f.name) for f in fields(ServeOptions) if f.name != "server_arguments"}
+    return ServeOptions(**given, server_arguments=vllm_arguments(args)[0])
 
 
 def _choose(args: argparse.Namespace, plan: Plan, installed: Installed | None) -> Choice:
@@ -280,19 +276,37 @@ def _native_error(args: argparse.Namespace, plan: Plan | None = None) -> Unsuppo
     return None
 
 
-def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket) -> int:
+def _settings(args: argparse.Namespace) -> Settings:
+    from loadmaster.server.settings import SHUTDOWN_TIMEOUT_S
+
+    timeout_s = SHUTDOWN_TIMEOUT_S if args.shutdown_timeout is None else args.shutdown_timeout
+    return replace(
+        server_settings(args, shutdown_timeout_s=timeout_s),
+        strict=args.strict,
+        quiet_endpoints=_quiet_endpoints(args.disable_access_log_for_endpoints),
+        log_requests=args.enable_log_requests,
+        log_outputs=args.enable_log_outputs,
+        max_log_len=args.max_log_len,
+        metrics_prefix=args.metrics_prefix,
+        tool_call_parser=args.tool_call_parser,
+        reasoning_parser=args.reasoning_parser,
+    )
+
+
+def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket, settings: Settings) -> int:
     """Open the port, load, serve until a signal; with ``--json`` print a summary at the end."""
     from loadmaster.engine import Engine, Tokenizer, speculative_tokens
     from loadmaster.server.address import start_listening
     from loadmaster.server.log import configure_logging
-    from loadmaster.server.serve import serve
+    from loadmaster.server.serve import listens, serve
     from loadmaster.server.service import Service
-    from loadmaster.server.settings import SHUTDOWN_TIMEOUT_S, Settings
+    from loadmaster.workers.launch import Launch
 
     start_listening(bound)
     configure_logging(args.log_format, args.log_level)
     host, port = bound.getsockname()[:2]
-    timeout_s = SHUTDOWN_TIMEOUT_S if args.shutdown_timeout is None else args.shutdown_timeout
+    for line in listens(bound, settings, Launch.of(os.environ)):
+        print(line, file=sys.stderr, flush=True)
     with Engine(
         plan,
         max_model_len=args.max_model_len,
@@ -300,21 +314,8 @@ def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket) -> 
         device=args.device or "cpu",
         num_speculative_tokens=speculative_tokens(args.speculative_config),
     ) as engine:
-        service = Service(engine, Tokenizer(plan.model_path), args.served_model_name or [args.model])
-        keys = () if args.api_key is None else (args.api_key,)
-        settings = Settings(
-            api_keys=keys,
-            shutdown_timeout_s=timeout_s,
-            strict=args.strict,
-            quiet_endpoints=_quiet_endpoints(args.disable_access_log_for_endpoints),
-            log_requests=args.enable_log_requests,
-            log_outputs=args.enable_log_outputs,
-            max_log_len=args.max_log_len,
-            metrics_prefix=args.metrics_prefix,
-            tool_call_parser=args.tool_call_parser,
-            reasoning_parser=args.reasoning_parser,
-        )
-        serve(service, bound, settings)
+        service = Service(engine, Tokenizer(plan.model_path), args.served_model_name or [args.model], settings)
+        serve(service, bound)
     if args.json:
         from loadmaster.report.json import dumps
 

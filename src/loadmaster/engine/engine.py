@@ -188,6 +188,14 @@ class Engine:
             self._supervisor.usage,
         )
 
+    def num_queued(self) -> int:
+        """Return how many requests wait: for a place, or for pages. Arrivals that find a free place are not among them."""
+        if (scheduler := self._scheduler) is None:
+            return len(self._arrivals)
+        num_waiting = scheduler.num_waiting
+        num_free = max(0, self.capacity.max_num_seqs - scheduler.num_running - num_waiting)
+        return num_waiting + max(0, len(self._arrivals) - num_free)
+
     def wait_ready(self) -> None:
         """Wait until the model is loaded and its KV cache is allocated.
 

@@ -22,6 +22,11 @@ from loadmaster.errors import RunError
 START_WITHIN_S = 60.0
 """How long the process may take to import what it needs. Long, because a machine can be busy."""
 
+INHERITED = frozenset(
+    {"HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONHASHSEED", "TMPDIR", "HF_HOME", "VIRTUAL_ENV"}
+)
+"""The variables that the process gets. Secrets, such as LOADMASTER_KEY and HF_TOKEN, are not among them."""
+
 LENGTH = struct.Struct("!Q")
 
 
@@ -84,7 +89,7 @@ class RendererPool:
     def _start(self) -> None:
         ours, theirs = _pair(socket.SOCK_SEQPACKET)
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name in INHERITED},
             "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
             "OPENBLAS_NUM_THREADS": "1",  # a process that forks has no threads
             "OMP_NUM_THREADS": "1",

@@ -33,7 +33,8 @@ from loadmaster.engine.template import MAX_CHARACTERS, MEMORY_BYTES
 
 def main(fd: int) -> None:
     """Fork a renderer for every socket that arrives, until ``fd`` is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; the server ends it
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach this process too; the server ends it
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that the kernel reaps the children
     import transformers.utils.chat_template_utils  # noqa: F401  (here, so that no child has to import it)
     from transformers import PreTrainedTokenizerBase  # noqa: F401

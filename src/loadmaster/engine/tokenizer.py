@@ -278,7 +278,8 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(str(self._path), local_files_only=True)
+            # without trust_remote_code=False transformers would ask at a terminal whether to run the checkpoint's code
+            return AutoTokenizer.from_pretrained(str(self._path), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises many types
             raise CheckpointError(f"cannot load the tokenizer in {self._path}: {error}") from error
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from loadmaster import __version__
@@ -22,7 +23,7 @@ from loadmaster.server.recorder import Recorder, record_of
 from loadmaster.server.request_log import RequestLog
 from loadmaster.server.responses_api import add_responses_routes
 from loadmaster.server.service import Service
-from loadmaster.server.settings import Settings
+from loadmaster.server.settings import Cors, Settings
 from loadmaster.server.status import add_status_routes
 from loadmaster.server.tokenizer_api import add_tokenizer_routes
 from loadmaster.server.unsupported import add_unsupported_routes
@@ -30,7 +31,7 @@ from loadmaster.server.unsupported import add_unsupported_routes
 
 def build_app(service: Service, settings: Settings | None = None) -> FastAPI:
     """Return the API over ``service``."""
-    settings = settings or Settings()
+    settings = settings or service.settings
     app = _App(service, title="Loadmaster", version=__version__)
     service.request_log = RequestLog(settings)
     app.state.settings = settings
@@ -45,6 +46,7 @@ def build_app(service: Service, settings: Settings | None = None) -> FastAPI:
     _add_error_handlers(app)
     app.add_middleware(IgnoredFields)
     app.add_middleware(Gate, service=service, settings=settings)
+    _add_cors(app, settings.cors)
     return app
 
 
@@ -62,6 +64,18 @@ class _App(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         return Recorder(super().build_middleware_stack(), self._service)
+
+
+def _add_cors(app: FastAPI, cors: Cors | None) -> None:
+    """Answer browsers that ask whether a page of another origin may use the API. Outside the gate: they send no key."""
+    if cors is not None:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=cors.origins,
+            allow_methods=cors.methods,
+            allow_headers=cors.headers,
+            allow_credentials=cors.credentials,
+        )
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from loadmaster.errors import clip
 from loadmaster.server.failures import describe_validation
@@ -17,10 +18,7 @@ from loadmaster.server.ignored import note_ignored
 from loadmaster.server.protocol import FieldError
 from loadmaster.server.protocol.fields import RequestModel
 
-MAX_BODY_BYTES: Final = 16 * 2**20
-"""A prompt of a million tokens has 5 MB as text and 7 MB as token ids."""
-
-DISCARDED_BYTES: Final = 64 * 2**20
+DISCARDED_BYTES: Final = 48 * 2**20
 """How much of a body that is too long is still read: many clients read no answer until they have sent everything."""
 
 MAX_DEPTH: Final = 100
@@ -53,7 +51,7 @@ def body_of(kind: type[M]) -> Callable[[Request], Awaitable[M]]:
         kind_of_body = request.headers.get("content-type", "none").split(";")[0].strip().lower()
         if not re.fullmatch(r"application/(.+\+)?json", kind_of_body):
             raise HTTPException(415, f"Content-Type is {clip(kind_of_body)}, expected application/json")
-        value = parse(await _bytes(request))
+        value = parse(await _bytes(request, request.app.state.settings.max_body_bytes))
         try:
             body = kind.model_validate(value)
         except ValidationError as error:
@@ -87,22 +85,30 @@ def parse(body: bytes) -> Any:
     return value
 
 
-async def _bytes(request: Request) -> bytes:
+async def _bytes(request: Request, max_bytes: int) -> bytes:
     content_length = request.headers.get("content-length", "")
     parts, num_bytes = [], 0
-    async for part in request.stream():
+    async for part in _parts(request):
         num_bytes += len(part)
-        if num_bytes <= MAX_BODY_BYTES:
+        if num_bytes <= max_bytes:
             parts.append(part)
         else:
             parts.clear()
-        if num_bytes > DISCARDED_BYTES:
+        if num_bytes > max_bytes + DISCARDED_BYTES:
             break
-    if num_bytes > MAX_BODY_BYTES:
+    if num_bytes > max_bytes:
         is_stated = content_length.isdecimal() and len(content_length) < 20
-        size = f"{int(content_length):,}" if is_stated else f"more than {MAX_BODY_BYTES:,}"
-        raise HTTPException(413, f"the body has {size} bytes, expected at most {MAX_BODY_BYTES:,}")
+        size = f"{int(content_length):,}" if is_stated else f"more than {max_bytes:,}"
+        raise HTTPException(413, f"the body has {size} bytes, expected at most {max_bytes:,}")
     return b"".join(parts)
+
+
+async def _parts(request: Request) -> AsyncIterator[bytes]:
+    try:
+        async for part in request.stream():
+            yield part
+    except ClientDisconnect:  # nobody reads this
+        raise HTTPException(408, "the client has left before its request was complete") from None
 
 
 def _no_constant(name: str) -> Any:

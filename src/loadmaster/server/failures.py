@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 from fastapi.responses import JSONResponse
 
 from loadmaster.errors import LoadmasterError, RequestError, clip
 from loadmaster.server.records import Outcome
-from loadmaster.server.service import ShutdownError
+from loadmaster.server.service import QueueFullError, RequestTimeoutError, ShutdownError, SlowClientError
 
 MAX_MESSAGE_CHARACTERS = 2000
 
 RETRY_AFTER = {"Retry-After": "5"}
 """The header that names the seconds after which a client may try again."""
+
+STATUSES: Final = {ShutdownError: 503, QueueFullError: 429, RequestTimeoutError: 504, RequestError: 400}
+
+OUTCOMES: Final[dict[type[Exception], Outcome]] = {
+    ShutdownError: "shut down",
+    QueueFullError: "refused",
+    RequestError: "refused",
+    RequestTimeoutError: "timed out",
+    SlowClientError: "cancelled",
+}
 
 MAX_DEFECTS = 8
 """The most defects of a body that one message lists."""
@@ -41,17 +51,19 @@ def error_response(
 
 
 def failure_status(error: Exception) -> int:
-    """Return 400 for a request that is refused, 503 while the server shuts down, 500 for any other error."""
-    if isinstance(error, ShutdownError):
-        return 503
-    return 400 if isinstance(error, RequestError) else 500
+    """Return the HTTP status for an error: 500 for one that is not a client's fault nor a limit's."""
+    for kind, status in STATUSES.items():
+        if isinstance(error, kind):
+            return status
+    return 500
 
 
 def outcome_of(error: Exception) -> Outcome:
     """Return how a request ends that raised an exception."""
-    if isinstance(error, ShutdownError):
-        return "shut down"
-    return "refused" if isinstance(error, RequestError) else "failed"
+    for kind, outcome in OUTCOMES.items():
+        if isinstance(error, kind):
+            return outcome
+    return "failed"
 
 
 def failure_object(error: Exception) -> dict[str, Any]:
@@ -63,7 +75,7 @@ def failure_object(error: Exception) -> dict[str, Any]:
 def failure_response(error: Exception) -> JSONResponse:
     """Return the response for any exception."""
     status = failure_status(error)
-    return JSONResponse(failure_object(error), status, RETRY_AFTER if status == 503 else None)
+    return JSONResponse(failure_object(error), status, RETRY_AFTER if status in (429, 503) else None)
 
 
 def describe_validation(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import math
 import resource
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Generator
 from typing import Any
@@ -19,10 +21,12 @@ import uvicorn
 from loadmaster.errors import LoadmasterError
 from loadmaster.server.address import BACKLOG
 from loadmaster.server.app import build_app
+from loadmaster.server.connection import connection_class
 from loadmaster.server.log import LOGGER, notice
 from loadmaster.server.output_format import output_format
 from loadmaster.server.service import Service
 from loadmaster.server.settings import Settings
+from loadmaster.workers.launch import Launch
 
 CLOSE_WITHIN_S = 2
 """How long they may then take to send their clients the last event."""
@@ -52,7 +56,7 @@ def serve(
         KeyboardInterrupt: SIGINT arrived before the model was loaded.
     """
     try:
-        interrupted = asyncio.run(_serve(service, bound, settings or Settings()))
+        interrupted = asyncio.run(_serve(service, bound, settings or service.settings))
     finally:
         service.close()
         bound.close()
@@ -64,15 +68,7 @@ def serve(
 
 async def _serve(service: Service, bound: socket.socket, settings: Settings) -> bool:
     """Serve. Return whether SIGINT stopped the server before the model was loaded."""
-    config = uvicorn.Config(
-        build_app(service, settings),
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        timeout_graceful_shutdown=CLOSE_WITHIN_S,
-        timeout_keep_alive=60,
-        backlog=BACKLOG,
-    )
+    config = http_config(service, settings)
     server = _Server(config, service, settings.shutdown_timeout_s)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_Exhaustion(server).handle)
@@ -86,7 +82,7 @@ async def _serve(service: Service, bound: socket.socket, settings: Settings) -> 
     loop.add_signal_handler(signal.SIGINT, interrupt)
     loop.add_signal_handler(signal.SIGTERM, server.stop)
     service.engine.on_leave = lambda: loop.call_soon_threadsafe(server.leave)
-    watch = asyncio.create_task(_watch(service, server, bound, settings))
+    watch = asyncio.create_task(_watch(service, server, base_url(bound, settings), settings))
     report = asyncio.create_task(_report_loading(service))
     try:
         await server.serve(sockets=[bound])
@@ -99,16 +95,43 @@ async def _serve(service: Service, bound: socket.socket, settings: Settings) -> 
     return interrupted
 
 
-async def _watch(service: Service, server: _Server, bound: socket.socket, settings: Settings) -> None:
+def http_config(service: Service, settings: Settings) -> uvicorn.Config:
+    """Return uvicorn's configuration of a server.
+
+    Raises:
+        OSError: a file for TLS cannot be used (`loadmaster.server.tls.check_tls` says so early).
+    """
+    tls = settings.tls
+    config = uvicorn.Config(
+        build_app(service, settings),
+        http=connection_class(settings.client_timeout_s),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=CLOSE_WITHIN_S,
+        timeout_keep_alive=60,
+        backlog=BACKLOG,
+        h11_max_incomplete_event_size=settings.max_head_bytes,
+        ssl_certfile=tls.certfile if tls else None,
+        ssl_keyfile=tls.keyfile if tls else None,
+        ssl_ca_certs=tls.ca_certs if tls else None,
+        ssl_cert_reqs=tls.cert_reqs if tls else ssl.CERT_NONE,
+        ssl_ciphers=(tls.ciphers if tls else None) or "DEFAULT",
+    )
+    config.load()
+    return config
+
+
+async def _watch(service: Service, server: _Server, url: str, settings: Settings) -> None:
     """Print a line when the model is loaded. Stop the server `FAILED_FOR_S` after its engine has ended."""
     with contextlib.suppress(LoadmasterError):
         await _in_daemon(service.load)
-        host, port = bound.getsockname()[:2]
-        host = f"[{host}]" if bound.family == socket.AF_INET6 else host
         output = output_format(service.tokenizer, settings)
         if output.tools or output.reasoning:
             notice(f"chat: {output}")
-        notice(f"ready: {service.names[0]} at http://{host}:{port}/v1")
+        notice(f"ready: {service.names[0]} at {url}/v1")
         await asyncio.to_thread(service.engine.wait_ended)
     if not server.should_exit:
         await asyncio.sleep(FAILED_FOR_S)
@@ -123,6 +146,32 @@ async def _report_loading(service: Service) -> None:
         if service.is_ready or loading.loaded_bytes >= loading.total_bytes:
             return
         LOGGER.info("loading: %s", loading)
+
+
+def base_url(bound: socket.socket, settings: Settings) -> str:
+    """Return the address of a server, without a path."""
+    host, port = bound.getsockname()[:2]
+    host = f"[{host}]" if bound.family == socket.AF_INET6 else host
+    return f"{'https' if settings.tls else 'http'}://{host}:{port}"
+
+
+def listens(bound: socket.socket, settings: Settings, launch: Launch | None) -> list[str]:
+    """Return the lines that say where this process listens, and who may use it."""
+    url, is_local = base_url(bound, settings), _is_local(bound)
+    who = f"{len(settings.api_keys)} API key(s)" if settings.api_keys else "without an API key"
+    lines = [f"listens: HTTP at {url}, {'this host only' if is_local else 'open to the network'}, {who}"]
+    if launch is not None:
+        lines.append(f"listens: for the other ranks at {launch.rendezvous}, until all have joined")
+    if not is_local and not settings.api_keys:
+        lines.append("warning: everybody who reaches this address can use the model (--api-key-file, --host)")
+    elif not is_local and settings.tls is None:
+        lines.append("warning: the API key crosses the network unencrypted, unless a proxy encrypts (--ssl-certfile)")
+    return lines
+
+
+def _is_local(bound: socket.socket) -> bool:
+    host = str(bound.getsockname()[0])
+    return ipaddress.ip_address(host.partition("%")[0]).is_loopback
 
 
 async def _in_daemon(work: Callable[[], None]) -> None:

@@ -28,6 +28,9 @@ T = TypeVar("T")
 NUM_TOKENIZED = 2
 """Prompts tokenized at once. The others wait, to limit memory."""
 
+MAX_UNREAD = 8192
+"""The most tokens of one answer that wait for a client that reads slowly. Without a limit they would fill the memory."""
+
 
 class ShutdownError(RunError):
     """The server is shutting down, and a request is not answered."""
@@ -36,14 +39,39 @@ class ShutdownError(RunError):
         super().__init__("the server is shutting down")
 
 
+class QueueFullError(RunError):
+    """As many requests wait as may, and another one is not accepted."""
+
+    def __init__(self, max_queue: int) -> None:
+        super().__init__(f"{max_queue} requests wait already, and no more may (--max-queue)")
+
+
+class RequestTimeoutError(RunError):
+    """A request was not answered in time."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"the request was not finished within {timeout_s:g} s (--request-timeout)")
+
+
+class SlowClientError(RunError):
+    """A client reads its stream so slowly that too much of the answer waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__(f"the client reads too slowly: {MAX_UNREAD:,} tokens wait for it")
+
+
 class Service:
     """Runs requests on the engine, which computes them together.
 
     ``names`` are the model's names that requests may use; answers use the first. ``num_generating`` counts the HTTP requests
     whose answers are being computed.
+    ``settings`` limit the queue and the time of a request.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, names: Sequence[str]) -> None:
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, names: Sequence[str], settings: Settings | None = None
+    ) -> None:
+        self.settings = settings or Settings()
         self.engine = engine
         self.tokenizer = tokenizer
         self.names = tuple(names)
@@ -171,8 +199,12 @@ class Service:
 
         Raises:
             RequestError: a request is refused.
+            QueueFullError, RequestTimeoutError, SlowClientError: a limit of the settings or of memory.
             RunError: the engine failed.
         """
+        limits = self.settings
+        if limits.max_queue is not None and self.engine.num_queued() >= limits.max_queue:
+            raise QueueFullError(limits.max_queue)
         if self._inbox is None:
             self._inbox = Inbox(asyncio.get_running_loop())
         events: Events = asyncio.Queue()
@@ -182,6 +214,10 @@ class Service:
         answers: list[Answer] = []
         failed = False
         self.num_generating += 1
+        timer = None
+        if limits.request_timeout_s is not None:
+            ended = (0, RequestTimeoutError(limits.request_timeout_s))
+            timer = asyncio.get_running_loop().call_later(limits.request_timeout_s, events.put_nowait, ended)
         try:
             for number, (prompt_token_ids, params) in enumerate(prompts):
                 streams.append(self._submit(prompt_token_ids, params, partial(put, number)))
@@ -193,6 +229,8 @@ class Service:
                 number, event = await events.get()
                 if isinstance(event, LoadmasterError):
                     raise event
+                if events.qsize() > MAX_UNREAD * len(prompts):
+                    raise SlowClientError
                 if texts[number].is_over:
                     continue  # the engine was ahead when a stop string ended the answer
                 pieces = texts[number].add(event)
@@ -207,6 +245,8 @@ class Service:
             raise
         finally:
             self.num_generating -= 1
+            if timer is not None:
+                timer.cancel()
             for stream in streams:
                 stream.cancel()
             self.observations.end_answers(record, answers, time.monotonic(), failed=failed)

@@ -50,7 +50,8 @@ USAGE_EVERY_S = 0.5
 def main(fd: int) -> None:
     """Run until the pipe ends or an error occurs. Never returns."""
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too; the engine's process ends them
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal or a service manager sends them to all processes
+        signal.signal(number, signal.SIG_IGN)  # the engine's process ends the workers, when requests have finished
     os.dup2(sys.stderr.fileno(), 1)  # standard output is for the command's results
     os.set_inheritable(fd, False)
     job = _read_job()

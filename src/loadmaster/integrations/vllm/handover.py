@@ -50,7 +50,8 @@ _GIVEN: Final = (
 class ServeOptions:
     """The options of ``loadmaster serve`` that vLLM's server needs, by the names that they have there.
 
-    ``carried`` are options of vLLM that stand before ``--``, ``passed_on`` the arguments after it.
+    ``server_arguments`` are those of access and of limits. ``carried`` are options of vLLM that stand before ``--``,
+    ``passed_on`` the arguments after it.
     """
 
     model: str
@@ -76,19 +77,19 @@ class ServeOptions:
     host: str
     port: int
     served_model_name: Sequence[str] | None
-    api_key: str | None
+    server_arguments: Sequence[str]
     log_format: str
     log_level: str
     enable_log_requests: bool
     enable_log_outputs: bool
     max_log_len: int | None
     disable_access_log_for_endpoints: str | None
-    strict: bool = False
     carried: Sequence[Carried]
     passed_on: Sequence[str]
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
     enable_auto_tool_choice: bool = False
+    strict: bool = False
 
 
 def refuse_for_vllm(options: ServeOptions, environment: Mapping[str, str] = os.environ) -> None:
@@ -175,9 +176,7 @@ def _arguments(options: ServeOptions) -> list[str]:
             arguments.append(f"--{name.replace('_', '-')}")
     if options.enable_auto_tool_choice:
         arguments.append("--enable-auto-tool-choice")
-    if options.api_key is not None:
-        arguments += ["--api-key", options.api_key]
-    return arguments
+    return [*arguments, *options.server_arguments]
 
 
 def _waivers(options: ServeOptions) -> list[str]:
