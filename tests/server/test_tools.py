@@ -249,7 +249,7 @@ FUNCTION = {"type": "function", "function": {"name": "f"}}
         (
             {"tools": [FUNCTION], "tool_choice": {"type": "function", "function": {"name": "g"}}},
             "tool_choice",
-            "not among",
+            "function 'g', and the tools are f",
         ),
         ({"tools": [FUNCTION], "tool_choice": 5}, "tool_choice", "valid"),
         ({"tools": [FUNCTION], "parallel_tool_calls": "yes"}, "parallel_tool_calls", "boolean"),

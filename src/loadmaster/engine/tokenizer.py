@@ -204,6 +204,12 @@ class Tokenizer:
             frozenset(i for i, text in self._special_tokens().items() if text in texts) if self.exists else frozenset()
         )
 
+    def token_id(self, text: str) -> int | None:
+        """Return the id of the token that is written ``text``, None if no single token is."""
+        tokenizer = self._get()
+        found = tokenizer.convert_tokens_to_ids(text)
+        return int(found) if found is not None and tokenizer.convert_ids_to_tokens(found) == text else None
+
     def _special_tokens(self) -> dict[int, str]:
         if self._special is None:
             added = self._get().added_tokens_decoder

@@ -78,6 +78,7 @@ def add_generation_routes(app: FastAPI, service: Service, settings: Settings) ->
             return unknown
         params = await params_of(service, body)
         chat = await chat_of(service, body, output())
+        params = chat.after_reasoning(params)
         ids = body.truncated(chat.prompt_token_ids, service.engine.max_model_len)
         check(service, ids, params)
         choices = choices_of(ids, params, body.num_choices, echo=body.echoed)
@@ -116,8 +117,7 @@ async def params_of(service: Service, body: GenerationRequest) -> SamplingParams
     try:
         return await service.compiled(params)
     except RequestError as error:
-        is_format = body.response_format is not None and body.response_format.type != "text"
-        raise in_field(error, "response_format" if is_format else "structured_outputs") from None
+        raise in_field(error, body.wanted_output()[1]) from None
 
 
 def check(service: Service, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:

@@ -16,11 +16,15 @@ ALPHANUMERIC = string.ascii_letters + string.digits
 
 @dataclass(frozen=True, slots=True)
 class MessageOptions:
-    """What of an answer is reported. ``one_call``: the first call only. ``short_ids``: Mistral's, 9 letters and digits."""
+    """What of an answer is reported. ``one_call``: the first call only. ``short_ids``: Mistral's, 9 letters and digits.
+
+    ``calls_are_reason``: calls are why the answer ended. In the OpenAI API they are not if the request named the function.
+    """
 
     reasoning: bool = True
     one_call: bool = False
     short_ids: bool = False
+    calls_are_reason: bool = True
 
 
 class Message:
@@ -50,9 +54,9 @@ class Message:
         return len(self._events) > self._num_sent
 
     @property
-    def has_calls(self) -> bool:
-        """Whether a tool is called."""
-        return bool(self._ids)
+    def ends_with_calls(self) -> bool:
+        """Whether ``finish_reason`` is tool_calls if the answer is complete."""
+        return bool(self._ids) and self._options.calls_are_reason
 
     def delta(self) -> dict[str, Any]:
         """Return what is new since the last delta."""

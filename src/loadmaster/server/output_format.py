@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from loadmaster.engine import Tokenizer
@@ -54,20 +54,39 @@ class OutputFormat:
         tools = TOOL_PARSERS[self.tools].markers if self.tools else ()
         return (*tools, *(REASONING_FORMATS[self.reasoning].markers if self.reasoning else ()))
 
-    def parser(self, tools: Sequence[Mapping[str, Any]] | None, prompt: str, may_think: bool = True) -> Parser | None:
-        """Return a parser for one answer to the rendered ``prompt``; None if its text is content.
+    def call_parser(self, tools: Sequence[Mapping[str, Any]]) -> Parser | None:
+        """Return a parser for calls of ``tools`` in the model's own format; None if that is not known."""
+        return TOOL_PARSERS[self.tools](_properties(tools)) if self.tools else None
 
-        ``tools`` are those of the request, or None if calls are not looked for. ``may_think``: the request did not turn
-        reasoning off.
-        """
-        calls = TOOL_PARSERS[self.tools](_properties(tools)) if self.tools and tools else None
+    def beginning(self, prompt: str, may_think: bool = True) -> Beginning:
+        """Return what an answer to the rendered ``prompt`` begins with. ``may_think``: reasoning was not turned off."""
         if self.reasoning is None:
-            return calls
+            return "content"
         reasoning = REASONING_FORMATS[self.reasoning]
         otherwise: Beginning = "either"
         if self.begins_with_reasoning and reasoning.begins_with:
             otherwise = "reasoning" if may_think else "content"
-        return ReasoningParser(reasoning, calls, beginning_of(prompt, reasoning, otherwise=otherwise))
+        return beginning_of(prompt, reasoning, otherwise=otherwise)
+
+    def parser(self, calls: Parser | None, beginning: Beginning) -> Parser | None:
+        """Return a parser for one answer that begins so; None if its text is content. ``calls`` reads what is not reasoning."""
+        if self.reasoning is None:
+            return calls
+        return ReasoningParser(REASONING_FORMATS[self.reasoning], calls, beginning)
+
+    def constrained_parser(self, calls: Parser | None, beginning: Beginning) -> Parser | None:
+        """Return a parser for one answer that a grammar constrains, from the end of the reasoning on if it begins with it.
+
+        A marker of a tool call does not end reasoning here, since the grammar waits for `end_of_reasoning`.
+        """
+        if self.reasoning is None or beginning != "reasoning":
+            return calls
+        return ReasoningParser(replace(REASONING_FORMATS[self.reasoning], calls=()), calls, beginning)
+
+    @property
+    def end_of_reasoning(self) -> str | None:
+        """The text that ends reasoning, None if there is none."""
+        return REASONING_FORMATS[self.reasoning].end if self.reasoning else None
 
 
 def output_format(tokenizer: Tokenizer, settings: Settings) -> OutputFormat:

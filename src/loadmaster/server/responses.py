@@ -85,7 +85,7 @@ class Choice:
             message.add(piece.text)
         if piece.finish_reason is not None:
             message.finish()
-            if piece.finish_reason == "stop" and message.has_calls:
+            if piece.finish_reason == "stop" and message.ends_with_calls:
                 self.finish_reason = "tool_calls"
 
     def is_due(self, interval: int) -> bool:

@@ -11,6 +11,7 @@ from loadmaster.server.parsers.calls import CallParser, Properties
 from loadmaster.server.parsers.deepseek import DeepSeekV3Parser, DeepSeekV31Parser
 from loadmaster.server.parsers.dsml import DeepSeekV4Parser, DeepSeekV32Parser
 from loadmaster.server.parsers.events import Arguments, CallBegun, Content, Event, Parsed, Parser, PlainText, Reasoning
+from loadmaster.server.parsers.forced import NamedCallParser, RequiredCallsParser
 from loadmaster.server.parsers.glm import GlmParser
 from loadmaster.server.parsers.hermes import HermesParser
 from loadmaster.server.parsers.llama import LlamaJsonParser
@@ -49,6 +50,7 @@ __all__ = [
     "CallParser",
     "Content",
     "Event",
+    "NamedCallParser",
     "Parsed",
     "Parser",
     "PlainText",
@@ -56,5 +58,6 @@ __all__ = [
     "Reasoning",
     "ReasoningFormat",
     "ReasoningParser",
+    "RequiredCallsParser",
     "beginning_of",
 ]

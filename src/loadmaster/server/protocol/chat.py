@@ -10,7 +10,9 @@ from pydantic import Field
 from loadmaster.errors import clip
 from loadmaster.server.protocol.fields import FieldError, Int64
 from loadmaster.server.protocol.generation import GenerationRequest
-from loadmaster.server.protocol.tools import calls_as_objects, check_tools
+from loadmaster.server.protocol.structured import checked
+from loadmaster.server.protocol.tools import calls_as_objects, check_tools, forced_calls
+from loadmaster.workers import StructuredOutputs
 from loadmaster.workers.sampling_params import MAX_LOGPROBS
 
 
@@ -68,6 +70,26 @@ class ChatCompletionRequest(GenerationRequest):
     def may_call(self) -> bool:
         """Whether the answer may call tools."""
         return self.tools is not None and self.tool_choice != "none"
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer has to call tools."""
+        return self.may_call and self.tool_choice not in (None, "auto")
+
+    def wanted_output(self) -> tuple[StructuredOutputs | None, str]:
+        """Return what the answer has to look like: tool calls if ``tool_choice`` forces them.
+
+        Raises:
+            FieldError: it is not valid, or both ``tool_choice`` and another field say it; names the field.
+        """
+        wanted, field = super().wanted_output()
+        if not self.must_call:
+            return wanted, field
+        if wanted is not None:
+            raise FieldError(f"{field} is not allowed with a tool_choice that forces tool calls", field)
+        assert self.tools is not None and self.tool_choice is not None
+        schema = forced_calls(self.tools, self.tool_choice, one_call=self.parallel_tool_calls is False)
+        return checked({"json": schema}, "tools"), "tools"
 
     def check(self, max_num_seqs: int) -> None:
         """Refuse what `GenerationRequest.check` refuses, ``top_logprobs`` that is out of range or not allowed, and tools."""

@@ -17,7 +17,7 @@ from loadmaster.errors import RequestError, clip
 from loadmaster.server.protocol.fields import FieldError, Int64, Number, RequestModel, with_field
 from loadmaster.server.protocol.inert import INERT, OF_STREAM_OPTIONS
 from loadmaster.server.protocol.structured import ResponseFormat, StructuredOutputsFields, structured_outputs
-from loadmaster.workers import SamplingParams
+from loadmaster.workers import SamplingParams, StructuredOutputs
 from loadmaster.workers.sampling_params import MAX_BAD_WORDS
 
 NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
@@ -218,6 +218,16 @@ class GenerationRequest(RequestModel):
             return prompt_token_ids[:kept]
         return prompt_token_ids[max(0, len(prompt_token_ids) - kept) :]
 
+    def wanted_output(self) -> tuple[StructuredOutputs | None, str]:
+        """Return what the answer has to look like, None for anything, and the field that says so.
+
+        Raises:
+            FieldError: it is not valid; names the field.
+        """
+        is_format = self.response_format is not None and self.response_format.type != "text"
+        field = "response_format" if is_format else "structured_outputs"
+        return structured_outputs(self.structured_outputs, self.response_format), field
+
     def params(self, defaults: Mapping[str, float], default_max_tokens: int | None) -> SamplingParams:
         """Return the sampling parameters: the request's, else the model's ``defaults``, else the API's.
 
@@ -248,7 +258,7 @@ class GenerationRequest(RequestModel):
                 logit_bias=_biases(self.logit_bias or {}),
                 logprobs=self.num_top,
                 prompt_logprobs=self.prompt_logprobs,
-                structured_outputs=structured_outputs(self.structured_outputs, self.response_format),
+                structured_outputs=self.wanted_output()[0],
                 **values,
             )
         except FieldError:

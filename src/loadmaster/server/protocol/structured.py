@@ -59,9 +59,9 @@ def structured_outputs(
     given = {} if fields is None else fields.model_dump(by_alias=True)
     kind = "text" if response_format is None else response_format.type
     if kind == "text":
-        return None if fields is None else _checked(given, "structured_outputs")
+        return None if fields is None else checked(given, "structured_outputs")
     assert response_format is not None
-    return _checked({**given, **_wanted(response_format)}, "response_format")
+    return checked({**given, **_wanted(response_format)}, "response_format")
 
 
 def _wanted(response_format: ResponseFormat) -> dict[str, Any]:
@@ -72,7 +72,12 @@ def _wanted(response_format: ResponseFormat) -> dict[str, Any]:
     return {"json": response_format.json_schema.schema_}
 
 
-def _checked(values: dict[str, Any], field: str) -> StructuredOutputs:
+def checked(values: dict[str, Any], field: str) -> StructuredOutputs:
+    """Return structured outputs with these values.
+
+    Raises:
+        FieldError: they are not valid; names ``field``, which they came from.
+    """
     try:
         return StructuredOutputs(**values)
     except RequestError as error:

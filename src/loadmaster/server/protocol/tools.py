@@ -33,11 +33,12 @@ def check_tools(tools: Sequence[Any], choice: str | Mapping[str, Any] | None) ->
         for field, kinds, expected in (("description", str, "a string"), ("parameters", Mapping, "an object")):
             if not isinstance(function.get(field), kinds | None):
                 raise FieldError(f"tools[{i}].function.{field} is not {expected}", "tools")
-    if choice in (None, "none", "auto"):
+    if choice in (None, "none", "auto", "required"):
         return
-    if choice != "required" and named_function(choice) not in {t["function"]["name"] for t in tools}:
-        raise FieldError("tool_choice names a function that is not among the tools", "tool_choice")
-    raise FieldError(f'tool_choice={clip(repr(choice))} is not supported, only "auto" and "none" are', "tool_choice")
+    names = dict.fromkeys(t["function"]["name"] for t in tools)
+    if (name := named_function(choice)) not in names:
+        known = clip(", ".join(names))
+        raise FieldError(f"tool_choice names the function {clip(repr(name))}, and the tools are {known}", "tool_choice")
 
 
 def named_function(choice: str | Mapping[str, Any] | None) -> str:
@@ -55,6 +56,30 @@ def named_function(choice: str | Mapping[str, Any] | None) -> str:
             "tool_choice",
         )
     return name
+
+
+def forced_calls(
+    tools: Sequence[Mapping[str, Any]], choice: str | Mapping[str, Any], *, one_call: bool
+) -> dict[str, Any]:
+    """Return the JSON schema of an answer that has to call tools, for checked values.
+
+    For "required" it is an array of objects with ``name`` and ``parameters``, of one if ``one_call``; for a named function
+    its arguments. vLLM has the same (``get_json_schema_from_tools``).
+    """
+    functions = {t["function"]["name"]: t["function"] for t in tools}
+    if choice != "required":
+        return _arguments(functions[named_function(choice)])
+    calls = [
+        {
+            "type": "object",
+            # an id lets references in the function's own schema find their target
+            "properties": {"name": {"const": name}, "parameters": {"$id": f"urn:tool:{i}", **_arguments(function)}},
+            "required": ["name", "parameters"],
+            "additionalProperties": False,
+        }
+        for i, (name, function) in enumerate(functions.items())
+    ]
+    return {"type": "array", "items": {"anyOf": calls}, "minItems": 1, **({"maxItems": 1} if one_call else {})}
 
 
 def calls_as_objects(calls: Any, number: int) -> list[dict[str, Any]]:
@@ -99,6 +124,13 @@ def calls_as_text(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
         else dict(m)
         for m in messages
     ]
+
+
+def _arguments(function: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of a function's arguments, which are an object unless the schema itself says what they are."""
+    parameters = dict(function.get("parameters") or {})
+    says_what = {"type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"} & parameters.keys()
+    return parameters if says_what else {"type": "object", **parameters}
 
 
 def _object(arguments: Any) -> Mapping[str, Any]:
