@@ -1,20 +1,36 @@
-"""Structured outputs in real processes: stages, ranks of a stage, and drafts give the same answers, all of them valid."""
+"""Structured outputs in real processes: stages, ranks of a stage, and drafts give the same answers, all of them valid.
+
+While a grammar is compiled, here by the toy model's slow compiler, other requests go on.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.engine import Capacity, Engine, Tokenizer
-from loadmaster.errors import RequestError
+from loadmaster.errors import RequestError, RunError
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
 from loadmaster.workers import SamplingParams, StructuredOutputs
+from loadmaster.workers.structured_outputs import Grammar
+from tests.engine.test_engine import nothing_left
 from tests.models.planted import written
+from tests.workers.toy import BUILDER, ToyPlan, continuation
+
+if TYPE_CHECKING:
+    from loadmaster.engine import Stream
+    from loadmaster.plan import ProvenPlan
+
+GREEDY = SamplingParams(max_tokens=4, temperature=0)
 
 WANTED = [
     StructuredOutputs(regex=r"[a-z]{3}-\d{2}(,[a-z]{3}-\d{2}){0,2}"),
@@ -64,3 +80,57 @@ def test_stages_ranks_and_drafts_do_not_change_the_answers(path: Path) -> None:
             assert all(isinstance(x, bool) for x in json.loads(text))
     for layout in (ParallelLayout(2, num_draft_layers=1), ParallelLayout(1, 2, num_draft_layers=1)):
         assert answers(path, layout, 3)[0] == alone
+
+
+@contextmanager
+def slow_compiler(gates: Path) -> Iterator[Engine]:
+    """An engine of one stage with two ranks, which compile a grammar when its gates are open."""
+    plan = cast("ProvenPlan", ToyPlan(1, 2, gates=str(gates)))
+    with nothing_left(), Engine(plan, builder=BUILDER) as engine:
+        engine.wait_ready()
+        yield engine
+
+
+def submit(engine: Engine, grammar: str, prompt: int = 3) -> Stream:
+    return engine.submit([prompt], replace(GREEDY, structured_outputs=Grammar(grammar)))
+
+
+def tokens(stream: Stream) -> list[int]:
+    return [token for output in stream for token in output.token_ids]
+
+
+def test_requests_wait_alone_for_their_grammar_and_end_alone_if_it_is_wrong(tmp_path: Path) -> None:
+    with slow_compiler(tmp_path) as engine:
+        first, second = submit(engine, "slow"), submit(engine, "slow", 5)
+        for rank in (0, 1):
+            assert list(engine.generate([7], GREEDY)) == continuation([7], 1, 4)
+            assert (engine.statistics().num_waiting, engine.num_queued()) == (2, 0)
+            (tmp_path / f"slow-{rank}").touch()
+        assert tokens(first) == continuation([3], 1, 4)
+        assert tokens(second) == continuation([5], 1, 4)
+        assert tokens(submit(engine, "slow", 9)) == continuation([9], 1, 4)
+        assert engine.statistics().num_waiting == 0
+
+        streams = [submit(engine, "wrong"), submit(engine, "wrong")]
+        free = engine.submit([3], GREEDY)
+        for rank in (0, 1):
+            (tmp_path / f"wrong-{rank}").touch()
+            (tmp_path / f"right-{rank}").touch()
+        for stream in streams:
+            with pytest.raises(RequestError, match="the grammar is wrong"):
+                list(stream)
+        assert tokens(free) == continuation([3], 1, 4)
+        assert tokens(submit(engine, "right")) == continuation([3], 1, 4)
+        assert engine.statistics().num_waiting == 0
+
+
+def test_a_request_can_be_cancelled_and_the_engine_closed_while_a_grammar_is_compiled(tmp_path: Path) -> None:
+    with slow_compiler(tmp_path) as engine:
+        given_up, waiting = submit(engine, "slow"), submit(engine, "slow")
+        list(engine.generate([7], GREEDY))
+        given_up.cancel()
+        assert list(given_up) == []
+        list(engine.generate([7], GREEDY))
+        assert engine.statistics().num_waiting == 1
+    with pytest.raises(RunError, match="closed"):
+        list(waiting)

@@ -12,7 +12,7 @@ from loadmaster.errors import ConfigError, LoadError, RequestError
 from loadmaster.workers import SamplingParams
 from loadmaster.workers.batch import Batch, Done, PositionLogprobs, Sampled, Span, Start, TokenLogprob
 from loadmaster.workers.encoding import dumps, loads
-from loadmaster.workers.messages import Ended, Failed, Job, Place, Ready, Usage
+from loadmaster.workers.messages import Ended, Failed, Job, Place, Prepare, Ready, Usage
 
 SCORES = (PositionLogprobs(TokenLogprob(5, -0.5, 1), (TokenLogprob(6, -0.25, 2),)),)
 
@@ -25,6 +25,7 @@ SCORES = (PositionLogprobs(TokenLogprob(5, -0.5, 1), (TokenLogprob(6, -0.25, 2),
         Job(Place(1, 2), 1, "a:b", b"plan", peers=(None, 3)),
         Ready(3, 1 << 40),
         Usage(1, 0, 0.5, 0.25),
+        Prepare(1, "start: /a/"),
         Ended("why"),
     ],
     ids=lambda m: type(m).__name__,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import random
 import re
+import threading
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from queue import SimpleQueue
 from typing import Any
 
 import jsonschema
@@ -20,6 +22,7 @@ from loadmaster.workers import SamplingParams, StructuredOutputs
 from loadmaster.workers.batch import Span, Start
 from loadmaster.workers.messages import Vocabulary
 from loadmaster.workers.sampler import Sampler
+from loadmaster.workers.structured_outputs import Grammar
 
 END, VOCAB = 257, 300  # a byte is its own token; the last 38 tokens have no text
 PROMPT = (1, 2)
@@ -46,6 +49,13 @@ def sampler(vocabulary: Vocabulary) -> Sampler:
     return sampler
 
 
+def prepared(sampler: Sampler, grammar: str) -> str | None:
+    """Compile a grammar. Return why it cannot be used."""
+    ended: SimpleQueue[str | None] = SimpleQueue()
+    sampler.grammars.prepare(grammar, ended.put)
+    return ended.get()
+
+
 def answers(sampler: Sampler, params: Sequence[SamplingParams], most: int = 90, num_drafts: int = 0) -> list[list[int]]:
     """Return what a model with random logits answers to requests that are computed together. It drafts tokens at random."""
     rng = random.Random(0)
@@ -53,6 +63,8 @@ def answers(sampler: Sampler, params: Sequence[SamplingParams], most: int = 90, 
     tokens: dict[int, list[int]] = {number: [] for number in range(len(params))}
     drafts: dict[int, tuple[int, ...]] = {}
     for number, one in enumerate(params):
+        if isinstance(one.structured_outputs, Grammar):
+            assert prepared(sampler, one.structured_outputs.text) is None
         sampler.begin(number, Start(one, PROMPT, len(PROMPT)))
     while going_on := [n for n in tokens if len(tokens[n]) < most and END not in tokens[n]]:
         spans = []
@@ -124,3 +136,43 @@ def test_every_answer_that_ends_is_valid(
     assert len(ended) > 5
     for text in ended:
         assert is_valid(text), text
+
+
+def test_a_grammar_that_cannot_be_used_says_why(sampler: Sampler) -> None:
+    error = prepared(sampler, "start: (")
+    assert error is not None
+    assert error.startswith("structured_outputs are refused: ")
+    assert prepared(Sampler(VOCAB, [END]), "start: /a/") == (
+        "structured_outputs are not possible: the model has no tokenizer"
+    )
+
+
+def test_any_error_of_the_compiler_is_one_of_the_grammar(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    def panic(text: str) -> None:
+        raise BaseException("index out of bounds")
+
+    monkeypatch.setattr(sampler.grammars, "_compile", panic)
+    assert prepared(sampler, "start: /a/") == ("structured_outputs cannot be used: BaseException: index out of bounds")
+
+
+def test_a_dropped_grammar_is_not_compiled_and_gets_no_answer(
+    sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    answers: SimpleQueue[str | None] = SimpleQueue()
+    begun, gate = threading.Event(), threading.Event()
+
+    def compile_slowly(text: str) -> None:
+        tried.append(text)
+        begun.set()
+        gate.wait()
+
+    monkeypatch.setattr(sampler.grammars, "_compile", compile_slowly)
+    for text in ("one", "two", "three"):
+        sampler.grammars.prepare(text, answers.put)
+    begun.wait()
+    for text in ("one", "two"):
+        sampler.grammars.drop(text)
+    gate.set()
+    assert [answers.get(), answers.get()] == [None, None]
+    assert tried == ["one", "three"]

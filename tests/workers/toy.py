@@ -23,6 +23,7 @@ from loadmaster.distributed.tensor import TensorGroup
 from loadmaster.errors import ConfigError
 from loadmaster.layers.step import Step
 from loadmaster.parallel import ParallelLayout
+from loadmaster.workers.grammars import GrammarError, Grammars
 
 VOCAB = 97
 BYTES_A_STAGE = 1000
@@ -41,7 +42,8 @@ class ToyPlan:
     """What the engine needs of a plan.
 
     ``faults`` are names of methods of `Faults` (or ``nan``), by rank. ``disagree`` is a file that must not exist.
-    ``arrivals`` is a folder where each rank leaves a file named by its process, once it has its plan.
+    ``arrivals`` is a folder where each rank leaves a file named by its process, once it has its plan. ``gates`` is a folder:
+    a rank compiles a grammar (see `ToyMatcher`) once the folder has a file named by the grammar and the rank (``a-0``).
     """
 
     num_stages: int = 1
@@ -51,6 +53,7 @@ class ToyPlan:
     faults: dict[int, str] = field(default_factory=dict)
     disagree: str | None = None
     arrivals: str | None = None
+    gates: str | None = None
     eos: int | None = None
     max_model_len: int = 64
 
@@ -66,7 +69,7 @@ class ToyPlan:
         return ToyRank()
 
     def to_json(self) -> bytes:
-        names = ("num_stages", "num_slots", "faults", "disagree", "arrivals")
+        names = ("num_stages", "num_slots", "faults", "disagree", "arrivals", "gates")
         return json.dumps({name: getattr(self, name) for name in names}).encode()
 
 
@@ -95,10 +98,47 @@ class ToyBuilder:
         if fault.startswith("load"):
             getattr(Faults, fault)()
         on_progress(BYTES_A_STAGE - BYTES_A_STAGE // 2)
+        if gates := self.plan.get("gates"):
+            compile_behind_gates(Path(gates), rank)
         num_slots = self.plan["num_slots"]
         assert num_slots == (group.size if group else 1)
         assert rank % num_slots == (group.slot if group else 0)
         return ToyStage(rank // num_slots, self.plan["num_stages"], fault, group)
+
+
+def compile_behind_gates(folder: Path, rank: int) -> None:
+    """Let this process compile a grammar when there is a file for it."""
+
+    def compile_grammar(self: Grammars, text: str) -> Any:
+        while not (folder / f"{text}-{rank}").exists():
+            time.sleep(0.01)
+        if text == "wrong":
+            raise GrammarError("the grammar is wrong")
+        return ToyMatcher()
+
+    Grammars._compile = compile_grammar  # type: ignore[method-assign]
+
+
+class ToyMatcher:
+    """A compiled grammar that every answer matches. Stands for llguidance's."""
+
+    def deep_copy(self) -> ToyMatcher:
+        return self
+
+    def try_consume_tokens(self, token_ids: list[int]) -> int:
+        return len(token_ids)
+
+    def compute_bitmask(self) -> bytes:
+        return b"\xff" * (4 * -(-VOCAB // 32))
+
+    def is_accepting(self) -> bool:
+        return False
+
+    def is_stopped(self) -> bool:
+        return False
+
+    def is_error(self) -> bool:
+        return False
 
 
 class ToyStage:

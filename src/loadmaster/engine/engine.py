@@ -26,13 +26,14 @@ from loadmaster.engine.launched import require_memory_of, run_of
 from loadmaster.engine.limits import Limits, read_limits
 from loadmaster.engine.loading import Loading, LoadProgress, RankProgress
 from loadmaster.engine.pages import PagePool
+from loadmaster.engine.prepared_grammars import PreparedGrammars
 from loadmaster.engine.request import Event, Output, Request, Stream
 from loadmaster.engine.scheduler import Counters, Scheduler
 from loadmaster.engine.support import launch_of, num_drafts, refuse_options, refuse_plan, require_device
 from loadmaster.errors import ArgumentError, LoadmasterError, RequestError, RunError
 from loadmaster.workers.batch import Done
 from loadmaster.workers.crew import DEFAULT_BUILDER
-from loadmaster.workers.messages import Allocate, Allocated, Usage, Vocabulary
+from loadmaster.workers.messages import Allocate, Allocated, Prepared, Usage, Vocabulary
 from loadmaster.workers.sampling_params import SamplingParams, check_vocabulary
 from loadmaster.workers.structured_outputs import StructuredOutputs
 from loadmaster.workers.supervisor import State, Supervisor
@@ -128,6 +129,9 @@ class Engine:
         self._vocabulary: Vocabulary | None = None
         self._sent_vocabulary: Vocabulary | None = None
         self._last_ranks = tuple(run.place(run.num_ranks - 1).stage_ranks)
+        self._prepared = PreparedGrammars(
+            len(self._last_ranks), lambda message: self._supervisor.send(message, self._last_ranks)
+        )
         self._ready = threading.Event()
         self._is_ready = False
         self._scheduler: Scheduler | None = None
@@ -180,7 +184,7 @@ class Engine:
             return Statistics(0, 0, 0, 0, 0, Counters(), self._supervisor.usage)
         return Statistics(
             scheduler.num_running,
-            scheduler.num_waiting + len(self._arrivals),
+            scheduler.num_waiting + self._num_arrived,
             scheduler.pool.num_pages,
             scheduler.pool.num_used,
             scheduler.pool.most_used,
@@ -194,7 +198,7 @@ class Engine:
             return len(self._arrivals)
         num_waiting = scheduler.num_waiting
         num_free = max(0, self.capacity.max_num_seqs - scheduler.num_running - num_waiting)
-        return num_waiting + max(0, len(self._arrivals) - num_free)
+        return num_waiting + max(0, self._num_arrived - num_free)
 
     def wait_ready(self) -> None:
         """Wait until the model is loaded and its KV cache is allocated.
@@ -318,6 +322,11 @@ class Engine:
     ) -> None:
         self.close()
 
+    @property
+    def _num_arrived(self) -> int:
+        """Requests that the scheduler does not have yet."""
+        return len(self._arrivals) + self._prepared.num_held
+
     def _add_progress(self, rank: int, num_bytes: int) -> None:
         self._loading.add(rank, num_bytes)
         self._on_progress(num_bytes)
@@ -386,6 +395,8 @@ class Engine:
                 now = time.monotonic()
                 for request, event in scheduler.commit(done):
                     self._pass_on(request, event, now)
+            elif isinstance(done, Prepared):
+                self._take(scheduler, done)
 
     def _admit(self, scheduler: Scheduler) -> None:
         """Take the requests that arrived, then those that were cancelled."""
@@ -394,9 +405,20 @@ class Engine:
             cancelled, self._cancelled = self._cancelled, deque()
         self._send_vocabulary()
         for request in arrivals:
-            scheduler.add(request)
+            if self._prepared.add(request):
+                scheduler.add(request)
         for request in cancelled:
-            scheduler.cancel(request)
+            if not self._prepared.cancel(request):
+                scheduler.cancel(request)
+
+    def _take(self, scheduler: Scheduler, answer: Prepared) -> None:
+        """Let requests begin whose grammar is compiled, or end those whose grammar cannot be used."""
+        for request in self._prepared.take(answer):
+            if answer.error is None:
+                scheduler.add(request)
+            else:
+                request.is_over = True
+                self._pass_on(request, RequestError(answer.error), time.monotonic())
 
     def _send_vocabulary(self) -> None:
         """Send the vocabulary to the last stage, if it has come since the last time."""
@@ -426,7 +448,8 @@ class Engine:
             self._supervisor.fail(error)
         with self._lock:
             self._ended = error
-            requests = [*self._arrivals, *(self._scheduler.requests if self._scheduler else ())]
+            scheduled = self._scheduler.requests if self._scheduler else ()
+            requests = [*self._arrivals, *self._prepared.held, *scheduled]
         self._ready.set()
         for request in requests:
             request.stream.put(error)

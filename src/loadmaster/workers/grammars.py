@@ -1,8 +1,8 @@
 """Which tokens may come next in answers that have to match a grammar, with llguidance.
 
-A grammar is compiled once, in a thread, while the prompt is computed; the last `MAX_GRAMMARS` are kept. Each request has a
-copy, a `Matcher`, which follows its answer token by token. All ranks of a stage do the same, and get the same: llguidance
-limits its work by counting it, not by time.
+A grammar is compiled once, in a thread, before the first of its requests begins, and kept until it is dropped. Each request has
+a copy, which follows its answer token by token. All ranks of a stage do the same, and get the same: llguidance limits its
+work by counting it, not by time.
 
 An end token may come where the grammar is complete, and nothing else may follow it. Where the grammar allows no more text,
 only end tokens may come.
@@ -13,10 +13,9 @@ Shapes: R rows of logits, V tokens of the vocabulary, W words of 32 bits, one bi
 from __future__ import annotations
 
 import zlib
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 Words = np.ndarray[Any, np.dtype[np.int32]]
-
-MAX_GRAMMARS: Final = 32
-"""How many compiled grammars are kept for later requests."""
 
 
 class GrammarError(Exception):
@@ -52,7 +48,7 @@ class Grammars:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._tokenizer: LLTokenizer | None = None
         self._why = "the model has no tokenizer"
-        self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
+        self._compiled: dict[str, Future[LLMatcher]] = {}
 
     def learn(self, vocabulary: Vocabulary) -> None:
         """Take the tokenizer. One that llguidance cannot read is an error of the requests that need it. Takes a second or two."""
@@ -72,13 +68,20 @@ class Grammars:
                 raise
             self._why = f"the model's tokenizer is not supported: {error}"
 
+    def prepare(self, text: str, on_end: Callable[[str | None], object]) -> None:
+        """Compile a grammar in a thread, which then calls ``on_end`` with None, or with the reason why it cannot be used."""
+        self._compiled[text] = compiled = self._thread.submit(self._compile, text)
+        compiled.add_done_callback(lambda ended: None if ended.cancelled() else on_end(_why_not(ended)))
+
+    def drop(self, text: str) -> None:
+        """Forget a grammar. If it is not compiled yet, it need not be."""
+        self._compiled.pop(text).cancel()
+
     def begin(self, grammar: Grammar, ends: Sequence[int]) -> Answer:
-        """Return the state of a new answer, which may end with the tokens ``ends``. Compiling goes on in a thread."""
-        compiled = self._compiled.pop(grammar.text, None) or self._thread.submit(self._compile, grammar.text)
-        self._compiled[grammar.text] = compiled
-        if len(self._compiled) > MAX_GRAMMARS:
-            self._compiled.popitem(last=False)
-        return Answer(compiled, grammar.after, ends, self._vocab_size)
+        """Return the state of a new answer, which may end with the tokens ``ends``. Its grammar is compiled, see `prepare`."""
+        compiled = self._compiled[grammar.text]
+        assert compiled.done(), "the engine waits for it"
+        return Answer(compiled.result().deep_copy(), grammar.after, ends, self._vocab_size)
 
     def _compile(self, text: str) -> LLMatcher:
         from llguidance import LLMatcher
@@ -91,12 +94,18 @@ class Grammars:
         return matcher
 
 
+def _why_not(compiled: Future[LLMatcher]) -> str | None:
+    error = compiled.exception()
+    if error is None or isinstance(error, GrammarError):
+        return None if error is None else str(error)
+    return f"structured_outputs cannot be used: {type(error).__name__}: {brief(str(error))}"
+
+
 class Answer:
     """One request's answer under its grammar: the tokens so far, and which may come next."""
 
-    def __init__(self, compiled: Future[LLMatcher], after: Sequence[int], ends: Sequence[int], vocab_size: int) -> None:
-        self._compiled = compiled
-        self._loaded: LLMatcher | None = None
+    def __init__(self, matcher: LLMatcher, after: Sequence[int], ends: Sequence[int], vocab_size: int) -> None:
+        self._matcher = matcher
         self._after = frozenset(after)
         self._is_free = bool(after)
         self._is_over = False
@@ -110,7 +119,7 @@ class Answer:
         """Append tokens, which the masks allowed.
 
         Raises:
-            GrammarError: they are not allowed, or the grammar cannot be used.
+            GrammarError: they are not allowed, or the grammar reaches a limit.
         """
         for token in token_ids:
             if not self._advance(token):
@@ -124,7 +133,7 @@ class Answer:
         None: all tokens may, or a draft before is not allowed. The answer is the same afterwards.
 
         Raises:
-            GrammarError: the grammar reaches a limit, or cannot be used.
+            GrammarError: the grammar reaches a limit.
         """
         masks = [self._mask()]
         before, num_consumed = (self._is_free, self._is_over), 0
@@ -148,12 +157,6 @@ class Answer:
         if self._is_over:
             return 0
         return int(self._matcher.validate_tokens(list(drafts)))
-
-    @property
-    def _matcher(self) -> LLMatcher:
-        if self._loaded is None:
-            self._loaded = self._compiled.result().deep_copy()
-        return self._loaded
 
     def _advance(self, token: int) -> bool:
         """Append a token. Return whether it was possible."""

@@ -1,8 +1,8 @@
 """The messages on the pipe between the engine's process and a worker. Plain data; `loadmaster.workers.encoding` encodes them.
 
-    to a worker     Vocabulary at any time; Allocate, then Batch …, Report at any time between them
+    to a worker     Vocabulary at any time; Allocate, then Batch …; Prepare, Drop and Report at any time between them
     from a worker   Progress …, Ready, Allocated, Done … (from the last stage's first rank), Usage …, Reported;
-                    Failed at any time
+                    Prepared once for each Prepare, also during a batch; Failed at any time
 
 A worker reads its Job from its standard input. On the link to a process that a launcher started (`loadmaster.workers.member`)
 pass Failed and Leaving, and at the end Ended.
@@ -134,6 +134,32 @@ class Vocabulary:
 
     tokenizer: bytes
     num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Compile a grammar (`structured_outputs.Grammar.text`), answer with `Prepared`, and keep it until `Drop`.
+
+    For the ranks of the last stage. No request with this grammar begins before all of them have answered.
+    """
+
+    number: int
+    grammar: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The grammar of the `Prepare` with this number is compiled; or ``error`` says why it cannot be used."""
+
+    number: int
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Forget a grammar: no request needs it."""
+
+    grammar: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ All ranks of the last stage sample, from the same logits and so the same tokens;
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from loadmaster.workers.batch import Batch, Done, Sampled, Span
 from loadmaster.workers.builder import Stage
 from loadmaster.workers.decode_graphs import DecodeGraphs
 from loadmaster.workers.drafter import Drafter
-from loadmaster.workers.messages import Allocate, Place, Usage, Vocabulary
+from loadmaster.workers.messages import Allocate, Drop, Place, Prepare, Prepared, Usage, Vocabulary
 from loadmaster.workers.page_table import PageTable
 from loadmaster.workers.pulse import Phase, Pulse
 from loadmaster.workers.sampler import Sampler
@@ -96,6 +97,15 @@ class StageRunner:
         """Take the texts of the tokens, which structured outputs need. Only the last stage does something with them."""
         if self._is_last:
             self._sampler.grammars.learn(vocabulary)
+
+    def prepare(self, message: Prepare, answer: Callable[[Prepared], object]) -> None:
+        """Compile a grammar in a thread, which passes the answer to ``answer``. For the last stage."""
+        number = message.number
+        self._sampler.grammars.prepare(message.grammar, lambda error: answer(Prepared(number, error)))
+
+    def drop(self, message: Drop) -> None:
+        """Forget a grammar that no request needs. For the last stage."""
+        self._sampler.grammars.drop(message.grammar)
 
     def usage(self) -> Usage:
         """Return how the rank has spent its time so far."""

@@ -34,6 +34,7 @@ from loadmaster.workers.messages import (
     Allocated,
     Failed,
     Leaving,
+    Prepared,
     Progress,
     Ready,
     Report,
@@ -45,7 +46,7 @@ CAUSE_WITHIN_S = 2.0
 """When a rank reports that its neighbour has ended: how long to wait for the neighbour's own error."""
 
 State = Literal["loading", "ready", "failed", "closed"]
-Reply = Allocated | Done
+Reply = Allocated | Done | Prepared
 
 
 class Supervisor:

@@ -29,7 +29,20 @@ from loadmaster.errors import LoadError, LoadmasterError, RunError
 from loadmaster.host_memory import free_bytes, is_out_of_memory
 from loadmaster.workers.batch import Batch
 from loadmaster.workers.encoding import dumps, loads
-from loadmaster.workers.messages import Allocate, Allocated, Failed, Job, Progress, Ready, Report, Reported, Vocabulary
+from loadmaster.workers.messages import (
+    Allocate,
+    Allocated,
+    Drop,
+    Failed,
+    Job,
+    Prepare,
+    Prepared,
+    Progress,
+    Ready,
+    Report,
+    Reported,
+    Vocabulary,
+)
 from loadmaster.workers.process import JOB_LENGTH_BYTES
 
 if TYPE_CHECKING:
@@ -250,6 +263,10 @@ def _serve(runner: StageRunner, pipe: Pipe) -> None:
         while not isinstance(batch := pipe.next(), Batch):
             if isinstance(batch, Vocabulary):
                 runner.learn(batch)
+            elif isinstance(batch, Prepare):
+                runner.prepare(batch, partial(_answer, pipe))
+            elif isinstance(batch, Drop):
+                runner.drop(batch)
             else:
                 assert isinstance(batch, Report)
                 pipe.send(Reported(runner.usage()))
@@ -259,6 +276,11 @@ def _serve(runner: StageRunner, pipe: Pipe) -> None:
         if time.monotonic() - reported >= USAGE_EVERY_S:
             pipe.send(runner.usage())
             reported = time.monotonic()
+
+
+def _answer(pipe: Pipe, prepared: Prepared) -> None:
+    with contextlib.suppress(OSError):  # the engine has ended, and the pipe with it
+        pipe.send(prepared)
 
 
 def failure(error: BaseException, job: Job, phase: type[LoadmasterError]) -> Failed:
