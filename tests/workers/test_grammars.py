@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import threading
@@ -23,6 +24,7 @@ from loadmaster.workers.batch import Span, Start
 from loadmaster.workers.messages import Vocabulary
 from loadmaster.workers.sampler import Sampler
 from loadmaster.workers.structured_outputs import Grammar
+from tests.workers.plain_sampler import Driver, plain_token
 
 END, VOCAB = 257, 300  # a byte is its own token; the last 38 tokens have no text
 PROMPT = (1, 2)
@@ -176,3 +178,61 @@ def test_a_dropped_grammar_is_not_compiled_and_gets_no_answer(
     gate.set()
     assert [answers.get(), answers.get()] == [None, None]
     assert tried == ["one", "three"]
+
+
+BIAS = {ord("z"): 100, ord("b"): 4, END: 50}
+OTHERS = [
+    SamplingParams(temperature=0, logit_bias=BIAS),
+    SamplingParams(temperature=0, presence_penalty=2, frequency_penalty=2, logit_bias=BIAS),
+    SamplingParams(temperature=0, repetition_penalty=3, bad_words_token_ids=((ord("a"), ord("c")), (ord("d"),))),
+    SamplingParams(seed=5, top_k=2, frequency_penalty=-2, allowed_token_ids=(*b"bcdxyz", END)),
+    SamplingParams(seed=6, temperature=2, ignore_eos=True, repetition_penalty=0.5),
+]
+
+
+def test_other_parameters_choose_among_the_tokens_that_the_grammar_allows(sampler: Sampler, compiled: Any) -> None:
+    """As if all others had the logit -inf: four letters, then end tokens for as long as the request goes on."""
+    grammar = compiled(regex="[a-e]{4}")
+    assert prepared(sampler, grammar.text) is None
+    driver = Driver(VOCAB, [END])
+    driver.sampler = sampler
+    expected: list[list[int]] = [[] for _ in OTHERS]
+    for i, params in enumerate(OTHERS):
+        driver.begin(i, replace(params, structured_outputs=grammar), PROMPT)
+    for position in range(7):
+        allowed = [*b"abcde"] if position < 4 else [END]
+        logits = torch.randn(len(OTHERS), VOCAB, generator=torch.Generator().manual_seed(position)) * 2
+        driver.step(logits, range(len(OTHERS)))
+        for i, params in enumerate(OTHERS):
+            row = [x if token in allowed else -math.inf for token, x in enumerate(logits[i].tolist())]
+            expected[i].append(plain_token(row, params, PROMPT, expected[i], [END]))
+    assert [driver.tokens[i][len(PROMPT) :] for i in range(len(OTHERS))] == expected
+    assert len({tuple(tokens) for tokens in expected}) == len(OTHERS)
+
+
+def test_a_request_whose_parameters_and_grammar_leave_no_token_fails_alone(sampler: Sampler, compiled: Any) -> None:
+    grammar = compiled(choice=["ab"])
+    assert prepared(sampler, grammar.text) is None
+    driver = Driver(VOCAB, [END])
+    driver.sampler = sampler
+    driver.begin(0, SamplingParams(temperature=0, min_tokens=3, structured_outputs=grammar), PROMPT, b"ab")
+    driver.begin(1, SamplingParams(temperature=0, structured_outputs=grammar), PROMPT, b"ab")
+    one, other = driver.step(torch.zeros(2, VOCAB), [0, 1])
+    assert one.error is not None
+    assert one.error.startswith("structured_outputs, allowed_token_ids, bad_words, min_tokens, logit_bias")
+    assert other.token_ids == (END,)
+
+
+def test_a_stop_token_ends_an_answer_where_its_grammar_allows_it(sampler: Sampler, compiled: Any) -> None:
+    """Before the grammar is complete only as a part of the text; after it also in place of the end token."""
+    grammar = compiled(regex="[ab]{2}")
+    assert prepared(sampler, grammar.text) is None
+    driver = Driver(VOCAB, [END])
+    driver.sampler = sampler
+    stop = ord("c")
+    for i, answer in enumerate((b"", b"a", b"ab")):
+        params = SamplingParams(temperature=0, stop_token_ids=(stop,), structured_outputs=grammar)
+        driver.begin(i, params, PROMPT, answer)
+    logits = torch.zeros(3, VOCAB)
+    logits[:, stop], logits[:, ord("b")] = 9, 5
+    assert [s.token_ids for s in driver.step(logits, range(3))] == [(ord("b"),), (ord("b"),), (stop,)]
