@@ -113,8 +113,8 @@ def loadmaster(*args: str | Path) -> list[str]:
     return [sys.executable, "-m", "loadmaster", *map(str, args)]
 
 
-def stream(url: str, num_tokens: int) -> Iterator[dict[str, Any]]:
-    """Yield the events of a completion that a server streams."""
+def stream(url: str, num_tokens: int | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the events of a completion that a server streams: to the model's length, or of ``num_tokens``."""
     model = json.load(urllib.request.urlopen(f"{url}/models"))["data"][0]["id"]
     body = {"model": model, "prompt": [3, 5, 7], "max_tokens": num_tokens, "temperature": 0}
     data = json.dumps({**body, "stream": True, "ignore_eos": True}).encode()
@@ -179,8 +179,8 @@ class TwoHosts:
         subprocess.run(["ip", *args], check=True, capture_output=True, text=True)
 
 
-if __name__ == "__main__":  # a client on one of the hosts: URL, number of tokens
-    events = stream(sys.argv[1], int(sys.argv[2]))
+if __name__ == "__main__":  # a client on one of the hosts: URL
+    events = stream(sys.argv[1])
     next(events)
     print("first token", file=sys.stderr, flush=True)
     print(json.dumps(list(events)[-1]))

@@ -101,7 +101,7 @@ def workers_of(command: Command) -> list[psutil.Process]:
 @pytest.mark.parametrize("lost", ["worker", "launched process"])
 def test_a_lost_process_ends_all_with_an_error_that_names_it(lost: str, served: list[Command]) -> None:
     engine, member = served
-    events = stream(url(engine), 20_000)
+    events = stream(url(engine))
     next(events)
     processes = [*workers_of(engine), *workers_of(member)]
     assert len(processes) == 2
@@ -162,7 +162,7 @@ def test_a_lost_host_ends_the_run_on_both(tiny: Tiny) -> None:
             engine.line("ready: ")
             processes = [*workers_of(engine), *workers_of(member)]
             assert len(processes) == 2
-            client = [sys.executable, "-m", "tests.engine.launched", "http://127.0.0.1:8000/v1", "20000"]
+            client = [sys.executable, "-m", "tests.engine.launched", "http://127.0.0.1:8000/v1"]
             with commands([hosts.on(0, client)], [{}]) as [requests]:
                 requests.line("first token")
                 hosts.unplug()

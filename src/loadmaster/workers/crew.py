@@ -64,8 +64,8 @@ class Running(Protocol):
     def end_cause(self) -> tuple[str, str | None]:
         """Return how it has ended, and a hint."""
 
-    def terminate(self, error: str | None = None) -> None:
-        """Ask it to end; the engine ends with ``error``, or was closed."""
+    def tell_end(self, error: str | None = None) -> None:
+        """Tell it that the engine has ended, with ``error`` or because it was closed. Its pipe has ended already."""
 
     def wait(self, timeout_s: float) -> None:
         """Wait until it has ended, or ``timeout_s`` seconds."""
@@ -107,7 +107,7 @@ class RemoteWorker:
             "look at the host, its network, and the output of the process there",
         )
 
-    def terminate(self, error: str | None = None) -> None:
+    def tell_end(self, error: str | None = None) -> None:
         """Tell the other process that the engine has ended."""
         with suppress(OSError):
             self._link.send_bytes(dumps(Ended(error)))

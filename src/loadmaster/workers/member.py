@@ -60,8 +60,7 @@ def run_member(run: Run, launch: Launch) -> None:
         try:
             _watch(worker, link, f"rank 0 on {membership.roster.members[0].host}")
         finally:
-            worker.terminate()
-            worker.wait(process.TERMINATE_WITHIN_S)
+            worker.wait(process.END_WITHIN_S)
             worker.kill()
 
 

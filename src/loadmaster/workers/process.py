@@ -23,8 +23,8 @@ STOPPED_FOR_S = 5.0
 HUNG_FOR_S = 5.0
 """How long a worker may be in one step without using a CPU. A step that computes, or waits for a GPU, uses one."""
 
-TERMINATE_WITHIN_S = 2.0
-"""The time from SIGTERM to SIGKILL."""
+END_WITHIN_S = 2.0
+"""The time from the end of a worker's pipe, with which it ends, to SIGKILL."""
 
 JOB_LENGTH_BYTES = 8
 """The length precedes the job: a process that was forked meanwhile may hold the other end of the pipe open."""
@@ -102,9 +102,8 @@ class WorkerProcess:
         """Whether a signal has ended the process, as far as `end_cause` or `wait` have seen."""
         return self._process.returncode is not None and self._process.returncode < 0
 
-    def terminate(self, error: str | None = None) -> None:
-        """Ask the process to end. It does not need to know the ``error`` for which the engine ends."""
-        self._process.terminate()
+    def tell_end(self, error: str | None = None) -> None:
+        """Do nothing: the worker ends with its pipe, and does not need to know why."""
 
     def wait(self, timeout_s: float) -> None:
         """Wait until the process has ended, or ``timeout_s`` seconds."""

@@ -297,12 +297,12 @@ class Supervisor:
         self._replies.put(None)
 
     def _end_workers(self) -> None:
-        """Terminate all workers, then kill those that are left. Return when none is left, not even as a zombie."""
+        """End all workers, and kill those that are left after a moment. Return when none is left, not even as a zombie."""
         for worker in self._workers:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(worker.pipe.fileno())) as pipe:
                 pipe.shutdown(socket.SHUT_RDWR)  # also wakes a thread that is blocked in sending to it
-            worker.running.terminate(None if self.error is None else self.error.message)
-        deadline = time.monotonic() + process.TERMINATE_WITHIN_S
+            worker.running.tell_end(None if self.error is None else self.error.message)
+        deadline = time.monotonic() + process.END_WITHIN_S
         for worker in self._workers:
             worker.running.wait(max(0.01, deadline - time.monotonic()))
         for worker in self._workers:
