@@ -138,9 +138,9 @@ def test_what_cannot_be_forced_is_refused(client: openai.OpenAI, fields: Any, pa
     assert refused.value.param == param
 
 
-def thinking(path: Path) -> Path:
+def thinking(path: Path, template: str = THINKING) -> Path:
     """Write a tokenizer with a token ``</think>``, number 261, and a template that opens the reasoning."""
-    with_template(path, THINKING)
+    with_template(path, template)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (path / name).read_text(encoding="utf-8")
         (path / name).write_text(text.replace('"<|system|>"', '"</think>"'), encoding="utf-8")

@@ -294,3 +294,11 @@ def test_ten_thousand_tools_with_senseless_schemas_are_answered(url: str, engine
     engine.answer = b'<tool_call>{"name": "f9", "arguments": {}}</tool_call>'
     many = [{"type": "function", "function": {"name": f"f{i}", "parameters": {"properties": 5}}} for i in range(10_000)]
     assert post(url, tools=many).json()["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "f9"
+
+
+def test_a_conversation_is_tokenized_with_its_tools(url: str, client: openai.OpenAI, engine: FakeEngine) -> None:
+    ask(client)
+    body = {"messages": USER, "tools": TOOLS}
+    assert httpx.post(f"{url}/tokenize", json=body, timeout=200).json()["tokens"] == engine.seen[-1][0]
+    refused = httpx.post(f"{url}/tokenize", json={**body, "tools": [5]}, timeout=200)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")

@@ -54,6 +54,11 @@ class Message:
         return len(self._events) > self._num_sent
 
     @property
+    def is_reasoning(self) -> bool:
+        """Whether there is reasoning, and nothing after it yet."""
+        return bool(self._events) and isinstance(self._events[-1], Reasoning)
+
+    @property
     def ends_with_calls(self) -> bool:
         """Whether ``finish_reason`` is tool_calls if the answer is complete."""
         return bool(self._ids) and self._options.calls_are_reason

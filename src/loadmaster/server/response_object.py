@@ -13,11 +13,15 @@ from loadmaster.server.responses import Choice
 
 
 class ResponseObject:
-    """Builds all parts of one answer, which is one message of text. ``text_of`` returns a token's text."""
+    """Builds all parts of one answer: a message of text, after the model's reasoning. ``text_of`` returns a token's text.
+
+    Log probabilities are given with the message, for all tokens of the answer.
+    """
 
     def __init__(self, body: ResponsesRequest, model: str, choice: Choice, text_of: Callable[[int], str]) -> None:
         self._body, self._choice, self._text_of = body, choice, text_of
-        self._item_id = f"msg_{uuid.uuid4().hex}"
+        self._ids = {"reasoning": f"rs_{uuid.uuid4().hex}", "message": f"msg_{uuid.uuid4().hex}"}
+        self._begun: list[str] = []
         self._num_top = body.top_logprobs or 0
         extra = body.model_extra or {}
         params = choice.params
@@ -38,7 +42,7 @@ class ResponseObject:
             "service_tier": "default",
             "store": False,
             "temperature": params.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": body.format_values},
             "tool_choice": "auto",
             "tools": [],
             "top_logprobs": self._num_top,
@@ -49,56 +53,114 @@ class ResponseObject:
 
     def whole(self) -> dict[str, Any]:
         """Return the complete answer."""
-        is_cut = self._choice.finish_reason == "length"
         return {
             **self._head,
-            "status": "incomplete" if is_cut else "completed",
-            "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
-            "completed_at": None if is_cut else int(time.time()),
-            "output": [self._message()],
+            "status": self._status,
+            "incomplete_details": {"reason": "max_output_tokens"} if self._is_cut else None,
+            "completed_at": None if self._is_cut else int(time.time()),
+            "output": self._output(),
             "usage": self._usage(),
         }
 
     def opening(self) -> Iterator[dict[str, Any]]:
-        """Yield the events before the first text."""
+        """Yield the events before the first item."""
         begun = {**self._head, "status": "in_progress", "incomplete_details": None, "output": [], "usage": None}
         yield {"type": "response.created", "response": begun}
         yield {"type": "response.in_progress", "response": begun}
-        item = {"id": self._item_id, "type": "message", "role": "assistant", "status": "in_progress", "content": []}
-        yield {"type": "response.output_item.added", "output_index": 0, "item": item}
-        yield {"type": "response.content_part.added", **self._place(), "part": self._part("", [])}
 
-    def delta(self) -> dict[str, Any] | None:
-        """Return the event for what the answer has gained since the last one, None if that is nothing."""
+    def deltas(self) -> Iterator[dict[str, Any]]:
+        """Yield the events for what the answer has gained since the last ones."""
         choice = self._choice
-        text = "".join(choice.texts[choice.num_sent_texts :])
+        if choice.message is None:
+            new = {"content": "".join(choice.texts[choice.num_sent_texts :])}
+            choice.num_sent_texts = len(choice.texts)
+        else:
+            new = choice.message.delta()
+        if reasoning := new.get("reasoning"):
+            yield from self._begin("reasoning")
+            yield {"type": "response.reasoning_text.delta", **self._place("reasoning"), "delta": reasoning}
+        text = new.get("content", "")
         logprobs = self._logprobs(choice.num_sent_scored)
-        choice.num_sent_texts, choice.num_sent_scored = len(choice.texts), len(choice.scored)
-        if not text and not logprobs:
-            return None
-        return {"type": "response.output_text.delta", **self._place(), "delta": text, "logprobs": logprobs}
+        if text or (logprobs and "message" in self._begun):
+            yield from self._begin("message")
+            choice.num_sent_scored = len(choice.scored)
+            delta = {"delta": text, "logprobs": logprobs}
+            yield {"type": "response.output_text.delta", **self._place("message"), **delta}
 
     def closing(self) -> Iterator[dict[str, Any]]:
         """Yield the events after the last text; the last one has the complete answer."""
         whole = self.whole()
-        [message] = whole["output"]
-        [part] = message["content"]
-        done = {"text": part["text"], "logprobs": part["logprobs"]}
-        yield {"type": "response.output_text.done", **self._place(), **done}
-        yield {"type": "response.content_part.done", **self._place(), "part": part}
-        yield {"type": "response.output_item.done", "output_index": 0, "item": message}
+        for item in whole["output"]:
+            yield from self._begin(item["type"])
+        yield from self._end(whole["output"][-1])
         yield {"type": f"response.{whole['status']}", "response": whole}
 
-    def _place(self) -> dict[str, Any]:
-        return {"item_id": self._item_id, "output_index": 0, "content_index": 0}
+    @property
+    def _is_cut(self) -> bool:
+        return self._choice.finish_reason == "length"
 
-    def _message(self) -> dict[str, Any]:
-        status = "incomplete" if self._choice.finish_reason == "length" else "completed"
-        part = self._part("".join(self._choice.texts), self._logprobs(0))
-        return {"id": self._item_id, "type": "message", "role": "assistant", "status": status, "content": [part]}
+    @property
+    def _status(self) -> str:
+        return "incomplete" if self._is_cut else "completed"
 
-    def _part(self, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+    def _begin(self, kind: str) -> Iterator[dict[str, Any]]:
+        """Yield the events that begin an item, after those that end the one before; none if it has begun."""
+        if kind in self._begun:
+            return
+        if self._begun:
+            yield from self._end(self._output()[0])
+        self._begun.append(kind)
+        item, part = self._item(kind, "", "in_progress", [])
+        place = self._place(kind)
+        yield {
+            "type": "response.output_item.added",
+            "output_index": place["output_index"],
+            "item": {**item, "content": []},
+        }
+        yield {"type": "response.content_part.added", **place, "part": part}
+
+    def _end(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        place = self._place(item["type"])
+        [part] = item["content"]
+        if item["type"] == "reasoning":
+            yield {"type": "response.reasoning_text.done", **place, "text": part["text"]}
+        else:
+            yield {
+                "type": "response.output_text.done",
+                **place,
+                "text": part["text"],
+                "logprobs": part["logprobs"],
+            }
+        yield {"type": "response.content_part.done", **place, "part": part}
+        yield {"type": "response.output_item.done", "output_index": place["output_index"], "item": item}
+
+    def _place(self, kind: str) -> dict[str, Any]:
+        return {"item_id": self._ids[kind], "output_index": self._begun.index(kind), "content_index": 0}
+
+    def _output(self) -> list[dict[str, Any]]:
+        """Return the items so far: reasoning if there is any, and the message unless there is only reasoning."""
+        message = self._choice.message
+        texts = {"content": "".join(self._choice.texts)} if message is None else message.whole()
+        reasoning, content = texts.get("reasoning") or "", texts["content"] or ""
+        items = []
+        if reasoning:
+            items.append(self._item("reasoning", reasoning, "completed" if content else self._status, [])[0])
+        if content or not reasoning:
+            items.append(self._item("message", content, self._status, self._logprobs(0))[0])
+        return items
+
+    def _item(
+        self, kind: str, text: str, status: str, logprobs: list[dict[str, Any]]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return an item and its only part."""
+        part: dict[str, Any]
+        if kind == "reasoning":
+            part = {"type": "reasoning_text", "text": text}
+            extra: dict[str, Any] = {"summary": []}
+        else:
+            part = {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+            extra = {"role": "assistant"}
+        return {"id": self._ids[kind], "type": kind, "status": status, **extra, "content": [part]}, part
 
     def _logprobs(self, first: int) -> list[dict[str, Any]]:
         if not self._body.wants_logprobs:
@@ -114,6 +176,6 @@ class ResponseObject:
             "input_tokens": num_prompt,
             "input_tokens_details": {"cached_tokens": self._choice.num_cached, "cache_write_tokens": 0},
             "output_tokens": num_answer,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self._choice.num_reasoning_tokens},
             "total_tokens": num_prompt + num_answer,
         }

@@ -35,6 +35,7 @@ class Choice:
     stop_reason: int | str | None = None
     sum_logprobs: float = 0.0
     num_cached: int = 0
+    num_reasoning_tokens: int = 0
     prompt_scored: list[Scored] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
     num_sent_texts: int = 0
@@ -64,6 +65,8 @@ class Choice:
             self.texts.append(piece.text)
         if piece.token_id is not None:
             self.token_ids.append(piece.token_id)
+            if self.message is not None and self.message.is_reasoning:
+                self.num_reasoning_tokens = len(self.token_ids)
             if piece.logprobs is not None:
                 self.scored.append(Scored(piece.token_id, piece.logprobs))
                 self.sum_logprobs += piece.logprobs.chosen.logprob

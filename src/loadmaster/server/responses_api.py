@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
+from functools import cache
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -14,7 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from loadmaster.server.body import body_of
-from loadmaster.server.chat import chat_token_ids
+from loadmaster.server.chat import chat_of as prompt_of
 from loadmaster.server.events import NamedEventStream
 from loadmaster.server.failures import describe_validation
 from loadmaster.server.generation import (
@@ -27,8 +29,9 @@ from loadmaster.server.generation import (
     unknown_model_of,
 )
 from loadmaster.server.logprobs import token_texts
-from loadmaster.server.protocol import ChatCompletionRequest, FieldError
-from loadmaster.server.protocol.responses import ResponsesRequest
+from loadmaster.server.output_format import OutputFormat, output_format
+from loadmaster.server.protocol import FieldError
+from loadmaster.server.protocol.responses import ResponseChatRequest, ResponsesRequest
 from loadmaster.server.recorder import record_of
 from loadmaster.server.response_object import ResponseObject
 from loadmaster.server.responses import Choice
@@ -37,6 +40,10 @@ from loadmaster.server.service import Service
 
 def add_responses_routes(app: FastAPI, service: Service) -> None:
     """Add the route."""
+
+    @cache
+    def output() -> OutputFormat:
+        return output_format(service.tokenizer, service.settings)  # when the tokenizer is loaded
 
     @app.post("/v1/responses", openapi_extra=body_schema(ResponsesRequest))
     async def responses(
@@ -54,14 +61,16 @@ def add_responses_routes(app: FastAPI, service: Service) -> None:
                 "max_output_tokens",
             )
         params = await params_of(service, chat)
-        ids = await chat_token_ids(service, chat, any_length=chat.truncate_prompt_tokens is not None)
-        ids = chat.truncated(ids, service.engine.max_model_len)
+        prompt = await prompt_of(service, chat, output())
+        params = prompt.after_reasoning(params)
+        ids = chat.truncated(prompt.prompt_token_ids, service.engine.max_model_len)
         check(service, ids, params)
         [choice] = choices_of(ids, params, 1)
+        choice.message = prompt.message()
         answer = ResponseObject(body, service.names[0], choice, token_texts(service.tokenizer))
         record = record_of(request)
         record.model = service.names[0]
-        progress = run(service, [choice], chat.text_options, record)
+        progress = run(service, [choice], replace(chat.text_options, keep=prompt.keep), record)
         if body.stream:
             return NamedEventStream(events(answer, progress), service.stopping, record)
         if (failed := await finish(service, progress, request)) is not None:
@@ -69,7 +78,7 @@ def add_responses_routes(app: FastAPI, service: Service) -> None:
         return JSONResponse(answer.whole())
 
 
-def chat_of(body: ResponsesRequest) -> ChatCompletionRequest:
+def chat_of(body: ResponsesRequest) -> ResponseChatRequest:
     """Return the chat request with the same meaning.
 
     Raises:
@@ -91,8 +100,8 @@ async def events(
         number += 1
     async with aclosing(progress):
         async for _ in progress:
-            if (delta := answer.delta()) is not None:
-                yield {**delta, "sequence_number": number}
+            for event in answer.deltas():
+                yield {**event, "sequence_number": number}
                 number += 1
     for event in answer.closing():
         yield {**event, "sequence_number": number}

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from loadmaster.errors import clip
 from loadmaster.server.protocol.chat import ChatCompletionRequest
 from loadmaster.server.protocol.fields import FieldError, Int64, Number, RequestModel
 from loadmaster.server.protocol.inert import INERT, OF_STREAM_OPTIONS
+from loadmaster.workers import StructuredOutputs
 
 LOGPROBS: Final = "message.output_text.logprobs"
 """What ``include`` asks for log probabilities with."""
 
-TEXT_PARTS: Final = ("input_text", "output_text", "text")
+TEXT_PARTS: Final = ("input_text", "output_text", "reasoning_text", "text")
 """The types of content that are text."""
 
 SHARED: Final = (
@@ -40,18 +41,49 @@ SHARED: Final = (
 """The fields that chat requests have with the same meaning."""
 
 
+class TextFormat(BaseModel):
+    """``text.format``: what the answer has to look like. A schema is always followed exactly, whether ``strict`` or not."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+    def values(self) -> dict[str, Any]:
+        """Return the fields that were given."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+
 class TextConfig(RequestModel):
     """``text``: the form of the answer."""
 
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {"verbosity": ("medium",)}
 
-    format: dict[str, Any] | None = None
+    format: TextFormat | None = None
 
 
 class ResponsesStreamOptions(RequestModel):
     """``stream_options``."""
 
     inert = OF_STREAM_OPTIONS
+
+
+class ResponseChatRequest(ChatCompletionRequest):
+    """The chat request that a request for a response becomes."""
+
+    def wanted_output(self) -> tuple[StructuredOutputs | None, str]:
+        """Return what `ChatCompletionRequest.wanted_output` returns, with the field ``text``.
+
+        Raises:
+            FieldError: it is not valid.
+        """
+        try:
+            return super().wanted_output()[0], "text"
+        except FieldError as error:
+            raise FieldError(error.message.replace("response_format", "text.format", 1), "text") from None
 
 
 class ResponsesRequest(RequestModel):
@@ -141,11 +173,16 @@ class ResponsesRequest(RequestModel):
             raise FieldError(f"include has {clip(repr(unknown))}, only {LOGPROBS} is supported", "include")
         if self.text is not None:
             self.text.refuse_unsupported()
-            kind = (self.text.format or {"type": "text"}).get("type")
-            if kind != "text":
-                raise FieldError(f"text.format of type {clip(repr(kind))} is not supported, only text is", "text")
+            wanted = self.text.format
+            if wanted is not None and wanted.type == "json_schema" and None in (wanted.name, wanted.schema_):
+                raise FieldError("text.format of type json_schema has no name or no schema", "text")
 
-    def chat(self) -> ChatCompletionRequest:
+    @property
+    def format_values(self) -> dict[str, Any]:
+        """``text.format`` as it was given, or the default."""
+        return self.text.format.values() if self.text is not None and self.text.format is not None else {"type": "text"}
+
+    def chat(self) -> ResponseChatRequest:
         """Return the chat request with the same meaning.
 
         Raises:
@@ -156,7 +193,13 @@ class ResponsesRequest(RequestModel):
             given["truncate_prompt_tokens"] = -1
         if self.wants_logprobs:
             given |= {"logprobs": True, "top_logprobs": self.top_logprobs}
-        return ChatCompletionRequest.model_validate(
+        wanted = self.format_values
+        if wanted["type"] == "json_schema":
+            named = {name: value for name, value in wanted.items() if name != "type"}
+            given["response_format"] = {"type": "json_schema", "json_schema": named}
+        elif wanted["type"] == "json_object":
+            given["response_format"] = {"type": "json_object"}
+        return ResponseChatRequest.model_validate(
             {"messages": list(self._messages()), "max_completion_tokens": self.max_output_tokens, **given}
         )
 
@@ -166,14 +209,20 @@ class ResponsesRequest(RequestModel):
         if isinstance(self.input, str):
             yield {"role": "user", "content": self.input}
             return
+        reasoning: str | None = None
         for i, item in enumerate(self.input):
+            if item.get("type") == "reasoning":
+                reasoning = _text(item.get("content"), i)
+                continue
             if item.get("type", "message") != "message" or not isinstance(item.get("role"), str):
                 raise FieldError(
                     f"input[{i}]: an item of type {clip(repr(item.get('type')))} is not supported, only messages with a role "
-                    "are",
+                    "and reasoning are",
                     "input",
                 )
-            yield {"role": item["role"], "content": _text(item.get("content"), i)}
+            thought = {"reasoning": reasoning} if reasoning is not None and item["role"] == "assistant" else {}
+            reasoning = None
+            yield {"role": item["role"], "content": _text(item.get("content"), i), **thought}
 
 
 def _text(content: Any, number: int) -> str:

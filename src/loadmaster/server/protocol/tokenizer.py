@@ -9,6 +9,7 @@ from pydantic import Field
 
 from loadmaster.server.protocol.chat import ChatCompletionRequest
 from loadmaster.server.protocol.fields import FieldError, Int64, RequestModel
+from loadmaster.server.protocol.tools import check_tools
 
 
 class TokenizeRequest(RequestModel):
@@ -18,7 +19,6 @@ class TokenizeRequest(RequestModel):
     """
 
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "tools": ([],),
         "media_io_kwargs": ({},),
         "mm_processor_kwargs": ({},),
     }
@@ -32,6 +32,7 @@ class TokenizeRequest(RequestModel):
     continue_final_message: bool = False
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Any] | None = None
 
     def check(self) -> None:
         """Refuse a request without a text and without a conversation, or with both, and fields of the other kind.
@@ -46,14 +47,18 @@ class TokenizeRequest(RequestModel):
             given = self.model_fields_set & OF_CHATS
             if given:
                 raise FieldError(f"{min(given)} is only allowed with messages", min(given))
+        if self.tools:
+            check_tools(self.tools, None)
 
     def chat(self) -> ChatCompletionRequest:
         """Return a chat request with the same conversation."""
-        names = ("messages", *OF_CHATS)
-        return ChatCompletionRequest(**{name: getattr(self, name) for name in names if name in self.model_fields_set})
+        names = {"messages", *OF_CHATS} & self.model_fields_set - ({"tools"} if not self.tools else set())
+        return ChatCompletionRequest(**{name: getattr(self, name) for name in names})
 
 
-OF_CHATS = frozenset({"add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs"})
+OF_CHATS = frozenset(
+    {"add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs", "tools"}
+)
 """The fields that only a conversation can have."""
 
 
