@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,14 @@ def test_answers_that_are_computed_together_are_those_of_each_alone(tiny: Tiny, 
     assert alone["token_ids"] == answers[3]["token_ids"]
 
 
+def test_answers_match_structured_outputs(tiny: Tiny) -> None:
+    wanted = json.dumps({"regex": "(yes|no), [a-c]{3}"})
+    done = run("generate", tiny("llama"), "--prompt", "Hello", "--structured-outputs", wanted, "--json")
+    answer = json.loads(done.stdout)
+    assert re.fullmatch("(yes|no), [a-c]{3}", answer["text"])
+    assert answer["finish_reason"] == "stop"
+
+
 @pytest.mark.parametrize(
     ("args", "status", "says"),
     [
@@ -74,6 +83,7 @@ def test_answers_that_are_computed_together_are_those_of_each_alone(tiny: Tiny, 
         (["--prompt-token-ids", "3,4", "-pp", "99"], 1, "99 pipeline stages"),
         (["--prompt-token-ids", ",".join(["3"] * 600)], 1, "512"),
         (["--prompt-token-ids", "3,99999"], 1, "99999"),
+        (["--prompt-token-ids", "3", "--structured-outputs", '{"regex": "("}'], 1, "structured_outputs cannot be used"),
     ],
 )
 def test_what_cannot_be_generated_is_refused(args: list[str], status: int, says: str, tiny: Tiny) -> None:

@@ -10,6 +10,7 @@ import pytest
 from loadmaster.cli.main import build_parser
 from loadmaster.cli.prompts import read_prompts, sampling_params
 from loadmaster.errors import UsageError
+from loadmaster.workers import StructuredOutputs
 
 
 def parsed(*args: object) -> Any:
@@ -68,3 +69,22 @@ def test_every_sampling_option_has_its_parameter() -> None:
     params = sampling_params(parsed(*options, "--stop-token-ids", "4,5", "--ignore-eos"))
     assert {name: getattr(params, name) for name in given} == given
     assert (params.stop_token_ids, params.ignore_eos) == ((4, 5), True)
+
+
+def test_structured_outputs_are_an_object_with_the_names_of_vllm(capsys: pytest.CaptureFixture[str]) -> None:
+    params = sampling_params(
+        parsed("--structured-outputs", '{"json": {"type": "array"}, "disable_any_whitespace": true}')
+    )
+    assert params.structured_outputs == StructuredOutputs(json='{"type": "array"}', disable_any_whitespace=True)
+    for text, says in (
+        ('{"regexp": "a"}', "has 'regexp', which is none of its fields"),
+        ('{"regex": "a", "after": 3}', "has 'after'"),
+        ('{"regex": 3}', "regex"),
+        ("{}", "structured_outputs is empty"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            sampling_params(parsed("--structured-outputs", text))
+    for text, says in (("{", "not JSON"), ("[]", "not a JSON object")):
+        with pytest.raises(SystemExit):
+            parsed("--structured-outputs", text)
+        assert says in capsys.readouterr().err

@@ -77,6 +77,9 @@ def _run(args: argparse.Namespace) -> int:
             prompts = [tokenizer.encode(t) if isinstance(t, str) else t for t in texts]
             for prompt in prompts:
                 engine.check(prompt, params)
+            if params.structured_outputs is not None:
+                engine.learn(tokenizer.vocabulary())
+                params = engine.compiled(params)
             engine.wait_ready()
         loaded = time.perf_counter()
         answers = answer_all(engine, tokenizer, prompts, params, args.n, args.stop, show=not args.json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,12 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sampling.add_argument("--ignore-eos", action="store_true", help="continue after the model's end-of-text token")
     sampling.add_argument(
+        "--structured-outputs",
+        type=_object,
+        metavar="JSON",
+        help="""what an answer has to look like, with vLLM's names: {"json": SCHEMA}, {"regex": …}, {"choice": […]} and others""",
+    )
+    sampling.add_argument(
         "--logprobs",
         type=whole,
         metavar="N",
@@ -130,8 +137,12 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         UsageError: one is out of range.
     """
     from loadmaster.errors import RequestError
-    from loadmaster.workers import SamplingParams
+    from loadmaster.workers import SamplingParams, StructuredOutputs
 
+    given = args.structured_outputs
+    names = {field.name for field in fields(StructuredOutputs)} - {"after"}
+    if unknown := sorted((given or {}).keys() - names):
+        raise UsageError(f"--structured-outputs has {unknown[0]!r}, which is none of its fields")
     try:
         return SamplingParams(
             max_tokens=args.max_tokens,
@@ -148,6 +159,7 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
             ignore_eos=args.ignore_eos,
             logprobs=args.logprobs,
             prompt_logprobs=args.prompt_logprobs,
+            structured_outputs=None if given is None else StructuredOutputs(**given),
         )
     except RequestError as error:
         raise UsageError(str(error)) from error
@@ -180,3 +192,13 @@ def _token_ids(text: str) -> list[int]:
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of token ids such as 3,4,5")
     return [int(t) for t in text.split(",")]
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text} is not a JSON object")
+    return value
