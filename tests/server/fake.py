@@ -177,22 +177,24 @@ def eventually(holds: Callable[[], bool]) -> None:
 
 @contextmanager
 def serving(
-    engine: FakeEngine | Engine, model_path: Path, settings: Settings | None = None, *, ready: bool = True
+    engine: FakeEngine | Engine, model_path: Path, settings: Settings | None = None, *, ready: bool = True, **more: int
 ) -> Iterator[str]:
-    """Serve in a thread; yield the base address."""
+    """Serve in a thread; yield the base address. ``more`` is for `serving_app`."""
     service = Service(cast(Engine, engine), Tokenizer(model_path), ["toy", "alias"], settings)
     if ready:
         if isinstance(engine, FakeEngine):
             engine.ready.set()
         service.load()
-    with serving_app(service, settings) as url:
+    with serving_app(service, settings, **more) as url:
         yield url
 
 
 @contextmanager
-def serving_app(service: Service, settings: Settings | None = None) -> Iterator[str]:
-    """Serve a service in a thread; yield the base address. Closes the service."""
+def serving_app(service: Service, settings: Settings | None = None, *, send_buffer: int | None = None) -> Iterator[str]:
+    """Serve a service in a thread; yield the base address. Closes the service. The kernel buffers ``send_buffer`` bytes."""
     bound: socket.socket = listen("127.0.0.1", 0)
+    if send_buffer is not None:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     config = http_config(service, service.settings)
     config.timeout_graceful_shutdown = 1
     server = uvicorn.Server(config)

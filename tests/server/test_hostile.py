@@ -235,10 +235,11 @@ def test_a_client_that_sends_a_byte_at_a_time_is_disconnected(url: str) -> None:
 
 
 def test_a_client_that_reads_nothing_is_disconnected_and_its_request_cancelled(model_path: Path) -> None:
-    engine = FakeEngine(b"x" * 20_000)
+    engine = FakeEngine(b"x" * 2_000)
     engine.limits.__dict__["max_model_len"] = 10**6
-    body = b'{"prompt": "hi", "stream": true, "n": 2, "max_tokens": 20000}'
-    with serving(engine, model_path, Settings(client_timeout_s=TIMEOUT_S)) as url, connect(url) as connection:
+    body = b'{"prompt": "hi", "stream": true, "n": 2, "max_tokens": 2000}'
+    settings = Settings(client_timeout_s=TIMEOUT_S)
+    with serving(engine, model_path, settings, send_buffer=4096) as url, connect(url) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(with_length(body))
         eventually(lambda: engine.most_running == 2)
