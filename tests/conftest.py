@@ -11,6 +11,7 @@ os.environ.pop("FORCE_COLOR", None)
 # Hundreds of processes import the package: each would compile all of it again if none may write bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+import gc
 import importlib.util
 import shutil
 import sys
@@ -29,6 +30,11 @@ Tiny = Callable[[str], Path]
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # thousands of tests, which each full collection would look at again
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -5,6 +5,7 @@ Tokens are those of the tiny checkpoints' tokenizer: a byte is its own token.
 
 from __future__ import annotations
 
+import atexit
 import socket
 import threading
 import time
@@ -19,6 +20,7 @@ import openai
 import uvicorn
 
 from loadmaster.engine import Capacity, Engine, Limits, Loading, Output, RankProgress, Statistics, Stream, Tokenizer
+from loadmaster.engine.renderer_pool import RendererPool
 from loadmaster.engine.request import Event, FinishReason
 from loadmaster.engine.scheduler import Counters
 from loadmaster.errors import LoadmasterError, RequestError
@@ -30,6 +32,10 @@ from loadmaster.workers import SamplingParams
 from loadmaster.workers.batch import PositionLogprobs, TokenLogprob
 from loadmaster.workers.messages import Usage, Vocabulary
 from loadmaster.workers.sampling_params import check_vocabulary
+
+RENDERERS = RendererPool()
+"""Of all servers in this process: to start the one of each takes seconds of CPU."""
+atexit.register(RENDERERS.close)
 
 EOS = 257  # <|end|> of the tiny tokenizer
 
@@ -180,7 +186,8 @@ def serving(
     engine: FakeEngine | Engine, model_path: Path, settings: Settings | None = None, *, ready: bool = True, **more: int
 ) -> Iterator[str]:
     """Serve in a thread; yield the base address. ``more`` is for `serving_app`."""
-    service = Service(cast(Engine, engine), Tokenizer(model_path), ["toy", "alias"], settings)
+    tokenizer = Tokenizer(model_path, renderers=RENDERERS)
+    service = Service(cast(Engine, engine), tokenizer, ["toy", "alias"], settings)
     if ready:
         if isinstance(engine, FakeEngine):
             engine.ready.set()

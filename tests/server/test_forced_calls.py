@@ -185,6 +185,7 @@ def random_model(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield client
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["required", NAMED], ids=["required", "named"])
 @pytest.mark.parametrize("reasons", [False, True], ids=["at once", "after reasoning"])
 def test_a_model_with_random_weights_calls_with_valid_arguments(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loadmaster.engine.renderer_pool import RendererPool
 from loadmaster.engine.template import ChatTemplate
 from loadmaster.errors import CheckpointError, RequestError, RunError, clip
 from loadmaster.workers.messages import Vocabulary
@@ -28,10 +29,14 @@ REPLACEMENT = "\ufffd"
 
 
 class Tokenizer:
-    """The tokenizer of a checkpoint, if it has one. Without a tokenizer, prompts and answers are token ids only."""
+    """The tokenizer of a checkpoint, if it has one. Without a tokenizer, prompts and answers are token ids only.
 
-    def __init__(self, model_path: Path) -> None:
+    ``renderers`` may be shared by several tokenizers; then the caller closes them.
+    """
+
+    def __init__(self, model_path: Path, *, renderers: RendererPool | None = None) -> None:
         self._path = model_path
+        self._renderers = renderers
         self._lock = threading.Lock()
         self._loaded: Any = None
         self._template: ChatTemplate | None = None
@@ -272,7 +277,7 @@ class Tokenizer:
                     text = tokenizer.get_chat_template()
                 except ValueError as error:  # there are several templates and no default
                     raise CheckpointError(f"cannot use the model's chat template: {error}") from error
-                self._template = ChatTemplate(text, tokenizer.special_tokens_map)
+                self._template = ChatTemplate(text, tokenizer.special_tokens_map, renderers=self._renderers)
             return self._template
 
     def _load(self) -> Any:
