@@ -30,7 +30,7 @@ PYTEST := $(BIN)/python -m pytest $(TESTS)
 unexport PYTHONDONTWRITEBYTECODE  # set, every process of the tests would compile the package anew
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-gpu test-vllm vllm-goldens lint format types layers docs reference check release-check bench fuzz mutants clean
+.PHONY: help demo test test-all test-gpu test-deploy test-vllm vllm-goldens lint format types layers docs reference check release-check bench fuzz mutants clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -46,6 +46,9 @@ test-all: $(VENV)/.test  ## every test; those marked gpu skip themselves where t
 
 test-gpu: $(VENV)/.test  ## the tests marked gpu, one at a time
 	@$(PYTEST) -m gpu || { status=$$?; [ $$status -eq 5 ] && echo "no test is marked gpu" || exit $$status; }
+
+test-deploy: $(VENV)/.deploy  ## the files of deploy/ by their tools, and the page in Chromium (if it is installed)
+	$(BIN)/python -m pytest $(or $(TESTS),tests/deploy tests/server/page)
 
 test-vllm: $(VENV)-vllm/.test  ## the tests marked vllm, with vLLM for CPUs in an environment of its own: 3.5 GB, once
 	$(VENV)-vllm/bin/python -m pytest $(or $(TESTS),tests) -m vllm
@@ -118,6 +121,10 @@ $(VENV)-vllm/.test: pyproject.toml
 	@site=$$($(VENV)-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-$(VLLM)+cpu.dist-info; \
 	mkdir -p $$site && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM)+cpu\n' > $$site/METADATA
 	$(VENV)-vllm/bin/python -m pip install --quiet --editable . --group test
+	@touch $@
+
+$(VENV)/.deploy: $(VENV)/.test
+	$(PIP) install --quiet --group deploy
 	@touch $@
 
 $(VENV)/.fuzz: $(VENV)/.test

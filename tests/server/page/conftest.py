@@ -19,7 +19,7 @@ TIMEOUT_MS = 120_000
 
 @pytest.fixture(scope="module")  # while it lives, this thread has an event loop, and asyncio.run fails
 def browser() -> Iterator[Browser]:
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright (make test-deploy)")
     program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
     if program is None:
         pytest.skip("needs Chromium (Debian: apt-get install chromium)")
