@@ -117,7 +117,9 @@ def test_a_lost_process_ends_all_with_an_error_that_names_it(lost: str, served: 
     assert psutil.wait_procs(processes, timeout=WITHIN_S)[1] == []
 
 
-@pytest.mark.parametrize("asked", ["member", "all", pytest.param("all, the engine last", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "asked", ["all", *(pytest.param(who, marks=pytest.mark.slow) for who in ("member", "all, the engine last"))]
+)
 def test_running_requests_finish_whichever_processes_are_asked_to_end(asked: str, served: list[Command]) -> None:
     engine, member = served
     events = stream(url(engine), 400)

@@ -68,6 +68,7 @@ def answers(path: Path, layout: ParallelLayout, num_drafts: int | None) -> tuple
     ], accepted
 
 
+@pytest.mark.slow
 def test_stages_ranks_and_drafts_do_not_change_the_answers(path: Path) -> None:
     alone, _ = answers(path, ParallelLayout(), None)
     for (text, reason), wanted in zip(alone, [w for w in WANTED for _ in range(2)], strict=True):
