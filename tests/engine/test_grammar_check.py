@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,10 +93,22 @@ def test_values_that_are_not_valid_are_refused_at_once(wanted: dict[str, Any], r
 
 def test_a_process_that_has_ended_is_started_again(check: GrammarCheck) -> None:
     check.compiled(StructuredOutputs(regex="b"))
-    assert check._process is not None
-    os.kill(check._process.pid, signal.SIGKILL)
-    check._process.wait()
+    ended = check._child
+    assert ended is not None
+    ended.kill()
+    while not ended.has_ended:
+        time.sleep(0.01)
     assert check.compiled(StructuredOutputs(regex="c")).text
+
+
+def test_a_signal_to_all_processes_does_not_end_the_check(check: GrammarCheck) -> None:
+    check.compiled(StructuredOutputs(regex="d"))
+    child = check._child
+    assert child is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(child.pid, number)
+    assert check.compiled(StructuredOutputs(regex="e")).text
+    assert check._child is child
 
 
 def test_nothing_is_checked_after_close() -> None:

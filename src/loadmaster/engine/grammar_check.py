@@ -6,16 +6,11 @@ no answer, is refused.
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 import threading
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any, Final
 
-from loadmaster.engine.renderer_pool import receive, send
+from loadmaster.engine.child import Child, receive, send
 from loadmaster.errors import RequestError, RunError
 from loadmaster.workers.structured_outputs import Grammar, StructuredOutputs
 
@@ -32,6 +27,9 @@ MAX_KEPT: Final = 256
 """How many results are kept for later requests."""
 
 
+WHAT: Final = "checks structured outputs"
+
+
 class GrammarCheck:
     """Checks structured outputs, one at a time. Starts its process for the first, and again if it has ended.
 
@@ -40,8 +38,7 @@ class GrammarCheck:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards everything but ``_is_closed``
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: socket.socket | None = None
+        self._child: Child | None = None
         self._kept: OrderedDict[StructuredOutputs, Grammar | str] = OrderedDict()
         self._is_closed = False
 
@@ -66,8 +63,8 @@ class GrammarCheck:
     def close(self) -> None:
         """End the process. A check that is going on fails. May be called again."""
         self._is_closed = True
-        if (process := self._process) is not None:
-            process.kill()  # which ends the wait of the thread that holds the lock
+        if (child := self._child) is not None:
+            child.kill()  # which ends the wait of the thread that holds the lock
         with self._lock:
             self._end()
 
@@ -87,45 +84,22 @@ class GrammarCheck:
         return f"cannot be used: {why}"
 
     def _ask(self, question: dict[str, Any]) -> Any:
-        if self._process is not None and self._process.poll() is not None:
+        if self._child is not None and self._child.has_ended:
             self._end()
-        if self._process is None:
-            self._start()
-        assert self._pipe is not None
+        if self._child is None:
+            self._child = Child("loadmaster.engine.grammar_process", WHAT, ANSWER_WITHIN_S)
+            if self._is_closed:  # `close` may not have seen it
+                self._child.kill()
         try:
-            send(self._pipe, question)
-            return receive(self._pipe)
-        except (OSError, EOFError) as error:
+            send(self._child.pipe, question)
+            return receive(self._child.pipe)
+        except OSError as error:
             self._end()
             if self._is_closed:
                 raise RunError("the server is shutting down") from error
-            raise RunError(f"the process that checks structured outputs has ended: {error}") from error
-
-    def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path)}
-            try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "loadmaster.engine.grammar_process", str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    env=environment,
-                    pass_fds=[theirs.fileno()],
-                )
-            except OSError as error:
-                ours.close()
-                raise RunError(f"cannot start the process that checks structured outputs: {error}") from error
-        ours.settimeout(ANSWER_WITHIN_S)
-        self._pipe = ours
-        if self._is_closed:  # `close` may not have seen it
-            self._process.kill()
+            raise RunError(f"the process that {WHAT} has ended: {error}") from error
 
     def _end(self) -> None:
-        if self._pipe is not None:
-            self._pipe.close()
-            self._pipe = None
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        if self._child is not None:
+            self._child.end()
+            self._child = None

@@ -14,34 +14,33 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import signal
 import socket
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
+from loadmaster.engine.child import confine, ignore_signals, receive, send
 from loadmaster.engine.grammar_check import CPU_S, MEMORY_BYTES
-from loadmaster.engine.renderer_pool import receive, send
 
 EXCEEDED: Final = f"it needs more than {CPU_S} s or {MEMORY_BYTES // 2**20} MiB to be compiled"
 
 
 def main(fd: int) -> None:
     """Answer questions until ``fd`` is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; the server ends it
+    ignore_signals()
     import llguidance  # noqa: F401  (here, so that no child has to import it)
 
     with socket.socket(fileno=fd) as pipe:
         while True:
             try:
                 question = receive(pipe)
-            except EOFError:
+            except OSError:
                 return
             if (child := os.fork()) == 0:
                 try:
-                    _limit()
+                    confine(MEMORY_BYTES)
+                    signal.setitimer(signal.ITIMER_PROF, CPU_S)  # SIGPROF ends the child
                     answer = _answer(question)
                     signal.setitimer(signal.ITIMER_PROF, 0)
                     send(pipe, answer)
@@ -51,18 +50,6 @@ def main(fd: int) -> None:
             _, status = os.waitpid(child, 0)
             if status != 0:
                 send(pipe, {"refused": EXCEEDED})
-
-
-def _limit() -> None:
-    """Set this child's limits; it cannot raise them. SIGPROF ends it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    max_bytes = pages * resource.getpagesize() + MEMORY_BYTES
-    for limit, value in ((resource.RLIMIT_AS, max_bytes), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
-        _, hard = resource.getrlimit(limit)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (value, value))
-    signal.setitimer(signal.ITIMER_PROF, CPU_S)
 
 
 def _answer(question: Mapping[str, Any]) -> dict[str, str]:

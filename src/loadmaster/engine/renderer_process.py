@@ -17,24 +17,20 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import os
-import resource
 import signal
 import socket
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from loadmaster.engine.renderer_pool import LENGTH, receive, receive_bytes, send
+from loadmaster.engine.child import confine, ignore_signals, receive, send
 from loadmaster.engine.template import MAX_CHARACTERS, MEMORY_BYTES
 
 
 def main(fd: int) -> None:
     """Fork a renderer for every socket that arrives, until ``fd`` is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they reach this process too; the server ends it
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that the kernel reaps the children
     import transformers.utils.chat_template_utils  # noqa: F401  (here, so that no child has to import it)
     from transformers import PreTrainedTokenizerBase  # noqa: F401
@@ -48,21 +44,10 @@ def main(fd: int) -> None:
                 if os.fork() == 0:
                     try:
                         control.close()
-                        _limit()
+                        confine(MEMORY_BYTES)
                         _work(pipe)
                     finally:
                         os._exit(0)
-
-
-def _limit() -> None:
-    """Set this renderer's limits; it cannot raise them."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the other end of the socket sees how this process ends
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    max_bytes = pages * resource.getpagesize() + MEMORY_BYTES
-    for limit, value in ((resource.RLIMIT_AS, max_bytes), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
-        _, hard = resource.getrlimit(limit)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (value, value))
 
 
 def _work(pipe: socket.socket) -> None:
@@ -75,9 +60,8 @@ def _work(pipe: socket.socket) -> None:
         send(pipe, template.describe())
         while True:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            length = LENGTH.unpack(receive_bytes(pipe, LENGTH.size))[0]
-            signal.setitimer(signal.ITIMER_REAL, within_s)
-            send(pipe, template.render(json.loads(receive_bytes(pipe, length))))
+            message = receive(pipe, lambda: signal.setitimer(signal.ITIMER_REAL, within_s))
+            send(pipe, template.render(message))
     except MemoryError:
         send(pipe, {"exceeded": f"it needs more than {MEMORY_BYTES // 2**20} MiB of memory"})
 

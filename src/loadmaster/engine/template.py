@@ -14,7 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from loadmaster.engine.renderer_pool import START_WITHIN_S, RendererPool, packed, receive
+from loadmaster.engine.child import packed, receive
+from loadmaster.engine.renderer_pool import START_WITHIN_S, RendererPool
 from loadmaster.errors import CheckpointError, RequestError, clip
 
 RENDER_WITHIN_S = 2.0
@@ -215,7 +216,7 @@ class ChatTemplate:
             if "exceeded" not in reply:
                 return reply
             error = _ExceededError(reply["exceeded"])
-        except (OSError, EOFError):
+        except OSError:
             is_late = time.monotonic() - begin >= 0.9 * self._within_s
             error = _ExceededError(f"it takes more than {self._within_s:g} s" if is_late else "its process was killed")
         except BaseException:
