@@ -82,7 +82,7 @@ def test_one_stage_needs_no_group() -> None:
 def test_stages_in_a_row_answer_as_one_would(engine: Engine) -> None:
     assert engine.state == "ready"
     assert engine.progress() == (3 * BYTES_A_STAGE, 3 * BYTES_A_STAGE)
-    assert engine.progress_of_ranks() == tuple(RankProgress(i, i, BYTES_A_STAGE, BYTES_A_STAGE) for i in range(3))
+    assert engine.loading().ranks == tuple(RankProgress(i, i, BYTES_A_STAGE, BYTES_A_STAGE) for i in range(3))
     assert list(engine.generate([3, 4, 5], GREEDY)) == continuation([3, 4, 5], 3, 4) == [11, 17, 23, 29]
 
 

@@ -73,9 +73,9 @@ class FakeEngine:
         return self.loaded
 
     def loading(self) -> Loading:
-        return Loading(self.progress_of_ranks(), seconds=2.0)
+        return Loading(self._ranks(), seconds=2.0)
 
-    def progress_of_ranks(self) -> tuple[RankProgress, ...]:
+    def _ranks(self) -> tuple[RankProgress, ...]:
         done, total = self.loaded
         return tuple(RankProgress(rank, rank, done // 2, total // 2) for rank in range(2))
 
@@ -192,17 +192,17 @@ def serving(
         if isinstance(engine, FakeEngine):
             engine.ready.set()
         service.load()
-    with serving_app(service, settings, **more) as url:
+    with serving_app(service, **more) as url:
         yield url
 
 
 @contextmanager
-def serving_app(service: Service, settings: Settings | None = None, *, send_buffer: int | None = None) -> Iterator[str]:
+def serving_app(service: Service, *, send_buffer: int | None = None) -> Iterator[str]:
     """Serve a service in a thread; yield the base address. Closes the service. The kernel buffers ``send_buffer`` bytes."""
     bound: socket.socket = listen("127.0.0.1", 0)
     if send_buffer is not None:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-    config = http_config(service, service.settings)
+    config = http_config(service)
     config.timeout_graceful_shutdown = 1
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})

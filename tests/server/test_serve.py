@@ -41,7 +41,7 @@ bound = listen("127.0.0.1", 0)
 print(bound.getsockname()[1], flush=True)
 try:
     with Engine(plan, builder="tests.workers.toy:ToyBuilder") as engine:
-        serve(Service(engine, Tokenizer(plan.model_path), ["toy"]), bound, Settings(**options["settings"]))
+        serve(Service(engine, Tokenizer(plan.model_path), ["toy"], Settings(**options["settings"])), bound)
 except LoadmasterError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)

@@ -24,7 +24,7 @@ from loadmaster.engine.capacity import Capacity
 from loadmaster.engine.grammar_check import GrammarCheck
 from loadmaster.engine.launched import require_memory_of, run_of
 from loadmaster.engine.limits import Limits, read_limits
-from loadmaster.engine.loading import Loading, LoadProgress, RankProgress
+from loadmaster.engine.loading import Loading, LoadProgress
 from loadmaster.engine.pages import PagePool
 from loadmaster.engine.prepared_grammars import PreparedGrammars
 from loadmaster.engine.request import Event, Output, Request, Stream
@@ -162,10 +162,6 @@ class Engine:
         """Return the bytes loaded so far and the bytes to load, of all ranks."""
         loading = self._loading.now()
         return loading.loaded_bytes, loading.total_bytes
-
-    def progress_of_ranks(self) -> tuple[RankProgress, ...]:
-        """Return how much each rank has loaded, in the order of the ranks."""
-        return self._loading.now().ranks
 
     def loading(self) -> Loading:
         """Return how far each rank is loaded, and how fast; after the end, how long loading took."""

@@ -20,33 +20,30 @@ from loadmaster.server.models import add_model_routes
 from loadmaster.server.openapi import complete_schema
 from loadmaster.server.page import add_pages
 from loadmaster.server.recorder import Recorder, record_of
-from loadmaster.server.request_log import RequestLog
 from loadmaster.server.responses_api import add_responses_routes
 from loadmaster.server.service import Service
-from loadmaster.server.settings import Cors, Settings
+from loadmaster.server.settings import Cors
 from loadmaster.server.status import add_status_routes
 from loadmaster.server.tokenizer_api import add_tokenizer_routes
 from loadmaster.server.unsupported import add_unsupported_routes
 
 
-def build_app(service: Service, settings: Settings | None = None) -> FastAPI:
+def build_app(service: Service) -> FastAPI:
     """Return the API over ``service``."""
-    settings = settings or service.settings
     app = _App(service, title="Loadmaster", version=__version__)
-    service.request_log = RequestLog(settings)
-    app.state.settings = settings
+    app.state.settings = service.settings
     add_status_routes(app, service)
-    add_metrics_route(app, service, settings.metrics_prefix)
+    add_metrics_route(app, service)
     add_model_routes(app, service)
-    add_generation_routes(app, service, settings)
+    add_generation_routes(app, service)
     add_responses_routes(app, service)
     add_tokenizer_routes(app, service)
     add_unsupported_routes(app)
-    add_pages(app, service, settings)
+    add_pages(app, service)
     _add_error_handlers(app)
     app.add_middleware(IgnoredFields)
-    app.add_middleware(Gate, service=service, settings=settings)
-    _add_cors(app, settings.cors)
+    app.add_middleware(Gate, service=service)
+    _add_cors(app, service.settings.cors)
     return app
 
 

@@ -37,7 +37,7 @@ class Chat:
         return replace(params, structured_outputs=replace(wanted, after=self.after))
 
 
-async def chat_of(service: Service, body: ChatCompletionRequest, output: OutputFormat) -> Chat:
+async def chat_of(service: Service, body: ChatCompletionRequest) -> Chat:
     """Return a checked request as a prompt, rendered with the model's chat template.
 
     Raises:
@@ -45,6 +45,7 @@ async def chat_of(service: Service, body: ChatCompletionRequest, output: OutputF
             is too long.
         CheckpointError: the chat template cannot be used.
     """
+    output = service.output_format
     if body.may_call and not body.must_call and output.tools is None:
         raise FieldError(
             "tools are not supported with tool_choice=auto: the format of the model's tool calls is not known "

@@ -15,7 +15,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from loadmaster.errors import clip
 from loadmaster.server.failures import RETRY_AFTER, error_object, error_response, failure_response
 from loadmaster.server.service import QueueFullError, Service, ShutdownError
-from loadmaster.server.settings import Settings
 
 OPEN: Final = frozenset(
     {"/", "/docs", "/health", "/live", "/load", "/metrics", "/openapi.json", "/ping", "/status", "/version"}
@@ -32,17 +31,18 @@ class Gate:
     ``scope["state"]["has_key"]`` says whether the request has a valid key, or needs none.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, settings: Settings) -> None:
-        self._app, self._service, self._settings = app, service, settings
-        self._keys = [key.encode() for key in settings.api_keys]
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service, self._settings = app, service, service.settings
+        self._keys = [key.encode() for key in service.settings.api_keys]
         self._num_posts = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request to the routes, or answer it with an error."""
         if scope["type"] == "http":
             scope["root_path"] = self._settings.root_path  # routes read it
-            has_key = scope.setdefault("state", {})["has_key"] = self._has_key(dict(scope["headers"]))
-            if (refusal := self._refusal(scope, has_key)) is not None:
+            headers = dict(scope["headers"])
+            has_key = scope.setdefault("state", {})["has_key"] = self._has_key(headers)
+            if (refusal := self._refusal(scope, headers, has_key)) is not None:
                 return await refusal(scope, receive, send)
         try:
             with self._service.answering(), self._counting(scope):
@@ -60,9 +60,8 @@ class Gate:
         finally:
             self._num_posts -= is_post
 
-    def _refusal(self, scope: Scope, has_key: bool) -> Response | None:
+    def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes], has_key: bool) -> Response | None:
         path = route_path(scope)
-        headers = dict(scope["headers"])
         if (refusal := self._malformed(scope, path, headers)) is not None:
             return refusal
         if path not in OPEN and not has_key:

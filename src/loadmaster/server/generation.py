@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from functools import cache
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -20,7 +19,6 @@ from loadmaster.server.events import EventStream, finish_unless_ended
 from loadmaster.server.failures import failure_response, outcome_of
 from loadmaster.server.logprobs import token_texts
 from loadmaster.server.models import unknown_model
-from loadmaster.server.output_format import OutputFormat, output_format
 from loadmaster.server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -33,25 +31,20 @@ from loadmaster.server.recorder import record_of
 from loadmaster.server.records import Record
 from loadmaster.server.responses import Choice, Contents, Envelope, likeliest, usage
 from loadmaster.server.service import Service, ShutdownError
-from loadmaster.server.settings import Settings
 from loadmaster.workers import SamplingParams
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's code; the client has left and does not read it
 
 
-def add_generation_routes(app: FastAPI, service: Service, settings: Settings) -> None:
+def add_generation_routes(app: FastAPI, service: Service) -> None:
     """Add completions and chat completions."""
-
-    @cache
-    def output() -> OutputFormat:
-        return output_format(service.tokenizer, settings)  # when the tokenizer is loaded
 
     @app.post("/v1/completions", openapi_extra=body_schema(CompletionRequest))
     async def completions(
         body: Annotated[CompletionRequest, Depends(body_of(CompletionRequest))], request: Request
     ) -> Response:
         body.check(service.engine.capacity.max_num_seqs)
-        if (unknown := unknown_model_of(service, body)) is not None:
+        if (unknown := unknown_model(service, body.model)) is not None:
             return unknown
         params = await params_of(service, body)
         choices: list[Choice] = []
@@ -74,10 +67,10 @@ def add_generation_routes(app: FastAPI, service: Service, settings: Settings) ->
         body: Annotated[ChatCompletionRequest, Depends(body_of(ChatCompletionRequest))], request: Request
     ) -> Response:
         body.check(service.engine.capacity.max_num_seqs)
-        if (unknown := unknown_model_of(service, body)) is not None:
+        if (unknown := unknown_model(service, body.model)) is not None:
             return unknown
         params = await params_of(service, body)
-        chat = await chat_of(service, body, output())
+        chat = await chat_of(service, body)
         params = chat.after_reasoning(params)
         ids = body.truncated(chat.prompt_token_ids, service.engine.max_model_len)
         check(service, ids, params)
@@ -90,13 +83,6 @@ def add_generation_routes(app: FastAPI, service: Service, settings: Settings) ->
 def body_schema(kind: type[BaseModel]) -> dict[str, Any]:
     """Return the description of a body for the OpenAPI schema."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}}
-
-
-def unknown_model_of(service: Service, body: GenerationRequest) -> Response | None:
-    """Return an error if a request names a model that is not served, else None."""
-    if body.model is None or body.model in service.names:
-        return None
-    return unknown_model(service, body.model)
 
 
 async def params_of(service: Service, body: GenerationRequest) -> SamplingParams:

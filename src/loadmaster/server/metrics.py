@@ -109,8 +109,8 @@ Value = float | Histogram | Mapping[tuple[str, ...], float]
 class Metrics(Collector):
     """Collects all metrics of a service, as Prometheus' client library asks for them."""
 
-    def __init__(self, service: Service, prefix: str) -> None:
-        self._service, self._prefix = service, prefix
+    def __init__(self, service: Service) -> None:
+        self._service, self._prefix = service, service.settings.metrics_prefix
         self._shared = {"model_name": service.names[0], "engine": "0"}
 
     def collect(self) -> Iterator[Metric]:
@@ -125,10 +125,10 @@ class Metrics(Collector):
             yield _family(f"{OWN}:{declared.name}", declared, {}, own[declared.name])
 
 
-def add_metrics_route(app: FastAPI, service: Service, prefix: str) -> None:
+def add_metrics_route(app: FastAPI, service: Service) -> None:
     """Add ``/metrics``, in the format that the client accepts: Prometheus' text or OpenMetrics."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Metrics(service, prefix))
+    registry.register(Metrics(service))
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:

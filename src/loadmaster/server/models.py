@@ -34,11 +34,13 @@ def add_model_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        return JSONResponse(card(name)) if name in service.names else unknown_model(service, name)
+        return unknown_model(service, name) or JSONResponse(card(name))
 
 
-def unknown_model(service: Service, name: str) -> Response:
-    """Return the error for the name of a model that is not served."""
+def unknown_model(service: Service, name: str | None) -> Response | None:
+    """Return an error if ``name`` is that of a model that is not served, else None. No name is the served model."""
+    if name is None or name in service.names:
+        return None
     return error_response(
         404, f"the model {clip(repr(name))} does not exist; served: {', '.join(service.names)}", "model"
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
-from functools import cache
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -26,10 +25,9 @@ from loadmaster.server.generation import (
     finish,
     params_of,
     run,
-    unknown_model_of,
 )
 from loadmaster.server.logprobs import token_texts
-from loadmaster.server.output_format import OutputFormat, output_format
+from loadmaster.server.models import unknown_model
 from loadmaster.server.protocol import FieldError
 from loadmaster.server.protocol.responses import ResponseChatRequest, ResponsesRequest
 from loadmaster.server.recorder import record_of
@@ -41,10 +39,6 @@ from loadmaster.server.service import Service
 def add_responses_routes(app: FastAPI, service: Service) -> None:
     """Add the route."""
 
-    @cache
-    def output() -> OutputFormat:
-        return output_format(service.tokenizer, service.settings)  # when the tokenizer is loaded
-
     @app.post("/v1/responses", openapi_extra=body_schema(ResponsesRequest))
     async def responses(
         body: Annotated[ResponsesRequest, Depends(body_of(ResponsesRequest))], request: Request
@@ -52,7 +46,7 @@ def add_responses_routes(app: FastAPI, service: Service) -> None:
         body.check()
         chat = chat_of(body)
         chat.check(service.engine.capacity.max_num_seqs)
-        if (unknown := unknown_model_of(service, chat)) is not None:
+        if (unknown := unknown_model(service, chat.model)) is not None:
             return unknown
         if body.max_output_tokens is not None and body.max_output_tokens > service.engine.max_model_len:
             raise FieldError(
@@ -61,7 +55,7 @@ def add_responses_routes(app: FastAPI, service: Service) -> None:
                 "max_output_tokens",
             )
         params = await params_of(service, chat)
-        prompt = await prompt_of(service, chat, output())
+        prompt = await prompt_of(service, chat)
         params = prompt.after_reasoning(params)
         ids = chat.truncated(prompt.prompt_token_ids, service.engine.max_model_len)
         check(service, ids, params)

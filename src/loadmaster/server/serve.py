@@ -23,7 +23,6 @@ from loadmaster.server.address import BACKLOG
 from loadmaster.server.app import build_app
 from loadmaster.server.connection import connection_class
 from loadmaster.server.log import LOGGER, notice
-from loadmaster.server.output_format import output_format
 from loadmaster.server.service import Service
 from loadmaster.server.settings import Settings
 from loadmaster.workers.launch import Launch
@@ -41,11 +40,7 @@ FAILED_FOR_S = 2.0
 """How long a server still answers after its engine has failed, so that ``/health`` can report it."""
 
 
-def serve(
-    service: Service,
-    bound: socket.socket,
-    settings: Settings | None = None,
-) -> None:
+def serve(service: Service, bound: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM. Always closes ``service`` at the end.
 
     After a signal new requests get a 503, and ``/health`` too. Running requests may continue for a time (see `Settings`); a
@@ -56,7 +51,7 @@ def serve(
         KeyboardInterrupt: SIGINT arrived before the model was loaded.
     """
     try:
-        interrupted = asyncio.run(_serve(service, bound, settings or service.settings))
+        interrupted = asyncio.run(_serve(service, bound))
     finally:
         service.close()
         bound.close()
@@ -66,10 +61,9 @@ def serve(
         raise KeyboardInterrupt
 
 
-async def _serve(service: Service, bound: socket.socket, settings: Settings) -> bool:
+async def _serve(service: Service, bound: socket.socket) -> bool:
     """Serve. Return whether SIGINT stopped the server before the model was loaded."""
-    config = http_config(service, settings)
-    server = _Server(config, service, settings.shutdown_timeout_s)
+    server = _Server(http_config(service), service)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_Exhaustion(server).handle)
     interrupted = False
@@ -82,7 +76,7 @@ async def _serve(service: Service, bound: socket.socket, settings: Settings) -> 
     loop.add_signal_handler(signal.SIGINT, interrupt)
     loop.add_signal_handler(signal.SIGTERM, server.stop)
     service.engine.on_leave = lambda: loop.call_soon_threadsafe(server.leave)
-    watch = asyncio.create_task(_watch(service, server, base_url(bound, settings), settings))
+    watch = asyncio.create_task(_watch(service, server, base_url(bound, service.settings)))
     report = asyncio.create_task(_report_loading(service))
     try:
         await server.serve(sockets=[bound])
@@ -95,15 +89,15 @@ async def _serve(service: Service, bound: socket.socket, settings: Settings) -> 
     return interrupted
 
 
-def http_config(service: Service, settings: Settings) -> uvicorn.Config:
+def http_config(service: Service) -> uvicorn.Config:
     """Return uvicorn's configuration of a server.
 
     Raises:
         OSError: a file for TLS cannot be used (`loadmaster.server.tls.check_tls` says so early).
     """
-    tls = settings.tls
+    settings, tls = service.settings, service.settings.tls
     config = uvicorn.Config(
-        build_app(service, settings),
+        build_app(service),
         http=connection_class(settings.client_timeout_s),
         ws="none",
         log_config=None,
@@ -124,11 +118,11 @@ def http_config(service: Service, settings: Settings) -> uvicorn.Config:
     return config
 
 
-async def _watch(service: Service, server: _Server, url: str, settings: Settings) -> None:
+async def _watch(service: Service, server: _Server, url: str) -> None:
     """Print a line when the model is loaded. Stop the server `FAILED_FOR_S` after its engine has ended."""
     with contextlib.suppress(LoadmasterError):
         await _in_daemon(service.load)
-        output = output_format(service.tokenizer, settings)
+        output = service.output_format
         if output.tools or output.reasoning:
             notice(f"chat: {output}")
         notice(f"ready: {service.names[0]} at {url}/v1")
@@ -203,9 +197,9 @@ async def _in_daemon(work: Callable[[], None]) -> None:
 class _Server(uvicorn.Server):
     """uvicorn, without its own signal handlers: the caller stops it."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, shutdown_timeout_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
-        self._service, self._timeout_s = service, shutdown_timeout_s
+        self._service, self._timeout_s = service, service.settings.shutdown_timeout_s
         self._draining: asyncio.Task[None] | None = None
         self._num_signals = 0
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
-from typing import Any, TypeVar
+from functools import cached_property, partial
+from typing import Any, Literal, TypeVar
 
 from loadmaster.engine import AnswerText, Engine, Piece, Stream, TextOptions, Tokenizer
 from loadmaster.engine.request import Event
@@ -18,12 +18,15 @@ from loadmaster.errors import LoadmasterError, RequestError, RunError
 from loadmaster.server.inbox import Events, Inbox
 from loadmaster.server.log import notice
 from loadmaster.server.observations import Observations
+from loadmaster.server.output_format import OutputFormat, output_format
 from loadmaster.server.records import Answer, Record, Records
 from loadmaster.server.request_log import RequestLog
 from loadmaster.server.settings import Settings
 from loadmaster.workers import SamplingParams
 
 T = TypeVar("T")
+
+State = Literal["loading", "ready", "failed", "shutting down"]
 
 NUM_TOKENIZED = 2
 """Prompts tokenized at once. The others wait, to limit memory."""
@@ -64,8 +67,7 @@ class Service:
     """Runs requests on the engine, which computes them together.
 
     ``names`` are the model's names that requests may use; answers use the first. ``num_generating`` counts the HTTP requests
-    whose answers are being computed.
-    ``settings`` limit the queue and the time of a request.
+    whose answers are being computed. ``settings`` are those of the whole server.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Service:
         self.num_requests = 0
         self.num_generating = 0
         self.records = Records()
-        self.request_log = RequestLog(Settings())
+        self.request_log = RequestLog(self.settings)
         self.observations = Observations(engine.max_model_len)
         self._failed: LoadmasterError | None = None
         self._is_ready = False
@@ -117,6 +119,20 @@ class Service:
     def is_ready(self) -> bool:
         """Whether the model is loaded and the engine runs."""
         return self._is_ready and self.engine.state == "ready" and self.failed is None
+
+    @property
+    def state(self) -> State:
+        """What the service does now; only a ready one takes requests."""
+        if self.failed is not None:
+            return "failed"
+        if self.is_draining:
+            return "shutting down"
+        return "ready" if self.is_ready else "loading"
+
+    @cached_property
+    def output_format(self) -> OutputFormat:
+        """How the model writes tool calls and reasoning. Loads the tokenizer, if `load` has not done so."""
+        return output_format(self.tokenizer, self.settings)
 
     def load(self) -> None:
         """Load the tokenizer and wait until the engine is ready. Blocks.

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from pydantic import BaseModel
 
 from loadmaster import __version__
 from loadmaster.server.records import Record
-from loadmaster.server.service import Service
-
-State = Literal["loading", "ready", "failed", "shutting down"]
+from loadmaster.server.service import Service, State
 
 NUM_REQUESTS: Final = 20
 """The most requests under ``recent``."""
@@ -132,7 +130,7 @@ class Status(BaseModel):
 
 def take_status(service: Service, *, started: float, requires_key: bool, authorized: bool) -> Status:
     """Return the state now. ``started`` is when the server started, in seconds of `time.monotonic`."""
-    state = _state(service)
+    state = service.state
     status = Status(
         status=state,
         uptime_s=time.monotonic() - started,
@@ -141,9 +139,9 @@ def take_status(service: Service, *, started: float, requires_key: bool, authori
         authorized=authorized,
     )
     if state == "loading":
-        done, total = service.engine.progress()
-        ranks = [Rank(**dataclasses.asdict(rank)) for rank in service.engine.progress_of_ranks()]
-        status.loading = Loading(loaded_bytes=done, total_bytes=total, ranks=ranks)
+        now = service.engine.loading()
+        ranks = [Rank(**dataclasses.asdict(rank)) for rank in now.ranks]
+        status.loading = Loading(loaded_bytes=now.loaded_bytes, total_bytes=now.total_bytes, ranks=ranks)
     if not authorized:
         return status
     status.version = __version__
@@ -157,14 +155,6 @@ def take_status(service: Service, *, started: float, requires_key: bool, authori
         status.engine = _engine(service)
     status.recent = [_recent(record) for record in list(service.records.recent_posts)[: -NUM_REQUESTS - 1 : -1]]
     return status
-
-
-def _state(service: Service) -> State:
-    if service.failed is not None:
-        return "failed"
-    if service.is_draining:
-        return "shutting down"
-    return "ready" if service.is_ready else "loading"
 
 
 def _engine(service: Service) -> EngineNumbers:

@@ -23,11 +23,11 @@ def add_status_routes(app: FastAPI, service: Service) -> None:
         """Whether requests are accepted: 200, or 503 with the reason and, while loading, the progress."""
         if service.failed is not None:
             return JSONResponse({"status": "failed", **failure_object(service.failed)}, 503)
-        if service.is_draining:
-            return JSONResponse({"status": "shutting down"}, 503, RETRY_AFTER)
-        if service.is_ready:
-            return JSONResponse({"status": "ready"})
-        return JSONResponse({"status": "loading", **_of_loading(service.engine.loading())}, 503, {"Retry-After": "1"})
+        if (state := service.state) == "shutting down":
+            return JSONResponse({"status": state}, 503, RETRY_AFTER)
+        if state == "ready":
+            return JSONResponse({"status": state})
+        return JSONResponse({"status": state, **_of_loading(service.engine.loading())}, 503, {"Retry-After": "1"})
 
     @app.get("/live")
     async def live() -> Response:

@@ -22,8 +22,8 @@ def add_tokenizer_routes(app: FastAPI, service: Service) -> None:
     @app.post("/tokenize", openapi_extra=body_schema(TokenizeRequest))
     async def tokenize(body: Annotated[TokenizeRequest, Depends(body_of(TokenizeRequest))]) -> Response:
         body.check()
-        if body.model is not None and body.model not in service.names:
-            return unknown_model(service, body.model)
+        if (unknown := unknown_model(service, body.model)) is not None:
+            return unknown
         if body.prompt is not None:
             ids = await service.encode(body.prompt, body.add_special_tokens is not False, any_length=True)
         else:
@@ -35,12 +35,12 @@ def add_tokenizer_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/detokenize", openapi_extra=body_schema(DetokenizeRequest))
     async def detokenize(body: Annotated[DetokenizeRequest, Depends(body_of(DetokenizeRequest))]) -> Response:
-        if body.model is not None and body.model not in service.names:
-            return unknown_model(service, body.model)
+        if (unknown := unknown_model(service, body.model)) is not None:
+            return unknown
         size = service.engine.limits.vocab_size
-        unknown = next((token for token in body.tokens if size is not None and token >= size), None)
-        if unknown is not None:
-            raise FieldError(f"token id {unknown} is not in the model's vocabulary of {size} tokens", "tokens")
+        stray = next((token for token in body.tokens if size is not None and token >= size), None)
+        if stray is not None:
+            raise FieldError(f"token id {stray} is not in the model's vocabulary of {size} tokens", "tokens")
         decode = service.tokenizer.decode
         text = await service.in_thread(lambda: decode(body.tokens, skip_special_tokens=False))
         return JSONResponse({"prompt": text})

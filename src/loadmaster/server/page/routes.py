@@ -10,11 +10,10 @@ from fastapi import FastAPI, Request, Response
 from loadmaster.server.page.document import Document, asset
 from loadmaster.server.page.reference import reference
 from loadmaster.server.service import Service
-from loadmaster.server.settings import Settings
 from loadmaster.server.snapshot import Status, take_status
 
 
-def add_pages(app: FastAPI, service: Service, settings: Settings) -> None:
+def add_pages(app: FastAPI, service: Service) -> None:
     """Add ``/``, ``/docs`` and ``/status``."""
     started = time.monotonic()
     style = asset("style.css")
@@ -38,7 +37,7 @@ def add_pages(app: FastAPI, service: Service, settings: Settings) -> None:
         answer = take_status(
             service,
             started=started,
-            requires_key=bool(settings.api_keys),
+            requires_key=bool(service.settings.api_keys),
             authorized=bool(request.state.has_key),
         )
         return Response(answer.model_dump_json(), media_type="application/json", headers={"Cache-Control": "no-store"})
