@@ -4,7 +4,6 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,6 @@ JSON = {"Content-Type": "application/json"}
 @pytest.fixture(scope="module")
 def engine() -> FakeEngine:
     return FakeEngine()
-
-
-@pytest.fixture(scope="module")
-def url(engine: FakeEngine, model_path: Path) -> Iterator[str]:
-    with serving(engine, model_path) as url:
-        yield url
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with client_of(url) as client:
-        yield client
 
 
 def test_models_are_listed_by_their_names(client: openai.OpenAI) -> None:

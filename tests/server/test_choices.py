@@ -1,6 +1,5 @@
 """Several answers to a request, and log probabilities, with the real client. A token's log probability is -its number."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +7,6 @@ import openai
 import pytest
 
 from tests.server.fake import EOS, FakeEngine, client_of, serving
-
-
-@pytest.fixture(scope="module")
-def engine() -> FakeEngine:
-    return FakeEngine(b"hey")
-
-
-@pytest.fixture(scope="module")
-def client(engine: FakeEngine, model_path: Path) -> Iterator[openai.OpenAI]:
-    with serving(engine, model_path) as url, client_of(url) as client:
-        yield client
 
 
 def test_each_prompt_gets_n_answers_whose_seeds_follow_each_other(client: openai.OpenAI, engine: FakeEngine) -> None:

@@ -1,6 +1,5 @@
 """Routes other than those that generate text."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -15,12 +14,6 @@ from loadmaster.server.unsupported import UNSUPPORTED
 from tests.server.fake import FakeEngine, client_of, eventually, serving
 
 USER = [{"role": "user", "content": "u"}]
-
-
-@pytest.fixture(scope="module")
-def url(model_path: Path) -> Iterator[str]:
-    with serving(FakeEngine(b"hey"), model_path) as url:
-        yield url
 
 
 def post(url: str, path: str, **body: object) -> httpx.Response:

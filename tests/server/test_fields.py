@@ -1,6 +1,5 @@
 """Every field of completions and chat completions with the real client: what reaches the engine, and what comes back."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,6 @@ USER = [{"role": "user", "content": "u"}]
 @pytest.fixture(scope="module")
 def engine() -> FakeEngine:
     return FakeEngine(b"hey you")
-
-
-@pytest.fixture(scope="module")
-def client(engine: FakeEngine, model_path: Path) -> Iterator[openai.OpenAI]:
-    with serving(engine, model_path) as url, client_of(url) as client:
-        yield client
 
 
 def complete(client: openai.OpenAI, **fields: Any) -> Any:

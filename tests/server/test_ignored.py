@@ -1,7 +1,6 @@
 """Fields that the server does not know: a header names them, or they are refused."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,6 @@ from tests.server.fake import FakeEngine, serving
 HEADER = "X-Loadmaster-Ignored-Fields"
 COMPLETION = {"prompt": "a", "max_tokens": 2}
 CHAT = {"messages": [{"role": "user", "content": "u"}], "max_tokens": 2}
-
-
-@pytest.fixture(scope="module")
-def url(model_path: Path) -> Iterator[str]:
-    with serving(FakeEngine(b"hey"), model_path) as url:
-        yield url
 
 
 def ask(url: str, path: str, body: dict[str, Any]) -> httpx.Response:

@@ -2,9 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,15 +11,8 @@ import pytest
 from loadmaster.server.openapi import ANSWERS, operations
 from loadmaster.server.page.reference import reference
 from loadmaster.server.protocol.answers import ChatAnswer, CompletionAnswer, ErrorAnswer
-from tests.server.fake import FakeEngine, serving
 
 HTTP = httpx.Client(timeout=200)
-
-
-@pytest.fixture(scope="module")
-def url(model_path: Path) -> Iterator[str]:
-    with serving(FakeEngine(), model_path) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """`/v1/responses` with the real client: whole answers, and events as it parses them."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +23,6 @@ EVENTS = [
     "response.output_item.done",
     "response.completed",
 ]
-
-
-@pytest.fixture(scope="module")
-def engine() -> FakeEngine:
-    return FakeEngine(b"hey")
-
-
-@pytest.fixture(scope="module")
-def url(engine: FakeEngine, model_path: Path) -> Iterator[str]:
-    with serving(engine, model_path) as url:
-        yield url
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with client_of(url) as client:
-        yield client
 
 
 def test_a_text_is_answered(client: openai.OpenAI, engine: FakeEngine) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,6 @@ from tests.server.fake import FakeEngine, client_of, serving
 SCHEMA = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}}
 CHAT: dict[str, Any] = {"model": "toy", "messages": [{"role": "user", "content": "u"}]}
 TEXT: dict[str, Any] = {"model": "toy", "prompt": "a"}
-
-
-@pytest.fixture(scope="module")
-def engine() -> FakeEngine:
-    return FakeEngine(b"hey")
-
-
-@pytest.fixture(scope="module")
-def client(engine: FakeEngine, model_path: Path) -> Iterator[openai.OpenAI]:
-    with serving(engine, model_path) as url, client_of(url) as client:
-        yield client
 
 
 def seen(engine: FakeEngine) -> object:

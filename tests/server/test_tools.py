@@ -13,7 +13,7 @@ import pytest
 from loadmaster.engine import Limits
 from loadmaster.server.settings import Settings
 from loadmaster.synth.tokenizer import write_tokenizer
-from tests.server.fake import EOS, FakeEngine, client_of, serving
+from tests.server.fake import EOS, FakeEngine, serving
 from tests.server.parsers.outputs import CODE, JSON_CODE, TOOLS
 
 TEMPLATE = (
@@ -59,12 +59,6 @@ def url(engine: FakeEngine, path: Path) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def answer(engine: FakeEngine) -> None:
     engine.answer = ANSWER.encode()
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with client_of(url) as client:
-        yield client
 
 
 def ask(client: openai.OpenAI, **fields: Any) -> Any:
