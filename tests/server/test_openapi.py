@@ -41,7 +41,14 @@ def test_routes_have_bodies_answers_and_errors(schema: dict[str, Any]) -> None:
         if path in ANSWERS or path == "/status":
             assert answers["200"]["content"]["application/json"]["schema"]
     assert {"/health", "/status", "/v1/models", "/v1/completions", "/v1/chat/completions"} <= set(schema["paths"])
+    assert set(schema["paths"]) >= set(ANSWERS)
     assert "text/event-stream" in schema["paths"]["/v1/completions"]["post"]["responses"]["200"]["content"]
+
+
+def test_routes_that_need_a_key_say_so(schema: dict[str, Any]) -> None:
+    keyed = {path for path, _, operation in operations(schema) if "security" in operation}
+    assert {"/v1/models", "/v1/responses", "/tokenize", "/detokenize"} <= keyed
+    assert keyed.isdisjoint({"/", "/health", "/live", "/load", "/metrics", "/ping", "/status", "/version"})
 
 
 def test_answers_are_as_described(url: str) -> None:

@@ -21,7 +21,7 @@ OPEN: Final = frozenset(
 )
 """Paths that are answered in every state and need no API key. ``/status`` shows less without one."""
 
-PROBES: Final = frozenset({"/health", "/live", "/ready", "/ping", "/metrics"})
+PROBES: Final = frozenset({"/health", "/live", "/ping", "/metrics"})
 """Paths that may have any Host header: Kubernetes and Prometheus ask for them by address."""
 
 

@@ -14,12 +14,13 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from loadmaster.server.gate import OPEN
 from loadmaster.server.protocol.answers import ChatAnswer, CompletionAnswer, ErrorAnswer, Health, ModelCard, ModelList
 
 ANSWERS: Final[Mapping[str, type[BaseModel]]] = {
     "/health": Health,
     "/v1/models": ModelList,
-    "/v1/models/{model}": ModelCard,
+    "/v1/models/{name}": ModelCard,
     "/v1/completions": CompletionAnswer,
     "/v1/chat/completions": ChatAnswer,
 }
@@ -35,8 +36,8 @@ ERRORS: Final = {
 """The statuses of errors, by method. 401: no valid API key. 503: the model is loading, has failed, or shuts down."""
 
 DESCRIPTION: Final = (
-    "The OpenAI API, with vLLM's additional fields. Routes under /v1 need the API key as a bearer token if the server was "
-    "started with one. While the model is loading they answer 503."
+    "The OpenAI API, with vLLM's additional fields. If the server was started with an API key, all routes but those that show "
+    "its state need it as a bearer token. While the model is loading, these routes answer 503."
 )
 
 
@@ -56,7 +57,7 @@ def complete_schema(app: FastAPI) -> dict[str, Any]:
             answers["200"] = {"description": _first_line(kind), "content": content}
         if path == "/health":
             answers["503"] = answers["200"]
-        if path.startswith("/v1"):
+        if path not in OPEN:
             operation["security"] = [{"key": []}]
             for code in ERRORS.get(method, ()):
                 answers.setdefault(str(code), _error(code))
