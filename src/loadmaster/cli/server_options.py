@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import ssl
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,6 +118,8 @@ def server_settings(args: argparse.Namespace, *, shutdown_timeout_s: float) -> S
         UsageError: options that do not fit together, or a key that is not valid. It never shows a key.
         RunError: a file cannot be used.
     """
+    import ssl
+
     from loadmaster.server.settings import Cors, Settings, Tls
     from loadmaster.server.tls import check_tls
 

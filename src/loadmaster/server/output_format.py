@@ -103,7 +103,7 @@ def output_format(tokenizer: Tokenizer, settings: Settings) -> OutputFormat:
 def format_of(template: str) -> OutputFormat:
     """Return the format that a chat template shows.
 
-    >>> print(format_of("<tool_call>{{ arguments }}</tool_call> <think>"))
+    >>> print(format_of("<tool_call>{{ arguments }}</tool_call> </think>"))
     tool calls hermes, reasoning qwen3
     """
     tools = next((name for name, texts in _TOOL_FORMATS if all(t in template for t in texts)), None)
