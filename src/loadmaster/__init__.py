@@ -23,6 +23,7 @@ __all__ = [
     "ConfigError",
     "Division",
     "Engine",
+    "Explanation",
     "FamilyError",
     "Finding",
     "Grid",
@@ -48,6 +49,7 @@ __all__ = [
     "Tokenizer",
     "UnsupportedError",
     "build_plan",
+    "explain",
     "load_rank",
     "open_checkpoint",
     "prove",
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
         build_plan,
         prove,
     )
+    from loadmaster.plan.explanation import Explanation, explain
     from loadmaster.workers import SamplingParams
 else:
     ROOMS = {
@@ -105,6 +108,7 @@ else:
             "Rows",
             "Grid",
         ),
+        "plan.explanation": ("explain", "Explanation"),
         "findings": ("Finding",),
         "loader": ("load_rank", "LoadedRank", "LoadReport", "Receiver"),
         "engine": ("Engine", "Tokenizer"),

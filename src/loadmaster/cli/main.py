@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from loadmaster import __version__
-from loadmaster.cli import audit, generate, inspect, load, plan, serve, streams, synth, verify
+from loadmaster.cli import audit, explain, generate, inspect, load, plan, serve, streams, synth, verify
 from loadmaster.cli.interrupt import INTERRUPTED
 from loadmaster.errors import LoadError, LoadmasterError, RunError, UsageError
 from loadmaster.integrations.vllm import carried
@@ -30,6 +30,7 @@ from loadmaster.integrations.vllm import carried
 COMMANDS = {
     "inspect": (inspect, "show the contents of a checkpoint"),
     "plan": (plan, "plan a checkpoint on a parallel layout and prove it, from headers alone"),
+    "explain": (explain, "say what a parameter is computed from, or who reads a stored tensor"),
     "verify": (verify, "read every byte, and check values, scales, copies and recorded SHA-256 hashes"),
     "load": (load, "load a plan into host memory or onto GPUs, and report"),
     "generate": (generate, "generate answers to prompts, computed together"),
@@ -39,7 +40,7 @@ COMMANDS = {
 }
 
 
-BRIEF = {"inspect", "plan"}
+BRIEF = {"explain", "inspect", "plan"}
 """Commands too short for garbage collection, which took 5 % of their time."""
 
 WITH_TORCH = {"load", "generate", "serve"}

@@ -111,6 +111,16 @@ def add_waive_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_engine_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the engine whose parameters are planned."""
+    engine = parser.add_argument(
+        "--engine",
+        default="native",
+        help="plan the parameters of this engine's model: the native engine (default), or vLLM 0.32",
+    )
+    engine.choices = Engines()
+
+
 def add_capacity_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the memory of a device, which the plan must fit."""
     parser.add_argument(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from loadmaster.cli.options import Engines, add_capacity_arguments, add_model_arguments, whole
+from loadmaster.cli.options import add_capacity_arguments, add_engine_argument, add_model_arguments, whole
 from loadmaster.cli.planning import add_download_argument, prove_arguments
 from loadmaster.errors import UsageError
 
@@ -19,12 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model_arguments(parser)
     add_download_argument(parser)
-    engine = parser.add_argument(
-        "--engine",
-        default="native",
-        help="plan the parameters of this engine's model: the native engine (default), or vLLM 0.32",
-    )
-    engine.choices = Engines()
+    add_engine_argument(parser)
     parser.add_argument("--params", type=whole, metavar="RANK", help="also list the parameters of this rank")
     add_capacity_arguments(parser)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from loadmaster.checkpoint import Checkpoint
     from loadmaster.engine.weights import RunPlan
     from loadmaster.parallel import ParallelLayout
-    from loadmaster.plan import Proof, ProvenPlan
+    from loadmaster.plan import Plan, Proof, ProvenPlan
 
 
 def add_download_argument(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +49,15 @@ def prove_arguments(args: argparse.Namespace, *, target: str = "native") -> Proo
     return _prove(args, open_model(args), DTYPES.get(args.dtype), target)
 
 
+def plan_arguments(args: argparse.Namespace, *, target: str = "native") -> Plan:
+    """Resolve the model, and plan the parameters of ``target`` without proving the plan.
+
+    Raises:
+        InputError: nothing could be planned.
+    """
+    return _plan(args, open_model(args), DTYPES.get(args.dtype), target)
+
+
 def proven_plan(args: argparse.Namespace) -> ProvenPlan:
     """Return the proven plan of a command line.
 
@@ -76,12 +85,17 @@ def run_plan(args: argparse.Namespace) -> RunPlan:
 
 
 def _prove(args: argparse.Namespace, checkpoint: Checkpoint, dtype: str | None, target: str) -> Proof:
-    from loadmaster.plan import build_plan, prove
+    from loadmaster.plan import prove
 
-    plan = build_plan(
-        checkpoint, _layout(args, checkpoint), dtype=dtype, target=target, waive=getattr(args, "waive", ())
-    )
+    plan = _plan(args, checkpoint, dtype, target)
     return prove(plan, capacity_bytes=getattr(args, "device_memory", None))
+
+
+def _plan(args: argparse.Namespace, checkpoint: Checkpoint, dtype: str | None, target: str) -> Plan:
+    from loadmaster.plan import build_plan
+
+    layout, waive = _layout(args, checkpoint), getattr(args, "waive", ())
+    return build_plan(checkpoint, layout, dtype=dtype, target=target, waive=waive)
 
 
 def _layout(args: argparse.Namespace, checkpoint: Checkpoint) -> ParallelLayout:

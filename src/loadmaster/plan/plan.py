@@ -29,7 +29,7 @@ from loadmaster.errors import ArgumentError, ConfigError, InputError, LayoutErro
 from loadmaster.findings import Finding
 from loadmaster.parallel import ParallelLayout, partition
 from loadmaster.plan.binding import bind
-from loadmaster.plan.claims import read_claims
+from loadmaster.plan.claims import Claims, read_claims
 from loadmaster.plan.composition import Numerics
 from loadmaster.plan.diagnosis import diagnose
 from loadmaster.plan.diagnosis.defects import Holders, gather
@@ -70,6 +70,11 @@ class Plan(PlannedModel):
     def config(self) -> dict[str, Any]:
         """The model's config.json."""
         return self.checkpoint.config or {}
+
+    @property
+    def numerics(self) -> Numerics:
+        """The model's dtype, and why plain weights are cast to it."""
+        return _numerics(self.target, self.dtype, self.explicit_dtype)
 
     @property
     def model_path(self) -> Path:
@@ -245,6 +250,11 @@ def _build(
         waive=waive,
     )
     return replace(plan, hash=_hash(plan))
+
+
+def claims_of(plan: Plan) -> Claims:
+    """Return what the config of a plan says about how its values are stored."""
+    return read_claims(plan.family.describe(plan.config), _commonest_plain(plan.table))
 
 
 def _hash(plan: Plan) -> str:
