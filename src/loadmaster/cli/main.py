@@ -2,6 +2,7 @@
 
 Exit codes: 0 proven or done; 1 something is wrong with checkpoint, config or layout; 2 something is wrong with the command
 line; 3 a failure while loading or running, or a failed write to standard output; 70 a bug of this program; 130 after Ctrl-C.
+As for other programs that compare, 1 of ``diff`` says that something differs, and 2 also that a model cannot be compared.
 With ``--json`` one object is printed on standard output for 0, 1, 3 and 70. ``LOADMASTER_TRACEBACK=1`` in the environment
 adds the traceback of a failure or a bug.
 """
@@ -22,15 +23,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from loadmaster import __version__
-from loadmaster.cli import audit, explain, generate, inspect, load, plan, serve, streams, synth, verify
+from loadmaster.cli import audit, diff, explain, generate, inspect, load, plan, serve, streams, synth, verify
 from loadmaster.cli.interrupt import INTERRUPTED
-from loadmaster.errors import LoadError, LoadmasterError, RunError, UsageError
+from loadmaster.errors import InputError, LoadError, LoadmasterError, RunError, UsageError
 from loadmaster.integrations.vllm import carried
 
 COMMANDS = {
     "inspect": (inspect, "show the contents of a checkpoint"),
     "plan": (plan, "plan a checkpoint on a parallel layout and prove it, from headers alone"),
     "explain": (explain, "say what a parameter is computed from, or who reads a stored tensor"),
+    "diff": (diff, "compare two checkpoints, or two layouts of one"),
     "verify": (verify, "read every byte, and check values, scales, copies and recorded SHA-256 hashes"),
     "load": (load, "load a plan into host memory or onto GPUs, and report"),
     "generate": (generate, "generate answers to prompts, computed together"),
@@ -40,7 +42,7 @@ COMMANDS = {
 }
 
 
-BRIEF = {"explain", "inspect", "plan"}
+BRIEF = {"diff", "explain", "inspect", "plan"}
 """Commands too short for garbage collection, which took 5 % of their time."""
 
 WITH_TORCH = {"load", "generate", "serve"}
@@ -130,7 +132,7 @@ def _run(args: argparse.Namespace) -> int:
         raise
     except LoadmasterError as error:
         _print_failure(error, time.perf_counter() - begin, as_json=getattr(args, "json", False))
-        return error.exit_code
+        return getattr(args, "input_error_code", 1) if isinstance(error, InputError) else error.exit_code
     except Exception as error:
         if os.environ.get("LOADMASTER_TRACEBACK"):
             traceback.print_exc()

@@ -38,6 +38,19 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add MODEL, the layout and the other options that decide a plan."""
     parser.add_argument("model", metavar="MODEL", help="a folder, or a Hugging Face hub id")
     parser.add_argument("--revision", help="the hub revision: branch, tag or commit")
+    add_layout_arguments(parser)
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", *DTYPES],
+        default="auto",
+        help="cast unquantised weights to this (default: as stored), and compute in it",
+    )
+    add_waive_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+
+
+def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that describe a layout."""
     layout = parser.add_argument_group("layout")
     layout.add_argument(
         "--pipeline-parallel-size", "-pp", type=positive, default=1, metavar="N", help="number of pipeline stages"
@@ -89,14 +102,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="""'{"method": "mtp"}' loads the MTP layer on the last stage to draft with;
         "num_speculative_tokens" says how many tokens (default: one a layer)""",
     )
-    parser.add_argument(
-        "--dtype",
-        choices=["auto", *DTYPES],
-        default="auto",
-        help="cast unquantised weights to this (default: as stored), and compute in it",
-    )
-    add_waive_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 
 
 def add_waive_argument(parser: argparse.ArgumentParser) -> None:

@@ -55,7 +55,16 @@ def plan_arguments(args: argparse.Namespace, *, target: str = "native") -> Plan:
     Raises:
         InputError: nothing could be planned.
     """
-    return _plan(args, open_model(args), DTYPES.get(args.dtype), target)
+    return plan_checkpoint(args, open_model(args), target=target)
+
+
+def plan_checkpoint(args: argparse.Namespace, checkpoint: Checkpoint, *, target: str = "native") -> Plan:
+    """Plan a checkpoint that is open, without proving the plan.
+
+    Raises:
+        InputError: nothing could be planned.
+    """
+    return _plan(args, checkpoint, DTYPES.get(args.dtype), target)
 
 
 def proven_plan(args: argparse.Namespace) -> ProvenPlan:

@@ -49,7 +49,7 @@ def print_proof(console: Console, proof: Proof, elapsed_s: float, params: Sequen
         soft_wrap=True,
     )
     engine = "" if plan.target.name == "native" else f", parameters of {plan.target.name}"
-    console.print(_layout(layout) + engine, highlight=False)
+    console.print(layout_text(layout) + engine, highlight=False)
     print_ranks(console, proof.ranks, layout)
     for w in proof.waivers:
         by_user = f" (--waive {escape(w.pattern)})" if w.pattern else ""
@@ -76,10 +76,10 @@ def _architecture(config: Mapping[str, Any]) -> str:
     return names[0] if names else "the config names no architecture"
 
 
-def _layout(layout: ParallelLayout) -> str:
+def layout_text(layout: ParallelLayout) -> str:
     """Return a layout in words.
 
-    >>> _layout(ParallelLayout(8, 4, enable_expert_parallel=True, num_redundant_experts=4))
+    >>> layout_text(ParallelLayout(8, 4, enable_expert_parallel=True, num_redundant_experts=4))
     'pipeline 8 × tensor 4, whole experts over 4 ranks, 4 of them redundant'
     """
     data = f" × data {layout.data_parallel_size}" if layout.data_parallel_size > 1 else ""
