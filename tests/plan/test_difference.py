@@ -37,14 +37,15 @@ def read_bytes(of: Plan) -> list[np.ndarray]:
     sizes = [0, *np.cumsum([f.size for f in of.checkpoint.files]).tolist()]
     ranks = []
     for rank in range(of.num_ranks):
-        needed = np.zeros(sizes[-1], dtype=np.bool_)
+        steps = np.zeros(sizes[-1] + 1, dtype=np.int32)  # +1 where a run begins, -1 where it ends
         for group in of.rank(rank).groups:
             for view, run in enumerate(group.runs):
                 at = np.array(sizes)[of.table.file[group.tensors[:, view]]] + group.starts(of.table, view)
                 for count, stride in zip(run.counts, run.strides, strict=True):
                     at = np.add.outer(at, np.arange(count) * stride).reshape(-1)
-                needed[np.add.outer(at, np.arange(run.run))] = True
-        ranks.append(needed)
+                np.add.at(steps, at, 1)
+                np.add.at(steps, at + run.run, -1)
+        ranks.append(np.cumsum(steps)[:-1] > 0)
     return ranks
 
 

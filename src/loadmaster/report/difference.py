@@ -37,8 +37,8 @@ def print_checkpoint_difference(
     """Print what differs: tensors in groups, moves between shards, config keys, findings; then the verdict."""
     for which, checkpoint in (("before", before), ("after", after)):
         table = checkpoint.table
-        size = f"{len(table):,} tensors in {len(checkpoint.files)} file(s), {gib(table.payload_bytes)}"
-        _say(console, f"{which:7s} {checkpoint.path}  {size}")
+        holds = f"{len(table):,} tensors in {len(checkpoint.files)} file(s), {gib(table.payload_bytes)}"
+        _say(console, f"{which:7s} {checkpoint.path}  {holds}")
     for group in difference.tensors[:MOST]:
         sign = _SIGN.get(group.change, _CHANGED)
         console.print(f"{sign} {group.change}  ", end="", highlight=False)
