@@ -20,7 +20,12 @@ def watched(rss_mib: list[float], num_fds: list[int]) -> Watched:
 def test_memory_that_stays_after_the_warm_up_is_no_growth() -> None:
     figures, grown = report(watched([100.0] * 10 + [300.0] * 20, [9] * 30), since=10)
     assert grown == []
-    assert figures == {"rss_mib": [300.0, 300.0], "mib_per_hour": 0.0, "fds": [9, 9]}
+    assert figures == {
+        "rss_mib": [300.0, 300.0],
+        "mib_per_hour": 0.0,
+        "fds": [9, 9],
+        "rss_mib_over_time": [300.0] * 8,
+    }
 
 
 def test_memory_and_descriptors_that_grow_are_named() -> None:

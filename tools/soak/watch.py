@@ -20,6 +20,9 @@ GROWTH_SHARE: Final = 0.03
 GROWTH_FDS: Final = 3.0
 """The same for file descriptors, with as many clients at both times."""
 
+CURVE_POINTS: Final = 8
+"""How many samples, at equal distances, a report shows: does memory still grow, or did it stop?"""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -84,7 +87,13 @@ def report(process: Watched, since: float) -> tuple[dict[str, Any], list[str]]:
     rss = [statistics.median(s.rss_mib for s in part) for part in (first, last)]
     fds = [statistics.median(s.num_fds for s in part) for part in (first, last)]
     slope, _ = statistics.linear_regression([s.at for s in samples], [s.rss_mib for s in samples])
-    figures = {"rss_mib": [round(r, 1) for r in rss], "mib_per_hour": round(slope * 3600, 2), "fds": fds}
+    curve = [round(samples[len(samples) * i // CURVE_POINTS].rss_mib, 1) for i in range(CURVE_POINTS)]
+    figures = {
+        "rss_mib": [round(r, 1) for r in rss],
+        "mib_per_hour": round(slope * 3600, 2),
+        "fds": fds,
+        "rss_mib_over_time": curve,
+    }
     grown = []
     if rss[1] - rss[0] > max(GROWTH_MIB, GROWTH_SHARE * rss[0]):
         grown.append(f"{process.name}: memory grew from {rss[0]:.1f} to {rss[1]:.1f} MiB")
