@@ -9,7 +9,7 @@
 #         started", compute platform CPU) and ask for it by its local version: `make test TORCH=torch==2.13.0+cpu`.
 #         After a change of TORCH, `make clean` first.
 # TESTS   what the test targets run: `make test TESTS=tests/checkpoint`. Empty: all, docstrings and documents included
-# JOBS    test processes at a time
+# JOBS    test processes at a time: one more than two cores have, since many tests wait for processes
 # VLLM    the version of vLLM that `make test-vllm` installs
 # RUNS    damaged checkpoints that `make fuzz` judges
 # RESULTS a folder in which `make fuzz` and `make mutants` keep their results; empty: they are only printed
@@ -18,7 +18,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TESTS ?=
-JOBS ?= 2
+JOBS ?= 3
 VLLM ?= 0.32.0
 RUNS ?= 10000
 RESULTS ?=

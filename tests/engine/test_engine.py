@@ -296,7 +296,10 @@ def test_a_worker_lost_while_loading_ends_the_run(
     [
         (2, {1: "step_raises"}, r"^stage 1 of 2: ValueError: a bug \(toy.py:\d+\)$"),
         (2, {0: "step_exits"}, r"^stage 0 of 2 \(process \d+\) ended unexpectedly, with exit status 1$"),
-        (3, {1: "step_killed", 2: "step_hangs"}, r"^stage 1 of 3 \(process \d+\) was killed by SIGKILL"),
+        pytest.param(
+            *(3, {1: "step_killed", 2: "step_hangs"}, r"^stage 1 of 3 \(process \d+\) was killed by SIGKILL"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_worker_lost_in_a_step_ends_the_run(num_stages: int, faults: dict[int, str], message: str) -> None:
@@ -443,7 +446,7 @@ for token in engine.generate([1], SamplingParams(max_tokens=None, temperature=0)
 """
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("end", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_workers_end_with_the_engine_however_it_ends(end: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT],

@@ -98,7 +98,7 @@ def workers_of(command: Command) -> list[psutil.Process]:
     return [c for c in children if "loadmaster.workers.worker" in c.cmdline()]
 
 
-@pytest.mark.parametrize("lost", ["worker", "launched process"])
+@pytest.mark.parametrize("lost", ["worker", pytest.param("launched process", marks=pytest.mark.slow)])
 def test_a_lost_process_ends_all_with_an_error_that_names_it(lost: str, served: list[Command]) -> None:
     engine, member = served
     events = stream(url(engine))
@@ -155,6 +155,7 @@ def test_two_hosts_answer_as_one_process(tiny: Tiny, expected: Any) -> None:
 
 
 @two_hosts
+@pytest.mark.slow
 def test_a_lost_host_ends_the_run_on_both(tiny: Tiny) -> None:
     args = ("serve", tiny("llama"), "-pp", "2", "--port", "8000", "--host", "0.0.0.0")
     with TwoHosts() as hosts:

@@ -144,7 +144,7 @@ def test_a_server_whose_worker_is_lost_says_so_once_and_ends() -> None:
         assert (code, errors.count("was killed by SIGKILL"), errors.count("Traceback")) == (3, 1, 0), errors
 
 
-@pytest.mark.parametrize("fault", ["load_raises", "killed"])
+@pytest.mark.parametrize("fault", [pytest.param("load_raises", marks=pytest.mark.slow), "killed"])
 def test_a_server_whose_engine_failed_says_so_to_whoever_asks(fault: str) -> None:
     with server({0: fault} if fault == "load_raises" else {}, failed_for_s=LIMIT_S) as (process, url):
         if fault == "killed":
@@ -157,7 +157,7 @@ def test_a_server_whose_engine_failed_says_so_to_whoever_asks(fault: str) -> Non
         assert refused.status_code == 503
 
 
-@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize("signals", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_stream_that_a_signal_ends_says_so_and_nothing_else_is_said(signals: int) -> None:
     """With two signals the grace is longer than the test waits: the second ends it."""
     with server({0: "step_hangs"}, shutdown_timeout_s=1 if signals == 1 else 10 * LIMIT_S) as (process, url):
@@ -204,6 +204,7 @@ def test_after_a_signal_new_requests_are_refused_and_running_ones_finish() -> No
         assert ended(process, workers) == (0, f"ready: toy at {url}/v1\n")
 
 
+@pytest.mark.slow
 def test_a_signal_to_all_processes_of_the_server_lets_running_requests_finish() -> None:
     """As a service manager sends it to a control group: workers first, which go on."""
     body = json.dumps({"prompt": [3, 4, 5], "max_tokens": 3, "temperature": 0})
@@ -225,6 +226,7 @@ def test_a_signal_to_all_processes_of_the_server_lets_running_requests_finish() 
         assert ended(process, workers) == (0, f"ready: toy at {url}/v1\n")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_leaves_nothing_and_its_clients_are_disconnected() -> None:
     with server({0: "step_hangs"}, num_stages=2) as (process, url):
         until(url, "ready")
@@ -239,6 +241,7 @@ def test_a_server_that_is_killed_leaves_nothing_and_its_clients_are_disconnected
             health(url)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_stopped_and_continued_goes_on() -> None:
     with server({}) as (process, url):
         until(url, "ready")
@@ -251,6 +254,7 @@ def test_a_server_that_is_stopped_and_continued_goes_on() -> None:
         assert ended(process, workers)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_request_that_does_not_come_to_its_end_does_not_keep_the_server_from_ending() -> None:
     with server({}) as (process, url):
         until(url, "ready")

@@ -131,6 +131,7 @@ def loadmaster(folder: Path, *args: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_commands_find_it_once_its_package_is_installed(tmp_path: Path) -> None:
     write_checkpoint(FAMILY, CONFIG, tmp_path / "tiny")
     before = loadmaster(tmp_path / "site", "plan", tmp_path / "tiny")
