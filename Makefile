@@ -30,7 +30,7 @@ PYTEST := $(BIN)/python -m pytest $(TESTS)
 unexport PYTHONDONTWRITEBYTECODE  # set, every process of the tests would compile the package anew
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-gpu test-deploy test-vllm vllm-goldens lint format types layers docs reference check release-check bench fuzz mutants clean
+.PHONY: help demo test test-all test-gpu test-deploy test-vllm vllm-goldens lint format types layers docs site reference check release-check bench fuzz mutants clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -72,6 +72,9 @@ layers: $(VENV)/.check  ## the layer contract, and no torch in the planning half
 
 docs: $(VENV)/.test  ## links, blocks, docstring examples, and the generated reference
 	$(BIN)/python -m pytest tests/docs src
+
+site: $(VENV)/.site  ## the documents as a site in .cache/site, every link checked
+	$(BIN)/python -m tools.site
 
 reference: $(VENV)/.test  ## generate docs/reference anew
 	$(BIN)/python -m tools.reference
@@ -125,6 +128,10 @@ $(VENV)-vllm/.test: pyproject.toml
 
 $(VENV)/.deploy: $(VENV)/.test
 	$(PIP) install --quiet --group deploy
+	@touch $@
+
+$(VENV)/.site: $(VENV)/.test
+	$(PIP) install --quiet --group site
 	@touch $@
 
 $(VENV)/.fuzz: $(VENV)/.test
