@@ -10,6 +10,7 @@ import pytest
 
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.checkpoint.config import read_config
+from loadmaster.checkpoint.source import LocalFolder
 from loadmaster.errors import UnsupportedError
 from loadmaster.plan import build_plan, prove
 from tests.conftest import Tiny
@@ -51,14 +52,14 @@ def test_a_quantisation_told_in_modelopts_own_file_is_planned_as_one_told_in_the
 
 
 def test_it_is_the_configs_where_that_has_none(tmp_path: Path) -> None:
-    config, findings = read_config(written(tmp_path, NVFP4, hidden_size=8))
+    config, findings = read_config(LocalFolder(written(tmp_path, NVFP4, hidden_size=8)))
     assert config == {"hidden_size": 8, "quantization_config": {"quant_method": "modelopt", **NVFP4}}
     assert findings == ()
 
 
 def test_a_quantised_cache_alone_leaves_the_weights_plain(tmp_path: Path) -> None:
     cache = {"quant_algo": None, "kv_cache_quant_algo": "FP8"}
-    assert read_config(written(tmp_path, cache, hidden_size=8)) == ({"hidden_size": 8}, ())
+    assert read_config(LocalFolder(written(tmp_path, cache, hidden_size=8))) == ({"hidden_size": 8}, ())
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_the_config_is_followed_and_a_contradiction_is_a_warning(
 ) -> None:
     whole: dict[str, Any] = {"quantization_config": own}
     whole = {"text_config": whole} if section else whole
-    config, findings = read_config(written(tmp_path, NVFP4, **whole))
+    config, findings = read_config(LocalFolder(written(tmp_path, NVFP4, **whole)))
     assert config == whole
     assert [(f.code, f.severity) for f in findings] == ([("quantization-disagrees", "warning")] if says else [])
     assert all(str(says) in f.message for f in findings)
@@ -94,10 +95,10 @@ def test_the_config_is_followed_and_a_contradiction_is_a_warning(
 def test_what_is_wrong_in_it_is_a_finding_and_an_error_where_it_is_needed(
     quantisation: object, says: str, tmp_path: Path
 ) -> None:
-    (found,) = read_config(written(tmp_path, quantisation))[1]
+    (found,) = read_config(LocalFolder(written(tmp_path, quantisation)))[1]
     assert (found.code, found.severity, found.file) == ("config-invalid", "error", "hf_quant_config.json")
     assert says in found.message
-    (found,) = read_config(written(tmp_path, quantisation, quantization_config={"quant_method": "fp8"}))[1]
+    (found,) = read_config(LocalFolder(written(tmp_path, quantisation, quantization_config={"quant_method": "fp8"})))[1]
     assert found.severity == "warning"
 
 
@@ -108,7 +109,7 @@ def test_what_is_wrong_in_it_is_a_finding_and_an_error_where_it_is_needed(
 def test_a_file_that_cannot_be_read_is_a_finding_with_its_name(content: bytes, code: str, tmp_path: Path) -> None:
     written(tmp_path, NVFP4)
     (tmp_path / "hf_quant_config.json").write_bytes(content)
-    config, (found,) = read_config(tmp_path)
+    config, (found,) = read_config(LocalFolder(tmp_path))
     assert config == {}
     assert (found.code, found.severity, found.file) == (code, "error", "hf_quant_config.json")
 

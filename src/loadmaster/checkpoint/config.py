@@ -11,33 +11,33 @@ from collections import Counter
 from collections.abc import Mapping
 from itertools import count
 from math import isinf
-from pathlib import Path
 from typing import Any
 
 from loadmaster.checkpoint.content import check_content
-from loadmaster.checkpoint.lookalike import CONFIG, base_model, printable, recognise
-from loadmaster.checkpoint.regular import is_there, read_regular
+from loadmaster.checkpoint.listing import base_model_of
+from loadmaster.checkpoint.lookalike import CONFIG, recognise
+from loadmaster.checkpoint.source import Source, UnreadableError
 from loadmaster.findings import Finding, Severity
 from loadmaster.limits import CONFIG_BYTES, CONFIG_DEPTH, CONFIG_PARTS, LimitError
 
 QUANTISATION = "hf_quant_config.json"
 
 
-def read_config(folder: Path) -> tuple[dict[str, Any] | None, tuple[Finding, ...]]:
-    """Read a folder's config.json; None with a finding where it is missing or cannot be used.
+def read_config(source: Source) -> tuple[dict[str, Any] | None, tuple[Finding, ...]]:
+    """Read a checkpoint's config.json; None with a finding where it is missing or cannot be used.
 
     If it has no ``quantization_config``, that of ``hf_quant_config.json`` is added, where that file exists.
     """
-    if not is_there(folder / CONFIG):
-        return None, (_missing(folder),)
-    config = read_object(folder / CONFIG, "error")
+    if not source.has(CONFIG):
+        return None, (_missing(source),)
+    config = read_object(source, CONFIG, "error")
     if isinstance(config, Finding):
         return None, (config,)
-    if not is_there(folder / QUANTISATION):
+    if not source.has(QUANTISATION):
         return config, ()
     stated = _stated_quantisation(config)
     severity: Severity = "error" if stated is None else "warning"
-    value = read_object(folder / QUANTISATION, severity)
+    value = read_object(source, QUANTISATION, severity)
     if isinstance(value, Finding):
         return config, (value,)
     if (wrong := _impossible(value)) is not None:
@@ -50,15 +50,15 @@ def read_config(folder: Path) -> tuple[dict[str, Any] | None, tuple[Finding, ...
     return {**config, "quantization_config": {"quant_method": "modelopt", **quantisation}}, ()
 
 
-def _missing(folder: Path) -> Finding:
-    """Report that there is no config.json, and what the folder holds if it is not a model."""
+def _missing(source: Source) -> Finding:
+    """Report that there is no config.json, and what there is if it is not a model."""
     message, hint = "there is no config.json", "it is published next to the shards; copy it there"
-    if lookalike := recognise([p.name for p in folder.iterdir()], base_model(folder)):
+    if lookalike := recognise(source.names(), base_model_of(source)):
         message, hint = f"{message}: this is {lookalike.what}", lookalike.remedy
     return Finding("config-missing", "error", message, file=CONFIG, hint=hint)
 
 
-def read_object(path: Path, severity: Severity) -> dict[str, Any] | Finding:
+def read_object(source: Source, name: str, severity: Severity) -> dict[str, Any] | Finding:
     """Read a JSON file strictly and return its object; a finding where it is not one."""
 
     def strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -76,9 +76,8 @@ def read_object(path: Path, severity: Severity) -> dict[str, Any] | Finding:
             raise ValueError(f"{text[:80]} is too large a number")
         return value
 
-    name = path.name
     try:
-        text = read_regular(path, CONFIG_BYTES)
+        text = source.read(name, CONFIG_BYTES)
         if (finding := check_content(name, text, len(text))) is not None:
             return finding
         if (parts := text.count(b"{") + text.count(b"[")) > CONFIG_PARTS.value:
@@ -87,10 +86,9 @@ def read_object(path: Path, severity: Severity) -> dict[str, Any] | Finding:
         _check(value)
     except LimitError as error:
         return Finding("limit-exceeded", severity, f"it has {error}", file=name, hint=error.hint)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = (error.strerror or error) if isinstance(error, OSError) else error
-        hint = f"it is a link to {printable(str(path.readlink()))}; fetch the file again" if path.is_symlink() else None
-        return Finding("config-invalid", severity, f"{name} cannot be read: {reason}", file=name, hint=hint)
+    except (UnreadableError, ValueError, RecursionError) as error:
+        message = f"{name} cannot be read: {error}"
+        return Finding("config-invalid", severity, message, file=name, hint=source.remedy(name))
     if not isinstance(value, dict):
         return Finding("config-invalid", severity, f"{name} is not a JSON object", file=name)
     return value

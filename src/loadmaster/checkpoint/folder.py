@@ -13,7 +13,7 @@ from typing import Any
 from loadmaster.arguments import expect
 from loadmaster.catalogue import ranked
 from loadmaster.checkpoint.causes import Causes
-from loadmaster.checkpoint.columns import Columns, ShardFile, read_headers
+from loadmaster.checkpoint.columns import Columns, ShardFile
 from loadmaster.checkpoint.config import read_config
 from loadmaster.checkpoint.index import INDEX_NAME, Index, check_total, disagreements, read_index
 from loadmaster.checkpoint.listing import (
@@ -25,7 +25,8 @@ from loadmaster.checkpoint.listing import (
     report_unnamed,
 )
 from loadmaster.checkpoint.lookalike import printable
-from loadmaster.checkpoint.regular import is_there
+from loadmaster.checkpoint.origin import Origin
+from loadmaster.checkpoint.source import LocalFolder, Source
 from loadmaster.checkpoint.table import TensorTable
 from loadmaster.checkpoint.unread_files import report_unread
 from loadmaster.errors import CheckpointError
@@ -36,6 +37,7 @@ from loadmaster.findings import Finding, joined
 class Checkpoint:
     """A folder of safetensors shards, as described by its headers, index and config; no payload is read.
 
+    ``origin`` says where it came from, and whether its files are on disk; then ``path`` is their folder.
     ``digest`` is a SHA-256 over each file's name, size and header. ``findings`` are the defects of the files, and ``causes``
     says which of them explains a missing tensor. ``config`` (with what `read_config` adds) is None where it could not be read,
     which is also a finding.
@@ -49,6 +51,7 @@ class Checkpoint:
     findings: tuple[Finding, ...]
     digest: str
     causes: Causes = field(default=Causes(), repr=False)
+    origin: Origin = field(default=Origin("folder", ""))
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -63,29 +66,39 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if not str(path).isprintable():
         message = f"the path {printable(str(path))} is not UTF-8, or has control characters"
         raise CheckpointError(message, hint="rename the folder, or open it through a link with another name")
-    with _no_collection():
-        return _open(path)
-
-
-def _open(path: Path) -> Checkpoint:
-    folder = path.parent if path.is_file() else path
-    index: Index | None = None
-    about_index: tuple[Finding, ...] = ()
-    listing = Listing((path.name,))
     if path.is_file():
         refuse_foreign(path)
+        return open_source(LocalFolder(path.parent), path.name)
+    return open_source(LocalFolder(path))
+
+
+def open_source(source: Source, only: str | None = None) -> Checkpoint:
+    """Open the checkpoint of a source; with ``only``, the one file of that name.
+
+    Raises:
+        CheckpointError: there is nothing to open, or the source cannot be reached.
+    """
+    with _no_collection():
+        return _open(source, only)
+
+
+def _open(source: Source, only: str | None) -> Checkpoint:
+    index: Index | None = None
+    about_index: tuple[Finding, ...] = ()
+    if only is not None:
+        listing = Listing((only,))
     else:
-        if is_there(folder / INDEX_NAME):
-            index, about_index = read_index(folder / INDEX_NAME)
-        listing = list_shards(folder, index)
+        if source.has(INDEX_NAME):
+            index, about_index = read_index(source)
+        listing = list_shards(source, index)
     columns = Columns()
-    for name, read in zip(listing.shards, read_headers(folder, listing.shards), strict=True):
+    for name, read in zip(listing.shards, source.headers(listing.shards, _weight_map(index)), strict=True):
         columns.add(name, read)
     columns.join()
     table = columns.table()
     of_file = _joined({f.file or "": f for f in report_missing(listing, index)} | columns.unread)
-    unread, of_tensor = report_unread(folder, listing, index, table) if listing.unread else ([], {})
-    config, about_config = read_config(folder)
+    unread, of_tensor = report_unread(source, listing, index, table) if listing.unread else ([], {})
+    config, about_config = read_config(source)
     stale = disagreements(index, table, [f.name for f in columns.files], columns.dropped.keys()) if index else []
     findings = [
         *dict.fromkeys(of_file.values()),
@@ -99,9 +112,13 @@ def _open(path: Path) -> Checkpoint:
     ]
     if index and not (of_file or stale or columns.dropped):
         findings += check_total(index, table.payload_bytes)
-    causes = Causes(of_file, of_tensor | columns.dropped, index.weight_map if index else {}, next(iter(stale), None))
-    files = tuple(columns.files)
-    return Checkpoint(folder, files, table, config, index, ranked(findings), columns.digest.hexdigest(), causes)
+    causes = Causes(of_file, of_tensor | columns.dropped, _weight_map(index), next(iter(stale), None))
+    files, digest = tuple(columns.files), columns.digest.hexdigest()
+    return Checkpoint(source.path, files, table, config, index, ranked(findings), digest, causes, source.origin)
+
+
+def _weight_map(index: Index | None) -> Mapping[str, str]:
+    return index.weight_map if index else {}
 
 
 def _joined(by_file: Mapping[str, Finding]) -> dict[str, Finding]:

@@ -18,6 +18,7 @@ from loadmaster.checkpoint.index import INDEX_NAME, read_index
 from loadmaster.checkpoint.listing import list_shards
 from loadmaster.checkpoint.lookalike import ADAPTER, CONFIG, instead, printable, recognise, some
 from loadmaster.checkpoint.repository import HubFile, Repository
+from loadmaster.checkpoint.source import LocalFolder
 from loadmaster.errors import ArgumentError, CheckpointError
 
 Say = Callable[[str], None]
@@ -191,9 +192,10 @@ def _cached(model: str, revision: str | None, cache_dir: str | None) -> Path | N
 def _missing(folder: Path) -> tuple[str, ...]:
     """Return what is missing in a snapshot: the config, and shards that its index or the shards' numbers name."""
     config = () if (folder / CONFIG).is_file() else (CONFIG,)
-    index, _ = read_index(folder / INDEX_NAME) if (folder / INDEX_NAME).is_file() else (None, ())
+    source = LocalFolder(folder)
+    index, _ = read_index(source) if (folder / INDEX_NAME).is_file() else (None, ())
     try:
-        listing = list_shards(folder, index)
+        listing = list_shards(source, index)
     except CheckpointError:
         return (*config, "all shards")
     gone = (n for n in listing.shards if not (folder / n).exists())  # links to blobs that were removed

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
 
 from loadmaster.checkpoint.content import check_content
-from loadmaster.checkpoint.regular import read_regular
+from loadmaster.checkpoint.source import Source, UnreadableError
 from loadmaster.checkpoint.table import TensorTable
 from loadmaster.findings import Finding
 from loadmaster.limits import INDEX_BYTES, SHARDS, TENSORS, LimitError
@@ -28,42 +27,40 @@ class Index:
     total_size: int | None
 
 
-def read_index(path: Path) -> tuple[Index | None, tuple[Finding, ...]]:
+def read_index(source: Source, name: str = INDEX_NAME) -> tuple[Index | None, tuple[Finding, ...]]:
     """Read an index; None with a finding where it is not one."""
     try:
-        text = read_regular(path, INDEX_BYTES)
-        if (finding := check_content(path.name, text, len(text))) is not None:
+        text = source.read(name, INDEX_BYTES)
+        if (finding := check_content(name, text, len(text))) is not None:
             return None, (finding,)
         if (num_values := text.count(b",")) > TENSORS.value + _EXTRA:
             raise LimitError(TENSORS, num_values)
         if text.count(b"{") + text.count(b"[") > _EXTRA:
-            return None, (_invalid(path, f"the index has more than {_EXTRA:,} objects and lists"),)
+            return None, (_invalid(name, f"the index has more than {_EXTRA:,} objects and lists"),)
         value: Any = orjson.loads(text)
     except LimitError as error:
-        return None, (Finding("limit-exceeded", "error", f"it has {error}", file=path.name, hint=error.hint),)
-    except OSError as error:
-        return None, (_invalid(path, f"the index cannot be read: {error.strerror or error}"),)
-    except ValueError as error:
-        return None, (_invalid(path, f"the index cannot be read: {error}"),)
+        return None, (Finding("limit-exceeded", "error", f"it has {error}", file=name, hint=error.hint),)
+    except (UnreadableError, ValueError) as error:
+        return None, (_invalid(name, f"the index cannot be read: {error}"),)
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(weight_map, dict) or set(map(type, weight_map.values())) - {str}:
-        return None, (_invalid(path, "the index has no weight_map of tensor names to file names"),)
+        return None, (_invalid(name, "the index has no weight_map of tensor names to file names"),)
     files = set(weight_map.values())
     if outside := sorted(f for f in files if "/" in f or f in ("", ".", "..")):
-        return None, (_invalid(path, f"the index names files outside the folder: {outside[0][:200]!r}"),)
+        return None, (_invalid(name, f"the index names files outside the folder: {outside[0][:200]!r}"),)
     if strange := sorted(f for f in files if len(f) > 255 or not f.isprintable()):
-        return None, (_invalid(path, f"the index names impossible files: {strange[0][:200]!r}"),)
+        return None, (_invalid(name, f"the index names impossible files: {strange[0][:200]!r}"),)
     if len(files) > SHARDS.value:
         message = f"the index names {SHARDS.exceeded(len(files))}"
-        return None, (Finding("limit-exceeded", "error", message, file=path.name, hint=SHARDS.hint),)
+        return None, (Finding("limit-exceeded", "error", message, file=name, hint=SHARDS.hint),)
     metadata = value.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     return Index(weight_map, int(total) if isinstance(total, int | float) and total < 2**63 else None), ()
 
 
-def _invalid(path: Path, message: str) -> Finding:
+def _invalid(name: str, message: str) -> Finding:
     hint = "fetch the index again, or remove it: the shards' headers hold the same information"
-    return Finding("index-invalid", "error", message, file=path.name, hint=hint)
+    return Finding("index-invalid", "error", message, file=name, hint=hint)
 
 
 def disagreements(index: Index, table: TensorTable, files: Sequence[str], passed_over: Set[str]) -> list[Finding]:

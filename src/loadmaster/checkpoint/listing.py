@@ -6,8 +6,6 @@ show what the folder is instead.
 
 from __future__ import annotations
 
-import errno
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,10 +15,9 @@ from pathlib import Path
 
 from loadmaster.checkpoint.index import Index
 from loadmaster.checkpoint.lookalike import ADAPTER, base_model, foreign_file, instead, printable, recognise, some
-from loadmaster.checkpoint.regular import kind_of
-from loadmaster.errors import CheckpointError
+from loadmaster.checkpoint.source import Source, UnreadableError, beyond, no_checkpoint
 from loadmaster.findings import Finding
-from loadmaster.limits import FOLDER_FILES, SHARDS, Limit
+from loadmaster.limits import CONFIG_BYTES, FOLDER_FILES, SHARDS, LimitError
 
 PARTIAL = (".incomplete", ".part", ".partial", ".aria2", ".crdownload")
 """Suffixes of unfinished downloads: huggingface_hub, wget and browsers, aria2's control files, Chrome."""
@@ -46,35 +43,26 @@ class Listing:
     unnamed: tuple[str, ...] = ()
 
 
-def list_shards(folder: Path, index: Index | None) -> Listing:
-    """List ``folder``: by the index where there is one, else by the numbers in the shards' names.
+def list_shards(source: Source, index: Index | None) -> Listing:
+    """List the files of ``source``: by the index where there is one, else by the numbers in the shards' names.
 
     Raises:
         CheckpointError: the folder does not exist, or has no safetensors file; says what it holds.
     """
-    if not folder.is_dir():
-        if (kind := _kind(folder)) is not None:
-            raise _nothing(f"{_shown(folder)} is {kind}", "MODEL is a folder, or one .safetensors file")
-        raise _nothing(f"{_shown(folder)} does not exist", "MODEL is a folder, or a hub id such as owner/name")
-    try:
-        with os.scandir(folder) as entries:
-            every = [e.name for e in islice(entries, FOLDER_FILES.value + 1)]
-    except OSError as error:
-        hint = "check the folder's permissions, and its disk or mount"
-        raise _nothing(f"{_shown(folder)} cannot be read: {error.strerror or error}", hint) from error
-    if len(every) > FOLDER_FILES.value:
-        raise _beyond(f"{_shown(folder)} holds more than {FOLDER_FILES.value:,} {FOLDER_FILES.of}", FOLDER_FILES)
-    files = [n for n in every if not n.startswith(".")]
+    folder = source.path if source.origin.is_local else None
+    files = [n for n in source.names() if not n.startswith(".")]
     names = [n for n in files if n.endswith(".safetensors")]
     partial = _partial(folder, files)
     if not names and index is None:
-        raise _nothing(f"{_shown(folder)} holds no .safetensors file", instead(files, partial, folder))
+        raise no_checkpoint(
+            f"{source.shown} holds no .safetensors file", instead(files, partial, folder, base_model_of(source))
+        )
     if index is None and ADAPTER in files and all(n.startswith("adapter") for n in names):
-        lookalike = recognise(files, base_model(folder))
+        lookalike = recognise(files, base_model_of(source))
         assert lookalike is not None
-        raise _nothing(f"{_shown(folder)} is {lookalike.what}", lookalike.remedy)
+        raise no_checkpoint(f"{source.shown} is {lookalike.what}", lookalike.remedy)
     if len(names) > SHARDS.value:
-        raise _beyond(f"{_shown(folder)} holds {SHARDS.exceeded(len(names))}", SHARDS)
+        raise beyond(f"{source.shown} holds {SHARDS.exceeded(len(names))}", SHARDS)
     unnamed = tuple(sorted(n for n in names if not n.isprintable()))
     names = [n for n in names if n.isprintable()]
     if index is not None:
@@ -87,17 +75,14 @@ def list_shards(folder: Path, index: Index | None) -> Listing:
     return Listing(_ordered(shards), _ordered(missing), _ordered(set(names) - shards), partial, unnamed)
 
 
-def _shown(folder: Path) -> str:
-    return printable(str(folder), 4096)
-
-
-def _kind(path: Path) -> str | None:
-    """Return what a path that is not a folder is; None where there is nothing."""
+def base_model_of(source: Source) -> str | None:
+    """Return the base model that the source's adapter_config.json names; None without that file or name."""
+    if not source.has(ADAPTER):
+        return None
     try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        return "a link to nothing" if path.is_symlink() else None if error.errno == errno.ENOENT else error.strerror
-    return kind_of(mode)
+        return base_model(source.read(ADAPTER, CONFIG_BYTES))
+    except (UnreadableError, LimitError):
+        return None
 
 
 def refuse_foreign(path: Path) -> None:
@@ -107,7 +92,7 @@ def refuse_foreign(path: Path) -> None:
         CheckpointError: says what it is, and what to give instead.
     """
     if message_and_hint := foreign_file(path):
-        raise _nothing(*message_and_hint)
+        raise no_checkpoint(*message_and_hint)
 
 
 def _ordered(names: Iterable[str]) -> tuple[str, ...]:
@@ -115,10 +100,10 @@ def _ordered(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda n: [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", n)]))
 
 
-def _partial(folder: Path, files: Sequence[str]) -> tuple[str, ...]:
-    """Return the unfinished downloads, including those in the folder of the hub's client."""
+def _partial(folder: Path | None, files: Sequence[str]) -> tuple[str, ...]:
+    """Return the unfinished downloads, on disk including those in the folder of the hub's client."""
     partial = [printable(n) for n in files if n.endswith(PARTIAL)]
-    if (folder / HUB_PARTIALS).is_dir():
+    if folder is not None and (folder / HUB_PARTIALS).is_dir():
         inside = (p.name for p in islice((folder / HUB_PARTIALS).iterdir(), FOLDER_FILES.value))
         partial += [f"{HUB_PARTIALS}/{printable(n)}" for n in inside if n.endswith(PARTIAL)]
     return tuple(sorted(partial))
@@ -139,22 +124,10 @@ def _absent_numbers(shards: set[str]) -> list[str]:
         first = 0 if 0 in numbers else 1
         if (count := len(absent) + int(total)) > SHARDS.value:
             example = f"{before}{min(numbers):0{width}d}-of-{total}{after}"
-            raise _beyond(
-                f"by the names of shards, such as {example}, there should be {SHARDS.exceeded(count)}", SHARDS
-            )
+            raise beyond(f"by the names of shards, such as {example}, there should be {SHARDS.exceeded(count)}", SHARDS)
         expected = range(first, first + int(total))
         absent += [f"{before}{i:0{width}d}-of-{total}{after}" for i in expected if i not in numbers]
     return absent
-
-
-def _beyond(message: str, limit: Limit) -> CheckpointError:
-    finding = Finding("limit-exceeded", "error", message, hint=limit.hint)
-    return CheckpointError(message, hint=limit.hint, findings=(finding,), code="limit-exceeded")
-
-
-def _nothing(message: str, hint: str) -> CheckpointError:
-    finding = Finding("checkpoint-missing", "error", message, hint=hint)
-    return CheckpointError(message, hint=hint, findings=(finding,))
 
 
 def report_missing(listing: Listing, index: Index | None) -> list[Finding]:

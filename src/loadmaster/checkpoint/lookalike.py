@@ -1,7 +1,7 @@
 """Recognises folders and files that are not a checkpoint: adapters, pipelines, caches, other formats; says what to do.
 
 A folder is recognised by its file names, so a listing of a repository on the hub works as well. Only the first bytes of
-other files are read, and the name of an adapter's base model.
+other files are read.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from pathlib import Path
 
 from loadmaster.checkpoint.content import check_content
 from loadmaster.checkpoint.header import OTHER_FORMATS
-from loadmaster.checkpoint.regular import read_regular
-from loadmaster.limits import CONFIG_BYTES, HEADER_BYTES, LimitError
+from loadmaster.limits import HEADER_BYTES
 
 CONFIG = "config.json"
 ADAPTER, PIPELINE, PUBLISHERS = "adapter_config.json", "model_index.json", "params.json"
@@ -60,11 +59,11 @@ def recognise(names: Collection[str], base: str | None = None) -> Lookalike | No
     return None
 
 
-def base_model(folder: Path) -> str | None:
-    """Return the base model that a folder's adapter_config.json names; None without that file or name."""
+def base_model(text: bytes) -> str | None:
+    """Return the base model that an adapter_config.json names; None where it names none."""
     try:
-        value = json.loads(read_regular(folder / ADAPTER, CONFIG_BYTES))
-    except (OSError, ValueError, RecursionError, LimitError):
+        value = json.loads(text)
+    except (ValueError, RecursionError):
         return None
     name = value.get("base_model_name_or_path") if isinstance(value, dict) else None
     return printable(name) if isinstance(name, str) and name else None
@@ -79,14 +78,19 @@ def printable(text: str, most: int = 200) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
 
 
-def instead(names: Collection[str], partial: Sequence[str] = (), folder: Path | None = None) -> str:
-    """Say what a folder without safetensors files holds, and what to do; ``folder`` is its path, if it is on disk."""
+def instead(
+    names: Collection[str], partial: Sequence[str] = (), folder: Path | None = None, base: str | None = None
+) -> str:
+    """Say what a folder without safetensors files holds, and what to do.
+
+    ``folder`` is its path, if it is on disk; ``base`` is an adapter's base model, if known.
+    """
     pickled = [n for n in names if n.endswith(PICKLED)]
     gguf = [n for n in names if n.endswith(".gguf")]
     foreign = sorted({FOREIGN[s] for n in names if (s := Path(n).suffix) in FOREIGN})
     if partial:
         return f"a download is unfinished ({some(partial)}); resume it"
-    if lookalike := recognise(names, base_model(folder) if folder and ADAPTER in names else None):
+    if lookalike := recognise(names, base):
         return f"it is {lookalike.what}; {lookalike.remedy}"
     if pickled:
         return (

@@ -18,6 +18,7 @@ from loadmaster.checkpoint.config import QUANTISATION
 from loadmaster.checkpoint.index import INDEX_NAME, read_index
 from loadmaster.checkpoint.listing import NOT_SHARDS, NUMBERED
 from loadmaster.checkpoint.lookalike import CONFIG
+from loadmaster.checkpoint.source import LocalFolder
 from loadmaster.findings import gib
 
 RUNNING = (
@@ -69,7 +70,8 @@ class Repository:
         `NOT_SHARDS` are left out, unless there is nothing else.
         """
         stored = {n for n in self.files if n.endswith(".safetensors") and "/" not in n}
-        index = read_index(self._index)[0] if self._index is not None else None
+        at = self._index
+        index = read_index(LocalFolder(at.parent), at.name)[0] if at is not None else None
         if index is not None:
             return tuple(sorted(stored.intersection(index.weight_map.values())))
         return tuple(sorted({n for n in stored if not NOT_SHARDS.fullmatch(n)} or stored))

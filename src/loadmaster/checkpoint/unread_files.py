@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from loadmaster.checkpoint.columns import read_headers
 from loadmaster.checkpoint.header import HeaderError, parse_header
 from loadmaster.checkpoint.index import Index
 from loadmaster.checkpoint.listing import NOT_SHARDS, Listing
+from loadmaster.checkpoint.source import Source
 from loadmaster.checkpoint.table import TensorTable
 from loadmaster.findings import Finding, joined
 
@@ -16,7 +14,7 @@ NUM_HEADERS = 64
 
 
 def report_unread(
-    folder: Path, listing: Listing, index: Index | None, table: TensorTable
+    source: Source, listing: Listing, index: Index | None, table: TensorTable
 ) -> tuple[list[Finding], dict[str, Finding]]:
     """Return the findings about unread files, and tensor → finding for tensors that only these files hold."""
     known = [n for n in listing.unread if NOT_SHARDS.fullmatch(n)]
@@ -26,7 +24,8 @@ def report_unread(
     strays: list[Finding] = []
     of_tensor: dict[str, Finding] = {}
     claimed = index.weight_map.keys() if index else set[str]()
-    for name, read in zip(others[:NUM_HEADERS], read_headers(folder, others[:NUM_HEADERS]), strict=True):
+    firsts = others[:NUM_HEADERS]
+    for name, read in zip(firsts, source.headers(firsts, {}), strict=True):
         try:
             names = parse_header(name, read.text).names if not isinstance(read, HeaderError) else []
         except HeaderError:

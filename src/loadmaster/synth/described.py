@@ -9,6 +9,7 @@ from typing import Any
 from loadmaster.architectures.registry import find_family
 from loadmaster.checkpoint.config import read_config, read_object
 from loadmaster.checkpoint.lookalike import CONFIG
+from loadmaster.checkpoint.source import LocalFolder
 from loadmaster.errors import InputError, UnsupportedError
 from loadmaster.findings import Finding, errors
 from loadmaster.plan.claims import read_claims
@@ -34,11 +35,11 @@ def read_config_file(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} is not a file", hint="give a model's config.json")
     config: dict[str, Any] | Finding | None
     if file.name == CONFIG:
-        config, findings = read_config(file.parent)
+        config, findings = read_config(LocalFolder(file.parent))
         if defects := errors(findings):
             raise InputError(f"{file}: {defects[0].message}", hint=defects[0].hint)
     else:
-        config = read_object(file, "error")
+        config = read_object(LocalFolder(file.parent), file.name, "error")
     if isinstance(config, Finding):
         raise InputError(f"{file}: {config.message}", hint=config.hint or "give a model's config.json")
     assert config is not None, "what cannot be read is a finding"
