@@ -52,12 +52,13 @@ __all__ = [
     "explain",
     "load_rank",
     "open_checkpoint",
+    "open_model",
     "prove",
     "resolve_model",
 ]
 
 if TYPE_CHECKING:
-    from loadmaster.checkpoint import Checkpoint, open_checkpoint, resolve_model
+    from loadmaster.checkpoint import Checkpoint, open_checkpoint, open_model, resolve_model
     from loadmaster.engine import Engine, Tokenizer
     from loadmaster.errors import (
         ArgumentError,
@@ -93,7 +94,7 @@ if TYPE_CHECKING:
     from loadmaster.workers import SamplingParams
 else:
     ROOMS = {
-        "checkpoint": ("Checkpoint", "open_checkpoint", "resolve_model"),
+        "checkpoint": ("Checkpoint", "open_checkpoint", "open_model", "resolve_model"),
         "parallel": ("ParallelLayout",),
         "plan": (
             "Plan",

@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,41 +21,60 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Commit:
-    """The files of one commit, by name."""
+    """The files of one commit, by name; a path is a large file on disk, whose hash is made of its name."""
 
-    files: dict[str, bytes]
+    files: Mapping[str, bytes | Path]
 
-    @property
+    @cached_property
     def sha(self) -> str:
         """The commit, made of what it holds."""
-        listing = json.dumps({n: hashlib.sha256(b).hexdigest() for n, b in self.files.items()}, sort_keys=True)
+        listing = json.dumps({n: hashlib.sha256(hashed(b)).hexdigest() for n, b in self.files.items()}, sort_keys=True)
         return hashlib.sha1(listing.encode()).hexdigest()
 
-    def blob(self, name: str) -> dict[str, Any]:
-        """What the hub's API says of a file; the larger ones are in LFS."""
-        content = self.files[name]
-        said = {"size": len(content), "oid": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()}
+    @cached_property
+    def blobs(self) -> dict[str, dict[str, Any]]:
+        """What the hub's API says of each file; the larger ones are in LFS."""
+        return {name: self._blob(name, content) for name, content in self.files.items()}
+
+    @staticmethod
+    def _blob(name: str, content: bytes | Path) -> dict[str, Any]:
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        said = {"size": size, "oid": hashlib.sha1(b"blob %d\0" % size + hashed(content)).hexdigest()}
         if name.endswith((".safetensors", ".bin", ".gguf", ".pth")):
-            said["lfs"] = {"size": len(content), "oid": hashlib.sha256(content).hexdigest(), "pointerSize": 130}
+            said["lfs"] = {"size": size, "oid": hashlib.sha256(hashed(content)).hexdigest(), "pointerSize": 130}
         return said
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Return bytes of a file."""
+        content = self.files[name]
+        if isinstance(content, bytes):
+            return content[start:stop]
+        with content.open("rb") as file:
+            file.seek(start)
+            return file.read(-1 if stop is None else max(0, stop - start))
 
 
 @dataclass
 class StandIn:
     """The hub: ``commits`` by (model, revision), and what it was asked for.
 
-    ``requests`` are (method, path); ``sent`` is bytes of content by file name. ``faults`` are names of what goes wrong:
-    "drop-info" and "drop-files" break the connection off, "gated" and "private" refuse, "web-page" answers with one,
-    and "busy" is HTTP status 503.
+    ``requests`` are (method, path); ``sent`` is bytes of content by file name, ``ranges`` what was requested of it, and
+    ``tokens`` are (host, authorization). ``faults`` are names of what goes wrong: "drop-info" and "drop-files" break the
+    connection off, "gated" and "private" refuse, "web-page" answers with one, and "busy" is HTTP status 503. Of ranges:
+    "whole" sends the whole file instead, "grown" another size, "another" the ETag of another file, "expired" refuses what a
+    redirect leads to after the first time.
     """
 
     commits: dict[tuple[str, str], Commit] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)
     faults: set[str] = field(default_factory=set)
+    ranges: list[tuple[str, str]] = field(default_factory=list)
+    tokens: set[tuple[str, str | None]] = field(default_factory=set)
+    latency_s: float = 0.0
     url: str = ""
 
-    def publish(self, model: str, files: Mapping[str, bytes], revision: str = "main") -> Commit:
+    def publish(self, model: str, files: Mapping[str, bytes | Path], revision: str = "main") -> Commit:
         """Put a commit of a model under a revision, and under its own name."""
         commit = Commit(dict(files))
         self.commits |= {(model, revision): commit, (model, commit.sha): commit}
@@ -72,6 +93,11 @@ class StandIn:
         return server
 
 
+def hashed(content: bytes | Path) -> bytes:
+    """Return what stands for a file's content in its hash."""
+    return content if isinstance(content, bytes) else content.name.encode()
+
+
 def folder_files(folder: Path) -> dict[str, bytes]:
     """Return a folder's files, as a commit has them."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -80,6 +106,7 @@ def folder_files(folder: Path) -> dict[str, bytes]:
 class _Handler(BaseHTTPRequestHandler):
     standin: StandIn
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two writes
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -90,6 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub, path = self.standin, unquote(urlsplit(self.path).path)
         hub.requests.append((self.command, path))
+        hub.tokens.add((self.headers["Host"].partition(":")[0], self.headers.get("Authorization")))
+        if hub.latency_s:
+            time.sleep(hub.latency_s)
         _, *parts = path.split("/")
         if parts[0] == "api":
             self._api("/".join(parts[2:4]), parts[4:])
@@ -115,10 +145,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif commit is None:
             self._absent(model)
         elif kind == "tree":
-            self._json([{"type": "file", "path": n, **commit.blob(n)} for n in commit.files])
+            self._json([{"type": "file", "path": n, **blob} for n, blob in commit.blobs.items()])
         else:
             info = {"id": model, "modelId": model, "sha": commit.sha, "private": False, "tags": []}
-            self._json({**info, "siblings": [self._sibling(n, commit.blob(n)) for n in commit.files]})
+            self._json({**info, "siblings": [self._sibling(n, blob) for n, blob in commit.blobs.items()]})
 
     @staticmethod
     def _sibling(name: str, blob: dict[str, Any]) -> dict[str, Any]:
@@ -137,30 +167,42 @@ class _Handler(BaseHTTPRequestHandler):
         elif name not in commit.files:
             self._answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit.sha})
         else:
-            blob = commit.blob(name)
+            blob = commit.blobs[name]
             headers = {"X-Repo-Commit": commit.sha, "ETag": f'"{blob["oid"]}"', "Accept-Ranges": "bytes"}
             if "lfs" not in blob:
                 self._file((commit, name), headers)
                 return
-            linked = {"X-Linked-Etag": f'"{blob["lfs"]["oid"]}"', "X-Linked-Size": str(blob["size"])}
+            oid = "0" * 64 if "another" in hub.faults else blob["lfs"]["oid"]
+            linked = {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(blob["size"])}
             cdn = hub.url.replace("127.0.0.1", "localhost")  # another host, to which no token is sent
             self._answer(302, b"", {**headers, **linked, "Location": f"{cdn}/lfs/{commit.sha}/{name}"})
 
     def _file(self, at: tuple[Commit, str], headers: Mapping[str, str] | None = None) -> None:
         (commit, name), hub = at, self.standin
-        content, status = commit.files[name], 200
+        size, status = commit.blobs[name]["size"], 200
+        start, stop = 0, size
         made = dict(headers or {})
-        if (asked := self.headers.get("Range")) and self.command == "GET":
-            first = int(asked.removeprefix("bytes=").partition("-")[0])
-            made["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
-            content, status = content[first:], 206
-        if self.command == "GET":
-            if "drop-files" in hub.faults and name.endswith(".safetensors"):
-                hub.sent[name] += len(content) // 2
-                self._answer(status, content[: len(content) // 2], {**made, "Content-Length": str(len(content))})
-                self.close_connection = True
+        asked = self.headers.get("Range") if "whole" not in hub.faults else None
+        if asked and self.command == "GET":
+            if "expired" in hub.faults and any(n == name for n, _ in hub.ranges):
+                self._answer(403, b"")
+                hub.faults.discard("expired")
                 return
-            hub.sent[name] += len(content)
+            hub.ranges.append((name, asked))
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            start, stop = int(first), min(int(last) + 1, size) if last else size
+            made["Content-Range"] = f"bytes {start}-{stop - 1}/{size + ('grown' in hub.faults)}"
+            status = 206
+        if self.command == "HEAD":
+            self._answer(status, b"", made | {"Content-Length": str(stop - start)})
+            return
+        content = commit.read(name, start, stop)
+        if "drop-files" in hub.faults and name.endswith(".safetensors"):
+            hub.sent[name] += len(content) // 2
+            self._answer(status, content[: len(content) // 2], {**made, "Content-Length": str(len(content))})
+            self.close_connection = True
+            return
+        hub.sent[name] += len(content)
         self._answer(status, content, made)
 
     def _absent(self, model: str) -> None:

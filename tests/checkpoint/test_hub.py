@@ -1,4 +1,4 @@
-"""MODEL as a hub id: nothing is downloaded unasked, only what is needed is, and what is there in part is no model."""
+"""A hub id whose files have to be on disk: only what is needed is downloaded, and what is there in part is no model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 
 from loadmaster.checkpoint import resolve_model
 from loadmaster.cli.main import build_parser, main
-from loadmaster.cli.planning import open_model
-from loadmaster.errors import CheckpointError
+from loadmaster.cli.planning import prove_to_load
+from loadmaster.errors import CheckpointError, PlanError
 from tests.checkpoint.standin import Commit, StandIn, folder_files
 from tests.conftest import Tiny
 
@@ -59,11 +59,10 @@ def refusal(model: str = MODEL, *, revision: str | None = None, download: bool =
     return str(refused.value)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
 def test_a_model_that_is_not_in_the_cache_is_not_downloaded_unasked(
-    command: str, hub: StandIn, published: Commit, cache: Path, capsys: pytest.CaptureFixture[str]
+    hub: StandIn, published: Commit, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([command, MODEL]) == 1
+    assert main(["verify", MODEL]) == 1
     said = capsys.readouterr().err
     wanted = names(published) | {"forgotten.safetensors"}  # only the index could tell that it is none of the shards
     size = sum(len(published.files[n]) for n in wanted)
@@ -81,11 +80,10 @@ def test_what_would_be_downloaded_is_exact_where_the_shards_are_numbered(hub: St
     assert f"the cache: {len(files)} files of {sum(map(len, files.values())):,} bytes" in refusal()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
 def test_with_download_only_what_the_model_needs_is_fetched(
-    command: str, hub: StandIn, published: Commit, cache: Path, capsys: pytest.CaptureFixture[str]
+    hub: StandIn, published: Commit, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([command, MODEL, "--download"]) == 0
+    assert main(["verify", MODEL, "--download"]) == 0
     assert cached(cache) == names(published)
     assert set(hub.sent) == names(published)
     assert hub.sent == {n: len(published.files[n]) for n in names(published)}
@@ -93,11 +91,11 @@ def test_with_download_only_what_the_model_needs_is_fetched(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("loadmaster ")]
     shown = sum(len(published.files[n]) for n in names(published) if n != "model.safetensors.index.json")
     assert lines == [
-        f"loadmaster {command}: downloading {len(names(published)) - 1} files of {shown:,} bytes "
+        f"loadmaster verify: downloading {len(names(published)) - 1} files of {shown:,} bytes "
         f"({shown / 2**20:.1f} MiB) of {MODEL}, commit {published.sha}"
     ]
     hub.requests.clear()
-    assert main([command, MODEL]) == 0
+    assert main(["verify", MODEL]) == 0
     assert asked(hub) == [("GET", f"/api/models/{MODEL}")]
 
 
@@ -110,14 +108,28 @@ def test_a_model_of_one_file_is_that_file(hub: StandIn, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["load", "generate", "serve"])
-def test_what_runs_a_model_downloads_it_by_itself_and_says_so(
+def test_what_runs_a_model_proves_it_from_its_headers_then_downloads_it_and_says_so(
     command: str, published: Commit, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = open_model(build_parser().parse_args([command, MODEL]))
-    assert not checkpoint.findings
-    said = capsys.readouterr()
-    assert said.err.count(f"loadmaster {command}: downloading ") == 1
+    plan = prove_to_load(build_parser().parse_args([command, MODEL])).plan
+    assert plan.checkpoint.origin.is_local
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("loadmaster ")]
+    read, downloaded = lines
+    assert read.startswith(f"loadmaster {command}: read 2 header(s) of {MODEL}")
+    assert downloaded.startswith(f"loadmaster {command}: downloading ")
     assert cached(cache) == names(published)
+
+
+@pytest.mark.parametrize("command", ["load", "generate", "serve"])
+def test_a_model_that_cannot_work_is_refused_before_it_is_downloaded(
+    command: str, hub: StandIn, published: Commit, cache: Path
+) -> None:
+    lacking = json.loads(published.files["config.json"]) | {"num_hidden_layers": 5}
+    hub.publish(MODEL, {**published.files, "config.json": json.dumps(lacking).encode()})
+    with pytest.raises(PlanError, match="no shard holds any tensor of layer 4"):
+        prove_to_load(build_parser().parse_args([command, MODEL]))
+    assert cached(cache) == {"config.json", "model.safetensors.index.json"}
+    assert sum(hub.sent[n] for n in published.files if n.endswith(".safetensors")) < 10_000
 
 
 def test_the_environment_of_the_hubs_client_holds_and_offline_a_cached_model_works(
@@ -128,7 +140,7 @@ def test_the_environment_of_the_hubs_client_holds_and_offline_a_cached_model_wor
     ours = {**kept, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "theirs"), "HF_TOKEN": "hf_secret"}
 
     def run(**more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "loadmaster", "plan", MODEL, "--revision", "v2"]
+        command = [sys.executable, "-m", "loadmaster", "verify", MODEL, "--revision", "v2"]
         command += ["--download"] if not more else []
         return subprocess.run(command, env=ours | more, capture_output=True, text=True, timeout=300)
 
@@ -253,14 +265,14 @@ def test_a_connection_dropped_in_the_middle_leaves_no_model_and_the_next_run_end
     hub: StandIn, published: Commit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.faults.add("drop-files")
-    assert main(["plan", MODEL, "--download"]) == 1
+    assert main(["verify", MODEL, "--download"]) == 1
     said = capsys.readouterr().err
     assert f"could not download {MODEL} from the hub: " in said
     assert "run the same command again" in said
     assert "Traceback" not in said
     assert "only partly in the cache: 2 files" in refusal()
     hub.faults.clear()
-    assert main(["plan", MODEL, "--download"]) == 0
+    assert main(["verify", MODEL, "--download"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -286,7 +298,7 @@ def test_what_is_no_model_is_refused_before_a_byte_of_it_is_downloaded(
 
 
 def test_an_unasked_download_is_one_object_with_json(published: Commit, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", MODEL, "--json"]) == 1
+    assert main(["verify", MODEL, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["scope"]["checked"] == []
     assert [f["code"] for f in found["findings"]] == ["checkpoint-missing"]

@@ -8,15 +8,15 @@ from loadmaster.catalogue.entry import Entry
 
 FILES: Final[dict[str, Entry]] = {
     "checkpoint-missing": Entry(
-        "the folder does not exist or holds no safetensors file, or a model on the hub is not in the cache",
+        "there is no such folder, hub model or URL, or it holds no safetensors file",
         (
             "a mistyped path; a repository that holds pickled or GGUF weights only, or a LoRA adapter; a download that"
-            " fetched the small files, or that was not asked for"
+            " fetched the small files only"
         ),
         "glm holds no .safetensors file",
         (
-            "give the folder that holds config.json and the shards; convert pickled weights to safetensors; add"
-            " --download for a model on the hub"
+            "give the folder that holds config.json and the shards; convert pickled weights to safetensors; for"
+            " `verify`, add --download for a model on the hub"
         ),
     ),
     "file-lfs-pointer": Entry(
@@ -44,7 +44,7 @@ FILES: Final[dict[str, Entry]] = {
         "take the published file; the limits and their reasons are in docs/reference/limits.md",
     ),
     "shard-missing": Entry(
-        "a shard is not in the folder: the index names it, or the numbers in the other shards' names imply it",
+        "a shard is not in the folder, or not at its URL: the index names it, or the numbers in the other shards' names imply it",
         "an interrupted download, a copy that left a file out",
         (
             "model-00002-of-00003.safetensors: it is not in the folder; by the index it holds 106 tensor(s); "
@@ -53,7 +53,7 @@ FILES: Final[dict[str, Entry]] = {
         "fetch that shard; the tensors lost with it are counted here and not reported one by one",
     ),
     "shard-unreadable": Entry(
-        "a shard cannot be opened or read",
+        "a shard cannot be opened or read, or changed while it was read",
         (
             "permissions, a link to nothing (an emptied hub cache), a failing disk or network mount; a folder, a FIFO or a "
             "device in its place"

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: headers as columns, index, config, and stores that read byte ranges.
+"""Checkpoints: headers as columns, index, config, and stores that read byte ranges; on disk, on the hub, or behind https://.
 
 Knows files and their formats, never a model or a rank. What is wrong with a checkpoint is returned as findings; an error
 is raised only when there is no checkpoint to read.
@@ -9,6 +9,8 @@ from loadmaster.checkpoint.columns import ShardFile
 from loadmaster.checkpoint.folder import Checkpoint, open_checkpoint
 from loadmaster.checkpoint.hub import resolve_model
 from loadmaster.checkpoint.index import Index
+from loadmaster.checkpoint.model import open_model
+from loadmaster.checkpoint.origin import Origin
 from loadmaster.checkpoint.store import LocalStore, Store
 from loadmaster.checkpoint.table import Signature, TensorTable
 
@@ -17,10 +19,12 @@ __all__ = [
     "Checkpoint",
     "Index",
     "LocalStore",
+    "Origin",
     "ShardFile",
     "Signature",
     "Store",
     "TensorTable",
     "open_checkpoint",
+    "open_model",
     "resolve_model",
 ]

@@ -29,7 +29,7 @@ from loadmaster.checkpoint.origin import Origin
 from loadmaster.checkpoint.source import LocalFolder, Source
 from loadmaster.checkpoint.table import TensorTable
 from loadmaster.checkpoint.unread_files import report_unread
-from loadmaster.errors import CheckpointError
+from loadmaster.errors import CheckpointError, LoadError
 from loadmaster.findings import Finding, joined
 
 
@@ -53,9 +53,22 @@ class Checkpoint:
     causes: Causes = field(default=Causes(), repr=False)
     origin: Origin = field(default=Origin("folder", ""))
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the files, which must be on disk.
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+        Raises:
+            LoadError: they are not; only their headers were read.
+        """
+        if not self.origin.is_local:
+            raise LoadError(f"the files of {self.origin} are not on disk", hint="download the model, and open it again")
+        return self.path
+
+
+def open_checkpoint(path: str | Path, origin: Origin | None = None) -> Checkpoint:
     """Open a folder of shards (with an index or without), a folder with one file, or one file.
+
+    ``origin`` says where the folder came from, if it is more than a folder.
 
     Raises:
         ArgumentError: ``path`` is not a path.
@@ -68,8 +81,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(message, hint="rename the folder, or open it through a link with another name")
     if path.is_file():
         refuse_foreign(path)
-        return open_source(LocalFolder(path.parent), path.name)
-    return open_source(LocalFolder(path))
+        return open_source(LocalFolder(path.parent, origin), path.name)
+    return open_source(LocalFolder(path, origin))
 
 
 def open_source(source: Source, only: str | None = None) -> Checkpoint:

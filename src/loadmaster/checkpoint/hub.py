@@ -7,17 +7,18 @@ An incomplete copy is never used as a model.
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from loadmaster.arguments import expect, shown
+from loadmaster.checkpoint.hub_errors import HubError, hub_errors
 from loadmaster.checkpoint.index import INDEX_NAME, read_index
 from loadmaster.checkpoint.listing import list_shards
 from loadmaster.checkpoint.lookalike import ADAPTER, CONFIG, instead, printable, recognise, some
-from loadmaster.checkpoint.repository import HubFile, Repository
+from loadmaster.checkpoint.repository import COMMIT, HubFile, Repository
 from loadmaster.checkpoint.source import LocalFolder
 from loadmaster.errors import ArgumentError, CheckpointError
 
@@ -54,8 +55,7 @@ def resolve_model(
     path = _on_disk(model)
     if path is None:
         return _from_hub(model, revision, cache_dir, download, say)
-    if revision is not None:
-        say(f"--revision {revision} is ignored: {model} is on disk, and only a model from the hub has revisions")
+    _ignore_revision(model, revision, say)
     return path
 
 
@@ -65,6 +65,10 @@ def _on_disk(model: str) -> Path | None:
     Raises:
         CheckpointError: it is neither, or cannot be read.
     """
+    if "://" in model:
+        url = printable(model.partition("?")[0], 4096)
+        hint = "download it to a folder, and give the folder; `inspect` and `plan` take the URL"
+        raise CheckpointError(f"{url} is a URL, and its files have to be on disk", hint=hint)
     name = printable(model, 4096)
     hint = "MODEL is a folder, or a hub id such as owner/name"
     try:
@@ -84,13 +88,36 @@ def _on_disk(model: str) -> Path | None:
     return path
 
 
+def find_model(
+    model: str, revision: str | None = None, *, cache_dir: str | None = None, on_notice: Say | None = None
+) -> Path | Repository:
+    """Return the folder (or file) of a model that is on disk or complete in the cache, else its repository on the hub.
+
+    Nothing is downloaded.
+
+    Raises:
+        CheckpointError: as `resolve_model` raises it, except that a model may be missing in the cache.
+    """
+    say = on_notice or (lambda line: None)
+    path = _on_disk(model)
+    if path is not None:
+        _ignore_revision(model, revision, say)
+        return path
+    found = _on_hub(model, revision, cache_dir, say)
+    if isinstance(found, Path) or not found.absent(found.planned):
+        return found if isinstance(found, Path) else found.snapshot
+    return found if found.to_download(found.planned) else _downloaded(found, False, revision, cache_dir, say)
+
+
+def _ignore_revision(model: str, revision: str | None, say: Say) -> None:
+    if revision is not None:
+        say(f"--revision {revision} is ignored: {model} is on disk, and only a model from the hub has revisions")
+
+
 def _from_hub(model: str, revision: str | None, cache_dir: str | None, download: bool, say: Say) -> Path:
-    try:
-        with _hub_errors(revision):
-            repository = _list_repository(model, revision, cache_dir)
-    except _HubError as error:
-        return _from_cache(model, revision, cache_dir, error, say)
-    _refuse_lookalike(repository)
+    repository = _on_hub(model, revision, cache_dir, say)
+    if isinstance(repository, Path):
+        return repository
     if not repository.absent(repository.needed if download else repository.planned):
         return repository.snapshot
     missing = repository.to_download(repository.needed)
@@ -102,25 +129,75 @@ def _from_hub(model: str, revision: str | None, cache_dir: str | None, download:
             f"{model} {where}: {up_to}{repository.sizes(missing)} to download (commit {repository.commit})",
             hint=f"add --download (in Python: download=True) to download them to {repository.storage.parent}",
         )
+    return _downloaded(repository, download, revision, cache_dir, say)
+
+
+def _on_hub(model: str, revision: str | None, cache_dir: str | None, say: Say) -> Path | Repository:
+    """Return a model's repository; where the hub cannot be reached, the folder of its commit in the cache."""
     try:
-        with _hub_errors(revision):
-            return _download(repository, download, revision, cache_dir, say)
-    except _HubError as error:
+        with hub_errors(revision):
+            repository = _list_repository(model, revision, cache_dir)
+    except HubError as error:
+        return _from_cache(model, revision, cache_dir, error, say)
+    _refuse_lookalike(repository)
+    return repository
+
+
+def _downloaded(repository: Repository, whole: bool, revision: str | None, cache_dir: str | None, say: Say) -> Path:
+    try:
+        with hub_errors(revision):
+            return _download(repository, whole, revision, cache_dir, say)
+    except HubError as error:
         raise CheckpointError(
-            f"could not download {model} from the hub: {error.message}",
+            f"could not download {repository.name} from the hub: {error.message}",
             hint=error.hint or "finished files are kept: run the same command again to continue",
         ) from error.__cause__
 
 
 def _list_repository(model: str, revision: str | None, cache_dir: str | None) -> Repository:
-    """Ask the hub for the commit and the files of a revision; one request."""
-    from huggingface_hub import HfApi, constants
+    """Ask the hub for the commit and the files of a revision; one request.
 
-    info = HfApi().model_info(model, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    if not info.sha or info.siblings is None:
+    It is that of ``HfApi().model_info(…, files_metadata=True)``, whose module takes longer to import than a request takes.
+    Source: https://huggingface.co/docs/hub/api
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented, though not in __all__
+        build_hf_headers,
+        get_session,
+        hf_raise_for_status,
+        validate_repo_id,
+    )
+
+    validate_repo_id(model)
+    at = f"/revision/{quote(revision, safe='')}" if revision is not None else ""
+    answer = get_session().get(
+        f"{constants.ENDPOINT}/api/models/{model}{at}",
+        params={"blobs": True},
+        headers=build_hf_headers(library_name="loadmaster"),
+        timeout=constants.HF_HUB_ETAG_TIMEOUT,
+    )
+    hf_raise_for_status(answer)
+    info = answer.json()
+    commit, siblings = info.get("sha"), info.get("siblings")
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit) or not isinstance(siblings, list):
         raise ValueError("it names no commit, or no files")
-    files = {s.rfilename: HubFile(s.size, s.lfs.sha256 if s.lfs else s.blob_id) for s in info.siblings}
-    return Repository(model, info.sha, files, _storage(model, cache_dir))
+    return Repository(model, commit, dict(map(_listed, siblings)), _storage(model, cache_dir))
+
+
+def _listed(sibling: Any) -> tuple[str, HubFile]:
+    """Return a file of the hub's answer.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    try:
+        name, size = sibling["rfilename"], sibling.get("size")
+        etag = (sibling.get("lfs") or {}).get("sha256") or sibling.get("blobId")
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError("a file has no name") from error
+    if not isinstance(name, str) or not isinstance(size, int | None) or not isinstance(etag, str | None):
+        raise ValueError("a file's name, size or hash is of another kind")
+    return name, HubFile(size, etag)
 
 
 def _storage(model: str, cache_dir: str | None) -> Path:
@@ -163,7 +240,7 @@ def _download(repository: Repository, whole: bool, revision: str | None, cache_d
     return folder
 
 
-def _from_cache(model: str, revision: str | None, cache_dir: str | None, error: _HubError, say: Say) -> Path:
+def _from_cache(model: str, revision: str | None, cache_dir: str | None, error: HubError, say: Say) -> Path:
     """Return the folder of a revision in the cache, where the hub cannot be reached; it must be complete."""
     folder = None if error.is_final else _cached(model, revision, cache_dir)
     if folder is None:
@@ -200,65 +277,3 @@ def _missing(folder: Path) -> tuple[str, ...]:
         return (*config, "all shards")
     gone = (n for n in listing.shards if not (folder / n).exists())  # links to blobs that were removed
     return (*config, *listing.missing, *gone)
-
-
-class _HubError(Exception):
-    """The hub could not be reached, or refused. ``message`` continues a sentence after "… and".
-
-    ``is_final``: the cache is not tried instead. ``is_expected``: the user asked to use the cache.
-    """
-
-    def __init__(self, message: str, hint: str | None, *, is_final: bool = False, is_expected: bool = False) -> None:
-        super().__init__(message)
-        self.message, self.hint, self.is_final, self.is_expected = message, hint, is_final, is_expected
-
-
-@contextmanager
-def _hub_errors(revision: str | None) -> Iterator[None]:
-    """Turn whatever the hub's client raises into a `_HubError`."""
-    from huggingface_hub import errors
-
-    # the base error of the HTTP client, which differs between versions of huggingface_hub
-    transport: Any = errors.HfHubHTTPError.__mro__[1]
-    try:
-        yield
-    except (transport, OSError, ValueError, RuntimeError, errors.EntryNotFoundError) as error:
-        raise _explained(error, revision) from error
-
-
-def _explained(error: Exception, revision: str | None) -> _HubError:
-    from huggingface_hub import constants, errors
-
-    hub = f"the hub ({constants.ENDPOINT})"
-    token = "check the name; a private model needs a valid token: `hf auth login`, or HF_TOKEN"
-    text = printable((str(error).strip() or type(error).__name__).splitlines()[0])
-    match error:
-        case errors.OfflineModeIsEnabled():
-            hint = "unset HF_HUB_OFFLINE to use the hub"
-            return _HubError("HF_HUB_OFFLINE is set", hint, is_expected=True)
-        case errors.LocalEntryNotFoundError() if isinstance(error.__cause__, Exception):
-            return _explained(error.__cause__, revision)
-        case errors.HFValidationError():
-            hint = "MODEL is a folder, or a hub id such as owner/name"
-            return _HubError(f"it is not a hub id either: {text}", hint, is_final=True)
-        case errors.GatedRepoError():
-            hint = "request access on its page, then give a token: `hf auth login`, or HF_TOKEN"
-            return _HubError(f"access to it is gated on {hub}", hint)
-        case errors.RevisionNotFoundError():
-            hint = "--revision is a branch, a tag or a commit"
-            return _HubError(f"{hub} has no revision {revision or 'main'} of it", hint, is_final=True)
-        case errors.DisabledRepoError():
-            return _HubError(f"access to it is disabled on {hub}", None)
-        case errors.HfHubHTTPError(response=answer):
-            status = answer.status_code
-            if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
-                return _HubError(f"{hub} has no such model, or it is private (HTTP status {status})", token)
-            return _HubError(f"{hub} answered with HTTP status {status}", "try again later")
-        case errors.FileMetadataError() | ValueError():
-            hint = "check HF_ENDPOINT, and that no proxy answers instead of the hub"
-            return _HubError(f"the answer of {hub} is not valid: {text}", hint)
-        case OSError(errno=int()) if error.filename is not None:
-            return _HubError(f"{error.filename}: {error.strerror}", "check the cache folder and its disk")
-        case OSError(errno=28):
-            return _HubError("no space is left on the cache's disk", "free some space, or set HF_HOME to another disk")
-    return _HubError(f"the connection to {hub} failed: {text}", None)

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from loadmaster.checkpoint.content import check_content
-from loadmaster.checkpoint.source import Source, UnreadableError
+from loadmaster.checkpoint.source import SmallFiles, UnreadableError
 from loadmaster.checkpoint.table import TensorTable
 from loadmaster.findings import Finding
 from loadmaster.limits import INDEX_BYTES, SHARDS, TENSORS, LimitError
@@ -27,10 +27,10 @@ class Index:
     total_size: int | None
 
 
-def read_index(source: Source, name: str = INDEX_NAME) -> tuple[Index | None, tuple[Finding, ...]]:
+def read_index(files: SmallFiles, name: str = INDEX_NAME) -> tuple[Index | None, tuple[Finding, ...]]:
     """Read an index; None with a finding where it is not one."""
     try:
-        text = source.read(name, INDEX_BYTES)
+        text = files.read(name, INDEX_BYTES)
         if (finding := check_content(name, text, len(text))) is not None:
             return None, (finding,)
         if (num_values := text.count(b",")) > TENSORS.value + _EXTRA:
@@ -45,13 +45,13 @@ def read_index(source: Source, name: str = INDEX_NAME) -> tuple[Index | None, tu
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(weight_map, dict) or set(map(type, weight_map.values())) - {str}:
         return None, (_invalid(name, "the index has no weight_map of tensor names to file names"),)
-    files = set(weight_map.values())
-    if outside := sorted(f for f in files if "/" in f or f in ("", ".", "..")):
+    shards = set(weight_map.values())
+    if outside := sorted(f for f in shards if "/" in f or f in ("", ".", "..")):
         return None, (_invalid(name, f"the index names files outside the folder: {outside[0][:200]!r}"),)
-    if strange := sorted(f for f in files if len(f) > 255 or not f.isprintable()):
+    if strange := sorted(f for f in shards if len(f) > 255 or not f.isprintable()):
         return None, (_invalid(name, f"the index names impossible files: {strange[0][:200]!r}"),)
-    if len(files) > SHARDS.value:
-        message = f"the index names {SHARDS.exceeded(len(files))}"
+    if len(shards) > SHARDS.value:
+        message = f"the index names {SHARDS.exceeded(len(shards))}"
         return None, (Finding("limit-exceeded", "error", message, file=name, hint=SHARDS.hint),)
     metadata = value.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None

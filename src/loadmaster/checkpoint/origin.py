@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Kind = Literal["folder", "hub", "https", "s3", "gs"]
 
@@ -31,6 +31,20 @@ class Origin:
         'owner/name at commit 0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f'
         """
         return f"{self.name} at commit {self.commit}" if self.commit else self.name
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Origin:
+        """Return what `as_json` wrote.
+
+        Raises:
+            ValueError, KeyError: it is something else.
+        """
+        if value["kind"] not in get_args(Kind):
+            raise ValueError(f"the origin's kind is {value['kind']!r}")
+        name, revision, commit, url = (value.get(k) for k in ("name", "revision", "commit", "url"))
+        if not isinstance(name, str) or not all(isinstance(t, str | None) for t in (revision, commit, url)):
+            raise ValueError("the origin's fields are not texts")
+        return cls(value["kind"], name, revision, commit, url, value.get("local", True) is True)
 
     def as_json(self) -> dict[str, Any]:
         """Return it as a JSON object."""

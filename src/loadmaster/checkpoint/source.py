@@ -26,7 +26,19 @@ class UnreadableError(Exception):
     """A small file that cannot be read; the message is the reason, which follows "cannot be read:"."""
 
 
-class Source(Protocol):
+class SmallFiles(Protocol):
+    """Files that are read whole."""
+
+    def read(self, name: str, limit: Limit) -> bytes:
+        """Return the content of a small file of at most ``limit`` bytes.
+
+        Raises:
+            UnreadableError: it cannot be read.
+            LimitError: it has more bytes.
+        """
+
+
+class Source(SmallFiles, Protocol):
     """The files of one checkpoint, without those in subfolders."""
 
     @property
@@ -51,14 +63,6 @@ class Source(Protocol):
     def has(self, name: str) -> bool:
         """Return whether there is a file of this name."""
 
-    def read(self, name: str, limit: Limit) -> bytes:
-        """Return the content of a small file of at most ``limit`` bytes.
-
-        Raises:
-            UnreadableError: it cannot be read.
-            LimitError: it has more bytes.
-        """
-
     def remedy(self, name: str) -> str | None:
         """Return what to do about a small file that is damaged; None where nothing is known of it."""
 
@@ -72,13 +76,14 @@ class Source(Protocol):
 class LocalFolder:
     """A folder on disk; `Source`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, origin: Origin | None = None) -> None:
         self._path = path
+        self._origin = origin or Origin("folder", str(path))
 
     @property
     def origin(self) -> Origin:
-        """The folder."""
-        return Origin("folder", str(self._path))
+        """Where the folder came from."""
+        return self._origin
 
     @property
     def path(self) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from loadmaster.cli.options import add_engine_argument, add_model_arguments
-from loadmaster.cli.planning import add_download_argument, plan_arguments
+from loadmaster.cli.planning import plan_arguments
 from loadmaster.errors import ArgumentError, UsageError
 
 
@@ -15,7 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name", metavar="NAME", help="a parameter of the running model, or a stored tensor: the exact name"
     )
-    add_download_argument(parser)
     add_engine_argument(parser)
 
 

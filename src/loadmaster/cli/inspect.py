@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from loadmaster.cli.planning import add_download_argument, open_model
+from loadmaster.cli.planning import open_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("model", metavar="MODEL", help="a folder, or a Hugging Face hub id")
+    parser.add_argument("model", metavar="MODEL", help="a folder, a Hugging Face hub id, or an https:// URL")
     parser.add_argument("--revision", help="the hub revision: branch, tag or commit")
-    add_download_argument(parser)
     parser.add_argument("--match", metavar="TEXT", help="list the tensors whose names contain TEXT")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 

@@ -71,10 +71,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace, ring: Future[Ring] | None) -> int:
-    from loadmaster.cli.planning import prove_arguments
+    from loadmaster.cli.planning import prove_to_load
     from loadmaster.errors import UsageError
 
-    proof = prove_arguments(args)
+    proof = prove_to_load(args)
     plan = proof.require_proven()
     if args.rank is not None and not 0 <= args.rank < plan.num_ranks:
         raise UsageError(f"--rank {args.rank}: the layout has ranks 0 to {plan.num_ranks - 1}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from loadmaster.cli.options import add_capacity_arguments, add_engine_argument, add_model_arguments, whole
-from loadmaster.cli.planning import add_download_argument, prove_arguments
+from loadmaster.cli.planning import prove_arguments
 from loadmaster.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model_arguments(parser)
-    add_download_argument(parser)
     add_engine_argument(parser)
     parser.add_argument("--params", type=whole, metavar="RANK", help="also list the parameters of this rank")
     add_capacity_arguments(parser)

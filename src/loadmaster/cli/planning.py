@@ -1,10 +1,11 @@
-"""From a command line to a proof: the common start of `plan`, `load`, `generate` and `serve`."""
+"""From a command line to a proof: the common start of `inspect`, `plan`, `load`, `generate` and `serve`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from loadmaster.cli.options import DTYPES
 from loadmaster.errors import UsageError
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
     from loadmaster.parallel import ParallelLayout
     from loadmaster.plan import Plan, Proof, ProvenPlan
 
+T = TypeVar("T")
+
 
 def add_download_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--download``, for commands that do not run the model."""
+    """Add ``--download``, for `verify`, which reads every byte and runs nothing."""
     parser.add_argument(
         "--download",
         action="store_true",
@@ -26,22 +29,38 @@ def add_download_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def open_model(args: argparse.Namespace) -> Checkpoint:
-    """Open MODEL. Commands without ``--download`` run the model, so they download what is missing, as vLLM does.
+    """Open MODEL; where it is not on disk, from its headers alone, without downloading it.
+
+    Raises:
+        CheckpointError: there is no such model, or it cannot be reached.
+    """
+    from loadmaster import checkpoint
+    from loadmaster.cli.header_progress import HeaderProgress
+
+    with HeaderProgress() as progress:
+        return checkpoint.open_model(args.model, args.revision, on_notice=_notice(args), on_progress=progress)
+
+
+def open_downloaded(args: argparse.Namespace, *, download: bool = True) -> Checkpoint:
+    """Open the files of MODEL on disk; what the hub's cache lacks is downloaded with ``download``.
 
     Raises:
         CheckpointError: there is no such model, or it is on the hub but not downloaded.
     """
     from loadmaster.checkpoint import open_checkpoint, resolve_model
 
+    return open_checkpoint(resolve_model(args.model, args.revision, download=download, on_notice=_notice(args)))
+
+
+def _notice(args: argparse.Namespace) -> Callable[[str], None]:
     def say(line: str) -> None:
         print(f"loadmaster {args.command}: {line}", file=sys.stderr, flush=True)
 
-    download = getattr(args, "download", True)
-    return open_checkpoint(resolve_model(args.model, args.revision, download=download, on_notice=say))
+    return say
 
 
 def prove_arguments(args: argparse.Namespace, *, target: str = "native") -> Proof:
-    """Resolve the model, plan the parameters of ``target`` and prove the plan.
+    """Open the model, plan the parameters of ``target`` and prove the plan; from headers alone.
 
     Raises:
         InputError: nothing could be planned.
@@ -50,7 +69,7 @@ def prove_arguments(args: argparse.Namespace, *, target: str = "native") -> Proo
 
 
 def plan_arguments(args: argparse.Namespace, *, target: str = "native") -> Plan:
-    """Resolve the model, and plan the parameters of ``target`` without proving the plan.
+    """Open the model, and plan the parameters of ``target`` without proving the plan.
 
     Raises:
         InputError: nothing could be planned.
@@ -67,14 +86,39 @@ def plan_checkpoint(args: argparse.Namespace, checkpoint: Checkpoint, *, target:
     return _plan(args, checkpoint, DTYPES.get(args.dtype), target)
 
 
-def proven_plan(args: argparse.Namespace) -> ProvenPlan:
-    """Return the proven plan of a command line.
+def prove_to_load(args: argparse.Namespace) -> Proof:
+    """Return the proof of a plan whose files are on disk: downloaded, where they were not, once the plan was proven.
 
     Raises:
         PlanError: the proof failed; it carries the proof and its findings.
         InputError: nothing could be planned.
     """
-    return prove_arguments(args).require_proven()
+
+    def prove(checkpoint: Checkpoint) -> Proof:
+        proof = _prove(args, checkpoint, DTYPES.get(args.dtype), "native")
+        proof.require_proven()
+        return proof
+
+    return _then_downloaded(args, prove)
+
+
+def proven_plan(args: argparse.Namespace) -> ProvenPlan:
+    """Return the proven plan of a command line that loads it.
+
+    Raises:
+        PlanError, InputError: as `prove_to_load` raises them.
+    """
+    return prove_to_load(args).require_proven()
+
+
+def _then_downloaded(args: argparse.Namespace, plan: Callable[[Checkpoint], T]) -> T:
+    """Plan from headers; where these are not on disk, download the model and plan again from its files.
+
+    A model that cannot be used is so refused before it is downloaded.
+    """
+    checkpoint = (open_downloaded if "://" in args.model else open_model)(args)  # a URL is refused before it is read
+    planned = plan(checkpoint)
+    return planned if checkpoint.origin.is_local else plan(open_downloaded(args))
 
 
 def run_plan(args: argparse.Namespace) -> RunPlan:
@@ -85,12 +129,13 @@ def run_plan(args: argparse.Namespace) -> RunPlan:
     """
     from loadmaster.engine.weights import plan_to_run
 
-    checkpoint = open_model(args)
+    def plan(checkpoint: Checkpoint) -> RunPlan:
+        def build(dtype: str | None, target: str) -> ProvenPlan:
+            return _prove(args, checkpoint, dtype, target).require_proven()
 
-    def build(dtype: str | None, target: str) -> ProvenPlan:
-        return _prove(args, checkpoint, dtype, target).require_proven()
+        return plan_to_run(build, device=args.device or "cpu", dtype=DTYPES.get(args.dtype), weights=args.weights)
 
-    return plan_to_run(build, device=args.device or "cpu", dtype=DTYPES.get(args.dtype), weights=args.weights)
+    return _then_downloaded(args, plan)
 
 
 def _prove(args: argparse.Namespace, checkpoint: Checkpoint, dtype: str | None, target: str) -> Proof:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadmaster.cli.options import positive
-from loadmaster.cli.planning import add_download_argument, open_model
+from loadmaster.cli.planning import add_download_argument, open_downloaded
 from loadmaster.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.write_manifest:
         payload.check_writable(args.write_manifest)
-    checkpoint = open_model(args)
+    checkpoint = open_downloaded(args, download=args.download)
     against = _known_good(args, checkpoint.path) if args.against else None
     digesting = args.write_manifest is not None
     with payload.Journal(args.resume) as journal:

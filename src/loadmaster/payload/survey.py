@@ -132,7 +132,7 @@ def survey_payload(
     known-good copy.
     """
     roles = roles_of(checkpoint)
-    records = read_records(checkpoint.path)
+    records = read_records(checkpoint.folder)
     shards = {f.name for f in checkpoint.files}
     strange = {f.file for f in checkpoint.findings}  # including shards that could not be opened
     wanted = dict(records.of) if hashing else {}

@@ -23,7 +23,7 @@ from loadmaster.architectures.schema import Family, Target
 from loadmaster.architectures.targets import NATIVE, find_target
 from loadmaster.arguments import expect, expect_int, shown
 from loadmaster.catalogue import ranked
-from loadmaster.checkpoint import Checkpoint, ShardFile, Signature, TensorTable
+from loadmaster.checkpoint import Checkpoint, Origin, ShardFile, Signature, TensorTable
 from loadmaster.dtypes import PLAIN
 from loadmaster.errors import ArgumentError, ConfigError, InputError, LayoutError, PlanError, UnsupportedError
 from loadmaster.findings import Finding
@@ -78,8 +78,12 @@ class Plan(PlannedModel):
 
     @property
     def model_path(self) -> Path:
-        """The checkpoint's folder."""
-        return self.checkpoint.path
+        """The checkpoint's folder.
+
+        Raises:
+            LoadError: its files are not on disk; the plan was made from their headers.
+        """
+        return self.checkpoint.folder
 
     def rank(self, rank: int) -> RankPlan:
         """Derive one rank's parameters and reads.
@@ -98,6 +102,7 @@ class Plan(PlannedModel):
                 "plan_version": PLAN_VERSION,
                 "hash": self.hash,
                 "path": str(c.path),
+                "origin": c.origin.as_json(),
                 "digest": c.digest,
                 "config": json.dumps(c.config),  # which may hold numbers of any size
                 "layout": self.layout.as_json(),
@@ -149,6 +154,7 @@ class Plan(PlannedModel):
                 index=None,
                 findings=(),
                 digest=v["digest"],
+                origin=Origin.from_json(v.get("origin") or {"kind": "folder", "name": v["path"]}),
             )
             _check_columns(checkpoint)
             layout = ParallelLayout.from_json(v["layout"])

@@ -53,6 +53,7 @@ def checkpoint_object(checkpoint: Checkpoint) -> dict[str, Any]:
         "num_tensors": len(checkpoint.table),
         "num_files": len(checkpoint.files),
         "payload_bytes": checkpoint.table.payload_bytes,
+        "origin": checkpoint.origin.as_json(),
     }
 
 

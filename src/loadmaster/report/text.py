@@ -43,7 +43,7 @@ def print_proof(console: Console, proof: Proof, elapsed_s: float, params: Sequen
     plan, table = proof.plan, proof.plan.checkpoint.table
     layout = plan.layout
     console.print(
-        f"[bold]{escape(str(plan.model_path))}[/]  {escape(_architecture(plan.config))}, "
+        f"[bold]{escape(str(plan.checkpoint.origin))}[/]  {escape(_architecture(plan.config))}, "
         f"{len(table):,} tensors in {len(plan.checkpoint.files)} file(s), {gib(table.payload_bytes)}",
         highlight=False,
         soft_wrap=True,
@@ -104,7 +104,7 @@ def print_checkpoint(console: Console, checkpoint: Checkpoint, names: Iterable[s
     table = checkpoint.table
     config = "no config" if checkpoint.config is None else _architecture(checkpoint.config)
     console.print(
-        f"[bold]{escape(str(checkpoint.path))}[/]  {escape(config)}",
+        f"[bold]{escape(str(checkpoint.origin))}[/]  {escape(config)}",
         highlight=False,
         soft_wrap=True,
     )
