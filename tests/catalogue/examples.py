@@ -111,6 +111,10 @@ FILES: dict[str, Change] = {
     "index-invalid": rewritten(INDEX, lambda b: b[:100]),
     "index-disagrees": index(lambda w: w.update({"model.layers.9.input_layernorm.weight": shard(1)})),
     "index-total-size": index(lambda w: None, total_size=756162687872),
+    "checkpoint-partial": lambda m: (m.path / "loadmaster.partial.jsonl").write_text(
+        '{"loadmaster partial": 1, "origin": {"kind": "hub", "name": "owner/name"}}\n'
+        f'{{"file": "{shard(2)}", "size": {2**30}, "etag": null}}\n'
+    ),
     "download-partial": lambda m: (m.path / f"{shard(2)}.aria2").touch(),
 }
 

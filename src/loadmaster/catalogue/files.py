@@ -177,6 +177,12 @@ FILES: Final[dict[str, Entry]] = {
         ),
         "none needed for loading",
     ),
+    "checkpoint-partial": Entry(
+        "the folder has only some bytes of its shards: those that `loadmaster pull` was asked for",
+        "`loadmaster pull` with --stage or --rank, or an interrupted one",
+        "loadmaster.partial.jsonl: a partial copy of owner/name: 0.0 KiB of 1.00 GiB are on disk",
+        "pull what other ranks need with the same --local-dir; only ranks whose bytes are on disk can be loaded",
+    ),
     "download-partial": Entry(
         "the folder holds an unfinished download, although no shard is missing",
         "an interrupted download that was later finished by other means",

@@ -7,7 +7,7 @@ import hashlib
 import os
 from bisect import bisect_right
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,12 +62,15 @@ Read = HeaderText | HeaderError
 """A file's header, or why it has none."""
 
 
-def read_headers(folder: Path, names: Sequence[str]) -> Iterator[Read]:
-    """Yield each file's header text, in order. Threads read and hash ahead; decoding holds the GIL anyway."""
+def read_headers(where: Callable[[str], Path], names: Sequence[str]) -> Iterator[Read]:
+    """Yield each file's header text, in order; ``where`` returns a file's path.
+
+    Threads read and hash ahead; decoding holds the GIL anyway.
+    """
 
     def read(name: str, most: int = AHEAD_BYTES) -> Read | None:
         try:
-            descriptor = open_regular(folder / name)
+            descriptor = open_regular(where(name))
             try:
                 stat = os.fstat(descriptor)
                 read_nothing_ahead(descriptor)
@@ -86,7 +89,7 @@ def read_headers(folder: Path, names: Sequence[str]) -> Iterator[Read]:
             return error
         except OSError as error:
             message = f"it cannot be read: {error.strerror or error}"
-            dangling = error.errno == errno.ENOENT and (folder / name).is_symlink()
+            dangling = error.errno == errno.ENOENT and where(name).is_symlink()
             hint = "it is a link to a file that does not exist" if dangling else None
             return HeaderError(Finding("shard-unreadable", "error", message, file=name, hint=hint))
 

@@ -122,6 +122,7 @@ def _open(source: Source, only: str | None) -> Checkpoint:
         *stale,
         *about_config,
         *joined(report_partial(listing)),
+        *source.findings(),
     ]
     if index and not (of_file or stale or columns.dropped):
         findings += check_total(index, table.payload_bytes)

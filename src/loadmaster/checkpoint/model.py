@@ -5,6 +5,8 @@ Where a model is on disk or complete in the hub's cache, it is opened there.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,8 +15,7 @@ from loadmaster.checkpoint.folder import Checkpoint, open_checkpoint, open_sourc
 from loadmaster.checkpoint.hub import Say, find_model
 from loadmaster.checkpoint.lookalike import printable
 from loadmaster.checkpoint.origin import Origin
-from loadmaster.checkpoint.remote.files import HeaderProgress
-from loadmaster.checkpoint.repository import Repository
+from loadmaster.checkpoint.remote.files import HeaderProgress, RemoteFiles
 from loadmaster.errors import CheckpointError
 
 
@@ -26,7 +27,7 @@ def open_model(
     on_notice: Say | None = None,
     on_progress: HeaderProgress | None = None,
 ) -> Checkpoint:
-    """Open a model: a folder, a ``.safetensors`` file, a hub id, or an ``https://`` URL of a folder or a file.
+    """Open a model: a folder, a ``.safetensors`` file, a hub id, or the URL of a folder or a file (``https://``, ``s3://``, ``gs://``).
 
     Of a model that is not on disk, only config, index and the shards' headers are read, by range requests. ``revision`` is a
     branch, tag or commit on the hub, ``cache_dir`` replaces the default cache folder of the hub's client. ``on_notice`` receives
@@ -40,14 +41,46 @@ def open_model(
     for name, value in (("revision", revision), ("cache_dir", cache_dir)):
         expect(name, value, (str, type(None)), "text")
     say, progress = on_notice or (lambda line: None), on_progress or (lambda done, total: None)
+    with find_files(model, revision, cache_dir=cache_dir, on_notice=say) as found:
+        if isinstance(found, Path):
+            return open_checkpoint(found, _cached_origin(model, revision, found))
+        return open_remote(found, say, progress)
+
+
+def open_remote(files: RemoteFiles, say: Say, progress: HeaderProgress) -> Checkpoint:
+    """Open the checkpoint of a remote place from its headers; see `open_model`."""
+    from loadmaster.checkpoint.remote.cache import HeaderCache, default_folder
+    from loadmaster.checkpoint.remote.folder import RemoteFolder
+
+    source = RemoteFolder(files, cache=HeaderCache(default_folder()), progress=progress, say=say)
+    return open_source(source, files.only)
+
+
+@contextmanager
+def find_files(
+    model: str, revision: str | None = None, *, cache_dir: str | None = None, on_notice: Say | None = None
+) -> Iterator[Path | RemoteFiles]:
+    """Find a model: its path where it is on disk or complete in the hub's cache, else its files there, until the block's end.
+
+    Raises:
+        CheckpointError: there is no such model, or it cannot be reached.
+    """
+    say = on_notice or (lambda line: None)
     if "://" in model:
         if revision is not None:
             say(f"--revision {revision} is ignored: only a model from the hub has revisions")
-        return _open_url(model, say, progress)
+        with _at_url(model) as files:
+            yield files
+        return
     found = find_model(model, revision, cache_dir=cache_dir, on_notice=say)
-    if isinstance(found, Repository):
-        return _open_repository(found, revision, cache_dir, say, progress)
-    return open_checkpoint(found, _cached_origin(model, revision, found))
+    if isinstance(found, Path):
+        yield found
+        return
+    from loadmaster.checkpoint.remote.http import Http
+    from loadmaster.checkpoint.remote.hub import HubFiles
+
+    with Http() as http:
+        yield HubFiles(found, revision, http, cache_dir)
 
 
 def _cached_origin(model: str, revision: str | None, found: Path) -> Origin | None:
@@ -57,34 +90,25 @@ def _cached_origin(model: str, revision: str | None, found: Path) -> Origin | No
     return Origin("hub", model, revision, found.name)
 
 
-def _open_repository(
-    repository: Repository, revision: str | None, cache_dir: str | None, say: Say, progress: HeaderProgress
-) -> Checkpoint:
-    from loadmaster.checkpoint.remote.cache import HeaderCache, default_folder
-    from loadmaster.checkpoint.remote.folder import RemoteFolder
-    from loadmaster.checkpoint.remote.http import Http
-    from loadmaster.checkpoint.remote.hub import HubFiles
-
-    with Http() as http:
-        files = HubFiles(repository, revision, http, cache_dir)
-        return open_source(RemoteFolder(files, cache=HeaderCache(default_folder()), progress=progress, say=say))
-
-
-def _open_url(url: str, say: Say, progress: HeaderProgress) -> Checkpoint:
+@contextmanager
+def _at_url(url: str) -> Iterator[RemoteFiles]:
     shown, scheme = printable(url.partition("?")[0], 1000), urlsplit(url).scheme.lower()
+    if scheme in ("s3", "gs"):
+        from loadmaster.checkpoint.remote.object_store import ObjectFiles
+
+        yield ObjectFiles(url)
+        return
     if scheme not in ("https", "http"):
         raise CheckpointError(
             f"{shown}: {scheme}:// is not supported",
-            hint="MODEL is a folder, a hub id such as owner/name, or https://…",
+            hint="MODEL is a folder, a hub id such as owner/name, or a URL that begins with https://, s3:// or gs://",
         )
-    from loadmaster.checkpoint.remote.folder import RemoteFolder
+    _refuse_page(url)
     from loadmaster.checkpoint.remote.http import Http
     from loadmaster.checkpoint.remote.site import SiteFiles
 
-    _refuse_page(url)
     with Http() as http:
-        files = SiteFiles(url, http)
-        return open_source(RemoteFolder(files, cache=None, progress=progress, say=say), files.only)
+        yield SiteFiles(url, http)
 
 
 def _refuse_page(url: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,7 @@ from typing import Protocol
 from loadmaster.checkpoint.columns import Read, read_headers
 from loadmaster.checkpoint.lookalike import printable
 from loadmaster.checkpoint.origin import Origin
+from loadmaster.checkpoint.partial import PartialPaths
 from loadmaster.checkpoint.regular import is_there, kind_of, read_regular
 from loadmaster.errors import CheckpointError
 from loadmaster.findings import Finding
@@ -53,6 +55,9 @@ class Source(SmallFiles, Protocol):
     def shown(self) -> str:
         """The name of the source in messages."""
 
+    def findings(self) -> list[Finding]:
+        """Return what there is to say of the source as a whole."""
+
     def names(self) -> Sequence[str]:
         """Return the files' names.
 
@@ -78,7 +83,9 @@ class LocalFolder:
 
     def __init__(self, path: Path, origin: Origin | None = None) -> None:
         self._path = path
-        self._origin = origin or Origin("folder", str(path))
+        self._partial = PartialPaths(path)
+        coverage = self._partial.coverage
+        self._origin = origin or (replace(coverage.origin, is_local=True) if coverage else Origin("folder", str(path)))
 
     @property
     def origin(self) -> Origin:
@@ -95,6 +102,11 @@ class LocalFolder:
         """The folder's path."""
         return printable(str(self._path), 4096)
 
+    def findings(self) -> list[Finding]:
+        """Return the note that the folder is a partial copy, if it is."""
+        coverage = self._partial.coverage
+        return [coverage.finding()] if coverage is not None and not coverage.is_whole else []
+
     def names(self) -> list[str]:
         """Return the names of all entries; see `Source`."""
         if not self._path.is_dir():
@@ -109,11 +121,11 @@ class LocalFolder:
             raise no_checkpoint(f"{self.shown} cannot be read: {error.strerror or error}", hint) from error
         if len(every) > FOLDER_FILES.value:
             raise beyond(f"{self.shown} holds more than {FOLDER_FILES.value:,} {FOLDER_FILES.of}", FOLDER_FILES)
-        return every
+        return self._partial.names(every)
 
     def has(self, name: str) -> bool:
         """Return whether there is a file of this name, or a broken link."""
-        return is_there(self._path / name)
+        return is_there(self._partial.path(name))
 
     def read(self, name: str, limit: Limit) -> bytes:
         """Return the content of a small file; see `Source`."""
@@ -130,7 +142,7 @@ class LocalFolder:
 
     def headers(self, names: Sequence[str], weight_map: Mapping[str, str]) -> Iterator[Read]:
         """Yield each shard's header; see `Source`."""
-        return read_headers(self._path, names)
+        return read_headers(self._partial.path, names)
 
 
 def _kind(path: Path) -> str | None:

@@ -12,11 +12,15 @@ from typing import Protocol
 
 import numpy as np
 
+from loadmaster.checkpoint.partial import Coverage, PartialPaths
 from loadmaster.checkpoint.regular import open_regular
 from loadmaster.errors import LoadError
 
 DIRECT_ALIGNMENT = 4096
 """Bytes; the offset, length and address of a direct I/O read are multiples of it."""
+
+PULL = "`loadmaster pull` gets them, with the same --local-dir"
+"""What to do about bytes that a partial copy lacks."""
 
 MAX_BUFFERS = 1024
 """Most buffers of one preadv (IOV_MAX on Linux)."""
@@ -63,6 +67,7 @@ class LocalStore:
 
     def __init__(self, folder: Path, *, readahead: bool = True) -> None:
         self._folder = folder
+        self._partial = PartialPaths(folder)
         self._readahead = readahead
         self._lock = threading.Lock()
         self._open: dict[tuple[str, bool], int] = {}
@@ -70,15 +75,20 @@ class LocalStore:
 
     def names(self) -> list[str]:
         """Return the names of the folder's files."""
-        return sorted(p.name for p in self._folder.iterdir() if p.is_file())
+        return self._partial.names(sorted(p.name for p in self._folder.iterdir() if p.is_file()))
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """What a partial copy has; None where the folder is none, and everything can be read."""
+        return self._partial.coverage
 
     def size(self, name: str) -> int:
         """Return a file's size in bytes."""
-        return (self._folder / name).stat().st_size
+        return self._partial.path(name).stat().st_size
 
     def stamp(self, name: str) -> tuple[int, int]:
         """Return a file's size in bytes and its modification time in nanoseconds."""
-        stat = (self._folder / name).stat()
+        stat = self._partial.path(name).stat()
         return stat.st_size, stat.st_mtime_ns
 
     def descriptor(self, name: str, *, direct: bool = False) -> int:
@@ -96,7 +106,7 @@ class LocalStore:
                 raise LoadError(f"{name} cannot be read: the store of {self._folder} is closed")
             if (name, direct) not in self._open:
                 flags = os.O_DIRECT if direct else 0
-                self._open[name, direct] = open_regular(self._folder / name, flags)
+                self._open[name, direct] = open_regular(self._partial.path(name), flags)
                 if not self._readahead:
                     read_nothing_ahead(self._open[name, direct])
             return self._open[name, direct]
@@ -135,7 +145,11 @@ class LocalStore:
         return bytes(data)
 
     def readinto(self, name: str, start: int, buffers: Sequence[memoryview]) -> None:
-        """Fill ``buffers`` with the bytes from ``start`` on; see `Store`."""
+        """Fill ``buffers`` with the bytes from ``start`` on; see `Store`. What a partial copy lacks is not read as zeros."""
+        if self.coverage is not None:
+            end = start + sum(b.nbytes for b in buffers)
+            if missing := self.coverage.lacking([(name, start, end)]):
+                raise LoadError(f"{name}: {missing:,} of the bytes {start:,} to {end:,} are not on disk", hint=PULL)
         descriptor = self.descriptor(name)
         left = [b for b in buffers if b.nbytes]
         while left:

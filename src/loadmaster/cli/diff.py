@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from loadmaster.cli.options import add_engine_argument, add_layout_arguments, add_model_arguments, positive
-from loadmaster.cli.planning import add_download_argument, open_model, plan_checkpoint
+from loadmaster.cli.planning import open_model, plan_checkpoint
 from loadmaster.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="ranks 0 to N-1 are on the first host, and so on (default: all on one)",
     )
-    add_download_argument(parser)
     add_engine_argument(parser)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from loadmaster import __version__
-from loadmaster.cli import audit, diff, explain, generate, inspect, load, plan, serve, streams, synth, verify
+from loadmaster.cli import audit, diff, explain, generate, inspect, load, plan, pull, serve, streams, synth, verify
 from loadmaster.cli.interrupt import INTERRUPTED
 from loadmaster.errors import InputError, LoadError, LoadmasterError, RunError, UsageError
 from loadmaster.integrations.vllm import carried
@@ -33,6 +33,7 @@ COMMANDS = {
     "plan": (plan, "plan a checkpoint on a parallel layout and prove it, from headers alone"),
     "explain": (explain, "say what a parameter is computed from, or who reads a stored tensor"),
     "diff": (diff, "compare two checkpoints, or two layouts of one"),
+    "pull": (pull, "download what some ranks read, into a folder that loads like the whole for them"),
     "verify": (verify, "read every byte, and check values, scales, copies and recorded SHA-256 hashes"),
     "load": (load, "load a plan into host memory or onto GPUs, and report"),
     "generate": (generate, "generate answers to prompts, computed together"),

@@ -68,6 +68,11 @@ def prove_arguments(args: argparse.Namespace, *, target: str = "native") -> Proo
     return _prove(args, open_model(args), DTYPES.get(args.dtype), target)
 
 
+def prove_checkpoint(args: argparse.Namespace, checkpoint: Checkpoint) -> Proof:
+    """Plan an open checkpoint for the native engine and prove the plan; see `prove_arguments`."""
+    return _prove(args, checkpoint, DTYPES.get(args.dtype), "native")
+
+
 def plan_arguments(args: argparse.Namespace, *, target: str = "native") -> Plan:
     """Open the model, and plan the parameters of ``target`` without proving the plan.
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from loadmaster.checkpoint import Store
+from loadmaster.checkpoint import LocalStore, Store
 from loadmaster.checkpoint.unchanged import check_unchanged
+from loadmaster.errors import LoadError
+from loadmaster.findings import gib
 from loadmaster.plan import Plan, RankPlan
 
 Task = Callable[[Any], None]
@@ -23,7 +25,11 @@ def default_readers() -> int:
 
 
 def check_files(plan: Plan, derived: RankPlan, store: Store, rank: int) -> None:
-    """Compare size and time stamp of every file that the rank reads with the plan."""
+    """Compare size and time stamp of every file that the rank reads with the plan, and refuse what a partial copy lacks.
+
+    Raises:
+        LoadError: a file changed, or some of the rank's bytes are not on disk.
+    """
     check_unchanged(
         store,
         (plan.checkpoint.files[number] for number in np.unique(derived.reads[0])),
@@ -31,6 +37,19 @@ def check_files(plan: Plan, derived: RankPlan, store: Store, rank: int) -> None:
         hint="plan again; no part of the model was loaded",
         where=f"rank {rank}: ",
     )
+    coverage = store.coverage if isinstance(store, LocalStore) else None
+    if coverage is None or coverage.is_whole:
+        return
+    files, names = plan.checkpoint.files, derived.reads[0].tolist()
+    starts, ends = derived.reads[1].tolist(), derived.reads[2].tolist()
+    reads = [(files[f].name, start, end) for f, start, end in zip(names, starts, ends, strict=True)]
+    if missing := coverage.lacking(reads):
+        stages = plan.layout.pipeline_parallel_size
+        raise LoadError(
+            f"rank {rank} (pp {derived.pp_rank} of {stages}): {gib(missing)} of the {gib(derived.fetched_bytes)} that it reads "
+            f"are not on disk; the folder is a partial copy of {coverage.origin}",
+            hint=f"pull them too, with the same layout and --local-dir: loadmaster pull … --rank {rank}",
+        )
 
 
 def run_tasks(every: Iterator[Task], num_readers: int, failures: list[BaseException] | None = None) -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import orjson
 
 from loadmaster.checkpoint import Checkpoint, LocalStore, Signature
+from loadmaster.errors import CheckpointError
 from loadmaster.findings import Finding
 from loadmaster.payload.journal import VERSION, Entry, Journal
 from loadmaster.payload.manifest import Manifest
@@ -132,6 +133,7 @@ def survey_payload(
     known-good copy.
     """
     roles = roles_of(checkpoint)
+    _refuse_partial(checkpoint)
     records = read_records(checkpoint.folder)
     shards = {f.name for f in checkpoint.files}
     strange = {f.file for f in checkpoint.findings}  # including shards that could not be opened
@@ -201,3 +203,15 @@ def _key(survey: Survey, task: FileTask) -> str:
         digest.update(np.ascontiguousarray(column).tobytes())
     digest.update(orjson.dumps([survey.roles.groups.get(i) for i in task.ids.tolist() if i in survey.roles.groups]))
     return digest.hexdigest()
+
+
+def _refuse_partial(checkpoint: Checkpoint) -> None:
+    """Refuse a partial copy: what it lacks cannot be verified.
+
+    Raises:
+        CheckpointError: it lacks bytes.
+    """
+    if partial := next((f for f in checkpoint.findings if f.code == "checkpoint-partial"), None):
+        raise CheckpointError(
+            f"every byte is read, and this is {partial.message}", hint="pull the whole model: no --stage, no --rank"
+        )

@@ -38,7 +38,7 @@ def print_checkpoint_difference(
     for which, checkpoint in (("before", before), ("after", after)):
         table = checkpoint.table
         holds = f"{len(table):,} tensors in {len(checkpoint.files)} file(s), {gib(table.payload_bytes)}"
-        _say(console, f"{which:7s} {checkpoint.path}  {holds}")
+        _say(console, f"{which:7s} {checkpoint.origin}  {holds}")
     for group in difference.tensors[:MOST]:
         sign = _SIGN.get(group.change, _CHANGED)
         console.print(f"{sign} {group.change}  ", end="", highlight=False)

@@ -1,6 +1,6 @@
 """Keeps the headers of remote shards on disk, by what names their content, so that the next plan need not read them again.
 
-Each entry is a file of its own, with the SHA-256 of what follows: a damaged entry is removed and read again. Entries are
+Each entry is a separate file, with the SHA-256 of what follows: a damaged entry is removed and read again. Entries are
 written elsewhere and renamed, so processes can share the folder. The oldest are removed when it becomes too large.
 """
 

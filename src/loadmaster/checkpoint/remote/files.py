@@ -45,6 +45,9 @@ class ChangedFileError(Exception):
 class RemoteFiles(Protocol):
     """The files of a checkpoint at a remote place. Safe to call from several threads."""
 
+    only: str | None
+    """The one file that was asked for; None for all."""
+
     @property
     def origin(self) -> Origin:
         """Where the files are."""

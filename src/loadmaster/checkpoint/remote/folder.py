@@ -10,7 +10,7 @@ from loadmaster.checkpoint.origin import Origin
 from loadmaster.checkpoint.remote.cache import HeaderCache
 from loadmaster.checkpoint.remote.files import HeaderProgress, RemoteFile, RemoteFiles
 from loadmaster.checkpoint.remote.headers import HeaderReader, Tally
-from loadmaster.findings import gib
+from loadmaster.findings import Finding, gib
 from loadmaster.limits import Limit
 
 
@@ -49,6 +49,10 @@ class RemoteFolder:
     def tally(self) -> Tally:
         """What reading the headers took so far."""
         return self._reader.tally
+
+    def findings(self) -> list[Finding]:
+        """Return nothing: what is wrong with a remote place is an error."""
+        return []
 
     def names(self) -> Sequence[str]:
         """Return the names of all files."""

@@ -32,6 +32,7 @@ class HubFiles:
     """The files of a repository that a plan needs; `RemoteFiles`."""
 
     def __init__(self, repository: Repository, revision: str | None, http: Http, cache_dir: str | None = None) -> None:
+        self.only: str | None = None
         self._repository = repository
         self._revision = revision
         self._http = http
