@@ -92,9 +92,15 @@ class PlanError(InputError):
     code = "plan-invalid"
 
     def __init__(
-        self, message: str, *, hint: str | None = None, findings: tuple[Finding, ...] = (), proof: Any = None
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        findings: tuple[Finding, ...] = (),
+        code: str | None = None,
+        proof: Any = None,
     ) -> None:
-        super().__init__(message, hint=hint, findings=findings)
+        super().__init__(message, hint=hint, findings=findings, code=code)
         self.proof = proof
 
 

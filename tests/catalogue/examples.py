@@ -18,6 +18,7 @@ from loadmaster.findings import Finding
 from loadmaster.formats import awq
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan, WaiverRequest, build_plan, prove
+from loadmaster.plan.lock import Lock, check_lock, lock_of
 from loadmaster.plan.waivers import Waiver
 from loadmaster.report.json import findings_of
 from loadmaster.synth import PRESETS, write_full_size, write_tiny
@@ -182,6 +183,20 @@ def tampered(plan: Plan, code: str) -> Plan:
     return replace(plan, composed={**plan.composed, key: made})
 
 
+def unlike_lock(plan: Plan, code: str) -> tuple[Finding, ...]:
+    """Return what is found where a lock differs from a plan on it."""
+    locked = lock_of(plan, "0.1.0")
+    if code == "lock-invalid":
+        Lock.from_json(locked.to_json().replace('"lock_version": 1', '"lock_version": 2'))
+    differing = {
+        "lock-shard": replace(locked, shards={**locked.shards, shard(2): "0" * 64}),
+        "lock-config": replace(locked, config="0" * 64),
+        "lock-options": replace(locked, options={**locked.options, "pipeline_parallel_size": 2}),
+        "lock-version": replace(locked, plan_hash="0" * 64),
+    }
+    return check_lock(differing[code], lock_of(plan, "0.2.0"))
+
+
 def summaries(code: str, folder: Path) -> list[str]:
     """Return what is said where something is wrong as ``code`` says; the folder is called ``glm``."""
     return [f.summary.replace(str(folder), "glm") for f in findings(code, folder) if f.code == code]
@@ -209,6 +224,8 @@ def findings(code: str, folder: Path) -> tuple[Finding, ...]:
             split_word()
         if code.startswith("law-"):
             plan = tampered(plan, code)
+        if code.startswith("lock-"):
+            return unlike_lock(plan, code)
         return prove(plan).findings
     except InputError as error:
         return findings_of(error)

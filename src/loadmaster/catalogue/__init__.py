@@ -15,6 +15,7 @@ from loadmaster.catalogue.entry import Entry
 from loadmaster.catalogue.files import FILES
 from loadmaster.catalogue.laws import LAWS
 from loadmaster.catalogue.layout import LAYOUT
+from loadmaster.catalogue.lock import LOCK
 from loadmaster.catalogue.payload import PAYLOAD
 from loadmaster.catalogue.tensors import TENSORS
 from loadmaster.findings import Finding
@@ -28,6 +29,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
     "Payload": PAYLOAD,
     "Layout": LAYOUT,
     "Laws": LAWS,
+    "Lock": LOCK,
 }
 """The catalogue as it is printed."""
 

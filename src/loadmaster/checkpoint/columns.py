@@ -40,12 +40,16 @@ MANY = 16
 
 @dataclass(frozen=True, slots=True)
 class ShardFile:
-    """One file: its size and ``header_bytes`` (where its data begins) in bytes, its time stamp in nanoseconds."""
+    """One file: its size and ``header_bytes`` (where its data begins) in bytes, its time stamp in nanoseconds.
+
+    ``digest`` is the SHA-256, in hex, of its name, size and header; empty where the headers were not read here.
+    """
 
     name: str
     size: int
     header_bytes: int
     mtime_ns: int
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,7 @@ class Columns:
         base = 8 + len(read.text)
         self.digest.update(read.digest)
         number = len(self.files)
-        self.files.append(ShardFile(name, read.size, base, read.mtime_ns))
+        self.files.append(ShardFile(name, read.size, base, read.mtime_ns, read.digest.hex()))
         known = self._signatures
         numbers = np.array([known.setdefault(kind, len(known)) for kind in header.kinds], dtype=np.int32)
         self._measure(header.kinds)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from loadmaster.cli.options import add_capacity_arguments, add_engine_argument, add_model_arguments, whole
+from loadmaster.cli.plan_files import add_file_arguments, check_lock, write_findings
 from loadmaster.cli.planning import prove_arguments
-from loadmaster.errors import UsageError
+from loadmaster.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from loadmaster.plan import ParamSpec, Proof
@@ -21,15 +22,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_argument(parser)
     parser.add_argument("--params", type=whole, metavar="RANK", help="also list the parameters of this rank")
     add_capacity_arguments(parser)
+    add_file_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the proof; exit 1 if the plan is not proven."""
     from loadmaster.architectures.targets import newest_target
+    from loadmaster.report.json import findings_of
 
     begin = time.perf_counter()
-    proof = prove_arguments(args, target=newest_target(args.engine))
+    try:
+        proof = check_lock(args, prove_arguments(args, target=newest_target(args.engine)))
+    except InputError as error:
+        write_findings(args, findings_of(error), time.perf_counter() - begin)
+        raise
     elapsed_s = time.perf_counter() - begin
+    write_findings(args, proof.findings, elapsed_s)
     params = _params(proof, args.params)
     if args.json:
         from loadmaster.report.json import dumps, proof_object
