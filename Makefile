@@ -47,8 +47,8 @@ test-all: $(VENV)/.test  ## every test; those marked gpu skip themselves where t
 test-gpu: $(VENV)/.test  ## the tests marked gpu, one at a time
 	@$(PYTEST) -m gpu || { status=$$?; [ $$status -eq 5 ] && echo "no test is marked gpu" || exit $$status; }
 
-test-deploy: $(VENV)/.deploy  ## the files of deploy/ by their tools, and the page in Chromium (if it is installed)
-	$(BIN)/python -m pytest $(or $(TESTS),tests/deploy tests/server/page)
+test-deploy: $(VENV)/.deploy  ## the files of deploy/ by their tools, and the pages in Chromium (if it is installed)
+	$(BIN)/python -m pytest $(or $(TESTS),tests/deploy tests/report/html tests/server/page)
 
 test-vllm: $(VENV)-vllm/.test  ## the tests marked vllm, with vLLM for CPUs in an environment of its own: 3.5 GB, once
 	$(VENV)-vllm/bin/python -m pytest $(or $(TESTS),tests) -m vllm

@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="ranks 0 to N-1 are on the first host, and so on (default: all on one)",
     )
+    parser.add_argument("--html", metavar="FILE", help="write the difference as one HTML file to look at")
     add_engine_argument(parser)
 
 
@@ -72,6 +73,12 @@ def _checkpoints(args: argparse.Namespace) -> int:
 
     before, after = (open_model(_of_model(args, model)) for model in (args.model, args.other))
     difference = compare_checkpoints(before, after, (_findings(args, before), _findings(args, after)))
+    if args.html is not None:
+        from loadmaster import __version__
+        from loadmaster.report.html import checkpoint_difference_html
+
+        page = checkpoint_difference_html(before, after, difference, __version__)
+        Path(args.html).write_text(page, encoding="utf-8")
     if args.json:
         from loadmaster.report.difference import checkpoint_difference_object
 
@@ -91,6 +98,11 @@ def _layouts(args: argparse.Namespace) -> int:
     before = _plan(args, checkpoint, "--from", args.before or "")
     after = _plan(args, checkpoint, "--to", args.after)
     difference = compare_layouts(before, after, args.ranks_per_host)
+    if args.html is not None:
+        from loadmaster import __version__
+        from loadmaster.report.html import layout_difference_html
+
+        Path(args.html).write_text(layout_difference_html(checkpoint, difference, __version__), encoding="utf-8")
     if args.json:
         from loadmaster.report.difference import layout_difference_object
 

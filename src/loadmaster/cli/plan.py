@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from loadmaster.cli.options import add_capacity_arguments, add_engine_argument, add_model_arguments, whole
-from loadmaster.cli.plan_files import add_file_arguments, check_lock, write_findings
+from loadmaster.cli.plan_files import add_file_arguments, check_lock, write_findings, write_page
 from loadmaster.cli.planning import prove_arguments
 from loadmaster.errors import InputError, UsageError
 
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
         raise
     elapsed_s = time.perf_counter() - begin
     write_findings(args, proof.findings, elapsed_s)
+    write_page(args, proof)
     params = _params(proof, args.params)
     if args.json:
         from loadmaster.report.json import dumps, proof_object

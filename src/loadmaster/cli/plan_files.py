@@ -34,6 +34,7 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"fail where shards, config, options or the plan differ from the lock in FILE (default: {LOCK_NAME})",
     )
+    files.add_argument("--html", metavar="FILE", help="write the plan as one HTML file to look at")
     files.add_argument("--sarif", metavar="FILE", help="write the findings as SARIF 2.1.0, for code scanning")
     files.add_argument("--junit", metavar="FILE", help="write the findings as JUnit XML, for CI servers")
 
@@ -79,3 +80,12 @@ def write_findings(args: argparse.Namespace, findings: Sequence[Finding], elapse
         from loadmaster.report.junit import junit_xml
 
         Path(args.junit).write_text(junit_xml(findings, f"loadmaster plan {args.model}", elapsed_s), encoding="utf-8")
+
+
+def write_page(args: argparse.Namespace, proof: Proof) -> None:
+    """Write the plan as ``--html`` asks for."""
+    if args.html is not None:
+        from loadmaster import __version__
+        from loadmaster.report.html import plan_html
+
+        Path(args.html).write_text(plan_html(proof, __version__, args.device_memory), encoding="utf-8")

@@ -87,7 +87,7 @@ def print_ranks(console: Console, ranks: Sequence[RankFigures], layout: Parallel
         at = {"pp": str(r.pp_rank), "dp": ranges(line.dp), "tp": ranges(line.tp)}
         reads = [other.num_reads for other in line.ranks]
         table.add_row(
-            _numbers([other.rank for other in line.ranks]),
+            numbers([other.rank for other in line.ranks]),
             *(at[axis] for axis in axes),
             f"{r.layers[0]}-{r.layers[1] - 1}" + "".join(f", mtp {d}" for d in r.draft_layers),
             f"{r.num_params:,}",
@@ -104,10 +104,10 @@ def _sizes(r: RankFigures, size: int) -> tuple[str, ...]:
     return tuple(f"{n / size:.2f}" for n in (r.resident_bytes, r.needed_bytes, r.fetched_bytes, r.replica_bytes))
 
 
-def _numbers(ranks: Sequence[int]) -> str:
+def numbers(ranks: Sequence[int]) -> str:
     """Return the numbers of ranks; of many runs only the first and the last.
 
-    >>> _numbers([8, 9, 10]), _numbers([0, 1, 8, 9, 16, 17])
+    >>> numbers([8, 9, 10]), numbers([0, 1, 8, 9, 16, 17])
     ('8-10', '0-1, …, 16-17')
     """
     runs = ranges(ranks).split(", ")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -118,12 +118,23 @@ def explain_param(plan: Plan, name: str) -> ExplainedParam | None:
     stages = tuple(dict.fromkeys(stage for stage, n in param_names(plan) if n == name))
     if not stages:
         return None
+    ranks = sorted(r for stage in stages for r in plan.layout.stage_ranks(stage))
+    return _explained(plan, name, stages, [plan.rank(rank) for rank in ranks])
+
+
+def explain_on(plan: Plan, rank: RankPlan, names: Collection[str]) -> Iterator[ExplainedParam]:
+    """Explain some parameters of a rank, in layer order, as this rank holds them: the shares of other ranks are left out."""
+    for spec in rank.specs:
+        if spec.name in names:
+            yield _explained(plan, spec.name, (rank.pp_rank,), [rank])
+
+
+def _explained(plan: Plan, name: str, stages: tuple[int, ...], ranks: Sequence[RankPlan]) -> ExplainedParam:
     shares: dict[ParamShare, list[int]] = defaultdict(list)
     place: _Place | None = None
-    for rank in sorted(r for stage in stages for r in plan.layout.stage_ranks(stage)):
-        derived = plan.rank(rank)
-        place = _find(plan, derived, name)
-        shares[_share(plan, derived, place)].append(rank)
+    for rank in ranks:
+        place = _find(plan, rank, name)
+        shares[_share(plan, rank, place)].append(rank.rank)
     assert place is not None
     unplaced, component = _unplaced(plan, place)
     axes = {axis for axis, (_, size) in plan.layout.axes(0).items() if size > 1}
@@ -137,22 +148,21 @@ def explain_param(plan: Plan, name: str) -> ExplainedParam | None:
         layer=None if place.layer == TOP else place.layer,
         format=encoded[0].format if encoded else None,
         components=(encoded[0].name, *encoded[0].components) if encoded else (),
-        shares=tuple(replace(share, ranks=tuple(ranks)) for share, ranks in shares.items()),
+        shares=tuple(replace(share, ranks=tuple(held_by)) for share, held_by in shares.items()),
     )
 
 
 def _find(plan: Plan, rank: RankPlan, name: str) -> _Place:
-    layers = {plan.block(layer): layer for layer in plan.class_of}
-    index = 0
+    index = next(i for i, spec in enumerate(rank.specs) if spec.name == name)
+    first = 0
     for held in rank.held:
-        for local, spec in enumerate(held.specs()):
-            if spec.name == name:
-                is_block = held.old == "{block}"
-                layer = layers[held.new] if is_block else TOP
-                bound = plan.classes[plan.class_of[layer][0]] if is_block else plan.top_class
-                return _Place(index, local, held, bound, layer)
-            index += 1
-    raise AssertionError(f"rank {rank.rank} lacks {name}, which its stage has")
+        if index < first + len(held.composed):
+            break
+        first += len(held.composed)
+    if held.old != "{block}":
+        return _Place(index, index - first, held, plan.top_class, TOP)
+    layer = next(layer for layer in plan.class_of if plan.block(layer) == held.new)
+    return _Place(index, index - first, held, plan.classes[plan.class_of[layer][0]], layer)
 
 
 def _unplaced(plan: Plan, place: _Place) -> tuple[UnplacedParam, int]:
@@ -170,7 +180,7 @@ def _unplaced(plan: Plan, place: _Place) -> tuple[UnplacedParam, int]:
 
 def _share(plan: Plan, rank: RankPlan, place: _Place) -> ParamShare:
     """Return what a rank holds of a parameter, without the rank's number."""
-    spec = next(s for local, s in enumerate(place.held.specs()) if local == place.local)
+    spec = rank.specs[place.index]
     pieces = () if spec.alias else tuple(_pieces(plan, rank, place))
     return ParamShare((), spec.dtype, spec.shape, spec.num_bytes, spec.alias, spec.division, pieces)
 
