@@ -67,7 +67,7 @@ def _on_disk(model: str) -> Path | None:
     """
     if "://" in model:
         url = printable(model.partition("?")[0], 4096)
-        hint = "download it to a folder, and give the folder; `inspect` and `plan` take the URL"
+        hint = "`loadmaster pull` downloads it to a folder: give the folder; `inspect` and `plan` take the URL"
         raise CheckpointError(f"{url} is a URL, and its files have to be on disk", hint=hint)
     name = printable(model, 4096)
     hint = "MODEL is a folder, or a hub id such as owner/name"

@@ -9,7 +9,9 @@ from loadmaster.cli.planning import open_model
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("model", metavar="MODEL", help="a folder, a Hugging Face hub id, or an https:// URL")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a folder, a Hugging Face hub id, or an https://, s3:// or gs:// URL"
+    )
     parser.add_argument("--revision", help="the hub revision: branch, tag or commit")
     parser.add_argument("--match", metavar="TEXT", help="list the tensors whose names contain TEXT")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")

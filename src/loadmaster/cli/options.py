@@ -37,7 +37,9 @@ DTYPES = {"bfloat16": "BF16", "float16": "F16", "half": "F16", "float32": "F32",
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add MODEL, the layout and the other options that decide a plan."""
     parser.add_argument(
-        "model", metavar="MODEL", help="a folder, or a Hugging Face hub id; for `plan` also an https:// URL"
+        "model",
+        metavar="MODEL",
+        help="a folder, or a Hugging Face hub id; where nothing is loaded also an https://, s3:// or gs:// URL",
     )
     parser.add_argument("--revision", help="the hub revision: branch, tag or commit")
     add_layout_arguments(parser)

@@ -84,8 +84,12 @@ def _pull(args: argparse.Namespace, files: RemoteFiles, checkpoint: Checkpoint) 
         require_room(args.local_dir, pieces)
         save_small(files, listing, args.local_dir)
         num_bytes = sum(p.end - p.start for p in pieces)
-        with ByteProgress(num_bytes, "pulling") as progress:
-            pull(files, copy, pieces, progress.advance)
+        try:
+            with ByteProgress(num_bytes, "pulling") as progress:
+                pull(files, copy, pieces, progress.advance)
+        except KeyboardInterrupt:
+            print("interrupted: run the same command to continue", file=sys.stderr)
+            raise
         copy.name_whole()
     total = sum(f.size for f in checkpoint.files)
     needed = sum(end - start for spans in wanted.values() for start, end in spans)
