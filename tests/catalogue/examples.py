@@ -194,7 +194,10 @@ def unlike_lock(plan: Plan, code: str) -> tuple[Finding, ...]:
         "lock-options": replace(locked, options={**locked.options, "pipeline_parallel_size": 2}),
         "lock-version": replace(locked, plan_hash="0" * 64),
     }
-    return check_lock(differing[code], lock_of(plan, "0.2.0"))
+    today = lock_of(plan, "0.2.0")
+    if code == "lock-commit":
+        return check_lock(replace(locked, commit="1" * 40), replace(today, commit="2" * 40))
+    return check_lock(differing[code], today)
 
 
 def summaries(code: str, folder: Path) -> list[str]:

@@ -72,6 +72,14 @@ def test_another_plan_of_the_same_inputs_is_the_versions_doing(tiny: Tiny) -> No
     assert (found.code, found.severity) == ("lock-version", "error")
 
 
+def test_the_hubs_commit_is_compared_where_both_are_known(tiny: Tiny) -> None:
+    lock = replace(lock_of(plan(tiny("qwen3")), "0.1.0"), model="owner/name", commit="1" * 40)
+    assert Lock.from_json(lock.to_json()) == lock
+    assert check_lock(lock, replace(lock, model=None, commit=None)) == ()  # a copy in a folder
+    (found,) = check_lock(lock, replace(lock, commit="2" * 40))
+    assert found.code == "lock-commit"
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"lock_version": 99}', '{"lock_version": 1, "shards": {"a": 1}, "options": {}}']
 )

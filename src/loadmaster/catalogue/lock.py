@@ -13,6 +13,12 @@ LOCK: Final[dict[str, Entry]] = {
         "not a lock: ValueError: its version is 2, expected 1",
         "write it again with --write-lock",
     ),
+    "lock-commit": Entry(
+        "the hub's commit is not the one that was locked",
+        "the branch or tag has moved on since the lock was written",
+        "the hub's commit is 2222222222222222222222222222222222222222, locked is 1111111111111111111111111111111111111111",
+        "give --revision the locked commit; if the change is meant, write the lock again",
+    ),
     "lock-shard": Entry(
         "a shard's name, size or header is not the one that was locked",
         "another revision of the checkpoint, a shard that is missing or was added",

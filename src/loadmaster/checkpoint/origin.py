@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal, get_args
 
 Kind = Literal["folder", "hub", "https", "s3", "gs"]
@@ -31,6 +32,15 @@ class Origin:
         'owner/name at commit 0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f'
         """
         return f"{self.name} at commit {self.commit}" if self.commit else self.name
+
+    @property
+    def title(self) -> str:
+        """Its name for a heading: of a folder, the folder's own name.
+
+        >>> Origin("folder", "/models/glm").title, Origin("hub", "owner/name").title
+        ('glm', 'owner/name')
+        """
+        return PurePath(self.name).name or self.name if self.kind == "folder" else self.name
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Origin:

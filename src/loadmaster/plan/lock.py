@@ -30,7 +30,7 @@ class Lock:
 
     ``shards`` gives by file name the SHA-256 of its name, size and header; ``config`` that of config.json with sorted keys.
     ``options`` are the layout and what else decides a plan, as JSON values. ``version`` is the package's, ``plan_version``
-    that of its plans.
+    that of its plans. ``model`` and ``commit`` are the hub's, of a model that was planned from there.
     """
 
     version: str
@@ -39,6 +39,8 @@ class Lock:
     config: str
     shards: Mapping[str, str]
     options: Mapping[str, Any]
+    model: str | None = None
+    commit: str | None = None
 
     def to_json(self) -> str:
         """Return the lock as the text of its file: keys sorted, so that two locks can be compared line by line."""
@@ -48,6 +50,8 @@ class Lock:
             "plan_version": self.plan_version,
             "plan_hash": self.plan_hash,
             "config_sha256": self.config,
+            "model": self.model,
+            "commit": self.commit,
             "options": dict(self.options),
             "shards": dict(self.shards),
         }
@@ -66,7 +70,10 @@ class Lock:
                 raise ValueError(f"its version is {value['lock_version']!r}, expected {LOCK_VERSION}")
             shards, options = value["shards"], value["options"]
             texts = (value["loadmaster"], value["plan_hash"], value["config_sha256"], *shards.values())
-            if not all(isinstance(t, str) for t in texts) or not isinstance(options, dict):
+            of_hub = (value.get("model"), value.get("commit"))
+            if not all(isinstance(t, str) for t in (*texts, *(t for t in of_hub if t is not None))) or not isinstance(
+                options, dict
+            ):
                 raise ValueError("a field has another type")
             return cls(
                 version=value["loadmaster"],
@@ -75,6 +82,8 @@ class Lock:
                 config=value["config_sha256"],
                 shards=shards,
                 options=options,
+                model=of_hub[0],
+                commit=of_hub[1],
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(
@@ -87,6 +96,7 @@ class Lock:
 def lock_of(plan: Plan, version: str) -> Lock:
     """Return the lock of a plan, made by ``version`` of the package."""
     config = json.dumps(plan.config, sort_keys=True).encode()
+    origin = plan.checkpoint.origin
     return Lock(
         version=version,
         plan_version=PLAN_VERSION,
@@ -99,6 +109,8 @@ def lock_of(plan: Plan, version: str) -> Lock:
             "dtype": plan.explicit_dtype,
             "waive": [[w.pattern, w.reason] for w in plan.waive],
         },
+        model=origin.name if origin.kind == "hub" else None,
+        commit=origin.commit,
     )
 
 
@@ -107,13 +119,22 @@ def check_lock(locked: Lock, today: Lock) -> tuple[Finding, ...]:
 
     A plan that differs although no input does is the package's doing, and names both versions.
     """
-    findings = [*_shards(locked, today), *_config(locked, today), *_options(locked, today)]
+    findings = [*_commit(locked, today), *_shards(locked, today), *_config(locked, today), *_options(locked, today)]
     if not findings and locked.plan_hash != today.plan_hash:
         made = f"loadmaster {today.version} makes another plan from the same inputs"
         message = f"{made} than {locked.version}, which wrote the lock"
         hint = "run the version that the lock names, or check the new plan and write the lock again"
         findings.append(Finding("lock-version", "error", message, hint=hint))
     return tuple(findings)
+
+
+def _commit(locked: Lock, today: Lock) -> Iterator[Finding]:
+    """Compare the hub's commits, where both are known: two with the same headers can differ in their payload."""
+    if locked.commit is not None and today.commit is not None and locked.commit != today.commit:
+        message = f"the hub's commit is {today.commit}, locked is {locked.commit}"
+        yield Finding(
+            "lock-commit", "error", message, hint="give --revision the locked commit, or write the lock again"
+        )
 
 
 def _shards(locked: Lock, today: Lock) -> Iterator[Finding]:

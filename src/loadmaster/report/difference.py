@@ -77,8 +77,8 @@ def checkpoint_difference_object(
     """Return a difference of checkpoints as JSON values."""
     return {
         "equal": difference.is_equal,
-        "before": {"path": str(before.path), "digest": before.digest, **checkpoint_object(before)},
-        "after": {"path": str(after.path), "digest": after.digest, **checkpoint_object(after)},
+        "before": {"origin": before.origin.as_json(), "digest": before.digest, **checkpoint_object(before)},
+        "after": {"origin": after.origin.as_json(), "digest": after.digest, **checkpoint_object(after)},
         "tensors": [
             {
                 "change": group.change,

@@ -52,7 +52,7 @@ def checkpoint_difference_html(
         _findings("Findings only before", difference.findings_lost),
         _findings("Findings only after", difference.findings_gained),
     ]
-    title = f"{before.path.name} and {after.path.name}, difference"
+    title = f"{before.origin.title} and {after.origin.title}, difference"
     return document(title, _compared(before, after, difference.is_equal, version), sections, {})
 
 
@@ -62,7 +62,7 @@ def layout_difference_html(checkpoint: Checkpoint, difference: LayoutDifference,
     hosts = f", {difference.ranks_per_host} ranks a host" if difference.ranks_per_host else ""
     header = [
         element("p", f"Loadmaster {version}", class_="muted"),
-        element("h1", checkpoint.path.name),
+        element("h1", checkpoint.origin.title),
         element("p", f"{layout_text(difference.before)} → {layout_text(difference.after)}{hosts}"),
         element(
             "p", f"Of {gib(needed)} that ranks need, they have {gib(needed - difference.new_bytes)}", class_="verdict"
@@ -71,17 +71,17 @@ def layout_difference_html(checkpoint: Checkpoint, difference: LayoutDifference,
     sections = [
         section("Bytes that each rank needs", [*_bars(difference.ranks, bool(difference.ranks_per_host))], "ranks")
     ]
-    return document(f"{checkpoint.path.name}, layouts", header, sections, {})
+    return document(f"{checkpoint.origin.title}, layouts", header, sections, {})
 
 
 def _compared(before: Checkpoint, after: Checkpoint, is_equal: bool, version: str) -> Iterator[Markup]:
     yield element("p", f"Loadmaster {version}", class_="muted")
-    yield element("h1", f"{before.path.name} → {after.path.name}")
+    yield element("h1", f"{before.origin.title} → {after.origin.title}")
     yield element("p", "Equal" if is_equal else "Different", class_="verdict")
     for which, checkpoint in (("before", before), ("after", after)):
         table = checkpoint.table
         holds = f"{len(table):,} tensors in {len(checkpoint.files)} file(s), {gib(table.payload_bytes)}"
-        yield element("p", f"{which}: {checkpoint.path}, {holds}", class_="muted")
+        yield element("p", f"{which}: {checkpoint.origin}, {holds}", class_="muted")
     yield element("p", "From headers and configs alone: payload bytes not compared.", class_="muted")
 
 

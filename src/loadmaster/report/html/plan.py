@@ -30,7 +30,7 @@ def plan_html(proof: Proof, version: str, capacity_bytes: int | None = None) -> 
     """Return a proof as an HTML document. ``capacity_bytes`` is the memory of a device, where it was given."""
     plan, anatomy = proof.plan, dissect(proof.plan)
     params = list(_params(plan))
-    name = plan.model_path.name or str(plan.model_path)
+    name = plan.checkpoint.origin.title
     sections = [
         section("Stages", [stages_section(proof, anatomy, capacity_bytes)], "stages-panel"),
         kinds_section(anatomy),
@@ -49,6 +49,8 @@ def _header(proof: Proof, version: str, name: str) -> Iterator[Markup]:
     verdict = proven if proof.proven else f"Not proven: {num_errors} error(s)"
     yield element("p", f"Loadmaster {version} · plan {plan.hash[:16]}", class_="muted")
     yield element("h1", name)
+    if plan.checkpoint.origin.kind != "folder":
+        yield element("p", str(plan.checkpoint.origin), class_="muted")
     yield element("p", verdict, class_="verdict good" if proof.proven else "verdict bad")
     engine = [] if plan.target.name == "native" else [f"parameters of {plan.target.name}"]
     size = f"{len(table):,} tensors in {len(plan.checkpoint.files)} file(s), {gib(table.payload_bytes)}"
