@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +42,11 @@ def test_a_process_prints_one_object(tiny: Tiny) -> None:
     done = run("diff", tiny("qwen3"), tiny("smollm2"), "--json")
     assert (done.returncode, done.stderr) == (1, "")
     assert json.loads(done.stdout)["equal"] is False
+
+
+def test_a_page_is_written_of_checkpoints_and_of_layouts(tiny: Tiny, tmp_path: Path) -> None:
+    page = tmp_path / "diff.html"
+    assert code(tiny("qwen3"), tiny("smollm2"), "--html", page) == 1
+    assert '<p class="verdict">Different</p>' in page.read_text()
+    assert code(tiny("qwen3"), "--to=-pp 2", "--html", page) == 1
+    assert "pipeline 1 × tensor 1 → pipeline 2 × tensor 1" in page.read_text()

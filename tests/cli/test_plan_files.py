@@ -45,3 +45,12 @@ def test_findings_are_written_of_a_proof_and_of_a_failure(tiny: Tiny, tmp_path: 
     (result,) = json.loads(sarif.read_text())["runs"][0]["results"]
     assert result["ruleId"] == "layout-indivisible"
     assert ElementTree.parse(junit).getroot().get("failures") == "1"
+
+
+def test_a_page_is_written_whether_the_plan_is_proven_or_not(tiny: Tiny, tmp_path: Path) -> None:
+    page = tmp_path / "plan.html"
+    assert plan(tiny("qwen3"), "-pp", 2, "--html", page) == 0
+    assert "Proven: " in page.read_text()
+    assert plan(tiny("qwen3"), "--device-memory", "1MiB", "--html", page) == 1
+    assert "Not proven: 1 error(s)" in page.read_text()
+    assert "of 1.0 MiB" in page.read_text()
