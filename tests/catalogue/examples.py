@@ -21,6 +21,7 @@ from loadmaster.plan import Plan, WaiverRequest, build_plan, prove
 from loadmaster.plan.lock import Lock, check_lock, lock_of
 from loadmaster.plan.waivers import Waiver
 from loadmaster.report.json import findings_of
+from loadmaster.sizing import MemoryOptions, measure_proof, with_memory
 from loadmaster.synth import PRESETS, write_full_size, write_tiny
 from tests.architectures.packages import install
 from tests.failures.damaged import INDEX, DamagedCheckpoint
@@ -200,6 +201,10 @@ def unlike_lock(plan: Plan, code: str) -> tuple[Finding, ...]:
     return check_lock(differing[code], today)
 
 
+MANY = {"memory-activations": 131_072}
+"""Tokens of a batch."""
+
+
 def summaries(code: str, folder: Path) -> list[str]:
     """Return what is said where something is wrong as ``code`` says; the folder is called ``glm``."""
     return [f.summary.replace(str(folder), "glm") for f in findings(code, folder) if f.code == code]
@@ -210,6 +215,11 @@ def findings(code: str, folder: Path) -> tuple[Finding, ...]:
     if code == "memory-capacity":
         write_full_size(PRESETS["llama"], folder)
         return prove(build_plan(open_checkpoint(folder), ParallelLayout(4)), capacity_bytes=4 * 2**30).findings
+    if code in ("memory-activations", "memory-requests"):
+        write_full_size(PRESETS["llama"], folder)
+        proof = prove(build_plan(open_checkpoint(folder), ParallelLayout()))
+        options = MemoryOptions((80 * 2**30,), max_num_seqs=64, max_num_batched_tokens=MANY.get(code))
+        return with_memory(proof, measure_proof(proof, "native", options)).findings
     preset, overrides = ("glm-5.1-fp8", GLM) if code != "draft-missing" else ("qwen3", {})
     write_tiny(PRESETS[preset], folder, overrides=overrides, num_shards=3)
     damaged = DamagedCheckpoint(folder)

@@ -39,8 +39,8 @@ def noted(*argv: str) -> str | None:
 @pytest.mark.parametrize(
     ("given", "read"),
     [
-        (["plan", "--gpu-memory-utilization", "0.9", "MODEL"], ["plan", "MODEL"]),
-        (["plan", "--gpu_memory_utilization=0.9", "MODEL"], ["plan", "MODEL"]),
+        (["plan", "--kv-offloading-size", "0.9", "MODEL"], ["plan", "MODEL"]),
+        (["plan", "--kv_offloading_size=0.9", "MODEL"], ["plan", "MODEL"]),
         (["plan", "--trust-remote-code", "MODEL"], ["plan", "MODEL"]),
         (["plan", "--no-enable-prefix-caching", "MODEL"], ["plan", "MODEL"]),
         (["plan", "--seed", "-1", "MODEL"], ["plan", "MODEL"]),
@@ -70,9 +70,9 @@ def test_what_is_ignored_is_said_in_one_line_and_json_stays_one_object(
         "plan",
         str(tiny("qwen3")),
         "-ep",
-        "--gpu-memory-utilization",
-        "0.9",
-        "--max_model_len=32k",
+        "--seed",
+        "9",
+        "--scheduling_policy=fcfs",
         "--api-key",
         "k",
     ]
@@ -80,7 +80,7 @@ def test_what_is_ignored_is_said_in_one_line_and_json_stays_one_object(
     said = capsys.readouterr()
     assert json.loads(said.out)["layout"]["enable_expert_parallel"] is True
     assert said.err == (
-        "loadmaster plan: ignored: --gpu-memory-utilization, --max-model-len (how vLLM runs); "
+        "loadmaster plan: ignored: --seed, --scheduling-policy (how vLLM runs); "
         "--api-key (what vLLM's server offers); --load-format (no change)\n"
     )
 
@@ -173,8 +173,9 @@ def test_serve_hands_on_what_concerns_vllm_and_the_engine_here_refuses_what_it_d
         (["--gpu-memory-utilisation", "2"], "did you mean --gpu-memory-utilization"),
         (["-pp2"], "no option -pp2; did you mean -pp?"),
         (["--zzz"], "no option --zzz; `loadmaster plan --help` lists them"),
-        (["--gpu-memory-utilization"], "--gpu-memory-utilization has no value"),
-        (["--gpu-memory-utilization", "--json"], "--gpu-memory-utilization has no value"),
+        (["--seed"], "--seed has no value"),
+        (["--seed", "--json"], "--seed has no value"),
+        (["--gpu-memory-utilization", "92"], "92 is not a share of the device's memory, such as 0.92"),
         (["--speculative-config.method", "mtp"], "--speculative-config cannot be given key by key"),
         (["-pp", "two"], "'two' is not a whole number"),
         (["-tp", "0"], "0 is not at least 1"),

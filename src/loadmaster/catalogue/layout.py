@@ -40,4 +40,19 @@ LAYOUT: Final[dict[str, Entry]] = {
         "rank 3 needs 4.23 GiB for its parameters; the capacity is 4.00 GiB",
         "use more ranks, or the --layer-partition that the hint names, where one fits",
     ),
+    "memory-activations": Entry(
+        "the KV cache may leave too little memory for computing a batch",
+        "a large --max-num-batched-tokens; the need is estimated from the shapes of the layers",
+        ("rank 0: the KV cache leaves 9.57 GiB for batches and graphs, which may take 13.94 GiB (an estimate)"),
+        "use a smaller --max-num-batched-tokens or a smaller KV cache",
+    ),
+    "memory-requests": Entry(
+        "fewer requests of the full length fit into the KV cache at a time than --max-num-seqs allows",
+        "a long --max-model-len with many requests",
+        (
+            "3 of 64 requests of 131,072 tokens fit into the KV cache at a time; more of this length wait, or are "
+            "computed again"
+        ),
+        "use the --max-num-seqs or the --max-model-len that the hint names, or more ranks",
+    ),
 }

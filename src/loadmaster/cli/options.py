@@ -136,7 +136,8 @@ def add_capacity_arguments(parser: argparse.ArgumentParser) -> None:
         "--device-memory",
         type=device_memory,
         metavar="SIZE",
-        help="memory of each device, such as 80GiB; the parameters of a rank must fit",
+        help="memory of each device as nvidia-smi shows it, such as 80GiB; the parameters of a rank must fit, and for `plan` all "
+        "that its engine needs",
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from loadmaster.cli.options import add_capacity_arguments, add_engine_argument, add_model_arguments, whole
 from loadmaster.cli.plan_files import add_file_arguments, check_lock, write_findings, write_page
 from loadmaster.cli.planning import prove_arguments
+from loadmaster.cli.sizing import Sizes, add_memory_arguments
 from loadmaster.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--params", type=whole, metavar="RANK", help="also list the parameters of this rank")
     add_capacity_arguments(parser)
     add_file_arguments(parser)
+    add_memory_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,10 +34,11 @@ def run(args: argparse.Namespace) -> int:
 
     begin = time.perf_counter()
     try:
-        proof = check_lock(args, prove_arguments(args, target=newest_target(args.engine)))
+        sizes = Sizes(args, check_lock(args, prove_arguments(args, target=newest_target(args.engine))))
     except InputError as error:
         write_findings(args, findings_of(error), time.perf_counter() - begin)
         raise
+    proof = sizes.proof
     elapsed_s = time.perf_counter() - begin
     write_findings(args, proof.findings, elapsed_s)
     write_page(args, proof)
@@ -43,12 +46,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         from loadmaster.report.json import dumps, proof_object
 
-        print(dumps(proof_object(proof, elapsed_s, params)))
+        print(dumps(proof_object(proof, elapsed_s, params) | sizes.objects()))
     else:
         from loadmaster.cli.streams import console
         from loadmaster.report.text import print_proof
 
-        print_proof(console(), proof, elapsed_s, params)
+        print_proof(console(), proof, elapsed_s, params, sizes.print)
     return 0 if proof.proven else 1
 
 

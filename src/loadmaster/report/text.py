@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -35,8 +35,17 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
             console.print(f"    hint: {escape(f.hint)}", highlight=False, soft_wrap=True)
 
 
-def print_proof(console: Console, proof: Proof, elapsed_s: float, params: Sequence[ParamSpec] = ()) -> None:
-    """Print the requested parameters, each rank's figures, the waivers, the findings and the verdict."""
+def print_proof(
+    console: Console,
+    proof: Proof,
+    elapsed_s: float,
+    params: Sequence[ParamSpec] = (),
+    print_more: Callable[[Console], None] = lambda console: None,
+) -> None:
+    """Print the requested parameters, each rank's figures, the waivers, the findings and the verdict.
+
+    ``print_more`` prints what else was asked for, after the ranks' figures.
+    """
     for s in params:
         alias = f"  is {s.alias}" if s.alias else ""
         console.print(f"{s.name}  {s.dtype} {list(s.shape)}{alias}", highlight=False, markup=False, soft_wrap=True)
@@ -51,6 +60,7 @@ def print_proof(console: Console, proof: Proof, elapsed_s: float, params: Sequen
     engine = "" if plan.target.name == "native" else f", parameters of {plan.target.name}"
     console.print(layout_text(layout) + engine, highlight=False)
     print_ranks(console, proof.ranks, layout)
+    print_more(console)
     for w in proof.waivers:
         by_user = f" (--waive {escape(w.pattern)})" if w.pattern else ""
         console.print(

@@ -1,0 +1,100 @@
+"""The options of `plan` about memory, cuts and load time, and what they add to its answer."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from loadmaster.cli.options import number, positive, tokens
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from loadmaster.plan import Proof
+    from loadmaster.sizing import Memory, MemoryOptions
+
+MEMORY = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "kv_cache_dtype")
+"""Options that ask for the memory of the ranks, as ``--device-memory`` does."""
+
+OF_VLLM = ("gpu_memory_utilization", "kv_cache_dtype")
+"""Those that have no effect on the native engine."""
+
+
+def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what decides the memory of a rank beside its parameters, with vLLM's names."""
+    memory = parser.add_argument_group("memory")
+    memory.add_argument(
+        "--max-model-len",
+        type=tokens,
+        metavar="N",
+        help="most tokens of a request (default: the model's max_position_embeddings)",
+    )
+    memory.add_argument(
+        "--max-num-seqs",
+        type=positive,
+        metavar="N",
+        help="most requests at a time (default: the engine's; given, it is reported if they do not fit)",
+    )
+    memory.add_argument(
+        "--max-num-batched-tokens", type=tokens, metavar="N", help="most tokens of a batch (default: the engine's)"
+    )
+    memory.add_argument(
+        "--gpu-memory-utilization",
+        type=_share,
+        metavar="SHARE",
+        help="with --engine vllm: the share of each device that vLLM uses (default: 0.92)",
+    )
+    memory.add_argument(
+        "--kv-cache-dtype",
+        metavar="DTYPE",
+        help="with --engine vllm: auto, bfloat16, float16, fp8, fp8_e4m3, fp8_e5m2 or fp8_ds_mla (default: auto, the model's)",
+    )
+
+
+def _share(text: str) -> float:
+    share = number(text)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share of the device's memory, such as 0.92")
+    return share
+
+
+def memory_options(args: argparse.Namespace, device_bytes: tuple[int, ...]) -> MemoryOptions:
+    """Return the options of a command line; those that the engine does not have are named on standard error."""
+    from loadmaster.sizing import MemoryOptions
+
+    given = {name: value for name in MEMORY if (value := getattr(args, name)) is not None}
+    if args.engine == "native" and (ignored := [name for name in OF_VLLM if given.pop(name, None) is not None]):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+        print(f"loadmaster {args.command}: ignored: {names} (of vLLM: --engine vllm)", file=sys.stderr)
+    return MemoryOptions(device_bytes, **given)
+
+
+class Sizes:
+    """What the options of `plan` add to a proof: the memory of the ranks."""
+
+    def __init__(self, args: argparse.Namespace, proof: Proof) -> None:
+        self.memory: Memory | None = None
+        self.proof = proof
+        if args.device_memory is None and all(getattr(args, name) is None for name in MEMORY):
+            return
+        from loadmaster.sizing import measure_proof, with_memory
+
+        devices = () if args.device_memory is None else (args.device_memory,)
+        self.memory = measure_proof(proof, args.engine, memory_options(args, devices))
+        self.proof = with_memory(proof, self.memory)
+
+    def objects(self) -> dict[str, Any]:
+        """Return what is added to the JSON object."""
+        if self.memory is None:
+            return {}
+        from loadmaster.report.memory import memory_object
+
+        return {"memory": memory_object(self.memory)}
+
+    def print(self, console: Console) -> None:
+        """Print what is added to the text."""
+        if self.memory is not None:
+            from loadmaster.report.memory import print_memory
+
+            print_memory(console, self.memory)
