@@ -67,3 +67,72 @@ def test_a_cache_that_is_not_known_is_said_to_be_unknown(tiny: Tiny, capsys: Sai
     assert main(["plan", str(tiny("qwen3-next")), "--max-num-seqs", "2"]) == 0
     said = capsys.readouterr().out
     assert "unknown" in said and "linear attention keeps a state for each request" in said
+
+
+def test_cuts_are_listed_with_what_crosses(tiny: Tiny, capsys: Said) -> None:
+    code, found = plan(capsys, tiny("deepseek-v3"), "-pp", "2", "--cuts")
+    assert (code, [c["is_made"] for c in found["cuts"]]) == (0, [False, False, False, True, False, False, False])
+    assert main(["plan", str(tiny("deepseek-v3")), "-pp", "2", "--cuts"]) == 0
+    said = capsys.readouterr().out
+    assert "* 3" in said and "refused: the first stage would have no layer" in said
+
+
+def test_a_partition_is_found_and_used(tiny: Tiny, capsys: Said) -> None:
+    code, found = plan(capsys, tiny("smollm2"), "-pp", "2", "--layer-partition", "auto")
+    assert code == 0
+    assert sum(found["layout"]["layer_partition"]) == 4
+    assert plan(capsys, tiny("smollm2"), "--layer-partition", "auto")[1]["layout"]["layer_partition"] is None
+
+
+def test_the_time_of_a_load_is_predicted_with_its_assumptions(tiny: Tiny, capsys: Said) -> None:
+    rates = ["--storage", "2GB/s", "--link", "55GB/s", "--hosts", "2"]
+    code, found = plan(capsys, tiny("llama"), "-pp", "2", *rates)
+    assert (code, found["load_time"]["hosts"], len(found["load_time"]["host_bytes"])) == (0, 2, 2)
+    assert main(["plan", str(tiny("llama")), "-pp", "2", *rates]) == 0
+    said = capsys.readouterr().out
+    assert "loading takes about 0.0 s" in said and "assumed: the ranks of a host share its storage" in said
+    assert main(["plan", str(tiny("llama")), "--hosts", "2"]) == 2
+    assert "add --storage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rate", ["2GB", "2", "fast/s"])
+def test_a_rate_without_a_second_is_refused(rate: str, capsys: Said) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "MODEL", "--storage", rate])
+    assert "--storage" in capsys.readouterr().err
+
+
+def test_fit_names_the_best_layout_and_the_smallest_machine(tiny: Tiny, capsys: Said) -> None:
+    path, devices = str(tiny("qwen3-moe")), ["--devices", "2", "--device-memory", "4GiB"]
+    assert main(["fit", path, *devices, "--max-num-batched-tokens", "64"]) == 0
+    said = capsys.readouterr().out
+    assert "best first" in said and "smallest machine of such devices: 1, as one device" in said
+    assert main(["fit", path, *devices, "--max-num-batched-tokens", "64", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["fits"], found["proven"], found["devices"]) == (True, True, [4 * 2**30] * 2)
+    assert found["fitting"][0]["options"] in said
+
+
+def test_a_model_that_does_not_fit_is_exit_1_with_the_reasons(tiny: Tiny, capsys: Said) -> None:
+    assert main(["fit", str(tiny("llama")), "--device-memory", "1GiB,1GiB"]) == 1
+    said = capsys.readouterr().out
+    assert "does not fit 2 device(s)" in said and "too small: -tp 2" in said and "no machine of up to 64" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([], "the memory of the devices is not known"),
+        (["--devices", "H100x2", "--device-memory", "80GiB"], "leave out --device-memory"),
+        (["--devices", "3", "--device-memory", "80GiB,24GiB"], "--device-memory names 2"),
+        (["--devices", "0", "--device-memory", "80GiB"], "expected 1 to"),
+    ],
+)
+def test_devices_that_are_not_described_are_a_slip(given: list[str], says: str, tiny: Tiny, capsys: Said) -> None:
+    assert main(["fit", str(tiny("llama")), *given]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_kind_of_device_that_is_not_known_is_refused_with_those_that_are(tiny: Tiny, capsys: Said) -> None:
+    assert main(["fit", str(tiny("llama")), "--devices", "H900x8"]) == 1
+    assert "H200" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from loadmaster import __version__
-from loadmaster.cli import audit, diff, explain, generate, inspect, load, plan, pull, serve, streams, synth, verify
+from loadmaster.cli import audit, diff, explain, fit, generate, inspect, load, plan, pull, serve, streams, synth, verify
 from loadmaster.cli.interrupt import INTERRUPTED
 from loadmaster.errors import InputError, LoadError, LoadmasterError, RunError, UsageError
 from loadmaster.integrations.vllm import carried
@@ -31,6 +31,7 @@ from loadmaster.integrations.vllm import carried
 COMMANDS = {
     "inspect": (inspect, "show the contents of a checkpoint"),
     "plan": (plan, "plan a checkpoint on a parallel layout and prove it, from headers alone"),
+    "fit": (fit, "list the layouts that fit a number of devices, best first, and the smallest machine that would do"),
     "explain": (explain, "say what a parameter is computed from, or who reads a stored tensor"),
     "diff": (diff, "compare two checkpoints, or two layouts of one"),
     "pull": (pull, "download what some ranks read, into a folder that loads like the whole for them"),
@@ -43,7 +44,7 @@ COMMANDS = {
 }
 
 
-BRIEF = {"diff", "explain", "inspect", "plan"}
+BRIEF = {"diff", "explain", "fit", "inspect", "plan"}
 """Commands too short for garbage collection, which took 5 % of their time."""
 
 WITH_TORCH = {"load", "generate", "serve"}

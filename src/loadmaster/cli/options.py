@@ -31,6 +31,9 @@ class Engines:
         return name in tuple(self)
 
 
+AUTO = "auto"
+"""The value of ``--layer-partition`` for which `loadmaster.sizing` divides the layers."""
+
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "half": "F16", "float32": "F32", "float": "F32"}
 
 
@@ -87,7 +90,7 @@ def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
     )
     layout.add_argument(
         "--eplb-config",
-        type=_json_object,
+        type=json_object,
         default={},
         metavar="JSON",
         help="""'{"num_redundant_experts": N}' adds copies of the first N experts; other keys do not change the layout""",
@@ -95,13 +98,14 @@ def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
     layout.add_argument(
         "--layer-partition",
         type=_counts,
-        metavar="N,N,…",
-        help="number of layers of each stage (default: divided as vLLM does)",
+        metavar="N,N,…|auto",
+        help="number of layers of each stage, or auto: so that no stage has much more than its share of memory and computation "
+        "(default: divided as vLLM does)",
     )
     layout.add_argument(
         "--speculative-config",
         "-sc",
-        type=_json_object,
+        type=json_object,
         metavar="JSON",
         help="""'{"method": "mtp"}' loads the MTP layer on the last stage to draft with;
         "num_speculative_tokens" says how many tokens (default: one a layer)""",
@@ -245,9 +249,11 @@ def tokens(text: str) -> int:
     return positive(str(int(float(match[1]) * (1000 if match[2].islower() else 1024) ** power)))
 
 
-def _counts(text: str) -> tuple[int, ...]:
+def _counts(text: str) -> tuple[int, ...] | str:
+    if text == AUTO:
+        return AUTO
     if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 10,10,12")
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, nor a list of numbers such as 10,10,12")
     return tuple(int(n) for n in text.split(","))
 
 
@@ -260,7 +266,8 @@ def _waiver(text: str) -> WaiverRequest:
         raise argparse.ArgumentTypeError(f"{error.message}: it is {error.hint}") from error
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """Return a JSON object."""
     try:
         value = json.loads(text)
     except ValueError as error:

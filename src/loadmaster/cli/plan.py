@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from loadmaster.cli.options import add_capacity_arguments, add_engine_argument, add_model_arguments, whole
 from loadmaster.cli.plan_files import add_file_arguments, check_lock, write_findings, write_page
 from loadmaster.cli.planning import prove_arguments
-from loadmaster.cli.sizing import Sizes, add_memory_arguments
+from loadmaster.cli.sizing import Sizes, add_cut_arguments, add_memory_arguments
 from loadmaster.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_capacity_arguments(parser)
     add_file_arguments(parser)
     add_memory_arguments(parser)
+    add_cut_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from loadmaster.cli.options import DTYPES
+from loadmaster.cli.options import AUTO, DTYPES
 from loadmaster.errors import UsageError
 
 if TYPE_CHECKING:
@@ -154,30 +154,44 @@ def _plan(args: argparse.Namespace, checkpoint: Checkpoint, dtype: str | None, t
     from loadmaster.plan import build_plan
 
     layout, waive = _layout(args, checkpoint), getattr(args, "waive", ())
-    return build_plan(checkpoint, layout, dtype=dtype, target=target, waive=waive)
+    plan = build_plan(checkpoint, layout, dtype=dtype, target=target, waive=waive)
+    if args.layer_partition != AUTO or layout.pipeline_parallel_size == 1:
+        return plan
+    from loadmaster.sizing import MemoryOptions, auto_partition
+
+    device = getattr(args, "device_memory", None)
+    names = ("max_model_len", "max_num_seqs", "max_num_batched_tokens")
+    length, seqs, batched = (getattr(args, name, None) for name in names)
+    options = MemoryOptions(() if device is None else (device,), length, seqs, batched)
+    args.layer_partition = auto_partition(plan, "vllm" if target.startswith("vllm") else "native", options)
+    return build_plan(checkpoint, _layout(args, checkpoint), dtype=dtype, target=target, waive=waive)
 
 
 def _layout(args: argparse.Namespace, checkpoint: Checkpoint) -> ParallelLayout:
     from loadmaster.parallel import ParallelLayout
 
-    drafts = 0
-    if args.speculative_config is not None:
-        from loadmaster.engine.support import speculative_tokens
-
-        wanted = speculative_tokens(args.speculative_config)
-        stored = (checkpoint.config or {}).get("num_nextn_predict_layers")
-        drafts = stored if isinstance(stored, int) and stored > 0 else 1
-        drafts = drafts if wanted is None else min(drafts, wanted)
     return ParallelLayout(
         pipeline_parallel_size=args.pipeline_parallel_size,
         tensor_parallel_size=args.tensor_parallel_size,
         enable_expert_parallel=args.enable_expert_parallel,
-        layer_partition=args.layer_partition,
-        num_draft_layers=drafts,
+        layer_partition=None if args.layer_partition == AUTO else args.layer_partition,
+        num_draft_layers=num_draft_layers(args.speculative_config, checkpoint),
         data_parallel_size=args.data_parallel_size,
         expert_placement=args.expert_placement_strategy,
         num_redundant_experts=_redundant(args.eplb_config),
     )
+
+
+def num_draft_layers(speculative_config: dict[str, Any] | None, checkpoint: Checkpoint) -> int:
+    """Return how many MTP layers the value of ``--speculative-config`` asks for."""
+    if speculative_config is None:
+        return 0
+    from loadmaster.engine.support import speculative_tokens
+
+    wanted = speculative_tokens(speculative_config)
+    stored = (checkpoint.config or {}).get("num_nextn_predict_layers")
+    drafts = stored if isinstance(stored, int) and stored > 0 else 1
+    return drafts if wanted is None else min(drafts, wanted)
 
 
 def _redundant(eplb_config: dict[str, Any]) -> int:

@@ -6,13 +6,17 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from loadmaster.cli.options import memory as rate_bytes
 from loadmaster.cli.options import number, positive, tokens
+from loadmaster.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from loadmaster.plan import Proof
     from loadmaster.sizing import Memory, MemoryOptions
+    from loadmaster.sizing.cuts import Cut
+    from loadmaster.sizing.load_time import LoadTime
 
 MEMORY = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "kv_cache_dtype")
 """Options that ask for the memory of the ranks, as ``--device-memory`` does."""
@@ -52,6 +56,34 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_cut_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what lists the cuts, and what predicts the time of a load."""
+    parser.add_argument("--cuts", action="store_true", help="also list what would cross each boundary of layers")
+    loading = parser.add_argument_group("load time")
+    loading.add_argument(
+        "--storage",
+        type=_rate,
+        metavar="RATE",
+        help="predict the load time: bytes a second that a host reads, such as 2GB/s",
+    )
+    loading.add_argument("--link", type=_rate, metavar="RATE", help="bytes a second to each device, such as 55GB/s")
+    loading.add_argument(
+        "--hosts", type=positive, metavar="N", help="hosts that share the ranks evenly, in order (default: 1)"
+    )
+
+
+def _rate(text: str) -> float:
+    """Return bytes a second.
+
+    >>> _rate("2GB/s")
+    2000000000.0
+    """
+    size, slash, second = text.partition("/")
+    if not slash or second != "s":
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rate such as 2GB/s")
+    return float(rate_bytes(size))
+
+
 def _share(text: str) -> float:
     share = number(text)
     if not 0 < share <= 1:
@@ -71,26 +103,46 @@ def memory_options(args: argparse.Namespace, device_bytes: tuple[int, ...]) -> M
 
 
 class Sizes:
-    """What the options of `plan` add to a proof: the memory of the ranks."""
+    """What the options of `plan` add to a proof: the memory of the ranks, cuts, and the load time."""
 
     def __init__(self, args: argparse.Namespace, proof: Proof) -> None:
-        self.memory: Memory | None = None
         self.proof = proof
-        if args.device_memory is None and all(getattr(args, name) is None for name in MEMORY):
-            return
-        from loadmaster.sizing import measure_proof, with_memory
+        self.memory: Memory | None = None
+        self.cuts: tuple[Cut, ...] | None = None
+        self.time: LoadTime | None = None
+        if args.storage is None and (args.link is not None or args.hosts is not None):
+            raise UsageError("--link and --hosts are of a load time", hint="add --storage, such as 2GB/s")
+        if args.device_memory is not None or any(getattr(args, name) is not None for name in MEMORY):
+            from loadmaster.sizing import measure_proof, with_memory
 
-        devices = () if args.device_memory is None else (args.device_memory,)
-        self.memory = measure_proof(proof, args.engine, memory_options(args, devices))
-        self.proof = with_memory(proof, self.memory)
+            devices = () if args.device_memory is None else (args.device_memory,)
+            self.memory = measure_proof(proof, args.engine, memory_options(args, devices))
+            self.proof = with_memory(proof, self.memory)
+        if args.cuts:
+            from loadmaster.sizing.cuts import list_cuts
+
+            self.cuts = list_cuts(proof.plan, args.engine)
+        if args.storage is not None:
+            from loadmaster.sizing.load_time import Rates, load_time
+
+            self.time = load_time(proof.plan.layout, proof.ranks, Rates(args.storage, args.link, args.hosts or 1))
 
     def objects(self) -> dict[str, Any]:
         """Return what is added to the JSON object."""
-        if self.memory is None:
-            return {}
-        from loadmaster.report.memory import memory_object
+        added: dict[str, Any] = {}
+        if self.memory is not None:
+            from loadmaster.report.memory import memory_object
 
-        return {"memory": memory_object(self.memory)}
+            added["memory"] = memory_object(self.memory)
+        if self.cuts is not None:
+            from loadmaster.report.cuts import cut_objects
+
+            added["cuts"] = cut_objects(self.cuts)
+        if self.time is not None:
+            from loadmaster.report.load_time import load_time_object
+
+            added["load_time"] = load_time_object(self.time)
+        return added
 
     def print(self, console: Console) -> None:
         """Print what is added to the text."""
@@ -98,3 +150,11 @@ class Sizes:
             from loadmaster.report.memory import print_memory
 
             print_memory(console, self.memory)
+        if self.cuts is not None:
+            from loadmaster.report.cuts import print_cuts
+
+            print_cuts(console, self.cuts)
+        if self.time is not None:
+            from loadmaster.report.load_time import print_load_time
+
+            print_load_time(console, self.time)

@@ -228,7 +228,7 @@ def _build(
     stages = partition(len(schema.layers), layout.pipeline_parallel_size, layout.layer_partition)
     binding = bind(checkpoint, family, schema, claims, num_drafts=layout.num_draft_layers)
     diagnosis = diagnose(checkpoint, binding, claims, len(schema.layers), waive)
-    check_divisible(binding, schema, layout)
+    check_divisible(binding.all_classes, schema, layout)
     numerics = _numerics(target, claims.model_dtype, dtype)
     composed, top = compose_model(target, binding, layout, numerics)
     of_model = (c for by_name in top.values() for params in by_name.values() for c in params)

@@ -204,30 +204,44 @@ def _names(given: object) -> frozenset[str]:
 def derive_rank(plan: PlannedModel, rank: int) -> RankPlan:
     """Return what ``rank`` holds, reads and writes."""
     at = plan.layout.coordinate(rank)
-    first, end = plan.stages[at.pp_rank]
-    is_last = at.pp_rank == len(plan.stages) - 1
-    builder = _RankBuilder(plan, at.stage_slot)
-    params = [p for p in plan.target.params if p.stage is not None and p.is_on(at.pp_rank, len(plan.stages))]
-    builder.add_top([p for p in params if p.stage == "first"])
-    drafts = range(len(plan.schema.layers), len(plan.schema.layers) + plan.layout.num_draft_layers) if is_last else ()
-    for layer in (*range(first, end), *drafts):
-        builder.add_block(layer)
-    builder.add_top([p for p in params if p.stage != "first"])
-    for layer in drafts:
-        builder.add_substitutes(layer)
+    drafts = _drafts(plan, at.pp_rank)
+    builder = _filled(plan, at.pp_rank, at.stage_slot)
     return RankPlan(
         rank=rank,
         pp_rank=at.pp_rank,
         tp_rank=at.tp_rank,
         dp_rank=at.dp_rank,
         ep_rank=at.ep_rank,
-        layers=(first, end),
+        layers=plan.stages[at.pp_rank],
         draft_layers=tuple(drafts),
-        carries=plan.schema.carried_into(first),
+        carries=plan.schema.carried_into(plan.stages[at.pp_rank][0]),
         held=tuple(builder.held),
         groups=tuple(builder.groups()),
         table=plan.table,
     )
+
+
+def held_at(plan: PlannedModel, pp_rank: int, stage_slot: int) -> tuple[Held, ...]:
+    """Return what a stage slot holds, in layer order, without what it reads. Needs what is composed for this slot only."""
+    return tuple(_filled(plan, pp_rank, stage_slot).held)
+
+
+def _drafts(plan: PlannedModel, pp_rank: int) -> range:
+    num_layers = len(plan.schema.layers)
+    return range(num_layers, num_layers + (plan.layout.num_draft_layers if pp_rank == len(plan.stages) - 1 else 0))
+
+
+def _filled(plan: PlannedModel, pp_rank: int, stage_slot: int) -> _RankBuilder:
+    builder = _RankBuilder(plan, stage_slot)
+    params = [p for p in plan.target.params if p.stage is not None and p.is_on(pp_rank, len(plan.stages))]
+    builder.add_top([p for p in params if p.stage == "first"])
+    drafts = _drafts(plan, pp_rank)
+    for layer in (*range(*plan.stages[pp_rank]), *drafts):
+        builder.add_block(layer)
+    builder.add_top([p for p in params if p.stage != "first"])
+    for layer in drafts:
+        builder.add_substitutes(layer)
+    return builder
 
 
 class _RankBuilder:

@@ -14,13 +14,13 @@ All ranks have the same number of blocks: that of the rank where the fewest fit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from loadmaster.arguments import expect_int
 from loadmaster.errors import ArgumentError, ConfigError, UnsupportedError
-from loadmaster.plan import Plan, Proof
+from loadmaster.plan import Plan, Proof, RankFigures
 from loadmaster.sizing.activations import Batch, choices_of, layer_bytes, logits_bytes
 from loadmaster.sizing.cache import Cache, plan_cache
 from loadmaster.sizing.devices import COMMUNICATION_BYTES, CONTEXT_BYTES, DRIVER_BYTES, GIB, GRAPH_BYTES
@@ -192,13 +192,17 @@ def cache_of(plan: Plan, load: Load, kv_cache_dtype: str = "auto") -> Cache:
 
 def measure(
     plan: Plan,
-    resident_bytes: Sequence[int],
+    resident_bytes: Mapping[int, int],
     engine: Engine,
     options: MemoryOptions,
     *,
-    staging_bytes: Sequence[int] = (),
+    draft_bytes: Mapping[int, int] | None = None,
+    staging_bytes: Mapping[int, int] | None = None,
 ) -> Memory:
-    """Return the memory of all ranks. ``resident_bytes`` are their parameters; ``staging_bytes`` those of host memory.
+    """Return the memory of the ranks that ``resident_bytes`` gives the parameters of: all, or the fullest of each stage.
+
+    ``draft_bytes`` are the MTP layers' part of them, ``staging_bytes`` the host memory while loading; ranks that are missing have
+    none. Of a plan only the inputs, the stages and the dtype are used.
 
     Raises:
         ConfigError: the length is not known, or longer than the config allows; or there is not one device for each rank.
@@ -217,8 +221,17 @@ def measure(
             raise
         unknown = error.message
     ranks = [
-        _rank(plan, rank, resident_bytes[rank], load, cache, options, staging_bytes[rank] if staging_bytes else 0)
-        for rank in range(plan.num_ranks)
+        _rank(
+            plan,
+            rank,
+            resident,
+            load,
+            cache,
+            options,
+            (draft_bytes or {}).get(rank, 0),
+            (staging_bytes or {}).get(rank, 0),
+        )
+        for rank, resident in resident_bytes.items()
     ]
     num_blocks = None if cache is None else _num_blocks(ranks, load, cache)
     return Memory(load, tuple(_filled(r, load, cache, num_blocks) for r in ranks), cache, unknown, num_blocks)
@@ -230,13 +243,27 @@ def measure_proof(proof: Proof, engine: Engine, options: MemoryOptions) -> Memor
     Raises:
         ConfigError, UnsupportedError: as `measure` raises them.
     """
-    resident = [r.resident_bytes for r in proof.ranks]
-    staging = [r.staging_bytes for r in proof.ranks]
-    return measure(proof.plan, resident, engine, options, staging_bytes=staging)
+    resident = {r.rank: r.resident_bytes for r in proof.ranks}
+    staging = {r.rank: r.staging_bytes for r in proof.ranks}
+    drafts = {r.rank: _draft_bytes(proof.plan, r) for r in proof.ranks if r.draft_layers}
+    return measure(proof.plan, resident, engine, options, draft_bytes=drafts, staging_bytes=staging)
+
+
+def _draft_bytes(plan: Plan, rank: RankFigures) -> int:
+    drafts = (number for number, bound in enumerate(plan.classes) if bound.draft)
+    slot = plan.layout.coordinate(rank.rank).stage_slot
+    return sum(c.num_bytes for number in drafts for c in plan.composed[number, slot])
 
 
 def _rank(
-    plan: Plan, rank: int, resident: int, load: Load, cache: Cache | None, options: MemoryOptions, staging: int
+    plan: Plan,
+    rank: int,
+    resident: int,
+    load: Load,
+    cache: Cache | None,
+    options: MemoryOptions,
+    drafts: int,
+    staging: int,
 ) -> RankMemory:
     at = plan.layout.coordinate(rank)
     first, end = plan.stages[at.pp_rank]
@@ -246,7 +273,7 @@ def _rank(
     return RankMemory(
         rank=rank,
         parameters_bytes=resident,
-        draft_bytes=_draft_bytes(plan, at.stage_slot) if is_last else 0,
+        draft_bytes=drafts,
         block_bytes=block,
         request_bytes=request,
         cache_bytes=None,
@@ -282,11 +309,6 @@ def runtime_bytes(plan: Plan, engine: Engine) -> int:
     layout = plan.layout
     talks = layout.stage_size > 1 or (engine == "vllm" and layout.num_ranks > 1)
     return DRIVER_BYTES + CONTEXT_BYTES + (COMMUNICATION_BYTES if talks else 0)
-
-
-def _draft_bytes(plan: Plan, stage_slot: int) -> int:
-    drafts = (number for number, bound in enumerate(plan.classes) if bound.draft)
-    return sum(c.num_bytes for number in drafts for c in plan.composed[number, stage_slot])
 
 
 def room(rank: RankMemory, load: Load) -> int | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from loadmaster.architectures.schema import Placement, Schema
 from loadmaster.errors import LayoutError
 from loadmaster.parallel import ParallelLayout, cut
-from loadmaster.plan.binding import Binding
+from loadmaster.plan.classes import LayerClass
 from loadmaster.plan.composition import can_pad, unit_of, words_fed
 
 LARGEST = 256
@@ -37,8 +37,8 @@ class _Dim:
         return True
 
 
-def check_divisible(binding: Binding, schema: Schema, layout: ParallelLayout) -> None:
-    """Refuse a layout over which some dim does not divide, or the experts cannot be distributed.
+def check_divisible(classes: Sequence[LayerClass], schema: Schema, layout: ParallelLayout) -> None:
+    """Refuse a layout over which some dim of the classes does not divide, or the experts cannot be distributed.
 
     Raises:
         LayoutError: names the dim, and which tensor-parallel sizes all dims and the experts divide over: sliced or whole.
@@ -48,9 +48,9 @@ def check_divisible(binding: Binding, schema: Schema, layout: ParallelLayout) ->
         for num_experts in counts:
             layout.expert_slots(num_experts)
     except LayoutError as error:
-        hint = f"{error.hint}; {_sizes(binding, counts, layout)}"
+        hint = f"{error.hint}; {_sizes(classes, counts, layout)}"
         raise LayoutError(error.message, hint=hint, code=error.code) from None
-    bad = [d for d in dict.fromkeys(_dims(binding, layout)) if not d.divides(layout)]
+    bad = [d for d in dict.fromkeys(_dims(classes, layout)) if not d.divides(layout)]
     if not bad:
         return
     worst = min(bad, key=lambda d: d.size // d.unit)  # heads before rows
@@ -59,29 +59,29 @@ def check_divisible(binding: Binding, schema: Schema, layout: ParallelLayout) ->
     more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
     raise LayoutError(
         f"{worst.what}: {worst.size // worst.unit} unit(s) of {worst.unit}{worst.why} do not divide over {among}{more}",
-        hint=_sizes(binding, counts, layout),
+        hint=_sizes(classes, counts, layout),
         code="layout-indivisible",
     )
 
 
-def _sizes(binding: Binding, counts: set[int], layout: ParallelLayout) -> str:
+def _sizes(classes: Sequence[LayerClass], counts: set[int], layout: ParallelLayout) -> str:
     """Return the valid tensor-parallel sizes, with expert parallelism as requested and the other way."""
-    asked = _legal(binding, counts, layout)
+    asked = _legal(classes, counts, layout)
     data = " with this data-parallel size" if layout.data_parallel_size > 1 else ""
     hint = f"valid tensor-parallel sizes for this model{data}: {_listed(asked)}"
     if not counts:
         return hint
     spread = not layout.enable_expert_parallel
     other = replace(layout, enable_expert_parallel=spread, expert_placement="linear", num_redundant_experts=0)
-    others = _legal(binding, counts, other)
+    others = _legal(classes, counts, other)
     if others == asked:
         return f"{hint}, with --enable-expert-parallel or without"
     return f"{hint}; {'with' if spread else 'without'} --enable-expert-parallel: {_listed(others)}"
 
 
-def _legal(binding: Binding, counts: set[int], layout: ParallelLayout) -> list[int]:
+def _legal(classes: Sequence[LayerClass], counts: set[int], layout: ParallelLayout) -> list[int]:
     """Return the tensor-parallel sizes, with the rest of a layout, over which everything divides."""
-    dims = list(dict.fromkeys(_dims(binding, layout)))
+    dims = list(dict.fromkeys(_dims(classes, layout)))
     legal = []
     for size in range(1, LARGEST + 1):
         at = replace(layout, tensor_parallel_size=size)
@@ -99,8 +99,8 @@ def _listed(sizes: list[int]) -> str:
     return ", ".join(map(str, sizes)) or "none"
 
 
-def _dims(binding: Binding, layout: ParallelLayout) -> Iterator[_Dim]:
-    for bound in binding.all_classes:
+def _dims(classes: Sequence[LayerClass], layout: ParallelLayout) -> Iterator[_Dim]:
+    for bound in classes:
         for item in bound.items:
             for t in item.parts:
                 if t.placement is None or (t.experts and layout.enable_expert_parallel):

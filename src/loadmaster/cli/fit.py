@@ -1,0 +1,135 @@
+"""``loadmaster fit MODEL``: which layouts fit a number of devices, best first, and the smallest machine that would do."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from typing import TYPE_CHECKING
+
+from loadmaster.cli.options import DTYPES, Engines, add_waive_argument, device_memory, json_object, positive
+from loadmaster.cli.planning import num_draft_layers, open_model
+from loadmaster.cli.sizing import add_memory_arguments, memory_options
+from loadmaster.errors import UsageError
+
+if TYPE_CHECKING:
+    from loadmaster.sizing.fit import Machine
+
+MOST_DEVICES = 4096
+"""More devices than that are a slip."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("model", metavar="MODEL", help="a folder, a Hugging Face hub id, or an https:// URL")
+    parser.add_argument("--revision", help="the hub revision: branch, tag or commit")
+    parser.add_argument(
+        "--devices",
+        metavar="N|KIND",
+        help="number of devices, or a known kind and number, such as H100x8 (default: as many as --device-memory names, or one)",
+    )
+    parser.add_argument(
+        "--device-memory",
+        type=_sizes,
+        metavar="SIZE[,SIZE…]",
+        help="memory of each device as nvidia-smi shows it, such as 80GiB; of unequal ones in the order of the ranks",
+    )
+    parser.add_argument(
+        "--devices-per-host", type=positive, default=8, metavar="N", help="devices that share a host (default: 8)"
+    )
+    engine = parser.add_argument("--engine", default="native", help="the engine that runs the model (default: native)")
+    engine.choices = Engines()
+    parser.add_argument(
+        "--speculative-config",
+        "-sc",
+        type=json_object,
+        metavar="JSON",
+        help="""'{"method": "mtp"}': with the MTP layers on the last stage""",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", *DTYPES],
+        default="auto",
+        help="cast unquantised weights to this (default: as stored), and compute in it",
+    )
+    add_memory_arguments(parser)
+    add_waive_argument(parser)
+    parser.add_argument("--all", action="store_true", help="list every layout, not the first five of each kind")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the layouts; exit 1 if none fits, or the best one is not proven."""
+    from loadmaster.architectures.targets import newest_target
+    from loadmaster.parallel import ParallelLayout
+    from loadmaster.plan import build_plan, prove
+    from loadmaster.sizing.fit import Fitter
+
+    machine = machine_of(args)
+    begin = time.perf_counter()
+    checkpoint, target = open_model(args), newest_target(args.engine)
+    layout = ParallelLayout(num_draft_layers=num_draft_layers(args.speculative_config, checkpoint))
+    dtype = DTYPES.get(args.dtype)
+    plan = build_plan(checkpoint, layout, dtype=dtype, target=target, waive=args.waive)
+    fit = Fitter(plan, args.engine, memory_options(args, ())).fit(machine)
+    proof = None
+    if fit.fitting:
+        proof = prove(build_plan(checkpoint, fit.fitting[0].layout, dtype=dtype, target=target, waive=args.waive))
+    proven = None if proof is None else proof.proven
+    elapsed_s = time.perf_counter() - begin
+    if args.json:
+        from loadmaster.report.fit import fit_object
+        from loadmaster.report.json import dumps, finding_objects
+
+        found = finding_objects(() if proof is None else proof.findings)
+        print(dumps(fit_object(fit, proven=proven) | {"findings": found, "elapsed_s": round(elapsed_s, 4)}))
+    else:
+        from loadmaster.cli.streams import console
+        from loadmaster.report.fit import print_fit
+        from loadmaster.report.text import print_findings
+
+        print_fit(console(), fit, everything=args.all, proven=proven)
+        if proof is not None:
+            print_findings(console(), proof.findings)
+    return 0 if proven else 1
+
+
+def machine_of(args: argparse.Namespace) -> Machine:
+    """Return the devices that a command line describes.
+
+    Raises:
+        UsageError: their number or their memory is missing, or the two do not go together.
+        ConfigError: a kind of device is not known.
+    """
+    from loadmaster.sizing.devices import known_device
+    from loadmaster.sizing.fit import Machine
+
+    sizes: tuple[int, ...] = args.device_memory or ()
+    count = max(1, len(sizes))
+    if args.devices is not None and not args.devices.isdecimal():
+        if sizes:
+            raise UsageError(f"--devices {args.devices} has a known memory", hint="leave out --device-memory")
+        count, device = known_device(args.devices)
+        if not 1 <= count <= MOST_DEVICES:
+            raise UsageError(f"--devices {args.devices}: expected 1 to {MOST_DEVICES} devices")
+        return Machine((device.memory_bytes,) * count, args.devices_per_host, device.bytes_per_s)
+    if not sizes:
+        raise UsageError(
+            "the memory of the devices is not known", hint="pass --devices H100x8, or --device-memory 80GiB"
+        )
+    if args.devices is not None:
+        count = int(args.devices)
+        if not 1 <= count <= MOST_DEVICES:
+            raise UsageError(f"--devices {args.devices}: expected 1 to {MOST_DEVICES} devices")
+        if len(sizes) not in (1, count):
+            raise UsageError(f"--devices {count}, and --device-memory names {len(sizes)}")
+    return Machine(sizes if len(sizes) == count else sizes * count, args.devices_per_host)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """Return the bytes of one device, or of each.
+
+    >>> _sizes("80GiB,24GiB") == (80 * 2**30, 24 * 2**30)
+    True
+    """
+    return tuple(device_memory(part) for part in re.split(r"\s*,\s*", text))

@@ -1,0 +1,157 @@
+"""Prints which layouts fit, and turns them into the JSON object of ``fit --json``."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from loadmaster.findings import gib
+from loadmaster.parallel import ParallelLayout, partition
+from loadmaster.report.memory import memory_object
+from loadmaster.report.ranks import print_wide
+from loadmaster.sizing.fit import Candidate, Fit
+
+MOST_LINES = 5
+"""Layouts of each kind that are listed, unless all are asked for."""
+
+
+def options_of(layout: ParallelLayout) -> str:
+    """Return the options of a command line that ask for a layout; a partition only if it is not the usual one.
+
+    >>> options_of(ParallelLayout(2, 4, enable_expert_parallel=True)), options_of(ParallelLayout())
+    ('-pp 2 -tp 4 -ep', 'one device')
+    """
+    sizes = (
+        ("-pp", layout.pipeline_parallel_size),
+        ("-tp", layout.tensor_parallel_size),
+        ("-dp", layout.data_parallel_size),
+    )
+    words = [f"{name} {size}" for name, size in sizes if size > 1]
+    words += ["-ep"] if layout.enable_expert_parallel else []
+    if layout.layer_partition is not None:
+        counts, stages = layout.layer_partition, len(layout.layer_partition)
+        usual = tuple(end - first for first, end in partition(sum(counts), stages))
+        words += [] if counts == usual else [f"--layer-partition {','.join(map(str, counts))}"]
+    return " ".join(words) or "one device"
+
+
+def fit_object(fit: Fit, *, proven: bool | None) -> dict[str, Any]:
+    """Return the object of all layouts; sizes are bytes. ``proven``: of the best layout's plan, null if none fits."""
+    return {
+        "fits": bool(fit.fitting),
+        "proven": proven,
+        "devices": list(fit.machine.device_bytes),
+        "devices_per_host": fit.machine.per_host,
+        "fitting": [candidate_object(c) for c in fit.fitting],
+        "too_small": [candidate_object(c) for c in fit.too_small],
+        "illegal": [{"layout": i.layout.as_json(), "options": options_of(i.layout), "why": i.why} for i in fit.illegal],
+        "smallest": None if fit.smallest is None else candidate_object(fit.smallest),
+    }
+
+
+def candidate_object(c: Candidate) -> dict[str, Any]:
+    """Return the object of one layout; ``memory`` is that of the fullest rank of each stage."""
+    return {
+        "layout": c.layout.as_json(),
+        "options": options_of(c.layout),
+        "refused": c.refused,
+        "resident_bytes": list(c.resident_bytes),
+        "replicated_bytes": c.replicated_bytes,
+        "crossing_bytes": c.crossing_bytes,
+        "spans_hosts": c.spans_hosts,
+        "step_s": c.step_s,
+        "num_tokens": c.memory.num_tokens,
+        "memory": memory_object(c.memory),
+    }
+
+
+def print_fit(console: Console, fit: Fit, *, everything: bool = False, proven: bool | None = None) -> None:
+    """Print the layouts that fit, best first, those that do not and why, and the smallest machine."""
+    most = len(fit.fitting) if everything else MOST_LINES
+    hosts = -(-fit.machine.num_devices // fit.machine.per_host)
+    sizes = sorted({gib(n) for n in fit.machine.device_bytes})
+    machine = f"{fit.machine.num_devices} device(s) of {', '.join(sizes)} on {hosts} host(s)"
+    if fit.fitting:
+        console.print(f"[bold green]fits[/] {machine}: {len(fit.fitting)} layout(s), best first", highlight=False)
+        print_wide(console, _table(fit.fitting[:most]))
+        if len(fit.fitting) > most:
+            console.print(f"… and {len(fit.fitting) - most} more (--all)", highlight=False)
+        best = fit.fitting[0]
+        console.print(
+            f"best: {options_of(best.layout)}{'' if proven is None else ', proven' if proven else ', NOT proven'}"
+        )
+        for words in _reasons(best):
+            console.print(f"  {words}", highlight=False, soft_wrap=True)
+    else:
+        console.print(f"[bold red]does not fit[/] {machine}", highlight=False)
+    for c in fit.too_small[: len(fit.too_small) if everything else MOST_LINES]:
+        console.print(f"too small: {options_of(c.layout)}: {c.refused}", highlight=False, markup=False, soft_wrap=True)
+    if len(fit.too_small) > MOST_LINES and not everything:
+        console.print(f"… and {len(fit.too_small) - MOST_LINES} more (--all)", highlight=False)
+    for why, layouts in _by_reason(fit).items():
+        named = [options_of(layout) for layout in layouts]
+        shown = named if everything else named[:3]
+        more = f" and {len(named) - len(shown)} more" if len(named) > len(shown) else ""
+        console.print(f"not possible: {', '.join(shown)}{more}: {why}", highlight=False, markup=False, soft_wrap=True)
+    if fit.smallest is None:
+        console.print("no machine of up to 64 such devices would do", highlight=False)
+    else:
+        c = fit.smallest
+        console.print(
+            f"smallest machine of such devices: {c.layout.num_ranks}, as {options_of(c.layout)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(
+        "~ is an estimate that was not measured; steps are for comparison alone (docs/guides/fit.md)", highlight=False
+    )
+
+
+def _table(candidates: Sequence[Candidate]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("layout", no_wrap=True)
+    for column in ("parameters GiB", "left ~", "tokens fit", "replicated", "crossing B/token", "step ~"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for c in candidates:
+        low, high = min(c.resident_bytes) / 2**30, max(c.resident_bytes) / 2**30
+        left = min(r.left_bytes or 0 for r in c.memory.ranks)
+        tokens = "unknown" if c.memory.num_tokens is None else f"{c.memory.num_tokens:,}"
+        table.add_row(
+            options_of(c.layout),
+            f"{high:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f}-{high:.2f}",
+            f"{left / 2**30:.2f}",
+            tokens,
+            f"{c.replicated_bytes / 2**30:.2f}",
+            f"{c.crossing_bytes:,}",
+            f"{c.step_s * 1e3:.1f} ms",
+        )
+    return table
+
+
+def _reasons(c: Candidate) -> Iterator[str]:
+    load = c.memory.load
+    fullest, twice = gib(max(c.resident_bytes)), gib(c.replicated_bytes)
+    yield f"{fullest} of parameters on the fullest rank, {twice} held more than once over all ranks"
+    if c.memory.num_tokens is not None:
+        at_once = c.memory.num_tokens / load.max_model_len
+        copies = c.layout.data_parallel_size
+        each = f" in each of {copies} copies" if copies > 1 else ""
+        yield f"{c.memory.num_tokens:,} tokens fit at a time{each}: {at_once:.1f} requests of {load.max_model_len:,} tokens"
+    else:
+        yield f"{c.memory.unknown}, and is not counted"
+    if c.layout.pipeline_parallel_size > 1:
+        yield f"{c.crossing_bytes:,} bytes a token cross the {c.layout.pipeline_parallel_size - 1} cut(s)"
+    if c.layout.stage_size > 1:
+        where = "across hosts" if c.spans_hosts else "inside a host"
+        yield f"ranks of a stage add up their outputs {where}, twice a layer"
+
+
+def _by_reason(fit: Fit) -> dict[str, list[ParallelLayout]]:
+    reasons: dict[str, list[ParallelLayout]] = defaultdict(list)
+    for illegal in fit.illegal:
+        reasons[illegal.why].append(illegal.layout)
+    return reasons
