@@ -69,6 +69,18 @@ def test_a_cache_that_is_not_known_is_said_to_be_unknown(tiny: Tiny, capsys: Sai
     assert "unknown" in said and "linear attention keeps a state for each request" in said
 
 
+def test_a_model_without_a_length_is_judged_by_its_parameters_and_that_is_said(tiny_copy: Tiny, capsys: Said) -> None:
+    path = tiny_copy("llama")
+    config = json.loads((path / "config.json").read_text())
+    del config["max_position_embeddings"]
+    (path / "config.json").write_text(json.dumps(config))
+    assert main(["plan", str(path), "--device-memory", "1GiB", "--json"]) == 0
+    said = capsys.readouterr()
+    assert "memory" not in json.loads(said.out)
+    assert "only parameters are compared with --device-memory" in said.err and "--max-model-len" in said.err
+    assert main(["plan", str(path), "--max-num-seqs", "2"]) == 1
+
+
 def test_cuts_are_listed_with_what_crosses(tiny: Tiny, capsys: Said) -> None:
     code, found = plan(capsys, tiny("deepseek-v3"), "-pp", "2", "--cuts")
     assert (code, [c["is_made"] for c in found["cuts"]]) == (0, [False, False, False, True, False, False, False])

@@ -15,7 +15,7 @@ from loadmaster.sizing.weights import WeightSizes
 from loadmaster.synth import PRESETS, write_full_size
 from tests.conftest import Tiny
 
-NARROW = {"n_routed_experts": 16, "n_group": 1, "topk_group": 1}
+NARROW = {"n_routed_experts": 8, "n_group": 1, "topk_group": 1}
 """Fewer experts, so that the headers are quickly written; layers, widths and MTP are as published."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations, pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadmaster.errors import LayoutError
@@ -35,6 +35,7 @@ def made_costs(draw: st.DrawFn) -> Costs:
     return Costs(draw(of_layers), draw(of_layers), draw(pair), draw(pair), draw(of_layers), draw(flags))
 
 
+@settings(max_examples=40)
 @given(made_costs(), st.integers(1, 5))
 def test_no_partition_has_a_smaller_largest_load_or_as_small_a_one_and_carries_less(costs: Costs, stages: int) -> None:
     every = every_partition(costs, stages)
@@ -50,6 +51,7 @@ def test_no_partition_has_a_smaller_largest_load_or_as_small_a_one_and_carries_l
     assert carried(costs, counts) == min(carried(costs, other) for other in equals)
 
 
+@settings(max_examples=40)
 @given(made_costs(), st.lists(st.integers(5, 60).map(float), min_size=1, max_size=4))
 def test_stages_that_fit_their_devices_are_found_if_there_are_any(costs: Costs, rooms: list[float]) -> None:
     costs = Costs(*(getattr(costs, name) for name in costs.__dataclass_fields__ if name != "room"), room=tuple(rooms))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadmaster.cli.options import memory as rate_bytes
 from loadmaster.cli.options import number, positive, tokens
-from loadmaster.errors import UsageError
+from loadmaster.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,12 +112,9 @@ class Sizes:
         self.time: LoadTime | None = None
         if args.storage is None and (args.link is not None or args.hosts is not None):
             raise UsageError("--link and --hosts are of a load time", hint="add --storage, such as 2GB/s")
-        if args.device_memory is not None or any(getattr(args, name) is not None for name in MEMORY):
-            from loadmaster.sizing import measure_proof, with_memory
-
-            devices = () if args.device_memory is None else (args.device_memory,)
-            self.memory = measure_proof(proof, args.engine, memory_options(args, devices))
-            self.proof = with_memory(proof, self.memory)
+        asked = any(getattr(args, name) is not None for name in MEMORY)
+        if args.device_memory is not None or asked:
+            self._measure(args, may_lack_length=not asked)
         if args.cuts:
             from loadmaster.sizing.cuts import list_cuts
 
@@ -126,6 +123,21 @@ class Sizes:
             from loadmaster.sizing.load_time import Rates, load_time
 
             self.time = load_time(proof.plan.layout, proof.ranks, Rates(args.storage, args.link, args.hosts or 1))
+
+    def _measure(self, args: argparse.Namespace, *, may_lack_length: bool) -> None:
+        """Count the memory. With ``may_lack_length`` a model whose longest request nothing names is judged by its parameters."""
+        from loadmaster.sizing import measure_proof, with_memory
+
+        devices = () if args.device_memory is None else (args.device_memory,)
+        try:
+            self.memory = measure_proof(self.proof, args.engine, memory_options(args, devices))
+        except ConfigError as error:
+            if not may_lack_length:
+                raise
+            words = f"only parameters are compared with --device-memory: {error.message} ({error.hint})"
+            print(f"loadmaster {args.command}: {words}", file=sys.stderr)
+            return
+        self.proof = with_memory(self.proof, self.memory)
 
     def objects(self) -> dict[str, Any]:
         """Return what is added to the JSON object."""
