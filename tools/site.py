@@ -39,6 +39,8 @@ def stage() -> None:
     """Copy the pages to `PAGES`, and the files that they link to; make a page of each folder that has none."""
     shutil.rmtree(PAGES, ignore_errors=True)
     waiting, done, folders = markdown.pages(), set[Path](), set[Path]()
+    for picture in (ROOT / "docs").rglob("*.png"):  # some are shown by HTML, for light and dark pages
+        _copy(picture)
     while waiting:
         page = waiting.pop()
         if page in done:
@@ -72,7 +74,7 @@ def _copy(file: Path) -> None:
 
 def _list(folder: Path) -> None:
     """Write the page of a folder: its pages by their titles, and the names of its other files."""
-    lines = [f"# {folder.relative_to(ROOT)}", ""]
+    lines = [f"# All of {folder.relative_to(ROOT)}", ""]
     for file in sorted(f for f in folder.iterdir() if f.is_file()):
         lines.append(f"- [{_title(file)}]({file.name})" if file.suffix == ".md" else f"- `{file.name}`")
     to = PAGES / folder.relative_to(ROOT)
@@ -81,7 +83,8 @@ def _list(folder: Path) -> None:
 
 
 def _title(page: Path) -> str:
-    first = next(line for line in page.read_text().splitlines() if line.startswith("# "))
+    """Return a page's first heading; the name of a file that has none."""
+    first = next((line for line in page.read_text().splitlines() if line.startswith("# ")), page.name)
     return first.removeprefix("# ")
 
 
