@@ -26,6 +26,7 @@ PAGES = ROOT / ".cache" / "site-pages"
 
 NAV: list[dict[str, str | list[str]]] = [
     {"Loadmaster": "README.md"},
+    {"中文": "README.zh-CN.md"},
     {"Guides": ["docs/index.md", "docs/guides"]},
     {"Concepts": ["docs/concepts", "ARCHITECTURE.md"]},
     {"Reference": ["docs/reference"]},
