@@ -2,7 +2,7 @@
 
 The native engine sends the hidden states, with the residual added, in the dtype that it computes in, and the other tensors that
 the schema names (`Schema.carries`): top-k indices as 8-byte integers, at most ``index_topk`` a token. vLLM 0.32 sends hidden
-states and residual as two tensors and nothing else (``make_empty_intermediate_tensors`` of its models), so it can not begin a
+states and residual as two tensors and nothing else (``make_empty_intermediate_tensors`` of its models), so it cannot begin a
 stage with a layer that shares a selection.
 """
 
@@ -25,7 +25,7 @@ class Cut:
     """A boundary before ``layer``. ``crosses`` are the tensors that a later stage needs, with their bytes a token.
 
     ``bytes_before`` and ``bytes_after`` are the parameters of both sides on each rank if this were the only cut.
-    ``refused`` says why a stage can not begin here; None: it can. ``is_made``: the plan has it.
+    ``refused`` says why a stage cannot begin here; None: it can. ``is_made``: the plan has it.
     """
 
     layer: int
@@ -49,7 +49,7 @@ def crossing(plan: Plan, layer: int, engine: Engine) -> tuple[tuple[str, int], .
         return (("hidden_states", hidden), ("residual", hidden))
     topk = plan.family.describe(plan.config).optional_size("index_topk") or 0
     sizes = {"hidden_states": hidden, "topk_indices": topk * INDEX_BYTES}
-    return tuple((name, sizes.get(name, 0)) for name in plan.schema.carried_into(layer))
+    return tuple((name, sizes[name]) for name in plan.schema.carried_into(layer))
 
 
 def refusal(schema: Schema, layer: int, engine: Engine) -> str | None:
