@@ -28,6 +28,7 @@ from loadmaster.errors import (
     UnsupportedError,
 )
 from loadmaster.workers import SamplingParams, process
+from tests.workers.processes import is_worker, newest_worker
 from tests.workers.toy import BUILDER, BYTES_A_STAGE, REFUSED_SLOTS, VOCAB, ToyPlan, continuation
 
 if TYPE_CHECKING:
@@ -50,13 +51,6 @@ def nothing_left() -> Iterator[None]:
     assert set(psutil.Process().children(recursive=True)) <= before
 
 
-def is_worker(process: psutil.Process) -> bool:
-    """Whether a child runs the worker already: one stopped between fork and exec holds up the thread that starts it."""
-    with suppress(psutil.Error):
-        return "loadmaster.workers.worker" in process.cmdline()
-    return False
-
-
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     with nothing_left(), start(ToyPlan(3, eos=50), capacity=Capacity(max_num_batched_tokens=4, block_size=4)) as engine:
@@ -70,8 +64,7 @@ def engine() -> Iterator[Engine]:
 def test_one_stage_needs_no_group() -> None:
     with nothing_left(), start(ToyPlan(1)) as engine:
         assert list(engine.generate([3, 4, 5], GREEDY)) == continuation([3, 4, 5], 1, 4) == [6, 7, 8, 9]
-        pid = psutil.Process().children()[-1]
-        assert "loadmaster.workers.worker" in pid.cmdline()
+        assert newest_worker().is_running()
     assert engine.state == "closed"
     assert engine.wait_ended() is None
     engine.close()  # again
@@ -328,7 +321,7 @@ def test_a_worker_lost_between_requests_ends_the_run() -> None:
     with nothing_left(), start(ToyPlan(2)) as engine:
         engine.wait_ready()
         began = time.monotonic()
-        psutil.Process().children()[-1].kill()
+        newest_worker().kill()
         error = engine.wait_ended()
         assert isinstance(error, RunError)
         assert "killed by SIGKILL" in str(error)
@@ -340,7 +333,7 @@ def test_a_stopped_worker_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "STOPPED_FOR_S", 0.5)
     with nothing_left(), start(ToyPlan(1)) as engine, ThreadPoolExecutor(1) as thread:
         engine.wait_ready()
-        worker = psutil.Process().children()[-1]
+        worker = newest_worker()
         worker.suspend()
         ended = thread.submit(engine.wait_ended)
         try:
@@ -365,7 +358,7 @@ def test_a_worker_that_hangs_in_a_step_ends_the_run(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_worker_that_is_stopped_for_a_moment_goes_on(engine: Engine) -> None:
-    worker = psutil.Process().children()[-1]
+    worker = newest_worker()
     worker.suspend()
     time.sleep(0.1)
     worker.resume()

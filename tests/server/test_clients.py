@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import httpx
 import openai
-import psutil
 import pytest
 
 from loadmaster.checkpoint import open_checkpoint
@@ -21,6 +20,7 @@ from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
 from tests.conftest import Tiny
 from tests.server.fake import client_of, eventually, serving
+from tests.workers.processes import newest_worker
 from tests.workers.toy import BUILDER, ToyPlan, continuation
 
 ENDLESS = {"max_tokens": 5000, "temperature": 0, "ignore_eos": True}
@@ -93,7 +93,7 @@ def test_every_request_ends_with_the_error_of_a_lost_stage() -> None:
 
         requests = [clients.submit(ask, i) for i in range(6)]
         eventually(lambda: engine.statistics().num_running == 6)
-        psutil.Process().children()[-1].kill()
+        newest_worker().kill()
         for i, request in enumerate(requests):
             status, text = request.result(60)
             assert status == (200 if i % 2 == 0 else 500)

@@ -16,6 +16,8 @@ import httpx
 import psutil
 import pytest
 
+from tests.workers.processes import newest_worker
+
 from loadmaster.errors import RunError
 from loadmaster.server.address import listen
 
@@ -149,7 +151,7 @@ def test_a_server_whose_engine_failed_says_so_to_whoever_asks(fault: str) -> Non
     with server({0: fault} if fault == "load_raises" else {}, failed_for_s=LIMIT_S) as (process, url):
         if fault == "killed":
             until(url, "ready")
-            os.kill(psutil.Process(process.pid).children()[0].pid, signal.SIGKILL)
+            newest_worker(process.pid).kill()
         until(url, "failed")
         said = "the disk is on fire" if fault == "load_raises" else "was killed by SIGKILL"
         assert said in health(url).json()["error"]["message"]
