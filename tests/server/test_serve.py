@@ -16,10 +16,9 @@ import httpx
 import psutil
 import pytest
 
-from tests.workers.processes import newest_worker
-
 from loadmaster.errors import RunError
 from loadmaster.server.address import listen
+from tests.workers.processes import newest_worker
 
 LIMIT_S = 200
 
