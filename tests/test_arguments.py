@@ -38,6 +38,7 @@ WRONG: dict[str, Callable[[], object]] = {
 READ_ONLY = {
     "Checkpoint",
     "Division",
+    "Explanation",
     "Finding",
     "Grid",
     "LoadReport",
@@ -69,7 +70,9 @@ class Sound:
         self.of: dict[str, dict[str, Any]] = {
             "build_plan": {"checkpoint": checkpoint},
             "prove": {"plan": self.plan},
+            "explain": {"plan": self.plan, "name": "norm.weight"},
             "open_checkpoint": {"path": path},
+            "open_model": {"model": str(path)},
             "resolve_model": {"model": str(path)},
             "load_rank": {"plan": self.proven, "rank": 0},
             "Engine": {"plan": self.proven},

@@ -71,10 +71,11 @@ def open_checkpoint(path: str | Path, origin: Origin | None = None) -> Checkpoin
     ``origin`` says where the folder came from, if it is more than a folder.
 
     Raises:
-        ArgumentError: ``path`` is not a path.
+        ArgumentError: ``path`` is not a path, or ``origin`` not an `Origin`.
         CheckpointError: there is nothing to open. All other defects are in the checkpoint's findings.
     """
     expect("path", path, (str, Path), "the path of a folder or a file")
+    expect("origin", origin, (Origin, type(None)), "an Origin, or None")
     path = Path(path)
     if not str(path).isprintable():
         message = f"the path {printable(str(path))} is not UTF-8, or has control characters"

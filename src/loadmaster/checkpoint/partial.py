@@ -8,6 +8,7 @@ read: the rest of a sparse file reads as zeros.
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -120,6 +121,8 @@ def read_coverage(folder: Path) -> Coverage | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
+        if not os.access(folder, os.X_OK):
+            return None  # listing the folder says why
         raise _damaged(folder, str(error.strerror or error)) from error
     lines = text.split(b"\n")[:-1]  # the last one is empty, or was cut off
     try:
