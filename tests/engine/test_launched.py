@@ -133,6 +133,7 @@ def test_running_requests_finish_whichever_processes_are_asked_to_end(asked: str
     assert (engine.wait(), member.wait()) == (0, 0), (engine.errors, member.errors)
 
 
+@pytest.mark.slow
 def test_members_end_when_the_engine_is_killed(served: list[Command]) -> None:
     engine, member = served
     processes = [*workers_of(engine), *workers_of(member)]

@@ -136,6 +136,7 @@ def test_a_server_that_cannot_load_says_so_once_and_ends(fault: str, num_stages:
         assert (code, errors.count(message), errors.count("Traceback")) == (3, 1, 0), errors
 
 
+@pytest.mark.slow
 def test_a_server_whose_worker_is_lost_says_so_once_and_ends() -> None:
     with server({}, num_stages=2) as (process, url):
         until(url, "ready")
@@ -267,6 +268,7 @@ def test_a_request_that_does_not_come_to_its_end_does_not_keep_the_server_from_e
         assert (code, errors.count("Traceback")) == (0, 0), errors
 
 
+@pytest.mark.slow
 def test_without_file_descriptors_connections_wait_and_the_log_has_one_line() -> None:
     with server({}, num_files=48) as (process, url):
         until(url, "ready")
