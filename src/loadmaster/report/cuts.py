@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from loadmaster.report.ranks import print_wide, unit_of
+from loadmaster.report.console import print_wide, unit_of
 from loadmaster.sizing.cuts import Cut
 
 

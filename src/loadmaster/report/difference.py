@@ -10,13 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from loadmaster.checkpoint import Checkpoint, Signature
+from loadmaster.checkpoint import Checkpoint
 from loadmaster.checkpoint.difference import CheckpointDifference, ConfigChange, TensorGroup
 from loadmaster.errors import clip
 from loadmaster.findings import gib, ranges
 from loadmaster.plan.difference import LayoutDifference, RankChange
+from loadmaster.report.console import form_of, print_wide, say, unit_of
 from loadmaster.report.json import checkpoint_object, finding_objects
-from loadmaster.report.ranks import print_wide, unit_of
 from loadmaster.report.text import layout_text, print_findings
 
 MOST = 60
@@ -38,23 +38,23 @@ def print_checkpoint_difference(
     for which, checkpoint in (("before", before), ("after", after)):
         table = checkpoint.table
         holds = f"{len(table):,} tensors in {len(checkpoint.files)} file(s), {gib(table.payload_bytes)}"
-        _say(console, f"{which:7s} {checkpoint.origin}  {holds}")
+        say(console, f"{which:7s} {checkpoint.origin}  {holds}")
     for group in difference.tensors[:MOST]:
         sign = _SIGN.get(group.change, _CHANGED)
         console.print(f"{sign} {group.change}  ", end="", highlight=False)
-        _say(console, _group(group))
+        say(console, _group(group))
     _more(console, len(difference.tensors) - MOST, "groups of tensors")
     if difference.moves:
         count, size = sum(m.num_tensors for m in difference.moves), sum(m.num_bytes for m in difference.moves)
         console.print("[yellow]>[/] moved  ", end="", highlight=False)
-        _say(console, f"{count:,} tensors, {gib(size)}, to another shard")
+        say(console, f"{count:,} tensors, {gib(size)}, to another shard")
         for move in difference.moves[:MOST_MOVES]:
-            _say(console, f"    {move.before} → {move.after}  × {move.num_tensors:,}, {gib(move.num_bytes)}")
+            say(console, f"    {move.before} → {move.after}  × {move.num_tensors:,}, {gib(move.num_bytes)}")
         _more(console, len(difference.moves) - MOST_MOVES, "pairs of shards")
     for change in difference.config[:MOST]:
         sign = _SIGN["gained"] if change.before is None else _SIGN["lost"] if change.after is None else _CHANGED
         console.print(f"{sign} config  ", end="", highlight=False)
-        _say(console, _config(change))
+        say(console, _config(change))
     _more(console, len(difference.config) - MOST, "config keys")
     for sign, findings in (("lost", difference.findings_lost), ("gained", difference.findings_gained)):
         if findings:
@@ -63,12 +63,12 @@ def print_checkpoint_difference(
             )
             print_findings(console, findings)
     if difference.is_equal:
-        _say(
+        say(
             console,
             "equal: the same tensors in the same shards, the same config and findings; payload bytes not compared",
         )
     else:
-        _say(console, f"different: {_summary(difference)}; payload bytes not compared")
+        say(console, f"different: {_summary(difference)}; payload bytes not compared")
 
 
 def checkpoint_difference_object(
@@ -103,15 +103,11 @@ def checkpoint_difference_object(
 
 
 def _group(group: TensorGroup) -> str:
-    was, now = _signature(group.before), _signature(group.after)
+    was, now = form_of(group.before), form_of(group.after)
     forms = f"{was} → {now}" if was and now else was or now
     size = abs(group.after_bytes - group.before_bytes)
     sized = f"{gib(group.before_bytes)} → {gib(group.after_bytes)}" if was and now else gib(size)
     return f"{group.pattern}  {forms}  × {group.num_tensors:,}, {sized}"
-
-
-def _signature(signature: Signature | None) -> str:
-    return "" if signature is None else f"{signature.dtype} {list(signature.shape)}"
 
 
 def _config(change: ConfigChange) -> str:
@@ -140,8 +136,8 @@ def _summary(difference: CheckpointDifference) -> str:
 def print_layout_difference(console: Console, difference: LayoutDifference) -> None:
     """Print what each rank keeps and newly needs, the totals, and the verdict."""
     hosts = f", {difference.ranks_per_host} ranks a host" if difference.ranks_per_host else ""
-    _say(console, f"before  {layout_text(difference.before)}")
-    _say(console, f"after   {layout_text(difference.after)}{hosts}")
+    say(console, f"before  {layout_text(difference.before)}")
+    say(console, f"after   {layout_text(difference.after)}{hosts}")
     unit, size = unit_of(max((max(r.needed_bytes, r.dropped_bytes) for r in difference.ranks), default=0))
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     shown = [c for c in _COLUMNS if c != "from other hosts" or difference.ranks_per_host]
@@ -154,11 +150,11 @@ def print_layout_difference(console: Console, difference: LayoutDifference) -> N
     print_wide(console, table)
     new, needed = difference.new_bytes, sum(r.needed_bytes for r in difference.ranks)
     if difference.is_equal:
-        _say(console, "equal: every rank needs exactly the stored bytes that it has")
+        say(console, "equal: every rank needs exactly the stored bytes that it has")
         return
     host, remote = (sum(b) for b in zip(*((r.host_bytes, r.remote_bytes) for r in difference.ranks), strict=True))
     across = f" ({gib(host)} of them within a host)" if difference.ranks_per_host else ""
-    _say(
+    say(
         console,
         f"different: of {gib(needed)} of stored tensors that ranks need, they have {gib(needed - new)}; "
         f"{gib(host + remote)} can come from other ranks{across}, {gib(new - host - remote)} only from storage",
@@ -189,8 +185,4 @@ def _lines(ranks: Iterable[RankChange], size: int) -> list[tuple[list[int], dict
 
 def _more(console: Console, count: int, what: str) -> None:
     if count > 0:
-        _say(console, f"  … and {count:,} more {what}; --json has all")
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(console, f"  … and {count:,} more {what}; --json has all")

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from loadmaster.architectures.notation import box, experts
@@ -21,6 +22,7 @@ from loadmaster.plan.explanation import (
     TensorRange,
     TensorUse,
 )
+from loadmaster.report.console import print_wide, say
 from loadmaster.report.json import finding_objects
 from loadmaster.report.text import print_findings
 
@@ -58,24 +60,24 @@ def explanation_object(explanation: Explanation) -> dict[str, Any]:
 def _print_param(console: Console, param: ExplainedParam) -> None:
     where = "the model itself" if param.layer is None else f"layer {param.layer}"
     stages = f"stage{'s' if len(param.stages) > 1 else ''} {ranges(param.stages)}"
-    _say(console, f"{param.name}  parameter of {param.target}, {where}, {stages}, rank {ranges(param.ranks)}")
-    _say(console, f"  = {param.expression}")
+    say(console, f"{param.name}  parameter of {param.target}, {where}, {stages}, rank {ranges(param.ranks)}")
+    say(console, f"  = {param.expression}")
     if param.format is not None:
         others = ", ".join(name for name in param.components if name != param.name)
-        _say(console, f"  one component of {param.format}, kept as stored; the others: {others}")
+        say(console, f"  one component of {param.format}, kept as stored; the others: {others}")
     left_out = param.shares[MOST_SHARES - 1 : -1] if len(param.shares) > MOST_SHARES else ()
     for share in param.shares:
         if share not in left_out:
             _print_share(console, share)
         elif share is left_out[0]:
             others = ranges(rank for share in left_out for rank in share.ranks)
-            _say(console, f"rank {others}: other parts of it, cut alike; --json has all")
+            say(console, f"rank {others}: other parts of it, cut alike; --json has all")
 
 
 def _print_share(console: Console, share: ParamShare) -> None:
-    _say(console, f"rank {ranges(share.ranks)}: {share.dtype} {list(share.shape)}, {_size(share.num_bytes)}")
+    say(console, f"rank {ranges(share.ranks)}: {share.dtype} {list(share.shape)}, {_size(share.num_bytes)}")
     if share.alias is not None:
-        _say(console, f"  shares the memory of {share.alias}: nothing is read for it")
+        say(console, f"  shares the memory of {share.alias}: nothing is read for it")
     for piece in share.pieces:
         _print_piece(console, share, piece)
 
@@ -83,9 +85,9 @@ def _print_share(console: Console, share: ParamShare) -> None:
 def _print_piece(console: Console, share: ParamShare, piece: PieceReads) -> None:
     which = f", experts {experts(piece.experts)}" if piece.experts else ""
     why = f" ({piece.reason})" if piece.reason else ""
-    _say(console, f"  {box(piece.box, share.shape)}{which}: {_DONE[piece.operation]} from {piece.expression}{why}")
+    say(console, f"  {box(piece.box, share.shape)}{which}: {_DONE[piece.operation]} from {piece.expression}{why}")
     for line in _some([_range_line(r) for r in piece.reads], MOST_READS):
-        _say(console, f"      {line}")
+        say(console, f"      {line}")
 
 
 def _param_object(param: ExplainedParam) -> dict[str, Any]:
@@ -127,24 +129,23 @@ def _param_object(param: ExplainedParam) -> dict[str, Any]:
 
 def _print_tensor(console: Console, tensor: ExplainedTensor) -> None:
     if tensor.shape is None or tensor.start is None:
-        _say(console, f"{tensor.name}  tensor that cannot be read{f', of {tensor.file}' if tensor.file else ''}")
+        say(console, f"{tensor.name}  tensor that cannot be read{f', of {tensor.file}' if tensor.file else ''}")
     else:
         end = tensor.start + tensor.num_bytes
-        _say(console, f"{tensor.name}  tensor, {tensor.dtype} {list(tensor.shape)}, {_size(tensor.num_bytes)}")
-        _say(console, f"  in {tensor.file}, bytes {tensor.start:,} to {end:,}")
-    _say(console, f"  {_fate(tensor)}")
+        say(console, f"{tensor.name}  tensor, {tensor.dtype} {list(tensor.shape)}, {_size(tensor.num_bytes)}")
+        say(console, f"  in {tensor.file}, bytes {tensor.start:,} to {end:,}")
+    say(console, f"  {_fate(tensor)}")
     if tensor.uses:
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 2))
         for column in ("rank", "parameter", "part", "bytes"):
             table.add_column(column, no_wrap=True, justify="right" if column == "bytes" else "left")
         for use in tensor.uses[:MOST_USES]:
             slot = "" if use.slot is None else f" [{use.slot}]"
-            table.add_row(ranges(use.ranks), use.param + slot, use.part or "all", f"{use.reads.num_bytes:,}")
-        width, console.width = console.width, 500
-        console.print(table, markup=False, highlight=False)
-        console.width = width
+            param, part = escape(use.param + slot), escape(use.part or "all")
+            table.add_row(ranges(use.ranks), param, part, f"{use.reads.num_bytes:,}")
+        print_wide(console, table)
         if len(tensor.uses) > MOST_USES:
-            _say(console, f"  … and {len(tensor.uses) - MOST_USES:,} more; --json has all")
+            say(console, f"  … and {len(tensor.uses) - MOST_USES:,} more; --json has all")
     print_findings(console, tensor.findings)
 
 
@@ -223,7 +224,3 @@ def _some(lines: Sequence[str], most: int) -> Iterator[str]:
 
 def _size(num_bytes: int) -> str:
     return gib(num_bytes) if num_bytes >= 2**10 else f"{num_bytes:,} bytes"
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

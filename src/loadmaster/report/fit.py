@@ -11,9 +11,9 @@ from rich.table import Table
 
 from loadmaster.findings import gib
 from loadmaster.parallel import ParallelLayout, partition
+from loadmaster.report.console import print_wide, say
 from loadmaster.report.memory import memory_object
-from loadmaster.report.ranks import print_wide
-from loadmaster.sizing.fit import Candidate, Fit
+from loadmaster.sizing.fit import MOST_DEVICES, Candidate, Fit
 
 MOST_LINES = 5
 """Layouts of each kind that are listed, unless all are asked for."""
@@ -79,36 +79,29 @@ def print_fit(console: Console, fit: Fit, *, everything: bool = False, proven: b
         console.print(f"[bold green]fits[/] {machine}: {len(fit.fitting)} layout(s), best first", highlight=False)
         print_wide(console, _table(fit.fitting[:most]))
         if len(fit.fitting) > most:
-            console.print(f"… and {len(fit.fitting) - most} more (--all)", highlight=False)
+            say(console, f"… and {len(fit.fitting) - most} more (--all)")
         best = fit.fitting[0]
-        console.print(
-            f"best: {options_of(best.layout)}{'' if proven is None else ', proven' if proven else ', NOT proven'}"
-        )
+        verdict = "" if proven is None else ", proven" if proven else ", NOT proven"
+        say(console, f"best: {options_of(best.layout)}{verdict}")
         for words in _reasons(best):
-            console.print(f"  {words}", highlight=False, soft_wrap=True)
+            say(console, f"  {words}")
     else:
         console.print(f"[bold red]does not fit[/] {machine}", highlight=False)
     for c in fit.too_small[: len(fit.too_small) if everything else MOST_LINES]:
-        console.print(f"too small: {options_of(c.layout)}: {c.refused}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"too small: {options_of(c.layout)}: {c.refused}")
     if len(fit.too_small) > MOST_LINES and not everything:
-        console.print(f"… and {len(fit.too_small) - MOST_LINES} more (--all)", highlight=False)
+        say(console, f"… and {len(fit.too_small) - MOST_LINES} more (--all)")
     for why, layouts in _by_reason(fit).items():
         named = [options_of(layout) for layout in layouts]
         shown = named if everything else named[:3]
         more = f" and {len(named) - len(shown)} more" if len(named) > len(shown) else ""
-        console.print(f"not possible: {', '.join(shown)}{more}: {why}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"not possible: {', '.join(shown)}{more}: {why}")
     if fit.smallest is None:
-        console.print("no machine of up to 64 such devices would do", highlight=False)
+        say(console, f"no machine of up to {MOST_DEVICES} such devices would do")
     else:
         c = fit.smallest
-        console.print(
-            f"smallest machine of such devices: {c.layout.num_ranks}, as {options_of(c.layout)}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    console.print(
-        "~ is an estimate that was not measured; steps are for comparison alone (docs/guides/fit.md)", highlight=False
-    )
+        say(console, f"smallest machine of such devices: {c.layout.num_ranks}, as {options_of(c.layout)}")
+    say(console, "~ is an estimate that was not measured; steps are for comparison alone (docs/guides/fit.md)")
 
 
 def _table(candidates: Sequence[Candidate]) -> Table:

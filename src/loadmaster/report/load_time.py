@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from loadmaster.findings import gib, ranges
+from loadmaster.report.console import say
 from loadmaster.sizing.load_time import ASSUMPTIONS, LoadTime
 
 MOST_LINES = 16
@@ -32,25 +33,23 @@ def print_load_time(console: Console, time: LoadTime) -> None:
     """Print the seconds of each host, what limits them, and the assumptions."""
     rates = time.rates
     link = f", link {rates.link_bytes_per_s / 1e9:g} GB/s" if rates.link_bytes_per_s else ""
-    console.print(
+    say(
+        console,
         f"loading takes about {_seconds(time.seconds)}: storage {rates.storage_bytes_per_s / 1e9:g} GB/s a host{link}; read "
         f"{gib(sum(time.host_bytes))} for {gib(time.needed_bytes)} needed (× {time.amplification:.2f})",
-        highlight=False,
-        soft_wrap=True,
     )
     for host, num_bytes in enumerate(time.host_bytes[:MOST_LINES]):
         mine = [r for r in time.ranks if r.host == host]
         (bottleneck, _), *_ = Counter(r.bottleneck for r in mine).most_common()
         last = max(mine, key=lambda r: r.seconds)
-        console.print(
+        say(
+            console,
             f"  host {host}, ranks {ranges(r.rank for r in mine)}: {gib(num_bytes)} read, {_seconds(last.seconds)}, limited by "
             f"its {bottleneck}",
-            highlight=False,
-            soft_wrap=True,
         )
     if len(time.host_bytes) > MOST_LINES:
-        console.print(f"  … and {len(time.host_bytes) - MOST_LINES} more hosts", highlight=False)
-    console.print(f"assumed: {'; '.join(ASSUMPTIONS)}", highlight=False, soft_wrap=True)
+        say(console, f"  … and {len(time.host_bytes) - MOST_LINES} more hosts")
+    say(console, f"assumed: {'; '.join(ASSUMPTIONS)}")
 
 
 def _seconds(seconds: float) -> str:

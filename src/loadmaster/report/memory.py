@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadmaster.findings import ranges
-from loadmaster.report.ranks import print_wide, unit_of
+from loadmaster.report.console import print_wide, say, unit_of
 from loadmaster.sizing.memory import ESTIMATED, NATIVE_SHARE, Memory, RankMemory
 
 LEGEND = (
@@ -71,7 +71,7 @@ def print_memory(console: Console, memory: Memory) -> None:
         table.add_row(ranges(other.rank for other in ranks), *known, *last)
     print_wide(console, table)
     for words in _summary(memory):
-        console.print(words, highlight=False, markup=False, soft_wrap=True)
+        say(console, words)
 
 
 def _alike(memory: Memory, size: int) -> list[list[RankMemory]]:

@@ -16,6 +16,7 @@ from rich.table import Table
 from loadmaster.findings import gib, ranges
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import RankFigures
+from loadmaster.report.console import print_wide, say, unit_of
 
 EXACT = 16
 """Up to this many ranks share a line only if all figures are equal; of more, the number of reads is given as a range."""
@@ -36,19 +37,6 @@ class Line:
     ranks: tuple[RankFigures, ...]
     dp: tuple[int, ...]
     tp: tuple[int, ...]
-
-
-def unit_of(num_bytes: int) -> tuple[str, int]:
-    """Return the unit for the sizes in a table, and its bytes."""
-    return ("GiB", 2**30) if num_bytes >= 2**30 else ("MiB", 2**20)
-
-
-def print_wide(console: Console, table: Table) -> None:
-    """Print a table completely, even if it is wider than the terminal."""
-    width = console.width
-    console.width = max(width, table.__rich_measure__(console, console.options.update(width=500)).maximum)
-    console.print(table)
-    console.width = width
 
 
 def lines_of(ranks: Sequence[RankFigures]) -> list[Line]:
@@ -97,7 +85,7 @@ def print_ranks(console: Console, ranks: Sequence[RankFigures], layout: Parallel
         )
     print_wide(console, table)
     for words in _summary(ranks, size):
-        console.print(words, highlight=False, markup=False, soft_wrap=True)
+        say(console, words)
 
 
 def _sizes(r: RankFigures, size: int) -> tuple[str, ...]:

@@ -16,8 +16,9 @@ from loadmaster.findings import Finding, gib, ranges
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import ParamSpec
 from loadmaster.plan.proof import Proof
+from loadmaster.report.console import form_of, print_wide, say, unit_of
 from loadmaster.report.json import architectures
-from loadmaster.report.ranks import print_ranks, print_wide, unit_of
+from loadmaster.report.ranks import print_ranks
 
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
@@ -48,7 +49,7 @@ def print_proof(
     """
     for s in params:
         alias = f"  is {s.alias}" if s.alias else ""
-        console.print(f"{s.name}  {s.dtype} {list(s.shape)}{alias}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"{s.name}  {s.dtype} {list(s.shape)}{alias}")
     plan, table = proof.plan, proof.plan.checkpoint.table
     layout = plan.layout
     console.print(
@@ -127,11 +128,7 @@ def print_checkpoint(console: Console, checkpoint: Checkpoint, names: Iterable[s
             number = table.ids[name]
             s = table.signatures[table.signature[number]]
             file = checkpoint.files[table.file[number]].name
-            console.print(
-                f"{escape(name)}  {s.dtype} {list(s.shape)}  {file} @ {table.start[number]:,}".replace("[", r"\["),
-                highlight=False,
-                soft_wrap=True,
-            )
+            say(console, f"{name}  {form_of(s)}  {file} @ {table.start[number]:,}")
     else:
         counts: Counter[str] = Counter()
         sizes: Counter[str] = Counter()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from loadmaster.checkpoint import Checkpoint, Signature
+from loadmaster.checkpoint import Checkpoint
 from loadmaster.checkpoint.difference import CheckpointDifference, TensorGroup
 from loadmaster.errors import clip
 from loadmaster.findings import Finding, gib, ranges
 from loadmaster.plan.difference import LayoutDifference, RankChange
+from loadmaster.report.console import form_of
 from loadmaster.report.html.bars import WIDTH, drawing, stacked
 from loadmaster.report.html.document import document, section
 from loadmaster.report.html.markup import Markup, element
@@ -100,11 +101,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], co
 
 def _group(group: TensorGroup) -> tuple[str, ...]:
     size = f"{gib(group.before_bytes)} → {gib(group.after_bytes)}"
-    return group.change, group.pattern, f"{group.num_tensors:,}", _form(group.before), _form(group.after), size
-
-
-def _form(signature: Signature | None) -> str:
-    return "" if signature is None else f"{signature.dtype} {list(signature.shape)}"
+    return group.change, group.pattern, f"{group.num_tensors:,}", form_of(group.before), form_of(group.after), size
 
 
 def _findings(title: str, findings: Sequence[Finding]) -> Markup:

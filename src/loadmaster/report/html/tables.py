@@ -5,10 +5,11 @@ from __future__ import annotations
 from loadmaster.findings import Finding, gib, ranges
 from loadmaster.plan import Plan, Proof
 from loadmaster.plan.anatomy import Anatomy
+from loadmaster.report.console import unit_of
 from loadmaster.report.html.bars import WIDTH, drawing, kind_class, stacked
 from loadmaster.report.html.document import section
 from loadmaster.report.html.markup import Markup, element
-from loadmaster.report.ranks import lines_of, numbers, unit_of
+from loadmaster.report.ranks import lines_of, numbers
 
 STAGE_COLOURS = 8
 """Stages take turns in this many colours."""
