@@ -2,9 +2,10 @@ import re
 
 import pytest
 
-from loadmaster.server.page.document import Document, asset, source
+from loadmaster.report.page import inline_source, page_style
+from loadmaster.server.page.document import Document, asset
 
-STYLE, INDEX_STYLE, DOCS_STYLE = asset("style.css"), asset("index.css"), asset("docs.css")
+STYLE, INDEX_STYLE, DOCS_STYLE = page_style() + asset("style.css"), asset("index.css"), asset("docs.css")
 PAGES = {
     "index": Document(asset("index.html"), STYLE + INDEX_STYLE, asset("index.js")),
     "docs": Document(asset("docs.html"), STYLE + DOCS_STYLE),
@@ -26,7 +27,7 @@ def test_the_policy_allows_what_is_inline_and_nothing_else(page: Document) -> No
     text = page.body.decode()
     for name in ("style", "script"):
         inline = re.findall(rf"<{name}>(.*?)</{name}>", text, re.DOTALL)
-        expected = source(inline[0]) if inline else "'none'"
+        expected = inline_source(inline[0]) if inline else "'none'"
         assert f"{name}-src {expected};" in policy
         assert len(inline) <= 1
     assert not re.search(r"<[^>]* (style|on\w+)=", text), "attributes that the policy blocks"
@@ -48,7 +49,8 @@ def luminance(color: str) -> float:
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_text_has_enough_contrast(scheme: int) -> None:
     blocks = re.findall(r":root \{(.*?)\}", STYLE, re.DOTALL)
-    colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[scheme]))
+    assert len(blocks) == 4  # light and dark of all pages, then of this one
+    colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[scheme] + blocks[scheme + 2]))
     text = [("ink", "ground"), ("ink", "panel"), ("muted", "ground"), ("muted", "panel"), ("accent", "ground")]
     text += [("accent", "panel"), ("on-accent", "accent"), ("bad", "panel"), ("ink", "bad-ground")]
     bars = [("busy", "panel"), ("busy", "track"), ("input", "panel")]

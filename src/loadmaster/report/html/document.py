@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
@@ -11,12 +9,13 @@ from typing import Any
 import orjson
 
 from loadmaster.report.html.markup import Markup, element
+from loadmaster.report.page import inline_source, page_style
 
 
 def document(title: str, header: Iterable[Markup], sections: Iterable[Markup], data: Mapping[str, Any]) -> str:
     """Return an HTML document. ``data`` are JSON values for its script."""
-    style, script = _asset("report.css"), _asset("report.js")
-    allowed = f"style-src {_source(style)}; script-src {_source(script)}; img-src data:; base-uri 'none'"
+    style, script = page_style() + _asset("report.css"), _asset("report.js")
+    allowed = f"style-src {inline_source(style)}; script-src {inline_source(script)}; img-src data:; base-uri 'none'"
     body = [element("header", header), element("main", sections)]
     parts = {
         "policy": element("meta", http_equiv="Content-Security-Policy", content=f"default-src 'none'; {allowed}"),
@@ -37,11 +36,6 @@ def section(title: str, content: Iterable[Markup], id_: str) -> Markup:
 
 def _asset(name: str) -> str:
     return (files(__package__) / "assets" / name).read_text(encoding="utf-8")
-
-
-def _source(content: str) -> str:
-    """Return the source expression of Content Security Policy 3 that allows one inline style or script."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
 def _data(value: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,19 +10,12 @@ from importlib.resources import files
 
 from fastapi import Request, Response
 
+from loadmaster.report.page import inline_source
+
 
 def asset(name: str) -> str:
     """Return the text of a file in ``assets``."""
     return (files(__package__) / "assets" / name).read_text(encoding="utf-8")
-
-
-def source(text: str) -> str:
-    """Return the source expression of Content Security Policy 3 that allows one inline style or script.
-
-    >>> source("")
-    "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='"
-    """
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 @dataclass(frozen=True)
@@ -47,8 +39,8 @@ class Document:
         """The headers of the answer. Browsers ask each time whether the document has changed."""
         policy = {
             "default-src": "'none'",
-            "style-src": source(self.style),
-            "script-src": source(self.script) if self.script else "'none'",
+            "style-src": inline_source(self.style),
+            "script-src": inline_source(self.script) if self.script else "'none'",
             "connect-src": "'self'" if self.script else "'none'",
             "img-src": "data:",
             "base-uri": "'none'",

@@ -7,6 +7,7 @@ from functools import cache
 
 from fastapi import FastAPI, Request, Response
 
+from loadmaster.report.page import page_style
 from loadmaster.server.page.document import Document, asset
 from loadmaster.server.page.reference import reference
 from loadmaster.server.service import Service
@@ -16,7 +17,7 @@ from loadmaster.server.snapshot import Status, take_status
 def add_pages(app: FastAPI, service: Service) -> None:
     """Add ``/``, ``/docs`` and ``/status``."""
     started = time.monotonic()
-    style = asset("style.css")
+    style = page_style() + asset("style.css")
     index = Document(asset("index.html"), style + asset("index.css"), asset("index.js"))
 
     @cache
