@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from loadmaster.checkpoint import open_checkpoint
+from loadmaster.engine.capacity import MAX_NUM_BATCHED_TOKENS, SHARE, Capacity
 from loadmaster.errors import ArgumentError, ConfigError, UnsupportedError
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Proof, build_plan, prove
 from loadmaster.sizing import Memory, MemoryOptions, measure_proof, with_memory
+from loadmaster.sizing.cache import PAGE_TOKENS
 from loadmaster.sizing.devices import COMMUNICATION_BYTES, CONTEXT_BYTES, DRIVER_BYTES, GRAPH_BYTES, known_device
+from loadmaster.sizing.memory import NATIVE_SHARE
 from loadmaster.sizing.verdict import findings
 from loadmaster.synth import PRESETS, write_tiny
 from loadmaster.torch_dtypes import TORCH
@@ -93,7 +96,7 @@ def test_vllm_uses_its_share_of_what_cuda_shows(tiny: Tiny) -> None:
 
 def test_vllms_defaults_follow_the_memory_of_the_device(tiny: Tiny) -> None:
     proof = proven(tiny("qwen3-moe"), None, "vllm-0.32")
-    loads = [measure_proof(proof, "vllm", MemoryOptions((n * GIB,))).load for n in (24, 80, 180)]
+    loads = [measure_proof(proof, "vllm", MemoryOptions((n * GIB,))).workload for n in (24, 80, 180)]
     assert [(load.max_num_seqs, load.max_num_batched_tokens) for load in loads] == [
         (256, 2048),
         (1024, 8192),
@@ -194,7 +197,7 @@ def test_parameters_that_do_not_fit_by_themselves_are_one_finding(tiny: Tiny) ->
 
 def test_the_models_own_length_is_the_default(tmp_path: Path) -> None:
     write_tiny(PRESETS["llama"], tmp_path / "tiny", overrides={"max_position_embeddings": 96})
-    assert measure_proof(proven(tmp_path / "tiny"), "native", MemoryOptions()).load.max_model_len == 96
+    assert measure_proof(proven(tmp_path / "tiny"), "native", MemoryOptions()).workload.max_model_len == 96
 
 
 def test_devices_are_known_by_name_and_number() -> None:
@@ -203,3 +206,12 @@ def test_devices_are_known_by_name_and_number() -> None:
     with pytest.raises(ConfigError, match="no such device") as caught:
         known_device("H900")
     assert "H100" in str(caught.value.hint)
+
+
+def test_what_is_assumed_of_the_native_engine_is_what_it_does(tmp_path: Path) -> None:
+    write_tiny(PRESETS["llama"], tmp_path / "tiny")
+    workload = measure_proof(proven(tmp_path / "tiny"), "native", MemoryOptions()).workload
+    assert workload.max_num_seqs == Capacity().max_num_seqs
+    assert workload.max_num_batched_tokens == MAX_NUM_BATCHED_TOKENS["cuda"]
+    assert SHARE["cuda"] == NATIVE_SHARE
+    assert Capacity().block_size == PAGE_TOKENS

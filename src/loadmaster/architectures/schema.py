@@ -140,6 +140,11 @@ class Schema:
         """Patterns of stored names that this config makes unnecessary, with the reason."""
         return TIED_HEAD if self.tied else ()
 
+    @property
+    def hidden_size(self) -> int:
+        """The elements of a token's hidden state: a row of the embedding."""
+        return next(t.shape[-1] for t in self.top if t.name == "embed")
+
     def carried_into(self, layer: int) -> tuple[str, ...]:
         """Return what a stage that begins at ``layer`` needs from the stage before."""
         if layer == 0:

@@ -15,7 +15,7 @@ from loadmaster.errors import UsageError
 if TYPE_CHECKING:
     from loadmaster.sizing.fit import Machine
 
-MOST_DEVICES = 4096
+MOST_ASKED = 4096
 """More devices than that are a slip."""
 
 
@@ -110,8 +110,8 @@ def machine_of(args: argparse.Namespace) -> Machine:
         if sizes:
             raise UsageError(f"--devices {args.devices} has a known memory", hint="leave out --device-memory")
         count, device = known_device(args.devices)
-        if not 1 <= count <= MOST_DEVICES:
-            raise UsageError(f"--devices {args.devices}: expected 1 to {MOST_DEVICES} devices")
+        if not 1 <= count <= MOST_ASKED:
+            raise UsageError(f"--devices {args.devices}: expected 1 to {MOST_ASKED} devices")
         return Machine((device.memory_bytes,) * count, args.devices_per_host, device.bytes_per_s)
     if not sizes:
         raise UsageError(
@@ -119,8 +119,8 @@ def machine_of(args: argparse.Namespace) -> Machine:
         )
     if args.devices is not None:
         count = int(args.devices)
-        if not 1 <= count <= MOST_DEVICES:
-            raise UsageError(f"--devices {args.devices}: expected 1 to {MOST_DEVICES} devices")
+        if not 1 <= count <= MOST_ASKED:
+            raise UsageError(f"--devices {args.devices}: expected 1 to {MOST_ASKED} devices")
         if len(sizes) not in (1, count):
             raise UsageError(f"--devices {count}, and --device-memory names {len(sizes)}")
     return Machine(sizes if len(sizes) == count else sizes * count, args.devices_per_host)

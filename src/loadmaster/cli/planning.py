@@ -157,13 +157,14 @@ def _plan(args: argparse.Namespace, checkpoint: Checkpoint, dtype: str | None, t
     plan = build_plan(checkpoint, layout, dtype=dtype, target=target, waive=waive)
     if args.layer_partition != AUTO or layout.pipeline_parallel_size == 1:
         return plan
+    from loadmaster.architectures.targets import engine_of
     from loadmaster.sizing import MemoryOptions, auto_partition
 
     device = getattr(args, "device_memory", None)
     names = ("max_model_len", "max_num_seqs", "max_num_batched_tokens")
     length, seqs, batched = (getattr(args, name, None) for name in names)
     options = MemoryOptions(() if device is None else (device,), length, seqs, batched)
-    args.layer_partition = auto_partition(plan, "vllm" if target.startswith("vllm") else "native", options)
+    args.layer_partition = auto_partition(plan, engine_of(target), options)
     return build_plan(checkpoint, _layout(args, checkpoint), dtype=dtype, target=target, waive=waive)
 
 

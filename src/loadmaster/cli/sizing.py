@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from loadmaster.plan import Proof
     from loadmaster.sizing import Memory, MemoryOptions
-    from loadmaster.sizing.cuts import Cut
+    from loadmaster.sizing.cuts import Boundary
     from loadmaster.sizing.load_time import LoadTime
 
 MEMORY = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "kv_cache_dtype")
@@ -108,7 +108,7 @@ class Sizes:
     def __init__(self, args: argparse.Namespace, proof: Proof) -> None:
         self.proof = proof
         self.memory: Memory | None = None
-        self.cuts: tuple[Cut, ...] | None = None
+        self.cuts: tuple[Boundary, ...] | None = None
         self.time: LoadTime | None = None
         if args.storage is None and (args.link is not None or args.hosts is not None):
             raise UsageError("--link and --hosts are of a load time", hint="add --storage, such as 2GB/s")
@@ -116,9 +116,9 @@ class Sizes:
         if args.device_memory is not None or asked:
             self._measure(args, may_lack_length=not asked)
         if args.cuts:
-            from loadmaster.sizing.cuts import list_cuts
+            from loadmaster.sizing.cuts import list_boundaries
 
-            self.cuts = list_cuts(proof.plan, args.engine)
+            self.cuts = list_boundaries(proof.plan, args.engine)
         if args.storage is not None:
             from loadmaster.sizing.load_time import Rates, load_time
 

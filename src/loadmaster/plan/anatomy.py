@@ -100,11 +100,10 @@ def dissect(plan: Plan) -> Anatomy:
     sizer = _Sizer(plan)
     derived = [plan.rank(rank) for rank in range(plan.num_ranks)]
     stages = []
-    hidden = next((t.shape[-1] for t in plan.schema.top if t.name == "norm"), 0)
     for number, layers in enumerate(plan.stages):
         ranks = plan.layout.stage_ranks(number)
         carries = plan.schema.carried_into(layers[0])
-        width = hidden * itemsize(plan.dtype) if "hidden_states" in carries else 0
+        width = plan.schema.hidden_size * itemsize(plan.dtype) if "hidden_states" in carries else 0
         stages.append(StageAnatomy(number, ranks, layers, sizer.rows(derived[ranks[0]]), carries, width))
     return Anatomy(tuple(stages), tuple(sizer.total(rank) for rank in derived), _shards(plan))
 

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from loadmaster.report.console import print_wide, unit_of
-from loadmaster.sizing.cuts import Cut
+from loadmaster.sizing.cuts import Boundary
 
 
-def cut_objects(cuts: Sequence[Cut]) -> list[dict[str, Any]]:
+def cut_objects(cuts: Sequence[Boundary]) -> list[dict[str, Any]]:
     """Return cuts as objects; sizes are bytes, those that cross are a token's."""
     return [
         {
@@ -28,7 +28,7 @@ def cut_objects(cuts: Sequence[Cut]) -> list[dict[str, Any]]:
     ]
 
 
-def print_cuts(console: Console, cuts: Sequence[Cut]) -> None:
+def print_cuts(console: Console, cuts: Sequence[Boundary]) -> None:
     """Print a line for each boundary; the plan's own cuts are marked."""
     unit, size = unit_of(max((c.bytes_before + c.bytes_after for c in cuts), default=0))
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))

@@ -126,14 +126,14 @@ def _table(candidates: Sequence[Candidate]) -> Table:
 
 
 def _reasons(c: Candidate) -> Iterator[str]:
-    load = c.memory.load
+    workload = c.memory.workload
     fullest, twice = gib(max(c.resident_bytes)), gib(c.replicated_bytes)
     yield f"{fullest} of parameters on the fullest rank, {twice} held more than once over all ranks"
     if c.memory.num_tokens is not None:
-        at_once = c.memory.num_tokens / load.max_model_len
+        at_once = c.memory.num_tokens / workload.max_model_len
         copies = c.layout.data_parallel_size
         each = f" in each of {copies} copies" if copies > 1 else ""
-        yield f"{c.memory.num_tokens:,} tokens fit at a time{each}: {at_once:.1f} requests of {load.max_model_len:,} tokens"
+        yield f"{c.memory.num_tokens:,} tokens fit at a time{each}: {at_once:.1f} requests of {workload.max_model_len:,} tokens"
     else:
         yield f"{c.memory.unknown}, and is not counted"
     if c.layout.pipeline_parallel_size > 1:

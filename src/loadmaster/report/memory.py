@@ -22,13 +22,13 @@ LEGEND = (
 
 def memory_object(memory: Memory) -> dict[str, Any]:
     """Return the object of all ranks' memory; sizes are bytes, null where they are not known."""
-    load, cache = memory.load, memory.cache
+    workload, cache = memory.workload, memory.cache
     return {
-        **dataclasses.asdict(load),
+        **dataclasses.asdict(workload),
         "kv_cache": {
             "unknown": memory.unknown,
             "block_size": None if cache is None else cache.block_size,
-            "blocks_per_request": None if cache is None else cache.request_blocks(load.max_model_len),
+            "blocks_per_request": None if cache is None else cache.request_blocks(workload.max_model_len),
             "num_blocks": memory.num_blocks,
             "num_tokens": memory.num_tokens,
             "longest_request": memory.longest,
@@ -83,23 +83,21 @@ def _alike(memory: Memory, size: int) -> list[list[RankMemory]]:
 
 
 def _summary(memory: Memory) -> Iterator[str]:
-    load = memory.load
-    asked = f"{load.max_num_seqs} requests of {load.max_model_len:,} tokens"
-    batch = f"batches of {load.max_num_batched_tokens:,} tokens"
+    workload = memory.workload
+    asked = f"{workload.max_num_seqs} requests of {workload.max_model_len:,} tokens"
+    batch = f"batches of {workload.max_num_batched_tokens:,} tokens"
     if memory.cache is None:
         yield f"{asked}, {batch}; {memory.unknown}, and is not counted"
     elif memory.num_blocks is None:
         yield f"KV cache for {asked} at a time, {batch}; add --device-memory to see what fits"
     else:
         divided = (
-            f"{load.gpu_memory_utilization:.0%} of a device as CUDA shows it"
-            if load.engine == "vllm"
+            f"{workload.gpu_memory_utilization:.0%} of a device as CUDA shows it"
+            if workload.engine == "vllm"
             else f"the KV cache gets {NATIVE_SHARE:.0%} of what parameters and CUDA leave"
         )
         tokens = memory.num_tokens or 0
-        also = f"{load.max_num_seqs} asked for, " if load.asked_seqs else ""
-        yield (
-            f"{tokens:,} tokens fit at a time: {tokens / load.max_model_len:.1f} requests of {load.max_model_len:,} tokens "
-            f"({also}{batch}; {divided})"
-        )
+        also = f"{workload.max_num_seqs} asked for, " if workload.asked_seqs else ""
+        requests = f"{tokens / workload.max_model_len:.1f} requests of {workload.max_model_len:,} tokens"
+        yield f"{tokens:,} tokens fit at a time: {requests} ({also}{batch}; {divided})"
     yield LEGEND

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from loadmaster.architectures.targets import Engine
 from loadmaster.errors import UnsupportedError
 from loadmaster.parallel import ParallelLayout, partition
 from loadmaster.plan import Plan
@@ -12,14 +13,13 @@ from loadmaster.sizing.activations import choices_of
 from loadmaster.sizing.cuts import crossing, refusal
 from loadmaster.sizing.devices import DRIVER_BYTES, GRAPH_BYTES
 from loadmaster.sizing.memory import (
-    Engine,
-    Load,
     MemoryOptions,
+    Workload,
     cache_of,
-    load_of,
     runtime_bytes,
     stage_activations,
     stage_logits,
+    workload_of,
 )
 from loadmaster.sizing.partition import Costs, balanced, head_compute, layer_compute
 from loadmaster.sizing.weights import Weights, WeightSizes
@@ -48,9 +48,9 @@ def costs_of(plan: Plan, weights: Weights, engine: Engine, options: MemoryOption
     schema = plan.schema
     if options.max_model_len is None and "max_position_embeddings" not in plan.family.describe(plan.config).values:
         options = replace(options, max_model_len=UNKNOWN_LENGTH)
-    load = load_of(plan, engine, options)
+    workload = workload_of(plan, engine, options)
     num_layers, drafts = len(schema.layers), schema.drafts[: plan.layout.num_draft_layers]
-    cache = _cache_bytes(plan, load, options.kv_cache_dtype)
+    cache = _cache_bytes(plan, workload, options.kv_cache_dtype)
     choices = choices_of(plan.family.describe(plan.config))
     compute = {kind: layer_compute(schema.kinds[kind], choices) for kind in {*schema.layers}}
     head = head_compute(schema)
@@ -67,34 +67,36 @@ def costs_of(plan: Plan, weights: Weights, engine: Engine, options: MemoryOption
             float(sum(size for _, size in crossing(plan, n, engine))) if n else 0.0 for n in range(num_layers)
         ),
         cuttable=tuple(refusal(schema, n, engine) is None for n in range(num_layers)),
-        room=_rooms(plan, load, options, weights),
+        room=_rooms(plan, workload, options, weights),
     )
 
 
-def _cache_bytes(plan: Plan, load: Load, kv_cache_dtype: str) -> Sequence[int]:
+def _cache_bytes(plan: Plan, workload: Workload, kv_cache_dtype: str) -> Sequence[int]:
     """Return the bytes of each layer's KV cache, MTP layers last; zeros where it is not known."""
-    requests = load.max_num_seqs if load.asked_seqs else 1
+    requests = workload.max_num_seqs if workload.asked_seqs else 1
     try:
-        cache = cache_of(plan, load, kv_cache_dtype)
+        cache = cache_of(plan, workload, kv_cache_dtype)
     except UnsupportedError:
         return [0] * (len(plan.schema.layers) + plan.layout.num_draft_layers)
-    tokens = [load.max_model_len if c.window is None else min(c.window, load.max_model_len) for c in cache.layers]
+    tokens = [
+        workload.max_model_len if c.window is None else min(c.window, workload.max_model_len) for c in cache.layers
+    ]
     return [c.token_bytes * n * requests for c, n in zip(cache.layers, tokens, strict=True)]
 
 
-def _rooms(plan: Plan, load: Load, options: MemoryOptions, weights: Weights) -> tuple[float, ...]:
+def _rooms(plan: Plan, workload: Workload, options: MemoryOptions, weights: Weights) -> tuple[float, ...]:
     """Return what parameters and KV cache may take on each stage; empty without devices."""
     if not options.device_bytes:
         return ()
     num_layers, stages = len(plan.schema.layers), plan.layout.pipeline_parallel_size
-    batch = stage_activations(plan, load, 0, num_layers, is_last=True) + GRAPH_BYTES[load.engine]
+    batch = stage_activations(plan, workload, 0, num_layers, is_last=True) + GRAPH_BYTES[workload.engine]
     rooms = []
     for stage in range(stages):
         device = min(options.device(rank) or 0 for rank in plan.layout.stage_ranks(stage))
-        moving = batch + (stage_logits(plan, load) if stage == stages - 1 else 0)
+        moving = batch + (stage_logits(plan, workload) if stage == stages - 1 else 0)
         beside = weights.middle if 0 < stage < stages - 1 else 0
-        shown = (device - DRIVER_BYTES) * load.gpu_memory_utilization
-        usable = shown if load.engine == "vllm" else device - runtime_bytes(plan, load.engine)
+        shown = (device - DRIVER_BYTES) * workload.gpu_memory_utilization
+        usable = shown if workload.engine == "vllm" else device - runtime_bytes(plan, workload.engine)
         rooms.append(float(max(1, usable - moving - beside)))
     return tuple(rooms)
 

@@ -95,14 +95,17 @@ class Cache:
         """Return the blocks that one request of ``num_tokens`` takes."""
         return sum(group.blocks(num_tokens, self.block_size) for group in self.groups)
 
+    def usable(self, num_blocks: int) -> int:
+        """Return how many of ``num_blocks`` requests can have."""
+        return max(0, num_blocks - self.reserved_blocks)
+
     def num_tokens(self, num_blocks: int, max_model_len: int) -> int:
         """Return how many tokens fit into ``num_blocks``, in requests of ``max_model_len``, as vLLM counts them."""
-        usable = max(0, num_blocks - self.reserved_blocks)
-        return usable * max_model_len // self.request_blocks(max_model_len)
+        return self.usable(num_blocks) * max_model_len // self.request_blocks(max_model_len)
 
     def longest(self, num_blocks: int, most: int) -> int:
         """Return the longest request, of at most ``most`` tokens, that fits into ``num_blocks``; 0: none."""
-        usable, low, high = max(0, num_blocks - self.reserved_blocks), 0, most
+        usable, low, high = self.usable(num_blocks), 0, most
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.request_blocks(middle) <= usable else (low, middle - 1)

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loadmaster.architectures.schema import Schema
+from loadmaster.architectures.targets import Engine
 from loadmaster.dtypes import num_bytes
 from loadmaster.plan import Plan
-from loadmaster.sizing.memory import Engine
 from loadmaster.sizing.weights import Weights, WeightSizes
 
 INDEX_BYTES = 8
@@ -21,8 +21,8 @@ INDEX_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """A boundary before ``layer``. ``crosses`` are the tensors that a later stage needs, with their bytes a token.
+class Boundary:
+    """The boundary before ``layer``. ``crosses`` are the tensors that pass it where it is cut, with their bytes a token.
 
     ``bytes_before`` and ``bytes_after`` are the parameters of both sides on each rank if this were the only cut.
     ``refused`` says why a stage cannot begin here; None: it can. ``is_made``: the plan has it.
@@ -44,7 +44,7 @@ class Cut:
 def crossing(plan: Plan, layer: int, engine: Engine) -> tuple[tuple[str, int], ...]:
     """Return what crosses a cut before ``layer``: tensors and their bytes a token, on each rank."""
     size = num_bytes(plan.dtype, 1)
-    hidden = _hidden(plan.schema) * size
+    hidden = plan.schema.hidden_size * size
     if engine == "vllm":
         return (("hidden_states", hidden), ("residual", hidden))
     topk = plan.family.describe(plan.config).optional_size("index_topk") or 0
@@ -66,17 +66,17 @@ def refusal(schema: Schema, layer: int, engine: Engine) -> str | None:
     return None
 
 
-def list_cuts(plan: Plan, engine: Engine) -> tuple[Cut, ...]:
+def list_boundaries(plan: Plan, engine: Engine) -> tuple[Boundary, ...]:
     """Return all boundaries, those before the first and after the last layer included."""
     weights: Weights = WeightSizes(plan).at(plan.layout)
     made = {first for first, _ in plan.stages[1:]}
     num_layers = len(plan.schema.layers)
-    cuts = []
+    boundaries = []
     for layer in range(num_layers + 1):
         refused = refusal(plan.schema, layer, engine)
         inside = 0 < layer < num_layers
-        cuts.append(
-            Cut(
+        boundaries.append(
+            Boundary(
                 layer,
                 crossing(plan, layer, engine) if inside else (),
                 weights.stage(0, layer) if inside else 0 if layer == 0 else weights.only + weights.up_to[-1],
@@ -85,9 +85,4 @@ def list_cuts(plan: Plan, engine: Engine) -> tuple[Cut, ...]:
                 refused,
             )
         )
-    return tuple(cuts)
-
-
-def _hidden(schema: Schema) -> int:
-    """Return the elements of a token's hidden state: the length of the final norm."""
-    return next(t.shape[0] for t in schema.top if t.name == "norm")
+    return tuple(boundaries)

@@ -19,13 +19,14 @@ from dataclasses import dataclass, replace
 from math import log
 from typing import Final
 
+from loadmaster.architectures.targets import Engine
 from loadmaster.errors import LayoutError, UnsupportedError
 from loadmaster.findings import errors
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan
 from loadmaster.sizing.auto import costs_of, staged
 from loadmaster.sizing.cuts import crossing
-from loadmaster.sizing.memory import Engine, Memory, MemoryOptions, measure
+from loadmaster.sizing.memory import Memory, MemoryOptions, measure
 from loadmaster.sizing.partition import balanced
 from loadmaster.sizing.verdict import findings
 from loadmaster.sizing.weights import Weights, WeightSizes
@@ -105,6 +106,13 @@ class Fitter:
 
     def fit(self, machine: Machine) -> Fit:
         """Judge all layouts over a machine's devices, and find the smallest machine of such devices."""
+        legal, illegal = self._judge_all(machine)
+        fitting = tuple(c for c in legal if c.refused is None)
+        too_small = tuple(c for c in legal if c.refused is not None)
+        return Fit(machine, fitting, too_small, tuple(illegal), self._smallest(machine))
+
+    def _judge_all(self, machine: Machine) -> tuple[list[Candidate], list[Illegal]]:
+        """Return the legal layouts over a machine's devices, best first, and the others."""
         legal: list[Candidate] = []
         illegal: list[Illegal] = []
         for layout in self._layouts(machine.num_devices):
@@ -112,9 +120,7 @@ class Fitter:
                 legal.append(self._judge(layout, machine))
             except (LayoutError, UnsupportedError) as error:
                 illegal.append(Illegal(layout, error.message))
-        fitting = sorted((c for c in legal if c.refused is None), key=_order)
-        too_small = sorted((c for c in legal if c.refused is not None), key=_order)
-        return Fit(machine, tuple(fitting), tuple(too_small), tuple(illegal), self._smallest(machine))
+        return sorted(legal, key=_order), illegal
 
     def _layouts(self, num_devices: int) -> Iterator[ParallelLayout]:
         drafts = self._plan.layout.num_draft_layers
@@ -138,10 +144,11 @@ class Fitter:
         weights = self._sizes.at(layout)
         devices = (machine.device_bytes[0],) if len(set(machine.device_bytes)) == 1 else machine.device_bytes
         options = replace(self._options, device_bytes=devices)
-        plan = staged(self._plan, replace(layout, pipeline_parallel_size=1))
+        counts = None
         if stages > 1:
-            plan = replace(plan, layout=layout)
-            plan = staged(plan, layout, balanced(costs_of(plan, weights, self._engine, options), stages))
+            costs = costs_of(replace(self._plan, layout=layout), weights, self._engine, options)
+            counts = balanced(costs, stages)
+        plan = staged(self._plan, layout, counts)
         resident = tuple(weights.stage(first, end) for first, end in plan.stages)
         fullest = {plan.layout.stage_ranks(stage)[0]: size for stage, size in enumerate(resident)}
         if len(devices) > 1:  # the fullest rank's device is the smallest of its stage
@@ -178,15 +185,9 @@ class Fitter:
         for num_devices in (*_divisors(machine.per_host), *hosts):
             if num_devices * device < whole:
                 continue
-            smaller = replace(machine, device_bytes=(device,) * num_devices)
-            found = []
-            for layout in self._layouts(num_devices):
-                try:
-                    found.append(self._judge(layout, smaller))
-                except (LayoutError, UnsupportedError):
-                    continue
-            if fitting := [c for c in found if c.refused is None]:
-                return min(fitting, key=_order)
+            legal, _ = self._judge_all(replace(machine, device_bytes=(device,) * num_devices))
+            if (best := next((c for c in legal if c.refused is None), None)) is not None:
+                return best
         return None
 
 

@@ -81,7 +81,7 @@ def load_time(layout: ParallelLayout, ranks: Sequence[RankFigures], rates: Rates
         unique[r.pp_rank] += r.needed_bytes - r.replica_bytes
     host_bytes = []
     for host in range(rates.hosts):
-        fetched: dict[int, dict[int, int]] = defaultdict(dict)  # stage -> stage slot or tensor rank -> bytes
+        fetched: dict[int, dict[int, int]] = defaultdict(dict)  # stage -> stage slot -> bytes
         for r in ranks[host * per_host : (host + 1) * per_host]:
             fetched[r.pp_rank][layout.coordinate(r.rank).stage_slot] = r.fetched_bytes
         host_bytes.append(sum(_read(unique[stage], slots, layout.stage_size) for stage, slots in fetched.items()))

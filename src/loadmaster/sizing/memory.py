@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final
 
+from loadmaster.architectures.targets import Engine
 from loadmaster.arguments import expect_int
 from loadmaster.errors import ArgumentError, ConfigError, UnsupportedError
 from loadmaster.plan import Plan, Proof, RankFigures
@@ -25,8 +26,6 @@ from loadmaster.sizing.activations import Batch, choices_of, layer_bytes, logits
 from loadmaster.sizing.cache import Cache, plan_cache
 from loadmaster.sizing.devices import COMMUNICATION_BYTES, CONTEXT_BYTES, DRIVER_BYTES, GIB, GRAPH_BYTES
 from loadmaster.sizing.vllm_cache import VllmCacheOptions, vllm_cache
-
-Engine = Literal["native", "vllm"]
 
 NATIVE_SHARE: Final = 0.85
 """Of the memory that is free after loading, the part that the native engine's KV cache takes (`loadmaster.engine.capacity`)."""
@@ -70,7 +69,7 @@ class MemoryOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class Workload:
     """What is computed at a time, all defaults filled in. ``asked_seqs``: the number of requests was given."""
 
     engine: Engine
@@ -120,10 +119,10 @@ class RankMemory:
 class Memory:
     """All ranks' memory. ``num_blocks`` of the KV cache fit on every rank (None: not known, or no device was given).
 
-    ``unknown`` says why the KV cache is not known. ``most_blocks`` are those that all requests can use.
+    ``unknown`` says why the KV cache is not known.
     """
 
-    load: Load
+    workload: Workload
     ranks: tuple[RankMemory, ...]
     cache: Cache | None
     unknown: str | None
@@ -134,17 +133,17 @@ class Memory:
         """Tokens that fit at a time, in requests of the full length; None: not known."""
         if self.cache is None or self.num_blocks is None:
             return None
-        return self.cache.num_tokens(self.num_blocks, self.load.max_model_len)
+        return self.cache.num_tokens(self.num_blocks, self.workload.max_model_len)
 
     @property
     def longest(self) -> int | None:
         """The longest request that fits; None: not known."""
         if self.cache is None or self.num_blocks is None:
             return None
-        return self.cache.longest(self.num_blocks, self.load.max_model_len)
+        return self.cache.longest(self.num_blocks, self.workload.max_model_len)
 
 
-def load_of(plan: Plan, engine: Engine, options: MemoryOptions) -> Load:
+def workload_of(plan: Plan, engine: Engine, options: MemoryOptions) -> Workload:
     """Fill in the defaults of an engine; those of vLLM depend on the device's memory (``arg_utils.py`` of vLLM 0.32.0).
 
     Raises:
@@ -164,7 +163,7 @@ def load_of(plan: Plan, engine: Engine, options: MemoryOptions) -> Load:
         raise ConfigError(
             f"--max-model-len is {length}, expected at most {longest}, the model's max_position_embeddings"
         )
-    return Load(
+    return Workload(
         engine,
         length,
         options.max_num_seqs or seqs,
@@ -174,14 +173,14 @@ def load_of(plan: Plan, engine: Engine, options: MemoryOptions) -> Load:
     )
 
 
-def cache_of(plan: Plan, load: Load, kv_cache_dtype: str = "auto") -> Cache:
+def cache_of(plan: Plan, workload: Workload, kv_cache_dtype: str = "auto") -> Cache:
     """Return the KV cache of an engine.
 
     Raises:
         UnsupportedError: it is not known; says why.
     """
-    if load.engine == "vllm":
-        return vllm_cache(plan, VllmCacheOptions(kv_cache_dtype, load.max_num_batched_tokens))
+    if workload.engine == "vllm":
+        return vllm_cache(plan, VllmCacheOptions(kv_cache_dtype, workload.max_num_batched_tokens))
     if kv_cache_dtype != "auto":
         raise UnsupportedError(
             f"--kv-cache-dtype {kv_cache_dtype}: the native engine's KV cache is in the model's dtype",
@@ -212,29 +211,40 @@ def measure(
         raise ConfigError(
             f"--device-memory names {len(options.device_bytes)} devices, and there are {plan.num_ranks} ranks"
         )
-    load = load_of(plan, engine, options)
+    workload = workload_of(plan, engine, options)
     cache, unknown = None, None
     try:
-        cache = cache_of(plan, load, options.kv_cache_dtype)
+        cache = cache_of(plan, workload, options.kv_cache_dtype)
     except UnsupportedError as error:
         if options.kv_cache_dtype != "auto":
             raise
         unknown = error.message
-    ranks = [
-        _rank(
-            plan,
-            rank,
-            resident,
-            load,
-            cache,
-            options,
-            (draft_bytes or {}).get(rank, 0),
-            (staging_bytes or {}).get(rank, 0),
+    drafts, staging = draft_bytes or {}, staging_bytes or {}
+    stage_of = {rank: plan.layout.coordinate(rank).pp_rank for rank in resident_bytes}
+    stages = {stage: _stage(plan, workload, cache, stage) for stage in set(stage_of.values())}
+    runtime = runtime_bytes(plan, engine)
+    ranks = []
+    for rank, resident in resident_bytes.items():
+        stage = stages[stage_of[rank]]
+        ranks.append(
+            RankMemory(
+                rank=rank,
+                parameters_bytes=resident,
+                draft_bytes=drafts.get(rank, 0),
+                block_bytes=stage.block_bytes,
+                request_bytes=stage.request_bytes,
+                cache_bytes=None,
+                activations_bytes=stage.activations_bytes,
+                logits_bytes=stage.logits_bytes,
+                runtime_bytes=runtime,
+                graphs_bytes=GRAPH_BYTES[engine],
+                device_bytes=options.device(rank),
+                left_bytes=None,
+                host_staging_bytes=staging.get(rank, 0),
+            )
         )
-        for rank, resident in resident_bytes.items()
-    ]
-    num_blocks = None if cache is None else _num_blocks(ranks, load, cache)
-    return Memory(load, tuple(_filled(r, load, cache, num_blocks) for r in ranks), cache, unknown, num_blocks)
+    num_blocks = None if cache is None else _num_blocks(ranks, workload, cache)
+    return Memory(workload, tuple(_filled(r, workload, cache, num_blocks) for r in ranks), cache, unknown, num_blocks)
 
 
 def measure_proof(proof: Proof, engine: Engine, options: MemoryOptions) -> Memory:
@@ -255,53 +265,43 @@ def _draft_bytes(plan: Plan, rank: RankFigures) -> int:
     return sum(c.num_bytes for number in drafts for c in plan.composed[number, slot])
 
 
-def _rank(
-    plan: Plan,
-    rank: int,
-    resident: int,
-    load: Load,
-    cache: Cache | None,
-    options: MemoryOptions,
-    drafts: int,
-    staging: int,
-) -> RankMemory:
-    at = plan.layout.coordinate(rank)
-    first, end = plan.stages[at.pp_rank]
-    is_last = at.pp_rank == len(plan.stages) - 1
+@dataclass(frozen=True, slots=True)
+class _StageMemory:
+    """What all ranks of a stage need alike; see `RankMemory`."""
+
+    block_bytes: int | None
+    request_bytes: int | None
+    activations_bytes: int
+    logits_bytes: int
+
+
+def _stage(plan: Plan, workload: Workload, cache: Cache | None, stage: int) -> _StageMemory:
+    first, end = plan.stages[stage]
+    is_last = stage == len(plan.stages) - 1
     block = None if cache is None else cache.block_bytes(first, end, is_last=is_last)
-    request = None if cache is None or block is None else block * cache.request_blocks(load.max_model_len)
-    return RankMemory(
-        rank=rank,
-        parameters_bytes=resident,
-        draft_bytes=drafts,
-        block_bytes=block,
-        request_bytes=request,
-        cache_bytes=None,
-        activations_bytes=stage_activations(plan, load, first, end, is_last=is_last),
-        logits_bytes=stage_logits(plan, load) if is_last else 0,
-        runtime_bytes=runtime_bytes(plan, load.engine),
-        graphs_bytes=GRAPH_BYTES[load.engine],
-        device_bytes=options.device(rank),
-        left_bytes=None,
-        host_staging_bytes=staging,
+    return _StageMemory(
+        block,
+        None if cache is None or block is None else block * cache.request_blocks(workload.max_model_len),
+        stage_activations(plan, workload, first, end, is_last=is_last),
+        stage_logits(plan, workload) if is_last else 0,
     )
 
 
-def stage_activations(plan: Plan, load: Load, first: int, end: int, *, is_last: bool) -> int:
+def stage_activations(plan: Plan, workload: Workload, first: int, end: int, *, is_last: bool) -> int:
     """Return the most bytes that a batch takes on each rank of a stage, without the logits."""
     schema = plan.schema
     kinds = {*schema.layers[first:end], *(schema.drafts[: plan.layout.num_draft_layers] if is_last else ())}
-    batch, choices = _batch(plan, load), choices_of(plan.family.describe(plan.config))
+    batch, choices = _batch(plan, workload), choices_of(plan.family.describe(plan.config))
     return max(layer_bytes(schema.kinds[kind], plan.layout, batch, choices) for kind in kinds)
 
 
-def stage_logits(plan: Plan, load: Load) -> int:
+def stage_logits(plan: Plan, workload: Workload) -> int:
     """Return the bytes of the logits on each rank of the last stage."""
-    return logits_bytes(plan.schema, plan.layout, _batch(plan, load))
+    return logits_bytes(plan.schema, plan.layout, _batch(plan, workload))
 
 
-def _batch(plan: Plan, load: Load) -> Batch:
-    return Batch(load.max_num_batched_tokens, load.max_num_seqs, plan.dtype)
+def _batch(plan: Plan, workload: Workload) -> Batch:
+    return Batch(workload.max_num_batched_tokens, workload.max_num_seqs, plan.dtype)
 
 
 def runtime_bytes(plan: Plan, engine: Engine) -> int:
@@ -311,36 +311,36 @@ def runtime_bytes(plan: Plan, engine: Engine) -> int:
     return DRIVER_BYTES + CONTEXT_BYTES + (COMMUNICATION_BYTES if talks else 0)
 
 
-def room(rank: RankMemory, load: Load) -> int | None:
+def room(rank: RankMemory, workload: Workload) -> int | None:
     """Return the bytes that the engine gives to the KV cache of a rank; None without a device."""
     if rank.device_bytes is None:
         return None
-    if load.engine == "native":
+    if workload.engine == "native":
         return int((rank.device_bytes - rank.runtime_bytes - rank.parameters_bytes) * NATIVE_SHARE)
     shown = rank.device_bytes - DRIVER_BYTES
-    return int(shown * load.gpu_memory_utilization) - (rank.fixed_bytes - rank.runtime_bytes)
+    return int(shown * workload.gpu_memory_utilization) - (rank.fixed_bytes - rank.runtime_bytes)
 
 
-def _num_blocks(ranks: Sequence[RankMemory], load: Load, cache: Cache) -> int | None:
+def _num_blocks(ranks: Sequence[RankMemory], workload: Workload, cache: Cache) -> int | None:
     """Return the blocks that fit on every rank; the native engine takes no more than all requests can use."""
-    rooms = [room(r, load) for r in ranks]
+    rooms = [room(r, workload) for r in ranks]
     known = [n for n in rooms if n is not None]
     if len(known) < len(rooms):
         return None
     blocks = [max(0, n) // (r.block_bytes or 1) for n, r in zip(known, ranks, strict=True)]
-    if load.engine == "vllm":
+    if workload.engine == "vllm":
         return min(blocks)
     largest = max(r.block_bytes or 1 for r in ranks)  # the native engine divides the least memory by the largest block
-    return min(max(0, min(known)) // largest, cache.request_blocks(load.max_model_len) * load.max_num_seqs)
+    return min(max(0, min(known)) // largest, cache.request_blocks(workload.max_model_len) * workload.max_num_seqs)
 
 
-def _filled(r: RankMemory, load: Load, cache: Cache | None, num_blocks: int | None) -> RankMemory:
+def _filled(r: RankMemory, workload: Workload, cache: Cache | None, num_blocks: int | None) -> RankMemory:
     """Return a rank with its cache: what the engine allocates, or without a device what all requests can use."""
     if cache is None or r.block_bytes is None:
         cache_bytes = None
     elif num_blocks is None:
         cache_bytes = r.block_bytes * (
-            cache.request_blocks(load.max_model_len) * load.max_num_seqs + cache.reserved_blocks
+            cache.request_blocks(workload.max_model_len) * workload.max_num_seqs + cache.reserved_blocks
         )
     else:
         cache_bytes = r.block_bytes * num_blocks

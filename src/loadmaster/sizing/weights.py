@@ -15,7 +15,7 @@ from functools import cached_property
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan
 from loadmaster.plan.classes import LayerClass
-from loadmaster.plan.composition import Numerics, PlannedParam, UnplacedParam, compose
+from loadmaster.plan.composition import PlannedParam, UnplacedParam, compose
 from loadmaster.plan.diagnosis.divide import check_divisible
 from loadmaster.plan.model import PlannedModel
 from loadmaster.plan.rank import held_at
@@ -63,10 +63,8 @@ class WeightSizes:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._numerics = Numerics(plan.dtype, "asked for" if plan.explicit_dtype or plan.target.fixed else None)
         self._composed: dict[tuple[int, str, object], tuple[PlannedParam, ...]] = {}
         self._known: dict[tuple[object, ...], Weights] = {}
-        self._checked: set[tuple[object, ...]] = set()
 
     def at(self, layout: ParallelLayout) -> Weights:
         """Return the sizes on a layout, whatever its pipeline stages.
@@ -136,7 +134,7 @@ class WeightSizes:
         experts = (layout.stage_size, layout.enable_expert_parallel, layout.num_redundant_experts)
         key = (number, name, experts if is_of_experts else layout.tensor_parallel_size)
         if key not in self._composed:
-            whole: UnplacedParam | None = compose(param, bound, self._numerics, layout)
+            whole: UnplacedParam | None = compose(param, bound, self._plan.numerics, layout)
             self._composed[key] = () if whole is None else tuple(whole.at(layout.axes(0)))
         return self._composed[key]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.schema import Family, Target
@@ -27,7 +27,9 @@ def _native_decoded(family: Family, config: Config) -> Target:
     return Target(NATIVE_DECODED, tuple(params))
 
 
-ENGINES: Final[Mapping[str, Mapping[str, MakeTarget]]] = {
+Engine: TypeAlias = Literal["native", "vllm"]
+
+ENGINES: Final[Mapping[Engine, Mapping[str, MakeTarget]]] = {
     NATIVE: {NATIVE_DECODED: _native_decoded, NATIVE: _native},
     "vllm": {vllm_0_32.NAME: vllm_0_32.target},
 }
@@ -36,13 +38,22 @@ ENGINES: Final[Mapping[str, Mapping[str, MakeTarget]]] = {
 _TARGETS: Final = {name: make for targets in ENGINES.values() for name, make in targets.items()}
 
 
-def newest_target(engine: str) -> str:
+def newest_target(engine: Engine) -> str:
     """Return the name of an engine's newest target.
 
     >>> newest_target("native"), newest_target("vllm")
     ('native', 'vllm-0.32')
     """
     return list(ENGINES[engine])[-1]
+
+
+def engine_of(target: str) -> Engine:
+    """Return the engine of a target.
+
+    >>> engine_of("vllm-0.32")
+    'vllm'
+    """
+    return next(engine for engine, targets in ENGINES.items() if target in targets)
 
 
 def find_target(name: str, family: Family, config: Config) -> Target:
