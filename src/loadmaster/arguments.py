@@ -50,6 +50,16 @@ def expect(name: str, value: object, kinds: type[T] | tuple[type[T], ...], expec
     return value
 
 
+def expect_function(name: str, value: object, takes: str, *, optional: bool = True) -> None:
+    """Check that ``value`` is a function, or None if it is ``optional``; ``takes`` says in words what it is called with.
+
+    Raises:
+        ArgumentError: it is something else.
+    """
+    if not callable(value) and not (optional and value is None):
+        raise ArgumentError(f"{name} is {shown(value)}, expected a function that takes {takes}")
+
+
 def expect_integer(name: str, value: object) -> int:
     """Return ``value`` if it is an integer of at most 64 bits; True and False are refused.
 

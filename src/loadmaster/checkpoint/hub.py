@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from loadmaster.arguments import expect, shown
+from loadmaster.arguments import expect, expect_function
 from loadmaster.checkpoint.hub_errors import HubError, hub_errors
 from loadmaster.checkpoint.index import INDEX_NAME, read_index
 from loadmaster.checkpoint.listing import list_shards
 from loadmaster.checkpoint.lookalike import ADAPTER, CONFIG, instead, printable, recognise, some
 from loadmaster.checkpoint.repository import COMMIT, HubFile, Repository
 from loadmaster.checkpoint.source import LocalFolder
-from loadmaster.errors import ArgumentError, CheckpointError
+from loadmaster.errors import CheckpointError
 
 Say = Callable[[str], None]
 """Takes one line about what happens to a model on the hub."""
@@ -49,8 +49,7 @@ def resolve_model(
     for name, value in (("revision", revision), ("cache_dir", cache_dir)):
         expect(name, value, (str, type(None)), "text")
     expect("download", download, bool, "True or False")
-    if on_notice is not None and not callable(on_notice):
-        raise ArgumentError(f"on_notice is {shown(on_notice)}, expected a function that takes a line")
+    expect_function("on_notice", on_notice, "a line")
     say = on_notice or (lambda line: None)
     path = _on_disk(model)
     if path is None:

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from loadmaster.arguments import expect, shown
+from loadmaster.arguments import expect, expect_function
 from loadmaster.checkpoint.folder import Checkpoint, open_checkpoint, open_source
 from loadmaster.checkpoint.hub import Say, find_model
 from loadmaster.checkpoint.lookalike import printable
 from loadmaster.checkpoint.origin import Origin
 from loadmaster.checkpoint.remote.files import HeaderProgress, RemoteFiles
-from loadmaster.errors import ArgumentError, CheckpointError
+from loadmaster.errors import CheckpointError
 
 
 def open_model(
@@ -40,9 +40,8 @@ def open_model(
     expect("model", model, str, "a folder, a hub id such as owner/name, or a URL")
     for name, value in (("revision", revision), ("cache_dir", cache_dir)):
         expect(name, value, (str, type(None)), "text")
-    for name, call in (("on_notice", on_notice), ("on_progress", on_progress)):
-        if call is not None and not callable(call):
-            raise ArgumentError(f"{name} is {shown(call)}, expected a function")
+    expect_function("on_notice", on_notice, "a line")
+    expect_function("on_progress", on_progress, "two numbers")
     say, progress = on_notice or (lambda line: None), on_progress or (lambda done, total: None)
     with find_files(model, revision, cache_dir=cache_dir, on_notice=say) as found:
         if isinstance(found, Path):

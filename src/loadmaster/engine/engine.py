@@ -19,7 +19,7 @@ from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from loadmaster.arguments import expect, expect_int, shown
+from loadmaster.arguments import expect, expect_function, expect_int
 from loadmaster.engine.capacity import Capacity
 from loadmaster.engine.grammar_check import GrammarCheck
 from loadmaster.engine.launched import require_memory_of, run_of
@@ -98,8 +98,7 @@ class Engine:
         expect("capacity", capacity, (Capacity, type(None)), "a Capacity")
         expect("builder", builder, str, "module:name")
         require_device(device)
-        if not callable(on_progress):
-            raise ArgumentError(f"on_progress is {shown(on_progress)}, expected a function of a number of bytes")
+        expect_function("on_progress", on_progress, "a number of bytes", optional=False)
         launch = launch_of(plan.layout, os.environ)
         if launch is not None and launch.rank > 0:
             raise ArgumentError(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from loadmaster.arguments import expect_int, shown
+from loadmaster.arguments import expect_function, expect_int, shown
 from loadmaster.checkpoint import Store
 from loadmaster.errors import ArgumentError
 
@@ -47,5 +47,4 @@ def check_options(
         expect_int("staging_bytes", staging_bytes, 1)
     if store is not None and not all(callable(getattr(store, name, None)) for name in ("stamp", "readinto")):
         raise ArgumentError(f"store is {shown(store)}, expected a Store, which has stamp and readinto")
-    if on_progress is not None and not callable(on_progress):
-        raise ArgumentError(f"on_progress is {shown(on_progress)}, expected a function of a number of bytes")
+    expect_function("on_progress", on_progress, "a number of bytes")

@@ -14,7 +14,7 @@ from loadmaster.checkpoint import LocalStore, Origin, open_checkpoint
 from loadmaster.checkpoint.partial import MANIFEST, PartialFile, Span, merged, read_coverage
 from loadmaster.checkpoint.remote import pull as pulling
 from loadmaster.checkpoint.remote.files import Part, RemoteFile
-from loadmaster.checkpoint.remote.pull import LocalCopy, Piece, pull
+from loadmaster.checkpoint.remote.pull import FileRange, LocalCopy, pull
 from loadmaster.cli.main import main
 from loadmaster.errors import CheckpointError, LoadError
 from loadmaster.limits import Limit
@@ -124,7 +124,7 @@ def test_a_whole_file_with_another_hash_is_removed(memory: Memory, tmp_path: Pat
     listed = memory.sizes()
     memory.content = {n: bytes(SIZE) for n in memory.content}
     with LocalCopy(tmp_path, memory.origin, listed) as copy:
-        pull(memory, copy, [Piece("a.safetensors", 0, SIZE)], lambda num_bytes: None)
+        pull(memory, copy, [FileRange("a.safetensors", 0, SIZE)], lambda num_bytes: None)
         with pytest.raises(LoadError, match=r"a.safetensors: its SHA-256 is .* the file was removed"):
             copy.name_whole()
     assert not list(tmp_path.glob("a.*"))

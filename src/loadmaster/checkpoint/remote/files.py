@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from loadmaster.checkpoint.index import INDEX_NAME
 from loadmaster.checkpoint.origin import Origin
 from loadmaster.limits import Limit
 
@@ -82,3 +83,17 @@ class RemoteFiles(Protocol):
 
     def cache_key(self, name: str, size: int, etag: str | None) -> str | None:
         """Return a text that names a file's content; None where nothing does."""
+
+
+def divided(path: str) -> tuple[str, str | None]:
+    """Return the folder that a URL's path names, and the one shard in it if it names that.
+
+    >>> divided("/a/model"), divided("/a/model/"), divided("/a/model/model.safetensors.index.json")
+    (('/a/model', None), ('/a/model', None), ('/a/model', None))
+    >>> divided("/a/model/model.safetensors")
+    ('/a/model', 'model.safetensors')
+    """
+    folder, _, name = path.rpartition("/")
+    if name.endswith(".safetensors"):
+        return folder, name
+    return (path if name and name != INDEX_NAME else folder), None

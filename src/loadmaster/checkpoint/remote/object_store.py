@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
-from loadmaster.checkpoint.index import INDEX_NAME
 from loadmaster.checkpoint.lookalike import printable
 from loadmaster.checkpoint.origin import Origin
-from loadmaster.checkpoint.remote.files import ChangedFileError, MissingFileError, Part, RemoteFile
+from loadmaster.checkpoint.remote.files import ChangedFileError, MissingFileError, Part, RemoteFile, divided
 from loadmaster.checkpoint.source import no_checkpoint
 from loadmaster.errors import CheckpointError
 from loadmaster.limits import Limit, LimitError
@@ -48,14 +47,10 @@ class ObjectFiles:
                 hint="pip install 'loadmaster[stores]'",
             ) from error
         parts = urlsplit(url)
-        folder, _, name = parts.path.rpartition("/")
-        is_file = name.endswith(".safetensors")
-        if name and not is_file and name != INDEX_NAME:
-            folder = f"{folder}/{name}"
+        folder, self.only = divided(parts.path)
+        """The one object that the URL names; None for a prefix."""
         if not parts.netloc:
             raise CheckpointError(f"{printable(url)} names no bucket", hint=f"give {parts.scheme}://bucket/prefix")
-        self.only: str | None = name if is_file else None
-        """The name of the one object that the URL names; None for a prefix."""
         self._kind = cast(Literal["s3", "gs"], parts.scheme)
         self._url = f"{parts.scheme}://{parts.netloc}{folder}/"
         self._shown = printable(url, 1000)
@@ -127,11 +122,9 @@ class ObjectFiles:
 
         try:
             return ask()
-        except exceptions.NotFoundError as error:
+        except (exceptions.NotFoundError, FileNotFoundError) as error:
             raise MissingFileError from error
-        except (FileNotFoundError, exceptions.PreconditionError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise MissingFileError from error
+        except exceptions.PreconditionError as error:
             raise ChangedFileError("it is not the object that was listed") from error
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
             raise CheckpointError(

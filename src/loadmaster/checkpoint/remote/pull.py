@@ -47,7 +47,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class FileRange:
     """A range of one file."""
 
     name: str
@@ -104,10 +104,7 @@ class LocalCopy:
             self._spans[name] = list(file.spans)
 
     def _begin(self, origin: Origin, known: Coverage | None) -> int:
-        """Write the manifest anew, with what is valid of it; return its descriptor.
-
-        Ranges that were pulled before are recorded as joined, without a hash: it was of the parts.
-        """
+        """Write the manifest anew, with the ranges of an earlier pull that are still on disk; return its descriptor."""
         lines: list[dict[str, object]] = [{"loadmaster partial": VERSION, "origin": origin.as_json()}]
         lines += ({"file": n, "size": size, "etag": etag} for n, (size, etag) in self._sizes.items())
         path, new = self._folder / MANIFEST, self._folder / f"{MANIFEST}.new"
@@ -122,19 +119,22 @@ class LocalCopy:
         self._sync_folder()
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
-    def lacking(self, wanted: Mapping[str, Iterable[Span]]) -> list[Piece]:
+    def lacking(self, wanted: Mapping[str, Iterable[Span]]) -> list[FileRange]:
         """Return what is missing of ranges, in pieces of at most `PIECE_BYTES`."""
         pieces = []
         for name, spans in wanted.items():
-            size, etag = self._sizes[name]
-            have = PartialFile(size, etag, merged(self._spans[name]))
+            have = self._have(name)
             lacking = merged((s for start, end in spans for s in have.lacking(start, end)), GAP_BYTES)
             exact = [s for start, end in lacking for s in have.lacking(start, end)]  # a gap may be there already
             for start, end in exact:
-                pieces += [Piece(name, at, min(at + PIECE_BYTES, end)) for at in range(start, end, PIECE_BYTES)]
+                pieces += [FileRange(name, at, min(at + PIECE_BYTES, end)) for at in range(start, end, PIECE_BYTES)]
         return pieces
 
-    def write(self, piece: Piece, data: bytes) -> str:
+    def _have(self, name: str) -> PartialFile:
+        size, etag = self._sizes[name]
+        return PartialFile(size, etag, merged(self._spans[name]))
+
+    def write(self, piece: FileRange, data: bytes) -> str:
         """Write a piece; return its SHA-256. It is not recorded yet."""
         descriptor = self._open(piece.name)
         view, at = memoryview(data), piece.start
@@ -152,7 +152,7 @@ class LocalCopy:
                 self._files[name] = descriptor
             return self._files[name]
 
-    def record(self, written: Mapping[Piece, str]) -> None:
+    def record(self, written: Mapping[FileRange, str]) -> None:
         """Sync the files of pieces that were written, then record these."""
         for name in {p.name for p in written}:
             os.fdatasync(self._files[name])
@@ -168,9 +168,9 @@ class LocalCopy:
         Raises:
             LoadError: a shard has another SHA-256; its file was removed.
         """
-        for name, (size, etag) in self._sizes.items():
+        for name, (_, etag) in self._sizes.items():
             partial = self._folder / f"{name}{SUFFIX}"
-            if not partial.exists() or not PartialFile(size, etag, merged(self._spans[name])).is_whole:
+            if not partial.exists() or not self._have(name).is_whole:
                 continue
             if etag is not None and _SHA256.fullmatch(etag):
                 with partial.open("rb") as file:
@@ -206,7 +206,7 @@ class LocalCopy:
         self.close()
 
 
-def pull(files: RemoteFiles, copy: LocalCopy, pieces: Iterable[Piece], on_progress: Callable[[int], None]) -> None:
+def pull(files: RemoteFiles, copy: LocalCopy, pieces: Iterable[FileRange], on_progress: Callable[[int], None]) -> None:
     """Download pieces, `CONNECTIONS` at a time, and record them. ``on_progress`` is called with bytes that were written.
 
     Raises:
@@ -214,7 +214,7 @@ def pull(files: RemoteFiles, copy: LocalCopy, pieces: Iterable[Piece], on_progre
         LoadError: the copy cannot be written.
     """
 
-    def fetch(piece: Piece) -> tuple[Piece, str]:
+    def fetch(piece: FileRange) -> tuple[FileRange, str]:
         try:
             part = files.part(piece.name, piece.start, piece.end - piece.start)
         except (MissingFileError, ChangedFileError) as error:
@@ -227,8 +227,8 @@ def pull(files: RemoteFiles, copy: LocalCopy, pieces: Iterable[Piece], on_progre
             )
         return piece, copy.write(piece, part.data)
 
-    written: dict[Piece, str] = {}
-    running: set[Future[tuple[Piece, str]]] = set()
+    written: dict[FileRange, str] = {}
+    running: set[Future[tuple[FileRange, str]]] = set()
     pool = ThreadPoolExecutor(CONNECTIONS)
     synced = time.monotonic()
     todo = iter(pieces)
@@ -276,7 +276,7 @@ def save_small(files: RemoteFiles, names: Iterable[str], folder: Path) -> None:
         new.replace(folder / name)
 
 
-def require_room(folder: Path, pieces: Iterable[Piece]) -> None:
+def require_room(folder: Path, pieces: Iterable[FileRange]) -> None:
     """Check that the disk has room for pieces.
 
     Raises:

@@ -12,7 +12,7 @@ from loadmaster.checkpoint.config import QUANTISATION
 from loadmaster.checkpoint.index import INDEX_NAME, read_index
 from loadmaster.checkpoint.lookalike import CONFIG
 from loadmaster.checkpoint.origin import Origin
-from loadmaster.checkpoint.remote.files import MissingFileError, Part, RemoteFile
+from loadmaster.checkpoint.remote.files import MissingFileError, Part, RemoteFile, divided
 from loadmaster.checkpoint.remote.http import Answer, Http, StatusError, shown_url
 from loadmaster.checkpoint.source import no_checkpoint
 from loadmaster.errors import CheckpointError
@@ -34,11 +34,8 @@ class SiteFiles:
     def __init__(self, url: str, http: Http) -> None:
         parts = urlsplit(url)
         user, _, host = parts.netloc.rpartition("@")
-        folder, _, name = parts.path.rpartition("/")
-        is_file = name.endswith(".safetensors")
-        if not is_file and name != INDEX_NAME and name:
-            folder = f"{folder}/{name}"
-        self.only: str | None = unquote(name) if is_file else None
+        folder, name = divided(parts.path)
+        self.only: str | None = None if name is None else unquote(name)
         """The name of the one file that the URL names; None for a folder."""
         self._prefix = urlunsplit((parts.scheme, host, f"{folder}/", "", ""))
         self._query = f"?{parts.query}" if parts.query else ""
