@@ -7,7 +7,18 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from loadmaster.cli.options import DTYPES, Engines, add_waive_argument, device_memory, json_object, positive
+from loadmaster.cli.options import (
+    ANYWHERE,
+    DTYPES,
+    add_dtype_argument,
+    add_engine_argument,
+    add_json_argument,
+    add_source_arguments,
+    add_speculative_argument,
+    add_waive_argument,
+    device_memory,
+    positive,
+)
 from loadmaster.cli.planning import num_draft_layers, open_model
 from loadmaster.cli.sizing import add_memory_arguments, memory_options
 from loadmaster.errors import UsageError
@@ -21,8 +32,7 @@ MOST_ASKED = 4096
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("model", metavar="MODEL", help="a folder, a Hugging Face hub id, or an https:// URL")
-    parser.add_argument("--revision", help="the hub revision: branch, tag or commit")
+    add_source_arguments(parser, ANYWHERE)
     parser.add_argument(
         "--devices",
         metavar="N|KIND",
@@ -37,25 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--devices-per-host", type=positive, default=8, metavar="N", help="devices that share a host (default: 8)"
     )
-    engine = parser.add_argument("--engine", default="native", help="the engine that runs the model (default: native)")
-    engine.choices = Engines()
-    parser.add_argument(
-        "--speculative-config",
-        "-sc",
-        type=json_object,
-        metavar="JSON",
-        help="""'{"method": "mtp"}': with the MTP layers on the last stage""",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=["auto", *DTYPES],
-        default="auto",
-        help="cast unquantised weights to this (default: as stored), and compute in it",
-    )
+    add_engine_argument(parser)
+    add_speculative_argument(parser)
+    add_dtype_argument(parser)
     add_memory_arguments(parser)
     add_waive_argument(parser)
     parser.add_argument("--all", action="store_true", help="list every layout, not the first five of each kind")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 
+from loadmaster.cli.options import ANYWHERE, add_json_argument, add_source_arguments
 from loadmaster.cli.planning import open_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument(
-        "model", metavar="MODEL", help="a folder, a Hugging Face hub id, or an https://, s3:// or gs:// URL"
-    )
-    parser.add_argument("--revision", help="the hub revision: branch, tag or commit")
+    add_source_arguments(parser, ANYWHERE)
     parser.add_argument("--match", metavar="TEXT", help="list the tensors whose names contain TEXT")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

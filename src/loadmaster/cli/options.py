@@ -31,6 +31,9 @@ class Engines:
         return name in tuple(self)
 
 
+ANYWHERE = "a folder, a Hugging Face hub id, or an https://, s3:// or gs:// URL"
+"""What MODEL can be for commands that only read headers."""
+
 AUTO = "auto"
 """The value of ``--layer-partition`` for which `loadmaster.sizing` divides the layers."""
 
@@ -39,20 +42,33 @@ DTYPES = {"bfloat16": "BF16", "float16": "F16", "half": "F16", "float32": "F32",
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add MODEL, the layout and the other options that decide a plan."""
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a folder, or a Hugging Face hub id; where nothing is loaded also an https://, s3:// or gs:// URL",
+    add_source_arguments(
+        parser, "a folder, or a Hugging Face hub id; where nothing is loaded also an https://, s3:// or gs:// URL"
     )
-    parser.add_argument("--revision", help="the hub revision: branch, tag or commit")
     add_layout_arguments(parser)
+    add_dtype_argument(parser)
+    add_waive_argument(parser)
+    add_json_argument(parser)
+
+
+def add_source_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add MODEL, which can be ``what``, and its revision."""
+    parser.add_argument("model", metavar="MODEL", help=what)
+    parser.add_argument("--revision", help="the hub revision: branch, tag or commit")
+
+
+def add_dtype_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the dtype of unquantised weights."""
     parser.add_argument(
         "--dtype",
         choices=["auto", *DTYPES],
         default="auto",
         help="cast unquantised weights to this (default: as stored), and compute in it",
     )
-    add_waive_argument(parser)
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 
 
@@ -102,7 +118,12 @@ def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of layers of each stage, or auto: so that no stage has much more than its share of memory and computation "
         "(default: divided as vLLM does)",
     )
-    layout.add_argument(
+    add_speculative_argument(layout)
+
+
+def add_speculative_argument(group: argparse._ActionsContainer) -> None:
+    """Add the MTP layers that draft."""
+    group.add_argument(
         "--speculative-config",
         "-sc",
         type=json_object,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from loadmaster.cli.options import add_capacity_arguments, add_engine_argument, add_model_arguments, whole
-from loadmaster.cli.plan_files import add_file_arguments, check_lock, write_findings, write_page
+from loadmaster.cli.plan_files import add_file_arguments, with_lock, write_findings, write_page
 from loadmaster.cli.planning import prove_arguments
 from loadmaster.cli.sizing import Sizes, add_cut_arguments, add_memory_arguments
 from loadmaster.errors import InputError, UsageError
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     begin = time.perf_counter()
     try:
-        sizes = Sizes(args, check_lock(args, prove_arguments(args, target=newest_target(args.engine))))
+        sizes = Sizes(args, with_lock(args, prove_arguments(args, target=newest_target(args.engine))))
     except InputError as error:
         write_findings(args, findings_of(error), time.perf_counter() - begin)
         raise

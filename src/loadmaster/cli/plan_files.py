@@ -39,7 +39,7 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--junit", metavar="FILE", help="write the findings as JUnit XML, for CI servers")
 
 
-def check_lock(args: argparse.Namespace, proof: Proof) -> Proof:
+def with_lock(args: argparse.Namespace, proof: Proof) -> Proof:
     """Return the proof with what ``--locked`` finds, and write the lock that ``--write-lock`` asks for.
 
     Raises:

@@ -38,7 +38,7 @@ def open_model(args: argparse.Namespace) -> Checkpoint:
     from loadmaster.cli.header_progress import HeaderProgress
 
     with HeaderProgress() as progress:
-        return checkpoint.open_model(args.model, args.revision, on_notice=_notice(args), on_progress=progress)
+        return checkpoint.open_model(args.model, args.revision, on_notice=notice(args), on_progress=progress)
 
 
 def open_downloaded(args: argparse.Namespace, *, download: bool = True) -> Checkpoint:
@@ -49,10 +49,12 @@ def open_downloaded(args: argparse.Namespace, *, download: bool = True) -> Check
     """
     from loadmaster.checkpoint import open_checkpoint, resolve_model
 
-    return open_checkpoint(resolve_model(args.model, args.revision, download=download, on_notice=_notice(args)))
+    return open_checkpoint(resolve_model(args.model, args.revision, download=download, on_notice=notice(args)))
 
 
-def _notice(args: argparse.Namespace) -> Callable[[str], None]:
+def notice(args: argparse.Namespace) -> Callable[[str], None]:
+    """Return what prints a line about the command on standard error."""
+
     def say(line: str) -> None:
         print(f"loadmaster {args.command}: {line}", file=sys.stderr, flush=True)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadmaster.cli.options import add_model_arguments, whole
+from loadmaster.cli.planning import notice, prove_checkpoint
 from loadmaster.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -47,10 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from loadmaster.cli.header_progress import HeaderProgress
 
     _set_stages(args)
-
-    def say(line: str) -> None:
-        print(f"loadmaster pull: {line}", file=sys.stderr, flush=True)
-
+    say = notice(args)
     with find_files(args.model, args.revision, on_notice=say) as files:
         if isinstance(files, Path):
             raise CheckpointError(f"{args.model} is on disk already: {files}", hint="give that folder as MODEL")
@@ -112,7 +110,6 @@ def _wanted(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, tuple
         UsageError: there is no such rank.
     """
     from loadmaster.checkpoint.partial import merged
-    from loadmaster.cli.planning import prove_checkpoint
 
     plan = prove_checkpoint(args, checkpoint).require_proven()
     if args.stage is None and args.rank is None:

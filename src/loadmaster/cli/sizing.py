@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING, Any
 
 from loadmaster.cli.options import memory as rate_bytes
 from loadmaster.cli.options import number, positive, tokens
+from loadmaster.cli.planning import notice
 from loadmaster.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def memory_options(args: argparse.Namespace, device_bytes: tuple[int, ...]) -> M
     given = {name: value for name in MEMORY if (value := getattr(args, name)) is not None}
     if args.engine == "native" and (ignored := [name for name in OF_VLLM if given.pop(name, None) is not None]):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
-        print(f"loadmaster {args.command}: ignored: {names} (of vLLM: --engine vllm)", file=sys.stderr)
+        notice(args)(f"ignored: {names} (of vLLM: --engine vllm)")
     return MemoryOptions(device_bytes, **given)
 
 
@@ -134,8 +134,7 @@ class Sizes:
         except ConfigError as error:
             if not may_lack_length:
                 raise
-            words = f"only parameters are compared with --device-memory: {error.message} ({error.hint})"
-            print(f"loadmaster {args.command}: {words}", file=sys.stderr)
+            notice(args)(f"only parameters are compared with --device-memory: {error.message} ({error.hint})")
             return
         self.proof = with_memory(self.proof, self.memory)
 

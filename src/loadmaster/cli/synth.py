@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from loadmaster.cli.options import whole
+from loadmaster.cli.options import add_json_argument, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=JSON", help="override a config value; repeatable"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

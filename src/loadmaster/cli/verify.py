@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadmaster.cli.options import positive
+from loadmaster.cli.options import add_json_argument, add_source_arguments, positive
 from loadmaster.cli.planning import add_download_argument, open_downloaded
 from loadmaster.errors import UsageError
 
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("model", metavar="MODEL", help="a folder, or a Hugging Face hub id")
-    parser.add_argument("--revision", help="the hub revision: branch, tag or commit")
+    add_source_arguments(parser, "a folder, or a Hugging Face hub id")
     add_download_argument(parser)
     parser.add_argument(
         "--resume",
@@ -46,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="reading threads (default: the cores; if fewer than 16, twice as many, to 16)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
