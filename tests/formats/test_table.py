@@ -63,8 +63,11 @@ SHAPES = [
     (MXFP4, {"_blocks": (200, 11, 16), "_scales": (200, 11)}),
     (awq(128), {"qweight": (340, 25), "scales": (3, 200), "qzeros": (3, 25)}),
     (awq(None), {"qweight": (340, 25), "scales": (1, 200), "qzeros": (1, 25)}),
-    (gptq(128), {"qweight": (43, 200), "scales": (3, 200), "qzeros": (3, 25), "g_idx": (340,)}),
-    (gptq(32, bits=8), {"qweight": (85, 200), "scales": (11, 200), "qzeros": (11, 50), "g_idx": (340,)}),
+    (gptq(128), {"qweight": (43, 200), "scales": (3, 200), "qzeros": (3, 25), "g_idx": (340,), "bias": (200,)}),
+    (
+        gptq(32, bits=8),
+        {"qweight": (85, 200), "scales": (11, 200), "qzeros": (11, 50), "g_idx": (340,), "bias": (200,)},
+    ),
 ]
 
 

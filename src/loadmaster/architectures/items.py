@@ -67,8 +67,11 @@ class Item:
 
     def stored_name(self, suffix: str, layer: int, expert: int | None = None) -> str:
         """Return the checkpoint's name of a component: its suffix replaces ``weight``, or follows the name."""
-        name = self.name.format(layer=layer, expert=expert)
-        return name if suffix == "weight" else name.removesuffix("weight") + suffix
+        return self.named(suffix).format(layer=layer, expert=expert)
+
+    def named(self, suffix: str) -> str:
+        """Return a component's name with ``{layer}`` and ``{expert}``."""
+        return self.name if suffix == "weight" else self.name.removesuffix("weight") + suffix
 
     def around_expert(self, suffix: str, layer: int) -> tuple[str, str]:
         """Return the parts of `stored_name` before and after the expert's number.

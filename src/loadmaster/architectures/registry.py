@@ -6,8 +6,9 @@ architecture that none of these has, so the search costs nothing where it isn't 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, Final
 
 from loadmaster.architectures import (
     deepseek,
@@ -23,6 +24,7 @@ from loadmaster.architectures import (
     qwen3_next,
     qwen_moe,
 )
+from loadmaster.architectures.aliases import MODEL_TYPES, architecture_of
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import Model
 from loadmaster.architectures.schema import Family
@@ -66,34 +68,69 @@ class DescribedConfig(dict[str, Any]):
         self.family = family
 
 
+LANGUAGE_SECTIONS: Final = ("text_config", "llm_config", "language_config", "thinker_config")
+"""Sections in which configs of models with vision describe their language model."""
+
+
 def find_family(config: Mapping[str, Any]) -> Family:
-    """Return the family of ``config["architectures"][0]``.
+    """Return the family of the architecture that ``config`` means (`architecture_of`).
 
     Raises:
-        ConfigError: there is no such key, or the architecture is not known; the hint names those that are.
+        ConfigError: it names none, or one that is not known; the hint has the nearest names.
         FamilyError: the architecture is not known here, and a package that may describe it is broken, or two describe it.
     """
     if isinstance(config, DescribedConfig):
         return config.family
-    names = config.get("architectures")
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise ConfigError(
-            "config.json names no architecture",
-            hint='"architectures" must be a list with the model class, such as ["LlamaForCausalLM"]',
-        )
+    name = architecture_of(config)
+    if name is None:
+        message, hint = _unnamed(config)
+        raise ConfigError(message, hint=hint)
     for family in FAMILIES:
-        if names[0] in family.architectures:
+        if name in family.architectures:
             return family
 
     from loadmaster.architectures.plugins import find_plugin
 
-    plugin = find_plugin(names[0], known())
+    plugin = find_plugin(name, known())
     if plugin is not None:
         return plugin
     raise ConfigError(
-        f"config.json: the architecture {names[0]!r} is not known",
-        hint=f"known: {', '.join(known())}; other packages can add more (docs/guides/add-a-family.md)",
+        f"config.json: the architecture {name!r} is not known",
+        hint=f"{_nearest(name, known())}{_inside(config)}docs/reference/models.md lists what is known; other packages can add "
+        "more (docs/guides/add-a-family.md)",
         code="architecture-unknown",
+    )
+
+
+def _unnamed(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Return message and hint for a config whose architecture nothing says."""
+    example = '"architectures" must be a list with the model class, such as ["LlamaForCausalLM"]'
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type in MODEL_TYPES:
+        return "config.json names no architecture", example
+    return (
+        f"config.json names no architecture, and the model_type {model_type!r} is not known",
+        f"{_nearest(model_type, MODEL_TYPES)}{example}",
+    )
+
+
+def _nearest(name: str, choices: Iterable[str]) -> str:
+    """Return the beginning of a hint: the known names that are most like ``name``; nothing where none is."""
+    near = get_close_matches(name, list(choices), 3, 0.6)
+    return f"nearest: {', '.join(near)}; " if near else ""
+
+
+def _inside(config: Mapping[str, Any]) -> str:
+    """Return the part of a hint about the language model inside a model with other parts; nothing where there is none."""
+    sections = ((key, config.get(key)) for key in LANGUAGE_SECTIONS)
+    named = ((key, architecture_of(s)) for key, s in sections if isinstance(s, Mapping))
+    return next(
+        (
+            f"its language model ({key}) is {name}, which is {'known' if name in known() else 'not known either'}; "
+            for key, name in named
+            if name is not None
+        ),
+        "",
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from math import lcm
 from typing import Any, Literal
 
+from loadmaster.architectures.aliases import architecture_of
 from loadmaster.architectures.config import Config
 from loadmaster.dtypes import PLAIN
 from loadmaster.errors import ConfigError
@@ -303,9 +304,13 @@ class Family:
     def describe(self, config: Mapping[str, Any]) -> Config:
         """Return the config of the language model: the family's section, and the keys that hold for the whole model.
 
+        ``architectures`` has one name, the one that the family knows.
+
         Raises:
             ConfigError: there is no such section.
         """
+        if (name := architecture_of(config)) is not None:
+            config = {**config, "architectures": [name]}
         if self.section is None or self.section not in config:
             if self.section is not None and "hidden_size" not in config:
                 raise ConfigError(f"config.json has no {self.section!r}", hint="the language model is described there")
@@ -318,7 +323,7 @@ class Family:
         return Config({**fallback, **{k: v for k, v in section.items() if v is not None}, **whole})
 
 
-_OF_THE_WHOLE = ("architectures", "quantization_config", "tie_word_embeddings", "dtype", "torch_dtype")
+_OF_THE_WHOLE = ("architectures", "quantization", "quantization_config", "tie_word_embeddings", "dtype", "torch_dtype")
 """Keys of a config that hold for the whole model, wherever its language model is described."""
 
 _WITHOUT_SECTION = ("eos_token_id",)

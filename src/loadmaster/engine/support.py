@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from loadmaster.architectures.aliases import architecture_of
 from loadmaster.architectures.registry import FAMILIES, find_family
 from loadmaster.arguments import expect_int, shown
 from loadmaster.errors import ArgumentError, ConfigError, UnsupportedError
@@ -139,7 +140,7 @@ def refuse_model(config: Mapping[str, Any]) -> None:
     family = find_family(config)
     if not family.runs:
         raise UnsupportedError(
-            f"config.json: {config['architectures'][0]} is of the family {family.name}; running it is not supported yet; "
+            f"config.json: {architecture_of(config)} is of the family {family.name}; running it is not supported yet; "
             "`plan` and `load` support it",
             hint=f"use a family that runs: {', '.join(f.name for f in FAMILIES if f.runs)}; see docs/reference/models.md",
         )

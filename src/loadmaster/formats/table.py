@@ -35,7 +35,7 @@ class Component:
     """One stored tensor of an encoded weight: its name's suffix, the dtypes it may have, a grain for each stored dim.
 
     Without grains it is one number for the whole tensor, of shape ``[]`` or ``[1]``. ``optional`` components may be
-    absent. ``waived`` says why a component is left unread.
+    absent. ``waived`` says why a component is left unread; ``zeros``: it may only be left unread if all its values are zero.
     """
 
     suffix: str
@@ -43,6 +43,7 @@ class Component:
     grains: tuple[Grain, ...] = ()
     optional: bool = False
     waived: str | None = None
+    zeros: bool = False
 
     @property
     def is_scalar(self) -> bool:
@@ -242,5 +243,17 @@ def gptq(group: int | None, *, bits: int = 4, act_order: bool = False) -> Format
             Component("scales", ("F16", "BF16"), (by_group, OUT)),
             Component("qzeros", ("I32",), (by_group, Grain(0, per_word))),
             Component("g_idx", ("I32", "I64"), (IN,), optional=True),
+            _NO_BIAS,
         ),
     )
+
+
+_NO_BIAS = Component(
+    "bias",
+    ("F16", "BF16", "F32"),
+    (OUT,),
+    optional=True,
+    waived="a bias of zeros, which GPTQ stores beside layers that have none",
+    zeros=True,
+)
+"""Of a layer that has a bias in the model, the bias is a tensor of the model, and not this."""

@@ -33,7 +33,8 @@ from loadmaster.payload.modules import (
     resembles_factor,
 )
 from loadmaster.plan import Plan, Proof, build_plan, prove
-from loadmaster.plan.classes import LayerClass
+from loadmaster.plan.classes import Ids, LayerClass
+from loadmaster.plan.plan import claims_of
 
 
 class Role(IntEnum):
@@ -51,6 +52,8 @@ class Role(IntEnum):
     """A biased exponent: a power of two that is not too large."""
     INDEX = 5
     """The group of each input: an integer from 0 to the number of groups - 1."""
+    ZERO = 6
+    """Only zeros: a part of a format that is left unread because it has no effect."""
 
 
 SCALES: Final = (Role.SCALE, Role.DIVISOR, Role.EXPONENT)
@@ -120,6 +123,9 @@ def roles_of(checkpoint: Checkpoint) -> Roles:
             planned[ids] = True
             column[ids] = plain[ids] if role is None else role
             ordered.update(ids.tolist() if in_order else ())
+    if plan:
+        for ids in _of_zeros(plan):
+            column[ids] = Role.ZERO
     exponents = np.array([s.dtype in ("U8", "F8_E8M0") for s in table.signatures], dtype=np.bool_)[table.signature]
     column[(column == Role.SCALE) & exponents] = Role.EXPONENT
     modules = modules_of(table)
@@ -205,6 +211,15 @@ def _leaves(bound: LayerClass) -> Iterator[tuple[str, Role | None, bool]]:
                     yield leaf, Role.QUIET, False
                 else:
                     yield leaf, Role.DIVISOR if component.suffix in DIVIDED_BY else Role.SCALE, False
+
+
+def _of_zeros(plan: Plan) -> Iterator[Ids]:
+    """Yield the tensors that are left unread because their values are zero."""
+    suffixes = {c.suffix for f in claims_of(plan).formats for c in f.components if c.zeros}
+    for bound in plan.all_classes if suffixes else ():
+        for leaf, ids in bound.ids.items():
+            if leaf.rpartition("/")[2] in suffixes:
+                yield ids[ids >= 0]
 
 
 def _twins(plan: Plan) -> Iterator[Twin]:

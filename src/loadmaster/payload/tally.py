@@ -149,6 +149,10 @@ def findings_of(
         if kinds := [k for k in words if k in tally.faults]:
             message = f"of {total:,} factors {signature.dtype}: {'; '.join(say(k, words[k]) for k in kinds)}"
             yield Finding("scale-implausible", _severity(kinds, signature.dtype), message, name, file=file)
+    elif role == Role.ZERO and not tally.all_zero:
+        message = f"{signature.dtype} {list(shape)} has values other than zero, and the model has no place for them"
+        hint = "this model has a bias: config.json must say so (attention_bias, mlp_bias), or the layer was exported wrongly"
+        yield Finding("value-not-zero", "error", message, name, file=file, hint=hint)
     elif role == Role.WEIGHT and tally.all_zero and total:
         message = f"every value of {signature.dtype} {list(shape)} is zero"
         yield Finding("value-all-zero", "warning", message, name, file=file, hint=HOLE_HINT)

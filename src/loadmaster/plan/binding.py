@@ -200,6 +200,7 @@ class _Binder:
         self.spelling = spelling
         self.claims = claims
         self.suffixes = tuple(dict.fromkeys(["weight", *(c.suffix for f in claims.formats for c in f.components)]))
+        self.zeros = {c.suffix: f.components[0].suffix for f in claims.formats for c in f.components if c.zeros}
         self.padded = np.append(self.table.signature, -1).astype(np.int32)  # id -1 has signature -1
         self.used = np.zeros(len(self.table), dtype=np.bool_)
         self.defects: list[Defect] = []
@@ -214,10 +215,16 @@ class _Binder:
     ) -> list[LayerClass]:
         """Look up the tensors of ``layers``, group the layers by signature, and check each group once."""
         stored = items(tensors, self.spelling)
+        own = {item.name for item in stored}
         ids: dict[str, Ids] = {}
         for item in stored:
             for suffix in self.suffixes if item.first.quantised else ("weight",):
+                if suffix in self.zeros and item.named(suffix) in own:
+                    continue  # the model has this tensor
                 found = self._look_up(item, suffix, layers)
+                if suffix in self.zeros:
+                    values = ids.get(f"{item.key}/{self.zeros[suffix]}")
+                    found = np.full_like(found, -1) if values is None else np.where(values >= 0, found, -1)
                 there = found[found >= 0]
                 self.used[there] = True
                 if len(there):

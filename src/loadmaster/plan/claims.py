@@ -73,6 +73,7 @@ def read_claims(config: Config, default_dtype: str) -> Claims:
     """
     dtype = config.dtype or default_dtype
     quantization = config.values.get("quantization_config")
+    _refuse_mlx(config)
     if quantization is None:
         return Claims(dtype)
     if not isinstance(quantization, Mapping):
@@ -88,6 +89,25 @@ def read_claims(config: Config, default_dtype: str) -> Claims:
     names = frozenset(n for n in ignored if not n.startswith("re:") and "*" not in n)
     prefixes = frozenset(n[:-1] for n in ignored if _is_prefix(n))
     return Claims(dtype, formats, names, prefixes, tuple(read_pattern(n) for n in ignored if _is_pattern(n)))
+
+
+def _refuse_mlx(config: Config) -> None:
+    """Refuse the groups of MLX. It writes ``quantization``, and later also ``quantization_config``; neither names a method.
+
+    Source: ``save_config`` in ``mlx_lm/utils.py``.
+
+    Raises:
+        UnsupportedError: the config is one that MLX wrote.
+    """
+    for key in ("quantization", "quantization_config"):
+        value = config.values.get(key)
+        if isinstance(value, Mapping) and "quant_method" not in value and {"group_size", "bits"} <= value.keys():
+            raise UnsupportedError(
+                f"config.json: {key} is MLX's: groups of {value['group_size']!r} values of {value['bits']!r} bits, stored as "
+                "weight, scales and biases; it is not supported",
+                hint="take the weights that were converted to MLX, or a copy in another format; supported: "
+                f"{', '.join(sorted(METHODS))}",
+            )
 
 
 def _is_prefix(name: str) -> bool:

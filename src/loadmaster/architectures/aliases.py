@@ -1,0 +1,60 @@
+"""Which architecture a config.json means: other names of a class, and configs that only say ``model_type``.
+
+`registry.py` finds the family of the name that is returned here. Sources: ``_TEXT_GENERATION_MODELS`` in
+``vllm/model_executor/models/registry.py``; ``MODEL_FOR_CAUSAL_LM_MAPPING_NAMES`` of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+ALIASES: Final[Mapping[str, str]] = {
+    "LLaMAForCausalLM": "LlamaForCausalLM",
+    "AquilaForCausalLM": "LlamaForCausalLM",
+    "AquilaModel": "LlamaForCausalLM",
+    "XverseForCausalLM": "LlamaForCausalLM",
+}
+"""Other names → the name here: old spellings, and models with the tensors and the config of another class."""
+
+MODEL_TYPES: Final[Mapping[str, str]] = {
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "deepseek_v32": "DeepseekV32ForCausalLM",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "glm4_moe": "Glm4MoeForCausalLM",
+    "glm_moe_dsa": "GlmMoeDsaForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+    "granitemoe": "GraniteMoeForCausalLM",
+    "granitemoeshared": "GraniteMoeSharedForCausalLM",
+    "kimi_k2": "KimiK2ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "llama4": "Llama4ForConditionalGeneration",
+    "llama4_text": "Llama4ForCausalLM",
+    "minimax_m2": "MiniMaxM2ForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "olmo3": "Olmo3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
+}
+"""``model_type`` → the architecture that is meant where a config names none."""
+
+
+def architecture_of(config: Mapping[str, Any]) -> str | None:
+    """Return the architecture that a config.json, or a section of one, means; None where nothing says it.
+
+    >>> architecture_of({"architectures": ["LLaMAForCausalLM"]}), architecture_of({"model_type": "qwen3"})
+    ('LlamaForCausalLM', 'Qwen3ForCausalLM')
+    """
+    names, model_type = config.get("architectures"), config.get("model_type")
+    if isinstance(names, list) and names and isinstance(names[0], str) and names[0]:
+        return ALIASES.get(names[0], names[0])
+    if names is None or names == []:
+        return MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
+    return None
