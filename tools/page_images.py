@@ -2,7 +2,8 @@
 
     python -m tools.page_images
 
-Needs Chromium (Debian: apt-get install chromium) and playwright. Writes ``docs/guides/images``.
+Needs Chromium (Debian: apt-get install chromium) and playwright. Writes ``docs/guides/images``. `tools.report_images` takes
+those of plans.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import httpx
 import uvicorn
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.distributed.tensor import TensorGroup
@@ -80,9 +81,7 @@ def take(service: Service) -> None:
     stop = threading.Event()
     try:
         with sync_playwright() as playwright:
-            program = shutil.which("chromium") or shutil.which("google-chrome")
-            arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-            browser = playwright.chromium.launch(executable_path=program, args=arguments)
+            browser = launch(playwright)
             page = browser.new_page(viewport={"width": 1200, "height": 380}, color_scheme="light")
             page.goto(url)
             half = page.locator("#loading-share").filter(has_text=re.compile("^[4-9][0-9] %"))
@@ -104,6 +103,13 @@ def take(service: Service) -> None:
         service.close()
         for thread in threads:
             thread.join()
+
+
+def launch(playwright: Playwright) -> Browser:
+    """Start Chromium."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    return playwright.chromium.launch(executable_path=program, args=arguments)
 
 
 def save(page: Page, name: str) -> None:

@@ -54,3 +54,5 @@ def test_a_page_is_written_whether_the_plan_is_proven_or_not(tiny: Tiny, tmp_pat
     assert plan(tiny("qwen3"), "--device-memory", "1MiB", "--html", page) == 1
     assert "Not proven: 1 error(s)" in page.read_text()
     assert "of 1.0 MiB" in page.read_text()
+    assert plan(tiny("qwen3"), "--device-memory", "8GiB", "--html", page) == 0
+    assert "tokens fit at a time" in page.read_text()

@@ -114,13 +114,15 @@ def test_a_rate_without_a_second_is_refused(rate: str, capsys: Said) -> None:
     assert "--storage" in capsys.readouterr().err
 
 
-def test_fit_names_the_best_layout_and_the_smallest_machine(tiny: Tiny, capsys: Said) -> None:
+def test_fit_names_the_best_layout_and_the_smallest_machine(tiny: Tiny, tmp_path: Path, capsys: Said) -> None:
     path, devices = str(tiny("qwen3-moe")), ["--devices", "2", "--device-memory", "4GiB"]
     assert main(["fit", path, *devices, "--max-num-batched-tokens", "64"]) == 0
     said = capsys.readouterr().out
     assert "best first" in said and "smallest machine of such devices: 1, as one device" in said
-    assert main(["fit", path, *devices, "--max-num-batched-tokens", "64", "--json"]) == 0
+    page = tmp_path / "fit.html"
+    assert main(["fit", path, *devices, "--max-num-batched-tokens", "64", "--json", "--html", str(page)]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert "Fits 2 device(s) of 4.00 GiB on 1 host(s)" in page.read_text()
     assert (found["fits"], found["proven"], found["devices"]) == (True, True, [4 * 2**30] * 2)
     assert found["fitting"][0]["options"] in said
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadmaster.cli.options import (
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_memory_arguments(parser)
     add_waive_argument(parser)
     parser.add_argument("--all", action="store_true", help="list every layout, not the first five of each kind")
+    parser.add_argument("--html", metavar="FILE", help="write the layouts as one HTML file to look at")
     add_json_argument(parser)
 
 
@@ -74,21 +76,27 @@ def run(args: argparse.Namespace) -> int:
     if fit.fitting:
         proof = prove(build_plan(checkpoint, fit.fitting[0].layout, dtype=dtype, target=target, waive=args.waive))
     proven = None if proof is None else proof.proven
+    found = () if proof is None else proof.findings
     elapsed_s = time.perf_counter() - begin
+    if args.html is not None:
+        from loadmaster import __version__
+        from loadmaster.report.html import fit_html
+
+        page = fit_html(fit, plan, __version__, proven=proven, findings=found)
+        Path(args.html).write_text(page, encoding="utf-8")
     if args.json:
         from loadmaster.report.fit import fit_object
         from loadmaster.report.json import dumps, finding_objects
 
-        found = finding_objects(() if proof is None else proof.findings)
-        print(dumps(fit_object(fit, proven=proven) | {"findings": found, "elapsed_s": round(elapsed_s, 4)}))
+        more = {"findings": finding_objects(found), "elapsed_s": round(elapsed_s, 4)}
+        print(dumps(fit_object(fit, proven=proven) | more))
     else:
         from loadmaster.cli.streams import console
         from loadmaster.report.fit import print_fit
         from loadmaster.report.text import print_findings
 
         print_fit(console(), fit, everything=args.all, proven=proven)
-        if proof is not None:
-            print_findings(console(), proof.findings)
+        print_findings(console(), found)
     return 0 if proven else 1
 
 

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     proof = sizes.proof
     elapsed_s = time.perf_counter() - begin
     write_findings(args, proof.findings, elapsed_s)
-    write_page(args, proof)
+    write_page(args, proof, sizes.memory)
     params = _params(proof, args.params)
     if args.json:
         from loadmaster.report.json import dumps, proof_object

@@ -13,6 +13,7 @@ from loadmaster.errors import UsageError
 if TYPE_CHECKING:
     from loadmaster.findings import Finding
     from loadmaster.plan import Proof
+    from loadmaster.sizing import Memory
 
 LOCK_NAME = "loadmaster.lock"
 
@@ -82,10 +83,10 @@ def write_findings(args: argparse.Namespace, findings: Sequence[Finding], elapse
         Path(args.junit).write_text(junit_xml(findings, f"loadmaster plan {args.model}", elapsed_s), encoding="utf-8")
 
 
-def write_page(args: argparse.Namespace, proof: Proof) -> None:
-    """Write the plan as ``--html`` asks for."""
+def write_page(args: argparse.Namespace, proof: Proof, memory: Memory | None) -> None:
+    """Write the plan as ``--html`` asks for, with the memory of the ranks if it was counted."""
     if args.html is not None:
         from loadmaster import __version__
         from loadmaster.report.html import plan_html
 
-        Path(args.html).write_text(plan_html(proof, __version__, args.device_memory), encoding="utf-8")
+        Path(args.html).write_text(plan_html(proof, __version__, args.device_memory, memory), encoding="utf-8")

@@ -13,10 +13,12 @@ from loadmaster.findings import gib
 from loadmaster.parallel import ParallelLayout, partition
 from loadmaster.report.console import print_wide, say
 from loadmaster.report.memory import memory_object
-from loadmaster.sizing.fit import MOST_DEVICES, Candidate, Fit
+from loadmaster.sizing.fit import MOST_DEVICES, Candidate, Fit, Machine
 
 MOST_LINES = 5
 """Layouts of each kind that are listed, unless all are asked for."""
+
+LEGEND = "~ is an estimate that was not measured; steps are for comparison alone"
 
 
 def options_of(layout: ParallelLayout) -> str:
@@ -62,6 +64,7 @@ def candidate_object(c: Candidate) -> dict[str, Any]:
         "resident_bytes": list(c.resident_bytes),
         "replicated_bytes": c.replicated_bytes,
         "crossing_bytes": c.crossing_bytes,
+        "crosses": [dict(cut) for cut in c.crosses],
         "spans_hosts": c.spans_hosts,
         "step_s": c.step_s,
         "num_tokens": c.memory.num_tokens,
@@ -72,18 +75,22 @@ def candidate_object(c: Candidate) -> dict[str, Any]:
 def print_fit(console: Console, fit: Fit, *, everything: bool = False, proven: bool | None = None) -> None:
     """Print the layouts that fit, best first, those that do not and why, and the smallest machine."""
     most = len(fit.fitting) if everything else MOST_LINES
-    hosts = -(-fit.machine.num_devices // fit.machine.per_host)
-    sizes = sorted({gib(n) for n in fit.machine.device_bytes})
-    machine = f"{fit.machine.num_devices} device(s) of {', '.join(sizes)} on {hosts} host(s)"
+    machine = machine_text(fit.machine)
     if fit.fitting:
         console.print(f"[bold green]fits[/] {machine}: {len(fit.fitting)} layout(s), best first", highlight=False)
-        print_wide(console, _table(fit.fitting[:most]))
+        columns, rows = layout_table(fit.fitting[:most])
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        for column in columns:
+            table.add_column(column, justify="left" if column == columns[0] else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        print_wide(console, table)
         if len(fit.fitting) > most:
             say(console, f"… and {len(fit.fitting) - most} more (--all)")
         best = fit.fitting[0]
         verdict = "" if proven is None else ", proven" if proven else ", NOT proven"
         say(console, f"best: {options_of(best.layout)}{verdict}")
-        for words in _reasons(best):
+        for words in reasons(best):
             say(console, f"  {words}")
     else:
         console.print(f"[bold red]does not fit[/] {machine}", highlight=False)
@@ -91,7 +98,7 @@ def print_fit(console: Console, fit: Fit, *, everything: bool = False, proven: b
         say(console, f"too small: {options_of(c.layout)}: {c.refused}")
     if len(fit.too_small) > MOST_LINES and not everything:
         say(console, f"… and {len(fit.too_small) - MOST_LINES} more (--all)")
-    for why, layouts in _by_reason(fit).items():
+    for why, layouts in by_reason(fit).items():
         named = [options_of(layout) for layout in layouts]
         shown = named if everything else named[:3]
         more = f" and {len(named) - len(shown)} more" if len(named) > len(shown) else ""
@@ -101,31 +108,43 @@ def print_fit(console: Console, fit: Fit, *, everything: bool = False, proven: b
     else:
         c = fit.smallest
         say(console, f"smallest machine of such devices: {c.layout.num_ranks}, as {options_of(c.layout)}")
-    say(console, "~ is an estimate that was not measured; steps are for comparison alone (docs/guides/fit.md)")
+    say(console, f"{LEGEND} (docs/guides/fit.md)")
 
 
-def _table(candidates: Sequence[Candidate]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("layout", no_wrap=True)
-    for column in ("parameters GiB", "left ~", "tokens fit", "replicated", "crossing B/token", "step ~"):
-        table.add_column(column, justify="right", no_wrap=True)
+def machine_text(machine: Machine) -> str:
+    """Return a machine in words.
+
+    >>> machine_text(Machine((2**30, 2**30, 2**31), per_host=2))
+    '3 device(s) of 1.00 GiB, 2.00 GiB on 2 host(s)'
+    """
+    hosts = -(-machine.num_devices // machine.per_host)
+    sizes = [gib(n) for n in sorted(set(machine.device_bytes))]
+    return f"{machine.num_devices} device(s) of {', '.join(sizes)} on {hosts} host(s)"
+
+
+def layout_table(candidates: Sequence[Candidate]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns of a table of layouts, and a row for each."""
+    columns = ["layout", "parameters GiB", "left ~", "tokens fit", "replicated", "crossing B/token", "step ~"]
+    rows = []
     for c in candidates:
         low, high = min(c.resident_bytes) / 2**30, max(c.resident_bytes) / 2**30
         left = min(r.left_bytes or 0 for r in c.memory.ranks)
-        tokens = "unknown" if c.memory.num_tokens is None else f"{c.memory.num_tokens:,}"
-        table.add_row(
-            options_of(c.layout),
-            f"{high:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f}-{high:.2f}",
-            f"{left / 2**30:.2f}",
-            tokens,
-            f"{c.replicated_bytes / 2**30:.2f}",
-            f"{c.crossing_bytes:,}",
-            f"{c.step_s * 1e3:.1f} ms",
+        rows.append(
+            [
+                options_of(c.layout),
+                f"{high:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f}-{high:.2f}",
+                f"{left / 2**30:.2f}",
+                "unknown" if c.memory.num_tokens is None else f"{c.memory.num_tokens:,}",
+                f"{c.replicated_bytes / 2**30:.2f}",
+                f"{c.crossing_bytes:,}",
+                f"{c.step_s * 1e3:.1f} ms",
+            ]
         )
-    return table
+    return columns, rows
 
 
-def _reasons(c: Candidate) -> Iterator[str]:
+def reasons(c: Candidate) -> Iterator[str]:
+    """Yield what speaks for and against a layout."""
     workload = c.memory.workload
     fullest, twice = gib(max(c.resident_bytes)), gib(c.replicated_bytes)
     yield f"{fullest} of parameters on the fullest rank, {twice} held more than once over all ranks"
@@ -143,7 +162,8 @@ def _reasons(c: Candidate) -> Iterator[str]:
         yield f"ranks of a stage add up their outputs {where}, twice a layer"
 
 
-def _by_reason(fit: Fit) -> dict[str, list[ParallelLayout]]:
+def by_reason(fit: Fit) -> dict[str, list[ParallelLayout]]:
+    """Return the layouts that are not possible, by the reason why."""
     reasons: dict[str, list[ParallelLayout]] = defaultdict(list)
     for illegal in fit.illegal:
         reasons[illegal.why].append(illegal.layout)

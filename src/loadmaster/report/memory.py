@@ -10,13 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from loadmaster.findings import ranges
 from loadmaster.report.console import print_wide, say, unit_of
+from loadmaster.report.ranks import numbers
 from loadmaster.sizing.memory import ESTIMATED, NATIVE_SHARE, Memory, RankMemory
 
 LEGEND = (
     "~ is an estimate, not measured: batch is the activations of --max-num-batched-tokens and their logits; CUDA is the driver, "
-    "the context, communication and graphs"
+    "the context, communication and graphs; host staging is the host's memory while loading"
 )
 
 
@@ -40,41 +40,51 @@ def memory_object(memory: Memory) -> dict[str, Any]:
 
 def print_memory(console: Console, memory: Memory) -> None:
     """Print a line for all ranks with the same figures, and how many tokens fit."""
+    columns, rows = memory_table(memory)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    print_wide(console, table)
+    for words in summary(memory):
+        say(console, words)
+
+
+def memory_table(memory: Memory) -> tuple[list[str], list[list[str]]]:
+    """Return the columns of a table of all ranks' memory, and its rows; ranks with the same figures share one."""
     unit, size = unit_of(max(r.fixed_bytes for r in memory.ranks))
     has_devices = memory.ranks[0].device_bytes is not None
     has_drafts = any(r.draft_bytes for r in memory.ranks)
+    has_index = any(r.index_block_bytes for r in memory.ranks)
     columns = [
+        "memory of rank",
         f"parameters {unit}",
         *(["of them MTP"] if has_drafts else []),
         "one request",
         "KV cache",
-        "batch ~",
-        "CUDA ~",
     ]
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for column in ("memory of rank", *columns, *(("device", "left ~") if has_devices else ("sum ~",))):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns += ["of it indexer"] if has_index else []
+    columns += ["batch ~", "CUDA ~", *(("device", "left ~") if has_devices else ("sum ~",)), "host staging"]
 
     def shown(num_bytes: int | None) -> str:
         return "unknown" if num_bytes is None else f"{num_bytes / size:.2f}"
 
-    for ranks in _alike(memory, size):
+    rows = []
+    for ranks in alike(memory):
         r = ranks[0]
-        known = [shown(r.parameters_bytes), *([shown(r.draft_bytes)] if has_drafts else []), shown(r.request_bytes)]
-        known += [shown(r.cache_bytes), shown(r.activations_bytes + r.logits_bytes)]
-        known.append(shown(r.runtime_bytes + r.graphs_bytes))
-        last = (
-            (shown(r.device_bytes), shown(r.left_bytes))
-            if has_devices
-            else (shown(r.fixed_bytes + (r.cache_bytes or 0)),)
-        )
-        table.add_row(ranges(other.rank for other in ranks), *known, *last)
-    print_wide(console, table)
-    for words in _summary(memory):
-        say(console, words)
+        cells = [shown(r.parameters_bytes), *([shown(r.draft_bytes)] if has_drafts else []), shown(r.request_bytes)]
+        cells += [shown(r.cache_bytes), *([shown(r.index_bytes(r.cache_bytes or 0))] if has_index else [])]
+        cells += [shown(r.activations_bytes + r.logits_bytes), shown(r.runtime_bytes + r.graphs_bytes)]
+        total = r.fixed_bytes + (r.cache_bytes or 0)
+        cells += [shown(r.device_bytes), shown(r.left_bytes)] if has_devices else [shown(total)]
+        rows.append([numbers([other.rank for other in ranks]), *cells, shown(r.host_staging_bytes)])
+    return columns, rows
 
 
-def _alike(memory: Memory, size: int) -> list[list[RankMemory]]:
+def alike(memory: Memory) -> list[list[RankMemory]]:
+    """Return the ranks in groups whose figures are the same as far as reports show them."""
+    _, size = unit_of(max(r.fixed_bytes for r in memory.ranks))
     groups: dict[tuple[object, ...], list[RankMemory]] = defaultdict(list)
     for r in memory.ranks:
         sizes = (r.parameters_bytes, r.draft_bytes, r.request_bytes, r.cache_bytes, r.fixed_bytes, r.left_bytes)
@@ -82,7 +92,8 @@ def _alike(memory: Memory, size: int) -> list[list[RankMemory]]:
     return list(groups.values())
 
 
-def _summary(memory: Memory) -> Iterator[str]:
+def summary(memory: Memory) -> Iterator[str]:
+    """Yield what was counted, how many tokens fit, and which figures are estimates."""
     workload = memory.workload
     asked = f"{workload.max_num_seqs} requests of {workload.max_model_len:,} tokens"
     batch = f"batches of {workload.max_num_batched_tokens:,} tokens"

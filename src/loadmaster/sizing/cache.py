@@ -22,6 +22,9 @@ from loadmaster.plan import Plan
 PAGE_TOKENS = 16
 """Tokens of a page of the native engine, unless ``--block-size`` says otherwise (`loadmaster.engine.Capacity`)."""
 
+INDEX_KEY = "index_key"
+"""The kind of a row that an indexer stores."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -49,6 +52,11 @@ class LayerCache:
     def token_bytes(self) -> int:
         """Bytes of one token."""
         return sum(row.num_bytes for row in self.rows)
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of one token that are keys of an indexer."""
+        return sum(row.num_bytes for row in self.rows if row.kind == INDEX_KEY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +95,19 @@ class Cache:
 
     def block_bytes(self, first: int, end: int, *, is_last: bool) -> int:
         """Return the bytes of one block on each rank of a stage."""
+        return (
+            max(sum(layer.token_bytes for layer in part) for part in self._parts(first, end, is_last)) * self.block_size
+        )
+
+    def index_block_bytes(self, first: int, end: int, *, is_last: bool) -> int:
+        """Return how many of the bytes of one block are keys of indexers."""
+        largest = max(self._parts(first, end, is_last), key=lambda part: sum(layer.token_bytes for layer in part))
+        return sum(layer.index_bytes for layer in largest) * self.block_size
+
+    def _parts(self, first: int, end: int, is_last: bool) -> list[list[LayerCache]]:
+        """Return what a stage has of each group."""
         held = set(self.held(first, end, is_last=is_last))
-        tokens = max(sum(self.layers[n].token_bytes for n in held.intersection(g.layers)) for g in self.groups)
-        return tokens * self.block_size
+        return [[self.layers[n] for n in held.intersection(group.layers)] for group in self.groups]
 
     def request_blocks(self, num_tokens: int) -> int:
         """Return the blocks that one request of ``num_tokens`` takes."""
@@ -127,7 +145,7 @@ def layer_rows(tensors: Sequence[Tensor], tensor_size: int, element_bytes: int) 
     if "attn.kv_a" in of:
         rows = [Row("latent", 1, of["attn.kv_a"].shape[0], element_bytes)]
         if "indexer.wk" in of:
-            rows.append(Row("index_key", 1, of["indexer.wk"].shape[0], element_bytes))
+            rows.append(Row(INDEX_KEY, 1, of["indexer.wk"].shape[0], element_bytes))
         return tuple(rows)
     if "linear.qkvz" in of:
         raise UnsupportedError(

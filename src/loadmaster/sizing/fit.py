@@ -63,17 +63,22 @@ class Candidate:
     """A legal layout. ``refused`` says why it does not fit; None: it does.
 
     ``resident_bytes`` are the parameters of the fullest rank of each stage, ``replicated_bytes`` what all ranks hold more than
-    once, ``crossing_bytes`` a token's over all cuts. ``step_s`` is for comparison alone.
+    once, ``crosses`` what passes each cut, with its bytes a token. ``step_s`` is for comparison alone.
     """
 
     layout: ParallelLayout
     memory: Memory
     resident_bytes: tuple[int, ...]
     replicated_bytes: int
-    crossing_bytes: int
+    crosses: tuple[tuple[tuple[str, int], ...], ...]
     spans_hosts: bool
     step_s: float
     refused: str | None
+
+    @property
+    def crossing_bytes(self) -> int:
+        """Bytes of one token that cross all cuts."""
+        return sum(size for cut in self.crosses for _, size in cut)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +170,7 @@ class Fitter:
             memory,
             resident,
             sum(resident) * layout.stage_size - self._alone.stage(0, num_layers),
-            sum(size for first, _ in plan.stages[1:] for _, size in crossing(plan, first, self._engine)),
+            tuple(crossing(plan, first, self._engine) for first, _ in plan.stages[1:]),
             spans_hosts(layout, machine.per_host, has_experts=self._has_experts),
             self._step_s(layout, weights, resident, machine),
             refused[0].message if refused else None,

@@ -82,7 +82,8 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class RankMemory:
-    """One rank's memory in bytes. ``cache_bytes`` is None where it is not known; ``block_bytes`` are those of one block of it.
+    """One rank's memory in bytes. ``cache_bytes`` is None where it is not known; ``block_bytes`` are those of one block of it,
+    and ``index_block_bytes`` the part of a block that is keys of indexers.
 
     ``runtime_bytes``: the driver, the CUDA context with its libraries, and communication. ``request_bytes``: the KV cache of
     one request of the full length. ``left_bytes``: what nothing uses, negative if there is too little; None without a device.
@@ -92,6 +93,7 @@ class RankMemory:
     parameters_bytes: int
     draft_bytes: int
     block_bytes: int | None
+    index_block_bytes: int
     request_bytes: int | None
     cache_bytes: int | None
     activations_bytes: int
@@ -113,6 +115,10 @@ class RankMemory:
             self.graphs_bytes,
         )
         return sum(parts)
+
+    def index_bytes(self, cache_bytes: int) -> int:
+        """Return how many of ``cache_bytes`` of the KV cache are keys of indexers."""
+        return cache_bytes * self.index_block_bytes // self.block_bytes if self.block_bytes else 0
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,11 @@ class Memory:
         if self.cache is None or self.num_blocks is None:
             return None
         return self.cache.longest(self.num_blocks, self.workload.max_model_len)
+
+    @property
+    def holds_a_request(self) -> bool:
+        """Whether the KV cache has room for one request of the full length, as far as it is known."""
+        return self.longest in (None, self.workload.max_model_len)
 
 
 def workload_of(plan: Plan, engine: Engine, options: MemoryOptions) -> Workload:
@@ -232,6 +243,7 @@ def measure(
                 parameters_bytes=resident,
                 draft_bytes=drafts.get(rank, 0),
                 block_bytes=stage.block_bytes,
+                index_block_bytes=stage.index_block_bytes,
                 request_bytes=stage.request_bytes,
                 cache_bytes=None,
                 activations_bytes=stage.activations_bytes,
@@ -270,6 +282,7 @@ class _StageMemory:
     """What all ranks of a stage need alike; see `RankMemory`."""
 
     block_bytes: int | None
+    index_block_bytes: int
     request_bytes: int | None
     activations_bytes: int
     logits_bytes: int
@@ -281,6 +294,7 @@ def _stage(plan: Plan, workload: Workload, cache: Cache | None, stage: int) -> _
     block = None if cache is None else cache.block_bytes(first, end, is_last=is_last)
     return _StageMemory(
         block,
+        0 if cache is None else cache.index_block_bytes(first, end, is_last=is_last),
         None if cache is None or block is None else block * cache.request_blocks(workload.max_model_len),
         stage_activations(plan, workload, first, end, is_last=is_last),
         stage_logits(plan, workload) if is_last else 0,

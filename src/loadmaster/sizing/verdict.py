@@ -32,6 +32,8 @@ def findings(memory: Memory) -> Iterator[Finding]:
         yield _too_little(max(over, key=lambda r: _lacking(r, memory) or 0), over, memory)
     elif late:
         yield _refused_at_start(late, memory)
+    elif not memory.holds_a_request:
+        yield _too_few_blocks(memory)
     elif memory.cache is not None and memory.num_blocks is not None:
         yield from _waiting(memory, memory.cache, memory.num_blocks)
         yield from _crowded(memory)
@@ -48,6 +50,22 @@ def _refused_at_start(late: list[RankMemory], memory: Memory) -> Finding:
         f"vLLM starts: CUDA and communication take about {gib(r.runtime_bytes)} of {gib(r.device_bytes)}",
         ranks=tuple(other.rank for other in late),
         hint=f"--gpu-memory-utilization {int(most * 100) / 100:g}",
+    )
+
+
+def _too_few_blocks(memory: Memory) -> Finding:
+    """Return that each rank has room for its part of a request, and the engine still makes too few blocks of the KV cache."""
+    rooms = {r.rank: room(r, memory.workload) or 0 for r in memory.ranks}
+    least = min(rooms, key=lambda rank: rooms[rank])
+    largest = max(memory.ranks, key=lambda r: r.block_bytes or 0)
+    return Finding(
+        "memory-capacity",
+        "error",
+        f"rank {least} has {gib(rooms[least])} for its KV cache, the least of all, and rank {largest.rank} needs "
+        f"{gib(largest.request_bytes or 0)} for one request of {memory.workload.max_model_len:,} tokens, the most; the native "
+        "engine divides the least memory by the largest need",
+        ranks=(least,),
+        hint=_remedy(memory),
     )
 
 

@@ -11,7 +11,9 @@ from loadmaster.checkpoint import open_checkpoint
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
 from loadmaster.plan.difference import compare_layouts
-from loadmaster.report.html import layout_difference_html, plan_html
+from loadmaster.report.html import fit_html, layout_difference_html, plan_html
+from loadmaster.sizing import MemoryOptions, measure_proof
+from loadmaster.sizing.fit import Fitter, Machine
 from tests.conftest import Tiny
 
 if TYPE_CHECKING:
@@ -24,7 +26,17 @@ pytestmark = pytest.mark.browser
 def file(tiny: Tiny, tmp_path: Path) -> Path:
     plan = build_plan(open_checkpoint(tiny("glm-5.1-fp8")), ParallelLayout(2, 2, num_draft_layers=1))
     path = tmp_path / "plan.html"
-    path.write_text(plan_html(prove(plan), "0.1.0", 2**30), encoding="utf-8")
+    proof, options = prove(plan), MemoryOptions((2**33,), max_num_batched_tokens=64)
+    path.write_text(plan_html(proof, "0.1.0", 2**33, measure_proof(proof, "native", options)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def fit_file(tiny: Tiny, tmp_path: Path) -> Path:
+    plan = build_plan(open_checkpoint(tiny("qwen3-moe")), ParallelLayout())
+    fit = Fitter(plan, "native", MemoryOptions(max_num_batched_tokens=64)).fit(Machine((2**33, 2**33, 2**32, 2**32)))
+    path = tmp_path / "fit.html"
+    path.write_text(fit_html(fit, plan, "0.1.0", proven=True), encoding="utf-8")
     return path
 
 
@@ -47,14 +59,26 @@ def test_a_chosen_parameter_shows_its_expression_and_ranges(page: Page, file: Pa
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1440])
-def test_nothing_is_wider_than_the_window(page: Page, file: Path, width: int, scheme: str) -> None:
+def test_nothing_is_wider_than_the_window(page: Page, file: Path, fit_file: Path, width: int, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     page.set_viewport_size({"width": width, "height": 800})
-    page.goto(file.as_uri())
-    assert overflow(page) == 0
-    ground = str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
-    assert ground == ("rgb(243, 245, 247)" if scheme == "light" else "rgb(14, 19, 24)")
-    assert page.locator(".memory rect").first.bounding_box()
+    for path in (file, fit_file):
+        page.goto(path.as_uri())
+        assert overflow(page) == 0
+        ground = str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert ground == ("rgb(243, 245, 247)" if scheme == "light" else "rgb(14, 19, 24)")
+        for bar in page.locator(".memory").all():
+            box = bar.bounding_box()
+            assert box is not None and box["width"] > 50
+
+
+def test_layouts_are_drawn_with_a_bar_for_each_kind_of_stage(page: Page, fit_file: Path) -> None:
+    page.goto(fit_file.as_uri())
+    assert page.locator("#fitting .layout").count() > 1
+    colours = page.evaluate(
+        "[...document.querySelectorAll('#fitting .key rect')].map(shown => getComputedStyle(shown).fill)"
+    )
+    assert len(set(colours)) == len(colours) > 3
 
 
 def test_a_difference_is_drawn(page: Page, tiny: Tiny, tmp_path: Path) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from loadmaster.findings import gib
 from loadmaster.plan.anatomy import KINDS, Kind
 from loadmaster.report.html.markup import Markup, element
+
+Part: TypeAlias = tuple[str, str, int]
+"""A part of a bar: the class of its colour, its title, its bytes."""
 
 WIDTH = 100.0
 """The width of a drawing in its own units; it is stretched to the width of the page."""
@@ -17,8 +21,8 @@ def kind_class(kind: Kind) -> str:
     return f"k-{kind.lower()}"
 
 
-def stacked(parts: Sequence[tuple[str, str, int]], scale: int, y: float, height: float) -> list[Markup]:
-    """Return the rectangles of one bar: (class, title, bytes) one after another, where ``scale`` bytes are the whole width."""
+def stacked(parts: Sequence[Part], scale: int, y: float, height: float) -> list[Markup]:
+    """Return the rectangles of one bar, one part after another, where ``scale`` bytes are the whole width."""
     made, at = [], 0.0
     for class_, title, num_bytes in parts:
         width = WIDTH * num_bytes / max(scale, 1)
@@ -29,7 +33,7 @@ def stacked(parts: Sequence[tuple[str, str, int]], scale: int, y: float, height:
     return made
 
 
-def by_kind(sizes: Mapping[Kind, int]) -> list[tuple[str, str, int]]:
+def by_kind(sizes: Mapping[Kind, int]) -> list[Part]:
     """Return the parts of a bar of bytes by kind."""
     return [(kind_class(kind), f"{kind}: {gib(sizes[kind])}", sizes[kind]) for kind in KINDS if sizes.get(kind)]
 

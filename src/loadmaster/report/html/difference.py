@@ -13,7 +13,7 @@ from loadmaster.report.console import form_of
 from loadmaster.report.html.bars import WIDTH, drawing, stacked
 from loadmaster.report.html.document import document, section
 from loadmaster.report.html.markup import Markup, element
-from loadmaster.report.html.tables import finding, swatch
+from loadmaster.report.html.tables import finding, key_entry
 from loadmaster.report.text import layout_text
 
 MOST_ROWS = 2000
@@ -124,4 +124,4 @@ def _bars(ranks: Sequence[RankChange], has_hosts: bool) -> Iterator[Markup]:
         )
     names = {key: title if has_hosts or key != "host" else "from other ranks" for key, _, title in PARTS}
     shown = [(key, class_) for key, class_, _ in PARTS if any(getattr(r, f"{key}_bytes") for r in ranks)]
-    yield element("ul", [element("li", [swatch(class_), names[key]]) for key, class_ in shown], class_="key")
+    yield element("ul", [key_entry(class_, names[key]) for key, class_ in shown], class_="key")

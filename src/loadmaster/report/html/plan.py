@@ -12,7 +12,8 @@ from loadmaster.plan.anatomy import dissect
 from loadmaster.plan.explanation.params import ExplainedParam, explain_on
 from loadmaster.report.html.document import document, section
 from loadmaster.report.html.markup import Markup, element, text
-from loadmaster.report.html.stages import stages_section
+from loadmaster.report.html.memory import memory_section
+from loadmaster.report.html.stages import StagesPicture
 from loadmaster.report.html.tables import (
     findings_section,
     kinds_section,
@@ -21,18 +22,23 @@ from loadmaster.report.html.tables import (
     shards_section,
 )
 from loadmaster.report.text import layout_text
+from loadmaster.sizing.memory import Memory
 
 READS = 3
 """Up to this many ranges of a piece are in the page; `loadmaster explain` shows all."""
 
 
-def plan_html(proof: Proof, version: str, capacity_bytes: int | None = None) -> str:
-    """Return a proof as an HTML document. ``capacity_bytes`` is the memory of a device, where it was given."""
+def plan_html(proof: Proof, version: str, capacity_bytes: int | None = None, memory: Memory | None = None) -> str:
+    """Return a proof as an HTML document. ``capacity_bytes`` is the memory of a device, where it was given.
+
+    ``memory`` is the whole memory of all ranks; without it, parameters alone are compared with ``capacity_bytes``.
+    """
     plan, anatomy = proof.plan, dissect(proof.plan)
     params = list(_params(plan))
     name = plan.checkpoint.origin.title
     sections = [
-        section("Stages", [stages_section(proof, anatomy, capacity_bytes)], "stages-panel"),
+        section("Stages", [StagesPicture(proof, anatomy, capacity_bytes, memory).drawn()], "stages-panel"),
+        *([] if memory is None else [memory_section(memory, anatomy, proof.findings)]),
         kinds_section(anatomy),
         findings_section(proof),
         ranks_section(proof),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from loadmaster.findings import gib
 from loadmaster.plan import Proof
-from loadmaster.plan.anatomy import Anatomy, Kind, StageAnatomy
+from loadmaster.plan.anatomy import Anatomy, StageAnatomy
 from loadmaster.report.html.bars import WIDTH, by_kind, drawing, stacked
 from loadmaster.report.html.markup import Markup, element
+from loadmaster.report.html.memory import bar, needs, parts_of, scale_of
+from loadmaster.report.html.tables import mark
 from loadmaster.report.ranks import numbers
+from loadmaster.sizing.memory import Memory
 
 ROW, GAP = 7.0, 2.0
 """Height of a layer's bar and the space after it, in pixels."""
@@ -17,39 +20,93 @@ MOST_CELLS = 16
 """The most small squares in a row. A row is a data-parallel replica, where its tensor-parallel ranks fit."""
 
 
-def stages_section(proof: Proof, anatomy: Anatomy, capacity_bytes: int | None) -> Markup:
-    """Return the stages side by side, in the order in which tokens pass them."""
-    longest = max((row.num_bytes for stage in anatomy.stages for row in stage.rows), default=1)
-    most = max(r.resident_bytes for r in proof.ranks)
-    scale = max(most, capacity_bytes or 0)
-    cards = [_stage(proof, anatomy, stage, longest, scale, capacity_bytes) for stage in anatomy.stages]
-    return element("div", cards, class_="stages", id="stages")
+class StagesPicture:
+    """Draws the stages of a proof side by side, in the order in which tokens pass them.
 
+    ``capacity_bytes`` is the memory of a device, where it was given. With ``memory`` a bar shows all that is on a device, without
+    it the parameters.
+    """
 
-def _stage(
-    proof: Proof, anatomy: Anatomy, stage: StageAnatomy, longest: int, scale: int, capacity: int | None
-) -> Markup:
-    first = stage.ranks[0]
-    figures = [proof.ranks[rank] for rank in stage.ranks]
-    worst = max(figures, key=lambda r: r.resident_bytes)
-    return element(
-        "article",
-        [
-            element("h3", f"Stage {stage.number}"),
-            element("p", f"rank {numbers(stage.ranks)}", class_="muted"),
-            element("p", _layers(stage), class_="muted"),
-            element("p", _receives(stage), class_="carries"),
-            _rows(stage, longest),
-            element("p", "Memory of a rank", class_="caption"),
-            _memory(anatomy.sizes[worst.rank], scale, capacity),
-            element("p", _resident(worst.resident_bytes, capacity), class_="value"),
-            _ranks(stage, proof, capacity) if len(stage.ranks) > 1 else "",
-            *_findings(proof, stage),
-        ],
-        class_="stage",
-        id=f"stage-{stage.number}",
-        data_rank=first,
-    )
+    def __init__(self, proof: Proof, anatomy: Anatomy, capacity_bytes: int | None, memory: Memory | None) -> None:
+        self._proof, self._anatomy, self._capacity = proof, anatomy, capacity_bytes
+        self._memory = memory
+        self._on = {} if memory is None else {r.rank: r for r in memory.ranks}
+        self._longest = max((row.num_bytes for stage in anatomy.stages for row in stage.rows), default=1)
+        self._most = max(r.resident_bytes for r in proof.ranks)
+        self._over = {r.rank for r in proof.ranks if capacity_bytes is not None and r.resident_bytes > capacity_bytes}
+        self._over.update(rank for f in proof.findings if f.code == "memory-capacity" for rank in f.ranks)
+
+    def drawn(self) -> Markup:
+        """Return the picture."""
+        return element("div", [self._stage(stage) for stage in self._anatomy.stages], class_="stages", id="stages")
+
+    def _stage(self, stage: StageAnatomy) -> Markup:
+        worst = max(stage.ranks, key=lambda rank: self._proof.ranks[rank].resident_bytes)
+        return element(
+            "article",
+            [
+                element("h3", f"Stage {stage.number}"),
+                element("p", f"rank {numbers(stage.ranks)}", class_="muted"),
+                element("p", _layers(stage), class_="muted"),
+                element("p", _receives(stage), class_="carries"),
+                _rows(stage, self._longest),
+                element("p", "Memory of a rank" if self._on else "Parameters of a rank", class_="caption"),
+                *self._rank(worst),
+                self._ranks(stage) if len(stage.ranks) > 1 else "",
+                *_findings(self._proof, stage),
+            ],
+            class_="stage",
+            id=f"stage-{stage.number}",
+            data_rank=stage.ranks[0],
+        )
+
+    def _rank(self, rank: int) -> Iterator[Markup]:
+        """Yield the bar of a rank's memory, and what it holds in words."""
+        sizes, resident = self._anatomy.sizes[rank], self._proof.ranks[rank].resident_bytes
+        if self._memory is not None:
+            r = self._on[rank]
+            yield bar(r, parts_of(r, self._memory, sizes), scale_of(self._memory), 14)
+            used, rest = needs(r, self._memory)
+            yield element("p", used, class_="value")
+            yield element("p", rest, class_="muted")
+            return
+        scale = max(self._most, self._capacity or 0)
+        ground = element("rect", class_="ground", x=0, y=0, width=WIDTH, height=14)
+        shapes = [ground, *stacked(by_kind(sizes), scale, 0, 14)]
+        if self._capacity is not None and self._capacity < scale:
+            at = WIDTH * self._capacity / scale
+            shapes.append(element("line", class_="limit", x1=at, x2=at, y1=0, y2=14))
+        yield drawing(shapes, 14, "memory by kind", "memory")
+        of = "" if self._capacity is None else f" of {gib(self._capacity)}"
+        yield element("p", gib(resident) + of, class_="value")
+
+    def _ranks(self, stage: StageAnatomy) -> Markup:
+        """Return a square for each rank of a stage."""
+        cells = max(4, min(MOST_CELLS, self._proof.plan.layout.tensor_parallel_size))
+        side = WIDTH / cells
+        squares = []
+        for number, rank in enumerate(stage.ranks):
+            row, column = divmod(number, cells)
+            resident = self._proof.ranks[rank].resident_bytes
+            holds = gib(resident) if self._memory is None else ", ".join(needs(self._on[rank], self._memory))
+            squares.append(
+                element(
+                    "rect",
+                    [element("title", f"rank {rank}: {holds}")],
+                    class_="rank over" if rank in self._over else "rank",
+                    x=column * side,
+                    y=row * side,
+                    width=side * 0.88,
+                    height=side * 0.88,
+                    fill_opacity=0.25 + 0.75 * resident / max(self._most, 1),
+                    data_rank=rank,
+                )
+            )
+        height = -(-len(stage.ranks) // cells) * side
+        label = f"the ranks of stage {stage.number}"
+        return element(
+            "svg", squares, class_="ranks", viewBox=f"0 0 {WIDTH:g} {height:g}", role="img", aria_label=label
+        )
 
 
 def _layers(stage: StageAnatomy) -> str:
@@ -75,52 +132,9 @@ def _rows(stage: StageAnatomy, longest: int) -> Markup:
     return drawing(shapes, len(stage.rows) * (ROW + GAP), f"bytes of each layer of stage {stage.number}", "layers")
 
 
-def _memory(sizes: Mapping[Kind, int], scale: int, capacity: int | None) -> Markup:
-    shapes = [
-        element("rect", class_="ground", x=0, y=0, width=WIDTH, height=14),
-        *stacked(by_kind(sizes), scale, 0, 14),
-    ]
-    if capacity is not None and capacity < scale:
-        at = WIDTH * capacity / scale
-        shapes.append(element("line", class_="limit", x1=at, x2=at, y1=0, y2=14))
-    return drawing(shapes, 14, "memory by kind", "memory")
-
-
-def _resident(num_bytes: int, capacity: int | None) -> str:
-    return gib(num_bytes) if capacity is None else f"{gib(num_bytes)} of {gib(capacity)}"
-
-
-def _ranks(stage: StageAnatomy, proof: Proof, capacity: int | None) -> Markup:
-    cells = max(4, min(MOST_CELLS, proof.plan.layout.tensor_parallel_size))
-    side = WIDTH / cells
-    most = max(r.resident_bytes for r in proof.ranks)
-    squares = []
-    for number, rank in enumerate(stage.ranks):
-        r = proof.ranks[rank]
-        row, column = divmod(number, cells)
-        over = capacity is not None and r.resident_bytes > capacity
-        squares.append(
-            element(
-                "rect",
-                [element("title", f"rank {rank}: {gib(r.resident_bytes)}")],
-                class_="rank over" if over else "rank",
-                x=column * side,
-                y=row * side,
-                width=side * 0.88,
-                height=side * 0.88,
-                fill_opacity=0.25 + 0.75 * r.resident_bytes / max(most, 1),
-                data_rank=rank,
-            )
-        )
-    height = -(-len(stage.ranks) // cells) * side
-    label = f"the ranks of stage {stage.number}"
-    return element("svg", squares, class_="ranks", viewBox=f"0 0 {WIDTH:g} {height:g}", role="img", aria_label=label)
-
-
 def _findings(proof: Proof, stage: StageAnatomy) -> Iterator[Markup]:
     """Yield a mark for each finding that is about ranks of this stage, and not about all ranks."""
     for number, finding in enumerate(proof.findings):
         mine = set(stage.ranks).intersection(finding.ranks)
         if mine:
-            link = element("a", finding.code, href=f"#finding-{number}")
-            yield element("p", [finding.severity, " ", link], class_=f"mark {finding.severity}")
+            yield mark(number, finding)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from loadmaster.findings import Finding, gib, ranges
 from loadmaster.plan import Plan, Proof
 from loadmaster.plan.anatomy import Anatomy
@@ -28,7 +30,7 @@ def kinds_section(anatomy: Anatomy) -> Markup:
         share = element("span", f" {size / whole:.1%}", class_="muted")
         keys.append(element("li", [swatch(kind_class(kind)), f"{kind} ", element("b", gib(size)), share]))
     picture = drawing(bar, 16, "bytes by kind")
-    return section("Bytes by kind, all ranks", [picture, element("ul", keys, class_="key")], "kinds")
+    return section("Parameters by kind, all ranks", [picture, element("ul", keys, class_="key")], "kinds")
 
 
 def findings_section(proof: Proof) -> Markup:
@@ -62,6 +64,12 @@ def finding(number: int, finding: Finding) -> Markup:
     return element("div", content, class_=f"finding {finding.severity}", id=f"finding-{number}")
 
 
+def mark(number: int, finding: Finding) -> Markup:
+    """Return a line that links to a finding."""
+    link = element("a", finding.code, href=f"#finding-{number}")
+    return element("p", [finding.severity, " ", link], class_=f"mark {finding.severity}")
+
+
 def ranks_section(proof: Proof) -> Markup:
     """Return the figures of ranks; ranks of one stage with the same sizes share a line."""
     unit, size = unit_of(max(r.resident_bytes for r in proof.ranks))
@@ -79,10 +87,8 @@ def ranks_section(proof: Proof) -> Markup:
             *sizes,
             f"{r.num_reads:,}",
         )
-        rows.append(element("tr", [element("td", str(c)) for c in cells]))
-    head = element("tr", [element("th", c, scope="col") for c in columns])
-    table = element("table", [element("thead", [head]), element("tbody", rows)])
-    return section("Ranks", [element("div", [table], class_="scroll", tabindex=0)], "ranks")
+        rows.append([str(c) for c in cells])
+    return section("Ranks", [table(columns, rows)], "ranks")
 
 
 def shards_section(plan: Plan, anatomy: Anatomy) -> Markup:
@@ -100,11 +106,11 @@ def shards_section(plan: Plan, anatomy: Anatomy) -> Markup:
         parts.append(("unread", f"{files[number].name}, not read: {gib(row[-1])}", row[-1]))
         shapes += stacked(parts, largest, number * step, step * 0.8)
     names = f"{files[0].name} … {files[-1].name}" if len(files) > 1 else files[0].name if files else ""
-    key = [element("li", [swatch(f"s-{s}"), f"stage {s}"]) for s in range(min(num_stages, STAGE_COLOURS))]
+    key = [key_entry(f"s-{s}", f"stage {s}") for s in range(min(num_stages, STAGE_COLOURS))]
     if num_stages > STAGE_COLOURS:
         key.append(element("li", f"then the colours repeat, up to stage {num_stages - 1}"))
     if int(anatomy.shards[:, -1].sum()):
-        key.append(element("li", [swatch("unread"), f"not read {gib(int(anatomy.shards[:, -1].sum()))}"]))
+        key.append(key_entry("unread", f"not read {gib(int(anatomy.shards[:, -1].sum()))}"))
     picture = drawing(shapes, len(files) * step, "bytes of each shard by stage")
     about = element("p", f"{len(files)} file(s), a bar each, from top to bottom: {names}", class_="muted")
     return section("Where each shard goes", [about, picture, element("ul", key, class_="key")], "shards")
@@ -115,6 +121,19 @@ def params_section(names: list[str]) -> Markup:
     options = [element("option", name, value=str(number)) for number, name in enumerate(names)]
     label = element("label", ["One layer of each kind, and the model's own. ", element("select", options, id="param")])
     return section("A parameter", [label, element("div", [], id="param-details")], "params")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    """Return a table, which scrolls where it is wider than the page."""
+    head = element("tr", [element("th", c, scope="col") for c in columns])
+    body = [element("tr", [element("td", cell) for cell in row]) for row in rows]
+    made = element("table", [element("thead", [head]), element("tbody", body)])
+    return element("div", [made], class_="scroll", tabindex=0)
+
+
+def key_entry(class_: str, words: str) -> Markup:
+    """Return what a colour stands for."""
+    return element("li", [swatch(class_), words])
 
 
 def swatch(class_: str) -> Markup:
