@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loadmaster.architectures.registry import FAMILIES, find_family
-from loadmaster.architectures.schema import Family
+from loadmaster.architectures.schema import Family, respelled
+from loadmaster.architectures.wrappers import WRAPPERS
 from loadmaster.layers.formats import RUNNABLE_FORMATS
 from loadmaster.plan.claims import read_claims
 from loadmaster.synth import PRESETS
@@ -21,14 +22,31 @@ Formats are those in which `loadmaster synth` makes models of the family, as pub
 in any family: the headers decide."""
 
 
+WRAPPED = """\
+The language model of these is planned, proven and loaded by its own family's tables, under other names. Vision and audio towers
+and projectors are left unread, with that reason. Where no class of transformers and no headers of a release could be compared,
+every plan has the warning `family-unchecked`."""
+
+_EXAMPLE = {"embed": "model.embed_tokens.weight"}
+
+
 def parts() -> list[str]:
     """Return the page's parts."""
     families = table(("family", "architectures", "formats here", "generate, serve"), map(_family, FAMILIES))
+    wrappers = table(("architecture", "language model", "its names in the files"), _wrappers())
     presets = table(
         ("model", "family", "architecture", "format", "generate, serve"),
         ((f"`{name}`", *row) for name, row in _presets()),
     )
-    return [INTRODUCTION, families, "## Models that `loadmaster synth` makes", presets]
+    return [
+        INTRODUCTION,
+        families,
+        "## Models around a language model",
+        WRAPPED,
+        wrappers,
+        "## Models that `loadmaster synth` makes",
+        presets,
+    ]
 
 
 def _family(family: Family) -> tuple[str, ...]:
@@ -36,6 +54,17 @@ def _family(family: Family) -> tuple[str, ...]:
     formats = sorted(set(met), key=met.index)
     runs = "runs" if family.runs else "planned and loaded only"
     return family.name, ", ".join(f"`{a}`" for a in family.architectures), ", ".join(formats), runs
+
+
+def _wrappers() -> Iterator[tuple[str, str, str]]:
+    for w in WRAPPERS:
+        inside = f"`{w.language}`" if isinstance(w.language, str) else f"as `{w.section}` says"
+        if callable(w.language):
+            inside = "by `version`"
+        forms = dict.fromkeys(respelled(_EXAMPLE, *p)["embed"] for p in w.prefixes)
+        names = ", ".join(f"`{name}`" for name in forms if isinstance(name, str))
+        note = "; not compared with a release" if w.unchecked else ""
+        yield ", ".join(f"`{a}`" for a in w.architectures), inside + note, names
 
 
 def _presets() -> Iterator[tuple[str, tuple[str, str, str, str]]]:

@@ -128,6 +128,7 @@ CONFIGURATION: dict[str, Change] = {
         '{"quantization": {"quant_algo": "NVFP4", "group_size": 16}}'
     ),
     "architecture-unknown": lambda m: m.config(architectures=["GlmForever"]),
+    "family-unchecked": lambda m: m.config(architectures=["KimiVLForConditionalGeneration"]),
     "plugin-broken": lambda m: m.config(architectures=["AcmeForCausalLM"]),
     "unsupported": lambda m: m.config(quantization_config={"quant_method": "exl2"}),
 }

@@ -18,6 +18,8 @@ ALIASES: Final[Mapping[str, str]] = {
 """Other names → the name here: old spellings, and models with the tensors and the config of another class."""
 
 MODEL_TYPES: Final[Mapping[str, str]] = {
+    "deepseek": "DeepseekForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
     "deepseek_v32": "DeepseekV32ForCausalLM",
     "gemma3": "Gemma3ForConditionalGeneration",

@@ -1,8 +1,9 @@
-"""DeepSeek-V3 and its relatives: V3, R1, V3.1, V3.2, Kimi-K2, GLM-5, GLM-5.1, GLM-5.2.
+"""DeepSeek, from MoE and V2 to V3.2, and its relatives: R1, Moonlight, Kimi-K2, GLM-5, GLM-5.1, GLM-5.2, GLM-5.3.
 
 Latent attention (MLA), a sparse-attention indexer on some or all layers (V3.2, GLM), dense layers first and then routed
 experts, and MTP layers stored after the decoder layers. GLM's MTP layer shares the model's embedding and head;
-DeepSeek's stores its own copies. The headers decide.
+DeepSeek's stores its own copies. The headers decide. Queries may be uncompressed (``q_lora_rank`` null: V2-Lite, Moonlight),
+and DeepSeek-MoE and DeepSeek-OCR have heads without a latent (``use_mla`` false). V2 and before have no correction bias.
 
 Sources: the released configs and headers; ``modeling_deepseek_v3.py``, ``modeling_deepseek_v32.py`` and
 ``modeling_glm_moe_dsa.py`` of transformers.
@@ -103,6 +104,9 @@ def read_model(c: Config) -> DeepseekModel:
     require(c, "hidden_act", "silu")
     require(c, "scoring_func", "sigmoid")
     require(c, "topk_method", "noaux_tc")
+    if not _is_latent(c) or c.values.get("q_lora_rank") is None:
+        what = "q_lora_rank is null" if _is_latent(c) else "there is no latent attention"
+        raise UnsupportedError(f"config.json: {what}; such models can be planned and loaded, not run yet")
     norm_eps, rope_dim = c.number("rms_norm_eps"), c.size("qk_rope_head_dim")
     logical = schema(c)
     return DeepseekModel(
@@ -143,23 +147,35 @@ def _indexer_spec(c: Config, rope_dim: int) -> IndexerSpec | None:
 
 def _attention(c: Config) -> tuple[Tensor, ...]:
     hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
-    if c.values.get("q_lora_rank") is None:
-        raise UnsupportedError("config.json: q_lora_rank is null; uncompressed queries are not supported yet")
     if c.flag("attention_bias"):
         raise UnsupportedError("config.json: attention_bias is true; MLA with biases is not supported yet")
-    q_lora, kv_lora = c.size("q_lora_rank"), c.size("kv_lora_rank")
+    if not _is_latent(c):
+        kv_heads = c.size("num_key_value_heads", heads)
+        return (*blocks.norms(hidden), *blocks.attention(hidden, heads, kv_heads, hidden // heads))
+    q_lora, kv_lora = c.optional_size("q_lora_rank"), c.size("kv_lora_rank")
     nope, rope, value = c.size("qk_nope_head_dim"), c.size("qk_rope_head_dim"), c.size("v_head_dim")
+    queries, latent = linear("attn.q_direct", heads * (nope + rope), hidden, by_rows(nope + rope)), "attn.kv_direct"
+    compressed: tuple[Tensor, ...] = (queries,)
+    if q_lora is not None:
+        latent = "attn.kv_a"
+        compressed = (
+            linear("attn.q_a", q_lora, hidden),
+            Tensor("attn.q_a_norm", (q_lora,)),
+            linear("attn.q_b", heads * (nope + rope), q_lora, by_rows(nope + rope)),
+        )
     return (
         Tensor("input_norm", (hidden,)),
-        linear("attn.q_a", q_lora, hidden),
-        Tensor("attn.q_a_norm", (q_lora,)),
-        linear("attn.q_b", heads * (nope + rope), q_lora, by_rows(nope + rope)),
-        linear("attn.kv_a", kv_lora + rope, hidden),
+        *compressed,
+        linear(latent, kv_lora + rope, hidden),
         Tensor("attn.kv_a_norm", (kv_lora,)),
         linear("attn.kv_b", heads * (nope + value), kv_lora, by_rows(nope + value)),
         linear("attn.o", hidden, heads * value, by_columns(value)),
         Tensor("post_norm", (hidden,)),
     )
+
+
+def _is_latent(c: Config) -> bool:
+    return c.flag("use_mla", c.values["architectures"][0] != "DeepseekForCausalLM")
 
 
 def _indexer(c: Config) -> tuple[Tensor, ...]:
@@ -182,8 +198,9 @@ def _dense(c: Config) -> tuple[Tensor, ...]:
 
 def _experts(c: Config) -> tuple[Tensor, ...]:
     hidden, inner = c.size("hidden_size"), c.size("moe_intermediate_size")
+    is_older = c.values["architectures"][0] in ("DeepseekForCausalLM", "DeepseekV2ForCausalLM")
     return (
-        *blocks.experts(hidden, inner, c.size("n_routed_experts"), router_bias=True),
+        *blocks.experts(hidden, inner, c.size("n_routed_experts"), router_bias=not is_older),
         *blocks.gated_mlp(hidden, inner * c.size("n_shared_experts", 1), logical="shared"),
     )
 
@@ -191,13 +208,15 @@ def _experts(c: Config) -> tuple[Tensor, ...]:
 SPELLING = {
     **blocks.TOP_SPELLING,
     **blocks.NORMS_SPELLING,
+    **blocks.ATTENTION_SPELLING,
+    "attn.q_direct": "model.layers.{layer}.self_attn.q_proj.weight",
+    "attn.kv_direct": "model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight",
     "attn.q_a": "model.layers.{layer}.self_attn.q_a_proj.weight",
     "attn.q_a_norm": "model.layers.{layer}.self_attn.q_a_layernorm.weight",
     "attn.q_b": "model.layers.{layer}.self_attn.q_b_proj.weight",
     "attn.kv_a": "model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight",
     "attn.kv_a_norm": "model.layers.{layer}.self_attn.kv_a_layernorm.weight",
     "attn.kv_b": "model.layers.{layer}.self_attn.kv_b_proj.weight",
-    "attn.o": "model.layers.{layer}.self_attn.o_proj.weight",
     "indexer.wq_b": "model.layers.{layer}.self_attn.indexer.wq_b.weight",
     "indexer.wk": "model.layers.{layer}.self_attn.indexer.wk.weight",
     "indexer.weights_proj": "model.layers.{layer}.self_attn.indexer.weights_proj.weight",
@@ -212,12 +231,14 @@ SPELLING = {
 NATIVE = (
     *blocks.TOP_NATIVE,
     *blocks.NORMS_NATIVE,
+    *blocks.ATTENTION_NATIVE,
+    Param("{block}.self_attn.q_proj.weight", ("attn.q_direct",)),
+    Param("{block}.self_attn.kv_a_proj_with_mqa.weight", ("attn.kv_direct",)),
     Param("{block}.self_attn.fused_qkv_a_proj.weight", ("attn.q_a", "attn.kv_a")),
     Param("{block}.self_attn.q_a_layernorm.weight", ("attn.q_a_norm",)),
     Param("{block}.self_attn.q_b_proj.weight", ("attn.q_b",)),
     Param("{block}.self_attn.kv_a_layernorm.weight", ("attn.kv_a_norm",)),
     Param("{block}.self_attn.kv_b_proj.weight", ("attn.kv_b",)),
-    Param("{block}.self_attn.o_proj.weight", ("attn.o",)),
     Param("{block}.self_attn.indexer.wq_b.weight", ("indexer.wq_b",)),
     Param("{block}.self_attn.indexer.wk_weights_proj.weight", ("indexer.wk", "indexer.weights_proj"), "decoded"),
     Param("{block}.self_attn.indexer.k_norm.weight", ("indexer.k_norm",)),
@@ -231,6 +252,8 @@ NATIVE = (
 FAMILY = Family(
     name="deepseek",
     architectures=(
+        "DeepseekForCausalLM",
+        "DeepseekV2ForCausalLM",
         "DeepseekV3ForCausalLM",
         "DeepseekV32ForCausalLM",
         "GlmMoeDsaForCausalLM",
@@ -243,4 +266,5 @@ FAMILY = Family(
     native=NATIVE,
     waived=(blocks.INV_FREQ,),
     runs=True,
+    unchecked={"DeepseekForCausalLM": "transformers has no class of it; its names are those of vLLM's loader"},
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, Final
 
 from loadmaster.architectures import (
@@ -28,6 +29,7 @@ from loadmaster.architectures.aliases import MODEL_TYPES, architecture_of
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import Model
 from loadmaster.architectures.schema import Family
+from loadmaster.architectures.wrappers import WRAPPERS, wrapper_of
 from loadmaster.errors import ConfigError, UnsupportedError
 
 FAMILIES: tuple[Family, ...] = (
@@ -85,9 +87,10 @@ def find_family(config: Mapping[str, Any]) -> Family:
     if name is None:
         message, hint = _unnamed(config)
         raise ConfigError(message, hint=hint)
-    for family in FAMILIES:
-        if name in family.architectures:
-            return family
+    if (family := own_family(name)) is not None:
+        return family
+    if (wrapper := wrapper_of(name)) is not None:
+        return _wrapped(name, wrapper.language_of(config))
 
     from loadmaster.architectures.plugins import find_plugin
 
@@ -100,6 +103,25 @@ def find_family(config: Mapping[str, Any]) -> Family:
         "more (docs/guides/add-a-family.md)",
         code="architecture-unknown",
     )
+
+
+def own_family(architecture: str) -> Family | None:
+    """Return this package's family of an architecture that is no wrapper; None where it has none."""
+    return next((f for f in FAMILIES if architecture in f.architectures), None)
+
+
+@cache
+def _wrapped(architecture: str, language: str) -> Family:
+    """Return the family of a wrapper around a language model."""
+    family, wrapper = own_family(language), wrapper_of(architecture)
+    assert wrapper is not None
+    if family is None:
+        raise ConfigError(
+            f"config.json: the language model of {architecture} is {language!r}, which is not known",
+            hint=f"{_nearest(language, known())}docs/reference/models.md lists what is known",
+            code="architecture-unknown",
+        )
+    return wrapper.around(family, language, architecture)
 
 
 def _unnamed(config: Mapping[str, Any]) -> tuple[str, str]:
@@ -150,4 +172,5 @@ def read_model(config: Mapping[str, Any]) -> Model:
 
 def known() -> tuple[str, ...]:
     """Return the names of all architectures that this package describes."""
-    return tuple(name for family in FAMILIES for name in family.architectures)
+    every = (*(f.architectures for f in FAMILIES), *(w.architectures for w in WRAPPERS))
+    return tuple(name for names in every for name in names)

@@ -283,7 +283,8 @@ class Family:
     stored tensors is used. ``native`` is the target of this package's own runtime. ``waived`` are anchored patterns of
     stored names that are left unread, with the reason. ``section`` is the key of the config under which the language
     model is described, where the config describes more (``text_config``). ``runs``: this package's runtime computes it
-    (`loadmaster.models` has its layers); other families are planned, proven and loaded.
+    (`loadmaster.models` has its layers); other families are planned, proven and loaded. ``unchecked`` gives for an
+    architecture what could not be compared with a release; every plan of it has this as a warning.
     """
 
     name: str
@@ -295,6 +296,7 @@ class Family:
     variants: tuple[Spelling, ...] = field(default=())
     section: str | None = None
     runs: bool = False
+    unchecked: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def spellings(self) -> tuple[Spelling, ...]:

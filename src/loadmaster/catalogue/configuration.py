@@ -43,6 +43,15 @@ CONFIGURATION: Final[dict[str, Entry]] = {
         "config.json: the architecture 'GlmForever' is not known",
         "see the README for the supported families; a new family is a table of its tensors",
     ),
+    "family-unchecked": Entry(
+        "the tables of the model's family were not compared with the headers of a release, nor with a class of transformers",
+        "a family whose names come from another program's loader or from its documentation",
+        (
+            "config.json: the tables of KimiVLForConditionalGeneration were not compared with a release: transformers has no "
+            "class of it; its names are those of vLLM's loader"
+        ),
+        "none needed where the plan is proven: every stored tensor is then read or waived, in the shape that the config gives",
+    ),
     "plugin-broken": Entry(
         "another package that describes the config's architecture, or may, cannot be used",
         (

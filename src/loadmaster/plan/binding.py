@@ -168,19 +168,24 @@ def _classes(binder: _Binder, schema: Schema, num_drafts: int) -> tuple[LayerCla
 
 
 def _spelling(table: TensorTable, family: Family, schema: Schema) -> Spelling:
-    """Return the spelling that names most of what a first layer of each kind stores; the usual one where none does."""
+    """Return the spelling that names, and gives the shape of, most of what a first layer of each kind stores.
+
+    Where none does, it is the usual one. Shapes tell stacks of experts that are stored (in, out) from those (out, in).
+    """
     if not family.variants:
         return family.spelling
     samples = [(TOP, schema.top), *((schema.layers.index(kind), schema.kinds[kind]) for kind in set(schema.layers))]
 
     def score(spelling: Spelling) -> int:
-        found = (
-            item.stored_name(suffix, layer, 0) in table.ids
-            for layer, tensors in samples
-            for item in items(tensors, spelling)
-            for suffix in ("weight", "weight_packed", "_blocks", "qweight")
-        )
-        return sum(found)
+        points = 0
+        for layer, tensors in samples:
+            for item in items(tensors, spelling):
+                for suffix in ("weight", "weight_packed", "_blocks", "qweight"):
+                    number = table.ids.get(item.stored_name(suffix, layer, 0))
+                    if number is not None:
+                        signature = table.signatures[table.signature[number]]
+                        points += 2 if signature.shape == item.plain_shape else 1
+        return points
 
     return max(family.spellings, key=score)
 

@@ -37,6 +37,7 @@ from loadmaster.plan.diagnosis.described import check_described
 from loadmaster.plan.diagnosis.divide import check_divisible
 from loadmaster.plan.diagnosis.fusions import unlike
 from loadmaster.plan.diagnosis.sizes import odd_sizes
+from loadmaster.plan.diagnosis.unchecked import unchecked
 from loadmaster.plan.hash import PLAN_VERSION, hash_plan
 from loadmaster.plan.model import PlannedModel, compose_model
 from loadmaster.plan.rank import RankPlan, derive_rank
@@ -234,7 +235,12 @@ def _build(
     of_model = (c for by_name in top.values() for params in by_name.values() for c in params)
     check_described(target, chain(of_model, *composed.values()), numerics.model_dtype)
     decoded = unlike(target, binding.all_classes, len(schema.layers), numerics.model_dtype)
-    about_files = (*checkpoint.findings, *diagnosis.findings, *odd_sizes(config, schema))
+    about_files = (
+        *checkpoint.findings,
+        *diagnosis.findings,
+        *odd_sizes(config, schema),
+        *unchecked(family, checkpoint.config),
+    )
     findings = gather(about_files, (*diagnosis.defects, *decoded), Holders(target, schema, layout, stages))
     plan = Plan(
         layout=layout,

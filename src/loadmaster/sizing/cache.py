@@ -142,8 +142,9 @@ def layer_rows(tensors: Sequence[Tensor], tensor_size: int, element_bytes: int) 
         LayoutError: the heads cannot be divided over the ranks.
     """
     of = {t.name: t for t in tensors}
-    if "attn.kv_a" in of:
-        rows = [Row("latent", 1, of["attn.kv_a"].shape[0], element_bytes)]
+    latent = of.get("attn.kv_a", of.get("attn.kv_direct"))
+    if latent is not None:
+        rows = [Row("latent", 1, latent.shape[0], element_bytes)]
         if "indexer.wk" in of:
             rows.append(Row(INDEX_KEY, 1, of["indexer.wk"].shape[0], element_bytes))
         return tuple(rows)

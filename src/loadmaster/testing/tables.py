@@ -93,7 +93,7 @@ def _faults(family: Family, config: Mapping[str, Any]) -> Iterator[str]:
 
 
 YIELDS: Final[Mapping[str, tuple[str, ...]]] = {
-    "o": ("q", "q_b"),
+    "o": ("q", "q_b", "q_direct"),
     "out": ("qkvz",),
     "down": ("gate", "up", "gate_up"),
 }

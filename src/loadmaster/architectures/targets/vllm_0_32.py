@@ -18,6 +18,7 @@ from typing import Final
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.registry import FAMILIES
 from loadmaster.architectures.schema import Family, Param, Target
+from loadmaster.architectures.wrapper import WrappedFamily
 from loadmaster.errors import UnsupportedError
 
 NAME: Final = "vllm-0.32"
@@ -65,7 +66,9 @@ def _qwen3_moe(c: Config) -> str | None:
 
 
 def _deepseek(c: Config) -> str | None:
-    """vLLM supports a correction bias for one method only."""
+    """vLLM supports a correction bias for one method only, and fuses compressed queries only."""
+    if c.values.get("q_lora_rank") is None:
+        return "q_lora_rank is null"
     if c.values.get("topk_method") != "noaux_tc":
         return f"topk_method is {c.values.get('topk_method')!r}, not 'noaux_tc'"
     return _glm4_moe(c)
@@ -140,6 +143,12 @@ def target(family: Family, config: Config) -> Target:
         UnsupportedError: the architecture, or this config of it, is not described.
     """
     architecture = config.values["architectures"][0]
+    if isinstance(family, WrappedFamily):
+        raise UnsupportedError(
+            f"{family.architectures[0]} is not described for {NAME}, which names the parameters of the {architecture} inside "
+            "it differently",
+            hint="prove it for the native target, and stream it through vLLM's own loader",
+        )
     known = DESCRIBED.get(architecture)
     if known is None:
         raise UnsupportedError(

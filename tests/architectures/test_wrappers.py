@@ -1,0 +1,227 @@
+"""Models around known language models: names as transformers has them, counts as published, plans of tiny checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadmaster.architectures.registry import FAMILIES, find_family, known
+from loadmaster.architectures.wrapper import WrappedFamily
+from loadmaster.architectures.wrappers import WRAPPERS
+from loadmaster.checkpoint import open_checkpoint
+from loadmaster.errors import ConfigError, UnsupportedError
+from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import build_plan, prove
+from loadmaster.synth import Preset
+from loadmaster.synth.inventory import inventory
+from loadmaster.synth.models import TINY_DENSE, TINY_MLA, TINY_MOE, derived
+from loadmaster.synth.presets import KIMI_K2
+from loadmaster.synth.quantised import QUANTISED
+from loadmaster.testing import check_loading, compare_with_transformers
+from loadmaster.testing.damaged import DamagedCheckpoint
+from loadmaster.testing.modelling import has_model
+from loadmaster.testing.plans import described, write_checkpoint
+
+DENSE = {k: v for k, v in TINY_DENSE.items() if not k.endswith("token_id")}
+NO_HEAD = derived(DENSE, head_dim=None)
+MOE = {**DENSE, **{k: TINY_MOE[k] for k in ("moe_intermediate_size", "num_experts", "num_experts_per_tok")}}
+GLM = {**DENSE, "attention_bias": True, "first_k_dense_replace": 1, "moe_intermediate_size": 64, "n_routed_experts": 8}
+MLA = {
+    **{k: v for k, v in TINY_MLA.items() if not k.endswith("token_id")},
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_nextn_predict_layers": 0,
+}
+
+TEXTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Qwen2VLForConditionalGeneration": ("qwen2_vl_text", NO_HEAD),
+    "Qwen2_5_VLForConditionalGeneration": ("qwen2_5_vl_text", NO_HEAD),
+    "Qwen3VLForConditionalGeneration": ("qwen3_vl_text", DENSE),
+    "Qwen3VLMoeForConditionalGeneration": ("qwen3_vl_moe_text", MOE),
+    "Glm4vMoeForConditionalGeneration": ("glm4v_moe_text", GLM),
+    "Kimi_K25ForConditionalGeneration": ("deepseek_v3", MLA),
+    "LlavaForConditionalGeneration": ("llama", NO_HEAD),
+    "LlavaNextForConditionalGeneration": ("mistral", NO_HEAD),
+    "LlavaNextVideoForConditionalGeneration": ("llama", NO_HEAD),
+    "LlavaOnevisionForConditionalGeneration": ("qwen2", NO_HEAD),
+    "VipLlavaForConditionalGeneration": ("llama", NO_HEAD),
+    "Mistral3ForConditionalGeneration": ("mistral", DENSE),
+    "InternVLForConditionalGeneration": ("qwen2", NO_HEAD),
+    "Idefics3ForConditionalGeneration": ("llama", NO_HEAD),
+    "SmolVLMForConditionalGeneration": ("llama", NO_HEAD),
+    "Qwen2AudioForConditionalGeneration": ("qwen2", NO_HEAD),
+    "VoxtralForConditionalGeneration": ("llama", DENSE),
+    "LightOnOcrForConditionalGeneration": ("qwen3", DENSE),
+    "Ovis2ForConditionalGeneration": ("qwen2", NO_HEAD),
+}
+"""Wrappers that transformers has a class of: the model type of the language model, and its tiny config."""
+
+SMALL = dict.fromkeys(("num_hidden_layers", "depth", "vt_num_hidden_layers", "encoder_layers"), 1)
+"""Keys of the depth of a tower: each class reads its own."""
+
+OTHERS = {
+    "Qwen2_5OmniForConditionalGeneration",  # the section is in another one
+    "Qwen2_5OmniModel",
+    "Qwen3OmniMoeForConditionalGeneration",  # transformers' default of its talker does not build
+}
+
+
+def config_of(architecture: str) -> dict[str, Any]:
+    model_type, text = TEXTS[architecture]
+    return {"architectures": [architecture], "text_config": {**text, "model_type": model_type}}
+
+
+@pytest.mark.parametrize("architecture", TEXTS)
+def test_names_and_shapes_are_those_of_transformers(architecture: str) -> None:
+    config = config_of(architecture)
+    compare_with_transformers(find_family(config), {**config, "vision_config": SMALL, "audio_config": SMALL})
+
+
+def test_every_architecture_occurs_once_and_transformers_own_are_compared() -> None:
+    names = [name for w in WRAPPERS for name in w.architectures]
+    assert len(set(known())) == len(known()) == len(names) + sum(len(f.architectures) for f in FAMILIES)
+    compared = {a for a in names if has_model({"architectures": [a]})}
+    assert compared - OTHERS == set(TEXTS) - OTHERS
+    assert all(w.unchecked for w in WRAPPERS if not set(w.architectures) & (set(TEXTS) | OTHERS))
+
+
+def test_a_section_inside_another_is_the_language_models() -> None:
+    text = {**NO_HEAD, "model_type": "qwen2_5_omni_text"}
+    config = {"architectures": ["Qwen2_5OmniForConditionalGeneration"], "thinker_config": {"text_config": text}}
+    family = find_family(config)
+    assert family.describe(config).size("vocab_size") == 320
+    assert family.spelling["embed"] == "thinker.model.embed_tokens.weight"
+
+
+def test_a_config_without_the_section_describes_the_language_model_itself() -> None:
+    config = {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", **NO_HEAD}
+    family = find_family(config)
+    nested = config_of("Qwen2VLForConditionalGeneration")
+    assert family.schema(family.describe(config)) == family.schema(family.describe(nested))
+
+
+def test_what_a_section_leaves_out_is_the_configuration_classs_default() -> None:
+    section = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32064}
+    config = {"architectures": ["LlavaForConditionalGeneration"], "text_config": section}
+    family = find_family(config)
+    schema = family.schema(family.describe(config))
+    assert (len(schema.layers), schema.hidden_size, schema.top[0].shape) == (32, 4096, (32064, 4096))
+
+
+@pytest.mark.parametrize(
+    ("version", "language"), [(2.5, "llama"), (2.6, "llama"), (4, "llama"), ("4.5", "llama"), (9, None), (None, None)]
+)
+def test_the_version_says_what_is_inside_a_minicpm(version: Any, language: str | None) -> None:
+    config = {"architectures": ["MiniCPMV"], "model_type": "minicpmv", "version": version, **NO_HEAD}
+    if language is None:
+        with pytest.raises(ConfigError, match="does not say what the language model is"):
+            find_family(config)
+    else:
+        assert find_family(config).name == f"{language} inside MiniCPMV"
+
+
+def test_a_language_model_that_is_not_known_is_named() -> None:
+    section = {"architectures": ["GPT9ForCausalLM"], "model_type": "gpt9"}
+    with pytest.raises(ConfigError, match="the language model of InternVLChatModel is 'GPT9ForCausalLM'") as caught:
+        find_family({"architectures": ["InternVLChatModel"], "llm_config": section})
+    assert caught.value.code == "architecture-unknown"
+
+
+KIMI: dict[str, Any] = {
+    "architectures": ["KimiK25ForConditionalGeneration"],
+    "model_type": "kimi_k25",
+    "text_config": {**derived(KIMI_K2, architectures=None), "quantization_config": QUANTISED["int4"](32)},
+}
+
+
+def test_kimi_k25_has_the_published_number_of_tensors_and_bytes() -> None:
+    """208,550 tensors and 554.27 GiB. Scales are published in BF16; the vision tower is MoonViT, 1152 wide."""
+    entries = inventory(Preset("kimi-k2.5", KIMI, {}, 64), KIMI)
+    scales = sum(e.signature.num_bytes for e in entries if e.name.endswith("weight_scale"))
+    wide, inner = 1152, 4304
+    block = [wide * 3 * wide, 3 * wide, wide * wide, wide, inner * wide, inner, wide * inner, wide, *[wide] * 4]
+    tower = [*block * 27, wide, wide, wide * 3 * 14 * 14, wide, 64 * 64 * wide]
+    projector = [wide, wide, 4608 * 4608, 4608, 7168 * 4608, 7168]
+    vision = [*tower, *projector]
+    assert len(entries) + len(vision) == 208_550
+    payload = sum(e.signature.num_bytes for e in entries) - scales // 2 + 2 * sum(vision)
+    assert int(payload / 2**30 * 100) == 55427
+
+
+@pytest.fixture(scope="module")
+def kimi(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Kimi-K2.5 whose experts are INT4, with a tensor of its tower."""
+    path = tmp_path_factory.mktemp("kimi") / "model"
+    config = {**KIMI, "text_config": {**KIMI["text_config"], **MLA, "num_hidden_layers": 3}}
+    write_checkpoint(find_family(config), config, path)
+    DamagedCheckpoint(path).copy(
+        r"^language_model\.model\.norm\.weight$", "vision_tower.encoder.final_layernorm.weight"
+    )
+    return path
+
+
+def test_a_tower_is_waived_with_its_reason_and_the_language_model_is_proven(kimi: Path) -> None:
+    proof = prove(build_plan(open_checkpoint(kimi), ParallelLayout(2, 2)))
+    assert proof.findings == ()
+    assert [(w.reason, w.num_tensors) for w in proof.plan.waivers if "language" in w.reason] == [
+        ("only the language model is loaded", 1)
+    ]
+    assert isinstance(proof.plan.family, WrappedFamily)
+
+
+def test_another_engine_is_not_given_the_language_models_names(kimi: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"KimiK25ForConditionalGeneration is not described for vllm-0\.32"):
+        build_plan(open_checkpoint(kimi), target="vllm-0.32")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code", "tensor"),
+    [
+        (
+            r"^language_model\.model\.layers\.1\.self_attn\.q_b_proj\.weight$",
+            "model.layers.1.self_attn.q_b_proj.weight",
+            "tensor-missing",
+            "language_model.model.layers.1.self_attn.q_b_proj.weight",
+        ),
+        (
+            r"^vision_tower\.encoder\.final_layernorm\.weight$",
+            "hearing_tower.norm.weight",
+            "tensor-unexpected",
+            "hearing_tower.norm.weight",
+        ),
+    ],
+)
+def test_a_name_outside_every_table_is_found(
+    old: str, new: str, code: str, tensor: str, kimi: Path, tmp_path: Path
+) -> None:
+    path = copied(kimi, tmp_path)
+    DamagedCheckpoint(path).rename(old, new)
+    found = [f for f in build_plan(open_checkpoint(path)).findings if f.severity == "error"]
+    assert [(f.code, f.tensor) for f in found] == [(code, tensor)]
+
+
+def test_stacks_of_experts_are_loaded_from_either_orientation(tmp_path: Path) -> None:
+    config = config_of("Qwen3VLMoeForConditionalGeneration")
+    config["text_config"] |= {"num_hidden_layers": 2}
+    family = find_family(config)
+    layouts = [ParallelLayout(2, 2), ParallelLayout(1, 2, enable_expert_parallel=True)]
+    assert check_loading(family, config, tmp_path, layouts=layouts) > 0
+
+
+def test_one_stack_in_the_other_orientation_is_a_finding(tmp_path: Path) -> None:
+    config = config_of("Qwen3VLMoeForConditionalGeneration")
+    family = find_family(config)
+    write_checkpoint(family, config, tmp_path / "model")
+    name = "model.language_model.layers.2.mlp.experts.down_proj"
+    DamagedCheckpoint(tmp_path / "model").change(name, lambda stack: stack.transpose(1, 2))
+    plan = build_plan(described(open_checkpoint(tmp_path / "model"), family))
+    assert [(f.code, f.tensor) for f in plan.findings] == [("shape-mismatch", name)]
+
+
+def copied(path: Path, folder: Path) -> Path:
+    from shutil import copytree
+
+    return copytree(path, folder / "copy")
