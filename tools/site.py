@@ -27,13 +27,13 @@ PAGES = ROOT / ".cache" / "site-pages"
 NAV: list[dict[str, str | list[str]]] = [
     {"Loadmaster": "README.md"},
     {"中文": "README.zh-CN.md"},
-    {"Guides": ["docs/index.md", "docs/guides"]},
+    {"Guides": ["docs/index.md", "docs/guides/tutorial.md", "docs/guides"]},
     {"Concepts": ["docs/concepts", "ARCHITECTURE.md"]},
     {"Reference": ["docs/reference"]},
     {"Why": ["docs/decisions", "docs/audits", "benchmarks/README.md"]},
     {"Taking part": ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]},
 ]
-"""The menu. A folder stands for its pages, in the order of their names."""
+"""The menu. A folder stands for its pages that are not named before it, in the order of their names."""
 
 
 def stage() -> None:
@@ -94,7 +94,8 @@ def menu() -> list[dict[str, object]]:
     entries: list[dict[str, object]] = []
     for entry in NAV:
         for title, pages in entry.items():
-            entries.append({title: pages if isinstance(pages, str) else [p for name in pages for p in _under(name)]})
+            listed = pages if isinstance(pages, str) else [p for name in pages for p in _under(name)]
+            entries.append({title: listed if isinstance(listed, str) else list(dict.fromkeys(listed))})
     return entries
 
 
