@@ -34,15 +34,17 @@ def serve(folder: Path, latency_s: float) -> None:
     hub = StandIn(latency_s=latency_s)
     files = {p.name: p if p.suffix == ".safetensors" else p.read_bytes() for p in folder.iterdir()}
     hub.publish(MODEL, files)
-    server = hub.start()
-    print(hub.url, flush=True)
-    for _ in sys.stdin:
-        shards = sum(n for name, n in hub.sent.items() if name.endswith(".safetensors"))
-        requests = [p for _, p in hub.requests if not p.startswith("/api/agent")]
-        print(json.dumps({"requests": len(requests), "shards": shards, "small": hub.sent.total() - shards}), flush=True)
-        hub.requests.clear()
-        hub.sent.clear()
-    server.shutdown()
+    with hub.serving():
+        print(hub.url, flush=True)
+        for _ in sys.stdin:
+            shards = sum(n for name, n in hub.sent.items() if name.endswith(".safetensors"))
+            requests = [p for _, p in hub.requests if not p.startswith("/api/agent")]
+            print(
+                json.dumps({"requests": len(requests), "shards": shards, "small": hub.sent.total() - shards}),
+                flush=True,
+            )
+            hub.requests.clear()
+            hub.sent.clear()
 
 
 def header_bytes(folder: Path) -> int:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.checkpoint.loopback import LoopbackHandler, serving
 
 
 @dataclass
@@ -80,17 +81,11 @@ class StandIn:
         self.commits |= {(model, revision): commit, (model, commit.sha): commit}
         return commit
 
-    def start(self) -> ThreadingHTTPServer:
-        """Serve until the server that is returned is shut down."""
-        hub = self
-
-        class Handler(_Handler):
-            standin = hub
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return server
+    @contextmanager
+    def serving(self) -> Iterator[StandIn]:
+        """Serve until the end of the block."""
+        with serving(type("Handler", (_Handler,), {"standin": self})) as self.url:
+            yield self
 
 
 def hashed(content: bytes | Path) -> bytes:
@@ -103,18 +98,10 @@ def folder_files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(LoopbackHandler):
     standin: StandIn
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # head and body are two writes
 
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
+    def get(self) -> None:
         hub, path = self.standin, unquote(urlsplit(self.path).path)
         hub.requests.append((self.command, path))
         hub.tokens.add((self.headers["Host"].partition(":")[0], self.headers.get("Authorization")))
@@ -137,11 +124,11 @@ class _Handler(BaseHTTPRequestHandler):
         if "drop-info" in hub.faults:
             self.close_connection = True
         elif "busy" in hub.faults:
-            self._answer(503, b"")
+            self.answer(503, b"")
         elif "web-page" in hub.faults:
-            self._answer(200, b"<html>Please sign in</html>", {"Content-Type": "text/html"})
+            self.answer(200, b"<html>Please sign in</html>", {"Content-Type": "text/html"})
         elif "private" in hub.faults:
-            self._answer(401, b"", {"X-Error-Message": "Invalid username or password."})
+            self.answer(401, b"", {"X-Error-Message": "Invalid username or password."})
         elif commit is None:
             self._absent(model)
         elif kind == "tree":
@@ -163,9 +150,9 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             self._absent(model)
         elif "gated" in hub.faults:
-            self._answer(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
+            self.answer(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
         elif name not in commit.files:
-            self._answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit.sha})
+            self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit.sha})
         else:
             blob = commit.blobs[name]
             headers = {"X-Repo-Commit": commit.sha, "ETag": f'"{blob["oid"]}"', "Accept-Ranges": "bytes"}
@@ -175,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
             oid = "0" * 64 if "another" in hub.faults else blob["lfs"]["oid"]
             linked = {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(blob["size"])}
             cdn = hub.url.replace("127.0.0.1", "localhost")  # another host, to which no token is sent
-            self._answer(302, b"", {**headers, **linked, "Location": f"{cdn}/lfs/{commit.sha}/{name}"})
+            self.answer(302, b"", {**headers, **linked, "Location": f"{cdn}/lfs/{commit.sha}/{name}"})
 
     def _file(self, at: tuple[Commit, str], headers: Mapping[str, str] | None = None) -> None:
         (commit, name), hub = at, self.standin
@@ -185,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = self.headers.get("Range") if "whole" not in hub.faults else None
         if asked and self.command == "GET":
             if "expired" in hub.faults and any(n == name for n, _ in hub.ranges):
-                self._answer(403, b"")
+                self.answer(403, b"")
                 hub.faults.discard("expired")
                 return
             hub.ranges.append((name, asked))
@@ -194,29 +181,21 @@ class _Handler(BaseHTTPRequestHandler):
             made["Content-Range"] = f"bytes {start}-{stop - 1}/{size + ('grown' in hub.faults)}"
             status = 206
         if self.command == "HEAD":
-            self._answer(status, b"", made | {"Content-Length": str(stop - start)})
+            self.answer(status, b"", made | {"Content-Length": str(stop - start)})
             return
         content = commit.read(name, start, stop)
         if "drop-files" in hub.faults and name.endswith(".safetensors"):
             hub.sent[name] += len(content) // 2
-            self._answer(status, content[: len(content) // 2], {**made, "Content-Length": str(len(content))})
+            self.answer(status, content[: len(content) // 2], {**made, "Content-Length": str(len(content))})
             self.close_connection = True
             return
         hub.sent[name] += len(content)
-        self._answer(status, content, made)
+        self.answer(status, content, made)
 
     def _absent(self, model: str) -> None:
         is_known = any(m == model for m, _ in self.standin.commits)
         code = "RevisionNotFound" if is_known else "RepoNotFound"
-        self._answer(404, b"{}", {"X-Error-Code": code})
+        self.answer(404, b"{}", {"X-Error-Code": code})
 
     def _json(self, value: object) -> None:
-        self._answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def _answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

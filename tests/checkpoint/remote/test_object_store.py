@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,65 +16,9 @@ from loadmaster.checkpoint.remote.object_store import ObjectFiles
 from loadmaster.cli.main import main
 from loadmaster.errors import CheckpointError
 from loadmaster.plan import build_plan
-from tests.conftest import Tiny
-
-pytest.importorskip("moto", reason="the S3 server of the tests")
+from tests.checkpoint.bucket import Bucket
 
 SECOND = "model-00002-of-00002.safetensors"
-
-
-@dataclass
-class Bucket:
-    """A bucket with a model under ``models/it/``, and the client that fills it."""
-
-    client: Any
-    url: str = "s3://bucket/models/it"
-
-    def put(self, name: str, content: bytes) -> None:
-        self.client.put_object(Bucket="bucket", Key=f"models/it/{name}", Body=content)
-
-    def delete(self, name: str) -> None:
-        self.client.delete_object(Bucket="bucket", Key=f"models/it/{name}")
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
-@pytest.fixture
-def folder(tiny: Tiny) -> Path:
-    return tiny("llama")
-
-
-@pytest.fixture
-def bucket(endpoint: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    import boto3
-
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": "true",
-        "XDG_CACHE_HOME": str(tmp_path),
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-    client.create_bucket(Bucket="bucket")
-    made = Bucket(client)
-    for path in folder.iterdir():
-        made.put(path.name, path.read_bytes())
-    made.put("original/params.json", b"{}")
-    yield made
-    for entry in client.list_objects_v2(Bucket="bucket").get("Contents", ()):
-        client.delete_object(Bucket="bucket", Key=entry["Key"])
-    client.delete_bucket(Bucket="bucket")
 
 
 def refusal(url: str) -> str:
