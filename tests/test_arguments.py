@@ -74,6 +74,8 @@ class Sound:
             "open_checkpoint": {"path": path},
             "open_model": {"model": str(path)},
             "resolve_model": {"model": str(path)},
+            "fetch_model": {"model": str(path)},
+            "shard_ranges": {"plan": self.plan, "ranks": [0]},
             "load_rank": {"plan": self.proven, "rank": 0},
             "Engine": {"plan": self.proven},
             "Receiver": {"plan": self.proven},

@@ -50,15 +50,17 @@ __all__ = [
     "UnsupportedError",
     "build_plan",
     "explain",
+    "fetch_model",
     "load_rank",
     "open_checkpoint",
     "open_model",
     "prove",
     "resolve_model",
+    "shard_ranges",
 ]
 
 if TYPE_CHECKING:
-    from loadmaster.checkpoint import Checkpoint, open_checkpoint, open_model, resolve_model
+    from loadmaster.checkpoint import Checkpoint, fetch_model, open_checkpoint, open_model, resolve_model
     from loadmaster.engine import Engine, Tokenizer
     from loadmaster.errors import (
         ArgumentError,
@@ -89,12 +91,13 @@ if TYPE_CHECKING:
         Rows,
         build_plan,
         prove,
+        shard_ranges,
     )
     from loadmaster.plan.explanation import Explanation, explain
     from loadmaster.workers import SamplingParams
 else:
     ROOMS = {
-        "checkpoint": ("Checkpoint", "open_checkpoint", "open_model", "resolve_model"),
+        "checkpoint": ("Checkpoint", "open_checkpoint", "open_model", "resolve_model", "fetch_model"),
         "parallel": ("ParallelLayout",),
         "plan": (
             "Plan",
@@ -108,6 +111,7 @@ else:
             "Division",
             "Rows",
             "Grid",
+            "shard_ranges",
         ),
         "plan.explanation": ("explain", "Explanation"),
         "findings": ("Finding",),

@@ -14,6 +14,7 @@ from loadmaster.checkpoint import resolve_model
 from loadmaster.cli.main import build_parser, main
 from loadmaster.cli.planning import prove_to_load
 from loadmaster.errors import CheckpointError, PlanError
+from loadmaster.plan import Proof
 from tests.checkpoint.standin import Commit, StandIn, folder_files
 from tests.conftest import Tiny
 
@@ -57,6 +58,10 @@ def refusal(model: str = MODEL, *, revision: str | None = None, download: bool =
     with pytest.raises(CheckpointError) as refused:
         resolve_model(model, revision, download=download)
     return str(refused.value)
+
+
+def every_rank(proof: Proof) -> range:
+    return range(proof.plan.num_ranks)
 
 
 def test_a_model_that_is_not_in_the_cache_is_not_downloaded_unasked(
@@ -111,7 +116,8 @@ def test_a_model_of_one_file_is_that_file(hub: StandIn, cache: Path) -> None:
 def test_what_runs_a_model_proves_it_from_its_headers_then_downloads_it_and_says_so(
     command: str, published: Commit, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = prove_to_load(build_parser().parse_args([command, MODEL])).plan
+    proof, _ = prove_to_load(build_parser().parse_args([command, MODEL]), every_rank)
+    plan = proof.plan
     assert plan.checkpoint.origin.is_local
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("loadmaster ")]
     read, downloaded = lines
@@ -127,7 +133,7 @@ def test_a_model_that_cannot_work_is_refused_before_it_is_downloaded(
     lacking = json.loads(published.files["config.json"]) | {"num_hidden_layers": 5}
     hub.publish(MODEL, {**published.files, "config.json": json.dumps(lacking).encode()})
     with pytest.raises(PlanError, match="no shard holds any tensor of layer 4"):
-        prove_to_load(build_parser().parse_args([command, MODEL]))
+        prove_to_load(build_parser().parse_args([command, MODEL]), every_rank)
     assert cached(cache) == {"config.json", "model.safetensors.index.json"}
     assert sum(hub.sent[n] for n in published.files if n.endswith(".safetensors")) < 10_000
 

@@ -100,7 +100,6 @@ def test_what_is_ignored_is_said_in_one_line_and_json_stays_one_object(
         (["--enable-lora"], "--enable-lora: adapters are not supported"),
         (["--enable-eplb"], "vLLM then moves experts between ranks"),
         (["--spec-method", "mtp"], "--spec-method mtp: "),
-        (["--download-dir", "x"], "--download-dir x: models from the hub are read from the hub's cache"),
     ],
 )
 def test_what_would_change_the_plan_is_refused_by_name_with_what_to_do(

@@ -178,8 +178,8 @@ FILES: Final[dict[str, Entry]] = {
         "none needed for loading",
     ),
     "checkpoint-partial": Entry(
-        "the folder has only some bytes of its shards: those that `loadmaster pull` was asked for",
-        "`loadmaster pull` with --stage or --rank, or an interrupted one",
+        "the folder has only some bytes of its shards: those that were asked for",
+        "`loadmaster pull` with --stage or --rank, or `load` or `serve` of a URL, or an interruption of these",
         "loadmaster.partial.jsonl: a partial copy of owner/name: 0.0 KiB of 1.00 GiB are on disk",
         "pull what other ranks need with the same --local-dir; only ranks whose bytes are on disk can be loaded",
     ),

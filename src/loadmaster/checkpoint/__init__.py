@@ -6,6 +6,7 @@ is raised only when there is no checkpoint to read.
 
 from loadmaster.checkpoint.causes import Causes
 from loadmaster.checkpoint.columns import ShardFile
+from loadmaster.checkpoint.fetch import fetch_model
 from loadmaster.checkpoint.folder import Checkpoint, open_checkpoint
 from loadmaster.checkpoint.hub import resolve_model
 from loadmaster.checkpoint.index import Index
@@ -24,6 +25,7 @@ __all__ = [
     "Signature",
     "Store",
     "TensorTable",
+    "fetch_model",
     "open_checkpoint",
     "open_model",
     "resolve_model",

@@ -7,10 +7,9 @@ import hashlib
 import os
 from bisect import bisect_right
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from loadmaster.checkpoint.header import (
     parse_header,
     read_canonical,
 )
+from loadmaster.checkpoint.partial import PartialPaths
 from loadmaster.checkpoint.regular import open_regular
 from loadmaster.checkpoint.store import read_nothing_ahead
 from loadmaster.checkpoint.table import Signature, TensorTable
@@ -40,7 +40,7 @@ MANY = 16
 
 @dataclass(frozen=True, slots=True)
 class ShardFile:
-    """One file: its size and ``header_bytes`` (where its data begins) in bytes, its time stamp in nanoseconds.
+    """One file: its size and ``header_bytes`` (where its data begins) in bytes, its time stamp (`Store.stamp`).
 
     ``digest`` is the SHA-256, in hex, of its name, size and header; empty where the headers were not read here.
     """
@@ -66,15 +66,15 @@ Read = HeaderText | HeaderError
 """A file's header, or why it has none."""
 
 
-def read_headers(where: Callable[[str], Path], names: Sequence[str]) -> Iterator[Read]:
-    """Yield each file's header text, in order; ``where`` returns a file's path.
+def read_headers(paths: PartialPaths, names: Sequence[str]) -> Iterator[Read]:
+    """Yield each file's header text, in order; ``paths`` says where a file is.
 
     Threads read and hash ahead; decoding holds the GIL anyway.
     """
 
     def read(name: str, most: int = AHEAD_BYTES) -> Read | None:
         try:
-            descriptor = open_regular(where(name))
+            descriptor = open_regular(paths.path(name))
             try:
                 stat = os.fstat(descriptor)
                 read_nothing_ahead(descriptor)
@@ -86,14 +86,14 @@ def read_headers(where: Callable[[str], Path], names: Sequence[str]) -> Iterator
                 text = first[8 : 8 + length] if whole else os.pread(descriptor, length, 8)
                 digest = hashlib.sha256(f"{name}\0{stat.st_size}\0".encode())
                 digest.update(text)
-                return HeaderText(text, stat.st_size, stat.st_mtime_ns, digest.digest())
+                return HeaderText(text, *paths.stamp(name, stat), digest.digest())
             finally:
                 os.close(descriptor)
         except HeaderError as error:
             return error
         except OSError as error:
             message = f"it cannot be read: {error.strerror or error}"
-            dangling = error.errno == errno.ENOENT and where(name).is_symlink()
+            dangling = error.errno == errno.ENOENT and paths.path(name).is_symlink()
             hint = "it is a link to a file that does not exist" if dangling else None
             return HeaderError(Finding("shard-unreadable", "error", message, file=name, hint=hint))
 

@@ -61,7 +61,10 @@ class Checkpoint:
             LoadError: they are not; only their headers were read.
         """
         if not self.origin.is_local:
-            raise LoadError(f"the files of {self.origin} are not on disk", hint="download the model, and open it again")
+            raise LoadError(
+                f"the files of {self.origin} are not on disk",
+                hint="open it with fetch_model, which downloads what is wanted",
+            )
         return self.path
 
 

@@ -45,16 +45,16 @@ def open_model(
     say, progress = on_notice or (lambda line: None), on_progress or (lambda done, total: None)
     with find_files(model, revision, cache_dir=cache_dir, on_notice=say) as found:
         if isinstance(found, Path):
-            return open_checkpoint(found, _cached_origin(model, revision, found))
+            return open_checkpoint(found, cached_origin(model, revision, found))
         return open_remote(found, say, progress)
 
 
 def open_remote(files: RemoteFiles, say: Say, progress: HeaderProgress) -> Checkpoint:
     """Open the checkpoint of a remote place from its headers; see `open_model`."""
-    from loadmaster.checkpoint.remote.cache import HeaderCache, default_folder
+    from loadmaster.checkpoint.remote.cache import HeaderCache, cache_folder
     from loadmaster.checkpoint.remote.folder import RemoteFolder
 
-    source = RemoteFolder(files, cache=HeaderCache(default_folder()), progress=progress, say=say)
+    source = RemoteFolder(files, cache=HeaderCache(cache_folder("headers")), progress=progress, say=say)
     return open_source(source, files.only)
 
 
@@ -85,7 +85,7 @@ def find_files(
         yield HubFiles(found, revision, http, cache_dir)
 
 
-def _cached_origin(model: str, revision: str | None, found: Path) -> Origin | None:
+def cached_origin(model: str, revision: str | None, found: Path) -> Origin | None:
     """Return the origin of a model in the hub's cache, whose folder is named after its commit; None for any other folder."""
     if found.parent.name != "snapshots" or Path(model).expanduser() == found:
         return None

@@ -22,6 +22,8 @@ from loadmaster.errors import CheckpointError
 from loadmaster.findings import Finding, gib
 
 MANIFEST = "loadmaster.partial.jsonl"
+LOCK = "loadmaster.partial.lock"
+"""Beside the manifest: the process that writes the copy holds a lock on this file."""
 SUFFIX = ".partial"
 VERSION = 1
 
@@ -169,6 +171,15 @@ class PartialPaths:
         file = self.coverage.files.get(name) if self.coverage is not None else None
         at = self._folder / name
         return at if file is None or at.exists() else self._folder / f"{name}{SUFFIX}"
+
+    def stamp(self, name: str, stat: os.stat_result) -> tuple[int, int]:
+        """Return two numbers that change when a file does: its size in bytes, and its modification time in nanoseconds.
+
+        A shard of a partial copy is written while it is read: another process may download more of it. Its second number is
+        that of its inode, which changes where the file is replaced.
+        """
+        is_copied = self.coverage is not None and name in self.coverage.files
+        return stat.st_size, stat.st_ino if is_copied else stat.st_mtime_ns
 
     def names(self, names: list[str]) -> list[str]:
         """Return the names of a folder's files, each shard under its own."""

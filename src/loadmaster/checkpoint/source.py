@@ -142,7 +142,7 @@ class LocalFolder:
 
     def headers(self, names: Sequence[str], weight_map: Mapping[str, str]) -> Iterator[Read]:
         """Yield each shard's header; see `Source`."""
-        return read_headers(self._partial.path, names)
+        return read_headers(self._partial, names)
 
 
 def _kind(path: Path) -> str | None:

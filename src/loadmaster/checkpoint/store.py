@@ -87,9 +87,8 @@ class LocalStore:
         return self._partial.path(name).stat().st_size
 
     def stamp(self, name: str) -> tuple[int, int]:
-        """Return a file's size in bytes and its modification time in nanoseconds."""
-        stat = self._partial.path(name).stat()
-        return stat.st_size, stat.st_mtime_ns
+        """Return a file's size in bytes and its modification time in nanoseconds; see `PartialPaths.stamp`."""
+        return self._partial.stamp(name, self._partial.path(name).stat())
 
     def descriptor(self, name: str, *, direct: bool = False) -> int:
         """Return the descriptor of a file, open for reading until the store is closed.

@@ -11,6 +11,7 @@ from loadmaster.cli.launched import run_member
 from loadmaster.cli.options import (
     add_capacity_arguments,
     add_device_argument,
+    add_download_dir_argument,
     add_engine_arguments,
     add_model_arguments,
     add_weights_argument,
@@ -26,6 +27,7 @@ REPORT_WITHIN_S = 5.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model_arguments(parser)
+    add_download_dir_argument(parser)
     add_capacity_arguments(parser)
     add_device_argument(parser)
     add_weights_argument(parser)
@@ -46,6 +48,7 @@ def _run(args: argparse.Namespace) -> int:
     from loadmaster.cli.planning import run_plan
     from loadmaster.cli.progress import ByteProgress
     from loadmaster.engine import Engine, Tokenizer, refuse_options, refuse_plan, require_run_extra, speculative_tokens
+    from loadmaster.engine.launched import require_runnable
     from loadmaster.workers.launch import Launch
 
     launch = Launch.of(os.environ)
@@ -56,7 +59,7 @@ def _run(args: argparse.Namespace) -> int:
     refuse_options(args.speculative_config, args.data_parallel_size)
     params = sampling_params(args)
     begin = time.perf_counter()
-    run = run_plan(args)
+    run = run_plan(args, lambda plan: require_runnable(plan, args.device))
     plan = run.plan
     refuse_plan(plan)
     planned = time.perf_counter()

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loadmaster.cli.options import add_capacity_arguments, add_model_arguments, positive, staging, whole
+from loadmaster.cli.options import (
+    add_capacity_arguments,
+    add_download_dir_argument,
+    add_model_arguments,
+    positive,
+    staging,
+    whole,
+)
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model_arguments(parser)
+    add_download_dir_argument(parser)
     add_capacity_arguments(parser)
     parser.add_argument("--rank", type=whole, metavar="R", help="load only this rank (default: all, one after another)")
     parser.add_argument(
@@ -74,17 +82,23 @@ def _load(args: argparse.Namespace, ring: Future[Ring] | None) -> int:
     from loadmaster.cli.planning import prove_to_load
     from loadmaster.errors import UsageError
 
-    proof = prove_to_load(args)
+    def chosen(proof: Proof) -> Sequence[int]:
+        num_ranks = proof.plan.num_ranks
+        if args.rank is not None and not 0 <= args.rank < num_ranks:
+            raise UsageError(f"--rank {args.rank}: the layout has ranks 0 to {num_ranks - 1}")
+        ranks = range(num_ranks) if args.rank is None else [args.rank]
+        if ring is None:
+            from loadmaster.loader.schedule import require_room
+
+            require_room(proof, ranks, args.staging)
+        return ranks
+
+    proof, ranks = prove_to_load(args, chosen)
     plan = proof.require_proven()
-    if args.rank is not None and not 0 <= args.rank < plan.num_ranks:
-        raise UsageError(f"--rank {args.rank}: the layout has ranks 0 to {plan.num_ranks - 1}")
-    ranks = range(plan.num_ranks) if args.rank is None else [args.rank]
 
     from loadmaster.cli.progress import ByteProgress
-    from loadmaster.loader.schedule import compare_with_manifest, load_in_turns, require_room
+    from loadmaster.loader.schedule import compare_with_manifest, load_in_turns
 
-    if ring is None:
-        require_room(proof, ranks, args.staging)
     reports: list[dict[str, Any]] = []
     seconds = 0.0
     with ByteProgress(sum(proof.ranks[r].needed_bytes for r in ranks), "loading") as progress:

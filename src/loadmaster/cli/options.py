@@ -32,7 +32,7 @@ class Engines:
 
 
 ANYWHERE = "a folder, a Hugging Face hub id, or an https://, s3:// or gs:// URL"
-"""What MODEL can be for commands that only read headers."""
+"""What MODEL can be."""
 
 AUTO = "auto"
 """The value of ``--layer-partition`` for which `loadmaster.sizing` divides the layers."""
@@ -42,9 +42,7 @@ DTYPES = {"bfloat16": "BF16", "float16": "F16", "half": "F16", "float32": "F32",
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add MODEL, the layout and the other options that decide a plan."""
-    add_source_arguments(
-        parser, "a folder, or a Hugging Face hub id; where nothing is loaded also an https://, s3:// or gs:// URL"
-    )
+    add_source_arguments(parser, ANYWHERE)
     add_layout_arguments(parser)
     add_dtype_argument(parser)
     add_waive_argument(parser)
@@ -55,6 +53,16 @@ def add_source_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     """Add MODEL, which can be ``what``, and its revision."""
     parser.add_argument("model", metavar="MODEL", help=what)
     parser.add_argument("--revision", help="the hub revision: branch, tag or commit")
+
+
+def add_download_dir_argument(parser: argparse.ArgumentParser) -> None:
+    """Add where a model is downloaded to."""
+    parser.add_argument(
+        "--download-dir",
+        metavar="DIR",
+        help="where a model that is not on disk is downloaded to (default: the hub's cache; for URLs, and for parts of hub "
+        "models, ~/.cache/loadmaster/models)",
+    )
 
 
 def add_dtype_argument(parser: argparse.ArgumentParser) -> None:

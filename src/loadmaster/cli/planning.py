@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from loadmaster.cli.options import AUTO, DTYPES
@@ -12,6 +12,7 @@ from loadmaster.errors import UsageError
 
 if TYPE_CHECKING:
     from loadmaster.checkpoint import Checkpoint
+    from loadmaster.checkpoint.partial import Span
     from loadmaster.engine.weights import RunPlan
     from loadmaster.parallel import ParallelLayout
     from loadmaster.plan import Plan, Proof, ProvenPlan
@@ -41,15 +42,18 @@ def open_model(args: argparse.Namespace) -> Checkpoint:
         return checkpoint.open_model(args.model, args.revision, on_notice=notice(args), on_progress=progress)
 
 
-def open_downloaded(args: argparse.Namespace, *, download: bool = True) -> Checkpoint:
-    """Open the files of MODEL on disk; what the hub's cache lacks is downloaded with ``download``.
+def open_downloaded(args: argparse.Namespace, *, download: bool) -> Checkpoint:
+    """Open all files of MODEL on disk; what the hub's cache lacks is downloaded with ``download``.
 
     Raises:
         CheckpointError: there is no such model, or it is on the hub but not downloaded.
     """
     from loadmaster.checkpoint import open_checkpoint, resolve_model
 
-    return open_checkpoint(resolve_model(args.model, args.revision, download=download, on_notice=notice(args)))
+    found = resolve_model(
+        args.model, args.revision, cache_dir=args.download_dir, download=download, on_notice=notice(args)
+    )
+    return open_checkpoint(found)
 
 
 def notice(args: argparse.Namespace) -> Callable[[str], None]:
@@ -93,46 +97,46 @@ def plan_checkpoint(args: argparse.Namespace, checkpoint: Checkpoint, *, target:
     return _plan(args, checkpoint, DTYPES.get(args.dtype), target)
 
 
-def prove_to_load(args: argparse.Namespace) -> Proof:
-    """Return the proof of a plan whose files are on disk: downloaded, where they were not, once the plan was proven.
+def prove_to_load(args: argparse.Namespace, ranks: Callable[[Proof], Sequence[int]]) -> tuple[Proof, Sequence[int]]:
+    """Return the proof of a plan, and the ranks that are loaded, whose bytes are on disk: downloaded, once the plan was proven.
+
+    ``ranks`` chooses the ranks. It may refuse, before anything is downloaded.
 
     Raises:
         PlanError: the proof failed; it carries the proof and its findings.
         InputError: nothing could be planned.
+        LoadError: what the ranks read could not be downloaded.
     """
 
-    def prove(checkpoint: Checkpoint) -> Proof:
+    def plan(checkpoint: Checkpoint) -> tuple[Proof, Sequence[int]]:
         proof = _prove(args, checkpoint, DTYPES.get(args.dtype), "native")
         proof.require_proven()
-        return proof
+        return proof, ranks(proof)
 
-    return _then_downloaded(args, prove)
+    return _then_fetched(args, plan, lambda planned: (planned[0].plan, planned[1]))
 
 
 def proven_plan(args: argparse.Namespace) -> ProvenPlan:
-    """Return the proven plan of a command line that loads it.
+    """Return the proven plan of a model that another program loads, with all of the model on disk.
 
     Raises:
-        PlanError, InputError: as `prove_to_load` raises them.
+        PlanError, InputError, LoadError: as `prove_to_load` raises them.
     """
-    return prove_to_load(args).require_proven()
+
+    def plan(checkpoint: Checkpoint) -> ProvenPlan:
+        return _prove(args, checkpoint, DTYPES.get(args.dtype), "native").require_proven()
+
+    return _then_fetched(args, plan, lambda planned: (planned, None))
 
 
-def _then_downloaded(args: argparse.Namespace, plan: Callable[[Checkpoint], T]) -> T:
-    """Plan from headers; where these are not on disk, download the model and plan again from its files.
-
-    A model that cannot be used is so refused before it is downloaded.
-    """
-    checkpoint = (open_downloaded if "://" in args.model else open_model)(args)  # a URL is refused before it is read
-    planned = plan(checkpoint)
-    return planned if checkpoint.origin.is_local else plan(open_downloaded(args))
-
-
-def run_plan(args: argparse.Namespace) -> RunPlan:
+def run_plan(args: argparse.Namespace, ranks: Callable[[ProvenPlan], Sequence[int] | None]) -> RunPlan:
     """Return the proven plan that a command line runs natively, with weights in the form of ``--weights``.
 
+    The bytes of ``ranks`` are on disk: those that this host computes, or None for all of the model. It is called if they have to
+    be downloaded first, and may refuse.
+
     Raises:
-        PlanError, InputError: as `proven_plan` raises them.
+        PlanError, InputError, LoadError: as `prove_to_load` raises them.
     """
     from loadmaster.engine.weights import plan_to_run
 
@@ -142,7 +146,40 @@ def run_plan(args: argparse.Namespace) -> RunPlan:
 
         return plan_to_run(build, device=args.device or "cpu", dtype=DTYPES.get(args.dtype), weights=args.weights)
 
-    return _then_downloaded(args, plan)
+    return _then_fetched(args, plan, lambda run: (run.plan, ranks(run.plan)))
+
+
+def _then_fetched(
+    args: argparse.Namespace,
+    plan: Callable[[Checkpoint], T],
+    here: Callable[[T], tuple[Plan, Sequence[int] | None]],
+) -> T:
+    """Plan from headers; where the files are not on disk, download what ``here`` says and plan again from them.
+
+    ``here`` returns the plan and the ranks whose bytes are needed, None for all of the model. A model that cannot be used is so
+    refused before it is downloaded. A hub model of which all ranks are here is downloaded to the hub's cache, as a whole.
+    """
+    from loadmaster.checkpoint import fetch_model
+    from loadmaster.cli.header_progress import HeaderProgress
+    from loadmaster.cli.progress import DownloadProgress
+    from loadmaster.plan import shard_ranges
+
+    def wanted(checkpoint: Checkpoint) -> dict[str, tuple[Span, ...]] | None:
+        planned, ranks = here(plan(checkpoint))
+        is_whole = ranks is None or (checkpoint.origin.kind == "hub" and len(set(ranks)) == planned.num_ranks)
+        return None if ranks is None or is_whole else shard_ranges(planned, ranks)
+
+    with HeaderProgress() as headers, DownloadProgress("downloading") as progress:
+        checkpoint = fetch_model(
+            args.model,
+            args.revision,
+            wanted=wanted,
+            download_dir=args.download_dir,
+            on_notice=notice(args),
+            on_header=headers,
+            on_progress=progress,
+        )
+    return plan(checkpoint)
 
 
 def _prove(args: argparse.Namespace, checkpoint: Checkpoint, dtype: str | None, target: str) -> Proof:

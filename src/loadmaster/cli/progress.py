@@ -38,3 +38,28 @@ class ByteProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+
+class DownloadProgress:
+    """Shows how much was downloaded: a bar of bytes from the first report on."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._bar: ByteProgress | None = None
+        self._done = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Report that ``done`` of ``total`` bytes were downloaded."""
+        if self._bar is None:
+            self._bar = ByteProgress(total, self._what).__enter__()
+        self._bar.advance(done - self._done)
+        self._done = done
+
+    def __enter__(self) -> DownloadProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(kind, error, trace)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from loadmaster.errors import CheckpointError, UsageError
 if TYPE_CHECKING:
     from loadmaster.checkpoint import Checkpoint
     from loadmaster.checkpoint.partial import Span
-    from loadmaster.checkpoint.remote.files import RemoteFiles
+    from loadmaster.checkpoint.remote.folder import RemoteFolder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +43,10 @@ def _stage(text: str) -> tuple[int, int]:
 
 def run(args: argparse.Namespace) -> int:
     """Prove the plan from headers, download what is missing of its ranks' bytes, and say what is there."""
-    from loadmaster.checkpoint.model import find_files, open_remote
+    from loadmaster.checkpoint.folder import open_source
+    from loadmaster.checkpoint.model import find_files
+    from loadmaster.checkpoint.remote.cache import HeaderCache, cache_folder
+    from loadmaster.checkpoint.remote.folder import RemoteFolder
     from loadmaster.cli.header_progress import HeaderProgress
 
     _set_stages(args)
@@ -55,8 +57,10 @@ def run(args: argparse.Namespace) -> int:
         if files.only is not None:
             raise CheckpointError(f"{files.origin} is one file, and a checkpoint is pulled", hint="give its folder")
         with HeaderProgress() as progress:
-            checkpoint = open_remote(files, say, progress)
-        _pull(args, files, checkpoint)
+            cache = HeaderCache(cache_folder("headers"))
+            source = RemoteFolder(files, cache=cache, progress=progress, say=say, keeps_heads=True)
+            checkpoint = open_source(source)
+        _pull(args, source, checkpoint)
     return 0
 
 
@@ -69,26 +73,26 @@ def _set_stages(args: argparse.Namespace) -> None:
     args.pipeline_parallel_size = args.stage[1]
 
 
-def _pull(args: argparse.Namespace, files: RemoteFiles, checkpoint: Checkpoint) -> None:
-    from loadmaster.checkpoint.remote.pull import LocalCopy, pull, require_room, save_small
-    from loadmaster.cli.progress import ByteProgress
+def _pull(args: argparse.Namespace, source: RemoteFolder, checkpoint: Checkpoint) -> None:
+    from loadmaster.checkpoint.remote.pull import pull_into
+    from loadmaster.cli.progress import DownloadProgress
     from loadmaster.findings import gib
 
     wanted = _wanted(args, checkpoint)
-    listing = files.listing()
-    sizes = {f.name: (f.size, listing[f.name].etag) for f in checkpoint.files}
-    with LocalCopy(args.local_dir, checkpoint.origin, sizes) as copy:
-        pieces = copy.lacking(wanted)
-        require_room(args.local_dir, pieces)
-        save_small(files, listing, args.local_dir)
-        num_bytes = sum(p.end - p.start for p in pieces)
-        try:
-            with ByteProgress(num_bytes, "pulling") as progress:
-                pull(files, copy, pieces, progress.advance)
-        except KeyboardInterrupt:
-            print("interrupted: run the same command to continue", file=sys.stderr)
-            raise
-        copy.name_whole()
+    try:
+        with DownloadProgress("pulling") as progress:
+            num_bytes = pull_into(
+                args.local_dir,
+                source,
+                checkpoint,
+                wanted,
+                option="--local-dir",
+                say=notice(args),
+                on_progress=progress,
+            )
+    except KeyboardInterrupt:
+        print("interrupted: run the same command to continue", file=sys.stderr)
+        raise
     total = sum(f.size for f in checkpoint.files)
     needed = sum(end - start for spans in wanted.values() for start, end in spans)
     if args.json:
@@ -109,17 +113,12 @@ def _wanted(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, tuple
         PlanError: the plan is not proven.
         UsageError: there is no such rank.
     """
-    from loadmaster.checkpoint.partial import merged
+    from loadmaster.plan import shard_ranges
 
     plan = prove_checkpoint(args, checkpoint).require_proven()
     if args.stage is None and args.rank is None:
         return {f.name: ((0, f.size),) for f in checkpoint.files}
-    ranks = args.rank or [r for r in range(plan.num_ranks) if plan.layout.coordinate(r).pp_rank == args.stage[0]]
-    spans: dict[str, list[Span]] = defaultdict(list, {f.name: [(0, f.header_bytes)] for f in checkpoint.files})
-    for rank in ranks:
-        if rank >= plan.num_ranks:
+    for rank in args.rank or ():
+        if not 0 <= rank < plan.num_ranks:
             raise UsageError(f"--rank {rank}: the layout has ranks 0 to {plan.num_ranks - 1}")
-        numbers, starts, ends = (column.tolist() for column in plan.rank(rank).reads)
-        for number, start, end in zip(numbers, starts, ends, strict=True):
-            spans[checkpoint.files[number].name].append((start, end))
-    return {name: merged(s) for name, s in spans.items()}
+    return shard_ranges(plan, args.rank or list(plan.layout.stage_ranks(args.stage[0])))

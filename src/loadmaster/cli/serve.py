@@ -15,6 +15,7 @@ from loadmaster.cli.options import (
     Engines,
     add_capacity_arguments,
     add_device_argument,
+    add_download_dir_argument,
     add_engine_arguments,
     add_model_arguments,
     add_weights_argument,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model_arguments(parser)
+    add_download_dir_argument(parser)
     add_capacity_arguments(parser)
     add_device_argument(parser)
     add_weights_argument(parser)
@@ -185,13 +187,13 @@ def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
     if installed is None and args.engine != "vllm":  # before planning, which may take a while
         settings = _settings(args)
     with bind(args.host, args.port) as bound:
-        run = None if args.engine == "vllm" else run_plan(args)
+        run = None if args.engine == "vllm" else run_plan(args, lambda plan: _ranks_here(args, plan, installed))
         plan = proven_plan(args) if run is None else run.plan
         choice = _choose(args, plan, installed)
         if choice.engine == "vllm" or run is None:
             assert installed is not None
             plan = plan if run is None else proven_plan(args)
-            options = _serve_options(args)
+            options = _of_files(_serve_options(args), plan)
             refuse_for_vllm(options)
             bound.close()
             print(choice, file=sys.stderr)
@@ -217,6 +219,23 @@ def _serve_options(args: argparse.Namespace) -> ServeOptions:
 
     given = {f.name: getattr(args, f.name) for f in fields(ServeOptions) if f.name != "server_arguments"}
     return ServeOptions(**given, server_arguments=vllm_arguments(args)[0])
+
+
+def _of_files(options: ServeOptions, plan: Plan) -> ServeOptions:
+    """Return the options of vLLM's server for a model from a URL: its copy on disk, under the URL's name."""
+    if "://" not in options.model:
+        return options
+    names = options.served_model_name or [plan.checkpoint.origin.name]
+    return replace(options, model=str(plan.model_path), served_model_name=names, download_dir=None)
+
+
+def _ranks_here(args: argparse.Namespace, plan: ProvenPlan, installed: Installed | None) -> Sequence[int] | None:
+    """Return the ranks that this host computes, None for vLLM, which opens all of the model; refuse what cannot be served."""
+    from loadmaster.engine.launched import require_runnable
+
+    if _choose(args, plan, installed).engine == "vllm":
+        return None
+    return require_runnable(plan, args.device or "cpu")
 
 
 def _choose(args: argparse.Namespace, plan: Plan, installed: Installed | None) -> Choice:
@@ -302,6 +321,7 @@ def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket, set
     from loadmaster.server.service import Service
     from loadmaster.workers.launch import Launch
 
+    shown = plan.checkpoint.origin.name if "://" in args.model else args.model  # a URL may have a password
     start_listening(bound)
     configure_logging(args.log_format, args.log_level)
     host, port = bound.getsockname()[:2]
@@ -314,7 +334,7 @@ def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket, set
         device=args.device or "cpu",
         num_speculative_tokens=speculative_tokens(args.speculative_config),
     ) as engine:
-        service = Service(engine, Tokenizer(plan.model_path), args.served_model_name or [args.model], settings)
+        service = Service(engine, Tokenizer(plan.model_path), args.served_model_name or [shown], settings)
         serve(service, bound)
     if args.json:
         from loadmaster.report.json import dumps

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadmaster.cli.options import add_json_argument, add_source_arguments, positive
+from loadmaster.cli.options import add_download_dir_argument, add_json_argument, add_source_arguments, positive
 from loadmaster.cli.planning import add_download_argument, open_downloaded
 from loadmaster.errors import UsageError
 
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_source_arguments(parser, "a folder, or a Hugging Face hub id")
     add_download_argument(parser)
+    add_download_dir_argument(parser)
     parser.add_argument(
         "--resume",
         type=Path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from loadmaster.engine.support import launch_of, refuse_options, refuse_plan, require_device
@@ -61,6 +62,20 @@ def run_of(plan: ProvenPlan, builder: str, device: str, launch: Launch | None) -
     )
 
 
+def require_runnable(plan: ProvenPlan, device: str) -> Sequence[int]:
+    """Check what can be checked before weights are downloaded, and return the ranks that this host computes.
+
+    Raises:
+        UnsupportedError: the plan cannot be run.
+        ConfigError: the launcher's variables are not valid, or there are not as many processes as ranks.
+        LoadError: the weights of this host's ranks do not fit its memory.
+    """
+    launch = launch_of(plan.layout, os.environ)
+    refuse_plan(plan)
+    require_memory_of(plan, device, launch)
+    return range(plan.num_ranks) if launch is None else launch.ranks_here()
+
+
 def require_memory_of(plan: ProvenPlan, device: str, launch: Launch | None) -> None:
     """Check that the weights of this host's ranks fit its memory, if they are computed there.
 
@@ -69,10 +84,7 @@ def require_memory_of(plan: ProvenPlan, device: str, launch: Launch | None) -> N
     """
     if device != "cpu":
         return
-    ranks = range(plan.num_ranks)
-    if launch is not None:
-        first = launch.rank - launch.local_rank
-        ranks = range(max(first, 0), min(first + launch.num_local_ranks, plan.num_ranks))
+    ranks = range(plan.num_ranks) if launch is None else launch.ranks_here()
     resident = sum(plan.rank(rank).resident_bytes for rank in ranks)
     hint = "use GPUs (--device cuda), or free memory"
     require_memory(resident, f"the {len(ranks)} rank(s) of the model take", hint=hint)

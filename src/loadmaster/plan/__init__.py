@@ -10,6 +10,7 @@ from loadmaster.plan.moves import MoveGroup
 from loadmaster.plan.plan import Plan, build_plan
 from loadmaster.plan.proof import Proof, ProvenPlan, RankFigures, admit, prove
 from loadmaster.plan.rank import RankPlan
+from loadmaster.plan.shard_ranges import shard_ranges
 from loadmaster.plan.specs import Division, Grid, ParamSpec, Rows
 from loadmaster.plan.strided import StridedRun, strided_run
 from loadmaster.plan.waivers import Waiver, WaiverRequest
@@ -31,5 +32,6 @@ __all__ = [
     "admit",
     "build_plan",
     "prove",
+    "shard_ranges",
     "strided_run",
 ]

@@ -66,6 +66,11 @@ class Launch:
             )
         return cls(rank, num_ranks, local_rank, num_local_ranks, environment["MASTER_ADDR"], port, key.encode())
 
+    def ranks_here(self) -> range:
+        """Return the ranks on this process's host, which a launcher numbers one after another."""
+        first = max(self.rank - self.local_rank, 0)
+        return range(first, min(first + self.num_local_ranks, self.num_ranks))
+
     @property
     def rendezvous(self) -> str:
         """Where rank 0 listens."""

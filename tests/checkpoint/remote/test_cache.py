@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from loadmaster.checkpoint.remote.cache import HeaderCache, default_folder
+from loadmaster.checkpoint.remote.cache import HeaderCache, cache_folder
 
 
 def entries(folder: Path) -> list[Path]:
@@ -73,6 +73,6 @@ def test_a_cache_that_cannot_be_written_says_why(tmp_path: Path) -> None:
 
 def test_the_folder_is_where_caches_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "loadmaster" / "headers"
+    assert cache_folder("headers") == tmp_path / "loadmaster" / "headers"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert default_folder() == Path.home() / ".cache" / "loadmaster" / "headers"
+    assert cache_folder("headers") == Path.home() / ".cache" / "loadmaster" / "headers"

@@ -17,13 +17,13 @@ MOST_BYTES = 2**29
 _MAGIC = b"loadmaster header 1\n"
 
 
-def default_folder() -> Path:
-    """Return the cache's usual folder: ``loadmaster/headers`` in ``XDG_CACHE_HOME``, or in ``~/.cache``.
+def cache_folder(what: str) -> Path:
+    """Return the usual folder of one kind of what is kept: ``loadmaster/WHAT`` in ``XDG_CACHE_HOME``, or in ``~/.cache``.
 
     Source: https://specifications.freedesktop.org/basedir-spec/latest/
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "loadmaster" / "headers"
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "loadmaster" / what
 
 
 class HeaderCache:

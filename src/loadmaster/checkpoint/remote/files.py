@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -40,7 +40,7 @@ class MissingFileError(Exception):
 
 
 class ChangedFileError(Exception):
-    """A file is not the one that was listed; the message says how it differs."""
+    """A file is not the one that was listed, or read before; the message says how it differs."""
 
 
 class RemoteFiles(Protocol):
@@ -69,6 +69,7 @@ class RemoteFiles(Protocol):
 
         Raises:
             LimitError: it has more bytes.
+            MissingFileError: there is no such file.
             CheckpointError: it cannot be read.
         """
 
@@ -80,6 +81,12 @@ class RemoteFiles(Protocol):
             ChangedFileError: the file is not the one that was listed.
             CheckpointError: the place cannot be reached, or refuses.
         """
+
+    def running(self) -> Sequence[str]:
+        """Return the names of files that running needs beside config and weights; `read` finds that some do not exist."""
+
+    def etag(self, name: str) -> str | None:
+        """Return what names the content of a shard that was read; None where the place states nothing."""
 
     def cache_key(self, name: str, size: int, etag: str | None) -> str | None:
         """Return a text that names a file's content; None where nothing does."""

@@ -17,18 +17,26 @@ from loadmaster.limits import Limit
 class RemoteFolder:
     """The files at a remote place; `Source <loadmaster.checkpoint.source.Source>`.
 
-    ``progress`` is called after each header, ``say`` receives one line about what was read.
+    ``progress`` is called after each header, ``say`` receives one line about what was read. With ``keeps_heads`` the shards'
+    first bytes stay in memory, for a download that begins with them.
     """
 
     def __init__(
-        self, files: RemoteFiles, *, cache: HeaderCache | None, progress: HeaderProgress, say: Callable[[str], None]
+        self,
+        files: RemoteFiles,
+        *,
+        cache: HeaderCache | None,
+        progress: HeaderProgress,
+        say: Callable[[str], None],
+        keeps_heads: bool = False,
     ) -> None:
         self._files = files
         self._listing: Mapping[str, RemoteFile] | None = None
         self._cache = cache
         self._progress = progress
         self._say = say
-        self._reader = HeaderReader(files, cache)
+        self._reader = HeaderReader(files, cache, keeps_heads=keeps_heads)
+        self._keeps_heads = keeps_heads
 
     @property
     def origin(self) -> Origin:
@@ -49,6 +57,16 @@ class RemoteFolder:
     def tally(self) -> Tally:
         """What reading the headers took so far."""
         return self._reader.tally
+
+    @property
+    def files(self) -> RemoteFiles:
+        """The files at the remote place."""
+        return self._files
+
+    @property
+    def heads(self) -> Mapping[str, bytes]:
+        """The first bytes of the shards whose headers were read."""
+        return self._reader.heads
 
     def findings(self) -> list[Finding]:
         """Return nothing: what is wrong with a remote place is an error."""
@@ -77,9 +95,10 @@ class RemoteFolder:
             return
         tally, origin = self.tally, self._files.origin
         kept = f", {tally.cached:,} of them from the cache" if tally.cached else ""
+        ending = "" if self._keeps_heads else "; the shards are not downloaded"
         self._say(
             f"read {tally.headers:,} header(s) of {origin}{kept}: {gib(tally.fetched_bytes)} in "
-            f"{tally.requests:,} request(s); the shards are not downloaded"
+            f"{tally.requests:,} request(s){ending}"
         )
         if self._cache is not None and self._cache.error is not None:
             self._say(f"the headers could not be kept for the next time: {self._cache.error}")

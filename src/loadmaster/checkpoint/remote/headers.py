@@ -50,12 +50,17 @@ class Tally:
 
 
 class HeaderReader:
-    """Reads the headers of one place's shards, through the cache."""
+    """Reads the headers of one place's shards, through the cache.
 
-    def __init__(self, files: RemoteFiles, cache: HeaderCache | None) -> None:
+    With ``keeps_heads``, ``heads`` has the first bytes of each shard, as many as were read: header, and what came with it.
+    """
+
+    def __init__(self, files: RemoteFiles, cache: HeaderCache | None, *, keeps_heads: bool = False) -> None:
         self._files = files
         self._cache = cache
         self._lock = threading.Lock()
+        self._keeps_heads = keeps_heads
+        self.heads: dict[str, bytes] = {}
         self.tally = Tally()
 
     def read_all(
@@ -88,7 +93,7 @@ class HeaderReader:
     def _read(self, name: str, file: RemoteFile, guesses: _Guesses, most: int) -> Read | None:
         """Return a header, or why there is none; None where it is longer than ``most`` bytes."""
         try:
-            text, size = self._kept(name, file) or self._fetched(name, file, guesses[name], most)
+            head, size = self._kept(name, file) or self._fetched(name, file, guesses[name], most)
         except HeaderError as error:
             return error
         except MissingFileError:
@@ -97,26 +102,30 @@ class HeaderReader:
             return HeaderError(Finding("shard-missing", "error", message, file=name, hint=hint))
         except ChangedFileError as error:
             return _changed(name, str(error))
-        if text is None:
+        if head is None:
             return None
+        text = head[8 : 8 + int.from_bytes(head[:8], "little")]
         digest = hashlib.sha256(f"{name}\0{size}\0".encode())
         digest.update(text)
         with self._lock:
             self.tally.headers += 1
             self.tally.header_bytes += 8 + len(text)
+            if self._keeps_heads:
+                self.heads[name] = head
         return HeaderText(text, size, 0, digest.digest())
 
     def _kept(self, name: str, file: RemoteFile) -> tuple[bytes, int] | None:
-        """Return the header that the cache has, and the file's size."""
+        """Return the file's first bytes, of which the cache has the header, and its size."""
         key = None if file.size is None else self._files.cache_key(name, file.size, file.etag)
         text = self._cache.get(key) if self._cache is not None and key is not None else None
         if text is None or file.size is None:
             return None
         with self._lock:
             self.tally.cached += 1
-        return text, file.size
+        return len(text).to_bytes(8, "little") + text, file.size
 
     def _fetched(self, name: str, file: RemoteFile, guess: int, most: int) -> tuple[bytes | None, int]:
+        """Return the file's first bytes, to the end of its header or further, and its size; None for a header beyond ``most``."""
         if file.size == 0:
             check_length(name, b"", 0)
         first = self._files.part(name, 0, min(guess, file.size or guess))
@@ -128,17 +137,17 @@ class HeaderReader:
         length = check_length(name, first.data, first.size)
         if length > most:
             return None, first.size
-        text = first.data[8 : 8 + length]
-        if len(text) < length:
+        head = first.data
+        if len(head) < 8 + length:
             rest = self._files.part(name, len(first.data), 8 + length - len(first.data))
             self._count(len(rest.data))
             if (rest.size, rest.etag) != (first.size, first.etag):
                 raise ChangedFileError("it changed between two requests")
-            text += rest.data
+            head += rest.data
         key = self._files.cache_key(name, first.size, first.etag)
         if self._cache is not None and key is not None:
-            self._cache.put(key, text)
-        return text, first.size
+            self._cache.put(key, head[8 : 8 + length])
+        return head, first.size
 
     def _count(self, num_bytes: int) -> None:
         with self._lock:

@@ -6,7 +6,7 @@ The repository is listed, at a commit, before this is made (`loadmaster.checkpoi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
@@ -134,6 +134,14 @@ class HubFiles:
             raise CheckpointError(
                 f"could not read {name} of {self._repository.name} from the hub: {error.message}", hint=error.hint
             ) from error.__cause__
+
+    def running(self) -> Sequence[str]:
+        """Return those files of the repository that running needs."""
+        return [n for n in self._repository.needed if n not in self._repository.planned]
+
+    def etag(self, name: str) -> str | None:
+        """Return the SHA-256 of a shard, as the hub states it."""
+        return self._repository.files[name].etag
 
     def cache_key(self, name: str, size: int, etag: str | None) -> str | None:
         """Return the name of the file's blob, which is a hash of its content."""

@@ -6,8 +6,9 @@ ones of the stores. Source: https://developmentseed.org/obstore/latest/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 from loadmaster.checkpoint.lookalike import printable
 from loadmaster.checkpoint.origin import Origin
 from loadmaster.checkpoint.remote.files import ChangedFileError, MissingFileError, Part, RemoteFile, divided
+from loadmaster.checkpoint.repository import RUNNING
 from loadmaster.checkpoint.source import no_checkpoint
 from loadmaster.errors import CheckpointError
 from loadmaster.limits import Limit, LimitError
@@ -111,6 +113,14 @@ class ObjectFiles:
                 hint="try again",
             )
         return part
+
+    def running(self) -> Sequence[str]:
+        """Return those of the objects that running needs."""
+        return [n for n in self._listing if any(fnmatchcase(n, pattern) for pattern in RUNNING)]
+
+    def etag(self, name: str) -> str | None:
+        """Return an object's ETag, as the listing states it."""
+        return self._listing[name].etag
 
     def cache_key(self, name: str, size: int, etag: str | None) -> str | None:
         """Return the object's URL with its ETag."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -12,8 +12,9 @@ from loadmaster.checkpoint.config import QUANTISATION
 from loadmaster.checkpoint.index import INDEX_NAME, read_index
 from loadmaster.checkpoint.lookalike import CONFIG
 from loadmaster.checkpoint.origin import Origin
-from loadmaster.checkpoint.remote.files import MissingFileError, Part, RemoteFile, divided
+from loadmaster.checkpoint.remote.files import ChangedFileError, MissingFileError, Part, RemoteFile, divided
 from loadmaster.checkpoint.remote.http import Answer, Http, StatusError, shown_url
+from loadmaster.checkpoint.repository import RUNNING
 from loadmaster.checkpoint.source import no_checkpoint
 from loadmaster.errors import CheckpointError
 from loadmaster.limits import CONFIG_BYTES, INDEX_BYTES, Limit, LimitError
@@ -21,6 +22,10 @@ from loadmaster.limits import CONFIG_BYTES, INDEX_BYTES, Limit, LimitError
 ONE_FILE = "model.safetensors"
 """The file of a checkpoint without an index."""
 _SMALL = {INDEX_NAME: INDEX_BYTES, CONFIG: CONFIG_BYTES, QUANTISATION: CONFIG_BYTES}
+_RUNNING = (
+    *(name for name in RUNNING if "*" not in name),
+    *("tokenizer.model", "sentencepiece.bpe.model", "chat_template.jinja", "tiktoken.model"),
+)
 _ABSENT = (404, 410)
 
 
@@ -43,6 +48,7 @@ class SiteFiles:
         self._shown = shown_url(url)
         self._http = http
         self._small: dict[str, bytes | LimitError | None] = {}
+        self._seen: dict[str, RemoteFile] = {}  # what the server stated with a file's first bytes
 
     @property
     def origin(self) -> Origin:
@@ -57,7 +63,7 @@ class SiteFiles:
     def listing(self) -> Mapping[str, RemoteFile]:
         """Return the small files that exist and the shards that the index names; their sizes are not known yet."""
         with ThreadPoolExecutor(len(_SMALL)) as pool:
-            self._small = dict(zip(_SMALL, pool.map(self._fetched, _SMALL), strict=True))
+            self._small = dict(zip(_SMALL, pool.map(self._fetched, _SMALL, _SMALL.values()), strict=True))
         known = {n: RemoteFile() for n, content in self._small.items() if content is not None}
         if self.only is not None:
             return known | {self.only: RemoteFile()}
@@ -74,15 +80,17 @@ class SiteFiles:
         return known | {ONE_FILE: RemoteFile()}
 
     def read(self, name: str, limit: Limit) -> bytes:
-        """Return the content of a small file, which was read with the listing."""
-        content = self._small.get(name)
+        """Return the content of a small file; configs and index were read with the listing."""
+        content = self._small[name] if name in self._small else self._fetched(name, limit)
         if isinstance(content, LimitError):
             raise content
-        return content or b""
+        if content is None:
+            raise MissingFileError
+        return content
 
-    def _fetched(self, name: str) -> bytes | LimitError | None:
+    def _fetched(self, name: str, limit: Limit) -> bytes | LimitError | None:
         try:
-            return self._http.read_whole(self._url(name), _SMALL[name], self._secrets).data
+            return self._http.read_whole(self._url(name), limit, self._secrets).data
         except LimitError as error:
             return error
         except StatusError as error:
@@ -90,15 +98,27 @@ class SiteFiles:
                 return None  # a bucket that may not be listed answers with 403 for what it does not have
             raise self._refused(error) from error
 
+    def running(self) -> Sequence[str]:
+        """Return the names that files have which running needs: what a site has cannot be listed."""
+        return _RUNNING
+
     def part(self, name: str, start: int, length: int) -> Part:
-        """Return bytes of a file."""
+        """Return bytes of a file, which must be the one that its first bytes were of."""
         try:
             answer = self._http.read_range(self._url(name), start, length, self._secrets)
         except StatusError as error:
             if error.status in _ABSENT:
                 raise MissingFileError from error
             raise self._refused(error) from error
-        return Part(answer.data, answer.size, _strong(answer))
+        part = Part(answer.data, answer.size, _validator(answer))
+        stated = RemoteFile(part.size, part.etag)
+        if self._seen.setdefault(name, stated) != stated:
+            raise ChangedFileError("it changed between two requests")
+        return part
+
+    def etag(self, name: str) -> str | None:
+        """Return what the server stated with the first bytes of a file: its ETag, else when it was modified."""
+        return self._seen[name].etag if name in self._seen else None
 
     def _url(self, name: str) -> str:
         return f"{self._prefix}{quote(name)}{self._query}"
@@ -116,7 +136,10 @@ class SiteFiles:
         return None
 
 
-def _strong(answer: Answer) -> str | None:
-    """Return the ETag of the answer itself, if it names the exact bytes."""
-    etag = answer.headers[-1].get("etag")
-    return None if etag is None or etag.startswith("W/") else etag.strip('"')
+def _validator(answer: Answer) -> str | None:
+    """Return what tells the file from an earlier or later one: its ETag, else the time of its last modification.
+
+    Source: RFC 9110, section 8.8
+    """
+    headers = answer.headers[-1]
+    return headers.get("etag") or headers.get("last-modified")

@@ -42,6 +42,7 @@ _GIVEN: Final = (
     "disable_access_log_for_endpoints",
     "tool_call_parser",
     "reasoning_parser",
+    "download_dir",
 )
 """Options that are passed to vLLM if they were given."""
 
@@ -88,6 +89,7 @@ class ServeOptions:
     passed_on: Sequence[str]
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
+    download_dir: str | None = None
     enable_auto_tool_choice: bool = False
     strict: bool = False
 

@@ -43,6 +43,7 @@ HOSTS: Final = Concern(
 )
 LAYOUT: Final = Concern("the layout and the loading")
 PLAN: Final = Concern("what is planned", PLANNING, forwarded=False)
+DOWNLOADS: Final = Concern("where models are downloaded to")
 FILES: Final = Concern("which files are read", PLANNING | {"inspect", "verify"}, forwarded=False)
 
 
@@ -217,11 +218,7 @@ _EVERY: Final = (
     *_refused("spec-method", 1, _DRAFT, _MTP),
     *_refused("spec-model", 1, _DRAFT, _MTP),
     *_refused("spec-tokens", 1, _DRAFT, _MTP),
-    *_refused(
-        *("download-dir", 1, "models from the hub are read from the hub's cache"),
-        "set HF_HUB_CACHE to the folder, or give the model's own folder as MODEL",
-        concern=FILES,
-    ),
+    *_some(DOWNLOADS, 1, "download-dir"),
     *_refused(
         "hf-token",
         "?",
