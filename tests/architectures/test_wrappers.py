@@ -63,6 +63,7 @@ SMALL = dict.fromkeys(("num_hidden_layers", "depth", "vt_num_hidden_layers", "en
 """Keys of the depth of a tower: each class reads its own."""
 
 OTHERS = {
+    *("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"),  # compared as presets
     "Qwen2_5OmniForConditionalGeneration",  # the section is in another one
     "Qwen2_5OmniModel",
     "Qwen3OmniMoeForConditionalGeneration",  # transformers' default of its talker does not build

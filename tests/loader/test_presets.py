@@ -62,6 +62,8 @@ REFUSED = {
     "smollm2": ("3 unit(s) of 16", tuple(name for name, layout in LAYOUTS.items() if "tensor_parallel_size" in layout)),
     "qwen3-next": ("4 unit(s) of 96", ("tp 8",)),  # key heads of the linear attention
     "qwen3-next-fp8": ("4 unit(s) of 96", ("tp 8",)),
+    "qwen3.8": ("4 unit(s) of 16", ("tp 8",)),
+    "qwen3.5-moe": ("4 unit(s) of 16", ("tp 8",)),
     "deepseek-v3-awq": ("12 unit(s) of 8 (words of awq)", ("tp 8",)),  # 96 rows of an expert
     "kimi-k2-int4": ("12 unit(s) of 8 (words of int4_packed)", ("tp 8",)),
     "qwen2-moe-gptq": ("12 unit(s) of 8 (words of gptq4)", ("tp 8",)),
@@ -86,10 +88,11 @@ def _stored(path: Path) -> Arrays:
 
 def _layout(preset: str, name: str) -> ParallelLayout:
     config = PRESETS[preset].config_of(tiny=True)
-    num_layers = config.get("text_config", config)["num_hidden_layers"]
-    layout = {**LAYOUTS[name], "num_draft_layers": config.get("num_nextn_predict_layers", 0)}
+    text = config.get("text_config", config)
+    drafts = text.get("num_nextn_predict_layers", text.get("mtp_num_hidden_layers", 0))
+    layout = {**LAYOUTS[name], "num_draft_layers": drafts}
     if layout.get("layer_partition"):
-        layout["layer_partition"] = (1, num_layers - 1)
+        layout["layer_partition"] = (1, text["num_hidden_layers"] - 1)
     return ParallelLayout(**layout)
 
 

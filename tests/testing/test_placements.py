@@ -28,7 +28,7 @@ NOT_IN_A_PLAN = {
     "kimi-k2": {"attn.o", "attn.q_b", "attn.kv_b"},
     "kimi-k2-int4": {"attn.o", "attn.q_b", "attn.kv_b"},
     "qwen2-moe": EXPERTS | {"shared.gate", "shared.up", "shared.down"},
-    "qwen3-next": {"linear.out"},
+    **dict.fromkeys(("qwen3-next", "qwen3.8", "qwen3.5-moe"), {"linear.out"}),
     "gpt-oss": ATTENTION | {"moe.gate_up", "moe.down"},
     "gpt-oss-bf16": ATTENTION | {"moe.gate_up", "moe.down"},
     "granite-moe": ATTENTION | EXPERTS,

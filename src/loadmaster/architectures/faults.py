@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from string import Formatter
 
 from loadmaster.architectures.schema import Family, Packed, Param, Placement, Schema, Spelling, Tensor
@@ -26,9 +26,14 @@ def fatal_faults(family: Family, schema: Schema) -> tuple[str, ...]:
     if wrong_schema:
         return wrong_schema  # the other checks would repeat these
     kinds = kinds_in_use(schema)
+    drafts = {kind: kinds[kind] for kind in schema.drafts} if family.drafts else {}
+    body = {kind: tensors for kind, tensors in kinds.items() if kind not in drafts or kind in schema.layers}
     named = zip(spelling_labels(family), family.spellings, strict=True)
+    of_drafts = ((f"drafts[{i}]", spelling) for i, spelling in enumerate(family.drafts))
+    counts = {0, 1} if len(schema.drafts) == 1 else {1}
     return (
-        *(fault for label, spelling in named for fault in _spelling_faults(label, spelling, kinds)),
+        *(fault for label, spelling in named for fault in _spelling_faults(label, spelling, body)),
+        *(fault for label, spelling in of_drafts for fault in _spelling_faults(label, spelling, drafts, counts)),
         *_native_faults(family.native, kinds),
     )
 
@@ -110,7 +115,9 @@ def _carry_faults(schema: Schema) -> Iterator[str]:
 # The spelling ---------------------------------------------------------------------------------------------------------
 
 
-def _spelling_faults(label: str, spelling: Spelling, kinds: Kinds) -> Iterator[str]:
+def _spelling_faults(
+    label: str, spelling: Spelling, kinds: Kinds, numbered: Set[int] = frozenset({1})
+) -> Iterator[str]:
     for kind, tensors in kinds.items():
         stored: dict[str, list[str]] = defaultdict(list)
         for t in tensors.values():
@@ -118,7 +125,7 @@ def _spelling_faults(label: str, spelling: Spelling, kinds: Kinds) -> Iterator[s
             if spelled is None:
                 yield f"{label}: {t.name} ({_of(kind)}) has no stored name"
                 continue
-            yield from (f"{label}: {fault}" for fault in _name_faults(t, spelled, kind))
+            yield from (f"{label}: {fault}" for fault in _name_faults(t, spelled, kind, numbered))
             if isinstance(spelled, Packed):
                 yield from (f"{label}: {fault}" for fault in _packed_faults(t, spelled, spelling, tensors, kind))
             stored[spelled if isinstance(spelled, str) else spelled.name].append(t.name)
@@ -128,7 +135,8 @@ def _spelling_faults(label: str, spelling: Spelling, kinds: Kinds) -> Iterator[s
                 yield f"{label}: {' and '.join(holders)} are all stored as {name}; use `packed` for the parts of one tensor"
 
 
-def _name_faults(t: Tensor, spelled: str | Packed, kind: str) -> Iterator[str]:
+def _name_faults(t: Tensor, spelled: str | Packed, kind: str, numbered: Set[int]) -> Iterator[str]:
+    """Yield what is wrong with a name; ``numbered`` are how often the names of layers may have ``{layer}``."""
     name = spelled if isinstance(spelled, str) else spelled.name
     try:
         fields = Counter(f for _, f, _, _ in Formatter().parse(name) if f is not None)
@@ -140,7 +148,7 @@ def _name_faults(t: Tensor, spelled: str | Packed, kind: str) -> Iterator[str]:
         ("layer", kind != TOP, "names of a layer's tensors have {layer}, those of the model itself don't"),
         ("expert", by_expert, "names of tensors stored for each expert have {expert}, others don't"),
     ):
-        if fields[field] != int(wanted):
+        if fields[field] != int(wanted) and not (field == "layer" and wanted and fields[field] in numbered):
             yield f"{t.name} is stored as {name}, with {{{field}}} {fields[field]} times, expected {int(wanted)}: {why}"
     if strange := sorted(set(fields) - {"layer", "expert"}):
         yield f"{t.name} is stored as {name}, and {{{strange[0]}}} is not known: use {{layer}} and {{expert}}"
@@ -239,9 +247,9 @@ def _way(t: Tensor) -> str:
 def _waiver_faults(family: Family, schema: Schema) -> Iterator[str]:
     stored = [
         (name if isinstance(name, str) else name.name).format(layer=0, expert=0)
-        for spelling in family.spellings
+        for spelling in (*family.spellings, *family.drafts)
         for tensors in kinds_in_use(schema).values()
-        for name in (spelling[n] for n in tensors)
+        for name in (spelling[n] for n in tensors if n in spelling)
     ]
     for pattern, reason in family.waived:
         try:

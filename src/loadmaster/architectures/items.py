@@ -20,7 +20,8 @@ class Item:
     """One stored tensor of a layer, or with `members` one for each expert.
 
     ``key`` names it (the logical name, joined by ``+`` where it holds several), ``name`` is its stored name with
-    ``{layer}`` and ``{expert}``, ``parts`` are the logical tensors in it, in order along their out dim.
+    ``{layer}`` and ``{expert}``, ``parts`` are the logical tensors in it, in order along their out dim. ``origin`` is the
+    layer that its names call 0.
     """
 
     key: str
@@ -28,6 +29,7 @@ class Item:
     parts: tuple[Tensor, ...]
     stacked: bool = False
     transposed: bool = False
+    origin: int = 0
 
     @property
     def first(self) -> Tensor:
@@ -67,7 +69,17 @@ class Item:
 
     def stored_name(self, suffix: str, layer: int, expert: int | None = None) -> str:
         """Return the checkpoint's name of a component: its suffix replaces ``weight``, or follows the name."""
-        return self.named(suffix).format(layer=layer, expert=expert)
+        return self.named(suffix).format(layer=layer - self.origin, expert=expert)
+
+    def path(self, expert: int | None = None) -> str:
+        """Return its name within its layer; the whole name where it doesn't say the layer (``mtp.fc.weight``)."""
+        _, numbered, inner = self.name.partition("{layer}.")
+        return (inner if numbered else self.name).format(expert=expert)
+
+    def layer_name(self, layer: int) -> str:
+        """Return what stands before its `path`: the name of its layer, or nothing."""
+        before, numbered, _ = self.name.partition("{layer}.")
+        return f"{before}{layer - self.origin}." if numbered else ""
 
     def named(self, suffix: str) -> str:
         """Return a component's name with ``{layer}`` and ``{expert}``."""
@@ -83,39 +95,48 @@ class Item:
         before, _, after = self.name.partition("{expert}")
         if suffix != "weight":
             after = after.removesuffix("weight") + suffix
-        return before.format(layer=layer), after.format(layer=layer)
+        return before.format(layer=layer - self.origin), after.format(layer=layer - self.origin)
 
 
-def items(tensors: Iterable[Tensor], spelling: Spelling) -> tuple[Item, ...]:
-    """Return the stored items that hold ``tensors``, in the schema's order.
+def items(tensors: Iterable[Tensor], spelling: Spelling, origin: int = 0) -> tuple[Item, ...]:
+    """Return the stored items that hold ``tensors``, in the schema's order. ``origin`` is the layer that names call 0.
 
     >>> from loadmaster.architectures.schema import packed
     >>> q, k = Tensor("q", (4, 8)), Tensor("k", (2, 8))
     >>> [(i.key, i.shape, i.rows("k")) for i in items([q, k], packed("layers.{layer}.qk.weight", "q", "k"))]
     [('q+k', (6, 8), (4, 6))]
     """
-    return tuple(_items({t.name: t for t in tensors}, spelling))
+    return tuple(_items({t.name: t for t in tensors}, spelling, origin))
 
 
-def _items(tensors: dict[str, Tensor], spelling: Spelling) -> Iterator[Item]:
+def layer_items(schema: Schema, layer: int, spelling: Spelling, drafts: Spelling | None = None) -> tuple[Item, ...]:
+    """Return the stored items of a layer, MTP layers included; ``drafts`` is the spelling of these, where they have one."""
+    num_layers = len(schema.layers)
+    tensors = schema.kinds[(*schema.layers, *schema.drafts)[layer]]
+    return items(tensors, spelling) if drafts is None or layer < num_layers else items(tensors, drafts, num_layers)
+
+
+def _items(tensors: dict[str, Tensor], spelling: Spelling, origin: int) -> Iterator[Item]:
     for tensor in tensors.values():
         spelled = spelling[tensor.name]
         if isinstance(spelled, Packed):
             if tensor.name == spelled.parts[0]:
                 parts = tuple(tensors[p] for p in spelled.parts)
-                yield Item("+".join(spelled.parts), spelled.name, parts, spelled.stacked, spelled.transposed)
+                yield Item("+".join(spelled.parts), spelled.name, parts, spelled.stacked, spelled.transposed, origin)
         else:
-            yield Item(tensor.name, spelled, (tensor,))
+            yield Item(tensor.name, spelled, (tensor,), origin=origin)
 
 
-def check_size(schema: Schema, spelling: Spelling) -> None:
+def check_size(schema: Schema, spelling: Spelling, drafts: Spelling | None = None) -> None:
     """Check that the config's tensors are within the limits on their number and size.
 
     Raises:
         ConfigError: a limit is exceeded; names it.
     """
     counts = Counter((*schema.layers, *schema.drafts))
-    groups = [(1, items(schema.top, spelling)), *((n, items(schema.kinds[k], spelling)) for k, n in counts.items())]
+    first = {kind: layer for layer, kind in reversed([*enumerate((*schema.layers, *schema.drafts))])}
+    of_kinds = ((n, layer_items(schema, first[kind], spelling, drafts)) for kind, n in counts.items())
+    groups = [(1, items(schema.top, spelling)), *of_kinds]
     num_tensors = sum(n * (i.members or 1) for n, stored in groups for i in stored)
     if num_tensors > TENSORS.value:
         raise ConfigError(f"config.json describes {TENSORS.exceeded(num_tensors)}", hint=TENSORS.hint)

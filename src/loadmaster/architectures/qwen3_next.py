@@ -31,7 +31,7 @@ LINEAR, FULL = "linear_attention", "full_attention"
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
     hidden = c.size("hidden_size")
-    attentions = {LINEAR: _linear_attention(c), FULL: _gated_attention(c)}
+    attentions = {LINEAR: _linear_attention(c), FULL: gated_attention(c)}
     mlps = {
         "dense": blocks.gated_mlp(hidden, c.size("intermediate_size")),
         "sparse": (*blocks.experts(hidden, c.size("moe_intermediate_size"), c.size("num_experts")), *shared_expert(c)),
@@ -56,7 +56,7 @@ def layer_types(c: Config) -> tuple[str, ...]:
     return types
 
 
-def _gated_attention(c: Config) -> tuple[Tensor, ...]:
+def gated_attention(c: Config) -> tuple[Tensor, ...]:
     """Attention whose query projection also makes a gate for each head: 2 × ``head_dim`` rows per head."""
     hidden, heads, kv_heads, head = blocks.heads_of(c)
     plain = blocks.attention(
@@ -76,16 +76,22 @@ def _gated_attention(c: Config) -> tuple[Tensor, ...]:
     return tuple(gated.get(t.name, t) for t in plain)
 
 
+def key_head_share(c: Config) -> int:
+    """Return how many heads of values share each head of keys."""
+    key_heads, value_heads = c.size("linear_num_key_heads"), c.size("linear_num_value_heads")
+    if value_heads % key_heads:
+        raise ConfigError(
+            f"config.json: linear_num_value_heads is {value_heads}, expected a multiple of linear_num_key_heads, {key_heads}"
+        )
+    return value_heads // key_heads
+
+
 def _linear_attention(c: Config) -> tuple[Tensor, ...]:
     hidden = c.size("hidden_size")
     key_heads, value_heads = c.size("linear_num_key_heads"), c.size("linear_num_value_heads")
     key, value = c.size("linear_key_head_dim"), c.size("linear_value_head_dim")
     width = c.size("linear_conv_kernel_dim", 4)
-    if value_heads % key_heads:
-        raise ConfigError(
-            f"config.json: linear_num_value_heads is {value_heads}, expected a multiple of linear_num_key_heads, {key_heads}"
-        )
-    share = value_heads // key_heads  # value heads of each key head
+    share = key_head_share(c)
     group = 2 * key + 2 * share * value  # rows of q, k, v, z of one key head
     return (
         linear("linear.qkvz", key_heads * group, hidden, by_rows(group)),

@@ -22,6 +22,7 @@ from loadmaster.architectures import (
     mixtral,
     olmo,
     phi3,
+    qwen3_5,
     qwen3_next,
     qwen_moe,
 )
@@ -37,6 +38,7 @@ FAMILIES: tuple[Family, ...] = (
     llama.FAMILY,
     qwen_moe.FAMILY,
     qwen3_next.FAMILY,
+    qwen3_5.FAMILY,
     mixtral.FAMILY,
     glm4_moe.FAMILY,
     gpt_oss.FAMILY,

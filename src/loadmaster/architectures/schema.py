@@ -280,11 +280,12 @@ class Family:
     """A model family. ``spelling`` gives for each logical tensor its stored name.
 
     ``variants`` are other spellings that checkpoints of the family are published in: the one that names most of the
-    stored tensors is used. ``native`` is the target of this package's own runtime. ``waived`` are anchored patterns of
-    stored names that are left unread, with the reason. ``section`` is the key of the config under which the language
-    model is described, where the config describes more (``text_config``). ``runs``: this package's runtime computes it
-    (`loadmaster.models` has its layers); other families are planned, proven and loaded. ``unchecked`` gives for an
-    architecture what could not be compared with a release; every plan of it has this as a warning.
+    stored tensors is used. ``drafts`` are the spellings of MTP layers that are stored under names of their own, counted from 0,
+    and chosen in the same way; without them, MTP layers are spelled as the others. ``native`` is the target of this package's
+    own runtime. ``waived`` are anchored patterns of stored names that are left unread, with the reason. ``section`` is the key
+    of the config under which the language model is described, where the config describes more (``text_config``). ``runs``: this
+    package's runtime computes it (`loadmaster.models` has its layers); other families are planned, proven and loaded.
+    ``unchecked`` gives for an architecture what could not be compared with a release; every plan of it has this as a warning.
     """
 
     name: str
@@ -297,11 +298,16 @@ class Family:
     section: str | None = None
     runs: bool = False
     unchecked: Mapping[str, str] = field(default_factory=dict)
+    drafts: tuple[Spelling, ...] = field(default=())
 
     @property
     def spellings(self) -> tuple[Spelling, ...]:
         """All spellings, the usual one first."""
         return (self.spelling, *self.variants)
+
+    def draft_spelling(self, number: int = 0) -> Spelling | None:
+        """Return the spelling of MTP layers beside that of ``number``; None where they have none of their own."""
+        return self.drafts[min(number, len(self.drafts) - 1)] if self.drafts else None
 
     def describe(self, config: Mapping[str, Any]) -> Config:
         """Return the config of the language model: the family's section, and the keys that hold for the whole model.

@@ -8,7 +8,7 @@ Parts outside the language model are left unread, with a reason; to hold them on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
@@ -68,7 +68,8 @@ class Wrapper:
     def around(self, language: Family, name: str, architecture: str) -> WrappedFamily:
         """Return the family of a whole model, whose language model has the architecture ``name``."""
         changed = [{**spelling, **self.stored} for spelling in language.spellings] if self.stored else []
-        spellings = [respelled(s, *p) for p in self.prefixes for s in (*changed, *language.spellings)]
+        spellings = _distinct(respelled(s, *p) for p in self.prefixes for s in (*changed, *language.spellings))
+        drafts = _distinct(respelled(s, *p) for p in self.prefixes for s in language.drafts)
         unchecked = self.unchecked or language.unchecked.get(name)
         same = {f.name: getattr(language, f.name) for f in fields(Family)}
         return WrappedFamily(
@@ -77,7 +78,8 @@ class Wrapper:
                 "name": f"{language.name} inside {architecture}",
                 "architectures": (architecture,),
                 "spelling": spellings[0],
-                "variants": tuple(spellings[1:]),
+                "variants": spellings[1:],
+                "drafts": drafts,
                 "waived": (*language.waived, *self.outside),
                 "section": self.section.rpartition(".")[2],
                 "runs": False,
@@ -108,6 +110,10 @@ class WrappedFamily(Family):
         described = Family.describe(self, inside).values
         given = {**_OF_TYPE.get(str(described.get("model_type")), {}), **self.wrapper.defaults}
         return Config({**given, **described, **self.wrapper.fixed, "architectures": [self.language]})
+
+
+def _distinct(spellings: Iterable[Spelling]) -> tuple[Spelling, ...]:
+    return tuple({tuple(s.items()): s for s in spellings}.values())
 
 
 _LLAMA = {

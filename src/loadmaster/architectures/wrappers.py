@@ -17,7 +17,7 @@ from loadmaster.architectures.wrapper import Prefixes, Wrapper
 ABOVE: Final[Prefixes] = (("", "language_model."),)
 """``language_model.model.layers…`` and ``language_model.lm_head``: the whole language model is a module of the wrapper."""
 
-WITHIN: Final[Prefixes] = (("model.", "model.language_model."),)
+WITHIN: Final[Prefixes] = (("model.language_model.", "model.language_model."), ("model.", "model.language_model."))
 """``model.language_model.layers…`` and ``lm_head`` at the top: the layout of transformers since 4.52."""
 
 BESIDE: Final[Prefixes] = ()
@@ -70,6 +70,8 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
     ),
     Wrapper(("Qwen3VLForConditionalGeneration",), "Qwen3ForCausalLM", (WITHIN,), _VISUAL),
     Wrapper(("Qwen3VLMoeForConditionalGeneration",), "Qwen3MoeForCausalLM", (WITHIN,), _VISUAL, stored=_TRANSPOSED),
+    Wrapper(("Qwen3_5ForConditionalGeneration",), "Qwen3_5ForCausalLM", (WITHIN, BESIDE), _VISUAL),
+    Wrapper(("Qwen3_5MoeForConditionalGeneration",), "Qwen3_5MoeForCausalLM", (WITHIN, BESIDE), _VISUAL),
     Wrapper(("Glm4vMoeForConditionalGeneration",), "Glm4MoeForCausalLM", (WITHIN,), _VISUAL, fixed=_NO_DRAFTS),
     Wrapper(
         ("KimiVLForConditionalGeneration",),

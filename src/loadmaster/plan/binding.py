@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from loadmaster.architectures.items import Item, items
-from loadmaster.architectures.schema import Family, Schema, Spelling, Tensor
+from loadmaster.architectures.items import Item, items, layer_items
+from loadmaster.architectures.schema import Family, Schema, Spelling
 from loadmaster.checkpoint import Checkpoint, TensorTable
 from loadmaster.errors import ConfigError
 from loadmaster.findings import Finding, Severity
@@ -62,8 +62,7 @@ class MissingTensor:
     @property
     def path(self) -> str:
         """Its place within its layer, without the component's suffix; ``self_attn.q_proj.weight``, say."""
-        inner = self.item.name.partition("{layer}.")[2]
-        return inner.format(layer=self.layer, expert=self.expert)
+        return self.item.path(self.expert)
 
     def defect(self, *, hint: str | None = None, cause: Finding | None = None) -> Defect:
         """Return it as a separate defect."""
@@ -130,9 +129,9 @@ def bind(checkpoint: Checkpoint, family: Family, schema: Schema, claims: Claims,
     Raises:
         ConfigError: so much is missing or differs from the config that it belongs to another model.
     """
-    spelling = _spelling(checkpoint.table, family, schema)
+    spelling, drafts = _spelling(checkpoint.table, family, schema), _draft_spelling(checkpoint.table, family, schema)
     for glance in (True, False):
-        binder = _Binder(checkpoint, spelling, claims, glance=glance)
+        binder = _Binder(checkpoint, schema, spelling, drafts, claims, glance=glance)
         top, classes, unwanted = _classes(binder, schema, num_drafts)
         by_name = waive_names(checkpoint.table, binder.used, (*family.waived, *schema.waived, *KV_CACHE_SCALES))
         if binder.used.all() or not binder.glanced:
@@ -153,16 +152,16 @@ def bind(checkpoint: Checkpoint, family: Family, schema: Schema, claims: Claims,
 
 def _classes(binder: _Binder, schema: Schema, num_drafts: int) -> tuple[LayerClass, list[LayerClass], list[LayerClass]]:
     """Return the classes of the model itself, of its layers and wanted drafts, and of the drafts that are not wanted."""
-    top = binder.classes("top", schema.top, (TOP,))[0]
+    top = binder.classes("top", (TOP,))[0]
     kinds: dict[str, list[int]] = defaultdict(list)
     for layer, kind in enumerate(schema.layers):
         kinds[kind].append(layer)
-    classes = [c for kind, layers in kinds.items() for c in binder.classes(kind, schema.kinds[kind], tuple(layers))]
+    classes = [c for kind, layers in kinds.items() for c in binder.classes(kind, tuple(layers))]
     unwanted: list[LayerClass] = []
     for i, kind in enumerate(schema.drafts):
         layer = len(schema.layers) + i
         binder.draft_wanted = i < num_drafts
-        bound = binder.classes(kind, schema.kinds[kind], (layer,), draft=True)
+        bound = binder.classes(kind, (layer,), draft=True)
         (classes if i < num_drafts else unwanted).extend(bound)
     return top, classes, unwanted
 
@@ -174,20 +173,33 @@ def _spelling(table: TensorTable, family: Family, schema: Schema) -> Spelling:
     """
     if not family.variants:
         return family.spelling
-    samples = [(TOP, schema.top), *((schema.layers.index(kind), schema.kinds[kind]) for kind in set(schema.layers))]
+    firsts = [schema.layers.index(kind) for kind in dict.fromkeys(schema.layers)]
 
     def score(spelling: Spelling) -> int:
-        points = 0
-        for layer, tensors in samples:
-            for item in items(tensors, spelling):
-                for suffix in ("weight", "weight_packed", "_blocks", "qweight"):
-                    number = table.ids.get(item.stored_name(suffix, layer, 0))
-                    if number is not None:
-                        signature = table.signatures[table.signature[number]]
-                        points += 2 if signature.shape == item.plain_shape else 1
-        return points
+        of_layers = (_fit(table, layer_items(schema, layer, spelling), layer) for layer in firsts)
+        return _fit(table, items(schema.top, spelling), TOP) + sum(of_layers)
 
     return max(family.spellings, key=score)
+
+
+def _draft_spelling(table: TensorTable, family: Family, schema: Schema) -> Spelling | None:
+    """Return the spelling of MTP layers that fits best; None where they are spelled as the others."""
+    if len(family.drafts) < 2 or not schema.drafts:
+        return family.draft_spelling()
+    layer = len(schema.layers)
+    return max(family.drafts, key=lambda s: _fit(table, layer_items(schema, layer, family.spelling, s), layer))
+
+
+def _fit(table: TensorTable, stored: Sequence[Item], layer: int) -> int:
+    """Return how well items fit what is stored of a layer: a point for each name, and one for each shape."""
+    points = 0
+    for item in stored:
+        for suffix in ("weight", "weight_packed", "_blocks", "qweight"):
+            number = table.ids.get(item.stored_name(suffix, layer, 0))
+            if number is not None:
+                signature = table.signatures[table.signature[number]]
+                points += 2 if signature.shape == item.plain_shape else 1
+    return points
 
 
 class _Binder:
@@ -197,12 +209,23 @@ class _Binder:
     so is in ``glanced``; it has missed nothing if every stored tensor is used.
     """
 
-    def __init__(self, checkpoint: Checkpoint, spelling: Spelling, claims: Claims, *, glance: bool) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        schema: Schema,
+        spelling: Spelling,
+        drafts: Spelling | None,
+        claims: Claims,
+        *,
+        glance: bool,
+    ) -> None:
         self.glance = glance
         self.glanced = False
         self.checkpoint = checkpoint
         self.table: TensorTable = checkpoint.table
+        self.schema = schema
         self.spelling = spelling
+        self.drafts = drafts
         self.claims = claims
         self.suffixes = tuple(dict.fromkeys(["weight", *(c.suffix for f in claims.formats for c in f.components)]))
         self.zeros = {c.suffix: f.components[0].suffix for f in claims.formats for c in f.components if c.zeros}
@@ -215,11 +238,13 @@ class _Binder:
         self.unread: dict[str, list[Ids]] = defaultdict(list)  # reason -> ids of components that are waived
         self.draft_wanted = True
 
-    def classes(
-        self, kind: str, tensors: tuple[Tensor, ...], layers: tuple[int, ...], *, draft: bool = False
-    ) -> list[LayerClass]:
-        """Look up the tensors of ``layers``, group the layers by signature, and check each group once."""
-        stored = items(tensors, self.spelling)
+    def classes(self, kind: str, layers: tuple[int, ...], *, draft: bool = False) -> list[LayerClass]:
+        """Look up the tensors of ``layers``, all of one kind; group the layers by signature, and check each group once."""
+        stored = (
+            items(self.schema.top, self.spelling)
+            if layers == (TOP,)
+            else layer_items(self.schema, layers[0], self.spelling, self.drafts)
+        )
         own = {item.name for item in stored}
         ids: dict[str, Ids] = {}
         for item in stored:

@@ -218,7 +218,7 @@ def _build(
     if layout.num_draft_layers and target.draft is None:
         raise UnsupportedError(f"MTP layers are not described for {target.name}")
     schema = target.adapted(family.schema(config))
-    check_size(schema, family.spelling)
+    check_size(schema, family.spelling, family.draft_spelling())
     claims = read_claims(config, _commonest_plain(checkpoint.table))
     if layout.num_draft_layers > len(schema.drafts):
         raise LayoutError(

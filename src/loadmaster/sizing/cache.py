@@ -148,7 +148,7 @@ def layer_rows(tensors: Sequence[Tensor], tensor_size: int, element_bytes: int) 
         if "indexer.wk" in of:
             rows.append(Row(INDEX_KEY, 1, of["indexer.wk"].shape[0], element_bytes))
         return tuple(rows)
-    if "linear.qkvz" in of:
+    if any(name.startswith("linear.") for name in of):
         raise UnsupportedError(
             "the KV cache is not known: linear attention keeps a state for each request, not for each token"
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from loadmaster.architectures.items import Item, items
+from loadmaster.architectures.items import Item, items, layer_items
 from loadmaster.checkpoint import Signature
 from loadmaster.formats import Component, Format
 from loadmaster.plan.claims import Claims, read_claims
@@ -39,10 +39,9 @@ def inventory(preset: Preset, config: dict[str, Any]) -> list[Entry]:
     language = family.describe(config)
     schema = family.schema(language)
     claims = read_claims(language, "BF16")
-    kinds = dict(enumerate((*schema.layers, *schema.drafts)))
     entries = [e for item in items(schema.top, family.spelling) for e in _entries(preset, claims, item, -1)]
-    for layer, kind in kinds.items():
-        for item in items(schema.kinds[kind], family.spelling):
+    for layer in range(len(schema.layers) + len(schema.drafts)):
+        for item in layer_items(schema, layer, family.spelling, family.draft_spelling()):
             if item.first.optional is None or preset.own_draft_head:
                 entries += _entries(preset, claims, item, layer)
     return entries + [Entry(name, Signature(*signature)) for name, signature in preset.extra.items()]

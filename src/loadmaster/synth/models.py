@@ -312,6 +312,66 @@ QWEN3_NEXT = moe(
     vocab_size=151936,
 )
 
+_QWEN35_LINEAR: dict[str, Any] = {
+    "full_attention_interval": 4,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_value_head_dim": 128,
+    "max_position_embeddings": 262144,
+    "mtp_num_hidden_layers": 1,
+    "rms_norm_eps": 1e-06,
+}
+
+QWEN38: dict[str, Any] = {
+    "architectures": ["Qwen3_5ForConditionalGeneration"],
+    "model_type": "qwen3_5",
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+    "text_config": {
+        **_QWEN35_LINEAR,
+        "model_type": "qwen3_5_text",
+        "head_dim": 256,
+        "hidden_size": 5120,
+        "intermediate_size": 17408,
+        "linear_num_value_heads": 48,
+        "num_attention_heads": 24,
+        "num_hidden_layers": 64,
+        "num_key_value_heads": 4,
+        "vocab_size": 248320,
+    },
+}
+
+QWEN35_MOE: dict[str, Any] = {
+    "architectures": ["Qwen3_5MoeForConditionalGeneration"],
+    "model_type": "qwen3_5_moe",
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+    "text_config": {
+        **_QWEN35_LINEAR,
+        "model_type": "qwen3_5_moe_text",
+        "head_dim": 256,
+        "hidden_size": 2048,
+        "linear_num_value_heads": 32,
+        "moe_intermediate_size": 512,
+        "num_attention_heads": 16,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 2,
+        "shared_expert_intermediate_size": 512,
+        "vocab_size": 248320,
+    },
+}
+
+TINY_LINEAR: dict[str, Any] = {
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+}
+"""The linear attention of a tiny Qwen3-Next or Qwen3.5."""
+
 MIXTRAL = moe(
     "mixtral",
     "MixtralForCausalLM",

@@ -257,16 +257,25 @@ PRESETS: dict[str, Preset] = {
         Preset(
             "qwen3-next",
             m.QWEN3_NEXT,
-            m.small(
-                m.QWEN3_NEXT,
-                linear_key_head_dim=16,
-                linear_value_head_dim=16,
-                linear_num_key_heads=4,
-                linear_num_value_heads=8,
-            ),
+            m.small(m.QWEN3_NEXT, **m.TINY_LINEAR),
             41,
             ("fp8",),
             extra={"mtp.fc.weight": ("BF16", (128, 256)), "mtp.norm.weight": ("BF16", (128,))},
+        ),
+        Preset(
+            "qwen3.8",
+            m.QWEN38,
+            {"text_config": m.small(m.QWEN38["text_config"], **m.TINY_LINEAR)},
+            18,
+            extra={"model.visual.pos_embed.weight": ("BF16", (2304, 64))},
+        ),
+        Preset(
+            "qwen3.5-moe",
+            m.QWEN35_MOE,
+            {"text_config": m.small(m.QWEN35_MOE["text_config"], **m.TINY_LINEAR)},
+            14,
+            f32=("linear.a_log", "linear.norm"),
+            extra={"model.visual.pos_embed.weight": ("BF16", (2304, 64))},
         ),
         Preset("mixtral", m.MIXTRAL, m.small(m.MIXTRAL), 19, ("awq", "gptq", "fp8-static", "w8a8")),
         Preset(

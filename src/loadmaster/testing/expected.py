@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from loadmaster.architectures.items import Item, items
+from loadmaster.architectures.items import Item, items, layer_items
 from loadmaster.architectures.schema import Param, Spelling, Tensor
 from loadmaster.dtypes import DTYPES
 from loadmaster.formats import Component, Format, Grain
@@ -29,10 +29,10 @@ PLAIN = Component("weight", (), (Grain(0), Grain(1), Grain(2)))
 
 
 class Expected:
-    """The parameters of one rank of ``plan``, whose checkpoint has the names of ``spelling``."""
+    """The parameters of one rank of ``plan``, whose checkpoint has the names of ``spelling``, and of ``drafts`` in MTP layers."""
 
-    def __init__(self, plan: Plan, rank: int, spelling: Spelling) -> None:
-        self.plan, self.spelling = plan, spelling
+    def __init__(self, plan: Plan, rank: int, spelling: Spelling, drafts: Spelling | None = None) -> None:
+        self.plan, self.spelling, self.drafts = plan, spelling, drafts
         self.at = plan.layout.coordinate(rank)
         self.derived = plan.rank(rank)
         self.table = plan.checkpoint.table
@@ -47,12 +47,11 @@ class Expected:
             if param.is_on(self.at.pp_rank, len(self.plan.stages)):
                 arrays.update(self._model_param(param, param.name))
         num_layers = len(self.plan.schema.layers)
-        kinds = (*self.plan.schema.layers, *self.plan.schema.drafts)
         for layer in (*range(*self.derived.layers), *self.derived.draft_layers):
             for param in self.plan.target.params:
                 if param.stage is None:
                     name = self.plan.named(param.name, layer)
-                    components = dict(self._param(param, name, self.plan.schema.kinds[kinds[layer]], layer))
+                    components = dict(self._param(param, name, layer))
                     if not components and param.otherwise and layer >= num_layers:
                         components = self._model_param(self.model_params[param.otherwise], name)
                     arrays.update(components)
@@ -71,14 +70,18 @@ class Expected:
         return {s.name for s in specs} - computed
 
     def _model_param(self, param: Param, name: str) -> dict[str, Bits]:
-        components = dict(self._param(param, name, self.plan.schema.top, -1))
+        components = dict(self._param(param, name, -1))
         if components or not param.otherwise:
             return components
         return self._model_param(self.model_params[param.otherwise], name)
 
-    def _param(self, param: Param, name: str, tensors: tuple[Tensor, ...], layer: int) -> Iterator[tuple[str, Bits]]:
+    def _items(self, layer: int) -> tuple[Item, ...]:
+        schema = self.plan.schema
+        return items(schema.top, self.spelling) if layer < 0 else layer_items(schema, layer, self.spelling, self.drafts)
+
+    def _param(self, param: Param, name: str, layer: int) -> Iterator[tuple[str, Bits]]:
         """Yield the components of a parameter, its parts joined. Nothing where a part does not exist."""
-        holders = {t.name: (t, item) for item in items(tensors, self.spelling) for t in item.parts}
+        holders = {t.name: (t, item) for item in self._items(layer) for t in item.parts}
         if not all(p in holders for p in param.parts):
             return
         parts = [self._part(*holders[p], layer) for p in param.parts]
@@ -158,9 +161,7 @@ class Expected:
         assert p is not None
         format_ = self._format(item, layer)
         unit = lcm(p.unit, format_.exact_span(p.dim) if format_ else 1)
-        schema = self.plan.schema
-        tensors = schema.kinds[(*schema.layers, *schema.drafts)[layer]] if layer >= 0 else schema.top
-        for fed in items(tensors, self.spelling):
+        for fed in self._items(layer):
             for consumer in fed.parts:
                 fed_format = self._format(fed, layer)
                 if consumer.name == p.feeds and fed_format:

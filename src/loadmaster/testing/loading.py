@@ -65,7 +65,7 @@ def _faults(
                 except LoadmasterError as error:
                     yield f"{label}, {name_of(layout)}: {error.message}"
                     continue
-                expected = Expected(plan, rank, family.spellings[number]).arrays()
+                expected = Expected(plan, rank, family.spellings[number], family.draft_spelling(number)).arrays()
                 for name, array in expected.items():
                     compared.append(name)
                     where = f"{label}, {name_of(layout)}: {name} on rank {rank}"

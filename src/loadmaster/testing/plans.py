@@ -40,7 +40,10 @@ def write_checkpoint(family: Family, config: Mapping[str, Any], folder: Path, *,
 
     The family is attached to it (`described`), so it can be planned whether or not the family is registered.
     """
-    spelled = replace(family, spelling=family.spellings[spelling], variants=())
+    drafts = family.draft_spelling(spelling)
+    spelled = replace(
+        family, spelling=family.spellings[spelling], variants=(), drafts=() if drafts is None else (drafts,)
+    )
     write_tiny(Preset(family.name, dict(config), {}, num_shards=1, tiny_shards=2, family=spelled), folder)
     return described(open_checkpoint(folder), family)
 

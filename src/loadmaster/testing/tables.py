@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from loadmaster.architectures.faults import spelling_labels, table_faults
-from loadmaster.architectures.items import Item, items
+from loadmaster.architectures.items import Item, items, layer_items
 from loadmaster.architectures.registry import FAMILIES
 from loadmaster.architectures.schema import Family, Schema, Tensor
 from loadmaster.errors import LoadmasterError
@@ -58,9 +58,9 @@ def stored_shapes(family: Family, config: Mapping[str, Any], spelling: int = 0, 
 
 def _stored(family: Family, schema: Schema, spelling: int) -> Iterator[tuple[int, int | None, Item]]:
     """Yield layer (-1: none), expert and item of every stored tensor."""
-    kinds = enumerate((*schema.layers, *schema.drafts))
-    for layer, tensors in [(-1, schema.top), *((layer, schema.kinds[kind]) for layer, kind in kinds)]:
-        for item in items(tensors, family.spellings[spelling]):
+    body, drafts = family.spellings[spelling], family.draft_spelling(spelling)
+    for layer in range(-1, len(schema.layers) + len(schema.drafts)):
+        for item in items(schema.top, body) if layer < 0 else layer_items(schema, layer, body, drafts):
             for expert in range(item.members) if item.members else (None,):
                 yield layer, expert, item
 
@@ -94,7 +94,7 @@ def _faults(family: Family, config: Mapping[str, Any]) -> Iterator[str]:
 
 YIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "o": ("q", "q_b", "q_direct"),
-    "out": ("qkvz",),
+    "out": ("qkvz", "v", "z"),
     "down": ("gate", "up", "gate_up"),
 }
 """In a module (``attn.``, ``mlp.``): last word of a logical name → last words of the tensors whose outputs it consumes."""

@@ -68,6 +68,8 @@ FAMILIES: dict[str, Family] = {
     "Glm4MoeForCausalLM": mixtures.glm4_moe,
     **dict.fromkeys(("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"), mixtures.qwen_moe),
     "Qwen3NextForCausalLM": mixtures.qwen3_next,
+    **dict.fromkeys(("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"), mixtures.qwen3_5),
+    **dict.fromkeys(("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM"), mixtures.qwen3_5),
     **dict.fromkeys(("MixtralForCausalLM", "MiniMaxM2ForCausalLM"), mixtures.mixtral),
     "GptOssForCausalLM": mixtures.gpt_oss,
     **dict.fromkeys(("Llama4ForConditionalGeneration", "Llama4ForCausalLM"), mixtures.llama4),

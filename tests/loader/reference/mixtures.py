@@ -113,6 +113,46 @@ def qwen3_next(r: Loader, mtp: bool) -> None:
         r.copy(b, a, ["norm.weight"])
 
 
+def qwen3_5(r: Loader, mtp: bool) -> None:
+    """Qwen3.5 and 3.8: q, k and v in one tensor, z, b and a in others; the MTP layer under names of its own."""
+    model = next(p for p in ("model.language_model.", "model.") if p + "norm.weight" in r.stored)
+    r.top(model)
+    keys = r.config["linear_num_key_heads"] * r.config["linear_key_head_dim"]
+    values = r.config["linear_num_value_heads"] * r.config["linear_value_head_dim"]
+    edges = (0, keys, 2 * keys, 2 * keys + values)
+    for p, q in layers(r, model):
+        r.copy(q, p, blocks.NORMS)
+        _qwen_mlp(r, p + "mlp.", q + "mlp.")
+        a, b = p + "linear_attn.", q + "linear_attn."
+        if a + "A_log" not in r.stored:
+            blocks.attention(r, p, q)
+            continue
+        parts = [r.rows(a + "in_proj_qkv.", edges[i : i + 2]) for i in range(3)]
+        r.put(b + "in_proj_qkvz.", *parts, r.rows(a + "in_proj_z."))
+        r.put(b + "in_proj_ba.", r.rows(a + "in_proj_b."), r.rows(a + "in_proj_a."))
+        r.put(b + "out_proj.", r.columns(a + "out_proj."))
+        conv = r.stored[a + "conv1d.weight"]
+        mine = [run[slice(*r.place.share(len(run)))] for run in conv.split([keys, keys, values])]
+        r.params[b + "conv1d.weight"] = torch.cat(mine)
+        for name in ("dt_bias", "A_log"):
+            r.params[b + name] = r.vector(a + name, r.place.share)
+        r.copy(b, a, ["norm.weight"])
+    if mtp and r.is_last:
+        p, q = "mtp.layers.0.", "mtp.0."
+        r.copy(q, p, blocks.NORMS)
+        blocks.attention(r, p, q)
+        _qwen_mlp(r, p + "mlp.", q + "mlp.")
+        for ours, stored in {
+            "eh_proj": "fc",
+            "enorm": "pre_fc_norm_embedding",
+            "hnorm": "pre_fc_norm_hidden",
+            "shared_head.norm": "norm",
+        }.items():
+            r.params[f"{q}{ours}.weight"] = r.stored[f"mtp.{stored}.weight"]
+        r.vocabulary(q + "embed_tokens.", model + "embed_tokens.")
+        r.vocabulary(q + "shared_head.head.", "lm_head.")
+
+
 def mixtral(r: Loader, mtp: bool) -> None:
     """Mixtral and MiniMax-M2, whose norms of queries and keys go over all heads."""
     r.top()

@@ -129,16 +129,15 @@ def _totals(items: Sequence[Item]) -> dict[str, int]:
     """Return how many tensors (values, not scales) each module of a layer has; ``""`` stands for the layer."""
     totals: dict[str, int] = defaultdict(int)
     for item in items:
-        inner = item.name.partition("{layer}.")[2]
         for expert in range(item.members or 1):
             totals[""] += 1
-            for module in ancestors(inner.format(layer=0, expert=expert)):
+            for module in ancestors(item.path(expert)):
                 totals[module] += 1
     return totals
 
 
 def _prefix(m: MissingTensor) -> str:
-    return m.item.name.partition("{layer}")[0] + str(m.layer)
+    return m.item.layer_name(m.layer)
 
 
 def _layers(gone: Sequence[tuple[int, list[MissingTensor]]], num_layers: int) -> Iterator[Defect]:
@@ -158,7 +157,7 @@ def _layers(gone: Sequence[tuple[int, list[MissingTensor]]], num_layers: int) ->
             if draft
             else "does config.json (num_hidden_layers) belong to this checkpoint?"
         )
-        tensor = f"{_prefix(some[0][1][0])}.*"
+        tensor = f"{_prefix(some[0][1][0])}*"
         yield Defect(Finding("layer-missing", severity, message, tensor, hint=hint), tuple(numbers), "")
 
 
@@ -179,7 +178,7 @@ def _experts(gone: Mapping[tuple[int, str, Severity], list[MissingTensor]]) -> I
             else f"no shard holds any of the {total} experts {of}"
         )
         hint = "the config's number of experts must be the number stored, with ids from 0"
-        tensor = f"{_prefix(first)}.{family}.{ids[0]}.*"
+        tensor = f"{_prefix(first)}{family}.{ids[0]}.*"
         yield Defect(
             Finding("expert-incomplete", severity, message, tensor, hint=hint), tuple(layers), first.item.key, ids
         )
@@ -192,5 +191,5 @@ def _module(module: str, groups: Sequence[Sequence[MissingTensor]]) -> Defect:
     leaves = ", ".join(m.path.removeprefix(module + ".").removesuffix(".weight") for m in groups[0][:6])
     message = f"no shard holds any tensor of it: {len(groups[0])} weights are missing ({leaves}){more}"
     hint = "does config.json belong to this checkpoint?"
-    finding = replace(first.finding, message=message, tensor=f"{_prefix(first)}.{module}.*", hint=hint)
+    finding = replace(first.finding, message=message, tensor=f"{_prefix(first)}{module}.*", hint=hint)
     return Defect(finding, layers, first.item.key)
