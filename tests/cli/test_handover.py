@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.checkpoint.remote.site import Site
+from tests.checkpoint.standin import folder_files
 from tests.conftest import Tiny
 from tests.failures.damaged import DamagedCheckpoint
 
@@ -132,6 +134,19 @@ def test_auto_takes_vllm_where_it_runs_and_says_why(fake: FakeVllm, tiny: Tiny) 
         *("--served-model-name", str(path)),
     ]
     assert done.stderr == "engine: vllm (vLLM 0.32.0+cpu runs here, on a CPU)\n"
+
+
+def test_of_a_model_from_a_url_vllm_opens_a_whole_copy_under_the_urls_name(
+    fake: FakeVllm, tiny: Tiny, tmp_path: Path
+) -> None:
+    with Site(folder_files(tiny("qwen3"))).serving() as place:
+        done = serve(fake(), f"{place.url}?key=secret", "--download-dir", tmp_path / "models")
+    _, copy, *options = started(done)["argv"]
+    assert options[options.index("--served-model-name") + 1] == place.url
+    assert Path(copy).parent == tmp_path / "models"
+    copied = folder_files(Path(copy))
+    assert {n: b for n, b in copied.items() if not n.startswith("loadmaster.partial.")} == folder_files(tiny("qwen3"))
+    assert "secret" not in done.stdout + done.stderr
 
 
 def test_a_wheel_for_cpus_without_the_commands_metadata_is_started_by_its_module(fake: FakeVllm, tiny: Tiny) -> None:

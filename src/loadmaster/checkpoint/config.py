@@ -16,7 +16,8 @@ from typing import Any
 from loadmaster.checkpoint.content import check_content
 from loadmaster.checkpoint.listing import base_model_of
 from loadmaster.checkpoint.lookalike import CONFIG, recognise
-from loadmaster.checkpoint.source import Source, UnreadableError
+from loadmaster.checkpoint.small_files import UnreadableError
+from loadmaster.checkpoint.source import Source
 from loadmaster.findings import Finding, Severity
 from loadmaster.limits import CONFIG_BYTES, CONFIG_DEPTH, CONFIG_PARTS, LimitError
 

@@ -15,7 +15,7 @@ from loadmaster.catalogue import ranked
 from loadmaster.checkpoint.causes import Causes
 from loadmaster.checkpoint.columns import Columns, ShardFile
 from loadmaster.checkpoint.config import read_config
-from loadmaster.checkpoint.index import INDEX_NAME, Index, check_total, disagreements, read_index
+from loadmaster.checkpoint.index import INDEX_NAME, Index, check_total, disagreements
 from loadmaster.checkpoint.listing import (
     Listing,
     list_shards,
@@ -106,7 +106,7 @@ def _open(source: Source, only: str | None) -> Checkpoint:
         listing = Listing((only,))
     else:
         if source.has(INDEX_NAME):
-            index, about_index = read_index(source)
+            index, about_index = source.index()
         listing = list_shards(source, index)
     columns = Columns()
     for name, read in zip(listing.shards, source.headers(listing.shards, _weight_map(index)), strict=True):

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from loadmaster.arguments import expect, expect_function
 from loadmaster.checkpoint.hub_errors import HubError, hub_errors
-from loadmaster.checkpoint.index import INDEX_NAME, read_index
+from loadmaster.checkpoint.index import INDEX_NAME
 from loadmaster.checkpoint.listing import list_shards
 from loadmaster.checkpoint.lookalike import ADAPTER, CONFIG, instead, printable, recognise, some
 from loadmaster.checkpoint.repository import COMMIT, HubFile, Repository
@@ -269,7 +269,7 @@ def _missing(folder: Path) -> tuple[str, ...]:
     """Return what is missing in a snapshot: the config, and shards that its index or the shards' numbers name."""
     config = () if (folder / CONFIG).is_file() else (CONFIG,)
     source = LocalFolder(folder)
-    index, _ = read_index(source) if (folder / INDEX_NAME).is_file() else (None, ())
+    index, _ = source.index() if (folder / INDEX_NAME).is_file() else (None, ())
     try:
         listing = list_shards(source, index)
     except CheckpointError:

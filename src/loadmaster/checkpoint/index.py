@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from loadmaster.checkpoint.content import check_content
-from loadmaster.checkpoint.source import SmallFiles, UnreadableError
+from loadmaster.checkpoint.small_files import SmallFiles, UnreadableError
 from loadmaster.checkpoint.table import TensorTable
 from loadmaster.findings import Finding
 from loadmaster.limits import INDEX_BYTES, SHARDS, TENSORS, LimitError
@@ -27,7 +27,11 @@ class Index:
     total_size: int | None
 
 
-def read_index(files: SmallFiles, name: str = INDEX_NAME) -> tuple[Index | None, tuple[Finding, ...]]:
+IndexRead = tuple[Index | None, tuple[Finding, ...]]
+"""An index, or None with a finding where the file is not one."""
+
+
+def read_index(files: SmallFiles, name: str = INDEX_NAME) -> IndexRead:
     """Read an index; None with a finding where it is not one."""
     try:
         text = files.read(name, INDEX_BYTES)

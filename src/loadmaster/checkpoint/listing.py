@@ -15,7 +15,8 @@ from pathlib import Path
 
 from loadmaster.checkpoint.index import Index
 from loadmaster.checkpoint.lookalike import ADAPTER, base_model, foreign_file, instead, printable, recognise, some
-from loadmaster.checkpoint.source import Source, UnreadableError, beyond, no_checkpoint
+from loadmaster.checkpoint.small_files import UnreadableError
+from loadmaster.checkpoint.source import Source, beyond, no_checkpoint
 from loadmaster.findings import Finding
 from loadmaster.limits import CONFIG_BYTES, FOLDER_FILES, SHARDS, LimitError
 

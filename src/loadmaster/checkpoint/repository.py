@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from loadmaster.checkpoint.config import QUANTISATION
-from loadmaster.checkpoint.index import INDEX_NAME, read_index
+from loadmaster.checkpoint.index import INDEX_NAME, IndexRead, read_index
 from loadmaster.checkpoint.listing import NOT_SHARDS, NUMBERED
 from loadmaster.checkpoint.lookalike import CONFIG
 from loadmaster.checkpoint.source import LocalFolder
@@ -64,14 +64,19 @@ class Repository:
         return next((p for p in kept if _holds(p, file.size)), None)
 
     @cached_property
+    def index(self) -> IndexRead | None:
+        """The index, once it is in the cache."""
+        at = self._index
+        return None if at is None else read_index(LocalFolder(at.parent), at.name)
+
+    @cached_property
     def weights(self) -> tuple[str, ...]:
         """The shards: those that the index names, once it is in the cache, else those in the top folder.
 
         `NOT_SHARDS` are left out, unless there is nothing else.
         """
         stored = {n for n in self.files if n.endswith(".safetensors") and "/" not in n}
-        at = self._index
-        index = read_index(LocalFolder(at.parent), at.name)[0] if at is not None else None
+        index = self.index[0] if self.index is not None else None
         if index is not None:
             return tuple(sorted(stored.intersection(index.weight_map.values())))
         return tuple(sorted({n for n in stored if not NOT_SHARDS.fullmatch(n)} or stored))

@@ -15,29 +15,15 @@ from pathlib import Path
 from typing import Protocol
 
 from loadmaster.checkpoint.columns import Read, read_headers
+from loadmaster.checkpoint.index import IndexRead, read_index
 from loadmaster.checkpoint.lookalike import printable
 from loadmaster.checkpoint.origin import Origin
 from loadmaster.checkpoint.partial import PartialPaths
 from loadmaster.checkpoint.regular import is_there, kind_of, read_regular
+from loadmaster.checkpoint.small_files import SmallFiles, UnreadableError
 from loadmaster.errors import CheckpointError
 from loadmaster.findings import Finding
 from loadmaster.limits import FOLDER_FILES, Limit
-
-
-class UnreadableError(Exception):
-    """A small file that cannot be read; the message is the reason, which follows "cannot be read:"."""
-
-
-class SmallFiles(Protocol):
-    """Files that are read whole."""
-
-    def read(self, name: str, limit: Limit) -> bytes:
-        """Return the content of a small file of at most ``limit`` bytes.
-
-        Raises:
-            UnreadableError: it cannot be read.
-            LimitError: it has more bytes.
-        """
 
 
 class Source(SmallFiles, Protocol):
@@ -67,6 +53,9 @@ class Source(SmallFiles, Protocol):
 
     def has(self, name: str) -> bool:
         """Return whether there is a file of this name."""
+
+    def index(self) -> IndexRead:
+        """Return the index, which must be among the files."""
 
     def remedy(self, name: str) -> str | None:
         """Return what to do about a small file that is damaged; None where nothing is known of it."""
@@ -134,6 +123,10 @@ class LocalFolder:
             return read_regular(path, limit)
         except OSError as error:
             raise UnreadableError(str(error.strerror or error)) from error
+
+    def index(self) -> IndexRead:
+        """Return the index; see `Source`."""
+        return read_index(self)
 
     def remedy(self, name: str) -> str | None:
         """Say where a link leads: in the hub's cache all files are links."""

@@ -169,7 +169,7 @@ def _then_fetched(
         is_whole = ranks is None or (checkpoint.origin.kind == "hub" and len(set(ranks)) == planned.num_ranks)
         return None if ranks is None or is_whole else shard_ranges(planned, ranks)
 
-    with HeaderProgress() as headers, DownloadProgress("downloading") as progress:
+    with HeaderProgress() as headers, DownloadProgress("downloading", notice(args)) as progress:
         checkpoint = fetch_model(
             args.model,
             args.revision,

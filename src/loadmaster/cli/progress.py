@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -41,10 +42,11 @@ class ByteProgress:
 
 
 class DownloadProgress:
-    """Shows how much was downloaded: a bar of bytes from the first report on."""
+    """Shows how much was downloaded: a bar of bytes from the first report on. An interruption then says how to continue."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, say: Callable[[str], None]) -> None:
         self._what = what
+        self._say = say
         self._bar: ByteProgress | None = None
         self._done = 0
 
@@ -63,3 +65,5 @@ class DownloadProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.__exit__(kind, error, trace)
+            if kind is KeyboardInterrupt:
+                self._say("interrupted: run the same command to continue")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,20 +78,10 @@ def _pull(args: argparse.Namespace, source: RemoteFolder, checkpoint: Checkpoint
     from loadmaster.findings import gib
 
     wanted = _wanted(args, checkpoint)
-    try:
-        with DownloadProgress("pulling") as progress:
-            num_bytes = pull_into(
-                args.local_dir,
-                source,
-                checkpoint,
-                wanted,
-                option="--local-dir",
-                say=notice(args),
-                on_progress=progress,
-            )
-    except KeyboardInterrupt:
-        print("interrupted: run the same command to continue", file=sys.stderr)
-        raise
+    with DownloadProgress("pulling", notice(args)) as progress:
+        num_bytes = pull_into(
+            args.local_dir, source, checkpoint, wanted, option="--local-dir", say=notice(args), on_progress=progress
+        )
     total = sum(f.size for f in checkpoint.files)
     needed = sum(end - start for spans in wanted.values() for start, end in spans)
     if args.json:

@@ -189,11 +189,13 @@ def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
     with bind(args.host, args.port) as bound:
         run = None if args.engine == "vllm" else run_plan(args, lambda plan: _ranks_here(args, plan, installed))
         plan = proven_plan(args) if run is None else run.plan
+        if "://" in args.model:  # which may have a password
+            args.served_model_name = args.served_model_name or [plan.checkpoint.origin.name]
         choice = _choose(args, plan, installed)
         if choice.engine == "vllm" or run is None:
             assert installed is not None
             plan = plan if run is None else proven_plan(args)
-            options = _of_files(_serve_options(args), plan)
+            options = _serve_options(args)
             refuse_for_vllm(options)
             bound.close()
             print(choice, file=sys.stderr)
@@ -219,14 +221,6 @@ def _serve_options(args: argparse.Namespace) -> ServeOptions:
 
     given = {f.name: getattr(args, f.name) for f in fields(ServeOptions) if f.name != "server_arguments"}
     return ServeOptions(**given, server_arguments=vllm_arguments(args)[0])
-
-
-def _of_files(options: ServeOptions, plan: Plan) -> ServeOptions:
-    """Return the options of vLLM's server for a model from a URL: its copy on disk, under the URL's name."""
-    if "://" not in options.model:
-        return options
-    names = options.served_model_name or [plan.checkpoint.origin.name]
-    return replace(options, model=str(plan.model_path), served_model_name=names, download_dir=None)
 
 
 def _ranks_here(args: argparse.Namespace, plan: ProvenPlan, installed: Installed | None) -> Sequence[int] | None:
@@ -321,7 +315,6 @@ def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket, set
     from loadmaster.server.service import Service
     from loadmaster.workers.launch import Launch
 
-    shown = plan.checkpoint.origin.name if "://" in args.model else args.model  # a URL may have a password
     start_listening(bound)
     configure_logging(args.log_format, args.log_level)
     host, port = bound.getsockname()[:2]
@@ -334,7 +327,7 @@ def _serve(args: argparse.Namespace, plan: ProvenPlan, bound: socket.socket, set
         device=args.device or "cpu",
         num_speculative_tokens=speculative_tokens(args.speculative_config),
     ) as engine:
-        service = Service(engine, Tokenizer(plan.model_path), args.served_model_name or [shown], settings)
+        service = Service(engine, Tokenizer(plan.model_path), args.served_model_name or [args.model], settings)
         serve(service, bound)
     if args.json:
         from loadmaster.report.json import dumps

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loadmaster.checkpoint import Checkpoint, open_checkpoint, open_model, resolve_model
+from loadmaster.checkpoint import Checkpoint, index, open_checkpoint, open_model, resolve_model
 from loadmaster.cli.main import main
 from loadmaster.errors import CheckpointError
 from loadmaster.plan import build_plan
@@ -62,12 +62,15 @@ def test_a_plan_asks_for_the_listing_the_small_files_and_each_header_once(
 
 
 def test_the_second_plan_asks_for_the_listing_only(
-    hub: StandIn, published: Commit, capsys: pytest.CaptureFixture[str]
+    hub: StandIn, published: Commit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = open_model(MODEL)
     hub.requests.clear()
+    parsed: list[str] = []
+    monkeypatch.setattr(index, "check_content", lambda name, *_: parsed.append(name))
     assert main(["plan", MODEL, "--json"]) == 0
     assert asked(hub) == [("GET", f"/api/models/{MODEL}")]
+    assert len(parsed) == 1, "the index takes longer to parse than anything else"
     said = capsys.readouterr()
     assert "2 of them from the cache" in said.err
     origin = json.loads(said.out)["checkpoint"]["origin"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from loadmaster.checkpoint import LocalStore, Origin, open_checkpoint
+from loadmaster.checkpoint.index import IndexRead, read_index
 from loadmaster.checkpoint.partial import LOCK, MANIFEST, PartialFile, Span, merged, read_coverage
 from loadmaster.checkpoint.remote import local_copy
 from loadmaster.checkpoint.remote import pull as pulling
@@ -55,6 +56,9 @@ class Memory:
         if self.left < 0:
             raise CheckpointError("the connection broke")
         return Part(self.content[name][start : start + length], len(self.content[name]))
+
+    def index(self) -> IndexRead:
+        return read_index(self)
 
     def running(self) -> Sequence[str]:
         return ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from loadmaster.checkpoint.index import INDEX_NAME
+from loadmaster.checkpoint.index import INDEX_NAME, IndexRead
 from loadmaster.checkpoint.origin import Origin
 from loadmaster.limits import Limit
 
@@ -63,6 +63,9 @@ class RemoteFiles(Protocol):
         Raises:
             CheckpointError: the place cannot be reached, or refuses.
         """
+
+    def index(self) -> IndexRead:
+        """Return the index, which must be in the listing."""
 
     def read(self, name: str, limit: Limit) -> bytes:
         """Return the content of a small file of at most ``limit`` bytes.

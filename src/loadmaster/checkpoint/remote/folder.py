@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from loadmaster.checkpoint.columns import Read
+from loadmaster.checkpoint.index import IndexRead
 from loadmaster.checkpoint.origin import Origin
 from loadmaster.checkpoint.remote.cache import HeaderCache
 from loadmaster.checkpoint.remote.files import HeaderProgress, RemoteFile, RemoteFiles
@@ -83,6 +84,10 @@ class RemoteFolder:
     def read(self, name: str, limit: Limit) -> bytes:
         """Return the content of a small file; what cannot be reached is a `CheckpointError`."""
         return self._files.read(name, limit)
+
+    def index(self) -> IndexRead:
+        """Return the index."""
+        return self._files.index()
 
     def remedy(self, name: str) -> str | None:
         """Say nothing: the file is as it was published."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from loadmaster.checkpoint.config import QUANTISATION
 from loadmaster.checkpoint.hub_errors import HubError, hub_errors
-from loadmaster.checkpoint.index import INDEX_NAME
+from loadmaster.checkpoint.index import INDEX_NAME, IndexRead, read_index
 from loadmaster.checkpoint.lookalike import CONFIG
 from loadmaster.checkpoint.origin import Origin
 from loadmaster.checkpoint.regular import read_regular
@@ -63,6 +63,10 @@ class HubFiles:
             self._repository = replace(self._repository)  # the new value reads the index
         files = self._repository.files
         return {n: RemoteFile(files[n].size, files[n].etag) for n in self._repository.needed}
+
+    def index(self) -> IndexRead:
+        """Return the index, as the listing read it to find the shards."""
+        return self._repository.index or read_index(self)
 
     def read(self, name: str, limit: Limit) -> bytes:
         """Return the content of a small file, from the cache once it is there."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
+from loadmaster.checkpoint.index import IndexRead, read_index
 from loadmaster.checkpoint.lookalike import printable
 from loadmaster.checkpoint.origin import Origin
 from loadmaster.checkpoint.remote.files import ChangedFileError, MissingFileError, Part, RemoteFile, divided
@@ -81,6 +82,10 @@ class ObjectFiles:
         if self.only is not None and self.only not in self._listing:
             raise no_checkpoint(f"{self._shown} does not exist", "check bucket and prefix")
         return self._listing
+
+    def index(self) -> IndexRead:
+        """Return the index."""
+        return read_index(self)
 
     def read(self, name: str, limit: Limit) -> bytes:
         """Return the content of a small object."""

@@ -26,6 +26,8 @@ SMALL_BYTES = Limit(
     200_000_000, "bytes of a file beside the shards", "about 35,000,000 (a tokenizer)", "a file of gigabytes"
 )
 """A repository holds anything; only what a model needs is downloaded, and no such file is larger."""
+AHEAD = 16 * CONNECTIONS
+"""Requests that wait for a connection, so that none is idle while what was written is synced."""
 SYNC_S = 1.0
 """How often what was written is synced and recorded."""
 
@@ -103,7 +105,7 @@ def pull(files: RemoteFiles, copy: LocalCopy, pieces: Iterable[FileRange], on_pr
     with not_written(copy.folder):
         try:
             while True:
-                while len(running) < CONNECTIONS and (piece := next(todo, None)) is not None:
+                while len(running) < AHEAD and (piece := next(todo, None)) is not None:
                     running.add(pool.submit(fetch, piece))
                 if not running:
                     return

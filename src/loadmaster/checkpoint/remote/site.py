@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from loadmaster.checkpoint.config import QUANTISATION
-from loadmaster.checkpoint.index import INDEX_NAME, read_index
+from loadmaster.checkpoint.index import INDEX_NAME, IndexRead, read_index
 from loadmaster.checkpoint.lookalike import CONFIG
 from loadmaster.checkpoint.origin import Origin
 from loadmaster.checkpoint.remote.files import ChangedFileError, MissingFileError, Part, RemoteFile, divided
@@ -68,7 +69,7 @@ class SiteFiles:
         if self.only is not None:
             return known | {self.only: RemoteFile()}
         if INDEX_NAME in known:
-            index, _ = read_index(self)
+            index, _ = self._index
             return known | {n: RemoteFile() for n in (index.weight_map.values() if index else ())}
         try:
             self.part(ONE_FILE, 0, 8)
@@ -78,6 +79,14 @@ class SiteFiles:
                 "give the URL of a folder that has one of them, or of one .safetensors file",
             ) from None
         return known | {ONE_FILE: RemoteFile()}
+
+    def index(self) -> IndexRead:
+        """Return the index, as the listing read it to find the shards."""
+        return self._index
+
+    @cached_property
+    def _index(self) -> IndexRead:
+        return read_index(self)
 
     def read(self, name: str, limit: Limit) -> bytes:
         """Return the content of a small file; configs and index were read with the listing."""

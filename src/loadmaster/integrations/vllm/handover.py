@@ -122,11 +122,13 @@ def refuse_for_vllm(options: ServeOptions, environment: Mapping[str, str] = os.e
 def vllm_command(options: ServeOptions, plan: Plan, installed: Installed) -> list[str]:
     """Return the command line of vLLM's server, for this interpreter.
 
-    A model from the hub is named with the commit that was proven. Where the metadata is missing that ``vllm serve`` looks
-    for, the same server is started by its module.
+    A model from the hub is named with the commit that was proven, one from a URL by its copy on disk. Where the metadata is
+    missing that ``vllm serve`` looks for, the same server is started by its module.
     """
     model, revision = options.model, []
-    if Path(model).expanduser().exists():
+    if "://" in model:
+        model = str(plan.model_path)
+    elif Path(model).expanduser().exists():
         model = str(Path(model).expanduser())
     else:
         revision = ["--revision", plan.model_path.name]
