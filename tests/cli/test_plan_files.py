@@ -41,6 +41,10 @@ def test_findings_are_written_of_a_proof_and_of_a_failure(tiny: Tiny, tmp_path: 
     files = ("--sarif", sarif, "--junit", junit)
     assert plan(tiny("qwen3"), *files) == 0
     assert json.loads(sarif.read_text())["runs"][0]["results"] == []
+    skipped = [
+        case.get("classname") for case in ElementTree.parse(junit).iter("testcase") if case.find("skipped") is not None
+    ]
+    assert skipped == ["Payload", "Lock"]
     assert plan(tiny("qwen3"), "-tp", 3, *files) == 1
     (result,) = json.loads(sarif.read_text())["runs"][0]["results"]
     assert result["ruleId"] == "layout-indivisible"

@@ -45,7 +45,7 @@ def test_sarif_without_findings_closes_those_of_earlier_runs() -> None:
 
 
 def test_junit_has_a_test_for_each_error_and_each_sound_section() -> None:
-    root = ElementTree.fromstring(junit_xml(FINDINGS, "loadmaster plan glm", 1.5))
+    root = ElementTree.fromstring(junit_xml(FINDINGS, "loadmaster plan glm", 1.5, {}))
     (suite,) = root
     cases = list(suite)
     assert (suite.get("tests"), suite.get("failures"), suite.get("time")) == (str(len(cases)), "2", "1.500")
@@ -63,6 +63,9 @@ def test_junit_has_a_test_for_each_error_and_each_sound_section() -> None:
     assert "note dtype-noted: model.norm.weight" in str(noted.findtext("system-out"))
 
 
-def test_a_sound_checkpoint_has_no_failure() -> None:
-    (suite,) = ElementTree.fromstring(junit_xml((), "glm", 0.1))
-    assert (suite.get("tests"), suite.get("failures")) == (str(len(SECTIONS)), "0")
+def test_what_was_not_checked_is_skipped_and_not_sound() -> None:
+    why = {"Payload": "a plan reads headers alone", "Files": "not said of what has findings"}
+    (suite,) = ElementTree.fromstring(junit_xml(FINDINGS[:1], "glm", 0.1, why))
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == (str(len(SECTIONS)), "1", "1")
+    (skipped,) = [case for case in suite if case.find("skipped") is not None]
+    assert (skipped.get("classname"), skipped.get("name")) == ("Payload", "Payload: not checked")

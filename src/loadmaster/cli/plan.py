@@ -37,11 +37,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         sizes = Sizes(args, with_lock(args, prove_arguments(args, target=newest_target(args.engine))))
     except InputError as error:
-        write_findings(args, findings_of(error), time.perf_counter() - begin)
+        write_findings(args, findings_of(error), time.perf_counter() - begin, planned=False)
         raise
     proof = sizes.proof
     elapsed_s = time.perf_counter() - begin
-    write_findings(args, proof.findings, elapsed_s)
+    write_findings(args, proof.findings, elapsed_s, planned=True)
     write_page(args, proof, sizes.memory)
     params = _params(proof, args.params)
     if args.json:

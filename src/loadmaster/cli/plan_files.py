@@ -69,8 +69,8 @@ def with_lock(args: argparse.Namespace, proof: Proof) -> Proof:
     return proof
 
 
-def write_findings(args: argparse.Namespace, findings: Sequence[Finding], elapsed_s: float) -> None:
-    """Write the findings as ``--sarif`` and ``--junit`` ask for."""
+def write_findings(args: argparse.Namespace, findings: Sequence[Finding], elapsed_s: float, *, planned: bool) -> None:
+    """Write the findings as ``--sarif`` and ``--junit`` ask for. ``planned``: there is a plan, and its laws were checked."""
     if args.sarif is not None:
         from loadmaster import __version__
         from loadmaster.report.json import dumps
@@ -80,7 +80,18 @@ def write_findings(args: argparse.Namespace, findings: Sequence[Finding], elapse
     if args.junit is not None:
         from loadmaster.report.junit import junit_xml
 
-        Path(args.junit).write_text(junit_xml(findings, f"loadmaster plan {args.model}", elapsed_s), encoding="utf-8")
+        xml = junit_xml(findings, f"loadmaster plan {args.model}", elapsed_s, _unchecked(args, planned=planned))
+        Path(args.junit).write_text(xml, encoding="utf-8")
+
+
+def _unchecked(args: argparse.Namespace, *, planned: bool) -> dict[str, str]:
+    """Return the sections of the catalogue that this command did not check, and why."""
+    from loadmaster.catalogue import SECTIONS
+
+    if not planned:
+        return dict.fromkeys(SECTIONS, "nothing could be planned")
+    of_values = {"Payload": "a plan reads headers alone; loadmaster verify reads the values"}
+    return of_values if args.locked is not None else of_values | {"Lock": "--locked was not given"}
 
 
 def write_page(args: argparse.Namespace, proof: Proof, memory: Memory | None) -> None:

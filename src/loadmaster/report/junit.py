@@ -1,25 +1,30 @@
 """Findings as JUnit XML, which CI servers (Jenkins, GitLab, Azure DevOps) show as tests.
 
 Each section of the catalogue is a class. An error is a test that failed; a section without errors is one test that passed,
-with its warnings and notes as output. The format: https://github.com/testmoapp/junitxml
+with its warnings and notes as output; one that was not checked is a test that was skipped. The format: https://github.com/testmoapp/junitxml
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
 from loadmaster.catalogue import SECTIONS
 from loadmaster.findings import Finding, ranges
 
 
-def junit_xml(findings: Sequence[Finding], suite: str, elapsed_s: float) -> str:
-    """Return the XML of a suite of tests that is called ``suite``."""
+def junit_xml(findings: Sequence[Finding], suite: str, elapsed_s: float, unchecked: Mapping[str, str]) -> str:
+    """Return the XML of a suite of tests that is called ``suite``. ``unchecked`` are sections that were not checked, and why."""
     root = ElementTree.Element("testsuites")
     element = ElementTree.SubElement(root, "testsuite", name=_text(suite))
-    num_tests = num_failed = 0
+    num_tests = num_failed = num_skipped = 0
     for section, entries in SECTIONS.items():
         mine = [f for f in findings if f.code in entries]
+        if not mine and section in unchecked:
+            case = ElementTree.SubElement(element, "testcase", classname=section, name=f"{section}: not checked")
+            ElementTree.SubElement(case, "skipped", message=unchecked[section])
+            num_skipped, num_tests = num_skipped + 1, num_tests + 1
+            continue
         failed = [f for f in mine if f.severity == "error"]
         for finding in failed:
             case = ElementTree.SubElement(element, "testcase", classname=section, name=_text(_name(finding)))
@@ -35,7 +40,7 @@ def junit_xml(findings: Sequence[Finding], suite: str, elapsed_s: float) -> str:
         num_tests += len(failed) + (not failed or bool(others))
     counts = {"tests": str(num_tests), "failures": str(num_failed), "errors": "0", "time": f"{elapsed_s:.3f}"}
     root.attrib.update(counts)
-    element.attrib.update(counts)
+    element.attrib.update(counts | {"skipped": str(num_skipped)})
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
