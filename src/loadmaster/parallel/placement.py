@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isqrt
 
 from loadmaster.errors import LayoutError
 
@@ -63,4 +64,5 @@ def legal_counts(units: int) -> tuple[int, ...]:
     >>> legal_counts(12)
     (1, 2, 3, 4, 6, 12)
     """
-    return tuple(c for c in range(1, units + 1) if units % c == 0)
+    small = [c for c in range(1, isqrt(units) + 1) if units % c == 0]
+    return tuple(dict.fromkeys((*small, *(units // c for c in reversed(small)))))

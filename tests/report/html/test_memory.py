@@ -10,6 +10,7 @@ from loadmaster.plan import Proof, build_plan, prove
 from loadmaster.plan.anatomy import dissect
 from loadmaster.report.html import plan_html
 from loadmaster.report.html.memory import needs, parts_of
+from loadmaster.report.html.plan import PARAMETERS_ALONE
 from loadmaster.report.memory import memory_table, summary
 from loadmaster.sizing import Memory, MemoryOptions, measure_proof, with_memory
 from tests.conftest import Tiny
@@ -72,3 +73,5 @@ def test_without_devices_the_need_is_shown_and_nothing_is_left(proof: Proof) -> 
     assert needs(memory.ranks[0], memory)[1] == ""
     assert not any(text.endswith("left ~") for text in page.texts)
     assert "sum ~" in page.texts
+    assert PARAMETERS_ALONE not in page.texts
+    assert PARAMETERS_ALONE in Document(plan_html(proof, "0.1.0")).texts

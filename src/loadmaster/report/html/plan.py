@@ -27,6 +27,10 @@ from loadmaster.sizing.memory import Memory
 READS = 3
 """Up to this many ranges of a piece are in the page; `loadmaster explain` shows all."""
 
+PARAMETERS_ALONE = (
+    "Parameters alone. With --device-memory, the KV cache, a batch and CUDA are shown too, and what is left."
+)
+
 
 def plan_html(proof: Proof, version: str, capacity_bytes: int | None = None, memory: Memory | None = None) -> str:
     """Return a proof as an HTML document. ``capacity_bytes`` is the memory of a device, where it was given.
@@ -36,8 +40,9 @@ def plan_html(proof: Proof, version: str, capacity_bytes: int | None = None, mem
     plan, anatomy = proof.plan, dissect(proof.plan)
     params = list(_params(plan))
     name = plan.checkpoint.origin.title
+    alone = [] if memory is not None else [element("p", PARAMETERS_ALONE, class_="muted words")]
     sections = [
-        section("Stages", [StagesPicture(proof, anatomy, capacity_bytes, memory).drawn()], "stages-panel"),
+        section("Stages", [StagesPicture(proof, anatomy, capacity_bytes, memory).drawn(), *alone], "stages-panel"),
         *([] if memory is None else [memory_section(memory, anatomy, proof.findings)]),
         kinds_section(anatomy),
         findings_section(proof),
