@@ -71,9 +71,6 @@ class LatentAttention:
         cos, sin = step.angles(self.rotary, x_TH.dtype)
         q_TR, kv_TR, k_rope_TD = self.qkv_a(x_TH).split((self.q_rank, self.kv_rank, self.rope), dim=-1)
         q_TR = rms_norm(q_TR, self.q_norm, self.eps)
-        q_TND = self.q_b(q_TR).view(len(x_TH), self.num_heads, self.nope + self.rope)
-        q_nope_TND, q_rope_TND = q_TND.split((self.nope, self.rope), dim=-1)
-        q_rope_TND = rotate(q_rope_TND, cos, sin, interleaved=self.interleaved)
         k_rope_T1D = rotate(k_rope_TD[:, None], cos, sin, interleaved=self.interleaved)
         latent_T1R = rms_norm(kv_TR, self.kv_norm, self.eps)[:, None]
         rows_1SR = cache.write(self.layer, "latent", step.slots_T, torch.cat([latent_T1R, k_rope_T1D], dim=-1))
@@ -83,14 +80,26 @@ class LatentAttention:
 
         kv_b_NDR = self.kv_b.dense(x_TH.dtype).view(self.num_heads, self.nope + self.value, self.kv_rank)
         k_b_NDR, v_b_NDR = kv_b_NDR.split((self.nope, self.value), dim=1)
-        q_latent_NTR = torch.matmul(q_nope_TND.transpose(0, 1), k_b_NDR)
-        q_TNR = torch.cat([q_latent_NTR.transpose(0, 1), q_rope_TND], dim=-1)
-        out_TNR = x_TH.new_empty(len(x_TH), self.num_heads, self.kv_rank)
-        for context in step.contexts:
-            part = slice(context.start, context.stop)
-            out_TNR[part] = self._attend(q_TNR[part], rows_1SR, step, context, topk_TK)
+        # Each call frees what it was given: a latent vector a head is the largest thing that a prompt has.
+        out_TNR = self._attended(self._queries(q_TR, k_b_NDR, cos, sin), rows_1SR, step, topk_TK)
         out_NTD = torch.matmul(out_TNR.transpose(0, 1), v_b_NDR.transpose(1, 2))
         return self.o(out_NTD.transpose(0, 1).reshape(len(x_TH), -1)), topk_TK
+
+    def _queries(self, q_TR: Tensor, k_b_NDR: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Return the queries as they meet rows of the cache: a latent and a rotated part, ``[T, N, R]``."""
+        q_TND = self.q_b(q_TR).view(len(q_TR), self.num_heads, self.nope + self.rope)
+        q_nope_TND, q_rope_TND = q_TND.split((self.nope, self.rope), dim=-1)
+        q_rope_TND = rotate(q_rope_TND, cos, sin, interleaved=self.interleaved)
+        q_latent_NTR = torch.matmul(q_nope_TND.transpose(0, 1), k_b_NDR)
+        return torch.cat([q_latent_NTR.transpose(0, 1), q_rope_TND], dim=-1)
+
+    def _attended(self, q_TNR: Tensor, rows_1SR: Tensor, step: Step, topk_TK: Tensor | None) -> Tensor:
+        """Return the latents ``[T, N, R]`` that all tokens of a step attend to."""
+        out_TNR = q_TNR.new_empty(len(q_TNR), self.num_heads, self.kv_rank)
+        for context in step.contexts:
+            part = slice(context.start, context.stop)
+            self._attend(q_TNR[part], rows_1SR, step, context, topk_TK, out_TNR[part])
+        return out_TNR
 
     def _of_single_tokens(
         self, x_TH: Tensor, step: Step, cache: KVCache, topk_TK: Tensor | None
@@ -119,22 +128,28 @@ class LatentAttention:
         out_TNR = kernels.attend(q_TNR, rows_SR, selected_TK, step.paged, rank=self.kv_rank, scale=self.scale)
         return self.o(kernels.expand(out_TNR, weight).flatten(1)), topk_TK
 
-    def _attend(self, q_TNR: Tensor, rows_1SR: Tensor, step: Step, context: Context, topk_TK: Tensor | None) -> Tensor:
-        """Return the latents ``[T, N, R]`` that the tokens of one context attend to."""
+    def _attend(
+        self,
+        q_TNR: Tensor,
+        rows_1SR: Tensor,
+        step: Step,
+        context: Context,
+        topk_TK: Tensor | None,
+        out_TNR: Tensor,
+    ) -> None:
+        """Write the latents ``[T, N, R]`` that the tokens of one context attend to."""
         rows_SR = context.rows(rows_1SR)[0]
         is_sparse = self.is_sparse and topk_TK is not None and context.length > topk_TK.shape[1]
         per_token = (topk_TK.shape[1] if is_sparse and topk_TK is not None else 0) * rows_SR.shape[1]
         at_once = max(1, MAX_GATHERED // max(per_token, self.num_heads * context.length))
-        parts = []
         for start in range(0, context.num_tokens, at_once):
             part = slice(start, min(start + at_once, context.num_tokens))
             if is_sparse and topk_TK is not None:
                 chosen_TK = topk_TK[context.start + part.start : context.start + part.stop]
-                parts.append(self._weigh(q_TNR[part], rows_SR[chosen_TK.clamp(min=0)], chosen_TK >= 0))
+                out_TNR[part] = self._weigh(q_TNR[part], rows_SR[chosen_TK.clamp(min=0)], chosen_TK >= 0)
             else:
                 mask_TS = step.causal_mask(context)[part] if context.num_tokens > 1 else None
-                parts.append(self._weigh(q_TNR[part], rows_SR, mask_TS))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+                out_TNR[part] = self._weigh(q_TNR[part], rows_SR, mask_TS)
 
     def _weigh(self, q_TNR: Tensor, rows_SR: Tensor, mask_TS: Tensor | None) -> Tensor:
         """Return the mean of latents, weighted by softmax. ``rows_SR`` is shared by all tokens, or one set for each."""
