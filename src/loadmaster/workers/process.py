@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from loadmaster.workers.encoding import dumps
@@ -34,6 +35,21 @@ SPIN_COUNT = "200000"
 the products of a step, in which waking a thread takes 50 µs. The default, several milliseconds, makes a product many times slower
 where another process needs the core."""
 
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""The variables that configure torch's allocator on a GPU; the second is the older name."""
+
+GROWING = "expandable_segments:True"
+"""Segments that grow. With fixed ones, prompts of many lengths leave gaps: 4 to 6 GiB in three layers of GLM-5.1 on an H200,
+none with these (`benchmarks/memory_gpu.py`)."""
+
+
+def environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return a worker's environment: what is inherited, defaults where it says nothing, and this process's import path."""
+    defaults = {"GOMP_SPINCOUNT": SPIN_COUNT}
+    if not any(name in inherited for name in ALLOCATOR):
+        defaults[ALLOCATOR[0]] = GROWING
+    return {**defaults, **inherited, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
+
 
 class WorkerProcess:
     """Starts ``python -m loadmaster.workers.worker`` for a job. ``pipe`` is the file descriptor of the worker's pipe.
@@ -50,11 +66,7 @@ class WorkerProcess:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "loadmaster.workers.worker", str(pipe)],
             stdin=subprocess.PIPE,
-            env={
-                "GOMP_SPINCOUNT": SPIN_COUNT,
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
-            },
+            env=environment(os.environ),
             pass_fds=[pipe, *(fd for fd in inherited if fd is not None)],
         )
         # a thread, because writing blocks until the worker reads its plan
