@@ -87,11 +87,11 @@ def test_all_ranks_have_as_many_blocks_as_fit_on_the_smallest_device(tiny: Tiny)
 
 def test_vllm_uses_its_share_of_what_cuda_shows(tiny: Tiny) -> None:
     proof = proven(tiny("qwen3-moe"), ParallelLayout(1, 2), "vllm-0.32")
-    memory = measure_proof(proof, "vllm", MemoryOptions((4 * GIB,), 64, 8, 32, gpu_memory_utilization=0.5))
+    memory = measure_proof(proof, "vllm", MemoryOptions((8 * GIB,), 64, 8, 32, gpu_memory_utilization=0.5))
     rank = memory.ranks[0]
     assert rank.runtime_bytes == DRIVER_BYTES + CONTEXT_BYTES + COMMUNICATION_BYTES
     used = rank.parameters_bytes + rank.activations_bytes + rank.logits_bytes + GRAPH_BYTES["vllm"]
-    assert memory.num_blocks == (int((4 * GIB - DRIVER_BYTES) * 0.5) - used) // (rank.block_bytes or 1)
+    assert memory.num_blocks == (int((8 * GIB - DRIVER_BYTES) * 0.5) - used) // (rank.block_bytes or 1)
 
 
 def test_vllms_defaults_follow_the_memory_of_the_device(tiny: Tiny) -> None:

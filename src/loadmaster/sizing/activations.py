@@ -28,15 +28,24 @@ class Batch:
     dtype: str
 
 
-def layer_bytes(tensors: Sequence[Tensor], layout: ParallelLayout, batch: Batch, choices: int) -> int:
-    """Return the most bytes of a layer's activations on a rank. Each token chooses ``choices`` experts, where there are some."""
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What each token chooses: how many experts, and how many earlier tokens an indexer selects; 0 without one."""
+
+    num_experts: int
+    num_selected: int
+
+
+def layer_bytes(tensors: Sequence[Tensor], layout: ParallelLayout, batch: Batch, choices: Choices) -> int:
+    """Return the most bytes of a layer's activations on a rank."""
     of = {t.name: t for t in tensors}
     size = num_bytes(batch.dtype, 1)
     hidden = _hidden(of)
     stream = 2 * hidden  # the residual, and what was normed
-    widest = max(_attention(of, layout), _feed_forward(of, layout, hidden, choices))
+    widest = max(_attention(of, layout), _feed_forward(of, layout, hidden, choices.num_experts))
     extra = GATHERED * (4 + 2 * size) if "attn.kv_a" in of else 0
-    return batch.num_tokens * (stream + widest) * size + extra + _decoded(of, layout) * size
+    selection = 8 * choices.num_selected  # int64, kept for layers that share it
+    return batch.num_tokens * ((stream + widest) * size + selection) + extra + _decoded(of, layout) * size
 
 
 def logits_bytes(schema: Schema, layout: ParallelLayout, batch: Batch) -> int:
@@ -46,9 +55,9 @@ def logits_bytes(schema: Schema, layout: ParallelLayout, batch: Batch) -> int:
     return min(batch.num_seqs, batch.num_tokens) * of_ranks
 
 
-def choices_of(config: Config) -> int:
-    """Return how many experts each token chooses; 1 where the model has none."""
-    return config.size("num_experts_per_tok", 1)
+def choices_of(config: Config) -> Choices:
+    """Return what each token of a model chooses; one expert where it has none."""
+    return Choices(config.size("num_experts_per_tok", 1), config.size("index_topk", 0))
 
 
 def _hidden(of: Mapping[str, Tensor]) -> int:
@@ -76,13 +85,14 @@ def _local(t: Tensor | None, layout: ParallelLayout, dim: int = 0) -> int:
 def _attention(of: Mapping[str, Tensor], layout: ParallelLayout) -> int:
     """Return the elements of a token in attention."""
     if "attn.kv_a" in of and "attn.q_b" in of:
-        queries, latent = of["attn.q_b"], of["attn.kv_a"].shape[0]
-        unit = queries.placement.unit if queries.placement else 1
+        queries, latent, rank = of["attn.q_b"], of["attn.kv_a"].shape[0], of["attn.kv_b"].shape[1]
         rows = _local(queries, layout)
-        compressed = of["attn.q_a"].shape[0] + latent
-        index = _local(of.get("indexer.wq_b"), layout)
-        # queries as projected and in the latent, once before and once after they are joined, and the outputs
-        return compressed + rows + 3 * (rows // unit) * latent + _local(of["attn.o"], layout, 1) + index
+        heads = rows // (queries.placement.unit if queries.placement else 1)
+        compressed = 2 * of["attn.q_a"].shape[0] + latent  # the query's as projected, and normed
+        joining = rows + heads * (latent - rank) + heads * rank + heads * latent  # what each query is made of, and it
+        attending = heads * latent + heads * rank
+        expanding = heads * rank + 2 * _local(of["attn.o"], layout, 1)
+        return compressed + max(joining, attending, expanding)
     if "linear.qkvz" in of:
         return 3 * _local(of["linear.qkvz"], layout)
     q = _local(of.get("attn.q"), layout)

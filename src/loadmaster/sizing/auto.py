@@ -51,7 +51,7 @@ def costs_of(plan: Plan, weights: Weights, engine: Engine, options: MemoryOption
     workload = workload_of(plan, engine, options)
     num_layers, drafts = len(schema.layers), schema.drafts[: plan.layout.num_draft_layers]
     cache = _cache_bytes(plan, workload, options.kv_cache_dtype)
-    choices = choices_of(plan.family.describe(plan.config))
+    choices = choices_of(plan.family.describe(plan.config)).num_experts
     compute = {kind: layer_compute(schema.kinds[kind], choices) for kind in {*schema.layers}}
     head = head_compute(schema)
     of_drafts = sum(

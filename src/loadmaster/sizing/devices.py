@@ -1,4 +1,4 @@
-"""Devices, and the memory of each that no model can use. Every constant has its source; none was measured with this package.
+"""Devices, and the memory of each that no model can use. Every constant has its source.
 
 Sizes of devices are those that nvidia-smi shows; bandwidths are those of NVIDIA's data sheets.
 """
@@ -55,8 +55,9 @@ COMMUNICATION_BYTES: Final = int(0.7 * GIB)
 """NCCL's buffers, where ranks communicate through it: 544 MiB for two and 688 MiB for more A100s over NVLink (NVIDIA/nccl,
 issue 964)."""
 
-GRAPH_BYTES: Final = {"native": int(0.25 * GIB), "vllm": int(0.65 * GIB)}
-"""Private memory of CUDA graphs: 660 MiB of vLLM in its issue 27508; of the native engine's decode graphs an assumption."""
+GRAPH_BYTES: Final = {"native": int(0.25 * GIB), "vllm": int(1.76 * GIB)}
+"""Private memory of CUDA graphs, and for vLLM what kernels and libraries keep while it profiles, which it counts as used: 0.94
+and 0.82 GiB for 12 to 36 layers on an H200 (`benchmarks/memory_vllm.py`). Of the native engine's graphs an assumption."""
 
 
 def known_device(text: str) -> tuple[int, Device]:

@@ -1,8 +1,9 @@
 """How long loading takes: predicted for each rank from the bytes of the plan and the rates of storage and links.
 
 Assumptions, which reports print: the ranks of a host share its storage, and each byte leaves it once (readers and the page cache
-share what several ranks need); every device has its own link; reading and sending overlap, so the slower of the two is what
-counts; decoding on the way costs nothing. Headers, planning and the start of processes are not counted.
+share what several ranks need); every device has its own link, of which a load reaches `LINK_SHARE`; reading and sending overlap,
+so the slower of the two is what counts; decoding on the way costs nothing; preparing takes `PREPARE_S`. Headers, planning and the
+start of processes are not counted. ``benchmarks/load_time_gpu.py`` measures how far off that is.
 
 A host reads of a stage what its ranks need. If it has all of the stage's ranks that is the stage's stored bytes; otherwise it
 is no more than that, and no more than what its ranks fetch: of rows that are cut, every rank reads the whole span.
@@ -19,10 +20,17 @@ from loadmaster.errors import ConfigError
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import RankFigures
 
+LINK_SHARE: Final = 0.87
+"""The part of a link's rate, as copies of page-locked memory reach it, that a load reaches: 48 of 55 GB/s on an H200, where
+the page cache is faster than the link."""
+
+PREPARE_S: Final = 0.1
+"""Seconds to lay a plan out in tasks, allocate, and page-lock the first buffers: 0.09 on the same machine."""
+
 ASSUMPTIONS: Final = (
     "the ranks of a host share its storage, and each byte leaves it once",
-    "every device has its own link; reading and sending overlap",
-    "process start, headers, planning and decoding are not counted",
+    f"every device has its own link, and a load reaches {LINK_SHARE:.0%} of its rate; reading and sending overlap",
+    f"{PREPARE_S} s to prepare; process start, headers, planning and decoding are not counted",
 )
 
 
@@ -89,9 +97,9 @@ def load_time(layout: ParallelLayout, ranks: Sequence[RankFigures], rates: Rates
     for r in ranks:
         host = r.rank // per_host
         storage_s = host_bytes[host] / rates.storage_bytes_per_s
-        link_s = r.needed_bytes / rates.link_bytes_per_s if rates.link_bytes_per_s else 0.0
+        link_s = r.needed_bytes / (LINK_SHARE * rates.link_bytes_per_s) if rates.link_bytes_per_s else 0.0
         bottleneck: Literal["storage", "link"] = "storage" if storage_s >= link_s else "link"
-        times.append(RankTime(r.rank, host, r.needed_bytes, max(storage_s, link_s), bottleneck))
+        times.append(RankTime(r.rank, host, r.needed_bytes, PREPARE_S + max(storage_s, link_s), bottleneck))
     return LoadTime(rates, tuple(times), tuple(host_bytes), sum(unique.values()))
 
 

@@ -247,7 +247,7 @@ def measure(
                 request_bytes=stage.request_bytes,
                 cache_bytes=None,
                 activations_bytes=stage.activations_bytes,
-                logits_bytes=stage.logits_bytes,
+                logits_bytes=_beside(stage, engine),
                 runtime_bytes=runtime,
                 graphs_bytes=GRAPH_BYTES[engine],
                 device_bytes=options.device(rank),
@@ -299,6 +299,11 @@ def _stage(plan: Plan, workload: Workload, cache: Cache | None, stage: int) -> _
         stage_activations(plan, workload, first, end, is_last=is_last),
         stage_logits(plan, workload) if is_last else 0,
     )
+
+
+def _beside(stage: _StageMemory, engine: Engine) -> int:
+    """Return what logits take beside activations. vLLM profiles them after the layers: what these had is free by then."""
+    return max(0, stage.logits_bytes - stage.activations_bytes) if engine == "vllm" else stage.logits_bytes
 
 
 def stage_activations(plan: Plan, workload: Workload, first: int, end: int, *, is_last: bool) -> int:
