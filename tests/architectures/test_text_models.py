@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from loadmaster.architectures.registry import find_family
-from loadmaster.synth.models import TINY_MLA
+from loadmaster.synth.models import TINY_DENSE, TINY_MLA, derived
 from loadmaster.testing import check_tables, compare_with_transformers
 from loadmaster.testing.modelling import has_model
 
@@ -18,10 +18,42 @@ MLA: dict[str, Any] = {
     "topk_group": 1,
 }
 
+DENSE: dict[str, Any] = {k: v for k, v in TINY_DENSE.items() if not k.endswith("token_id")}
+PLAIN = derived(DENSE, head_dim=None)
+OLD: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 8, "num_hidden_layers": 4, "vocab_size": 320}
+GPT: dict[str, Any] = {"n_embd": 128, "n_head": 8, "n_layer": 4, "vocab_size": 320, "n_positions": 64}
+
 MODELS: dict[str, dict[str, Any]] = {
     "DeepseekV2ForCausalLM": {**MLA, "q_lora_rank": None},
     "DeepseekV3ForCausalLM": {**MLA, "q_lora_rank": None},
     "DeepseekForCausalLM": MLA,
+    "GraniteForCausalLM": {**DENSE, "attention_bias": True, "mlp_bias": True},
+    "GemmaForCausalLM": DENSE,
+    "Gemma2ForCausalLM": DENSE,
+    "CohereForCausalLM": {**PLAIN, "use_qk_norm": True},
+    "Cohere2ForCausalLM": {**PLAIN, "attention_bias": True},
+    "StableLmForCausalLM": {**PLAIN, "use_qkv_bias": True},
+    "SeedOssForCausalLM": DENSE,
+    "SmolLM3ForCausalLM": {**PLAIN, "pad_token_id": 0, "attention_bias": True},
+    "Ministral3ForCausalLM": DENSE,
+    "MinistralForCausalLM": DENSE,
+    "CwmForCausalLM": DENSE,
+    "Ernie4_5ForCausalLM": {**DENSE, "use_bias": True},
+    "Exaone4ForCausalLM": PLAIN,
+    "InternLMForCausalLM": PLAIN,
+    "InternLM3ForCausalLM": {**DENSE, "qkv_bias": True, "bias": True},
+    "MiniCPMForCausalLM": PLAIN,
+    "OrionForCausalLM": PLAIN,
+    "ArceeForCausalLM": {**PLAIN, "mlp_bias": True},
+    "NemotronForCausalLM": {**PLAIN, "attention_bias": True},
+    "GlmForCausalLM": {**DENSE, "pad_token_id": 0, "attention_bias": True},
+    "Glm4ForCausalLM": {**DENSE, "pad_token_id": 0, "attention_bias": True},
+    "FalconForCausalLM": OLD,
+    "BloomForCausalLM": OLD,
+    "GPTNeoXForCausalLM": {**OLD, "intermediate_size": 256},
+    "GPT2LMHeadModel": GPT,
+    "GPTBigCodeForCausalLM": GPT,
+    "MptForCausalLM": {"d_model": 128, "n_heads": 8, "n_layers": 4, "vocab_size": 320},
 }
 """A tiny config of each architecture."""
 
@@ -35,3 +67,16 @@ def test_names_and_shapes_are_those_of_transformers(architecture: str) -> None:
     else:
         assert architecture in family.unchecked
         check_tables(family, config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
+        {"new_decoder_architecture": True, "num_kv_heads": 4, "num_ln_in_parallel_attn": 1},
+        {"multi_query": False, "parallel_attn": False, "tie_word_embeddings": False},
+    ],
+)
+def test_each_generation_of_falcon_is_that_of_transformers(changes: dict[str, Any]) -> None:
+    config = {"architectures": ["FalconForCausalLM"], **OLD, **changes}
+    compare_with_transformers(find_family(config), config)

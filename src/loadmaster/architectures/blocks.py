@@ -142,6 +142,24 @@ def gated_mlp_native(param: str = "mlp", *, logical: str = "mlp") -> tuple[Param
     )
 
 
+# The MLP without a gate ------------------------------------------------------------------------------------------------
+
+
+def plain_mlp(hidden: int, inner: int, *, bias: bool = False) -> tuple[Tensor, ...]:
+    """Return up and down, ``[inner, hidden]`` and back."""
+    tensors = [linear("mlp.up", inner, hidden, by_rows()), linear("mlp.down", hidden, inner, by_columns())]
+    if bias:
+        tensors += [Tensor("mlp.up_bias", (inner,), by_rows()), Tensor("mlp.down_bias", (hidden,))]
+    return tuple(tensors)
+
+
+PLAIN_MLP_NATIVE = (
+    Param("{block}.mlp.up_proj.weight", ("mlp.up",)),
+    Param("{block}.mlp.up_proj.bias", ("mlp.up_bias",)),
+    Param("{block}.mlp.down_proj.weight", ("mlp.down",)),
+    Param("{block}.mlp.down_proj.bias", ("mlp.down_bias",)),
+)
+
 # Routed experts --------------------------------------------------------------------------------------------------------
 
 
@@ -218,6 +236,23 @@ def norms(hidden: int) -> tuple[Tensor, ...]:
     """Return the two norms of a layer, before its attention and before its MLP."""
     return (Tensor("input_norm", (hidden,)), Tensor("post_norm", (hidden,)))
 
+
+def norm_biases(hidden: int, *names: str) -> tuple[Tensor, ...]:
+    """Return the biases of layer norms: of ``input_norm``, say."""
+    return tuple(Tensor(f"{name}_bias", (hidden,)) for name in names)
+
+
+NORM_BIASES_SPELLING = {
+    "norm_bias": "model.norm.bias",
+    "input_norm_bias": LAYER + "input_layernorm.bias",
+    "post_norm_bias": LAYER + "post_attention_layernorm.bias",
+}
+
+NORM_BIASES_NATIVE = (
+    Param("norm.bias", ("norm_bias",), stage="last"),
+    Param("{block}.input_layernorm.bias", ("input_norm_bias",)),
+    Param("{block}.post_attention_layernorm.bias", ("post_norm_bias",)),
+)
 
 # What most decoders have in common ------------------------------------------------------------------------------------
 

@@ -13,8 +13,12 @@ from typing import Any, Final
 
 from loadmaster.architectures import (
     deepseek,
+    dense,
+    falcon,
     gemma3,
+    glm,
     glm4_moe,
+    gpt2,
     gpt_oss,
     granite_moe,
     llama,
@@ -22,6 +26,7 @@ from loadmaster.architectures import (
     mixtral,
     olmo,
     phi3,
+    plain_mlp,
     qwen3_5,
     qwen3_next,
     qwen_moe,
@@ -47,6 +52,14 @@ FAMILIES: tuple[Family, ...] = (
     phi3.FAMILY,
     granite_moe.FAMILY,
     olmo.FAMILY,
+    dense.FAMILY,
+    glm.FAMILY,
+    plain_mlp.FAMILY,
+    falcon.FALCON,
+    falcon.BLOOM,
+    falcon.NEOX,
+    gpt2.GPT2,
+    gpt2.MPT,
 )
 
 MODELS: dict[str, Callable[[Config], Model]] = {

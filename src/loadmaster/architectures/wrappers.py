@@ -74,6 +74,23 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
     Wrapper(("Qwen3_5MoeForConditionalGeneration",), "Qwen3_5MoeForCausalLM", (WITHIN, BESIDE), _VISUAL),
     Wrapper(("Glm4vMoeForConditionalGeneration",), "Glm4MoeForCausalLM", (WITHIN,), _VISUAL, fixed=_NO_DRAFTS),
     Wrapper(
+        ("Glm4vForConditionalGeneration", "Glm46VForConditionalGeneration"),
+        "Glm4ForCausalLM",
+        (WITHIN,),
+        _VISUAL,
+        fixed={"attention_bias": True},
+    ),
+    Wrapper(
+        (
+            "PaliGemmaForConditionalGeneration",
+            "AyaVisionForConditionalGeneration",
+            "Cohere2VisionForConditionalGeneration",
+        ),
+        None,
+        (ABOVE, WITHIN),
+        _VISION,
+    ),
+    Wrapper(
         ("KimiVLForConditionalGeneration",),
         "DeepseekV3ForCausalLM",
         (ABOVE,),
