@@ -20,3 +20,8 @@ class Bucket:
     def delete(self, name: str) -> None:
         """Delete one of the model's objects."""
         self.client.delete_object(Bucket="bucket", Key=f"models/it/{name}")
+
+    def publish(self) -> None:
+        """Let everyone read the objects, without a signature."""
+        for entry in self.client.list_objects_v2(Bucket="bucket")["Contents"]:
+            self.client.put_object_acl(Bucket="bucket", Key=entry["Key"], ACL="public-read")

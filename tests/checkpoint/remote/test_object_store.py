@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +33,27 @@ def test_a_prefix_plans_like_the_folder_on_disk(bucket: Bucket, folder: Path) ->
     assert (there.digest, there.findings, there.config) == (here.digest, (), here.config)
     assert build_plan(there).hash == build_plan(here).hash
     assert (there.origin.kind, there.origin.name, there.origin.is_local) == ("s3", bucket.url, False)
+
+
+def test_a_bucket_of_google_is_read_by_the_same_requests(
+    bucket: Bucket, folder: Path, endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Google's store has an interface like S3's, which the client uses: the server is the same, without signatures."""
+    account = tmp_path / "account.json"
+    keys = {
+        "gcs_base_url": endpoint,
+        "disable_oauth": True,
+        "client_email": "",
+        "private_key": "",
+        "private_key_id": "",
+    }
+    account.write_text(json.dumps(keys))
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(account))
+    monkeypatch.setenv("GOOGLE_ALLOW_HTTP", "true")
+    bucket.publish()
+    there, here = open_model("gs://bucket/models/it"), open_checkpoint(folder)
+    assert (there.digest, there.findings, there.origin.kind) == (here.digest, (), "gs")
+    assert "gs://bucket/nothing has no objects" in refusal("gs://bucket/nothing")
 
 
 def test_kept_headers_are_those_of_the_same_object(bucket: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
