@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from loadmaster.architectures.algebra import Cast, Leaf, decode, restrict, stored
+from loadmaster.audit.case import ACCEPTED
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import InputError
 from loadmaster.findings import Finding
@@ -156,8 +157,13 @@ WAIVERS: dict[str, list[WaiverRequest]] = {
 
 LAYOUTS: dict[str, ParallelLayout] = {
     "layout-stages": ParallelLayout(8),
+    "layout-cut": ParallelLayout(2, layer_partition=(3, 5)),
+    "layout-moved": ParallelLayout(2),
     "layout-indivisible": ParallelLayout(1, 3),
 }
+
+CUTS = ("glm-5.2-fp8", {**ACCEPTED["glm-5.2-fp8"], "n_routed_experts": 2, "num_experts_per_tok": 1})
+"""A model, and its overrides, whose stages vLLM cannot begin everywhere."""
 
 
 def split_word() -> None:
@@ -221,7 +227,9 @@ def findings(code: str, folder: Path) -> tuple[Finding, ...]:
         proof = prove(build_plan(open_checkpoint(folder), ParallelLayout()))
         options = MemoryOptions((80 * 2**30,), max_num_seqs=64, max_num_batched_tokens=MANY.get(code))
         return with_memory(proof, measure_proof(proof, "native", options)).findings
-    preset, overrides = ("glm-5.1-fp8", GLM) if code != "draft-missing" else ("qwen3", {})
+    presets = {"draft-missing": ("qwen3", {}), "layout-cut": CUTS, "layout-moved": CUTS}
+    preset, overrides = presets.get(code, ("glm-5.1-fp8", GLM))
+    target = "vllm-0.32" if code in ("layout-cut", "layout-moved") else "native"
     write_tiny(PRESETS[preset], folder, overrides=overrides, num_shards=3)
     damaged = DamagedCheckpoint(folder)
     layout = LAYOUTS.get(code, ParallelLayout(4, num_draft_layers=int(code == "draft-missing")))
@@ -231,7 +239,7 @@ def findings(code: str, folder: Path) -> tuple[Finding, ...]:
         install(folder.parent / "site", "acme", "import acme_kernels", "acme:FAMILY", version="1.2")
         sys.path.insert(0, str(folder.parent / "site"))
     try:
-        plan = build_plan(open_checkpoint(folder), layout, waive=WAIVERS.get(code, ()))
+        plan = build_plan(open_checkpoint(folder), layout, target=target, waive=WAIVERS.get(code, ()))
         if code == "plan-invalid":
             Plan.from_json(re.sub(rb'"plan_version":\d+', b'"plan_version":1', plan.to_json()))
         if code == "layout-block-cut":

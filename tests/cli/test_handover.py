@@ -106,6 +106,17 @@ def test_a_proven_model_is_handed_over_with_vllms_names_and_exit_code(fake: Fake
     assert done.stderr == "engine: vllm (--engine vllm; vLLM 0.32.0+cpu)\n"
 
 
+def test_layers_are_divided_as_vllm_can_and_it_is_told(fake: FakeVllm, tiny: Tiny) -> None:
+    path = tiny("glm-5.2-fp8")  # vLLM does not pass on which tokens layer 2 selected for layers 3 to 5
+    site = fake()
+    done = serve(site, path, "--engine", "vllm", "-pp", 2)
+    assert started(done)["layers"] == "6,2"
+    assert "warning: evenly divided, a stage would begin at layer 4" in done.stderr
+    done = serve(site, path, "--engine", "vllm", "-pp", 2, "--layer-partition", "4,4")
+    assert done.returncode == 1
+    assert "no stage can begin at layer 4" in done.stderr and "nearest: --layer-partition 6,2" in done.stderr
+
+
 def test_options_of_vllm_before_the_dashes_are_handed_on_and_waivers_too(fake: FakeVllm, tiny_copy: Tiny) -> None:
     path = tiny_copy("qwen3")
     DamagedCheckpoint(path).copy(r"1\.self_attn\.o_proj", "1.self_attn.z_proj")

@@ -41,12 +41,13 @@ def stages(path: Path, partition: tuple[int, ...]) -> list[Stage]:
 
 
 class Pipeline:
-    """Runs stages. ``scattered``: the pages of a request are not adjacent."""
+    """Runs stages. ``scattered``: the pages of a request are not adjacent. ``sent`` is what each stage gave of the last batch."""
 
     def __init__(self, built: list[Stage], num_pages: int = 32, page_size: int = 4, *, scattered: bool = False) -> None:
         self.stages = built
         self.caches = [s.new_cache(num_pages, page_size) for s in built]
         self.page_size = page_size
+        self.sent: list[dict[str, torch.Tensor]] = []
         self.free = list(range(num_pages))
         if scattered:
             Random(0).shuffle(self.free)
@@ -74,8 +75,10 @@ class Pipeline:
             rows += range(start if all_logits else len(token_ids) - 1, len(token_ids))
         step = Step(contexts, token_ids, positions, slots, rows)
         state: dict[str, torch.Tensor] = {}
+        self.sent.clear()
         for stage, cache in zip(self.stages, self.caches, strict=True):
             state = stage.forward(state, step, cache)
+            self.sent.append(state)
         parts = state["logits"].split([c.num_tokens if all_logits else 1 for c in contexts])
         return dict(zip(tokens, parts, strict=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from loadmaster.errors import UnsupportedError
 from loadmaster.loader import load_rank
 from loadmaster.models import build_stage
 from loadmaster.plan import build_plan, prove
+from loadmaster.torch_dtypes import TORCH
 from tests.conftest import Tiny
 from tests.models.pipeline import Pipeline, stages
 from tests.models.reference import greedy, transformers_model
@@ -58,6 +60,19 @@ def test_logits_and_greedy_tokens_are_those_of_transformers_at_any_number_of_sta
         assert Pipeline(made).greedy(PROMPT, 16) == tokens, partition
     preempted = Pipeline(made, scattered=True).preempted(PROMPT)
     assert (preempted - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("family", "partition"), [("glm-5.2-fp8", (3, 1, 2, 2)), ("qwen3", (1, 3))])
+def test_stages_send_what_the_schema_says_in_its_shapes_and_dtypes(
+    family: str, partition: tuple[int, ...], tiny: Tiny
+) -> None:
+    path = tiny(family)
+    pipeline = Pipeline(stages(path, partition))
+    pipeline.step(PROMPT)
+    schema = read_model(open_checkpoint(path).config or {}).schema
+    for layer, sent in zip(accumulate(partition[:-1]), pipeline.sent, strict=False):
+        carried = {f.name: (TORCH[f.dtype or "F32"], (len(PROMPT), *f.shape)) for f in schema.carried_into(layer)}
+        assert {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in sent.items()} == carried
 
 
 @pytest.mark.parametrize("family", ["glm-5.2-fp8", "deepseek-v3", "qwen3"])

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loadmaster.errors import LayoutError
-from loadmaster.parallel import Cut, ParallelLayout, cut, deal, partition
+from loadmaster.parallel import Cut, ParallelLayout, cut, deal, nearest_starts, partition
 
 
 def test_layers_divide_as_vllm_divides_them() -> None:
@@ -75,3 +79,26 @@ def test_a_refused_cut_names_the_legal_sizes_and_multiples_only_where_units_repe
     with pytest.raises(LayoutError) as refused:
         cut(48, 8, 4, 0, repeat=True)
     assert refused.value.hint == "legal sizes here: 1, 2, 3, 6, or a multiple of 6"
+
+
+@given(
+    st.sets(st.integers(1, 9), max_size=9),
+    st.sets(st.integers(1, 9), max_size=4),
+)
+def test_the_nearest_starts_are_the_nearest_of_all_that_are_legal(legal: set[int], wanted: set[int]) -> None:
+    def price(starts: tuple[int, ...]) -> tuple[int, int]:
+        moves = [abs(a - b) for a, b in zip(starts, sorted(wanted), strict=True)]
+        return sum(moves), sum(n * n for n in moves)
+
+    found = nearest_starts(sorted(wanted), sorted(legal))
+    every = list(combinations(sorted(legal), len(wanted)))
+    assert (found is None) == (not every)
+    if found is not None:
+        assert found in every
+        assert price(found) == min(map(price, every))
+
+
+def test_of_two_as_near_the_later_start_is_taken() -> None:
+    assert nearest_starts((5,), (4, 6)) == (6,)
+    assert nearest_starts((4, 5), (3, 6)) == (3, 6)
+    assert nearest_starts((), (3,)) == ()

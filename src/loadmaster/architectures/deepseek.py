@@ -11,13 +11,15 @@ Sources: the released configs and headers; ``modeling_deepseek_v3.py``, ``modeli
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import IndexerSpec, LatentSpec, Model, RouterSpec, require
 from loadmaster.architectures.rope import read_rope
 from loadmaster.architectures.schema import (
+    Carried,
     Family,
     Param,
     Schema,
@@ -52,6 +54,8 @@ def schema(c: Config) -> Schema:
     if c.size("moe_layer_freq", 1) != 1:
         raise UnsupportedError("config.json: moe_layer_freq other than 1 is not supported")
     indexers = indexer_types(c)
+    selecting = tuple(accumulate((0 if kind == "shared" else i for i, kind in enumerate(indexers)), max))
+    selection = Carried("topk_indices", (c.size("index_topk", 1),), "I64")
     mlps = c.strings("mlp_layer_types") or ("dense",) * num_dense + ("sparse",) * (num_layers - num_dense)
     if len(mlps) != num_layers or not set(mlps) <= {"dense", "sparse"}:
         raise ConfigError(f"config.json: mlp_layer_types must give dense or sparse for each of {num_layers} layers")
@@ -68,7 +72,7 @@ def schema(c: Config) -> Schema:
         kinds=kinds,
         layers=tuple(f"{mlp}/{indexer}" for mlp, indexer in zip(mlps, indexers, strict=True)),
         drafts=("mtp",) * c.size("num_nextn_predict_layers", 0, least=0),
-        carries=tuple(("topk_indices",) if i == "shared" else () for i in indexers),
+        carries=tuple((replace(selection, source=s),) if s < i else () for i, s in enumerate(selecting)),
     )
 
 

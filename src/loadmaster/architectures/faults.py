@@ -12,7 +12,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Set
 from string import Formatter
 
-from loadmaster.architectures.schema import Family, Packed, Param, Placement, Schema, Spelling, Tensor
+from loadmaster.architectures.schema import Carried, Family, Packed, Param, Placement, Schema, Spelling, Tensor
+from loadmaster.dtypes import DTYPES
 
 Kinds = dict[str, dict[str, Tensor]]
 """The model itself (``top``) and each kind of layer in use → its logical tensors by name."""
@@ -41,7 +42,7 @@ def fatal_faults(family: Family, schema: Schema) -> tuple[str, ...]:
 def table_faults(family: Family, schema: Schema) -> tuple[str, ...]:
     """Return all faults of the tables for one config's schema."""
     fatal = fatal_faults(family, schema)
-    more = () if fatal else (*_waiver_faults(family, schema), *_carry_faults(schema))
+    more = () if fatal else (*_waiver_faults(family, schema), *_cut_faults(schema))
     return (*fatal, *more, *_unknown_faults(family, schema))
 
 
@@ -105,11 +106,23 @@ def _placement_faults(t: Tensor, p: Placement) -> Iterator[str]:
         )
 
 
-def _carry_faults(schema: Schema) -> Iterator[str]:
-    if schema.carries and len(schema.carries) != len(schema.layers):
-        yield f"schema: carries is given for {len(schema.carries)} layers, and there are {len(schema.layers)}"
+def _cut_faults(schema: Schema) -> Iterator[str]:
+    for name, given in (("carries", schema.carries), ("joined", schema.joined)):
+        if given and len(given) != len(schema.layers):
+            yield f"schema: {name} is given for {len(given)} layers, and there are {len(schema.layers)}"
+    if strange := [f for fields in schema.carries for f in fields if not isinstance(f, Carried)]:
+        yield f"schema: carries has {strange[0]!r}, expected a Carried: what crosses a cut has a name and a shape"
+        return
     if schema.carries and schema.carries[0]:
-        yield f"schema: layer 0 needs {', '.join(schema.carries[0])} from an earlier layer, and there is none"
+        needs = ", ".join(f.name for f in schema.carries[0])
+        yield f"schema: layer 0 needs {needs} from an earlier layer, and there is none"
+    if schema.joined and schema.joined[0]:
+        yield f"schema: no stage can begin at layer 0, where the first one does: {schema.joined[0]}"
+    for f in dict.fromkeys(f for fields in schema.carries for f in fields):
+        if not f.shape or any(type(n) is not int or n < 1 for n in f.shape):
+            yield f"schema: {f.name} crosses cuts in the shape {list(f.shape)}, expected sizes of at least 1"
+        if f.dtype is not None and f.dtype not in DTYPES:
+            yield f"schema: {f.name} crosses cuts as {f.dtype!r}, which is not the name of a number format"
 
 
 # The spelling ---------------------------------------------------------------------------------------------------------

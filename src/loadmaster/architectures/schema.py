@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import lcm
+from math import lcm, prod
 from typing import Any, Literal
 
 from loadmaster.architectures.aliases import architecture_of
 from loadmaster.architectures.config import Config
-from loadmaster.dtypes import PLAIN
+from loadmaster.dtypes import PLAIN, num_bytes
 from loadmaster.errors import ConfigError
 
 
@@ -116,20 +116,62 @@ TIED_HEAD = ((r"(.*\.)?lm_head\.weight", "tied to the embedding"),)
 
 
 @dataclass(frozen=True, slots=True)
+class Carried:
+    """A tensor that a stage passes to the next: ``shape`` for each token, in ``dtype`` (None: what the model computes in).
+
+    ``source`` is the layer that makes it, where one does.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str | None = None
+    source: int | None = None
+
+    def token_bytes(self, dtype: str) -> int:
+        """Return its bytes for one token of a model that computes in ``dtype``.
+
+        >>> Carried("hidden_states", (4, 6144)).token_bytes("BF16"), Carried("pre_mix", (4,), "F32").token_bytes("BF16")
+        (49152, 16)
+        """
+        return num_bytes(self.dtype or dtype, prod(self.shape))
+
+
+def joined(sources: Sequence[int], what: str) -> tuple[str, ...]:
+    """Return for each layer why no stage can begin there, for `Schema.joined`: no cut may separate a layer from its source.
+
+    ``sources`` gives for each layer the layer whose ``what`` it reads: itself, or an earlier one.
+
+    >>> joined([0, 1, 0, 3], "the KV cache")
+    ('', 'layer 2 reads the KV cache of layer 0', 'layer 2 reads the KV cache of layer 0', '')
+    """
+    reasons, reader = [], len(sources) - 1
+    for layer in reversed(range(len(sources))):
+        if sources[layer] <= sources[reader]:
+            reader = layer
+        apart = sources[reader] < layer
+        reasons.append(f"layer {reader} reads {what} of layer {sources[reader]}" if apart else "")
+    return tuple(reversed(reasons))
+
+
+@dataclass(frozen=True, slots=True)
 class Schema:
-    """A model's logical tensors.
+    """A model's logical tensors, and what crosses a cut between stages.
 
     ``kinds`` are the kinds of layers, each with the tensors that such a layer has. ``layers`` gives the kind of each
     decoder layer, ``drafts`` those of the MTP layers stored after them. ``top`` are the tensors of the model itself,
-    on the ``first`` or the ``last`` stage. ``carries`` gives for each layer what a stage that begins there needs from
-    the stage before, in addition to the hidden states.
+    on the ``first`` or the ``last`` stage.
+
+    ``carries`` gives for each layer what a stage that begins there needs from the stage before, in addition to the hidden
+    states, which are ``[hidden_size]`` for each token; a field named ``hidden_states`` replaces these. ``joined`` gives
+    for each layer why no stage can begin there; empty where one can. Without them all cuts are alike, and possible.
     """
 
     top: tuple[Tensor, ...]
     kinds: Mapping[str, tuple[Tensor, ...]]
     layers: tuple[str, ...]
     drafts: tuple[str, ...] = ()
-    carries: tuple[tuple[str, ...], ...] = ()
+    carries: tuple[tuple[Carried, ...], ...] = ()
+    joined: tuple[str, ...] = ()
 
     @property
     def tied(self) -> bool:
@@ -146,11 +188,14 @@ class Schema:
         """The elements of a token's hidden state: a row of the embedding."""
         return next(t.shape[-1] for t in self.top if t.name == "embed")
 
-    def carried_into(self, layer: int) -> tuple[str, ...]:
+    def carried_into(self, layer: int) -> tuple[Carried, ...]:
         """Return what a stage that begins at ``layer`` needs from the stage before."""
         if layer == 0:
             return ()
-        return ("hidden_states", *(self.carries[layer] if self.carries else ()))
+        more = self.carries[layer] if self.carries else ()
+        if any(f.name == "hidden_states" for f in more):
+            return more
+        return (Carried("hidden_states", (self.hidden_size,)), *more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +284,9 @@ class Target:
     ``fixed``: the formats of the engine's parameters do not follow the checkpoint. Plain weights are always in the model's
     dtype (``dtypes`` gives the one used instead of the config's), vocabularies are always padded, and a quantised
     parameter must be quantised in every part.
+
+    ``sends`` are the names of what the engine passes from stage to stage (None: all that the schema names): no stage can
+    begin where something else is needed. What the schema does not name has the shape of the hidden states (``residual``).
     """
 
     name: str
@@ -248,6 +296,7 @@ class Target:
     formats: Mapping[str, tuple[str, ...]] | None = None
     fixed: bool = False
     dtypes: Mapping[str, str] = field(default_factory=dict)
+    sends: tuple[str, ...] | None = None
 
     def block(self, layer: int, num_layers: int) -> str:
         """Return the name of the block of a stored layer."""

@@ -13,6 +13,27 @@ LAYOUT: Final[dict[str, Entry]] = {
         "8 pipeline stages for 4 layers",
         "the message gives the numbers",
     ),
+    "layout-cut": Entry(
+        "no pipeline stage can begin where the layout would begin one",
+        (
+            "a --layer-partition, or more stages than the model allows, that separate layers which must be on one stage: a "
+            "layer and the one whose KV cache it reads, or, on an engine that does not pass it on, whose selection it shares"
+        ),
+        (
+            "no stage can begin at layer 3: layer 3 needs topk_indices of layer 2, and vllm-0.32 passes only hidden_states, "
+            "residual"
+        ),
+        "use the --layer-partition that the hint names; `loadmaster plan --cuts` lists all boundaries",
+    ),
+    "layout-moved": Entry(
+        "the layers are not divided evenly, because a stage cannot begin where it would",
+        "a pipeline size without --layer-partition, for a model some of whose layers must stay together",
+        (
+            "evenly divided, a stage would begin at layer 4: layer 4 needs topk_indices of layer 2, and vllm-0.32 passes only "
+            "hidden_states, residual; the layers are divided 6,2 instead"
+        ),
+        "none needed natively; vLLM divides evenly unless it is given the VLLM_PP_LAYER_PARTITION that the hint names",
+    ),
     "layout-indivisible": Entry(
         "a dimension does not divide over the tensor-parallel ranks",
         "a tensor-parallel size that does not divide heads, experts or groups of a quantised format",

@@ -166,7 +166,13 @@ def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
     from loadmaster.errors import UsageError
     from loadmaster.integrations.engines import choose
     from loadmaster.integrations.vllm.carried import note
-    from loadmaster.integrations.vllm.handover import hand_over, refuse_for_vllm, vllm_command, vllm_environment
+    from loadmaster.integrations.vllm.handover import (
+        divided_for_vllm,
+        hand_over,
+        refuse_for_vllm,
+        vllm_command,
+        vllm_environment,
+    )
     from loadmaster.integrations.vllm.installed import find_vllm
     from loadmaster.server.address import bind
     from loadmaster.workers.launch import Launch
@@ -197,8 +203,15 @@ def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
             plan = plan if run is None else proven_plan(args)
             options = _serve_options(args)
             refuse_for_vllm(options)
+            divided = divided_for_vllm(plan, args.layer_partition)
+            if divided.stages != plan.stages:
+                args.layer_partition = divided.layout.layer_partition
+                plan = proven_plan(args)
             bound.close()
             print(choice, file=sys.stderr)
+            for finding in divided.findings:
+                print(f"{finding.severity}: {finding.message}", file=sys.stderr)
+            options = replace(options, layer_partition=divided.layout.layer_partition)
             interruptible.restore()
             hand_over(vllm_command(options, plan, installed), {**vllm_environment(options), **vllm_arguments(args)[1]})
         print(choice, file=sys.stderr)

@@ -118,7 +118,7 @@ class Sizes:
         if args.cuts:
             from loadmaster.sizing.cuts import list_boundaries
 
-            self.cuts = list_boundaries(proof.plan, args.engine)
+            self.cuts = list_boundaries(proof.plan)
         if args.storage is not None:
             from loadmaster.sizing.load_time import Rates, load_time
 

@@ -71,12 +71,17 @@ def build_stage(
         [make_layer(model, params, layer) for layer in layers],
         first=first,
         last=last,
-        carries_in=() if first else model.schema.carried_into(layers.start),
-        carries_out=() if last else model.schema.carried_into(layers.stop),
+        carries_in=() if first else _names(model, layers.start),
+        carries_out=() if last else _names(model, layers.stop),
         model=model,
         dtype=dtype,
         draft=_draft(model, params, num_drafts, dtype) if num_drafts else None,
     )
+
+
+def _names(model: Model, layer: int) -> tuple[str, ...]:
+    """Return the names of what crosses a cut before a layer."""
+    return tuple(f.name for f in model.schema.carried_into(layer))
 
 
 def _draft(model: Model, params: Params, num_drafts: int, dtype: torch.dtype) -> Draft:

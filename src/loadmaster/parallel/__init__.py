@@ -5,6 +5,16 @@ Pure arithmetic on sizes. Nothing here reads a file or knows a model.
 
 from loadmaster.parallel.layout import Coordinate, ParallelLayout
 from loadmaster.parallel.placement import Cut, cut, deal, legal_counts
-from loadmaster.parallel.stages import partition, stage_of
+from loadmaster.parallel.stages import nearest_starts, partition, stage_of
 
-__all__ = ["Coordinate", "Cut", "ParallelLayout", "cut", "deal", "legal_counts", "partition", "stage_of"]
+__all__ = [
+    "Coordinate",
+    "Cut",
+    "ParallelLayout",
+    "cut",
+    "deal",
+    "legal_counts",
+    "nearest_starts",
+    "partition",
+    "stage_of",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from loadmaster.errors import LayoutError
 
@@ -46,6 +47,41 @@ def partition(num_layers: int, num_stages: int, explicit: tuple[int, ...] | None
             )
     ends = [sum(counts[: i + 1]) for i in range(len(counts))]
     return tuple(zip([0, *ends[:-1]], ends, strict=True))
+
+
+class _Way(NamedTuple):
+    """Some legal starts: what they cost, the first of them, and the way of the others; nothing at the end."""
+
+    price: tuple[int, int]
+    chosen: tuple[int, _Way] | tuple[()]
+
+
+def nearest_starts(wanted: Sequence[int], legal: Sequence[int]) -> tuple[int, ...] | None:
+    """Return the legal layers, ascending, that are nearest to the wanted first layers of all stages but the first.
+
+    Nearest means: the fewest layers change their stage, each counted as often as it passes a stage; then the smallest sum of
+    squares of what each start moves; then the later starts, since the last stage also holds the head. None: there are fewer
+    legal starts than stages.
+
+    >>> nearest_starts((10, 20, 30), (1, 2, 8, 14, 20)), nearest_starts((5,), (4, 6)), nearest_starts((5, 6), (6,))
+    ((8, 14, 20), (6,), None)
+    """
+    starts = sorted(set(legal), reverse=True)
+    # best[n]: of the wanted starts so far, beginning with the last, the cheapest way that uses only the first n legal ones
+    best: list[_Way | None] = [_Way((0, 0), ())] * (len(starts) + 1)
+    for want in reversed(wanted):
+        after: list[_Way | None] = [None]
+        for start, rest in zip(starts, best, strict=False):
+            without, moved = after[-1], abs(start - want)
+            price = None if rest is None else (rest.price[0] + moved, rest.price[1] + moved * moved)
+            better = price is not None and (without is None or price < without.price)
+            after.append(_Way(price, (start, rest)) if better and price and rest else without)
+        best = after
+    found, way = [], best[-1]
+    while way is not None and way.chosen:
+        start, way = way.chosen
+        found.append(start)
+    return None if best[-1] is None else tuple(found)
 
 
 def stage_of(stages: Sequence[tuple[int, int]], layer: int) -> int:

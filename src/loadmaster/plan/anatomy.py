@@ -10,11 +10,11 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from loadmaster.architectures.cuts import crossing
 from loadmaster.plan.composition import PlannedParam
 from loadmaster.plan.laws import declared_stages
 from loadmaster.plan.plan import Plan
 from loadmaster.plan.rank import RankPlan
-from loadmaster.plan.specs import itemsize
 
 Kind = Literal["experts", "attention", "feed-forward", "embedding", "head", "MTP", "scales", "other"]
 KINDS: Final[tuple[Kind, ...]] = (
@@ -61,10 +61,7 @@ class LayerBytes:
 
 @dataclass(frozen=True, slots=True)
 class StageAnatomy:
-    """One pipeline stage: its ranks, its rows from the first to the last, what it receives, and that in bytes a token.
-
-    ``carries_bytes`` counts the hidden states; what else a stage receives is in ``carries``.
-    """
+    """One pipeline stage: its ranks, its rows from the first to the last, what it receives, and that in bytes a token."""
 
     number: int
     ranks: tuple[int, ...]
@@ -102,9 +99,10 @@ def dissect(plan: Plan) -> Anatomy:
     stages = []
     for number, layers in enumerate(plan.stages):
         ranks = plan.layout.stage_ranks(number)
-        carries = plan.schema.carried_into(layers[0])
-        width = plan.schema.hidden_size * itemsize(plan.dtype) if "hidden_states" in carries else 0
-        stages.append(StageAnatomy(number, ranks, layers, sizer.rows(derived[ranks[0]]), carries, width))
+        carried = crossing(plan.schema, plan.target, layers[0])
+        token_bytes = sum(f.token_bytes(plan.dtype) for f in carried)
+        names = tuple(f.name for f in carried)
+        stages.append(StageAnatomy(number, ranks, layers, sizer.rows(derived[ranks[0]]), names, token_bytes))
     return Anatomy(tuple(stages), tuple(sizer.total(rank) for rank in derived), _shards(plan))
 
 

@@ -27,7 +27,7 @@ from loadmaster.checkpoint import Checkpoint, Origin, ShardFile, Signature, Tens
 from loadmaster.dtypes import PLAIN
 from loadmaster.errors import ArgumentError, ConfigError, InputError, LayoutError, PlanError, UnsupportedError
 from loadmaster.findings import Finding
-from loadmaster.parallel import ParallelLayout, partition
+from loadmaster.parallel import ParallelLayout
 from loadmaster.plan.binding import bind
 from loadmaster.plan.claims import Claims, read_claims
 from loadmaster.plan.composition import Numerics
@@ -41,6 +41,7 @@ from loadmaster.plan.diagnosis.unchecked import unchecked
 from loadmaster.plan.hash import PLAN_VERSION, hash_plan
 from loadmaster.plan.model import PlannedModel, compose_model
 from loadmaster.plan.rank import RankPlan, derive_rank
+from loadmaster.plan.stages import divide_layers
 from loadmaster.plan.waivers import Waiver, WaiverRequest, requests
 
 
@@ -226,7 +227,8 @@ def _build(
             hint="leave out --speculative-config" if not schema.drafts else None,
             code="draft-missing",
         )
-    stages = partition(len(schema.layers), layout.pipeline_parallel_size, layout.layer_partition)
+    divided = divide_layers(schema, target, layout)
+    layout, stages = divided.layout, divided.stages
     binding = bind(checkpoint, family, schema, claims, num_drafts=layout.num_draft_layers)
     diagnosis = diagnose(checkpoint, binding, claims, len(schema.layers), waive)
     check_divisible(binding.all_classes, schema, layout)
@@ -241,7 +243,8 @@ def _build(
         *odd_sizes(config, schema),
         *unchecked(family, checkpoint.config),
     )
-    findings = gather(about_files, (*diagnosis.defects, *decoded), Holders(target, schema, layout, stages))
+    defects = (*diagnosis.defects, *decoded)
+    findings = (*gather(about_files, defects, Holders(target, schema, layout, stages)), *divided.findings)
     plan = Plan(
         layout=layout,
         target=target,

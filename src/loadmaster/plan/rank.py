@@ -12,6 +12,7 @@ from math import prod
 
 import numpy as np
 
+from loadmaster.architectures.cuts import crossing
 from loadmaster.architectures.schema import Param
 from loadmaster.arguments import expect, shown
 from loadmaster.checkpoint import TensorTable
@@ -214,7 +215,7 @@ def derive_rank(plan: PlannedModel, rank: int) -> RankPlan:
         ep_rank=at.ep_rank,
         layers=plan.stages[at.pp_rank],
         draft_layers=tuple(drafts),
-        carries=plan.schema.carried_into(plan.stages[at.pp_rank][0]),
+        carries=tuple(f.name for f in crossing(plan.schema, plan.target, plan.stages[at.pp_rank][0])),
         held=tuple(builder.held),
         groups=tuple(builder.groups()),
         table=plan.table,

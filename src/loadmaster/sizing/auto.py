@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from loadmaster.architectures.cuts import obstacle
 from loadmaster.architectures.targets import Engine
 from loadmaster.errors import UnsupportedError
 from loadmaster.parallel import ParallelLayout, partition
 from loadmaster.plan import Plan
 from loadmaster.sizing.activations import choices_of
-from loadmaster.sizing.cuts import crossing, refusal
+from loadmaster.sizing.cuts import crossing
 from loadmaster.sizing.devices import DRIVER_BYTES, GRAPH_BYTES
 from loadmaster.sizing.memory import (
     MemoryOptions,
@@ -63,10 +64,8 @@ def costs_of(plan: Plan, weights: Weights, engine: Engine, options: MemoryOption
         compute=tuple(float(compute[kind]) for kind in schema.layers),
         memory_beside=(float(weights.first), float(weights.last + sum(cache[num_layers:]))),
         compute_beside=(0.0, float(head + of_drafts)),
-        carried=tuple(
-            float(sum(size for _, size in crossing(plan, n, engine))) if n else 0.0 for n in range(num_layers)
-        ),
-        cuttable=tuple(refusal(schema, n, engine) is None for n in range(num_layers)),
+        carried=tuple(float(sum(size for _, size in crossing(plan, n))) for n in range(num_layers)),
+        cuttable=tuple(obstacle(schema, plan.target, n) is None for n in range(num_layers)),
         room=_rooms(plan, workload, options, weights),
     )
 

@@ -170,7 +170,7 @@ class Fitter:
             memory,
             resident,
             sum(resident) * layout.stage_size - self._alone.stage(0, num_layers),
-            tuple(crossing(plan, first, self._engine) for first, _ in plan.stages[1:]),
+            tuple(crossing(plan, first) for first, _ in plan.stages[1:]),
             spans_hosts(layout, machine.per_host, has_experts=self._has_experts),
             self._step_s(layout, weights, resident, machine),
             refused[0].message if refused else None,

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loadmaster.architectures.cuts import legal_starts
 from loadmaster.architectures.faults import spelling_labels
 from loadmaster.architectures.registry import DescribedConfig
-from loadmaster.architectures.schema import Family, Schema
+from loadmaster.architectures.schema import Family, Schema, Target
+from loadmaster.architectures.targets import NATIVE
 from loadmaster.checkpoint import Checkpoint, open_checkpoint
 from loadmaster.errors import InputError, LayoutError
 from loadmaster.findings import errors
@@ -59,23 +61,25 @@ def layouts_of(family: Family, config: Mapping[str, Any]) -> tuple[ParallelLayou
     Tensor-parallel sizes are 1, 2 and 4: sizes and number of experts of a tiny config should divide by 4.
     """
     schema = family.schema(family.describe(config))
-    num_layers = len(schema.layers)
+    num_layers, starts = len(schema.layers), legal_starts(schema, Target(NATIVE, family.native))
+    most = len(starts) + 1
     layouts = [ParallelLayout()]
-    if num_layers > 1:
-        layouts += [ParallelLayout(2), ParallelLayout(2, layer_partition=(1, num_layers - 1)), ParallelLayout(2, 2)]
-    if num_layers > 2:
-        layouts.append(ParallelLayout(min(num_layers, 4)))
+    if starts:
+        uneven = (starts[0], num_layers - starts[0])
+        layouts += [ParallelLayout(2), ParallelLayout(2, layer_partition=uneven), ParallelLayout(2, 2)]
+    if most > 2:
+        layouts.append(ParallelLayout(min(most, 4)))
     layouts += [ParallelLayout(1, 2), ParallelLayout(1, 4), ParallelLayout(1, 2, data_parallel_size=2)]
-    layouts.append(ParallelLayout(min(num_layers, 2), 2, data_parallel_size=2))
+    layouts.append(ParallelLayout(min(most, 2), 2, data_parallel_size=2))
     if _has_experts(schema):
         layouts += [
             ParallelLayout(1, 2, enable_expert_parallel=True),
             ParallelLayout(1, 4, enable_expert_parallel=True, expert_placement="round_robin"),
             ParallelLayout(1, 2, enable_expert_parallel=True, num_redundant_experts=2),
-            ParallelLayout(min(num_layers, 2), 2, enable_expert_parallel=True, data_parallel_size=2),
+            ParallelLayout(min(most, 2), 2, enable_expert_parallel=True, data_parallel_size=2),
         ]
     if schema.drafts:
-        layouts += [ParallelLayout(num_draft_layers=1), ParallelLayout(min(num_layers, 2), 2, num_draft_layers=1)]
+        layouts += [ParallelLayout(num_draft_layers=1), ParallelLayout(min(most, 2), 2, num_draft_layers=1)]
     return tuple(dict.fromkeys(layouts))
 
 

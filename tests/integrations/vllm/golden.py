@@ -29,7 +29,8 @@ RANKS: Mapping[str, tuple[Rank, ...]] = {
     **dict.fromkeys(("qwen2", "qwen2-moe", "mixtral"), STAGES + CUT),
     **dict.fromkeys(("minimax-m2", "glm-4.5-air", "phi-4"), STAGES[1:] + CUT[1:]),
     **dict.fromkeys(("granite-moe", "granite-moe-shared"), CUT[1:]),
-    **dict.fromkeys(("deepseek-v3.2", "kimi-k2", "glm-5.2-fp8"), SPREAD[1:]),
+    **dict.fromkeys(("deepseek-v3.2", "kimi-k2"), SPREAD[1:]),
+    "glm-5.2-fp8": (Rank(tp=(1, 2), ep=True),),  # evenly divided, its second stage would share a selection of the first
 }
 """Presets, and the ranks that are told of each."""
 

@@ -39,8 +39,8 @@ class Described:
 
     ``classes`` are vLLM's classes for it, and ``drafts`` those for its MTP layers. ``modules`` are modules of a block with
     another name in vLLM, as (native name, vLLM's name); the first that matches is renamed. ``on_every_stage``: all stages
-    hold embedding, norm and head. ``keep`` are parameters of a block with a fixed dtype. ``obstacle`` returns why a config is
-    not described; None if it is.
+    hold embedding, norm and head. ``keep`` are parameters of a block with a fixed dtype. ``sends`` is what a stage passes to
+    the next (``make_empty_intermediate_tensors``). ``obstacle`` returns why a config is not described; None if it is.
     """
 
     classes: tuple[str, ...]
@@ -48,6 +48,7 @@ class Described:
     modules: tuple[tuple[str, str], ...] = (("mlp.experts.", "mlp.experts.routed_experts."),)
     on_every_stage: bool = False
     keep: tuple[tuple[str, str], ...] = ()
+    sends: tuple[str, ...] = ("hidden_states", "residual")
     obstacle: Callable[[Config], str | None] = lambda c: None
 
 
@@ -104,6 +105,8 @@ _DEEPSEEK = Described(
     obstacle=_deepseek,
 )
 
+_GRANITE = Described(("GraniteMoeForCausalLM",), modules=_SPARSE_BLOCK, on_every_stage=True, sends=("hidden_states",))
+
 DESCRIBED: Final = {
     "LlamaForCausalLM": Described(("LlamaForCausalLM",), obstacle=_llama),
     "MistralForCausalLM": Described(("MistralForCausalLM",), obstacle=_llama),
@@ -119,10 +122,8 @@ DESCRIBED: Final = {
         keep=(("block_sparse_moe.gate.weight", "F32"),),
         obstacle=_minimax,
     ),
-    "GraniteMoeForCausalLM": Described(("GraniteMoeForCausalLM",), modules=_SPARSE_BLOCK, on_every_stage=True),
-    "GraniteMoeSharedForCausalLM": Described(
-        ("GraniteMoeSharedForCausalLM",), modules=_SPARSE_BLOCK, on_every_stage=True
-    ),
+    "GraniteMoeForCausalLM": _GRANITE,
+    "GraniteMoeSharedForCausalLM": replace(_GRANITE, classes=("GraniteMoeSharedForCausalLM",)),
     "Glm4MoeForCausalLM": Described(
         ("Glm4MoeForCausalLM",),
         drafts=("Glm4MoeMTP",),
@@ -165,6 +166,7 @@ def target(family: Family, config: Config) -> Target:
         formats={"fp8_block": ("weight_scale_inv",)},
         fixed=True,
         dtypes={"F32": "BF16"},  # unless F32 is requested
+        sends=known.sends,
     )
 
 

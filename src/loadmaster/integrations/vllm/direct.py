@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -179,6 +180,8 @@ def prove_layout(
     try:
         proof = prove(build_plan(checkpoint, layout, dtype=names[dtype], target=vllm_0_32.NAME, waive=waive))
     except InputError as error:
+        if error.code == "layout-cut":
+            raise _impossible(error, checkpoint.path) from error
         raise Unfit(error.message) from error
     failed = errors(proof.findings)
     if doubtful := next((f for f in failed if not _is_defect(f)), None):
@@ -195,6 +198,12 @@ def prove_layout(
             hint='`loadmaster plan --engine vllm` reports the same; {"direct": false} loads with vLLM\'s own loader',
         )
     return proof.require_proven()
+
+
+def _impossible(error: InputError, path: Path) -> LayoutError:
+    """Return the refusal of a layout whose stages begin where vLLM does not pass on what they need: it would not notice."""
+    hint = (error.hint or "").replace("--layer-partition ", "VLLM_PP_LAYER_PARTITION=")
+    return LayoutError(f"{path}: {error.message}; nothing was allocated", hint=hint, code=error.code)
 
 
 def _num_strays(plan: Plan) -> int:

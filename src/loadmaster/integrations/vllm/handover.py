@@ -6,17 +6,18 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from loadmaster.errors import UsageError
+from loadmaster.errors import UnsupportedError, UsageError
 from loadmaster.integrations.vllm.carried import forwarded
 
 if TYPE_CHECKING:
     from loadmaster.integrations.vllm.carried import Carried
     from loadmaster.integrations.vllm.installed import Installed
     from loadmaster.plan import Plan, WaiverRequest
+    from loadmaster.plan.stages import DividedLayers
 
 _PARTITION: Final = "VLLM_PP_LAYER_PARTITION"
 _PROVEN: Final = frozenset(
@@ -185,6 +186,26 @@ def _arguments(options: ServeOptions) -> list[str]:
 
 def _waivers(options: ServeOptions) -> list[str]:
     return [f"{w.pattern}={w.reason}" for w in options.waive]
+
+
+def divided_for_vllm(plan: Plan, layer_partition: Sequence[int] | str | None) -> DividedLayers:
+    """Return the layers of vLLM's stages for a plan of the native engine: vLLM cannot begin a stage everywhere.
+
+    ``layer_partition`` is the one that was asked for. Of a model whose class in vLLM is not described, only what holds for every
+    engine is known.
+
+    Raises:
+        LayoutError: vLLM cannot begin a stage where it was asked for; the hint has the nearest partition.
+    """
+    from loadmaster.architectures.targets import find_target, newest_target
+    from loadmaster.plan.stages import divide_layers
+
+    asked = None if layer_partition is None or isinstance(layer_partition, str) else tuple(layer_partition)
+    try:
+        target = find_target(newest_target("vllm"), plan.family, plan.family.describe(plan.config))
+    except UnsupportedError:
+        target = plan.target
+    return divide_layers(plan.schema, target, replace(plan.layout, layer_partition=asked))
 
 
 def vllm_environment(options: ServeOptions, environment: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
+from loadmaster.architectures.cuts import legal_starts
 from loadmaster.plan.model import PlannedModel
 
 
@@ -13,8 +15,8 @@ def fitting_partition(plan: PlannedModel, resident_bytes: Sequence[int], capacit
     """Return how many layers each stage could hold so that all ranks fit ``capacity`` bytes; None: no partition does that.
 
     ``resident_bytes`` are those of each rank under the plan's own partition. What a stage holds in addition to its layers
-    (embeddings, head, MTP layers) stays where it is. Each stage takes as many layers as it can, and leaves one for every
-    stage after it: if that does not fit, nothing does.
+    (embeddings, head, MTP layers) stays where it is. Each stage takes as many layers as it can, ends where the next one can
+    begin, and leaves enough for the stages after it: if that does not fit, nothing does.
     """
     num_layers, num_stages = len(plan.schema.layers), len(plan.stages)
     stage_slots = range(plan.layout.stage_size)
@@ -27,13 +29,13 @@ def fitting_partition(plan: PlannedModel, resident_bytes: Sequence[int], capacit
         at = plan.layout.coordinate(rank)
         first, end = plan.stages[at.pp_rank]
         room[at.pp_rank, at.stage_slot] -= resident - int(of_layer[first:end, at.stage_slot].sum())
-    counts, first = [], 0
+    ends = (*legal_starts(plan.schema, plan.target), num_layers)
+    starts = [0]
     for stage in range(num_stages):
-        most = num_layers - first - (num_stages - 1 - stage)
-        held = np.cumsum(of_layer[first : first + most], axis=0)
-        count = int((held <= room[stage]).all(axis=1).sum())
-        if count == 0:
+        possible = ends[: len(ends) - (num_stages - 1 - stage)]
+        held = np.cumsum(of_layer[starts[-1] :], axis=0)
+        fitting = [end for end in possible if end > starts[-1] and (held[end - starts[-1] - 1] <= room[stage]).all()]
+        if not fitting:
             return None
-        counts.append(count)
-        first += count
-    return tuple(counts) if first == num_layers else None
+        starts.append(fitting[-1])
+    return tuple(b - a for a, b in pairwise(starts)) if starts[-1] == num_layers else None

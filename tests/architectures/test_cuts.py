@@ -1,0 +1,56 @@
+"""What crosses a cut on which engine, and where none is possible; all cuts are tried by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+from loadmaster.architectures.cuts import crossing, legal_starts, obstacle
+from loadmaster.architectures.schema import Carried, Schema, Target, Tensor, joined
+
+NATIVE = Target("native", ())
+VLLM = Target("vllm-0.32", (), sends=("hidden_states", "residual"))
+SCHEMA = Schema((Tensor("embed", (16, 8)),), {}, ("plain",) * 4)
+
+
+def test_no_cut_separates_a_layer_from_its_source_and_all_others_are_possible() -> None:
+    for sources in product(*(range(layer + 1) for layer in range(5))):
+        separated = [any(source < cut <= reader for reader, source in enumerate(sources)) for cut in range(5)]
+        reasons = joined(sources, "the KV cache")
+        assert [bool(why) for why in reasons] == separated
+        for cut, why in enumerate(reasons):
+            if why:
+                reader, source = int(why.split()[1]), int(why.split()[-1])
+                assert sources[reader] == source < cut <= reader
+
+
+def test_a_layer_of_a_group_begins_no_stage_on_any_engine() -> None:
+    schema = replace(SCHEMA, joined=joined((0, 1, 1, 3), "the KV cache"))
+    assert [legal_starts(schema, target) for target in (NATIVE, VLLM)] == [(1, 3), (1, 3)]
+    assert obstacle(schema, NATIVE, 2) == "layer 2 reads the KV cache of layer 1"
+    assert [bool(obstacle(schema, NATIVE, layer)) for layer in range(5)] == [True, False, True, False, True]
+
+
+def test_what_an_engine_does_not_pass_on_is_an_obstacle_there_alone() -> None:
+    selection = Carried("topk_indices", (4,), "I64", source=1)
+    schema = replace(SCHEMA, carries=((), (), (selection,), ()))
+    assert (legal_starts(schema, NATIVE), legal_starts(schema, VLLM)) == ((1, 2, 3), (1, 3))
+    assert crossing(schema, NATIVE, 2) == (Carried("hidden_states", (8,)), selection)
+    assert sum(f.token_bytes("BF16") for f in crossing(schema, NATIVE, 2)) == 8 * 2 + 4 * 8
+    assert legal_starts(schema, replace(VLLM, sends=("hidden_states", "topk_indices"))) == (1, 2, 3)
+
+
+def test_vllm_sends_the_residual_apart_and_streams_replace_the_hidden_states() -> None:
+    assert crossing(SCHEMA, VLLM, 1) == (Carried("hidden_states", (8,)), Carried("residual", (8,)))
+    streams = (Carried("hidden_states", (4, 8)), Carried("pre_mix", (4,), "F32"))
+    schema = replace(SCHEMA, carries=((), *(streams,) * 3))
+    assert crossing(schema, NATIVE, 2) == streams
+    assert crossing(schema, replace(VLLM, sends=("hidden_states", "pre_mix")), 2) == streams
+    assert crossing(schema, NATIVE, 0) == crossing(schema, VLLM, 0) == ()
+
+
+def test_a_bank_grows_with_the_cut() -> None:
+    bank = tuple((Carried("residual", (-(-layer // 2), 8)),) if layer else () for layer in range(4))
+    schema = replace(SCHEMA, carries=bank)
+    sizes = [sum(f.token_bytes("BF16") for f in crossing(schema, VLLM, layer)) for layer in range(4)]
+    assert sizes == [0, (1 + 1) * 8 * 2, (1 + 1) * 8 * 2, (1 + 2) * 8 * 2]
