@@ -164,6 +164,8 @@ class Schema:
     ``carries`` gives for each layer what a stage that begins there needs from the stage before, in addition to the hidden
     states, which are ``[hidden_size]`` for each token; a field named ``hidden_states`` replaces these. ``joined`` gives
     for each layer why no stage can begin there; empty where one can. Without them all cuts are alike, and possible.
+
+    ``unread`` are anchored patterns of stored names that this config makes unnecessary, with the reason.
     """
 
     top: tuple[Tensor, ...]
@@ -172,6 +174,7 @@ class Schema:
     drafts: tuple[str, ...] = ()
     carries: tuple[tuple[Carried, ...], ...] = ()
     joined: tuple[str, ...] = ()
+    unread: tuple[tuple[str, str], ...] = ()
 
     @property
     def tied(self) -> bool:
@@ -181,7 +184,7 @@ class Schema:
     @property
     def waived(self) -> tuple[tuple[str, str], ...]:
         """Patterns of stored names that this config makes unnecessary, with the reason."""
-        return TIED_HEAD if self.tied else ()
+        return (*self.unread, *(TIED_HEAD if self.tied else ()))
 
     @property
     def hidden_size(self) -> int:
