@@ -57,7 +57,9 @@ def test_names_and_shapes_are_those_of_transformers(config: dict[str, Any]) -> N
 
 def test_every_rank_of_stages_and_of_tensor_parallelism_gets_its_bytes(tmp_path: Path) -> None:
     assert check_loading(FAMILY, SHARED, tmp_path / "shared", layouts=[ParallelLayout(2, 2)])
-    assert check_loading(FAMILY, SPARSE, tmp_path / "sparse", layouts=[ParallelLayout(1, 2, enable_expert_parallel=True)])
+    assert check_loading(
+        FAMILY, SPARSE, tmp_path / "sparse", layouts=[ParallelLayout(1, 2, enable_expert_parallel=True)]
+    )
 
 
 @pytest.fixture(scope="module")

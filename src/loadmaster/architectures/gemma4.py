@@ -19,6 +19,7 @@ from loadmaster.architectures.schema import (
     Family,
     Param,
     Schema,
+    Spelling,
     Tensor,
     by_vocabulary,
     embedding,
@@ -101,7 +102,7 @@ def _layer(c: Config, *, is_full: bool, is_shared: bool, ple: int) -> tuple[Tens
 
 
 _LAYER = blocks.LAYER
-SPELLING = {
+SPELLING: Spelling = {
     **blocks.DECODER_SPELLING,
     "pre_mlp_norm": _LAYER + "pre_feedforward_layernorm.weight",
     "post_mlp_norm": _LAYER + "post_feedforward_layernorm.weight",
