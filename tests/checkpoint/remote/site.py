@@ -28,6 +28,7 @@ class Site:
     sent: list[tuple[str, int, int]] = field(default_factory=list)
     tokens: set[tuple[str, str | None]] = field(default_factory=set)
     queries: set[str] = field(default_factory=set)
+    num_connections: int = 0
     url: str = ""
 
     @contextmanager
@@ -40,6 +41,10 @@ class Site:
 
 class _Handler(LoopbackHandler):
     served: Site
+
+    def setup(self) -> None:
+        super().setup()
+        self.served.num_connections += 1
 
     def get(self) -> None:
         site, parts = self.served, urlsplit(self.path)

@@ -9,11 +9,12 @@ import pytest
 from loadmaster.checkpoint import Checkpoint, open_checkpoint, open_model
 from loadmaster.checkpoint.folder import open_source
 from loadmaster.checkpoint.remote.folder import RemoteFolder
-from loadmaster.checkpoint.remote.http import Http
+from loadmaster.checkpoint.remote.http import Http, StatusError
 from loadmaster.checkpoint.remote.retry import Retry
 from loadmaster.checkpoint.remote.site import SiteFiles
 from loadmaster.cli.main import main
 from loadmaster.errors import CheckpointError, LoadError
+from loadmaster.limits import CONFIG_BYTES
 from loadmaster.plan import Plan, build_plan, prove
 from tests.checkpoint.remote.site import Site
 
@@ -105,6 +106,17 @@ def test_what_fails_for_the_moment_is_repeated_ever_later(faults: list[str], sit
     assert checkpoint.digest == open_checkpoint(folder).digest
     assert len(waits) == len(faults)
     assert all(0.5 * 0.5 * 2**i <= w <= 0.5 * 2**i for i, w in enumerate(waits))
+
+
+def test_a_connection_is_kept_over_parts_redirects_and_refusals(site: Site) -> None:
+    site.faults["config.json"] = ["ok", "elsewhere", "ok", "ok", "404"]
+    with Http(retry=Retry(sleep=lambda seconds: None)) as client:
+        for _ in range(3):
+            client.read_range(f"{site.url}config.json", 0, 100)
+        with pytest.raises(StatusError):
+            client.read_whole(f"{site.url}config.json", CONFIG_BYTES)
+        client.read_whole(f"{site.url}config.json", CONFIG_BYTES)
+    assert site.num_connections == 2, "one for each host"
 
 
 def test_a_server_says_when_to_come_back(site: Site) -> None:

@@ -23,6 +23,8 @@ from loadmaster.limits import Limit, LimitError
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _HOPS = 5
+_PAGE_BYTES = 2**16
+"""Bytes that a page about an error or a redirect may have; the connection of a longer one is closed."""
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 _EMPTY = re.compile(r"bytes \*/0")
 
@@ -129,6 +131,7 @@ class Http:
             with self._client.stream("GET", at, headers=headers, follow_redirects=False) as response:
                 before.append(response.headers)
                 if response.status_code in _REDIRECTS and "location" in response.headers:
+                    _read(response, _PAGE_BYTES)
                     at = _target(at, response.headers["location"])
                     continue
                 if span is None:
@@ -168,7 +171,7 @@ def _target(url: str, location: str) -> str:
 
 def _whole(response: httpx2.Response, url: str, headers: tuple[Mapping[str, str], ...], limit: Limit | None) -> Answer:
     if response.status_code != 200:
-        raise StatusError(response.status_code, url, response.headers)
+        raise _status(response, url)
     _refuse_encoding(response, url)
     stated = response.headers.get("content-length", "")
     data = _read(response, limit.value + 1 if limit is not None else 2**63)
@@ -204,7 +207,7 @@ def _range(
             )
         begin, end, size = map(int, match.groups())
     else:
-        raise StatusError(status, url, response.headers)
+        raise _status(response, url)
     _refuse_encoding(response, url)
     if begin != start or not begin <= end < min(size, start + length):
         raise CheckpointError(
@@ -220,12 +223,19 @@ def _range(
 
 
 def _read(response: httpx2.Response, most: int) -> bytes:
-    data = bytearray()
+    """Return the first ``most`` bytes of a body. One that is not longer is read to its end, so that its connection is kept."""
+    pieces, left = [], most
     for piece in response.iter_raw():
-        data += piece
-        if len(data) >= most:
+        pieces.append(piece[:left])
+        left -= len(piece)
+        if left < 0:
             break
-    return bytes(data[:most])
+    return b"".join(pieces)
+
+
+def _status(response: httpx2.Response, url: str) -> StatusError:
+    _read(response, _PAGE_BYTES)
+    return StatusError(response.status_code, url, response.headers)
 
 
 def _refuse_encoding(response: httpx2.Response, url: str) -> None:
