@@ -173,6 +173,15 @@ def test_a_fault_is_one_error_no_rank_is_reported_and_the_next_run_continues(
         assert is_once(payload(site.sent, name)), "what the first run got is not sent again"
 
 
+def test_a_server_that_does_not_tell_a_change_is_reported(site: Site) -> None:
+    said: list[str] = []
+    fetch_model(site.url, on_notice=said.append)
+    assert not [line for line in said if "ETag" in line]
+    site.has_etags = False
+    fetch_model(site.url, on_notice=said.append)
+    assert "neither ETags nor modification times" in said[-1]
+
+
 def test_of_two_processes_one_downloads_and_the_other_waits(site: Site) -> None:
     site.faults[FIRST] = ["slow"] * 4
     said: list[str] = []
@@ -194,6 +203,8 @@ def test_a_disk_without_room_is_an_error_that_names_the_option(site: Site, monke
     with pytest.raises(LoadError, match=r"the disk has 0\.0 KiB left") as refused:
         fetch_model(site.url)
     assert "--download-dir" in str(refused.value)
+    with pytest.raises(LoadError, match=r"the copy in /dev/null/.* cannot be written: Not a directory"):
+        fetch_model(site.url, download_dir="/dev/null")
 
 
 def test_a_url_may_name_one_shard(site: Site, folder: Path) -> None:

@@ -29,6 +29,7 @@ class Site:
     tokens: set[tuple[str, str | None]] = field(default_factory=set)
     queries: set[str] = field(default_factory=set)
     num_connections: int = 0
+    has_etags: bool = True
     url: str = ""
 
     @contextmanager
@@ -74,7 +75,7 @@ class _Handler(LoopbackHandler):
     def _content(self, name: str, asked: str | None, fault: str) -> None:
         content = self.served.files[name]
         etag = "another" if fault == "another" else hashlib.md5(content).hexdigest()
-        headers = {"ETag": f'"{etag}"'}
+        headers = {"ETag": f'"{etag}"'} if self.served.has_etags else {}
         if asked is None:
             self.answer(200, content, headers)
             return

@@ -80,7 +80,7 @@ class LocalCopy:
         self._files: dict[str, int] = {}
         self._spans: dict[str, list[Span]] = {n: [] for n in sizes}
         self._sizes = dict(sizes)
-        with not_written(folder):
+        with not_written(folder, option):
             folder.mkdir(parents=True, exist_ok=True)
             self._owned = _owned(folder / LOCK, on_wait)
         try:
@@ -89,7 +89,7 @@ class LocalCopy:
                 self._refuse_others(folder)
             else:
                 self._resume(known, origin)
-            with not_written(folder):
+            with not_written(folder, option):
                 self._manifest = self._begin(origin, known)
         except BaseException:
             os.close(self._owned)
@@ -161,7 +161,7 @@ class LocalCopy:
             LoadError: they cannot be written.
         """
         new = {FileRange(n, 0, len(head)) for n, head in heads.items() if self._have(n).lacking(0, len(head))}
-        with not_written(self.folder):
+        with not_written(self.folder, self.option):
             self.record({piece: self.write(piece, heads[piece.name]) for piece in new})
 
     def write(self, piece: FileRange, data: bytes) -> str:
@@ -237,13 +237,14 @@ class LocalCopy:
 
 
 @contextmanager
-def not_written(folder: Path) -> Iterator[None]:
-    """Turn what the system raises while a copy is written into a `LoadError`."""
+def not_written(folder: Path, option: str) -> Iterator[None]:
+    """Turn what the system raises while a copy is written into a `LoadError`; ``option`` names the folder on the command line."""
     try:
         yield
     except OSError as error:
         raise LoadError(
-            f"the copy in {folder} cannot be written: {error.strerror or error}", hint="check the folder and its disk"
+            f"the copy in {folder} cannot be written: {error.strerror or error}",
+            hint=f"check the folder and its disk, or give another {option}",
         ) from error
 
 

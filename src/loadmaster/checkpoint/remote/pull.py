@@ -67,7 +67,11 @@ def pull_into(
         if pieces:
             whole = sum(f.size for f in checkpoint.files)
             say(f"downloading {gib(total)} of {checkpoint.origin} ({gib(whole)}) to {folder}")
-        save_small(source, folder)
+            if any(etag is None for _, etag in sizes.values()):
+                say(
+                    "the server states neither ETags nor modification times, so a file that changes meanwhile is not noticed"
+                )
+        save_small(source, copy)
         pull(source.files, copy, pieces, lambda done: on_progress(done, total))
         if names_whole:
             copy.name_whole()
@@ -102,7 +106,7 @@ def pull(files: RemoteFiles, copy: LocalCopy, pieces: Iterable[FileRange], on_pr
     pool = ThreadPoolExecutor(CONNECTIONS)
     synced, num_bytes = time.monotonic(), 0
     todo = iter(pieces)
-    with not_written(copy.folder):
+    with not_written(copy.folder, copy.option):
         try:
             while True:
                 while len(running) < AHEAD and (piece := next(todo, None)) is not None:
@@ -127,7 +131,7 @@ def pull(files: RemoteFiles, copy: LocalCopy, pieces: Iterable[FileRange], on_pr
             copy.record(written)
 
 
-def save_small(source: RemoteFolder, folder: Path) -> None:
+def save_small(source: RemoteFolder, copy: LocalCopy) -> None:
     """Download those of the files beside the shards that a model needs, whole: configs, index, tokenizer.
 
     Raises:
@@ -138,12 +142,12 @@ def save_small(source: RemoteFolder, folder: Path) -> None:
     def save(name: str) -> None:
         with suppress(MissingFileError):
             content = source.files.read(name, SMALL_BYTES)
-            new = folder / f".{name}.new"
+            new = copy.folder / f".{name}.new"
             new.write_bytes(content)
-            new.replace(folder / name)
+            new.replace(copy.folder / name)
 
     planned = [n for n in (CONFIG, QUANTISATION, INDEX_NAME) if source.has(n)]
-    with not_written(folder), ThreadPoolExecutor(CONNECTIONS) as pool:
+    with not_written(copy.folder, copy.option), ThreadPoolExecutor(CONNECTIONS) as pool:
         try:
             list(pool.map(save, [*planned, *source.files.running()]))
         except LimitError as error:
