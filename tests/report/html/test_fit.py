@@ -57,6 +57,8 @@ def test_stages_that_look_the_same_share_a_bar(four: tuple[Fit, Plan]) -> None:
     assert len(lanes) == classes(page).count("memory") < 4
     assert lanes[0].startswith("stage 0 · layers 0–")
     assert any(text.startswith("stages ") for text in lanes)
+    size = alone.crossing_bytes // 3
+    assert f"↕ {size:,} bytes a token: hidden states, from each of these" in " ".join(page.texts)
 
 
 def test_what_is_refused_is_there_with_why(four: tuple[Fit, Plan], tiny: Tiny) -> None:

@@ -37,7 +37,7 @@ def fit_html(fit: Fit, plan: Plan, version: str, *, proven: bool | None, finding
 
 
 def _header(fit: Fit, plan: Plan, version: str, proven: bool | None) -> Iterator[Markup]:
-    table, machine = plan.table, machine_text(fit.machine)
+    stored, machine = plan.table, machine_text(fit.machine)
     yield element("p", f"Loadmaster {version}", class_="muted")
     yield element("h1", plan.checkpoint.origin.title)
     if plan.checkpoint.origin.kind != "folder":
@@ -50,7 +50,7 @@ def _header(fit: Fit, plan: Plan, version: str, proven: bool | None) -> Iterator
         yield element("p", f"Does not fit {machine}", class_="verdict bad")
     facts = [
         plan.family.name,
-        f"{len(table):,} tensors, {gib(table.payload_bytes)}",
+        f"{len(stored):,} tensors, {gib(stored.payload_bytes)}",
         f"parameters of {plan.target.name}",
     ]
     if known := (*fit.fitting, *fit.too_small):
@@ -102,33 +102,40 @@ class _Pictures:
             used, rest = needs(r, c.memory)
             yield element("p", [element("span", where), element("b", used), element("span", rest)], class_="lane")
             yield bar(r, parts, scale)
-            if last < len(layers) - 1:
-                yield element("p", _crossing(c, run), class_="carries")
+            yield from (element("p", words, class_="carries") for words in _crossing(c, run))
 
 
 def _runs(c: Candidate) -> list[list[int]]:
-    """Return the stages in runs that look the same: sizes equal to a hundredth of a GiB, and the same tensors across."""
+    """Return the stages in runs that look the same: sizes equal to a hundredth of a GiB, and the same tensors between them."""
     runs: list[list[int]] = []
     known: object = None
     for stage, r in enumerate(c.memory.ranks):
-        sizes = (r.fixed_bytes, r.cache_bytes or 0, r.device_bytes or 0)
-        received = c.crosses[stage - 1] if stage > 1 else ()
-        looks = (*(round(n / 2**30, 2) for n in sizes), received)
-        if runs and looks == known:
-            runs[-1].append(stage)
+        looks = [round(n / 2**30, 2) for n in (r.fixed_bytes, r.cache_bytes or 0, r.device_bytes or 0)]
+        run = runs[-1] if runs else []
+        if run and looks == known and (len(run) == 1 or c.crosses[stage - 1] == c.crosses[stage - 2]):
+            run.append(stage)
         else:
             runs.append([stage])
         known = looks
     return runs
 
 
-def _crossing(c: Candidate, run: Sequence[int]) -> str:
-    """Return what the last stage of a run passes on, which those before it pass on as well."""
-    crossing = c.crosses[run[-1]]
+def _crossing(c: Candidate, run: Sequence[int]) -> Iterator[str]:
+    """Yield what the stages of a run pass to each other, and what the last one passes on."""
+    within = c.crosses[run[0]] if len(run) > 1 else None
+    beyond = c.crosses[run[-1]] if run[-1] < len(c.crosses) else None
+    if within is not None and within == beyond:
+        yield f"↓ {_tensors(within)}, as after each of these {len(run)} stages"
+        return
+    if within is not None:
+        yield f"↕ {_tensors(within)}, from each of these {len(run)} stages to the next"
+    if beyond is not None:
+        yield f"↓ {_tensors(beyond)}"
+
+
+def _tensors(crossing: Sequence[tuple[str, int]]) -> str:
     names = ", ".join(name.replace("_", " ") for name, _ in crossing)
-    size = sum(num_bytes for _, num_bytes in crossing)
-    times = f", as after each of these {len(run)} stages" if len(run) > 1 else ""
-    return f"↓ {size:,} bytes a token: {names}{times}"
+    return f"{sum(size for _, size in crossing):,} bytes a token: {names}"
 
 
 def _fitting(fit: Fit, pictures: _Pictures) -> Markup:

@@ -119,7 +119,7 @@ def _receives(stage: StageAnatomy) -> str:
     if not stage.carries:
         return "receives tokens"
     names = ", ".join(name.replace("_", " ") for name in stage.carries)
-    return f"→ {names}, {stage.carries_bytes / 1024:.0f} KiB a token" if stage.carries_bytes else f"→ {names}"
+    return f"→ {names}, {gib(stage.carries_bytes)} a token" if stage.carries_bytes else f"→ {names}"
 
 
 def _rows(stage: StageAnatomy, longest: int) -> Markup:
