@@ -43,7 +43,7 @@ def layer_bytes(tensors: Sequence[Tensor], layout: ParallelLayout, batch: Batch,
     hidden = _hidden(of)
     stream = 2 * hidden  # the residual, and what was normed
     widest = max(_attention(of, layout), _feed_forward(of, layout, hidden, choices.num_experts))
-    extra = GATHERED * (4 + 2 * size) if "attn.kv_a" in of else 0
+    extra = GATHERED * (4 + 2 * size) if _latent(of) is not None else 0
     selection = 8 * choices.num_selected  # int64, kept for layers that share it
     return batch.num_tokens * ((stream + widest) * size + selection) + extra + _decoded(of, layout) * size
 
@@ -68,6 +68,11 @@ def _hidden(of: Mapping[str, Tensor]) -> int:
     return max((dim for t in of.values() for dim in t.shape), default=0)
 
 
+def _latent(of: Mapping[str, Tensor]) -> Tensor | None:
+    """Return what makes the latent of MLA; None where there is none."""
+    return of.get("attn.kv_a", of.get("attn.kv_direct"))
+
+
 def _local(t: Tensor | None, layout: ParallelLayout, dim: int = 0) -> int:
     """Return a rank's elements of a dim, rounded up."""
     if t is None:
@@ -84,24 +89,28 @@ def _local(t: Tensor | None, layout: ParallelLayout, dim: int = 0) -> int:
 
 def _attention(of: Mapping[str, Tensor], layout: ParallelLayout) -> int:
     """Return the elements of a token in attention."""
-    if "attn.kv_a" in of and "attn.q_b" in of:
-        queries, latent, rank = of["attn.q_b"], of["attn.kv_a"].shape[0], of["attn.kv_b"].shape[1]
+    made, queries = _latent(of), of.get("attn.q_b", of.get("attn.q_direct"))
+    if made is not None and queries is not None:
+        latent, rank = made.shape[0], of["attn.kv_b"].shape[1]
         rows = _local(queries, layout)
         heads = rows // (queries.placement.unit if queries.placement else 1)
-        compressed = 2 * of["attn.q_a"].shape[0] + latent  # the query's as projected, and normed
+        of_query = of["attn.q_a"].shape[0] if "attn.q_a" in of else 0
+        compressed = 2 * of_query + latent  # the query's as projected, and normed
         joining = rows + heads * (latent - rank) + heads * rank + heads * latent  # what each query is made of, and it
         attending = heads * latent + heads * rank
         expanding = heads * rank + 2 * _local(of["attn.o"], layout, 1)
         return compressed + max(joining, attending, expanding)
-    if "linear.qkvz" in of:
-        return 3 * _local(of["linear.qkvz"], layout)
+    if "linear.out" in of:
+        return 3 * sum(_local(of.get(f"linear.{part}"), layout) for part in ("qkvz", "q", "k", "v", "z"))
+    if "attn.qkv" in of:
+        return 3 * _local(of["attn.qkv"], layout)
     q = _local(of.get("attn.q"), layout)
     return 3 * q + 2 * _local(of.get("attn.k"), layout) + 2 * _local(of.get("attn.v"), layout)
 
 
 def _feed_forward(of: Mapping[str, Tensor], layout: ParallelLayout, hidden: int, choices: int) -> int:
     """Return the elements of a token in the feed-forward part: gate and up, their product, the output."""
-    dense = max(3 * _local(of.get(f"{name}.gate"), layout) for name in ("mlp", "shared"))
+    dense = max(3 * _local(of.get(f"{name}.up"), layout) for name in ("mlp", "shared"))
     gate = of.get("moe.gate") or of.get("moe.gate_up")
     if gate is None:
         return dense + hidden
