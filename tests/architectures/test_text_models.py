@@ -53,6 +53,22 @@ MODELS: dict[str, dict[str, Any]] = {
     "GPTNeoXForCausalLM": {**OLD, "intermediate_size": 256},
     "GPT2LMHeadModel": GPT,
     "GPTBigCodeForCausalLM": GPT,
+    "PhiForCausalLM": PLAIN,
+    "GPTJForCausalLM": {**GPT, "rotary_dim": 8},
+    "QWenLMHeadModel": PLAIN,
+    "ChatGLMModel": {**OLD, "num_layers": 4, "ffn_hidden_size": 192, "padded_vocab_size": 320, "add_qkv_bias": True},
+    "BaichuanForCausalLM": PLAIN,
+    "InternLM2ForCausalLM": {**PLAIN, "bias": True},
+    "MiMoForCausalLM": {**PLAIN, "num_nextn_predict_layers": 2},
+    "PhimoeForCausalLM": {**PLAIN, "num_local_experts": 4, "attention_bias": True, "lm_head_bias": True},
+    "Ernie4_5_MoeForCausalLM": {**PLAIN, "moe_num_experts": 4, "moe_intermediate_size": 64, "use_bias": True},
+    "Dots1ForCausalLM": {
+        **PLAIN,
+        "n_routed_experts": 4,
+        "moe_intermediate_size": 64,
+        "first_k_dense_replace": 1,
+        "n_shared_experts": 1,
+    },
     "MptForCausalLM": {"d_model": 128, "n_heads": 8, "n_layers": 4, "vocab_size": 320},
 }
 """A tiny config of each architecture."""

@@ -3,7 +3,8 @@
 Latent attention (MLA), a sparse-attention indexer on some or all layers (V3.2, GLM), dense layers first and then routed
 experts, and MTP layers stored after the decoder layers. GLM's MTP layer shares the model's embedding and head;
 DeepSeek's stores its own copies. The headers decide. Queries may be uncompressed (``q_lora_rank`` null: V2-Lite, Moonlight),
-and DeepSeek-MoE and DeepSeek-OCR have heads without a latent (``use_mla`` false). V2 and before have no correction bias.
+and DeepSeek-MoE and DeepSeek-OCR have heads without a latent (``use_mla`` false). V2 and before have a
+correction bias only with ``noaux_tc`` (VL2).
 
 Sources: the released configs and headers; ``modeling_deepseek_v3.py``, ``modeling_deepseek_v32.py`` and
 ``modeling_glm_moe_dsa.py`` of transformers.
@@ -203,8 +204,9 @@ def _dense(c: Config) -> tuple[Tensor, ...]:
 def _experts(c: Config) -> tuple[Tensor, ...]:
     hidden, inner = c.size("hidden_size"), c.size("moe_intermediate_size")
     is_older = c.values["architectures"][0] in ("DeepseekForCausalLM", "DeepseekV2ForCausalLM")
+    corrected = not is_older or c.values.get("topk_method") == "noaux_tc"
     return (
-        *blocks.experts(hidden, inner, c.size("n_routed_experts"), router_bias=not is_older),
+        *blocks.experts(hidden, inner, c.size("n_routed_experts"), router_bias=corrected),
         *blocks.gated_mlp(hidden, inner * c.size("n_shared_experts", 1), logical="shared"),
     )
 

@@ -99,6 +99,22 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
         unchecked=_OF_VLLM,
     ),
     Wrapper(
+        ("DeepseekVLV2ForCausalLM",),
+        None,
+        ((("", "language."),),),
+        _outside("vision", "projector", "image_newline", "view_seperator", "tile_indicators"),
+        section="language_config",
+        unchecked=_OF_VLLM,
+    ),
+    Wrapper(
+        ("DeepseekOCRForCausalLM",),
+        "DeepseekV2ForCausalLM",
+        (BESIDE,),
+        _outside("sam_model", "vision_model", "projector", "image_newline", "view_seperator"),
+        section="language_config",
+        unchecked=_OF_VLLM,
+    ),
+    Wrapper(
         ("KimiK25ForConditionalGeneration", "Kimi_K25ForConditionalGeneration"),
         "DeepseekV3ForCausalLM",
         (ABOVE, WITHIN, (("model.layers.", "language_model.layers."), *ABOVE)),
