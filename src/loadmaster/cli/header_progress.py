@@ -27,6 +27,13 @@ class HeaderProgress:
             self._progress.add_task("headers")
             self._progress.start()
         self._progress.update(self._progress.task_ids[0], completed=done, total=total)
+        if done == total:
+            self._stop()  # a download that follows shows another bar
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
 
     def __enter__(self) -> HeaderProgress:
         return self
@@ -34,5 +41,4 @@ class HeaderProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        self._stop()

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from loadmaster.findings import gib
+
+LINE_EVERY_S = 30.0
+"""Seconds between two lines about a download, for logs."""
 
 
 class ByteProgress:
@@ -23,6 +29,8 @@ class ByteProgress:
             console=Console(stderr=True),
             disable=not Console(stderr=True).is_terminal,
         )
+        self.is_shown = not self._progress.disable
+        """Whether there is a terminal."""
         self._task = self._progress.add_task(what, total=total)
         self._lock = threading.Lock()
 
@@ -42,20 +50,29 @@ class ByteProgress:
 
 
 class DownloadProgress:
-    """Shows how much was downloaded: a bar of bytes from the first report on. An interruption then says how to continue."""
+    """Shows how much was downloaded, from the first report on: a bar of bytes, or a line now and then where there is no terminal.
+
+    An interruption says how to continue.
+    """
 
     def __init__(self, what: str, say: Callable[[str], None]) -> None:
         self._what = what
         self._say = say
         self._bar: ByteProgress | None = None
         self._done = 0
+        self._said = 0.0
 
     def __call__(self, done: int, total: int) -> None:
         """Report that ``done`` of ``total`` bytes were downloaded."""
         if self._bar is None:
-            self._bar = ByteProgress(total, self._what).__enter__()
+            self._bar = ByteProgress(total, self._what)
+            self._bar.__enter__()
+            self._said = time.monotonic()
         self._bar.advance(done - self._done)
         self._done = done
+        if not self._bar.is_shown and time.monotonic() - self._said >= LINE_EVERY_S:
+            self._say(f"{self._what}: {gib(done)} of {gib(total)}")
+            self._said = time.monotonic()
 
     def __enter__(self) -> DownloadProgress:
         return self
