@@ -18,7 +18,7 @@ from loadmaster.sizing.fit import MOST_DEVICES, Candidate, Fit, Machine
 MOST_LINES = 5
 """Layouts of each kind that are listed, unless all are asked for."""
 
-LEGEND = "~ is an estimate that was not measured; steps are for comparison alone"
+LEGEND = "~ is an estimate; steps are for comparison alone"
 
 
 def options_of(layout: ParallelLayout) -> str:
