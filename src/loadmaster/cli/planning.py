@@ -166,8 +166,9 @@ def _then_fetched(
 
     def wanted(checkpoint: Checkpoint) -> dict[str, tuple[Span, ...]] | None:
         planned, ranks = here(plan(checkpoint))
-        is_whole = ranks is None or (checkpoint.origin.kind == "hub" and len(set(ranks)) == planned.num_ranks)
-        return None if ranks is None or is_whole else shard_ranges(planned, ranks)
+        if ranks is None or (checkpoint.origin.kind == "hub" and len(set(ranks)) == planned.num_ranks):
+            return None
+        return shard_ranges(planned, ranks)
 
     with HeaderProgress() as headers, DownloadProgress("downloading", notice(args)) as progress:
         checkpoint = fetch_model(
