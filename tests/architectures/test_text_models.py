@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loadmaster.architectures.registry import find_family
+from loadmaster.parallel import ParallelLayout
 from loadmaster.synth.models import TINY_DENSE, TINY_MLA, derived
-from loadmaster.testing import check_tables, compare_with_transformers
+from loadmaster.testing import check_loading, check_tables, compare_with_transformers
 from loadmaster.testing.modelling import has_model
 
 MLA: dict[str, Any] = {
@@ -69,6 +71,16 @@ MODELS: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1,
         "n_shared_experts": 1,
     },
+    "HunYuanDenseV1ForCausalLM": {**DENSE, "attention_bias": True},
+    "HunYuanMoEV1ForCausalLM": {**DENSE, "num_experts": 4, "moe_topk": 2},
+    "Lfm2ForCausalLM": {**PLAIN, "layer_types": ["conv", "conv", "full_attention", "conv"]},
+    "Lfm2MoeForCausalLM": {
+        **PLAIN,
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        "num_dense_layers": 2,
+        "num_experts": 4,
+        "moe_intermediate_size": 64,
+    },
     "MptForCausalLM": {"d_model": 128, "n_heads": 8, "n_layers": 4, "vocab_size": 320},
 }
 """A tiny config of each architecture."""
@@ -96,3 +108,13 @@ def test_names_and_shapes_are_those_of_transformers(architecture: str) -> None:
 def test_each_generation_of_falcon_is_that_of_transformers(changes: dict[str, Any]) -> None:
     config = {"architectures": ["FalconForCausalLM"], **OLD, **changes}
     compare_with_transformers(find_family(config), config)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["FalconForCausalLM", "GPT2LMHeadModel", "InternLM2ForCausalLM", "MiMoForCausalLM", "Lfm2MoeForCausalLM"],
+)
+def test_what_is_stored_unlike_a_llama_is_loaded_byte_for_byte(architecture: str, tmp_path: Path) -> None:
+    config = {"architectures": [architecture], "dtype": "bfloat16", **MODELS[architecture]}
+    layout = ParallelLayout(2, 2, num_draft_layers=MODELS[architecture].get("num_nextn_predict_layers", 0))
+    assert check_loading(find_family(config), config, tmp_path, layouts=[layout]) > 0

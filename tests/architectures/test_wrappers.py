@@ -54,6 +54,7 @@ TEXTS: dict[str, tuple[str, dict[str, Any]]] = {
     "LlavaOnevisionForConditionalGeneration": ("qwen2", NO_HEAD),
     "VipLlavaForConditionalGeneration": ("llama", NO_HEAD),
     "Mistral3ForConditionalGeneration": ("mistral", DENSE),
+    "Lfm2VlForConditionalGeneration": ("lfm2", {**NO_HEAD, "layer_types": ["conv", "conv", "full_attention", "conv"]}),
     "InternVLForConditionalGeneration": ("qwen2", NO_HEAD),
     "Idefics3ForConditionalGeneration": ("llama", NO_HEAD),
     "SmolVLMForConditionalGeneration": ("llama", NO_HEAD),

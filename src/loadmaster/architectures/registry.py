@@ -22,6 +22,8 @@ from loadmaster.architectures import (
     gpt2,
     gpt_oss,
     granite_moe,
+    hunyuan,
+    lfm2,
     llama,
     llama4,
     mimo,
@@ -76,6 +78,8 @@ FAMILIES: tuple[Family, ...] = (
     other_moe.PHIMOE,
     other_moe.ERNIE,
     other_moe.DOTS1,
+    hunyuan.FAMILY,
+    lfm2.FAMILY,
 )
 
 MODELS: dict[str, Callable[[Config], Model]] = {

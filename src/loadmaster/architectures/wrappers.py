@@ -142,7 +142,7 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
         )
     ),
     Wrapper(
-        ("Mistral3ForConditionalGeneration",),
+        ("Mistral3ForConditionalGeneration", "Lfm2VlForConditionalGeneration"),
         None,
         (ABOVE, WITHIN),
         _VISION,
