@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loadmaster.formats import (
+    FP4,
     FP8_CHANNEL,
     FP8_TENSOR,
     INT8_CHANNEL,
@@ -27,6 +28,7 @@ FORMATS: dict[str, Format] = {
     "NVFP4 (compressed-tensors)": NVFP4,
     "NVFP4 (ModelOpt)": NVFP4_MODELOPT,
     "MXFP4 (gpt-oss)": MXFP4,
+    "FP4 (DeepSeek-V4)": FP4,
     "AWQ (gemm, groups of 128 here)": awq(128),
     "GPTQ (groups of 128 here)": gptq(128),
     "GPTQ with desc_act": gptq(128, act_order=True),

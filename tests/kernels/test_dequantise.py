@@ -14,6 +14,7 @@ import torch
 
 from loadmaster.architectures.algebra import Leaf, Region, decode, leaves, restrict, stored, whole
 from loadmaster.formats import (
+    FP4,
     FP8_CHANNEL,
     FP8_TENSOR,
     INT8_CHANNEL,
@@ -164,6 +165,17 @@ def test_values_of_mxfp4_are_those_of_transformers(random: torch.Generator) -> N
     expected = expected.transpose(1, 2)  # transformers' experts lie (in, out)
     for region in (whole(shape), ((1, 3), (8, 24), (0, 160)), ((0, 1), (0, 48), (32, 96))):
         made = decoded(MXFP4.stacked(), tensors, shape, region)
+        assert torch.equal(made, expected[tuple(slice(a, b) for a, b in region)])
+
+
+def test_values_of_fp4_are_those_of_mxfp4_stored_apart(random: torch.Generator) -> None:
+    codes = torch.randint(0, 256, (ROWS, COLUMNS // 2), generator=random, dtype=torch.uint8)
+    exponents = torch.randint(100, 140, (ROWS, COLUMNS // 32), generator=random, dtype=torch.uint8)
+    blocks = {"_blocks": codes.unflatten(-1, (-1, 16)), "_scales": exponents}
+    stored = {"weight": codes.view(torch.int8), "scale": exponents.view(torch.float8_e8m0fnu)}
+    expected = decoded(MXFP4, blocks, (ROWS, COLUMNS), whole((ROWS, COLUMNS)))
+    for region in (whole((ROWS, COLUMNS)), ((8, 24), (0, 160)), ((0, 48), (32, 96)), ((1, 2), (16, 80))):
+        made = decoded(FP4, stored, (ROWS, COLUMNS), region)
         assert torch.equal(made, expected[tuple(slice(a, b) for a, b in region)])
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from loadmaster.architectures import (
     deepseek,
+    deepseek_v4,
     dense,
     falcon,
     gemma3,
@@ -47,6 +48,7 @@ from loadmaster.errors import ConfigError, UnsupportedError
 
 FAMILIES: tuple[Family, ...] = (
     deepseek.FAMILY,
+    deepseek_v4.FAMILY,
     llama.FAMILY,
     qwen_moe.FAMILY,
     qwen3_next.FAMILY,

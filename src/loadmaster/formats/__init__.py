@@ -5,6 +5,7 @@ tensors are used (`loadmaster.kernels` for dequantisation, `loadmaster.layers` f
 """
 
 from loadmaster.formats.table import (
+    FP4,
     FP8_CHANNEL,
     FP8_TENSOR,
     INT8_CHANNEL,
@@ -21,6 +22,7 @@ from loadmaster.formats.table import (
 )
 
 __all__ = [
+    "FP4",
     "FP8_CHANNEL",
     "FP8_TENSOR",
     "INT8_CHANNEL",

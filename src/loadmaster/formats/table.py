@@ -208,6 +208,17 @@ MXFP4 = Format(
 ``value = code * 2^(scale - 127)``. Values and factors are stored in separate tensors, both cut at whole blocks only."""
 
 
+FP4 = Format(
+    "fp4",
+    (
+        Component("weight", ("I8",), (OUT, Grain(1, 2))),
+        Component("scale", ("F8_E8M0",), (OUT, Grain(1, 32, "cover"))),
+    ),
+)
+"""DeepSeek-V4's FP4: two E2M1 values a byte (low nibble first), and a power of two for each 32: ``value = code * scale``. Source:
+``vllm/models/deepseek_v4/quant_config.py``."""
+
+
 @cache
 def awq(group: int | None) -> Format:
     """Return AWQ's ``gemm`` packing: eight outputs in each I32 (in the order 0, 2, 4, 6, 1, 3, 5, 7), groups along in.

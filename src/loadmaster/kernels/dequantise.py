@@ -114,6 +114,13 @@ def _mxfp4(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
     return out
 
 
+def _fp4(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
+    values = _e2m1(_nibbles(c["weight"].view(torch.uint8))[..., : shape[1]])
+    factors = c["scale"].to(torch.float32)
+    out: Tensor = values * factors.index_select(-1, _groups(format_, "scale", shape[1], origin[1], factors.device))
+    return out
+
+
 def _unpack(words: Tensor, bits: int, dim: int) -> Tensor:
     """Return the codes in I32 words, lowest bits first, along ``dim``: ``n`` words become ``n * 32 / bits`` codes."""
     shifts = torch.arange(0, 32, bits, device=words.device, dtype=torch.int32)
@@ -165,6 +172,7 @@ ARITHMETIC: dict[str, Callable[[Format, Components, Pair, Pair], Tensor]] = {
     "nvfp4": _nvfp4,
     "nvfp4_modelopt": _nvfp4,
     "mxfp4": _mxfp4,
+    "fp4": _fp4,
     "int4_packed": _packed_int,
     "int8_packed": _packed_int,
     "awq": _awq,

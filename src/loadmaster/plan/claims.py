@@ -13,6 +13,7 @@ from typing import Any
 from loadmaster.architectures.config import Config
 from loadmaster.errors import ConfigError, UnsupportedError
 from loadmaster.formats import (
+    FP4,
     FP8_CHANNEL,
     FP8_TENSOR,
     INT8_CHANNEL,
@@ -39,7 +40,8 @@ KV_CACHE_SCALES = (
 class Claims:
     """The model's dtype, the quantised formats that may occur, and the modules that it lists as unquantised.
 
-    Modules are given by name, by prefix (``model.layers.0.*``), or by another pattern.
+    Modules are given by name, by prefix (``model.layers.0.*``), or by another pattern. ``experts`` is the format that the config
+    gives to routed experts, if it is another than that of the rest.
     """
 
     model_dtype: str
@@ -47,6 +49,7 @@ class Claims:
     ignored: frozenset[str] = frozenset()
     ignored_prefixes: frozenset[str] = frozenset()
     ignored_patterns: tuple[Pattern, ...] = ()
+    experts: Format | None = None
 
     def ignores(self, tensor: str) -> bool:
         """Return whether the config says that the module of this stored weight is not quantised.
@@ -84,11 +87,14 @@ def read_claims(config: Config, default_dtype: str) -> Claims:
             f"config.json: quantization_config.quant_method {method!r} is not supported",
             hint=f"supported: {', '.join(sorted(METHODS))}",
         )
-    formats = METHODS[method](quantization)
+    formats, experts = METHODS[method](quantization), None
+    expert_dtype = quantization.get("expert_dtype", config.values.get("expert_dtype"))
+    if method == "fp8" and expert_dtype is not None:
+        formats, experts = _deepseek_v4(quantization, expert_dtype)
     ignored = _ignored(quantization)
     names = frozenset(n for n in ignored if not n.startswith("re:") and "*" not in n)
     prefixes = frozenset(n[:-1] for n in ignored if _is_prefix(n))
-    return Claims(dtype, formats, names, prefixes, tuple(read_pattern(n) for n in ignored if _is_pattern(n)))
+    return Claims(dtype, formats, names, prefixes, tuple(read_pattern(n) for n in ignored if _is_pattern(n)), experts)
 
 
 def _refuse_mlx(config: Config) -> None:
@@ -137,6 +143,16 @@ def _fp8(q: Mapping[str, Any]) -> tuple[Format, ...]:
         raise UnsupportedError(f"config.json: quantization_config.fmt {q['fmt']!r} is not supported")
     block = q.get("weight_block_size")
     return (FP8_TENSOR, FP8_CHANNEL) if block is None else (fp8_block(_block(block, "weight_block_size")),)
+
+
+def _deepseek_v4(q: Mapping[str, Any], expert_dtype: object) -> tuple[tuple[Format, ...], Format | None]:
+    """Return the formats of DeepSeek-V4, whose scales are called ``scale``, and that of its experts."""
+    if expert_dtype not in ("fp4", "fp8"):
+        raise UnsupportedError(
+            f"config.json: expert_dtype {expert_dtype!r} is not supported", hint="supported: fp4, fp8"
+        )
+    dense = fp8_block(_block(q.get("weight_block_size"), "weight_block_size"), suffix="scale")
+    return ((dense, FP4), FP4) if expert_dtype == "fp4" else ((dense,), None)
 
 
 def _block(value: object, key: str) -> tuple[int, int]:

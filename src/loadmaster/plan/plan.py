@@ -227,6 +227,12 @@ def _build(
             hint="leave out --speculative-config" if not schema.drafts else None,
             code="draft-missing",
         )
+    if 0 < layout.num_draft_layers < len(schema.drafts) and len({*schema.drafts}) > 1:
+        raise LayoutError(
+            f"{layout.num_draft_layers} of {len(schema.drafts)} draft blocks asked for, and they differ: they belong together",
+            hint=f"leave out --speculative-config; for programs: ParallelLayout(num_draft_layers={len(schema.drafts)})",
+            code="draft-missing",
+        )
     divided = divide_layers(schema, target, layout)
     layout, stages = divided.layout, divided.stages
     binding = bind(checkpoint, family, schema, claims, num_drafts=layout.num_draft_layers)

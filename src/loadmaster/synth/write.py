@@ -25,6 +25,7 @@ NUMPY: dict[str, Any] = {
     "BF16": ml_dtypes.bfloat16,
     "F16": np.float16,
     "F32": np.float32,
+    "I64": np.int64,
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
 }
 """The numpy dtypes of the written dtypes."""

@@ -1,0 +1,176 @@
+"""DeepSeek-V4: counts and bytes as published, and tiny checkpoints planned, cut, damaged and loaded."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from loadmaster.architectures.deepseek_v4 import FAMILY
+from loadmaster.checkpoint import open_checkpoint
+from loadmaster.errors import ConfigError, LayoutError, UnsupportedError
+from loadmaster.findings import Finding
+from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import build_plan, prove
+from loadmaster.sizing.cuts import list_boundaries
+from loadmaster.synth.inventory import inventory
+from loadmaster.synth.presets import Preset
+from loadmaster.testing import check_loading, check_tables, write_checkpoint
+from loadmaster.testing.damaged import DamagedCheckpoint
+
+COMMON: dict[str, Any] = {
+    "architectures": ["DeepseekV4ForCausalLM"],
+    "model_type": "deepseek_v4",
+    "torch_dtype": "bfloat16",
+    "expert_dtype": "fp4",
+    "tie_word_embeddings": False,
+    "quantization_config": {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "scale_fmt": "ue8m0",
+        "weight_block_size": [128, 128],
+    },
+    "vocab_size": 129280,
+    "head_dim": 512,
+    "o_lora_rank": 1024,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 6,
+    "num_hash_layers": 3,
+    "index_n_heads": 64,
+    "index_head_dim": 128,
+    "hc_mult": 4,
+    "num_nextn_predict_layers": 1,
+}
+FLASH = COMMON | {
+    "hidden_size": 4096,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 43,
+    "num_attention_heads": 64,
+    "q_lora_rank": 1024,
+    "o_groups": 8,
+    "n_routed_experts": 256,
+    "compress_ratios": [0, 0, *([4, 128] * 21)[:41], 0, 0, 0],
+}
+PRO = COMMON | {
+    "hidden_size": 7168,
+    "moe_intermediate_size": 3072,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "q_lora_rank": 1536,
+    "o_groups": 16,
+    "n_routed_experts": 384,
+    "compress_ratios": [128, 128, *([4, 128] * 30)[:59], 0, 0, 0],
+}
+PUBLISHED = {
+    "Flash": (FLASH, (69_187, 159_609_485_896)),
+    "Flash-0731": (
+        FLASH | {"dspark_target_layer_ids": [40, 41, 42], "dspark_markov_rank": 256},
+        (72_317, 166_878_536_440),
+    ),
+    "Pro": (PRO, (145_116, 864_704_792_696)),
+    "Pro-0813": (
+        PRO | {"dspark_target_layer_ids": [58, 59, 60], "dspark_markov_rank": 512},
+        (149_782, 892_727_580_904),
+    ),
+}
+TINY = COMMON | {
+    "vocab_size": 320,
+    "hidden_size": 96,
+    "moe_intermediate_size": 128,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "head_dim": 32,
+    "q_lora_rank": 48,
+    "o_lora_rank": 16,
+    "o_groups": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "num_hash_layers": 2,
+    "index_n_heads": 4,
+    "index_head_dim": 16,
+    "compress_ratios": [0, 128, 4, 128, 4, 0, 0],
+}
+DSPARK = TINY | {"dspark_target_layer_ids": [3, 4, 5], "dspark_markov_rank": 16}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_tensors_and_bytes_are_the_published_ones(name: str) -> None:
+    config, published = PUBLISHED[name]
+    entries = inventory(Preset(name, config, {}, 1, e8m0=True), config)
+    assert (len(entries), sum(e.signature.num_bytes for e in entries)) == published
+
+
+@pytest.mark.parametrize("config", [TINY, DSPARK, TINY | {"expert_dtype": "fp8"}], ids=["mtp", "dspark", "fp8"])
+def test_the_tables_agree(config: dict[str, Any]) -> None:
+    check_tables(FAMILY, config)
+
+
+def test_every_rank_gets_its_bytes_in_both_formats(tmp_path: Path) -> None:
+    layouts = [ParallelLayout(2, 2, num_draft_layers=1), ParallelLayout(1, 4, enable_expert_parallel=True)]
+    assert check_loading(FAMILY, TINY, tmp_path / "mtp", layouts=layouts) > 100
+
+
+@pytest.fixture(scope="module")
+def dspark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("deepseek-v4") / "dspark"
+    write_checkpoint(FAMILY, DSPARK, folder)
+    return folder
+
+
+def test_four_streams_cross_every_cut(dspark: Path) -> None:
+    listed = list_boundaries(build_plan(open_checkpoint(dspark)))
+    assert {c.crosses for c in listed[1:6]} == {(("hidden_states", 4 * 96 * 2),)}
+    assert all(c.refused is None for c in listed[1:6])
+    proof = prove(build_plan(open_checkpoint(dspark), ParallelLayout(3, 2)))
+    assert proof.proven and [w.reason for w in proof.waivers] == ["mtp not enabled"]
+
+
+def test_blocks_of_dspark_are_loaded_together(dspark: Path) -> None:
+    checkpoint = open_checkpoint(dspark)
+    assert prove(build_plan(checkpoint, ParallelLayout(2, num_draft_layers=3))).proven
+    with pytest.raises(LayoutError, match="1 of 3 draft blocks asked for") as error:
+        build_plan(checkpoint, ParallelLayout(2, num_draft_layers=1))
+    assert error.value.code == "draft-missing"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "change", "expected"),
+    [
+        (r"layers\.2\.ffn\.experts\.1\.w1\.scale", None, ("scale-missing", "layers.2.ffn.experts.1.w1.scale")),
+        (r"layers\.2\.attn\.wq_b\.scale", None, ("scale-missing", "layers.2.attn.wq_b.scale")),
+        (
+            r"layers\.3\.ffn\.experts\.0\.w2\.scale",
+            lambda t: t.float(),
+            ("dtype-inadmissible", "layers.3.ffn.experts.0.w2.scale"),
+        ),
+        (
+            r"layers\.3\.ffn\.experts\.0\.w2\.scale",
+            lambda t: t.view(torch.uint8)[:, :1].view(torch.float8_e8m0fnu),
+            ("shape-mismatch", "layers.3.ffn.experts.0.w2.scale"),
+        ),
+        (r"layers\.0\.ffn\.gate\.tid2eid", None, ("tensor-missing", "layers.0.ffn.gate.tid2eid")),
+        (r"layers\.1\.ffn\.gate\.tid2eid", lambda t: t.int(), ("dtype-inadmissible", "layers.1.ffn.gate.tid2eid")),
+    ],
+)
+def test_a_defect_is_one_finding(
+    pattern: str, change: Any, expected: tuple[str, str], dspark: Path, tmp_path: Path
+) -> None:
+    damaged = DamagedCheckpoint(Path(shutil.copytree(dspark, tmp_path / "damaged")))
+    if change is None:
+        damaged.drop(pattern)
+    else:
+        damaged.change(pattern, change)
+    found: tuple[Finding, ...] = prove(build_plan(open_checkpoint(damaged.path))).findings
+    assert [(f.code, f.tensor) for f in found] == [expected]
+
+
+def test_what_is_not_described_is_refused_by_name() -> None:
+    for changes, error, says in (
+        ({"compress_ratios": [0, 8, 4, 128, 4, 0]}, ConfigError, "compress_ratios must give 0, 4 or 128"),
+        ({"vision_n_layers": 2}, UnsupportedError, "vision_n_layers"),
+    ):
+        with pytest.raises(error, match=says):
+            FAMILY.schema(FAMILY.describe(TINY | changes))
