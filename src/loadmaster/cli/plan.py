@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from loadmaster.cli.needed import add_needed_arguments, asked_rank, listed, needed_object, print_needed
 from loadmaster.cli.options import add_capacity_arguments, add_engine_argument, add_model_arguments, whole
 from loadmaster.cli.plan_files import add_file_arguments, with_lock, write_findings, write_page
 from loadmaster.cli.planning import prove_arguments
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_file_arguments(parser)
     add_memory_arguments(parser)
     add_cut_arguments(parser)
+    add_needed_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from loadmaster.architectures.targets import newest_target
     from loadmaster.report.json import findings_of
 
-    begin = time.perf_counter()
+    begin, rank = time.perf_counter(), asked_rank(args)
     try:
         sizes = Sizes(args, with_lock(args, prove_arguments(args, target=newest_target(args.engine))))
     except InputError as error:
@@ -44,10 +46,14 @@ def run(args: argparse.Namespace) -> int:
     write_findings(args, proof.findings, elapsed_s, planned=True)
     write_page(args, proof, sizes.memory)
     params = _params(proof, args.params)
-    if args.json:
+    found = {} if rank is None else listed(proof, rank)
+    if rank is not None and not args.json:
+        print_needed(found)
+    elif args.json:
         from loadmaster.report.json import dumps, proof_object
 
-        print(dumps(proof_object(proof, elapsed_s, params) | sizes.objects()))
+        more = {} if rank is None else {"needed": needed_object(found, rank)}
+        print(dumps(proof_object(proof, elapsed_s, params) | sizes.objects() | more))
     else:
         from loadmaster.cli.streams import console
         from loadmaster.report.text import print_proof

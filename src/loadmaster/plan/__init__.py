@@ -7,6 +7,7 @@ proven = proof.require_proven()  # what loads and runs takes no other plan
 """
 
 from loadmaster.plan.moves import MoveGroup
+from loadmaster.plan.needed import NeededTensor, needed
 from loadmaster.plan.plan import Plan, build_plan
 from loadmaster.plan.proof import Proof, ProvenPlan, RankFigures, admit, prove
 from loadmaster.plan.rank import RankPlan
@@ -19,6 +20,7 @@ __all__ = [
     "Division",
     "Grid",
     "MoveGroup",
+    "NeededTensor",
     "ParamSpec",
     "Plan",
     "Proof",
@@ -31,6 +33,7 @@ __all__ = [
     "WaiverRequest",
     "admit",
     "build_plan",
+    "needed",
     "prove",
     "shard_ranges",
     "strided_run",
