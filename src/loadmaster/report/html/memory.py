@@ -49,7 +49,7 @@ def memory_section(memory: Memory, anatomy: Anatomy, findings: Sequence[Finding]
 
 def labelled(label: str, r: RankMemory, memory: Memory, parts: Sequence[Part], scale: int) -> Markup:
     """Return a rank's bar between what it is and what it needs."""
-    figures = element("span", ", ".join(words for words in needs(r, memory) if words), class_="muted")
+    figures = element("span", in_words(r, memory), class_="muted")
     return element("div", [element("span", label), bar(r, parts, scale), figures], class_="change rank-memory")
 
 
@@ -108,6 +108,11 @@ def needs(r: RankMemory, memory: Memory) -> tuple[str, str]:
     left = r.left_bytes or 0
     rest = f"{gib(left)} left ~" if left >= 0 else f"{gib(-left)} too little ~"
     return used, f"{rest} {unknown}".strip()
+
+
+def in_words(r: RankMemory, memory: Memory) -> str:
+    """Return what a rank needs and what is left, on one line."""
+    return ", ".join(words for words in needs(r, memory) if words)
 
 
 def scale_of(memory: Memory) -> int:

@@ -9,7 +9,7 @@ from loadmaster.plan import Proof
 from loadmaster.plan.anatomy import Anatomy, StageAnatomy
 from loadmaster.report.html.bars import WIDTH, by_kind, drawing, stacked
 from loadmaster.report.html.markup import Markup, element
-from loadmaster.report.html.memory import bar, needs, parts_of, scale_of
+from loadmaster.report.html.memory import bar, in_words, needs, parts_of, scale_of
 from loadmaster.report.html.tables import mark
 from loadmaster.report.ranks import numbers
 from loadmaster.sizing.memory import Memory
@@ -88,7 +88,7 @@ class StagesPicture:
         for number, rank in enumerate(stage.ranks):
             row, column = divmod(number, cells)
             resident = self._proof.ranks[rank].resident_bytes
-            holds = gib(resident) if self._memory is None else ", ".join(needs(self._on[rank], self._memory))
+            holds = gib(resident) if self._memory is None else in_words(self._on[rank], self._memory)
             squares.append(
                 element(
                     "rect",
