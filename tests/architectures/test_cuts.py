@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 
+import pytest
+
 from loadmaster.architectures.cuts import crossing, legal_starts, obstacle
 from loadmaster.architectures.schema import Carried, Schema, Target, Tensor, joined
+from loadmaster.errors import LayoutError
+from loadmaster.parallel import ParallelLayout
+from loadmaster.plan.stages import divide_layers
 
 NATIVE = Target("native", ())
 VLLM = Target("vllm-0.32", (), sends=("hidden_states", "residual"))
@@ -49,8 +54,21 @@ def test_vllm_sends_the_residual_apart_and_streams_replace_the_hidden_states() -
     assert crossing(schema, NATIVE, 0) == crossing(schema, VLLM, 0) == ()
 
 
+def test_groups_of_layers_that_share_a_source_begin_stages_at_their_sources_alone() -> None:
+    """DeepSeek-V4.1: layers 0 and 1 share nothing, the others read what layer 2, 8, 14 or 20 compressed."""
+    sources = [layer if layer < 2 else max(s for s in (2, 8, 14, 20) if s <= layer) for layer in range(40)]
+    schema = replace(SCHEMA, layers=("plain",) * 40, joined=joined(sources, "the compressed KV cache"))
+    assert legal_starts(schema, NATIVE) == (1, 2, 8, 14, 20)
+    layout = divide_layers(schema, NATIVE, ParallelLayout(4)).layout
+    assert layout.layer_partition == (8, 6, 6, 20)
+    with pytest.raises(LayoutError, match="7 pipeline stages, and the layers can be divided over 6 at most"):
+        divide_layers(schema, NATIVE, ParallelLayout(7))
+
+
 def test_a_bank_grows_with_the_cut() -> None:
-    bank = tuple((Carried("residual", (-(-layer // 2), 8)),) if layer else () for layer in range(4))
-    schema = replace(SCHEMA, carries=bank)
-    sizes = [sum(f.token_bytes("BF16") for f in crossing(schema, VLLM, layer)) for layer in range(4)]
-    assert sizes == [0, (1 + 1) * 8 * 2, (1 + 1) * 8 * 2, (1 + 2) * 8 * 2]
+    """Kimi-K3: the residuals of layers 0, 12, 24 … cross beside the running sum."""
+    bank = tuple((Carried("residual", (-(-layer // 12), 8)),) if layer else () for layer in range(93))
+    schema = replace(SCHEMA, layers=("plain",) * 93, carries=bank)
+    shapes = [{f.name: f.shape for f in crossing(schema, VLLM, layer)} for layer in (1, 12, 13, 92)]
+    assert [s["hidden_states"] for s in shapes] == [(8,)] * 4
+    assert [s["residual"] for s in shapes] == [(1, 8), (1, 8), (2, 8), (8, 8)]

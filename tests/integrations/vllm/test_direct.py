@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from loadmaster.checkpoint import open_checkpoint
-from loadmaster.errors import PlanError
+from loadmaster.errors import LayoutError, PlanError
 from loadmaster.integrations.vllm.direct import Planned, Unfit, check_fit, layout_of, misfits, prove_layout, write
 from loadmaster.integrations.vllm.options import Options
 from loadmaster.loader import load_rank
@@ -136,6 +136,14 @@ def test_what_every_model_lacks_is_refused_with_the_findings(tiny_copy: Tiny) ->
     assert "nothing was allocated" in str(refused.value)
     assert "tensor-missing  model.layers.1.self_attn.o_proj.weight: expected BF16" in str(refused.value)
     assert [f.code for f in refused.value.findings] == ["tensor-missing"]
+
+
+def test_a_stage_that_vllm_would_begin_without_its_selection_is_refused_and_not_streamed(tiny: Tiny) -> None:
+    layout = ParallelLayout(2, layer_partition=(4, 4))
+    with pytest.raises(LayoutError, match="no stage can begin at layer 4") as refused:
+        prove_layout(open_checkpoint(tiny("glm-5.2-fp8")), layout, torch.bfloat16)
+    assert refused.value.code == "layout-cut"
+    assert str(refused.value.hint).startswith("nearest: VLLM_PP_LAYER_PARTITION=6,2;")
 
 
 @pytest.mark.parametrize(
