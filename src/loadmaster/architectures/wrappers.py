@@ -188,6 +188,7 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
         ((("", "thinker."),),),
         (*_outside(r"thinker\.(visual|audio_tower)", "talker", "code2wav"),),
         section="thinker_config.text_config",
+        unchecked="its names were read in transformers' code, and not compared with its class, whose defaults do not build",
     ),
     Wrapper(
         ("Qwen2AudioForConditionalGeneration", "VoxtralForConditionalGeneration"),
