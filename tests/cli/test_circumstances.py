@@ -26,6 +26,7 @@ COMMAND = {
     "generate": "generate {model} --prompt-token-ids 3 --max-tokens 1",
     "serve": "serve {model} --engine native --port 0",
     "audit": "audit vllm --list --cases 'smollm2/*'",
+    "describe": "describe {model} --output {out} --force --no-transformers",
     "synth": "synth smollm2 {out} --tiny",
 }
 ANSWER = sorted(COMMAND.keys() - {"serve"})

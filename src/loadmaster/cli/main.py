@@ -23,7 +23,22 @@ from pathlib import Path
 from typing import NoReturn
 
 from loadmaster import __version__
-from loadmaster.cli import audit, diff, explain, fit, generate, inspect, load, plan, pull, serve, streams, synth, verify
+from loadmaster.cli import (
+    audit,
+    describe,
+    diff,
+    explain,
+    fit,
+    generate,
+    inspect,
+    load,
+    plan,
+    pull,
+    serve,
+    streams,
+    synth,
+    verify,
+)
 from loadmaster.cli.interrupt import INTERRUPTED
 from loadmaster.errors import InputError, LoadError, LoadmasterError, RunError, UsageError
 from loadmaster.integrations.vllm import carried
@@ -40,6 +55,7 @@ COMMANDS = {
     "generate": (generate, "generate answers to prompts, computed together"),
     "serve": (serve, "serve a model over the OpenAI API"),
     "audit": (audit, "test an engine's own loaders with sound and defective checkpoints, and report"),
+    "describe": (describe, "draft a family for an unknown architecture: a plug-in package, with its guesses marked"),
     "synth": (synth, "write a test checkpoint: tiny with random weights, or full size without data"),
 }
 

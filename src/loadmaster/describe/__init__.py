@@ -1,0 +1,11 @@
+"""Drafts a family for a model that has none: a plug-in package made from headers and config, with every guess marked.
+
+From stored names to a package: `stored` groups the tensors of the layers, `dims` finds the config keys that equal their
+sizes, `roles` says what a tensor is and how ranks divide it, `layers` finds the rule for the kinds of layers, `draft` puts
+them together, `source` writes them as Python, `package` writes the files. What is not certain becomes a question.
+"""
+
+from loadmaster.describe.draft import Draft, draft_family
+from loadmaster.describe.package import judge, write_package
+
+__all__ = ["Draft", "draft_family", "judge", "write_package"]

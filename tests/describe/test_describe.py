@@ -1,0 +1,116 @@
+"""`loadmaster describe` drafts packages whose plans read the same bytes as those of the tables that loadmaster has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from loadmaster.checkpoint import Checkpoint, Signature, open_checkpoint
+from loadmaster.cli.main import main
+from loadmaster.describe import Draft, draft_family, judge, write_package
+from loadmaster.describe.package import load_family
+from loadmaster.errors import CheckpointError
+from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import build_plan
+from loadmaster.plan.needed import needed
+from loadmaster.testing import check_plans, described
+from tests.conftest import Tiny
+
+
+def tensors_of(checkpoint: Checkpoint) -> dict[str, Signature]:
+    table = checkpoint.table
+    return {n: table.signatures[s] for n, s in zip(table.names, table.signature, strict=True)}
+
+
+def draft_of(checkpoint: Checkpoint) -> Draft:
+    return draft_family(tensors_of(checkpoint), checkpoint.config or {})
+
+
+@pytest.mark.parametrize("preset", ["qwen3", "glm-5.1-fp8", "mixtral-awq"])
+def test_a_draft_reads_what_the_table_reads(preset: str, tiny: Tiny, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny(preset))
+    file = write_package(draft_of(checkpoint), preset, checkpoint.config or {}, tmp_path / "out")
+    drafted = described(checkpoint, load_family(file))
+    for layout in (ParallelLayout(2), ParallelLayout(1, 2, num_draft_layers=int("glm" in preset))):
+        ours, theirs = build_plan(drafted, layout), build_plan(checkpoint, layout)
+        for rank in range(ours.num_ranks):
+            assert needed(ours, rank) == needed(theirs, rank)
+
+
+def test_the_package_passes_the_kit(tiny: Tiny, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny("qwen3"))
+    config = {**(checkpoint.config or {}), "architectures": ["UnheardOfForCausalLM"]}
+    checkpoint = replace(checkpoint, config=config)
+    file = write_package(draft_of(checkpoint), "unheard-of", config, tmp_path / "out")
+    assert judge(file, checkpoint) == ()
+    assert {f.name for f in file.parent.iterdir()} == {
+        "loadmaster_qwen3.py",
+        "test_qwen3.py",
+        "pyproject.toml",
+        "tiny.json",
+    }
+    check_plans(load_family(file), config, tmp_path / "kit", layouts=[ParallelLayout(2, 2)])
+
+
+def test_a_tensor_that_no_table_knows_becomes_a_question(tiny: Tiny) -> None:
+    checkpoint = open_checkpoint(tiny("qwen3"))
+    tensors = tensors_of(checkpoint) | {"model.layers.0.self_attn.riddle.weight": Signature("BF16", (77, 320))}
+    draft = draft_family(tensors, checkpoint.config or {})
+    riddle = next(q for q in draft.questions if "riddle" in q)
+    assert riddle == (
+        "self_attn.riddle.weight [77, 320]: what is it, and how do ranks divide it? The draft gives every rank all of it"
+    )
+    assert any("77 is no key of the config" in q for q in draft.questions)
+    assert any("no key of the config says which layer is of which kind" in q for q in draft.questions)
+
+
+def test_other_towers_are_left_unread_and_asked_about(tiny: Tiny, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny("gemma-3"))
+    draft = draft_of(checkpoint)
+    assert draft.section == "text_config"
+    assert any(q.startswith("1 tensors under vision_tower.") for q in draft.questions)
+    file = write_package(draft, "gemma-3", checkpoint.config or {}, tmp_path / "out")
+    assert build_plan(described(checkpoint, load_family(file)), ParallelLayout(1, 2)).num_ranks == 2
+
+
+def test_names_without_layers_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="no tensor's name has the number of a layer"):
+        draft_family({"weight": Signature("BF16", (2, 2))}, {"architectures": ["A"]})
+
+
+def test_names_from_a_file_cannot_become_code(tiny: Tiny, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny("qwen3"))
+    evil = '"""); raise SystemExit("run") #\\'
+    config = {
+        **(checkpoint.config or {}),
+        f"layer{evil}": ["a", "b", "b", "b"],
+        "linear": 77,
+        "class": 77,
+        "model_type": f"x{evil}",
+    }
+    stored = {
+        f"model.layers.0.mlp.{evil}": (2,),
+        "model.layers.0.class.a.weight": (77, 320),
+        "model.layers.0.blocks.a.weight": (77, 320),
+        f"{evil}.weight": (3,),
+    }
+    tensors = tensors_of(checkpoint) | {name: Signature("BF16", shape) for name, shape in stored.items()}
+    file = write_package(draft_family(tensors, config), f"x{evil}", config, tmp_path / "out")
+    family = load_family(file)
+    assert family.architectures == ("Qwen3ForCausalLM",)
+    assert len(family.schema(family.describe(config)).layers) == 4
+
+
+def test_a_known_architecture_is_drafted_only_by_force(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = str(tiny("qwen3")), str(tmp_path / "out")
+    assert main(["describe", model, "--output", out]) == 2
+    assert "Qwen3ForCausalLM is known already" in capsys.readouterr().err
+    assert not Path(out).exists()
+    assert main(["describe", model, "--output", out, "--force", "--no-transformers"]) == 0
+    assert "question 1: " in capsys.readouterr().out
+    assert main(["describe", model, "--output", out, "--force"]) == 2
+    assert "give a folder that does not exist" in capsys.readouterr().err
