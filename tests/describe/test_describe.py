@@ -9,9 +9,9 @@ import pytest
 
 from loadmaster.checkpoint import Checkpoint, Signature, open_checkpoint
 from loadmaster.cli.main import main
-from loadmaster.describe import Draft, draft_family, judge, write_package
+from loadmaster.describe import Draft, draft_family, judge, shapes_in_transformers, write_package
 from loadmaster.describe.package import load_family
-from loadmaster.errors import CheckpointError
+from loadmaster.errors import CheckpointError, ConfigError
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan
 from loadmaster.plan.needed import needed
@@ -44,7 +44,7 @@ def test_the_package_passes_the_kit(tiny: Tiny, tmp_path: Path) -> None:
     config = {**(checkpoint.config or {}), "architectures": ["UnheardOfForCausalLM"]}
     checkpoint = replace(checkpoint, config=config)
     file = write_package(draft_of(checkpoint), "unheard-of", config, tmp_path / "out")
-    assert judge(file, checkpoint) == ()
+    assert judge(file, config, checkpoint, transformers=False) == ()
     assert {f.name for f in file.parent.iterdir()} == {
         "loadmaster_qwen3.py",
         "test_qwen3.py",
@@ -114,3 +114,14 @@ def test_a_known_architecture_is_drafted_only_by_force(
     assert "question 1: " in capsys.readouterr().out
     assert main(["describe", model, "--output", out, "--force"]) == 2
     assert "give a folder that does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_class_in_transformers_stands_for_headers(tiny: Tiny, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny("qwen3"))
+    config = checkpoint.config or {}
+    from_class = draft_family(shapes_in_transformers(config), config)
+    from_headers = draft_of(checkpoint)
+    assert (from_class.kinds, from_class.top) == (from_headers.kinds, from_headers.top)
+    with pytest.raises(ConfigError, match="has no class of the architecture"):
+        shapes_in_transformers({"architectures": ["UnheardOfForCausalLM"]})

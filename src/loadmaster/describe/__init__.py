@@ -6,6 +6,6 @@ them together, `source` writes them as Python, `package` writes the files. What 
 """
 
 from loadmaster.describe.draft import Draft, draft_family
-from loadmaster.describe.package import judge, write_package
+from loadmaster.describe.package import judge, shapes_in_transformers, write_package
 
-__all__ = ["Draft", "draft_family", "judge", "write_package"]
+__all__ = ["Draft", "draft_family", "judge", "shapes_in_transformers", "write_package"]

@@ -9,17 +9,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from loadmaster.architectures.config import Config
 from loadmaster.architectures.schema import Family
-from loadmaster.checkpoint import Checkpoint
+from loadmaster.checkpoint import Checkpoint, Signature
 from loadmaster.describe.dims import NAMES
 from loadmaster.describe.draft import Draft
 from loadmaster.describe.source import family_source
-from loadmaster.errors import InputError, LoadmasterError, UsageError
+from loadmaster.errors import ConfigError, InputError, LoadmasterError, UsageError
 from loadmaster.findings import errors
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
 from loadmaster.testing.faults import FamilyFaults
-from loadmaster.testing.modelling import compare_with_transformers, has_model
+from loadmaster.testing.modelling import compare_with_transformers, has_model, published_shapes
 from loadmaster.testing.placements import compare_placements
 from loadmaster.testing.plans import described
 from loadmaster.testing.tables import check_tables
@@ -88,13 +89,34 @@ def load_family(file: Path) -> Family:
     return family
 
 
-def judge(file: Path, checkpoint: Checkpoint, *, transformers: bool = True) -> tuple[str, ...]:
+def shapes_in_transformers(config: Mapping[str, Any]) -> dict[str, Signature]:
+    """Return the tensors that transformers' class of a model would save, without a checkpoint: plain, in the config's dtype.
+
+    Raises:
+        ConfigError: transformers is not installed, has no such class, or cannot build it from this config.
+    """
+    if not config.get("architectures") or not has_model(config):
+        raise ConfigError(
+            "transformers is not installed, or has no class of the architecture in this config.json",
+            hint="give a model with its shards: their headers have names and shapes",
+        )
+    try:
+        shapes = published_shapes(config)
+    except Exception as error:  # a class can raise anything on a config that is not its own
+        text = str(error).partition("\n")[0]
+        raise ConfigError(f"transformers cannot build the model: {type(error).__name__}: {text}") from error
+    dtype = Config(config).dtype or "BF16"
+    return {name: Signature(dtype, shape) for name, shape in shapes.items()}
+
+
+def judge(
+    file: Path, config: Mapping[str, Any], checkpoint: Checkpoint | None = None, *, transformers: bool = True
+) -> tuple[str, ...]:
     """Return what the drafted file fails at on the model that it was drafted from; empty where it fails at nothing.
 
-    The tables are checked against one another, the model is planned and proven on one rank, and with ``transformers`` names,
-    shapes and placements are compared with the class of the architecture, where transformers has it.
+    The tables are checked against one another, the ``checkpoint`` is planned and proven on one rank, and with
+    ``transformers`` names, shapes and placements are compared with the class of the architecture, where it has one.
     """
-    config = checkpoint.config or {}
     family = load_family(file)
     faults: list[str] = []
     checks: list[Callable[[Family, Mapping[str, Any]], object]] = [check_tables]
@@ -109,6 +131,8 @@ def judge(file: Path, checkpoint: Checkpoint, *, transformers: bool = True) -> t
             faults.append(error.message)
         except Exception as error:  # transformers can raise anything on a config that is not its own
             faults.append(f"transformers: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+    if checkpoint is None:
+        return tuple(dict.fromkeys(faults))
     try:
         proof = prove(build_plan(described(checkpoint, family), ParallelLayout()))
         faults += [f"plan: {f.code}: {f.tensor or f.param or ''} {f.message}" for f in errors(proof.findings)]
