@@ -38,6 +38,7 @@ def test_greedy_tokens_of_four_stages_are_those_of_transformers(tiny: Tiny, tmp_
     assert (statistics["prompt_tokens"], statistics["output_tokens"]) == (len(PROMPT), 16)
 
 
+@pytest.mark.slow
 def test_answers_that_are_computed_together_are_those_of_each_alone(tiny: Tiny, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('"Hello"\n\n[72, 101]\n{"prompt": "Hello", "id": 3}\n')

@@ -102,7 +102,7 @@ def test_the_time_of_a_load_is_predicted_with_its_assumptions(tiny: Tiny, capsys
     assert (code, found["load_time"]["hosts"], len(found["load_time"]["host_bytes"])) == (0, 2, 2)
     assert main(["plan", str(tiny("llama")), "-pp", "2", *rates]) == 0
     said = capsys.readouterr().out
-    assert "loading takes about 0.0 s" in said and "assumed: the ranks of a host share its storage" in said
+    assert "loading takes about 0.1 s" in said and "assumed: the ranks of a host share its storage" in said
     assert main(["plan", str(tiny("llama")), "--hosts", "2"]) == 2
     assert "add --storage" in capsys.readouterr().err
 

@@ -11,6 +11,7 @@ from tests.docs.markdown import ROOT, Block, parse
 from tests.docs.session import BlockError, Session
 
 PAGES = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in markdown.pages()]
+SLOW = ("docs/guides/tutorial.md",)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -18,7 +19,9 @@ def test_page_has_sound_fences_and_marks(page: Path) -> None:
     assert markdown.read(page).faults == ()
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(*p.values, id=p.id, marks=pytest.mark.slow) if p.id in SLOW else p for p in PAGES]
+)
 def test_blocks_of_page_run(page: Path, tmp_path: Path) -> None:
     with Session.open(tmp_path) as session:
         for block in markdown.read(page).blocks:

@@ -266,7 +266,9 @@ def test_the_processes_of_a_launcher_are_as_many_as_ranks_and_the_engine_is_on_r
     ("num_stages", "faults", "kind", "message"),
     [
         (1, {0: "load_raises"}, LoadError, r"stage 0 of 1: OSError: the disk is on fire \(toy.py:\d+\)"),
-        (2, {1: "load_refuses"}, ConfigError, "^no such thing\n\nhint: plan again$"),
+        pytest.param(
+            *(2, {1: "load_refuses"}, ConfigError, "^no such thing\n\nhint: plan again$"), marks=pytest.mark.slow
+        ),
         (2, {0: "load_hangs", 1: "load_killed"}, LoadError, r"stage 1 of 2 \(process \d+\) was killed by SIGKILL"),
     ],
 )

@@ -8,6 +8,7 @@ from loadmaster.synth import write_full_size, write_tiny
 from tools import matrix
 
 
+@pytest.mark.slow
 def test_the_tiny_models_plan_as_the_golden_table_says() -> None:
     assert matrix.matrix("Layouts of the tiny models", write_tiny) == matrix.GOLDEN.read_text(encoding="utf-8"), (
         "run `python -m tools.matrix` and look at what changed"

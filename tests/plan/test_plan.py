@@ -200,7 +200,7 @@ def test_a_capacity_that_is_too_small_is_a_finding(tiny: Tiny) -> None:
         ({"num_hidden_layers": True}, ConfigError, "num_hidden_layers is True"),
         ({"tie_word_embeddings": "no"}, ConfigError, "tie_word_embeddings is 'no'"),
         ({"dtype": "int8"}, ConfigError, "dtype is 'int8'"),
-        ({"q_lora_rank": None}, UnsupportedError, "q_lora_rank is null"),
+        ({"q_lora_rank": None}, ConfigError, "has no 'q_lora_rank'"),
         ({"indexer_types": ["shared"] * 6}, ConfigError, "begins with shared"),
         ({"indexer_types": ["full"]}, ConfigError, "each of 6 layers"),
         ({"mlp_layer_types": ["dense"]}, ConfigError, "each of 6 layers"),

@@ -128,7 +128,10 @@ def test_ctrl_c_while_loading_ends_everything() -> None:
 
 @pytest.mark.parametrize(
     ("fault", "num_stages", "message"),
-    [("load_raises", 2, "OSError: the disk is on fire"), ("load_killed", 1, "SIGKILL")],
+    [
+        ("load_raises", 2, "OSError: the disk is on fire"),
+        pytest.param("load_killed", 1, "SIGKILL", marks=pytest.mark.slow),
+    ],
 )
 def test_a_server_that_cannot_load_says_so_once_and_ends(fault: str, num_stages: int, message: str) -> None:
     with server({num_stages - 1: fault}, num_stages=num_stages) as (process, _):

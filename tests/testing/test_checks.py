@@ -28,7 +28,16 @@ EVERY_AXIS = [
 """Formats are checked on these: without one, on the dozen of `layouts_of`."""
 
 
-@pytest.mark.parametrize("format_", [None, "fp8", "fp8-channel", "fp8-static", "w4a16", "nvfp4", "gptq-act-order"])
+@pytest.mark.parametrize(
+    "format_",
+    [
+        None,
+        "fp8",
+        "nvfp4",
+        "gptq-act-order",
+        *(pytest.param(f, marks=pytest.mark.slow) for f in ("fp8-channel", "fp8-static", "w4a16")),
+    ],
+)
 def test_a_right_family_passes_in_every_spelling_and_format(format_: str | None, tmp_path: Path) -> None:
     quantised: dict[str, Any] = {"quantization_config": QUANTISED[format_](16)} if format_ else {}
     done = check_family(FAMILY, CONFIG | quantised, tmp_path, layouts=EVERY_AXIS if format_ else None)

@@ -30,8 +30,15 @@ from loadmaster.loader.readers import Task
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import ProvenPlan, build_plan, prove
 from loadmaster.synth import PRESETS, write_tiny
+from tests.conftest import quick
 from tests.loader.cuda.host import pretend
 from tests.loader.reference import differences
+
+QUICK = (
+    *("llama", "llama-nvfp4", "llama-w8a8", "llama-gptq-act-order", "gemma-3", "phi-4", "qwen3.5-moe", "mixtral-awq"),
+    *("glm-5.1-fp8", "kimi-k2-int4", "deepseek-v3-modelopt-fp4", "gpt-oss", "llama-4", "granite-moe-shared"),
+)
+"""A preset of each way to store and to divide weights."""
 
 LAYOUTS = [
     ParallelLayout(),
@@ -103,7 +110,7 @@ def test_memory_that_is_there_already_is_filled(tiny: Path) -> None:
 
 @pytest.mark.usefixtures("poisoned")
 class TestBytes:
-    @pytest.mark.parametrize("preset", PRESETS)
+    @pytest.mark.parametrize("preset", quick(PRESETS, *QUICK))
     def test_every_family_in_every_layout(self, preset: str, tmp_path: Path) -> None:
         write_tiny(PRESETS[preset], tmp_path, num_shards=2)
         with Ring(8, 2**16) as ring:

@@ -15,6 +15,7 @@ from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Proof, build_plan, prove
 from loadmaster.synth import PRESETS, write_tiny
+from tests.conftest import quick
 from tests.loader.reference import Reference, differences
 from tests.plan.damage import Damaged
 
@@ -98,6 +99,7 @@ def test_without_mtp_the_draft_layer_is_still_checked_and_its_defects_are_warnin
         damaged.restore(file)
 
 
+@pytest.mark.parametrize("sound", quick(FAMILIES, "qwen3"), indirect=True)
 def test_retyping_any_tensor_loads_as_the_reference_or_is_a_finding_there(sound: tuple[str, Damaged]) -> None:
     """Every dtype is tried on one tensor of each kind (a name without its numbers), and one on the last of it."""
     family, damaged = sound
