@@ -1,6 +1,6 @@
 """Drafts ten models that loadmaster knows as if it did not, and compares each draft with the table.
 
-    python -m benchmarks.bench_describe [--show PRESET]
+    python -m benchmarks.bench_describe [--show PRESET] [--results DIR]
 
 Headers are those of the full-size models. A draft is right where its plan reads the same bytes of each stored tensor as the
 table's plan, on every rank of one rank, pp 2 and tp 2. Printed for each model: lines of the draft, lines that it marks as
@@ -11,6 +11,7 @@ rank reads other bytes. An MTP layer is included where the table has one. Names 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import time
 from pathlib import Path
@@ -63,7 +64,9 @@ def main() -> None:
     """Print a line for each model."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--show", metavar="PRESET", help="print the draft of one model")
-    shown = parser.parse_args().show
+    parser.add_argument("--results", type=Path)
+    args = parser.parse_args()
+    shown, figures = args.show, {}
     print("model            s   lines  guesses  questions  names  unread  divided otherwise")
     for name in [shown] if shown else MODELS:
         with TemporaryDirectory() as folder:
@@ -94,12 +97,21 @@ def main() -> None:
                     unread, other = unread | a, other | b
             code = text.split('"""', 2)[2]
             lines = sum(bool(line.strip()) for line in code.splitlines())
-            print(
-                f"{name:14}{elapsed:5.1f}{lines:8}{code.count('# guess'):9}{len(draft.questions):11}"
-                f"{len({pattern(n) for n in table.names}):7}{len(unread):8}{len(other - unread):8}  {error}"
-            )
+            figures[name] = {
+                "lines": lines,
+                "guesses": code.count("# guess"),
+                "questions": len(draft.questions),
+                "names": len({pattern(n) for n in table.names}),
+                "unread": len(unread),
+                "divided otherwise": len(other - unread),
+            }
+            columns = zip((8, 9, 11, 7, 8, 8), figures[name].values(), strict=True)
+            print(f"{name:14}{elapsed:5.1f}" + "".join(f"{value:{width}}" for width, value in columns), error)
             if shown:
                 print(text, *sorted(unread), "--", *sorted(other - unread), sep="\n")
+    if args.results:
+        args.results.mkdir(parents=True, exist_ok=True)
+        (args.results / "describe.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
