@@ -1,7 +1,7 @@
 """Load time on a GPU: what `plan --storage --link` predicts of a rank, against what loading it takes.
 
     python benchmarks/load_gpu.py FOLDER --make
-    python benchmarks/load_time_gpu.py FOLDER [--cold] [--runs 3] [--results FILE]
+    python -m benchmarks.load_time_gpu FOLDER [--cold] [--runs 3] [--results FILE]
 
 The rates are measured first, without the loader: floor.py's link, and its best read, of the page cache or with ``--cold`` of
 the disk by direct I/O. Each rank of each layout is then loaded alone onto the first GPU, as on a host of its own, in a process
@@ -68,7 +68,16 @@ def measure(folder: Path, layout: str, rates: tuple[float, float], *, cold: bool
         for _ in range(runs):
             if cold:
                 Path("/proc/sys/vm/drop_caches").write_text("3")
-            command = [sys.executable, __file__, str(folder), "--one", layout, "--rank", str(rank.rank)]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.load_time_gpu",
+                str(folder),
+                "--one",
+                layout,
+                "--rank",
+                str(rank.rank),
+            ]
             made = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
             taken.append(json.loads(made.stdout.splitlines()[-1]))
         lines.append(

@@ -1,6 +1,6 @@
 """Memory on GPUs: what `plan` predicts of each rank, against what torch allocates and what nvidia-smi shows.
 
-    python benchmarks/memory_gpu.py [--cases NAME …] [--results FILE]
+    python -m benchmarks.memory_gpu [--cases NAME …] [--results FILE]
 
 Each case is a model of published width with few layers, random weights made on the GPU, and a layout; the engine runs it in its
 worker processes. Each worker writes down torch's peak after every batch: parameters + KV cache + activations, which the

@@ -1,6 +1,6 @@
 """Memory of vLLM on a GPU: what `plan --engine vllm` predicts, against what vLLM's worker reports.
 
-    python benchmarks/memory_vllm.py [--cases NAME …] [--results FILE]
+    python -m benchmarks.memory_vllm [--cases NAME …] [--results FILE]
 
 Needs vLLM and a GPU of its own. Each case is a model of published width with few layers whose weights vLLM makes up
 (``load_format`` dummy), in a process of its own. Compared are the model's memory, the peak of a batch beside it with what
@@ -97,20 +97,23 @@ def predict(model: Path, device_bytes: int, found: dict[str, Any]) -> dict[str, 
     }
 
 
-def total_memory() -> int:
-    """Return the memory of the first device as nvidia-smi shows it."""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]) * 2**20
-
-
 def measure(case: Case) -> dict[str, Any]:
     """Return what vLLM reports and what was predicted."""
+    from benchmarks.memory_gpu import total_memory
     from loadmaster.synth import PRESETS, write_full_size
 
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         write_full_size(PRESETS[case.preset], model, overrides=case.config)
-        command = [sys.executable, __file__, "--one", str(model), "--options", json.dumps(case.options)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.memory_vllm",
+            "--one",
+            str(model),
+            "--options",
+            json.dumps(case.options),
+        ]
         made = subprocess.run(command, capture_output=True, text=True, timeout=200)
         if made.returncode:
             return {"error": (made.stdout + made.stderr)[-1500:]}

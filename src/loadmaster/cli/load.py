@@ -12,6 +12,7 @@ from loadmaster.cli.options import (
     add_download_dir_argument,
     add_model_arguments,
     positive,
+    require_rank,
     staging,
     whole,
 )
@@ -80,12 +81,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace, ring: Future[Ring] | None) -> int:
     from loadmaster.cli.planning import prove_to_load
-    from loadmaster.errors import UsageError
 
     def chosen(proof: Proof) -> Sequence[int]:
         num_ranks = proof.plan.num_ranks
-        if args.rank is not None and not 0 <= args.rank < num_ranks:
-            raise UsageError(f"--rank {args.rank}: the layout has ranks 0 to {num_ranks - 1}")
+        if args.rank is not None:
+            require_rank("--rank", args.rank, num_ranks)
         ranks = range(num_ranks) if args.rank is None else [args.rank]
         if ring is None:
             from loadmaster.loader.schedule import require_room

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from loadmaster.cli.options import whole
+from loadmaster.cli.options import require_rank, whole
 from loadmaster.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ def listed(proof: Proof, rank: int) -> dict[str, NeededTensor]:
     """
     from loadmaster.plan import needed
 
-    if rank >= proof.plan.num_ranks:
-        raise UsageError(f"--rank {rank}: the layout has ranks 0 to {proof.plan.num_ranks - 1}")
+    require_rank("--rank", rank, proof.plan.num_ranks)
     proof.require_proven()
     return needed(proof.plan, rank)
 

@@ -247,6 +247,16 @@ def whole(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 
+def require_rank(option: str, rank: int, num_ranks: int) -> None:
+    """Check that a layout has the rank that an option gives.
+
+    Raises:
+        UsageError: it has not.
+    """
+    if not 0 <= rank < num_ranks:
+        raise UsageError(f"{option} {rank}: the layout has ranks 0 to {num_ranks - 1}")
+
+
 def positive(text: str) -> int:
     """Return a whole number of at least 1."""
     value = whole(text)

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from loadmaster.cli.needed import add_needed_arguments, asked_rank, listed, needed_object, print_needed
-from loadmaster.cli.options import add_capacity_arguments, add_engine_argument, add_model_arguments, whole
+from loadmaster.cli.options import add_capacity_arguments, add_engine_argument, add_model_arguments, require_rank, whole
 from loadmaster.cli.plan_files import add_file_arguments, with_lock, write_findings, write_page
 from loadmaster.cli.planning import prove_arguments
 from loadmaster.cli.sizing import Sizes, add_cut_arguments, add_memory_arguments
-from loadmaster.errors import InputError, UsageError
+from loadmaster.errors import InputError
 
 if TYPE_CHECKING:
     from loadmaster.plan import ParamSpec, Proof
@@ -70,6 +70,5 @@ def _params(proof: Proof, rank: int | None) -> Sequence[ParamSpec]:
     """
     if rank is None:
         return ()
-    if not 0 <= rank < proof.plan.num_ranks:
-        raise UsageError(f"--params {rank}: the layout has ranks 0 to {proof.plan.num_ranks - 1}")
+    require_rank("--params", rank, proof.plan.num_ranks)
     return proof.plan.rank(rank).specs

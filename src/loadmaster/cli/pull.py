@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadmaster.cli.options import add_model_arguments, whole
+from loadmaster.cli.options import add_model_arguments, require_rank, whole
 from loadmaster.cli.planning import notice, prove_checkpoint
 from loadmaster.errors import CheckpointError, UsageError
 
@@ -108,6 +108,5 @@ def _wanted(args: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, tuple
     if args.stage is None and args.rank is None:
         return {f.name: ((0, f.size),) for f in checkpoint.files}
     for rank in args.rank or ():
-        if not 0 <= rank < plan.num_ranks:
-            raise UsageError(f"--rank {rank}: the layout has ranks 0 to {plan.num_ranks - 1}")
+        require_rank("--rank", rank, plan.num_ranks)
     return shard_ranges(plan, args.rank or list(plan.layout.stage_ranks(args.stage[0])))

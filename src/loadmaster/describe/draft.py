@@ -184,7 +184,7 @@ def _reader(architecture: str, section: str | None) -> Family:
     def schema(_: Config) -> Schema:
         raise NotImplementedError
 
-    return Family("draft", (architecture,), schema, {}, (), section=section if section else None)
+    return Family("draft", (architecture,), schema, {}, (), section=section)
 
 
 def _described(

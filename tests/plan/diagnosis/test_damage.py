@@ -29,9 +29,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, tor
 MTP = {"glm-5.1-fp8": 1, "deepseek-v3": 1, "qwen3": 0}
 
 
-@pytest.fixture(
-    params=[pytest.param(f, marks=pytest.mark.slow) if f == "deepseek-v3" else f for f in FAMILIES], scope="module"
-)
+@pytest.fixture(params=quick(FAMILIES, "glm-5.1-fp8", "qwen3"), scope="module")
 def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Damaged]:
     path = tmp_path_factory.mktemp(request.param)
     write_tiny(PRESETS[request.param], path, overrides=FAMILIES[request.param], num_shards=2)

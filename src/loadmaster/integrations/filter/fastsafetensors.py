@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from loadmaster.plan import Plan, needed
+from loadmaster.integrations.filter import needed_by_shard
+from loadmaster.plan import Plan
 
 if TYPE_CHECKING:
     import torch
@@ -22,11 +23,11 @@ def tensors(plan: Plan, rank: int, device: str = "cpu", *, nogds: bool = True) -
     """
     from fastsafetensors import SafeTensorsFileLoader
 
-    found = needed(plan, rank)
-    for shard in dict.fromkeys(tensor.shard for tensor in found.values()):
+    for shard, of_shard in needed_by_shard(plan, rank).items():
+        wanted = {tensor.name for tensor in of_shard}
         loader = SafeTensorsFileLoader(None, device, nogds=nogds)
         try:
-            loader.set_tensor_filter(found.__contains__)
+            loader.set_tensor_filter(wanted.__contains__)
             loader.add_filenames({0: [str(plan.checkpoint.path / shard)]})
             buffer = loader.copy_files_to_device()
             try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from loadmaster.plan import Plan, needed
+from loadmaster.integrations.filter import needed_by_shard
+from loadmaster.plan import Plan
 
 if TYPE_CHECKING:
     import torch
@@ -19,9 +20,8 @@ def tensors(plan: Plan, rank: int, device: str, *, threads: int = 8) -> Iterator
     """
     from safetensors import safe_open
 
-    found = needed(plan, rank)
-    for shard in dict.fromkeys(tensor.shard for tensor in found.values()):
-        wanted = {tensor.name: None for tensor in found.values() if tensor.shard == shard}
+    for shard, of_shard in needed_by_shard(plan, rank).items():
+        wanted = dict.fromkeys(tensor.name for tensor in of_shard)
         with (
             safe_open(plan.checkpoint.path / shard, "pt", device=device) as file,
             file.prefetch(wanted, threads=threads) as arriving,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from loadmaster.plan import NeededTensor, Plan, needed
+from loadmaster.integrations.filter import needed_by_shard
+from loadmaster.plan import Plan
 
 if TYPE_CHECKING:
     import torch
@@ -22,9 +22,7 @@ def tensors(plan: Plan, rank: int, device: str = "cpu") -> Iterator[tuple[str, t
 
     from loadmaster.torch_dtypes import TORCH
 
-    of_shards: dict[str, list[NeededTensor]] = defaultdict(list)
-    for tensor in needed(plan, rank).values():
-        of_shards[tensor.shard].append(tensor)
+    of_shards = needed_by_shard(plan, rank)
     order = list(of_shards.values())
     with FileStreamer() as streamer:
         streamer.stream_files(

@@ -20,14 +20,13 @@ def register() -> None:
 
     import torch
     from safetensors import safe_open
-    from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
-    from vllm.distributed.utils import get_pp_indices
     from vllm.model_executor.model_loader import register_model_loader
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
     from loadmaster.checkpoint import open_checkpoint
-    from loadmaster.integrations.vllm.direct import Unfit, layout_of, prove_layout
-    from loadmaster.plan import needed
+    from loadmaster.integrations.filter import needed_by_shard
+    from loadmaster.integrations.vllm.direct import Unfit, prove_layout
+    from loadmaster.integrations.vllm.loader import layout_here
 
     class FilteredLoader(DefaultModelLoader):  # type: ignore[misc]
         """vLLM's loader, whose tensors come from a plan."""
@@ -50,18 +49,14 @@ def register() -> None:
             )
             checkpoint = open_checkpoint(folder)
             config = self.planned_for.model_config
-            pp = get_pp_group().rank_in_group, get_pp_group().world_size
-            tp = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
-            spans = [get_pp_indices(config.hf_text_config.num_hidden_layers, stage, pp[1]) for stage in range(pp[1])]
             try:
-                layout, rank = layout_of(self.planned_for, [end - first for first, end in spans], pp, tp)
-                found = needed(prove_layout(checkpoint, layout, config.dtype), rank)
+                layout, rank = layout_here(self.planned_for, config)
+                found = needed_by_shard(prove_layout(checkpoint, layout, config.dtype), rank)
             except Unfit as why:
                 raise ValueError(f"--load-format {LOAD_FORMAT}: this is not described: {why}") from why
-            for shard in dict.fromkeys(tensor.shard for tensor in found.values()):
+            for shard, of_shard in found.items():
                 with safe_open(checkpoint.path / shard, "pt") as file:
-                    for tensor in found.values():
-                        if tensor.shard == shard:
-                            yield source.prefix + tensor.name, file.get_tensor(tensor.name)
+                    for tensor in of_shard:
+                        yield source.prefix + tensor.name, file.get_tensor(tensor.name)
 
     register_model_loader(LOAD_FORMAT)(FilteredLoader)

@@ -52,6 +52,7 @@ from loadmaster.integrations.vllm.reload import SHOWN, Signatures, check_found, 
 from loadmaster.integrations.vllm.stream import stream_tensors
 from loadmaster.integrations.vllm.unwritten import Gap, Watch, patterned
 from loadmaster.loader.readers import default_readers
+from loadmaster.parallel import ParallelLayout
 
 logger = init_logger("vllm.loadmaster")
 
@@ -106,16 +107,12 @@ class Loader(BaseModelLoader):
             return None
         checkpoint = self._open(model_config)
         self._checkpoint = checkpoint
-        pp, tp = _groups()
         try:
             if prefix:
                 raise Unfit(f"the model is part of another, as {prefix}")
             check_fit(vllm_config, model_config, checkpoint, get_model_cls(model_config), vllm.__version__)
-            depth = int(model_config.hf_text_config.num_hidden_layers)
-            spans = [get_pp_indices(depth, stage, pp[1]) for stage in range(pp[1])]
             is_draft = model_config.runner_type == "draft"
-            counts = [end - first for first, end in spans]
-            layout, rank = layout_of(vllm_config, counts, pp, tp, is_draft=is_draft)
+            layout, rank = layout_here(vllm_config, model_config, is_draft=is_draft)
             return Planned(prove_layout(checkpoint, layout, model_config.dtype, self.options.waive), rank, is_draft)
         except Unfit as why:
             self._stream_because(str(why))
@@ -302,6 +299,20 @@ def _selection(checkpoint: Checkpoint, outline: Outline, prefix: str = "") -> Se
         else:
             skipped[reason] += 1
     return Selection(checkpoint, ids, skipped, prefix)
+
+
+def layout_here(
+    vllm_config: VllmConfig, model_config: ModelConfig, *, is_draft: bool = False
+) -> tuple[ParallelLayout, int]:
+    """Return vLLM's layout, layers divided as vLLM divides them, and the number of this process's rank in it.
+
+    Raises:
+        Unfit: plans do not support the layout.
+    """
+    pp, tp = _groups()
+    depth = int(model_config.hf_text_config.num_hidden_layers)
+    spans = [get_pp_indices(depth, stage, pp[1]) for stage in range(pp[1])]
+    return layout_of(vllm_config, [end - first for first, end in spans], pp, tp, is_draft=is_draft)
 
 
 def _groups() -> tuple[tuple[int, int], tuple[int, int]]:
