@@ -15,20 +15,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from loadmaster.architectures import blocks
+from loadmaster.architectures import blocks, mla
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import IndexerSpec, LatentSpec, Model, RouterSpec, require
 from loadmaster.architectures.rope import read_rope
 from loadmaster.architectures.schema import (
     Carried,
     Family,
-    Param,
     Schema,
     Tensor,
-    by_columns,
-    by_rows,
     embedding,
-    linear,
 )
 from loadmaster.errors import ConfigError, UnsupportedError
 
@@ -50,31 +46,39 @@ class DeepseekModel(Model):
 
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
-    num_layers = c.size("num_hidden_layers")
-    num_dense = min(c.size("first_k_dense_replace", 0, least=0), num_layers)
     if c.size("moe_layer_freq", 1) != 1:
         raise UnsupportedError("config.json: moe_layer_freq other than 1 is not supported")
     indexers = indexer_types(c)
     selecting = tuple(accumulate((0 if kind == "shared" else i for i, kind in enumerate(indexers)), max))
     selection = Carried("topk_indices", (c.size("index_topk", 1),), "I64")
-    mlps = c.strings("mlp_layer_types") or ("dense",) * num_dense + ("sparse",) * (num_layers - num_dense)
-    if len(mlps) != num_layers or not set(mlps) <= {"dense", "sparse"}:
-        raise ConfigError(f"config.json: mlp_layer_types must give dense or sparse for each of {num_layers} layers")
 
     kinds: dict[str, tuple[Tensor, ...]] = {}
     for mlp in ("dense", "sparse"):
         for indexer in ("full", "shared", "none"):
-            parts = (*_attention(c), *(_indexer(c) if indexer == "full" else ()))
+            parts = (*_attention(c), *(mla.indexer(c) if indexer == "full" else ()))
             kinds[f"{mlp}/{indexer}"] = (*parts, *(_dense(c) if mlp == "dense" else _experts(c)))
     kinds["mtp"] = (*kinds[f"sparse/{_draft_indexer(c)}"], *blocks.draft(c))
 
     return Schema(
         top=embedding(c),
         kinds=kinds,
-        layers=tuple(f"{mlp}/{indexer}" for mlp, indexer in zip(mlps, indexers, strict=True)),
+        layers=tuple(f"{mlp}/{indexer}" for mlp, indexer in zip(mlp_types(c), indexers, strict=True)),
         drafts=("mtp",) * c.size("num_nextn_predict_layers", 0, least=0),
         carries=tuple((replace(selection, source=s),) if s < i else () for i, s in enumerate(selecting)),
     )
+
+
+def mlp_types(c: Config, *, dense: int = 0) -> tuple[str, ...]:
+    """Return for each layer whether it is ``dense`` or ``sparse``: from the list, else the first ones are dense.
+
+    ``dense`` is how many, where the config does not say it.
+    """
+    num_layers = c.size("num_hidden_layers")
+    num_dense = min(c.size("first_k_dense_replace", dense, least=0), num_layers)
+    types = c.strings("mlp_layer_types") or ("dense",) * num_dense + ("sparse",) * (num_layers - num_dense)
+    if len(types) != num_layers or not set(types) <= {"dense", "sparse"}:
+        raise ConfigError(f"config.json: mlp_layer_types must give dense or sparse for each of {num_layers} layers")
+    return types
 
 
 def indexer_types(c: Config) -> tuple[str, ...]:
@@ -152,49 +156,16 @@ def _indexer_spec(c: Config, rope_dim: int) -> IndexerSpec | None:
 
 def _attention(c: Config) -> tuple[Tensor, ...]:
     hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
-    if c.flag("attention_bias"):
-        raise UnsupportedError("config.json: attention_bias is true; MLA with biases is not supported yet")
     if not _is_latent(c):
+        if c.flag("attention_bias"):
+            raise UnsupportedError("config.json: attention_bias is true; attention with biases is not supported yet")
         kv_heads = c.size("num_key_value_heads", heads)
         return (*blocks.norms(hidden), *blocks.attention(hidden, heads, kv_heads, hidden // heads))
-    q_lora, kv_lora = c.optional_size("q_lora_rank"), c.size("kv_lora_rank")
-    nope, rope, value = c.size("qk_nope_head_dim"), c.size("qk_rope_head_dim"), c.size("v_head_dim")
-    queries, latent = linear("attn.q_direct", heads * (nope + rope), hidden, by_rows(nope + rope)), "attn.kv_direct"
-    compressed: tuple[Tensor, ...] = (queries,)
-    if q_lora is not None:
-        latent = "attn.kv_a"
-        compressed = (
-            linear("attn.q_a", q_lora, hidden),
-            Tensor("attn.q_a_norm", (q_lora,)),
-            linear("attn.q_b", heads * (nope + rope), q_lora, by_rows(nope + rope)),
-        )
-    return (
-        Tensor("input_norm", (hidden,)),
-        *compressed,
-        linear(latent, kv_lora + rope, hidden),
-        Tensor("attn.kv_a_norm", (kv_lora,)),
-        linear("attn.kv_b", heads * (nope + value), kv_lora, by_rows(nope + value)),
-        linear("attn.o", hidden, heads * value, by_columns(value)),
-        Tensor("post_norm", (hidden,)),
-    )
+    return (Tensor("input_norm", (hidden,)), *mla.latent_attention(c), Tensor("post_norm", (hidden,)))
 
 
 def _is_latent(c: Config) -> bool:
     return c.flag("use_mla", c.values["architectures"][0] != "DeepseekForCausalLM")
-
-
-def _indexer(c: Config) -> tuple[Tensor, ...]:
-    if c.values.get("index_topk") is None:
-        return ()
-    hidden, q_lora = c.size("hidden_size"), c.size("q_lora_rank")
-    heads, head = c.size("index_n_heads"), c.size("index_head_dim")
-    return (
-        linear("indexer.wq_b", heads * head, q_lora),
-        linear("indexer.wk", head, hidden),
-        Tensor("indexer.weights_proj", (heads, hidden), usual=("F32",)),
-        Tensor("indexer.k_norm", (head,), usual=("F32",)),
-        Tensor("indexer.k_norm_bias", (head,), usual=("F32",)),
-    )
 
 
 def _dense(c: Config) -> tuple[Tensor, ...]:
@@ -215,19 +186,8 @@ SPELLING = {
     **blocks.TOP_SPELLING,
     **blocks.NORMS_SPELLING,
     **blocks.ATTENTION_SPELLING,
-    "attn.q_direct": "model.layers.{layer}.self_attn.q_proj.weight",
-    "attn.kv_direct": "model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight",
-    "attn.q_a": "model.layers.{layer}.self_attn.q_a_proj.weight",
-    "attn.q_a_norm": "model.layers.{layer}.self_attn.q_a_layernorm.weight",
-    "attn.q_b": "model.layers.{layer}.self_attn.q_b_proj.weight",
-    "attn.kv_a": "model.layers.{layer}.self_attn.kv_a_proj_with_mqa.weight",
-    "attn.kv_a_norm": "model.layers.{layer}.self_attn.kv_a_layernorm.weight",
-    "attn.kv_b": "model.layers.{layer}.self_attn.kv_b_proj.weight",
-    "indexer.wq_b": "model.layers.{layer}.self_attn.indexer.wq_b.weight",
-    "indexer.wk": "model.layers.{layer}.self_attn.indexer.wk.weight",
-    "indexer.weights_proj": "model.layers.{layer}.self_attn.indexer.weights_proj.weight",
-    "indexer.k_norm": "model.layers.{layer}.self_attn.indexer.k_norm.weight",
-    "indexer.k_norm_bias": "model.layers.{layer}.self_attn.indexer.k_norm.bias",
+    **mla.SPELLING,
+    **mla.INDEXER_SPELLING,
     **blocks.gated_mlp_spelling(),
     **blocks.experts_spelling(),
     **blocks.gated_mlp_spelling("mlp.shared_experts", logical="shared"),
@@ -237,18 +197,8 @@ SPELLING = {
 NATIVE = (
     *blocks.TOP_NATIVE,
     *blocks.NORMS_NATIVE,
-    *blocks.ATTENTION_NATIVE,
-    Param("{block}.self_attn.q_proj.weight", ("attn.q_direct",)),
-    Param("{block}.self_attn.kv_a_proj_with_mqa.weight", ("attn.kv_direct",)),
-    Param("{block}.self_attn.fused_qkv_a_proj.weight", ("attn.q_a", "attn.kv_a")),
-    Param("{block}.self_attn.q_a_layernorm.weight", ("attn.q_a_norm",)),
-    Param("{block}.self_attn.q_b_proj.weight", ("attn.q_b",)),
-    Param("{block}.self_attn.kv_a_layernorm.weight", ("attn.kv_a_norm",)),
-    Param("{block}.self_attn.kv_b_proj.weight", ("attn.kv_b",)),
-    Param("{block}.self_attn.indexer.wq_b.weight", ("indexer.wq_b",)),
-    Param("{block}.self_attn.indexer.wk_weights_proj.weight", ("indexer.wk", "indexer.weights_proj"), "decoded"),
-    Param("{block}.self_attn.indexer.k_norm.weight", ("indexer.k_norm",)),
-    Param("{block}.self_attn.indexer.k_norm.bias", ("indexer.k_norm_bias",)),
+    *dict.fromkeys((*blocks.ATTENTION_NATIVE, *mla.NATIVE)),  # both have the output
+    *mla.INDEXER_NATIVE,
     *blocks.gated_mlp_native(),
     *blocks.EXPERTS_NATIVE,
     *blocks.gated_mlp_native("mlp.shared_experts", logical="shared"),

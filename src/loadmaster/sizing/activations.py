@@ -60,6 +60,10 @@ def choices_of(config: Config) -> Choices:
     return Choices(config.size("num_experts_per_tok", 1), config.size("index_topk", 0))
 
 
+GATES = ("z", "g", "g_b", "f", "f_b")
+"""Other outputs of linear attention that are as wide as its values: gates, and the decay of KDA."""
+
+
 def _hidden(of: Mapping[str, Tensor]) -> int:
     """Return the hidden size: the length of a norm, or the out dim of what returns to the residual."""
     for name, dim in (("input_norm", 0), ("post_norm", 0), ("attn.o", 0), ("moe.router", 1)):
@@ -101,7 +105,7 @@ def _attention(of: Mapping[str, Tensor], layout: ParallelLayout) -> int:
         expanding = heads * rank + 2 * _local(of["attn.o"], layout, 1)
         return compressed + max(joining, attending, expanding)
     if "linear.out" in of:
-        return 3 * sum(_local(of.get(f"linear.{part}"), layout) for part in ("qkvz", "q", "k", "v", "z"))
+        return 3 * sum(_local(of.get(f"linear.{part}"), layout) for part in ("qkvz", "q", "k", "v", *GATES))
     if "attn.qkv" in of:
         return 3 * _local(of["attn.qkv"], layout)
     q = _local(of.get("attn.q"), layout)

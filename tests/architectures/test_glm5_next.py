@@ -1,0 +1,185 @@
+"""GLM-5.3-Flash: counts and bytes as published, transformers' names, four streams, and defects of KDA and the pooled indexer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+
+from loadmaster.architectures.registry import find_family
+from loadmaster.checkpoint import open_checkpoint
+from loadmaster.errors import ConfigError, UnsupportedError
+from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import build_plan, prove
+from loadmaster.sizing.cuts import list_boundaries
+from loadmaster.synth.inventory import inventory
+from loadmaster.synth.presets import Preset, merged
+from loadmaster.testing import check_loading, compare_placements, compare_with_transformers, write_checkpoint
+from loadmaster.testing.damaged import DamagedCheckpoint
+
+BODY = "model.language_model.layers."
+LINEAR, LATENT = "linear_attention", "deepseek_sparse_attention"
+
+
+def unquantised(types: list[str]) -> list[str]:
+    """Modules that are BF16 in the release, which lists them in another way."""
+    latent = [i for i, kind in enumerate([*types, LATENT]) if kind == LATENT]
+    linear = [f"{BODY}{i}.self_attn" for i, kind in enumerate(types) if kind == LINEAR]
+    return ["lm_head", *linear, *(f"{BODY}{i}.self_attn.{part}" for i in latent for part in ("kv_b_proj", "indexer"))]
+
+
+def config_of(types: list[str], **text: Any) -> dict[str, Any]:
+    return {
+        "architectures": ["Glm5NextForConditionalGeneration"],
+        "model_type": "glm5_next",
+        "tie_word_embeddings": False,
+        "quantization_config": {
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [128, 128],
+            "modules_to_not_convert": unquantised(types),
+        },
+        "text_config": {
+            "model_type": "glm5_next_text",
+            "num_hidden_layers": len(types),
+            "layer_types": types,
+            "first_k_dense_replace": 3,
+            "n_shared_experts": 1,
+            "qk_rope_head_dim": 0,
+            "index_topk": 2048,
+            "index_kpool": 4,
+            "hc_mult": 4,
+            "num_nextn_predict_layers": 1,
+            **text,
+        },
+    }
+
+
+PUBLISHED = config_of(
+    [*[LINEAR, LINEAR, LINEAR, LATENT] * 11, LINEAR],
+    vocab_size=154880,
+    hidden_size=4096,
+    intermediate_size=12288,
+    moe_intermediate_size=2048,
+    num_attention_heads=64,
+    num_key_value_heads=64,
+    n_routed_experts=288,
+    q_lora_rank=1536,
+    kv_lora_rank=512,
+    qk_nope_head_dim=256,
+    v_head_dim=256,
+    index_head_dim=128,
+    index_n_heads=32,
+    linear_attn_config={"head_dim": 128, "num_heads": 64, "short_conv_kernel_size": 4},
+)
+TINY = config_of(
+    [LINEAR, LINEAR, LINEAR, LATENT, LINEAR],
+    vocab_size=320,
+    hidden_size=96,
+    intermediate_size=160,
+    moe_intermediate_size=128,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    n_routed_experts=4,
+    q_lora_rank=48,
+    kv_lora_rank=32,
+    qk_nope_head_dim=16,
+    v_head_dim=16,
+    index_head_dim=16,
+    index_n_heads=4,
+    index_topk=64,
+    linear_attn_config={"head_dim": 16, "num_heads": 8, "short_conv_kernel_size": 4},
+)
+FAMILY = find_family(TINY)
+TOWER = (347, 563_627_008)
+"""Tensors and elements of the vision tower, in BF16."""
+
+
+def test_tensors_and_bytes_are_the_published_ones() -> None:
+    entries = inventory(Preset("glm-5.3-flash", PUBLISHED, {}, 62), PUBLISHED)
+    assert len(entries) + TOWER[0] == 76_108
+    assert sum(e.signature.num_bytes for e in entries) + 2 * TOWER[1] == 328_326_771_576
+    assert sum(e.name.endswith("_scale_inv") for e in entries) == 37_338
+
+
+def test_names_and_shapes_are_those_of_transformers() -> None:
+    compare_with_transformers(FAMILY, PUBLISHED)
+
+
+def test_placements_are_those_of_transformers() -> None:
+    assert {"attn.q_b", "attn.kv_b", "attn.o", "moe.gate", "shared.down"} <= set(
+        compare_placements(FAMILY, TINY).tensors
+    )
+
+
+def test_every_rank_gets_its_bytes(tmp_path: Path) -> None:
+    layouts = [ParallelLayout(2, 2, num_draft_layers=1), ParallelLayout(1, 4, enable_expert_parallel=True)]
+    assert check_loading(FAMILY, TINY, tmp_path / "fp8", layouts=layouts) > 100
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("glm5-next") / "model"
+    write_checkpoint(FAMILY, TINY, folder)
+    return folder
+
+
+def test_four_streams_cross_every_cut_and_the_mtp_layer_is_waived(sound: Path) -> None:
+    listed = list_boundaries(build_plan(open_checkpoint(sound)))
+    assert [c.crosses for c in listed[1:5]] == [(("hidden_states", 4 * 96 * 2),)] * 4
+    assert all(c.refused is None for c in listed[1:5])
+    proof = prove(build_plan(open_checkpoint(sound), ParallelLayout(5)))
+    assert proof.findings == () and [w.reason for w in proof.waivers] == ["mtp not enabled"]
+
+
+def test_the_vision_tower_is_waived(sound: Path, tmp_path: Path) -> None:
+    damaged = DamagedCheckpoint(Path(copytree(sound, tmp_path / "copy")))
+    damaged.copy(r"model\.language_model\.norm\.weight", "model.visual.post_layernorm.weight")
+    reasons = [w.reason for w in prove(build_plan(open_checkpoint(damaged.path))).waivers]
+    assert reasons == ["mtp not enabled", "only the language model is loaded"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "change", "code"),
+    [
+        (rf"{BODY}0\.self_attn\.k_conv1d\.weight", lambda t: t[:112], "shape-mismatch"),
+        (rf"{BODY}1\.self_attn\.A_log", lambda t: t[:7], "shape-mismatch"),
+        (rf"{BODY}2\.self_attn\.dt_bias", None, "tensor-missing"),
+        (rf"{BODY}2\.self_attn\.g_a_proj\.weight", None, "tensor-missing"),
+        (rf"{BODY}3\.self_attn\.indexer\.index_kpool_compress_ape", lambda t: t[:3], "shape-mismatch"),
+        (rf"{BODY}3\.hc_ffn_scale", None, "tensor-missing"),
+        (rf"{BODY}4\.hc_attn_fn", lambda t: t[:, :288].contiguous(), "shape-mismatch"),
+        (rf"{BODY}3\.self_attn\.q_b_proj\.weight_scale_inv", None, "scale-missing"),
+    ],
+)
+def test_a_defect_is_one_finding(pattern: str, change: Any, code: str, sound: Path, tmp_path: Path) -> None:
+    damaged = DamagedCheckpoint(Path(copytree(sound, tmp_path / "damaged")))
+    (name,) = damaged.names(pattern)
+    if change is None:
+        damaged.drop(pattern)
+    else:
+        damaged.change(pattern, change)
+    found = prove(build_plan(open_checkpoint(damaged.path), ParallelLayout(2, 2))).findings
+    assert [(f.code, f.tensor, f.severity) for f in found] == [(code, name, "error")]
+
+
+def test_headers_decide_which_linear_layers_are_quantised(sound: Path, tmp_path: Path) -> None:
+    """The list of the config is only a claim: with another one the same bytes are planned, and the difference is said."""
+    damaged = DamagedCheckpoint(Path(copytree(sound, tmp_path / "copy")))
+    damaged.quantization(modules_to_not_convert=["lm_head"])
+    proof = prove(build_plan(open_checkpoint(damaged.path), ParallelLayout(2, 2)))
+    assert proof.proven and {f.severity for f in proof.findings} <= {"warning", "note"} and proof.findings
+
+
+def test_what_is_not_described_is_refused_by_key() -> None:
+    refused: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"layer_types": [LINEAR] * 4}, ConfigError, "layer_types must give one of linear_attention"),
+        ({"indexer_types": ["full", "full", "full", "shared", "full"]}, UnsupportedError, "indexer_types with shared"),
+        ({"attention_bias": True}, UnsupportedError, "attention_bias"),
+    ]
+    for changes, error, says in refused:
+        with pytest.raises(error, match=says):
+            FAMILY.schema(FAMILY.describe(merged(TINY, {"text_config": changes})))
