@@ -271,7 +271,8 @@ def with_experts(model: torch.nn.Module, held: list[int] | None, share: tuple[in
     for name, module in model.named_modules():
         if name.endswith("routed_experts"):
             module.moe_config = SimpleNamespace(num_experts=8, moe_parallel_config=parallel)
-            module.expert_map_manager = SimpleNamespace(expert_map=held, get_local_expert_ids=lambda: held)
+            slots = None if held is None else torch.tensor([held.index(i) if i in held else -1 for i in range(8)])
+            module.expert_map_manager = SimpleNamespace(expert_map=slots)
     return model
 
 

@@ -73,4 +73,17 @@ def _experts(model: torch.nn.Module) -> Iterator[tuple[str, frozenset[int]]]:
         manager, moe = module.expert_map_manager, module.moe_config
         on_one_rank = moe.num_experts == moe.num_logical_experts and not moe.moe_parallel_config.enable_eplb
         if manager.expert_map is not None and on_one_rank and not manager.num_fused_shared_experts:
-            yield name.removesuffix(".routed_experts"), frozenset(manager.get_local_expert_ids())
+            yield name.removesuffix(".routed_experts"), frozenset(held_experts(module))
+
+
+def held_experts(module: Any) -> tuple[int, ...]:
+    """Return the numbers of the experts that one of vLLM's modules of experts holds, in the order of its slots.
+
+    Its manager maps an expert's number to its slot on this rank, or to -1; it has no map if the rank holds all experts.
+    """
+    num_experts = int(module.moe_config.num_experts)
+    expert_map = module.expert_map_manager.expert_map
+    if expert_map is None:
+        return tuple(range(num_experts))
+    slots: list[int] = expert_map[:num_experts].tolist()  # fused shared experts follow
+    return tuple(sorted((i for i, slot in enumerate(slots) if slot >= 0), key=slots.__getitem__))

@@ -26,6 +26,7 @@ from loadmaster.architectures.targets import vllm_0_32
 from loadmaster.checkpoint import Checkpoint, LocalStore
 from loadmaster.errors import InputError, LayoutError, PlanError
 from loadmaster.findings import Finding, errors
+from loadmaster.integrations.vllm.built_model import held_experts
 from loadmaster.integrations.vllm.options import Options
 from loadmaster.loader import LoadReport, load_rank
 from loadmaster.loader.memory import misfit
@@ -291,17 +292,14 @@ def _expert_misfits(planned: Planned, model: torch.nn.Module) -> Iterator[str]:
     """Yield modules that hold other experts, or other slices of them, than planned; shapes do not show this."""
     layout, stage_slot = planned.plan.layout, planned.stage_slot
     for name, module in model.named_modules():
-        manager, moe = getattr(module, "expert_map_manager", None), getattr(module, "moe_config", None)
-        if manager is None or moe is None:
+        moe = getattr(module, "moe_config", None)
+        if moe is None or getattr(module, "expert_map_manager", None) is None:
             continue
         slots = layout.expert_slots(moe.num_experts)
         share = (stage_slot, layout.stage_size)
         if layout.enable_expert_parallel:
             slots, share = slots[slice(*layout.held_slots(len(slots), stage_slot))], (0, 1)
-        held = (
-            tuple(manager.get_local_expert_ids()) if manager.expert_map is not None else tuple(range(moe.num_experts))
-        )
-        if held != slots:
+        if (held := held_experts(module)) != slots:
             yield f"{name} holds the experts {_few(held)} in the model and {_few(slots)} in the plan"
         parallel = moe.moe_parallel_config
         if (parallel.tp_rank, parallel.tp_size) != share:

@@ -35,7 +35,7 @@ from vllm.model_executor.model_loader.weight_utils import maybe_download_from_mo
 from loadmaster.checkpoint import Checkpoint, LocalStore, open_checkpoint, resolve_model
 from loadmaster.errors import CheckpointError, LoadError, LoadmasterError, UnsupportedError
 from loadmaster.findings import errors, gib
-from loadmaster.integrations.vllm.built_model import outline_of
+from loadmaster.integrations.vllm.built_model import held_experts, outline_of
 from loadmaster.integrations.vllm.direct import (
     Planned,
     Unfit,
@@ -388,7 +388,7 @@ def _missing_experts(gap: Gap, model: torch.nn.Module, stored: list[str]) -> lis
     module = model.get_submodule(gap.param.rpartition(".")[0])
     if not isinstance(module, RoutedExperts):
         return []
-    held = module.expert_map_manager.get_local_expert_ids()
+    held = held_experts(module)
     gate, up, down = module.ckpt_gate_proj_name, module.ckpt_up_proj_name, module.ckpt_down_proj_name
     parts = {"w13": (gate, up) if up else (gate,), "w2": (down,)}
     return expert_sources(gap.param, parts, [held[i] for i in gap.slices if i < len(held)], stored)
