@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from loadmaster.checkpoint import LocalStore, open_checkpoint
 from loadmaster.errors import LoadError, UnsupportedError
-from loadmaster.integrations.vllm.stream import CHUNK_BYTES, stream_tensors
+from loadmaster.integrations.vllm import stream
+from loadmaster.integrations.vllm.stream import CHUNK_BYTES, LOCKED_BYTES, stream_tensors
 from tests.conftest import Tiny
 from tests.plan.damage import read_shards
 
@@ -87,6 +88,64 @@ def test_a_tensor_larger_than_budget_and_chunk_comes_whole(tmp_path: Path) -> No
     with LocalStore(tmp_path) as store:
         read = dict(stream_tensors(open_checkpoint(tmp_path), [0, 1], store, staging_bytes=1, num_readers=2))
     assert torch.equal(read["large"], large)
+
+
+def test_the_next_tensor_is_read_while_one_is_used_even_if_both_are_larger_than_the_budget(tmp_path: Path) -> None:
+    save_file({f"t{i}": torch.ones(256) for i in range(3)}, tmp_path / "model.safetensors")
+    with Counting(tmp_path) as store:
+        tensors = stream_tensors(open_checkpoint(tmp_path), range(3), store, staging_bytes=1, num_readers=1)
+        for _ in tensors:
+            break
+        tensors.close()  # type: ignore[attr-defined]  # which waits for the readers
+        assert store.asked == 2 * 1024
+
+
+class Card:
+    """Stands for CUDA: what is page-locked, and how often the device was waited for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.locked: dict[int, int] = {}
+        self.num_locks = self.num_waits = 0
+        monkeypatch.setattr(stream, "page_lock", self.lock)
+        monkeypatch.setattr(stream, "page_unlock", self.locked.pop)
+        monkeypatch.setattr(torch.cuda, "synchronize", self.wait)
+
+    def lock(self, address: int, num_bytes: int) -> None:
+        assert address not in self.locked
+        self.locked[address] = num_bytes
+        self.num_locks += 1
+
+    def wait(self) -> None:
+        self.num_waits += 1
+
+
+def test_for_a_gpu_memory_is_page_locked_once_and_waited_for_before_it_is_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Card(monkeypatch)
+    numbers = LOCKED_BYTES // 4
+    save_file(
+        {f"t{i}": torch.full((numbers,), i, dtype=torch.int32) for i in range(8)}
+        | {"small": torch.ones(1, dtype=torch.int32)},
+        tmp_path / "model.safetensors",
+    )
+    addresses, waits = [], []
+    with LocalStore(tmp_path) as store:
+        checkpoint = open_checkpoint(tmp_path)
+        tensors = stream_tensors(
+            checkpoint, range(9), store, staging_bytes=2 * LOCKED_BYTES, num_readers=2, page_locked=True
+        )
+        for _, tensor in tensors:
+            assert (tensor.data_ptr() in card.locked) == (tensor.numel() > 1)
+            addresses.append(tensor.data_ptr())
+            waits.append(card.num_waits)
+            del tensor
+    large = addresses[1:] if checkpoint.table.names[0] == "small" else addresses[:8]
+    assert card.num_locks == len(set(large)) < 8
+    again = next(i for i, address in enumerate(addresses) if address in addresses[:i])
+    assert waits[again] > waits[0]
+    del tensors
+    assert card.locked == {}
 
 
 def test_a_file_that_changes_is_refused_before_the_first_byte_and_after_the_last(tiny_copy: Tiny) -> None:

@@ -205,7 +205,7 @@ class Loader(BaseModelLoader):
 
         def offer() -> Iterator[tuple[str, torch.Tensor]]:
             nonlocal last
-            for name, tensor in self._stream():
+            for name, tensor in self._stream(model):
                 last = name
                 yield name, tensor
 
@@ -232,7 +232,7 @@ class Loader(BaseModelLoader):
         self.offered = self._select(model, model_config)
         if self.options.verify and (proven := remembered(model)) is not None:
             check_found(proven, _signatures(self.offered), _rank())
-        return self._stream()
+        return self._stream(model)
 
     def _select(
         self, model: torch.nn.Module, model_config: ModelConfig, opened: Checkpoint | None = None
@@ -254,7 +254,11 @@ class Loader(BaseModelLoader):
             selections.append(_selection(_sound(open_checkpoint(folder)), outline, source.prefix))
         return selections
 
-    def _stream(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def _stream(self, model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        """Return the offered tensors, read while they are used; nothing is read before the first is asked for."""
+        return self._streamed(page_locked=any(p.device.type == "cuda" for p in model.parameters()))
+
+    def _streamed(self, *, page_locked: bool) -> Iterator[tuple[str, torch.Tensor]]:
         for selection in self.offered:
             with LocalStore(selection.checkpoint.path, readahead=False) as store:
                 tensors = stream_tensors(
@@ -263,6 +267,7 @@ class Loader(BaseModelLoader):
                     store,
                     staging_bytes=self.options.staging_bytes,
                     num_readers=self.options.num_readers or default_readers(),
+                    page_locked=page_locked,
                 )
                 for name, tensor in tensors:
                     yield selection.prefix + name, tensor

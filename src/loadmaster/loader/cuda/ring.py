@@ -8,10 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
-import torch
 
 from loadmaster.checkpoint.store import DIRECT_ALIGNMENT
-from loadmaster.errors import LoadError
+from loadmaster.loader.cuda.page_lock import page_lock, page_unlock
 
 SLOT_BYTES: Final = 4 * 2**20
 """Of one read. Larger ones fall out of the processor's cache before the device has fetched them."""
@@ -20,9 +19,6 @@ SLOTS_PER_READER: Final = 2
 """One is filled while the other is copied."""
 
 MAX_READERS: Final = 32
-
-_CLOSED: Final = -1
-_PORTABLE: Final = 1  # cudaHostRegisterPortable: page-locked for every device
 
 
 def device_readers() -> int:
@@ -48,12 +44,13 @@ class Ring:
         self._bytes = np.frombuffer(self._memory, dtype=np.uint8)
         self._address = int(self._bytes.ctypes.data)
         pool = ThreadPoolExecutor(1, thread_name_prefix="ring")
-        self._locking: Future[int] = pool.submit(self._lock)
+        self._locking: Future[bool] = pool.submit(self._lock)
         pool.shutdown(wait=False)
 
-    def _lock(self) -> int:
+    def _lock(self) -> bool:
         self._bytes[:: mmap.PAGESIZE] = 0  # pages are made here, huge ones where there are any
-        return int(torch.cuda.cudart().cudaHostRegister(self._address, self.num_bytes, _PORTABLE))
+        page_lock(self._address, self.num_bytes)
+        return True
 
     def ready(self) -> Ring:
         """Wait until the memory is page-locked, and return the ring.
@@ -61,11 +58,7 @@ class Ring:
         Raises:
             LoadError: it cannot be page-locked.
         """
-        if status := self._locking.result():
-            raise LoadError(
-                f"{self.num_bytes:,} bytes of host memory cannot be page-locked (CUDA error {status})",
-                hint="`ulimit -l` may be too low; fewer --num-readers or less --staging take less",
-            )
+        self._locking.result()
         return self
 
     def slot(self, number: int) -> tuple[int, memoryview]:
@@ -75,10 +68,10 @@ class Ring:
 
     def close(self) -> None:
         """Free the memory. No copy may be under way."""
-        if self._locking.exception() is None and self._locking.result() == 0:
-            torch.cuda.cudart().cudaHostUnregister(self._address)
+        if self._locking.exception() is None and self._locking.result():
+            page_unlock(self._address)
         self._locking = Future()
-        self._locking.set_result(_CLOSED)
+        self._locking.set_result(False)
 
     def __enter__(self) -> Ring:
         return self.ready()
