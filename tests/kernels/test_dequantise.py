@@ -19,6 +19,7 @@ from loadmaster.formats import (
     FP8_TENSOR,
     INT8_CHANNEL,
     MXFP4,
+    MXFP4_PACKED,
     NVFP4,
     NVFP4_MODELOPT,
     Format,
@@ -176,6 +177,8 @@ def test_values_of_fp4_are_those_of_mxfp4_stored_apart(random: torch.Generator) 
     expected = decoded(MXFP4, blocks, (ROWS, COLUMNS), whole((ROWS, COLUMNS)))
     for region in (whole((ROWS, COLUMNS)), ((8, 24), (0, 160)), ((0, 48), (32, 96)), ((1, 2), (16, 80))):
         made = decoded(FP4, stored, (ROWS, COLUMNS), region)
+        packed = decoded(MXFP4_PACKED, {"weight_packed": codes, "weight_scale": exponents}, (ROWS, COLUMNS), region)
+        assert torch.equal(packed, made)
         assert torch.equal(made, expected[tuple(slice(a, b) for a, b in region)])
 
 

@@ -74,6 +74,10 @@ WRONG: list[tuple[Family, str]] = [
     (described(lambda s: replace(s, carries=(("topk",),))), "schema: carries is given for 1 layers, and there are 4"),
     (with_tensor("gain", lambda t: replace(t, shape=(0,))), "schema: gain has the shape [0]"),
     (
+        with_tensor("mlp.down", lambda t: replace(t, spare=8)),
+        "schema: mlp.down has 8 spare rows; only a tensor that is not",
+    ),
+    (
         with_tensor("gain", lambda t: replace(t, placement=by_columns())),
         "schema: gain is divided along dim 1, and its shape is [64]",
     ),

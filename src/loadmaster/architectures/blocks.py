@@ -163,16 +163,22 @@ PLAIN_MLP_NATIVE = (
 # Routed experts --------------------------------------------------------------------------------------------------------
 
 
-def experts(hidden: int, inner: int, num_experts: int, *, router_bias: bool = False) -> tuple[Tensor, ...]:
-    """Return the router and the experts' gate, up and down; ``router_bias`` is DeepSeek's correction bias."""
+def experts(
+    hidden: int, inner: int, num_experts: int, *, router_bias: bool = False, latent: int | None = None
+) -> tuple[Tensor, ...]:
+    """Return the router and the experts' gate, up and down; ``router_bias`` is DeepSeek's correction bias.
+
+    Experts read and yield ``latent`` elements where that is given, instead of ``hidden``.
+    """
+    width = latent or hidden
     tensors = [Tensor("moe.router", (num_experts, hidden), usual=("F32",))]
     if router_bias:
         # It decides between nearly equal scores, so it keeps its precision.
         tensors.append(Tensor("moe.router_bias", (num_experts,), keep="F32"))
     tensors += [
-        linear("moe.gate", inner, hidden, by_rows(), experts=num_experts),
-        linear("moe.up", inner, hidden, by_rows(), experts=num_experts),
-        linear("moe.down", hidden, inner, by_columns(), experts=num_experts),
+        linear("moe.gate", inner, width, by_rows(), experts=num_experts),
+        linear("moe.up", inner, width, by_rows(), experts=num_experts),
+        linear("moe.down", width, inner, by_columns(), experts=num_experts),
     ]
     return tuple(tensors)
 

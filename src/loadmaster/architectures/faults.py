@@ -90,6 +90,8 @@ def _tensor_faults(t: Tensor, kind: str) -> Iterator[str]:
         yield f"schema: {t.name} is a tensor of the model itself, and has experts"
     if t.quantised and len(t.shape) != 2:
         yield f"schema: {t.name} may be quantised, which weights [out, in] are, and its shape is {list(t.shape)}"
+    if t.spare < 0 or (t.spare and (t.quantised or t.experts)):
+        yield f"schema: {t.name} has {t.spare} spare rows; only a tensor that is not quantised and has no experts may have some"
     if t.placement is not None:
         yield from _placement_faults(t, t.placement)
 
@@ -173,6 +175,8 @@ def _packed_faults(
     if t.name not in spelled.parts:
         yield f"{t.name} is packed into {spelled.name}, whose parts are {', '.join(spelled.parts) or 'none'}"
         return
+    if t.spare:
+        yield f"{t.name} has spare rows, and is packed into {spelled.name}: its rows would not be followed by them"
     if spelled.stacked and not t.experts:
         yield f"{t.name} is stacked in {spelled.name}, and has no experts"
     if t.name != spelled.parts[0]:

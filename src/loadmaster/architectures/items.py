@@ -43,10 +43,23 @@ class Item:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The logical shape of the stored tensor: all parts, with the experts as first dim where they are stacked."""
-        rows = sum(t.shape[0] for t in self.parts)
+        """The logical shape of the stored tensor: all parts, with the experts as first dim where they are stacked.
+
+        >>> Item("a_log", "A_log", (Tensor("a_log", (96,), spare=32),)).shape
+        (128,)
+        """
+        rows = sum(t.shape[0] + t.spare for t in self.parts)
         lead = (self.first.experts,) if self.stacked else ()
         return (*lead, rows, *self.first.shape[1:])
+
+    @property
+    def spare_elements(self) -> int:
+        """Elements at the end of the stored tensor that the model does not have (`Tensor.spare`)."""
+        return self.first.spare * prod(self.first.shape[1:])
+
+    def is_cut(self, part: str) -> bool:
+        """Return whether the stored tensor holds more than this part."""
+        return self.rows(part) != (0, self.shape[1 if self.stacked else 0])
 
     @property
     def plain_shape(self) -> tuple[int, ...]:
@@ -64,7 +77,7 @@ class Item:
         for tensor in self.parts:
             if tensor.name == part:
                 return at, at + tensor.shape[0]
-            at += tensor.shape[0]
+            at += tensor.shape[0] + tensor.spare
         raise KeyError(part)
 
     def stored_name(self, suffix: str, layer: int, expert: int | None = None) -> str:

@@ -1,6 +1,6 @@
 """Kimi Delta Attention (KDA), as its three tables: linear attention with a decay for each channel of each head.
 
-Queries, keys and values have one head count, and each passes a short convolution of its own. Two more projections make the
+Queries, keys and values have one head count, and each passes a separate short convolution. Two more projections make the
 decay (``f``, with ``A_log`` for each head and ``dt_bias`` for each channel) and the gate of the output (``g``); each is one
 matrix, or two with a bottleneck that every rank holds. ``b`` is one number for each head. All is divided by heads.
 

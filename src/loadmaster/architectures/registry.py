@@ -25,6 +25,7 @@ from loadmaster.architectures import (
     gpt_oss,
     granite_moe,
     hunyuan,
+    kimi_linear,
     lfm2,
     llama,
     llama4,
@@ -50,6 +51,7 @@ from loadmaster.errors import ConfigError, UnsupportedError
 FAMILIES: tuple[Family, ...] = (
     deepseek.FAMILY,
     deepseek_v4.FAMILY,
+    kimi_linear.FAMILY,
     llama.FAMILY,
     qwen_moe.FAMILY,
     qwen3_next.FAMILY,

@@ -55,7 +55,8 @@ class Tensor:
     stored in the checkpoint's quantised format; ``rarely``: usually it is not, which needs no remark. ``dtypes`` are the
     plain formats it may be stored in. ``keep`` is the format of the running parameter, whatever is stored (router biases
     stay F32). ``usual`` are formats that need no remark although they are not the model's. ``experts`` > 0: one such
-    tensor for each expert. ``optional`` names a group of tensors: a layer stores all of them or none.
+    tensor for each expert. ``optional`` names a group of tensors: a layer stores all of them or none. ``spare`` rows of zeros
+    follow it in its stored tensor, beyond those that the model has; they are left unread.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Tensor:
     usual: tuple[str, ...] = ()
     experts: int = 0
     optional: str | None = None
+    spare: int = 0
 
 
 def linear(

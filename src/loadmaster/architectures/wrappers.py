@@ -123,6 +123,13 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
         fixed=_NO_DRAFTS,
     ),
     Wrapper(
+        ("KimiK3ForConditionalGeneration",),
+        "KimiLinearForCausalLM",
+        (ABOVE, (("model.layers.", "language_model.layers."), *ABOVE)),
+        _outside("vision_tower", "mm_projector"),
+        fixed=_NO_DRAFTS,
+    ),
+    Wrapper(
         (
             "LlavaForConditionalGeneration",
             "LlavaNextForConditionalGeneration",

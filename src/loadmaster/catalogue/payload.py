@@ -53,10 +53,10 @@ PAYLOAD: Final[dict[str, Entry]] = {
         "fetch the shard again, or quantise again",
     ),
     "value-not-zero": Entry(
-        "a part of a format that is left unread because it should be zero is not: a GPTQ bias of a layer without bias",
-        "a model with biases under a config that does not say so, a quantiser that moved an offset into the bias",
+        "what is left unread because it should be zero is not: a GPTQ bias of a layer without bias, rows after the model's last",
+        "a model with biases, or more heads, under a config that does not say so, a quantiser that moved an offset into the bias",
         "",
-        "take the published config.json; where the bias is meant, the model cannot be loaded without it",
+        "take the published config.json; where the values are meant, the model cannot be loaded without them",
     ),
     "value-all-zero": Entry(
         "every value of a weight or a norm is zero (warning), or of all weights (error)",

@@ -207,6 +207,15 @@ MXFP4 = Format(
 """gpt-oss' MXFP4: 32 E2M1 values in 16 bytes (low nibble first), and a biased exponent for each 32:
 ``value = code * 2^(scale - 127)``. Values and factors are stored in separate tensors, both cut at whole blocks only."""
 
+MXFP4_PACKED = Format(
+    "mxfp4_packed",
+    (
+        Component("weight_packed", ("U8",), (OUT, Grain(1, 2))),
+        Component("weight_scale", ("U8", "F8_E8M0"), (OUT, Grain(1, 32, "cover"))),
+    ),
+)
+"""compressed-tensors' MXFP4 (``mxfp4-pack-quantized``): two E2M1 values a byte (low nibble first), and a biased exponent for each
+32: ``value = code * 2^(scale - 127)``. Source: ``compressed_tensors/compressors/mxfp4``."""
 
 FP4 = Format(
     "fp4",

@@ -79,7 +79,8 @@ class Roles:
     ``unplanned`` says why. ``findings`` are the plan's, with those of the headers, and those about unchecked tensors.
     ``named`` are factors recognised only by name. ``scales`` (tensors named like scales) and ``encoded`` (FP8 or packed) are
     those that could not be checked. ``modules`` are tensors that belong together; ``groups`` gives for an index the number of
-    groups and the inputs of each (0: they differ), and ``ordered`` are the indices that are in order by the config.
+    groups and the inputs of each (0: they differ), and ``ordered`` are the indices that are in order by the config. ``spare``
+    gives for a tensor that ends with rows that the model does not have how many bytes these are: they have to be zeros.
     """
 
     column: npt.NDArray[np.int8]
@@ -93,6 +94,7 @@ class Roles:
     num_encoded: int
     modules: dict[str, Module]
     groups: dict[int, tuple[int, int]]
+    spare: dict[int, int]
     ordered: frozenset[int]
 
 
@@ -148,6 +150,9 @@ def roles_of(checkpoint: Checkpoint) -> Roles:
         num_encoded=len(encoded),
         modules=modules,
         groups={m.index: sizes for m in modules.values() for sizes in num_groups(table, m)},
+        spare={
+            i: size for bound in (plan.all_classes if plan else ()) for size, ids in bound.spare() for i in ids.tolist()
+        },
         ordered=frozenset(ordered),
     )
 

@@ -84,8 +84,24 @@ class Tally:
         if self.samples is not None and other.samples is not None:
             self.samples.merge(other.samples)
 
-    def look(self, data: npt.NDArray[np.uint8], offset: int, dtype: str, role: int, *, twin: bool = False) -> None:
-        """Check a part that begins ``offset`` bytes into the tensor, at an element (of a twin: at a block)."""
+    def look(
+        self,
+        data: npt.NDArray[np.uint8],
+        offset: int,
+        dtype: str,
+        role: int,
+        *,
+        twin: bool = False,
+        spare: int | None = None,
+    ) -> None:
+        """Check a part that begins ``offset`` bytes into the tensor, at an element (of a twin: at a block).
+
+        From byte ``spare`` on, the tensor has to be zeros.
+        """
+        if spare is not None:
+            size, start = encoding_of(dtype).size, max(spare, offset)
+            rest = data[start - offset :].reshape(-1, size)
+            self._add("spare", rest.max(axis=1, initial=0) > 0, start // size)
         encoding = EXPONENT if role == Role.EXPONENT else encoding_of(dtype)
         for begin in range(0, len(data), PASS):
             part = data[begin : begin + PASS]
@@ -149,7 +165,11 @@ def findings_of(
         if kinds := [k for k in words if k in tally.faults]:
             message = f"of {total:,} factors {signature.dtype}: {'; '.join(say(k, words[k]) for k in kinds)}"
             yield Finding("scale-implausible", _severity(kinds, signature.dtype), message, name, file=file)
-    elif role == Role.ZERO and not tally.all_zero:
+    if "spare" in tally.faults:
+        message = f"of {total:,} values {signature.dtype}: {say('spare', 'after the last row that the model has are not zero')}"
+        hint = "config.json may describe a smaller model than this one; otherwise fetch the shard again"
+        yield Finding("value-not-zero", "error", message, name, file=file, hint=hint)
+    if role == Role.ZERO and not tally.all_zero:
         message = f"{signature.dtype} {list(shape)} has values other than zero, and the model has no place for them"
         hint = "this model has a bias: config.json must say so (attention_bias, mlp_bias), or the layer was exported wrongly"
         yield Finding("value-not-zero", "error", message, name, file=file, hint=hint)

@@ -225,7 +225,9 @@ class _File:
             part = data[begin - start : end - start]
             if self._hashes:
                 self._hashes[number].update(part.data)
-            tally.look(part, offset, dtype, int(column[number]), twin=number in self._twins)
+            spare = self.survey.roles.spare.get(number)
+            first = None if spare is None else int(table.nbytes[number]) - spare
+            tally.look(part, offset, dtype, int(column[number]), twin=number in self._twins, spare=first)
         with self._lock:
             for number, tally in seen.items():
                 if number in self._tallies:

@@ -18,6 +18,7 @@ from loadmaster.formats import (
     FP8_TENSOR,
     INT8_CHANNEL,
     MXFP4,
+    MXFP4_PACKED,
     NVFP4,
     NVFP4_MODELOPT,
     Format,
@@ -224,6 +225,8 @@ def _compressed(kind: str, weights: Mapping[str, Any]) -> tuple[Format, ...]:
     type_, strategy = weights.get("type"), weights.get("strategy")
     if kind == "nvfp4-pack-quantized":
         return (NVFP4,)
+    if kind == "mxfp4-pack-quantized" and weights.get("num_bits") == 4 and _group(weights) == 32:
+        return (MXFP4_PACKED,)
     if kind == "pack-quantized" and type_ == "int" and strategy in ("group", "channel"):
         group = _group(weights) if strategy == "group" else None
         return (
@@ -246,7 +249,7 @@ def _compressed(kind: str, weights: Mapping[str, Any]) -> tuple[Format, ...]:
         f"config.json: quantization_config: format {kind!r} with {weights.get('num_bits')}-bit {type_} weights by "
         f"{strategy} is not supported",
         hint="supported of compressed-tensors: float-quantized (FP8), pack-quantized (INT4, INT8), int-quantized, "
-        "nvfp4-pack-quantized",
+        "nvfp4-pack-quantized, mxfp4-pack-quantized in groups of 32",
     )
 
 

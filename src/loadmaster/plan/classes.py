@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loadmaster.architectures.items import Item
+from loadmaster.dtypes import num_bytes
 from loadmaster.plan.forms import StoredForm
 
 Ids = npt.NDArray[np.int32]
@@ -33,6 +34,13 @@ class LayerClass:
     forms: Mapping[str, tuple[StoredForm, ...]]
     ids: Mapping[str, Ids]
     draft: bool = False
+
+    def spare(self) -> Iterator[tuple[int, Ids]]:
+        """Yield for items whose stored tensors end with rows that the model does not have: these rows' bytes, and the ids."""
+        for item in self.items:
+            if item.spare_elements and item.key in self.forms:
+                num = num_bytes(self.forms[item.key][0].dtype, item.spare_elements)
+                yield num, self.ids[f"{item.key}/weight"]
 
     @cached_property
     def item_of(self) -> Mapping[str, Item]:

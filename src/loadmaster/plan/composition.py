@@ -240,7 +240,7 @@ def view(item: Item, form: StoredForm, part: Tensor) -> Expression:
             for c, dtype in zip(format_.components, form.dtypes, strict=True)
         )
         e = decode(format_, operands, item.shape)
-    if len(item.parts) > 1:
+    if item.is_cut(part.name):
         region = list(whole(e.shape))
         region[1 if item.stacked else 0] = item.rows(part.name)
         e = restrict(e, tuple(region))

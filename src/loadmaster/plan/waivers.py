@@ -17,17 +17,31 @@ import numpy.typing as npt
 from loadmaster.arguments import shown
 from loadmaster.checkpoint import TensorTable
 from loadmaster.errors import ArgumentError, UsageError
-from loadmaster.findings import Finding
+from loadmaster.findings import Finding, gib
+from loadmaster.plan.classes import LayerClass
 
 
 @dataclass(frozen=True, slots=True)
 class Waiver:
-    """A named reason for leaving stored tensors unread; ``pattern`` is the user's, where the user asked for it."""
+    """A named reason for leaving stored tensors unread; ``pattern`` is the user's, where the user asked for it.
+
+    ``partly``: of each of these tensors a part is read, and ``num_bytes`` are those of the rest.
+    """
 
     reason: str
     num_tensors: int
     num_bytes: int
     pattern: str | None = None
+    partly: bool = False
+
+    @property
+    def extent(self) -> str:
+        """How many tensors, and bytes, as text.
+
+        >>> Waiver("mtp not enabled", 2, 2**30).extent, Waiver("spare rows", 69, 8832, partly=True).extent
+        ('2 tensors, 1.00 GiB', 'a part of 69 tensors, 8.6 KiB')
+        """
+        return f"{'a part of ' if self.partly else ''}{self.num_tensors:,} tensors, {gib(self.num_bytes)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +105,18 @@ def waive_ids(table: TensorTable, reason: str, ids: Sequence[npt.NDArray[np.inte
         waived[column] = True
     count = int(waived[:-1].sum())
     return [Waiver(reason, count, int(table.nbytes[waived[:-1]].sum()))] if count else []
+
+
+SPARE = "zeros after the last row that the model has"
+"""The reason for leaving the end of a tensor unread (`loadmaster.architectures.Tensor.spare`)."""
+
+
+def waive_spare(classes: Sequence[LayerClass]) -> list[Waiver]:
+    """Waive the rows at the end of stored tensors that the model does not have."""
+    spare = [(len(ids), num_bytes) for bound in classes for num_bytes, ids in bound.spare()]
+    if not spare:
+        return []
+    return [Waiver(SPARE, sum(n for n, _ in spare), sum(n * size for n, size in spare), partly=True)]
 
 
 def waive_names(table: TensorTable, used: npt.NDArray[np.bool_], patterns: Sequence[tuple[str, str]]) -> list[Waiver]:

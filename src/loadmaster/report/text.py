@@ -65,7 +65,7 @@ def print_proof(
     for w in proof.waivers:
         by_user = f" (--waive {escape(w.pattern)})" if w.pattern else ""
         console.print(
-            f"waived: {escape(w.reason)}{by_user}: {w.num_tensors:,} tensors, {gib(w.num_bytes)}",
+            f"waived: {escape(w.reason)}{by_user}: {w.extent}",
             highlight=False,
             soft_wrap=True,
         )

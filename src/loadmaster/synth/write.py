@@ -144,6 +144,9 @@ def _random(entry: Entry, random: np.random.Generator) -> Floats:
     small = (draw * 0.1).astype(np.float32)
     if entry.item is None:
         return small
+    if entry.item.first.spare:
+        small[-entry.item.first.spare :] = 0
+        return small
     logical = entry.item.first.name
     if len(entry.item.first.shape) >= 2:
         scale = 1.0 if logical == "embed" else float(np.sqrt(shape[-2] if entry.item.is_transposed else shape[-1]))

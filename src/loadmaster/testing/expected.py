@@ -171,7 +171,7 @@ class Expected:
     def _placed(self, array: Bits, component: Component, t: Tensor, item: Item, layer: int) -> Bits:
         """Return the rank's rows and columns of ``t``. Factors count rows in the whole item, including the parts before ``t``."""
         p, layout = t.placement, self.plan.layout
-        packed = len(item.parts) > 1
+        packed = item.is_cut(t.name)
         first, last = item.rows(t.name)
         if p is None or (t.experts and layout.enable_expert_parallel):
             return _cut(array, component, t, 0, first, last) if packed else array

@@ -19,7 +19,7 @@ from loadmaster.plan.diagnosis.missing import explain
 from loadmaster.plan.diagnosis.names import Names
 from loadmaster.plan.diagnosis.remarks import remarks
 from loadmaster.plan.diagnosis.strays import unexpected
-from loadmaster.plan.waivers import Waiver, WaiverRequest, waive_ids, waive_requested
+from loadmaster.plan.waivers import Waiver, WaiverRequest, waive_ids, waive_requested, waive_spare
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,4 +54,5 @@ def diagnose(
             requested, about_requests = waive_requested(table, names.strays, binding.read(table), waive)
         defects += unexpected(names, checkpoint, num_layers)
     waivers = [w for reason, ids in unread.items() for w in waive_ids(table, reason, ids)]
+    waivers += waive_spare(binding.all_classes)
     return Diagnosis(tuple(defects), (*waivers, *binding.waived_names, *requested), tuple(about_requests))

@@ -38,10 +38,7 @@ def findings_section(proof: Proof) -> Markup:
     shown = [finding(number, f) for number, f in enumerate(proof.findings[:MOST_FINDINGS])]
     if len(proof.findings) > MOST_FINDINGS:
         shown.append(element("p", f"… and {len(proof.findings) - MOST_FINDINGS:,} more", class_="muted"))
-    waived = [
-        element("p", f"waived: {w.reason}: {w.num_tensors:,} tensors, {gib(w.num_bytes)}", class_="muted")
-        for w in proof.waivers
-    ]
+    waived = [element("p", f"waived: {w.reason}: {w.extent}", class_="muted") for w in proof.waivers]
     none = [] if shown else [element("p", "None.", class_="muted")]
     return section("Findings", [*shown, *none, *waived], "findings")
 
