@@ -70,6 +70,8 @@ MODEL_TYPES: Final[Mapping[str, str]] = {
     "ministral": "MinistralForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
     "mistral": "MistralForCausalLM",
+    "mistral4": "Mistral4ForCausalLM",
+    "mistral_large4": "MistralLarge4ForConditionalGeneration",
     "mixtral": "MixtralForCausalLM",
     "mpt": "MptForCausalLM",
     "nemotron": "NemotronForCausalLM",

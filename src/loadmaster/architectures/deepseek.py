@@ -12,6 +12,7 @@ Sources: the released configs and headers; ``modeling_deepseek_v3.py``, ``modeli
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -49,14 +50,11 @@ def schema(c: Config) -> Schema:
     if c.size("moe_layer_freq", 1) != 1:
         raise UnsupportedError("config.json: moe_layer_freq other than 1 is not supported")
     indexers = indexer_types(c)
-    selecting = tuple(accumulate((0 if kind == "shared" else i for i, kind in enumerate(indexers)), max))
-    selection = Carried("topk_indices", (c.size("index_topk", 1),), "I64")
-
     kinds: dict[str, tuple[Tensor, ...]] = {}
     for mlp in ("dense", "sparse"):
         for indexer in ("full", "shared", "none"):
-            parts = (*_attention(c), *(mla.indexer(c) if indexer == "full" else ()))
-            kinds[f"{mlp}/{indexer}"] = (*parts, *(_dense(c) if mlp == "dense" else _experts(c)))
+            parts = (*attention(c), *(mla.indexer(c) if indexer == "full" else ()))
+            kinds[f"{mlp}/{indexer}"] = (*parts, *(dense(c) if mlp == "dense" else experts(c)))
     kinds["mtp"] = (*kinds[f"sparse/{_draft_indexer(c)}"], *blocks.draft(c))
 
     return Schema(
@@ -64,7 +62,7 @@ def schema(c: Config) -> Schema:
         kinds=kinds,
         layers=tuple(f"{mlp}/{indexer}" for mlp, indexer in zip(mlp_types(c), indexers, strict=True)),
         drafts=("mtp",) * c.size("num_nextn_predict_layers", 0, least=0),
-        carries=tuple((replace(selection, source=s),) if s < i else () for i, s in enumerate(selecting)),
+        carries=selections(c, indexers),
     )
 
 
@@ -79,6 +77,13 @@ def mlp_types(c: Config, *, dense: int = 0) -> tuple[str, ...]:
     if len(types) != num_layers or not set(types) <= {"dense", "sparse"}:
         raise ConfigError(f"config.json: mlp_layer_types must give dense or sparse for each of {num_layers} layers")
     return types
+
+
+def selections(c: Config, indexers: Sequence[str]) -> tuple[tuple[Carried, ...], ...]:
+    """Return for each layer the selection of tokens that it takes from an earlier one; nothing where it makes its own."""
+    selecting = accumulate((0 if kind == "shared" else i for i, kind in enumerate(indexers)), max)
+    selection = Carried("topk_indices", (c.size("index_topk", 1),), "I64")
+    return tuple((replace(selection, source=source),) if source < i else () for i, source in enumerate(selecting))
 
 
 def indexer_types(c: Config) -> tuple[str, ...]:
@@ -154,7 +159,8 @@ def _indexer_spec(c: Config, rope_dim: int) -> IndexerSpec | None:
     return IndexerSpec(c.size("index_topk"), c.size("index_n_heads"), c.size("index_head_dim"), rope_dim, interleaved)
 
 
-def _attention(c: Config) -> tuple[Tensor, ...]:
+def attention(c: Config) -> tuple[Tensor, ...]:
+    """Return a layer's attention with its norms: latent, or with heads where the config says so."""
     hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
     if not _is_latent(c):
         if c.flag("attention_bias"):
@@ -168,14 +174,22 @@ def _is_latent(c: Config) -> bool:
     return c.flag("use_mla", c.values["architectures"][0] != "DeepseekForCausalLM")
 
 
-def _dense(c: Config) -> tuple[Tensor, ...]:
+def dense(c: Config) -> tuple[Tensor, ...]:
+    """Return the MLP of a dense layer."""
     return blocks.gated_mlp(c.size("hidden_size"), c.size("intermediate_size"))
 
 
-def _experts(c: Config) -> tuple[Tensor, ...]:
+_UNCORRECTED = (
+    *("DeepseekForCausalLM", "DeepseekV2ForCausalLM"),
+    *("MistralLarge3ForCausalLM", "Mistral4ForCausalLM"),  # `mistral_large.py`
+)
+"""Architectures whose routers have a correction bias only with ``noaux_tc``."""
+
+
+def experts(c: Config) -> tuple[Tensor, ...]:
+    """Return router, routed experts and shared experts of a sparse layer."""
     hidden, inner = c.size("hidden_size"), c.size("moe_intermediate_size")
-    is_older = c.values["architectures"][0] in ("DeepseekForCausalLM", "DeepseekV2ForCausalLM")
-    corrected = not is_older or c.values.get("topk_method") == "noaux_tc"
+    corrected = c.values["architectures"][0] not in _UNCORRECTED or c.values.get("topk_method") == "noaux_tc"
     return (
         *blocks.experts(hidden, inner, c.size("n_routed_experts"), router_bias=corrected),
         *blocks.gated_mlp(hidden, inner * c.size("n_shared_experts", 1), logical="shared"),

@@ -46,11 +46,14 @@ def latent_attention(c: Config) -> tuple[Tensor, ...]:
     )
 
 
-def indexer(c: Config) -> tuple[Tensor, ...]:
-    """Return the tensors of an indexer; none where the config has no ``index_topk``."""
+def indexer(c: Config, inputs: int | None = None) -> tuple[Tensor, ...]:
+    """Return the tensors of an indexer; none where the config has no ``index_topk``.
+
+    Its queries are made of the compressed queries, or of ``inputs`` elements.
+    """
     if c.values.get("index_topk") is None:
         return ()
-    hidden, q_lora = c.size("hidden_size"), c.size("q_lora_rank")
+    hidden, q_lora = c.size("hidden_size"), c.size("q_lora_rank", inputs)
     heads, head = c.size("index_n_heads"), c.size("index_head_dim")
     return (
         linear("indexer.wq_b", heads * head, q_lora),

@@ -1,7 +1,7 @@
 """Reads ``config.json`` as a JSON object. What its keys mean is decided in the architectures.
 
 Older ModelOpt exports store the quantisation in a separate file, ``hf_quant_config.json``. It is read here and becomes the
-config's ``quantization_config``, where everything else expects it.
+config's ``quantization_config``, where everything else expects it. `loadmaster.checkpoint.params` reads another file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 from loadmaster.checkpoint.content import check_content
 from loadmaster.checkpoint.listing import base_model_of
-from loadmaster.checkpoint.lookalike import CONFIG, recognise
+from loadmaster.checkpoint.lookalike import CONFIG, PUBLISHERS, recognise
+from loadmaster.checkpoint.params import as_config
 from loadmaster.checkpoint.small_files import UnreadableError
 from loadmaster.checkpoint.source import Source
 from loadmaster.findings import Finding, Severity
@@ -27,10 +28,11 @@ QUANTISATION = "hf_quant_config.json"
 def read_config(source: Source) -> tuple[dict[str, Any] | None, tuple[Finding, ...]]:
     """Read a checkpoint's config.json; None with a finding where it is missing or cannot be used.
 
+    Without a config.json, Mistral's ``params.json`` is read (`loadmaster.checkpoint.params`).
     If it has no ``quantization_config``, that of ``hf_quant_config.json`` is added, where that file exists.
     """
     if not source.has(CONFIG):
-        return None, (_missing(source),)
+        return _publishers(source)
     config = read_object(source, CONFIG, "error")
     if isinstance(config, Finding):
         return None, (config,)
@@ -49,6 +51,15 @@ def read_config(source: Source) -> tuple[dict[str, Any] | None, tuple[Finding, .
     if quantisation["quant_algo"] is None:  # only the KV cache is quantised
         return config, ()
     return {**config, "quantization_config": {"quant_method": "modelopt", **quantisation}}, ()
+
+
+def _publishers(source: Source) -> tuple[dict[str, Any] | None, tuple[Finding, ...]]:
+    """Read the config in its publisher's own form, where there is no config.json and it can be read."""
+    params = read_object(source, PUBLISHERS, "error") if source.has(PUBLISHERS) else None
+    if isinstance(params, Finding):
+        return None, (params,)
+    config = None if params is None else as_config(params)
+    return (None, (_missing(source),)) if config is None else (config, ())
 
 
 def _missing(source: Source) -> Finding:

@@ -16,6 +16,7 @@ from loadmaster.formats import (
     FP4,
     FP8_CHANNEL,
     FP8_TENSOR,
+    FP8_TENSOR_OTHERS,
     INT8_CHANNEL,
     MXFP4,
     MXFP4_PACKED,
@@ -43,6 +44,7 @@ FORMATS: Final[tuple[Format, ...]] = (
     FP8_CHANNEL,
     fp8_block(suffix="weight_scale", input_scale=True),
     FP8_TENSOR,
+    *FP8_TENSOR_OTHERS,
     INT8_CHANNEL,
 )
 """The formats that are looked for, in this order."""

@@ -123,12 +123,21 @@ def fp8_block(
 
 _INPUT_SCALE = Component("input_scale", SCALE, optional=True)
 
-FP8_TENSOR = Format(
-    "fp8_tensor",
-    (Component("weight", ("F8_E4M3",), (OUT, IN)), Component("weight_scale", SCALE), _INPUT_SCALE),
-)
+
+def _fp8_tensor(scale: str, of_inputs: Component) -> Format:
+    return Format("fp8_tensor", (Component("weight", ("F8_E4M3",), (OUT, IN)), Component(scale, SCALE), of_inputs))
+
+
+FP8_TENSOR = _fp8_tensor("weight_scale", _INPUT_SCALE)
 """FP8 with one factor for the whole tensor, and one for its activations where those are static. vLLM, ModelOpt,
 compressed-tensors."""
+
+FP8_TENSOR_OTHERS = (
+    _fp8_tensor("weight_scale_inv", Component("activation_scale", SCALE, optional=True)),
+    _fp8_tensor("qscale_weight", Component("qscale_act", SCALE, optional=True)),
+)
+"""The same as transformers names it (``integrations/finegrained_fp8.py``), and as Mistral does in checkpoints with its own names
+(``mistral_large_3.py`` in ``vllm/model_executor/models``)."""
 
 FP8_CHANNEL = Format(
     "fp8_channel",

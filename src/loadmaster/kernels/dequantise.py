@@ -81,7 +81,9 @@ def _fp8_block(format_: Format, c: Components, shape: Pair, origin: Pair) -> Ten
 
 def _scaled(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
     """FP8 and INT8 with a factor for the tensor ``[..., 1]`` or for each row ``[..., rows, 1]``."""
-    scale = c["weight_scale"][..., None] if format_.name == "fp8_tensor" else c["weight_scale"]
+    scale = c[format_.components[1].suffix]
+    if format_.name == "fp8_tensor":
+        scale = scale[..., None]
     return c["weight"].to(torch.float32).mul_(scale.to(torch.float32))
 
 

@@ -19,8 +19,11 @@ DIVIDED_BY: Final = ("weight_global_scale", "input_global_scale")
 """Components of `loadmaster.formats.NVFP4` that values are divided by, not multiplied."""
 
 _VALUES: Final = ("weight", "weight_packed", "qweight", "_blocks")
-_FACTORS: Final = ("weight_scale_inv", "weight_scale", "weight_scale_2", "weight_global_scale", "scales", "_scales")
-_ACTIVATIONS: Final = ("input_scale", "output_scale", "input_global_scale")
+_FACTORS: Final = (
+    *("weight_scale_inv", "weight_scale", "weight_scale_2", "weight_global_scale", "scales", "_scales"),
+    "qscale_weight",
+)
+_ACTIVATIONS: Final = ("input_scale", "output_scale", "input_global_scale", "activation_scale", "qscale_act")
 _INDEX: Final = ("g_idx", "weight_g_idx")
 _CACHE: Final = re.compile(r".*\.([qkv]|kv|prob)_scale")
 _SCALE: Final = re.compile(r"(.*[._])?scales?(_[^.]*)?")

@@ -16,6 +16,7 @@ from loadmaster.formats import (
     FP4,
     FP8_CHANNEL,
     FP8_TENSOR,
+    FP8_TENSOR_OTHERS,
     INT8_CHANNEL,
     MXFP4,
     MXFP4_PACKED,
@@ -143,7 +144,11 @@ def _fp8(q: Mapping[str, Any]) -> tuple[Format, ...]:
     if q.get("fmt", "e4m3") != "e4m3":
         raise UnsupportedError(f"config.json: quantization_config.fmt {q['fmt']!r} is not supported")
     block = q.get("weight_block_size")
-    return (FP8_TENSOR, FP8_CHANNEL) if block is None else (fp8_block(_block(block, "weight_block_size")),)
+    return (
+        (FP8_TENSOR, FP8_CHANNEL, *FP8_TENSOR_OTHERS)
+        if block is None
+        else (fp8_block(_block(block, "weight_block_size")),)
+    )
 
 
 def _deepseek_v4(q: Mapping[str, Any], expert_dtype: object) -> tuple[tuple[Format, ...], Format | None]:

@@ -72,7 +72,8 @@ def judge(
         return StoredForm(weight.dtype)
     met = [f for f in formats if f.components[0].suffix in stored]
     fitting = [f for f in met if stored[f.components[0].suffix].dtype in f.components[0].dtypes]
-    if fitting:
+    if fitting:  # of formats with the same values, the one whose other components are there explains a defect
+        fitting.sort(key=lambda f: -sum(c.suffix in stored for c in f.components))
         verdicts = [_encoded(item, f, stored) for f in fitting]
         return next((v for v in verdicts if isinstance(v, StoredForm)), verdicts[0])
     if met or weight is not None:

@@ -29,7 +29,7 @@ class Entry:
     number: int = 0
 
 
-STORED_OPTIONS = ("g_idx", "input_scale", "input_global_scale")
+STORED_OPTIONS = ("g_idx", "input_scale", "input_global_scale", "activation_scale", "qscale_act")
 """Optional components that are written wherever a format has them."""
 
 
