@@ -96,7 +96,7 @@ class Item:
 
     def named(self, suffix: str) -> str:
         """Return a component's name with ``{layer}`` and ``{expert}``."""
-        return self.name if suffix == "weight" else self.name.removesuffix("weight") + suffix
+        return _with_suffix(self.name, suffix)
 
     def around_expert(self, suffix: str, layer: int) -> tuple[str, str]:
         """Return the parts of `stored_name` before and after the expert's number.
@@ -106,9 +106,20 @@ class Item:
         ('layers.3.experts.', '.up.weight')
         """
         before, _, after = self.name.partition("{expert}")
-        if suffix != "weight":
-            after = after.removesuffix("weight") + suffix
+        after = _with_suffix(after, suffix)
         return before.format(layer=layer - self.origin), after.format(layer=layer - self.origin)
+
+
+def _with_suffix(name: str, suffix: str) -> str:
+    """Return the name of a component: its suffix replaces ``weight``, or follows a name without it.
+
+    >>> [_with_suffix(name, "weight_scale") for name in ("q_proj.weight", "w13_weight", "experts.down_proj")]
+    ['q_proj.weight_scale', 'w13_weight_scale', 'experts.down_proj_weight_scale']
+    """
+    stem = name.removesuffix("weight")
+    if suffix == "weight":
+        return name
+    return stem + suffix if stem != name or suffix.startswith("_") else f"{name}_{suffix}"
 
 
 def items(tensors: Iterable[Tensor], spelling: Spelling, origin: int = 0) -> tuple[Item, ...]:

@@ -1,0 +1,110 @@
+"""Muse-Spark: names of transformers, F32 hidden states across cuts, experts of another width, also in NVFP4."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadmaster.architectures.muse_spark import FAMILY
+from loadmaster.checkpoint import open_checkpoint
+from loadmaster.errors import UnsupportedError
+from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import build_plan, prove
+from loadmaster.sizing.cuts import list_boundaries
+from loadmaster.testing import check_loading, compare_with_transformers, write_checkpoint
+from loadmaster.testing.damaged import DamagedCheckpoint
+
+TEXT: dict[str, Any] = {
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "moe_intermediate_size": 48,
+    "moe_hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "vocab_size": 320,
+    "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+}
+TINY: dict[str, Any] = {
+    "architectures": ["MuseSparkForConditionalGeneration"],
+    "model_type": "muse_spark",
+    "dtype": "bfloat16",
+    "text_config": TEXT,
+}
+NVFP4 = TINY | {
+    "quantization_config": {
+        "quant_method": "modelopt",
+        "quant_algo": "NVFP4",
+        "ignore": [
+            "*self_attn*",
+            "*pre_expert_proj",
+            "*post_expert_proj",
+            "*mlp.gate_proj",
+            "*mlp.up_proj",
+            "*mlp.down_proj",
+        ],
+    }
+}
+
+
+@pytest.mark.parametrize("text", [TEXT, {"num_hidden_layers": 2}], ids=["tiny", "default sizes"])
+def test_names_and_shapes_are_those_of_transformers(text: dict[str, Any]) -> None:
+    audio = {"out_hidden_size": text.get("hidden_size", 8192)}
+    compare_with_transformers(FAMILY, TINY | {"text_config": text, "audio_config": audio})
+
+
+@pytest.mark.parametrize("config", [TINY, NVFP4], ids=["plain", "nvfp4"])
+def test_every_rank_gets_its_bytes(config: dict[str, Any], tmp_path: Path) -> None:
+    layouts = [ParallelLayout(2, 2), ParallelLayout(1, 4, enable_expert_parallel=True)]
+    assert check_loading(FAMILY, config, tmp_path, layouts=layouts) > 200
+
+
+@pytest.fixture(scope="module")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("muse") / "spark"
+    write_checkpoint(FAMILY, NVFP4, folder)
+    return folder
+
+
+def test_hidden_states_cross_cuts_as_f32(spark: Path) -> None:
+    listed = list_boundaries(build_plan(open_checkpoint(spark)))
+    assert {c.crosses for c in listed[1:4]} == {(("hidden_states", 96 * 4),)}
+
+
+def test_scales_of_stacked_experts_follow_their_names(spark: Path) -> None:
+    names = open_checkpoint(spark).table.ids
+    stem = "model.language_model.layers.1.mlp.experts.gate_up_proj"
+    assert {stem, f"{stem}_weight_scale", f"{stem}_weight_scale_2", f"{stem}_input_scale"} <= names.keys()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "change", "code"),
+    [
+        (r"layers\.1\.mlp\.experts\.gate_up_proj_weight_scale$", None, "scale-missing"),
+        (r"layers\.1\.mlp\.experts\.gate_up_proj$", lambda t: t[:, : t.shape[1] // 2], "shape-mismatch"),
+        (r"layers\.2\.mlp\.experts\.post_expert_norm\.weight", lambda t: t[:48], "shape-mismatch"),
+        (r"layers\.3\.post_attention_residual_gate\.gate", None, "tensor-missing"),
+        (r"layers\.3\.mlp\.gate\.weight", lambda t: t[:, :64], "shape-mismatch"),
+    ],
+)
+def test_a_defect_is_one_finding(pattern: str, change: Any, code: str, spark: Path, tmp_path: Path) -> None:
+    damaged = DamagedCheckpoint(Path(shutil.copytree(spark, tmp_path / "damaged")))
+    (name,) = damaged.names(pattern)
+    if change is None:
+        damaged.drop(pattern)
+    else:
+        damaged.change(pattern, change)
+    found = prove(build_plan(open_checkpoint(damaged.path))).findings
+    assert [(f.code, f.tensor) for f in found if f.code != "family-unchecked"] == [(code, name)]
+
+
+def test_biases_are_refused_by_name() -> None:
+    with pytest.raises(UnsupportedError, match="attention_bias True is not supported"):
+        FAMILY.schema(FAMILY.describe(TINY | {"text_config": TEXT | {"attention_bias": True}}))
