@@ -24,6 +24,7 @@ ALIKE = (
     "granite-moe",
     "qwen2",
     "olmo-2",
+    "mimo-v2.5-pro",
 )
 """Presets whose tables another preset has too."""
 DISTINCT_FIRST = quick(PLAIN, *(name for name in PLAIN if name not in ALIKE))
@@ -71,6 +72,7 @@ def test_what_the_published_configs_do_not_reach_is_known() -> None:
         "phi3": norms,
         "granite_moe": mlp | norms | {"head"},
         "olmo": {"input_norm"},
+        "mimo_v2": norms,
     }
 
 

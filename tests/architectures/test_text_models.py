@@ -118,3 +118,12 @@ def test_what_is_stored_unlike_a_llama_is_loaded_byte_for_byte(architecture: str
     config = {"architectures": [architecture], "dtype": "bfloat16", **MODELS[architecture]}
     layout = ParallelLayout(2, 2, num_draft_layers=MODELS[architecture].get("num_nextn_predict_layers", 0))
     assert check_loading(find_family(config), config, tmp_path, layouts=[layout]) > 0
+
+
+def test_groups_of_heads_are_divided_over_more_ranks_than_groups(tmp_path: Path) -> None:
+    """Two heads of keys on four ranks, which InternLM2 and Falcon-40B store with the queries that share them."""
+    falcon = {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}
+    for architecture, changes in (("InternLM2ForCausalLM", {}), ("FalconForCausalLM", falcon)):
+        config = {"architectures": [architecture], "dtype": "bfloat16", **MODELS[architecture], **changes}
+        layouts = [ParallelLayout(1, 4), ParallelLayout(1, 2)]
+        assert check_loading(find_family(config), config, tmp_path / architecture, layouts=layouts) > 0

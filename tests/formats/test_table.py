@@ -9,6 +9,7 @@ from loadmaster.formats import (
     FP8_TENSOR,
     INT8_CHANNEL,
     MXFP4,
+    MXFP4_LINEAR,
     NVFP4,
     NVFP4_MODELOPT,
     Format,
@@ -24,6 +25,7 @@ OUT, IN = 200, 340
 SCALAR = (1,)
 
 SHAPES = [
+    (MXFP4_LINEAR, {"weight": (200, 170), "weight_scale": (200, 11)}),
     (fp8_block(), {"weight": (200, 340), "weight_scale_inv": (2, 3)}),
     (fp8_block((64, 32)), {"weight": (200, 340), "weight_scale_inv": (4, 11)}),
     (

@@ -19,6 +19,7 @@ from loadmaster.formats import (
     FP8_TENSOR,
     INT8_CHANNEL,
     MXFP4,
+    MXFP4_LINEAR,
     MXFP4_PACKED,
     NVFP4,
     NVFP4_MODELOPT,
@@ -173,13 +174,16 @@ def test_values_of_fp4_are_those_of_mxfp4_stored_apart(random: torch.Generator) 
     codes = torch.randint(0, 256, (ROWS, COLUMNS // 2), generator=random, dtype=torch.uint8)
     exponents = torch.randint(100, 140, (ROWS, COLUMNS // 32), generator=random, dtype=torch.uint8)
     blocks = {"_blocks": codes.unflatten(-1, (-1, 16)), "_scales": exponents}
-    stored = {"weight": codes.view(torch.int8), "scale": exponents.view(torch.float8_e8m0fnu)}
+    stored = {
+        FP4: {"weight": codes.view(torch.int8), "scale": exponents.view(torch.float8_e8m0fnu)},
+        MXFP4_LINEAR: {"weight": codes, "weight_scale": exponents},
+        MXFP4_PACKED: {"weight_packed": codes, "weight_scale": exponents},
+    }
     expected = decoded(MXFP4, blocks, (ROWS, COLUMNS), whole((ROWS, COLUMNS)))
     for region in (whole((ROWS, COLUMNS)), ((8, 24), (0, 160)), ((0, 48), (32, 96)), ((1, 2), (16, 80))):
-        made = decoded(FP4, stored, (ROWS, COLUMNS), region)
-        packed = decoded(MXFP4_PACKED, {"weight_packed": codes, "weight_scale": exponents}, (ROWS, COLUMNS), region)
-        assert torch.equal(packed, made)
-        assert torch.equal(made, expected[tuple(slice(a, b) for a, b in region)])
+        for format_, tensors in stored.items():
+            made = decoded(format_, tensors, (ROWS, COLUMNS), region)
+            assert torch.equal(made, expected[tuple(slice(a, b) for a, b in region)])
 
 
 @pytest.mark.parametrize("format_", [FP8_TENSOR, NVFP4, NVFP4_MODELOPT])

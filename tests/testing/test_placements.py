@@ -12,12 +12,13 @@ from loadmaster.architectures import Family, Placement, Tensor, by_columns, by_r
 from loadmaster.architectures.registry import find_family
 from loadmaster.synth import PRESETS
 from loadmaster.testing import Compared, FamilyFaults, check_tables, compare_placements
+from loadmaster.testing.modelling import has_model
 from loadmaster.testing.placements import plans_of
 from tests.testing.packages.loadmaster_olmoe import FAMILY as OLMOE
 from tests.testing.test_olmoe import CONFIG as OLMOE_CONFIG
 from tests.versions import TRANSFORMERS
 
-MODELS = [name for name, preset in PRESETS.items() if preset.format is None]
+MODELS = [name for name, p in PRESETS.items() if p.format is None and has_model(p.config_of(tiny=True))]
 
 ATTENTION = {"attn.o", "attn.q", "attn.k", "attn.v"}
 EXPERTS = set() if TRANSFORMERS >= (5, 21) else {"moe.gate", "moe.up", "moe.down"}

@@ -7,6 +7,7 @@ A family's file combines them and adds its own tensors. Spellings are those of t
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.schema import (
@@ -54,25 +55,22 @@ def attention(
     out_bias: bool = False,
     q_norm: int = 0,
     k_norm: int = 0,
+    v_head: int | None = None,
+    groups: int = 1,
 ) -> tuple[Tensor, ...]:
     """Return q, k, v, o of ``heads`` × ``head``; norms of queries and keys of that many elements where given.
 
-    Key and value heads are repeated where there are fewer of them than ranks. A norm over one head is on all ranks; a
-    norm over all heads is cut with them.
+    ``v_head`` are the elements of a head of values, where these are others. ``groups`` are those in which a checkpoint packs
+    q, k and v (`Packed`). Key and value heads are repeated where there are fewer of them than ranks. A norm over one head is
+    on all ranks; a norm over all heads is cut with them.
     """
-    kv = by_rows(head, repeat=True)
-    tensors = [
-        linear("attn.q", heads * head, hidden, by_rows(head)),
-        linear("attn.k", kv_heads * head, hidden, kv),
-        linear("attn.v", kv_heads * head, hidden, kv),
-        linear("attn.o", hidden, heads * head, by_columns(head)),
-    ]
+    v_head = v_head or head
+    kv, rows = by_rows(head, repeat=True), by_rows(v_head, repeat=True)
+    parts = [("q", heads * head, by_rows(head)), ("k", kv_heads * head, kv), ("v", kv_heads * v_head, rows)]
+    tensors = [replace(linear(f"attn.{part}", size, hidden, cut), groups=groups) for part, size, cut in parts]
+    tensors.append(linear("attn.o", hidden, heads * v_head, by_columns(v_head)))
     if bias:
-        tensors += [
-            Tensor("attn.q_bias", (heads * head,), by_rows(head)),
-            Tensor("attn.k_bias", (kv_heads * head,), kv),
-            Tensor("attn.v_bias", (kv_heads * head,), kv),
-        ]
+        tensors += [Tensor(f"attn.{part}_bias", (size,), cut, groups=groups) for part, size, cut in parts]
     if out_bias:
         tensors.append(Tensor("attn.o_bias", (hidden,)))
     if q_norm:

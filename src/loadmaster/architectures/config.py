@@ -68,6 +68,13 @@ class Config:
             raise ConfigError(f"{self.where}: {key} is {_short(value)}, expected a list of integers of at least 0")
         return tuple(value)
 
+    def marks(self, key: str, count: int) -> tuple[bool, ...]:
+        """Return a list of 0 and 1 for each of ``count`` layers as booleans; absent or null is empty."""
+        values = self.sizes(key)
+        if values and (len(values) != count or not {*values} <= {0, 1}):
+            raise ConfigError(f"{self.where}: {key} must give 0 or 1 for each of {count} layers")
+        return tuple(value == 1 for value in values)
+
     def strings(self, key: str) -> tuple[str, ...]:
         """Return a list of strings; absent or null is empty."""
         value = self.values.get(key) or []

@@ -1,6 +1,7 @@
 """Falcon, Bloom and GPT-NeoX (Pythia): q, k and v alternate by head, or in Falcon-40B and later by group of heads.
 
-Falcon-7B has one head of keys and values, stored after all of q. Published Blooms have no ``transformer.`` before their names.
+Falcon-7B has one head of keys and values, stored after all of q: one group. Published Blooms have no ``transformer.`` before
+their names.
 
 Sources: ``modeling_falcon.py``, ``modeling_bloom.py`` and ``modeling_gpt_neox.py`` of transformers.
 """
@@ -20,8 +21,7 @@ def falcon(c: Config) -> Schema:
     head, bias = hidden // heads, c.flag("bias")
     if c.flag("new_decoder_architecture"):
         groups = c.size("num_kv_heads", c.optional_size("n_head_kv") or heads)
-        share = heads // groups
-        attention = grouped(hidden, groups, (share + 2) * head, share * head, bias=bias, out_bias=bias)
+        attention = blocks.attention(hidden, heads, groups, head, bias=bias, out_bias=bias, groups=groups)
         norms: tuple[str, ...] = (
             ("attn_norm", "mlp_norm") if c.size("num_ln_in_parallel_attn", 2) == 2 else ("input_norm",)
         )
@@ -80,7 +80,7 @@ _FALCON: Spelling = {
         attn__qkv="self_attention.query_key_value",
         attn__o="self_attention.dense",
     ),
-    **packed_qkv(_H + "{layer}.self_attention.query_key_value"),
+    **packed_qkv(_H + "{layer}.self_attention.query_key_value", by_group=True),
 }
 _BLOOM: Spelling = {
     **_FALCON,

@@ -194,6 +194,16 @@ def _packed_faults(
                 f"{t.name} {_short(t)} and {part} {_short(other)} are packed into {spelled.name} one after another, so "
                 "all but their first dim, their experts and whether they are quantised must be equal"
             )
+        elif spelled.by_group and other.groups != t.groups:
+            yield f"{spelled.name} is packed by group: {t.name} has {t.groups} and {part} {other.groups}, expected as many"
+    if spelled.by_group and (spelled.stacked or spelled.transposed):
+        yield f"{spelled.name} is packed by group, which is not supported of experts in one tensor or stored (in, out)"
+    for part in spelled.parts if spelled.by_group else ():
+        if part in tensors and (tensors[part].groups < 1 or tensors[part].shape[0] % tensors[part].groups):
+            rows = tensors[part].shape[0]
+            yield f"{spelled.name} is packed by group, and the {rows} rows of {part} are not {tensors[part].groups} equal groups"
+    if spelled.apart and not spelled.by_group:
+        yield f"{spelled.name} is encoded apart in each group, and is not packed by group"
 
 
 # The native target ----------------------------------------------------------------------------------------------------

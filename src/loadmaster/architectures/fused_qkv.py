@@ -1,7 +1,7 @@
 """What older models have in common: q, k and v in one tensor, layer norms with biases, an MLP without a gate.
 
-Where the rows of q, k and v alternate by head, or by group of heads, the tensor is one logical tensor, cut in whole groups. Where
-they follow one another, q, k and v are cut each for itself. `falcon.py` and `gpt2.py` have the families.
+Where the rows of q, k and v alternate by head, the tensor is one logical tensor, cut in whole heads. Where they follow one
+another, or alternate by group of heads, q, k and v are cut each for itself. `falcon.py` and `gpt2.py` have the families.
 """
 
 from __future__ import annotations
@@ -87,10 +87,10 @@ def modules(root: str, **names: str) -> Spelling:
     }
 
 
-def packed_qkv(name: str, *, transposed: bool = False) -> dict[str, Packed]:
-    """Return q, k and v one after another in a module, and their biases."""
+def packed_qkv(name: str, *, transposed: bool = False, by_group: bool = False) -> dict[str, Packed]:
+    """Return q, k and v one after another in a module, or alternating by group, and their biases."""
     parts = ("attn.q", "attn.k", "attn.v")
     return {
-        **packed(name + ".weight", *parts, transposed=transposed),
-        **packed(name + ".bias", *(f"{part}_bias" for part in parts)),
+        **packed(name + ".weight", *parts, transposed=transposed, by_group=by_group),
+        **packed(name + ".bias", *(f"{part}_bias" for part in parts), by_group=by_group),
     }

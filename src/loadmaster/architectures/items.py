@@ -12,6 +12,7 @@ from math import prod
 
 from loadmaster.architectures.schema import Packed, Schema, Spelling, Tensor
 from loadmaster.errors import ConfigError
+from loadmaster.formats import Component
 from loadmaster.limits import ELEMENTS, TENSORS
 
 
@@ -21,7 +22,8 @@ class Item:
 
     ``key`` names it (the logical name, joined by ``+`` where it holds several), ``name`` is its stored name with
     ``{layer}`` and ``{expert}``, ``parts`` are the logical tensors in it, in order along their out dim. ``origin`` is the
-    layer that its names call 0.
+    layer that its names call 0. With ``groups``, the parts alternate: the first group of rows of each, then the second …;
+    ``apart``: each group is encoded as a tensor by itself.
     """
 
     key: str
@@ -30,6 +32,8 @@ class Item:
     stacked: bool = False
     transposed: bool = False
     origin: int = 0
+    groups: int = 1
+    apart: bool = False
 
     @property
     def first(self) -> Tensor:
@@ -71,14 +75,33 @@ class Item:
         """Whether plain weights are stored (in, out); vectors never are."""
         return self.transposed and len(self.first.shape) == 2
 
+    @property
+    def group(self) -> tuple[int, ...]:
+        """The logical shape of one group of rows, the same share of every part."""
+        return (self.shape[0] // self.groups, *self.shape[1:])
+
+    def component_shape(self, component: Component) -> tuple[int, ...]:
+        """Return the stored shape of a component of its format; groups that are encoded apart follow one another."""
+        if not self.apart or component.is_scalar:
+            return component.shape(self.shape)
+        of_group = zip(component.shape(self.group), component.grains, strict=True)
+        return tuple(n * self.groups if grain.dim == 0 else n for n, grain in of_group)
+
     def rows(self, part: str) -> tuple[int, int]:
-        """Return the rows, half open, that a part takes along the out dim."""
+        """Return the rows, half open, that a part takes along the out dim; where there are groups, within each of them."""
         at = 0
         for tensor in self.parts:
+            rows = tensor.shape[0] // self.groups
             if tensor.name == part:
-                return at, at + tensor.shape[0]
-            at += tensor.shape[0] + tensor.spare
+                return at, at + rows
+            at += rows + tensor.spare
         raise KeyError(part)
+
+    def runs(self, part: str) -> tuple[tuple[int, int], ...]:
+        """Return all rows, half open, that a part takes along the out dim, one run for each group."""
+        start, stop = self.rows(part)
+        step = self.group[0]
+        return tuple((g * step + start, g * step + stop) for g in range(self.groups))
 
     def stored_name(self, suffix: str, layer: int, expert: int | None = None) -> str:
         """Return the checkpoint's name of a component: its suffix replaces ``weight``, or follows the name."""
@@ -146,7 +169,9 @@ def _items(tensors: dict[str, Tensor], spelling: Spelling, origin: int) -> Itera
         if isinstance(spelled, Packed):
             if tensor.name == spelled.parts[0]:
                 parts = tuple(tensors[p] for p in spelled.parts)
-                yield Item("+".join(spelled.parts), spelled.name, parts, spelled.stacked, spelled.transposed, origin)
+                key, groups = "+".join(spelled.parts), tensor.groups if spelled.by_group else 1
+                form = (spelled.stacked, spelled.transposed, origin, groups, spelled.apart and groups > 1)
+                yield Item(key, spelled.name, parts, *form)
         else:
             yield Item(tensor.name, spelled, (tensor,), origin=origin)
 

@@ -1,7 +1,7 @@
 """Models of 2023 and 2024 with a gated MLP whose q, k and v are one tensor: Qwen 1, ChatGLM, Baichuan, InternLM2.
 
-In InternLM2 the rows alternate by group: the queries that share a head of keys, that head, and that of the values. The tensor is
-cut in whole groups, so there can't be more ranks than heads of keys. In the others q, k and v follow one another.
+In InternLM2 the rows alternate by group: the queries that share a head of keys, that head, and that of the values. In the others
+q, k and v follow one another.
 
 Sources: ``qwen.py``, ``chatglm.py``, ``baichuan.py`` and ``internlm2.py`` in ``vllm/model_executor/models``.
 """
@@ -12,9 +12,9 @@ from typing import Final
 
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.fused_qkv import grouped, modules, packed_qkv
+from loadmaster.architectures.fused_qkv import modules, packed_qkv
 from loadmaster.architectures.model import require
-from loadmaster.architectures.schema import Family, Param, Schema, Tensor, embedding, packed
+from loadmaster.architectures.schema import Family, Schema, Tensor, embedding, packed
 
 _OF_VLLM: Final = "transformers has no class of it; its names are those of vLLM's loader"
 
@@ -54,17 +54,12 @@ def baichuan(c: Config) -> Schema:
 def internlm2(c: Config) -> Schema:
     """Return the logical tensors of an InternLM2."""
     hidden, heads, kv_heads, head = blocks.heads_of(c)
-    share, bias = heads // kv_heads, c.flag("bias")
-    attention = grouped(hidden, kv_heads, (share + 2) * head, share * head, bias=bias, out_bias=bias)
+    bias = c.flag("bias")
+    attention = blocks.attention(hidden, heads, kv_heads, head, bias=bias, out_bias=bias, groups=kv_heads)
     return _model(c, c.size("num_hidden_layers"), hidden, c.size("intermediate_size"), attention)
 
 
-_NATIVE = (
-    *blocks.DECODER_NATIVE,
-    *blocks.NORM_BIASES_NATIVE,
-    Param("{block}.self_attn.wqkv.weight", ("attn.qkv",)),
-    Param("{block}.self_attn.wqkv.bias", ("attn.qkv_bias",)),
-)
+_NATIVE = (*blocks.DECODER_NATIVE, *blocks.NORM_BIASES_NATIVE)
 
 QWEN = Family(
     name="qwen",
@@ -135,12 +130,12 @@ INTERNLM2 = Family(
             "model.layers.",
             input_norm="attention_norm",
             post_norm="ffn_norm",
-            attn__qkv="attention.wqkv",
             attn__o="attention.wo",
             mlp__gate="feed_forward.w1",
             mlp__up="feed_forward.w3",
             mlp__down="feed_forward.w2",
         ),
+        **packed_qkv("model.layers.{layer}.attention.wqkv", by_group=True),
     },
     native=_NATIVE,
     waived=(blocks.INV_FREQ,),

@@ -56,7 +56,8 @@ class Tensor:
     plain formats it may be stored in. ``keep`` is the format of the running parameter, whatever is stored (router biases
     stay F32). ``usual`` are formats that need no remark although they are not the model's. ``experts`` > 0: one such
     tensor for each expert. ``optional`` names a group of tensors: a layer stores all of them or none. ``spare`` rows of zeros
-    follow it in its stored tensor, beyond those that the model has; they are left unread.
+    follow it in its stored tensor, beyond those that the model has; they are left unread. ``groups``: how many equal groups of
+    rows it has where it is packed with others by group (`Packed`).
     """
 
     name: str
@@ -70,6 +71,7 @@ class Tensor:
     experts: int = 0
     optional: str | None = None
     spare: int = 0
+    groups: int = 1
 
 
 def linear(
@@ -210,25 +212,37 @@ class Packed:
     ``name`` is its stored name, ``parts`` the logical tensors in order (one, where only the storage differs).
     ``stacked``: all experts in one tensor, along its first dim. ``transposed``: plain weights are stored (in, out);
     encoded ones as their format defines. Every part is spelled with an equal `Packed`.
+
+    ``by_group``: the first group of rows of every part, then the second of every part, and so on (`Tensor.groups` has their
+    number). ``apart``: each group is encoded as a tensor by itself, so quantisation blocks begin anew in each.
     """
 
     name: str
     parts: tuple[str, ...]
     stacked: bool = False
     transposed: bool = False
+    by_group: bool = False
+    apart: bool = False
 
 
 Spelling = Mapping[str, "str | Packed"]
 """Logical name -> stored name, with ``{layer}`` and ``{expert}``."""
 
 
-def packed(name: str, *parts: str, stacked: bool = False, transposed: bool = False) -> dict[str, Packed]:
+def packed(
+    name: str,
+    *parts: str,
+    stacked: bool = False,
+    transposed: bool = False,
+    by_group: bool = False,
+    apart: bool = False,
+) -> dict[str, Packed]:
     """Return the spelling of all ``parts`` of one stored tensor, to be merged into a `Spelling`.
 
     >>> sorted(packed("model.layers.{layer}.self_attn.qkv_proj.weight", "attn.q", "attn.k", "attn.v"))
     ['attn.k', 'attn.q', 'attn.v']
     """
-    return dict.fromkeys(parts, Packed(name, parts, stacked, transposed))
+    return dict.fromkeys(parts, Packed(name, parts, stacked, transposed, by_group, apart))
 
 
 def respelled(spelling: Spelling, *changes: tuple[str, str]) -> dict[str, str | Packed]:

@@ -218,6 +218,7 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
         (WITHIN, ABOVE),
         _outside("vision_encoder", "vision_projection"),
     ),
+    Wrapper(("MiMoV2OmniForCausalLM",), "MiMoV2ForCausalLM", (BESIDE, WITHIN), (), unchecked=_OF_VLLM),
     Wrapper(
         ("Ovis2ForConditionalGeneration",),
         None,

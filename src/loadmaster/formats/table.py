@@ -236,6 +236,16 @@ FP4 = Format(
 """DeepSeek-V4's FP4: two E2M1 values a byte (low nibble first), and a power of two for each 32: ``value = code * scale``. Source:
 ``vllm/models/deepseek_v4/quant_config.py``."""
 
+MXFP4_LINEAR = Format(
+    "mxfp4_linear",
+    (
+        Component("weight", ("U8",), (OUT, Grain(1, 2))),
+        Component("weight_scale", ("U8",), (OUT, Grain(1, 32, "cover"))),
+    ),
+)
+"""MXFP4 of single weights: two E2M1 values a byte (low nibble first), and the bits of an E8M0 for each 32:
+``value = code * 2^(scale - 127)``. MiMo-V2.6's experts. Source: ``Mxfp4MoEMethod`` in vLLM."""
+
 
 @cache
 def awq(group: int | None) -> Format:

@@ -117,10 +117,9 @@ def _mxfp4(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
 
 
 def _fp4(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
-    packed, scale = (component.suffix for component in format_.components)
+    packed, scale = (component.suffix for component in format_.components[:2])
     values = _e2m1(_nibbles(c[packed].view(torch.uint8))[..., : shape[1]])
-    # stored as bytes, a factor is the biased exponent that E8M0 is too
-    factors = (c[scale].view(torch.float8_e8m0fnu) if c[scale].dtype == torch.uint8 else c[scale]).to(torch.float32)
+    factors = c[scale].view(torch.float8_e8m0fnu).to(torch.float32)  # also stored as bytes
     out: Tensor = values * factors.index_select(-1, _groups(format_, scale, shape[1], origin[1], factors.device))
     return out
 
@@ -178,6 +177,7 @@ ARITHMETIC: dict[str, Callable[[Format, Components, Pair, Pair], Tensor]] = {
     "mxfp4": _mxfp4,
     "fp4": _fp4,
     "mxfp4_packed": _fp4,
+    "mxfp4_linear": _fp4,
     "int4_packed": _packed_int,
     "int8_packed": _packed_int,
     "awq": _awq,

@@ -19,6 +19,7 @@ from loadmaster.formats import (
     FP8_TENSOR_OTHERS,
     INT8_CHANNEL,
     MXFP4,
+    MXFP4_LINEAR,
     MXFP4_PACKED,
     NVFP4,
     NVFP4_MODELOPT,
@@ -93,6 +94,9 @@ def read_claims(config: Config, default_dtype: str) -> Claims:
     expert_dtype = quantization.get("expert_dtype", config.values.get("expert_dtype"))
     if method == "fp8" and expert_dtype is not None:
         formats, experts = _deepseek_v4(quantization, expert_dtype)
+    if method == "fp8" and (store_dtype := quantization.get("store_dtype")) is not None:
+        experts = _experts_as(store_dtype, quantization)
+        formats = (*formats, experts)
     ignored = _ignored(quantization)
     names = frozenset(n for n in ignored if not n.startswith("re:") and "*" not in n)
     prefixes = frozenset(n[:-1] for n in ignored if _is_prefix(n))
@@ -159,6 +163,20 @@ def _deepseek_v4(q: Mapping[str, Any], expert_dtype: object) -> tuple[tuple[Form
         )
     dense = fp8_block(_block(q.get("weight_block_size"), "weight_block_size"), suffix="scale")
     return ((dense, FP4), FP4) if expert_dtype == "fp4" else ((dense,), None)
+
+
+def _experts_as(store_dtype: object, q: Mapping[str, Any]) -> Format:
+    """Return the format of MiMo-V2.6's experts, which a key names beside the method of the rest.
+
+    Source: ``fp8.py`` in ``vllm/model_executor/layers/quantization``.
+    """
+    if store_dtype != "mxfp4" or q.get("mxfp4_block_size", 32) != 32:
+        raise UnsupportedError(
+            f"config.json: quantization_config: store_dtype {store_dtype!r} in blocks of {q.get('mxfp4_block_size', 32)!r} is "
+            "not supported",
+            hint="supported: mxfp4 in blocks of 32",
+        )
+    return MXFP4_LINEAR
 
 
 def _block(value: object, key: str) -> tuple[int, int]:

@@ -40,6 +40,7 @@ from loadmaster.architectures.items import Item
 from loadmaster.architectures.lower import Piece, pieces
 from loadmaster.architectures.schema import Param, Tensor
 from loadmaster.dtypes import join, widens
+from loadmaster.formats import Component, Format
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan.classes import LayerClass
 from loadmaster.plan.division import divide, first_copies
@@ -228,23 +229,44 @@ def view(item: Item, form: StoredForm, part: Tensor) -> Expression:
     Where the item is a stack of experts, so is the result.
     """
     member = item.members > 0
-    e: Expression
     if form.format is None:
         leaf = stored(Leaf(f"{item.key}/weight", form.dtype, item.plain_shape, member))
         dims = range(len(item.plain_shape))
-        e = permute(leaf, (*dims[:-2], dims[-1], dims[-2])) if item.is_transposed else leaf
-    else:
-        format_ = form.format.stacked() if item.stacked else form.format
-        operands = tuple(
-            stored(Leaf(f"{item.key}/{c.suffix}", dtype, c.shape(item.shape), member))
-            for c, dtype in zip(format_.components, form.dtypes, strict=True)
-        )
-        e = decode(format_, operands, item.shape)
-    if item.is_cut(part.name):
-        region = list(whole(e.shape))
-        region[1 if item.stacked else 0] = item.rows(part.name)
-        e = restrict(e, tuple(region))
-    return e
+        e: Expression = permute(leaf, (*dims[:-2], dims[-1], dims[-2])) if item.is_transposed else leaf
+        return _part_of(item, e, part)
+    format_ = form.format.stacked() if item.stacked else form.format
+    operands = tuple(
+        stored(Leaf(f"{item.key}/{c.suffix}", dtype, item.component_shape(c), member))
+        for c, dtype in zip(format_.components, form.dtypes, strict=True)
+    )
+    if not item.apart:
+        return _part_of(item, decode(format_, operands, item.shape), part)
+    groups = (decode(format_, _of_group(item, format_, operands, g), item.group) for g in range(item.groups))
+    rows = (item.rows(part.name), *whole(item.group[1:]))
+    return concat(0, tuple(restrict(group, rows) for group in groups))
+
+
+def _part_of(item: Item, e: Expression, part: Tensor) -> Expression:
+    """Return the rows of an item that a part takes; where there are groups, those of each, one after another."""
+    if not item.is_cut(part.name):
+        return e
+    along = 1 if item.stacked else 0
+    before, after = whole(e.shape[:along]), whole(e.shape[along + 1 :])
+    return concat(along, tuple(restrict(e, (*before, rows, *after)) for rows in item.runs(part.name)))
+
+
+def _of_group(item: Item, format_: Format, operands: Sequence[Expression], group: int) -> tuple[Expression, ...]:
+    """Return the components of one of the groups that are encoded apart: those without an out dim hold for all groups."""
+
+    def share(component: Component, operand: Expression) -> Expression:
+        region = list(whole(operand.shape))
+        for d, grain in enumerate(component.grains):
+            if grain.dim == 0:
+                rows = operand.shape[d] // item.groups
+                region[d] = (group * rows, (group + 1) * rows)
+        return restrict(operand, tuple(region))
+
+    return tuple(share(c, o) for c, o in zip(format_.components, operands, strict=True))
 
 
 def _placed(part: Part, form: StoredForm, numerics: Numerics, dtype: str | None, layout: ParallelLayout) -> Expression:

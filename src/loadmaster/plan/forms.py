@@ -86,7 +86,7 @@ def _encoded(item: Item, format_: Format, stored: Mapping[str, Signature]) -> St
     values = format_.components[0].suffix
     shaped = format_.stacked() if item.stacked else format_
     for component, alone in zip(shaped.components, format_.components, strict=True):
-        signature, expected = stored.get(component.suffix), component.shape(item.shape)
+        signature, expected = stored.get(component.suffix), item.component_shape(component)
         if signature is None:
             if component.optional:
                 continue
@@ -125,7 +125,7 @@ def _inadmissible(
     """Say what is wrong with values in a number format that neither the parameter nor a claimed format allows."""
     suffix = met[0].components[0].suffix if met else "weight"
     signature = stored[suffix]
-    shape = met[0].components[0].shape(item.shape) if met else item.plain_shape
+    shape = item.component_shape(met[0].components[0]) if met else item.plain_shape
     if not item.first.quantised and signature.shape != shape:
         return FormDefect("shape-mismatch", suffix, _shapes(shape, signature.shape))
     if item.first.quantised and not claimed and signature.dtype in ENCODED:
@@ -149,7 +149,7 @@ def _missing(item: Item, stored: Mapping[str, Signature], claimed: Sequence[Form
     dtypes = [*plain, *(values.dtypes if values else ())]
     if values and item.stacked:
         values = others[0].stacked().components[0]
-    shape = values.shape(item.shape) if values else item.plain_shape
+    shape = item.component_shape(values) if values else item.plain_shape
     message = f"expected {' or '.join(dtypes)} {list(shape)}, in no shard"
     return FormDefect("tensor-missing", suffix, message, shape=shape)
 

@@ -68,7 +68,7 @@ def _entries(preset: Preset, claims: Claims, item: Item, layer: int) -> Iterator
             component_dtype = component.dtypes[0]
             if preset.e8m0 and "F8_E8M0" in component.dtypes:
                 component_dtype = "F8_E8M0"
-            shape = component.shape(item.shape)
+            shape = item.component_shape(component)
             if item.stacked and unstacked.is_scalar:
                 shape = shape[:-1]  # one number for each expert
             signature = Signature(component_dtype, shape)

@@ -8,6 +8,7 @@ from typing import Any
 
 from loadmaster.architectures.registry import find_family
 from loadmaster.architectures.schema import Family
+from loadmaster.synth import hybrids
 from loadmaster.synth import models as m
 from loadmaster.synth.quantised import FP8, QUANTISED
 
@@ -340,6 +341,13 @@ PRESETS: dict[str, Preset] = {
             m.derived(m.OLMO2, architectures=["Olmo3ForCausalLM"], model_type="olmo3", vocab_size=100278),
             m.small(m.OLMO2),
             3,
+        ),
+        Preset("mimo-v2.5-pro", hybrids.MIMO_V2_PRO, hybrids.TINY_MIMO_V2, 34, f32=("moe.router",)),
+        Preset(
+            "mimo-v2.6-pro",
+            merged(hybrids.MIMO_V2_PRO, {"quantization_config": hybrids.MXFP4_EXPERTS}),
+            hybrids.TINY_MIMO_V2,
+            130,
         ),
     )
     for p in family.in_formats()

@@ -80,7 +80,9 @@ def write_tiny(
         if entry.number == 1:
             return pending.pop(entry.name)
         block, suffix = entry.format.block, entry.format.components[1].suffix
-        weight, scale = quantise_blocks(_random(entry, random), (block[0], block[1]), powers=preset.e8m0)
+        made = _random(entry, random)
+        parts = np.stack(np.split(made, entry.item.groups)) if entry.item.apart else made
+        weight, scale = quantise_blocks(parts, (block[0], block[1]), powers=preset.e8m0)
         pending[entry.name.removesuffix("weight") + suffix] = scale.astype(
             E8M0 if preset.e8m0 else np.float32
         ).tobytes()

@@ -93,7 +93,7 @@ class Expected:
             lead = 1 if holders[param.parts[0]][0].experts else 0
             along = next((d for d, g in enumerate(component.grains) if g.dim == 0 and g.kind != "inner"), None)
             if component.is_scalar:
-                arrays = [a.reshape(*a.shape[:lead], 1) for a in arrays]  # one number for each part
+                arrays = [a.reshape(*a.shape[:lead], -1) for a in arrays]  # one number for each part
             if len({a.dtype for a in arrays}) > 1:
                 continue  # parts of several widths, which are cast to one
             joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=lead + (along or 0))
@@ -171,6 +171,8 @@ class Expected:
     def _placed(self, array: Bits, component: Component, t: Tensor, item: Item, layer: int) -> Bits:
         """Return the rank's rows and columns of ``t``. Factors count rows in the whole item, including the parts before ``t``."""
         p, layout = t.placement, self.plan.layout
+        if item.groups > 1:
+            return self._of_groups(array, component, t, item, layer)
         packed = item.is_cut(t.name)
         first, last = item.rows(t.name)
         if p is None or (t.experts and layout.enable_expert_parallel):
@@ -186,6 +188,34 @@ class Expected:
             return _cut(array, component, t, 0, first + mine.start, first + mine.stop)
         array = _cut(array, component, t, p.dim, mine.start, mine.stop)
         return _cut(array, component, t, 0, first, last) if packed else array
+
+    def _of_groups(self, array: Bits, component: Component, t: Tensor, item: Item, layer: int) -> Bits:
+        """Return the rank's rows of a part whose groups alternate with those of others; factors follow row by row."""
+        p, groups = t.placement, item.groups
+        mine = range(t.shape[0])
+        if p is not None:
+            assert p.dim == 0 and not t.experts, "parts in groups are weights that are divided by rows"
+            index, count = self.plan.layout.axes(self.at.stage_slot)["tp"]
+            held = cut(t.shape[0], self._unit(t, item, layer), count, index, repeat=p.repeat)
+            mine = range(held.start, held.stop)
+        share, step = t.shape[0] // groups, item.group[0]
+        start = item.rows(t.name)[0]
+        runs: dict[int, list[int]] = {}  # group -> the rows within it
+        for row in mine:
+            runs.setdefault(row // share, []).append(start + row % share)
+        if component.is_scalar:
+            return np.repeat(array.reshape(1), len(runs))
+        along = next((d for d, g in enumerate(component.grains) if g.dim == 0), None)
+        if along is None:
+            return np.concatenate([array] * len(runs))
+        span = component.grains[along].span
+        stored: list[int] = []
+        for group, rows in runs.items():
+            if item.apart:  # blocks begin anew in each group
+                stored += dict.fromkeys(group * -(-step // span) + row // span for row in rows)
+            else:
+                stored += dict.fromkeys((group * step + row) // span for row in rows)
+        return np.take(array, stored, axis=along)
 
 
 def _lengthened(array: Bits, component: Component, t: Tensor, more: int) -> Bits:

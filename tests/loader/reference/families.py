@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.loader.reference import blocks, mixtures
+from tests.loader.reference import blocks, hybrids, mixtures
 from tests.loader.reference.blocks import layers
 from tests.loader.reference.loader import Loader
 from tests.loader.reference.place import Part
@@ -76,6 +76,7 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM"), gemma3),
     "Phi3ForCausalLM": phi3,
     **dict.fromkeys(("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"), mixtures.granite_moe),
+    "MiMoV2ForCausalLM": hybrids.mimo_v2,
     **dict.fromkeys(("Olmo2ForCausalLM", "Olmo3ForCausalLM"), olmo),
 }
 """Architecture -> how an engine loads it."""

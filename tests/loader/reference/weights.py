@@ -119,6 +119,15 @@ class Mxfp4(Weight):
         return (fp4(self.stored["_blocks"]).double() * powers[..., None]).float().flatten(-2)
 
 
+class Mxfp4Linear(Weight):
+    rows: ClassVar[Along] = {"weight": (-2, 1), "weight_scale": (-2, 1)}
+    columns: ClassVar[Along] = {"weight": (-1, 2), "weight_scale": (-1, 32)}
+
+    def values(self) -> torch.Tensor:
+        powers = 2.0 ** (self.stored["weight_scale"].double() - 127)
+        return (fp4(self.stored["weight"]).double() * powers.repeat_interleave(32, -1)).float()
+
+
 class PackedInt(Weight):
     def __init__(self, stored: Arrays, bits: int, group: int | None, act_order: bool) -> None:
         super().__init__(stored)
@@ -230,5 +239,7 @@ def find(stored: Arrays, base: str, quantisation: dict[str, Any]) -> Weight:
     if base + "weight_scale" not in stored:
         return Weight({"weight": stored[base + "weight" if base + "weight" in stored else base]})
     weight, scale = stored[base + "weight"], stored[base + "weight_scale"]
+    if weight.dtype == torch.uint8:
+        return Mxfp4Linear(took("weight", "weight_scale"))
     kind = PerTensor if scale.ndim < 2 else PerChannel if scale.shape[-2:] == (weight.shape[-2], 1) else Fp8Block
     return kind(took("weight", "weight_scale", "input_scale"))
