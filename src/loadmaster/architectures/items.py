@@ -119,7 +119,7 @@ class Item:
 
     def named(self, suffix: str) -> str:
         """Return a component's name with ``{layer}`` and ``{expert}``."""
-        return _with_suffix(self.name, suffix)
+        return with_suffix(self.name, suffix)
 
     def around_expert(self, suffix: str, layer: int) -> tuple[str, str]:
         """Return the parts of `stored_name` before and after the expert's number.
@@ -129,14 +129,14 @@ class Item:
         ('layers.3.experts.', '.up.weight')
         """
         before, _, after = self.name.partition("{expert}")
-        after = _with_suffix(after, suffix)
+        after = with_suffix(after, suffix)
         return before.format(layer=layer - self.origin), after.format(layer=layer - self.origin)
 
 
-def _with_suffix(name: str, suffix: str) -> str:
+def with_suffix(name: str, suffix: str) -> str:
     """Return the name of a component: its suffix replaces ``weight``, or follows a name without it.
 
-    >>> [_with_suffix(name, "weight_scale") for name in ("q_proj.weight", "w13_weight", "experts.down_proj")]
+    >>> [with_suffix(name, "weight_scale") for name in ("q_proj.weight", "w13_weight", "experts.down_proj")]
     ['q_proj.weight_scale', 'w13_weight_scale', 'experts.down_proj_weight_scale']
     """
     stem = name.removesuffix("weight")

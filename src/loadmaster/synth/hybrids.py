@@ -1,6 +1,6 @@
 """Configs of published models whose layers are of several kinds, and the values that make them tiny.
 
-As released on Hugging Face (XiaomiMiMo, nvidia), without the keys that are not used here.
+As released on Hugging Face (XiaomiMiMo), without the keys that are not used here.
 """
 
 from __future__ import annotations
@@ -74,61 +74,5 @@ TINY_MIMO_V2: dict[str, Any] = {
     "swa_num_key_value_heads": 4,
     "swa_v_head_dim": 64,
     "v_head_dim": 64,
-    "vocab_size": 320,
-}
-
-NEMOTRON_3_SUPER: dict[str, Any] = {
-    "architectures": ["NemotronHForCausalLM"],
-    "model_type": "nemotron_h",
-    "attention_bias": False,
-    "conv_kernel": 4,
-    "head_dim": 128,
-    "hidden_size": 4096,
-    "hybrid_override_pattern": (
-        "MEMEMEM*EMEMEMEM*EMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEM*EMEMEMEME"
-    ),
-    "mamba_head_dim": 64,
-    "mamba_num_heads": 128,
-    "mlp_bias": False,
-    "mlp_hidden_act": "relu2",
-    "moe_intermediate_size": 2688,
-    "moe_latent_size": 1024,
-    "moe_shared_expert_intermediate_size": 5376,
-    "mtp_hybrid_override_pattern": "*E",
-    "n_groups": 8,
-    "n_routed_experts": 512,
-    "n_shared_experts": 1,
-    "num_attention_heads": 32,
-    "num_experts_per_tok": 22,
-    "num_hidden_layers": 88,
-    "num_key_value_heads": 2,
-    "num_nextn_predict_layers": 1,
-    "routed_scaling_factor": 5.0,
-    "ssm_state_size": 128,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "use_bias": False,
-    "use_conv_bias": True,
-    "vocab_size": 131072,
-}
-TINY_NEMOTRON_3: dict[str, Any] = {
-    # eight heads of 16 in two groups of 24 states: four ranks or more share a group
-    "head_dim": 16,
-    "hidden_size": 96,
-    "hybrid_override_pattern": "MEM*E-",
-    "intermediate_size": 224,
-    "mamba_head_dim": 16,
-    "mamba_num_heads": 8,
-    "max_position_embeddings": 512,
-    "moe_intermediate_size": 64,
-    "moe_latent_size": 48,
-    "moe_shared_expert_intermediate_size": 128,
-    "n_groups": 2,
-    "n_routed_experts": 8,
-    "num_attention_heads": 8,
-    "num_experts_per_tok": 2,
-    "num_hidden_layers": 6,
-    "num_key_value_heads": 2,
-    "ssm_state_size": 24,
     "vocab_size": 320,
 }

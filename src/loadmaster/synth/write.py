@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from loadmaster.architectures.items import with_suffix
 from loadmaster.checkpoint import Signature
 from loadmaster.dtypes import num_bytes
 from loadmaster.errors import InputError
@@ -83,9 +84,7 @@ def write_tiny(
         made = _random(entry, random)
         parts = np.stack(np.split(made, entry.item.groups)) if entry.item.apart else made
         weight, scale = quantise_blocks(parts, (block[0], block[1]), powers=preset.e8m0)
-        pending[entry.name.removesuffix("weight") + suffix] = scale.astype(
-            E8M0 if preset.e8m0 else np.float32
-        ).tobytes()
+        pending[with_suffix(entry.name, suffix)] = scale.astype(E8M0 if preset.e8m0 else np.float32).tobytes()
         return weight.tobytes()
 
     written = _write(preset, out, config, num_shards or preset.tiny_shards, body)
