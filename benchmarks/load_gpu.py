@@ -42,11 +42,7 @@ def make(path: Path, layers: int, *, small: bool) -> None:
 
     ``small``: as many tensors, of 32 KiB: what is left is what each tensor costs.
     """
-    import numpy as np
-    import orjson
-
     from loadmaster.synth import PRESETS
-    from loadmaster.synth.inventory import inventory
 
     preset = PRESETS["glm-5.1-fp8"]
     config = preset.config_of(tiny=False) | {
@@ -55,6 +51,16 @@ def make(path: Path, layers: int, *, small: bool) -> None:
         "num_nextn_predict_layers": 0,
         **(SMALL if small else {}),
     }
+    write_noise(path, preset, config)
+
+
+def write_noise(path: Path, preset: Any, config: dict[str, Any]) -> None:
+    """Write a preset's checkpoint with this config: random bytes, none of which is zero, other ones in each tensor."""
+    import numpy as np
+    import orjson
+
+    from loadmaster.synth.inventory import inventory
+
     entries = inventory(preset, config)
     total = sum(e.signature.num_bytes for e in entries)
     parts: list[list[Any]] = [[]]
@@ -71,6 +77,9 @@ def make(path: Path, layers: int, *, small: bool) -> None:
     with ProcessPoolExecutor(4) as pool:
         list(pool.map(_write, names, parts, [path / "noise"] * len(parts)))
     (path / "noise").unlink()
+    weight_map = {entry[0]: name.name for name, part in zip(names, parts, strict=True) for entry in part}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (path / "model.safetensors.index.json").write_bytes(orjson.dumps(index))
     (path / "config.json").write_bytes(orjson.dumps(config))
 
 
