@@ -99,6 +99,15 @@ SIZE: Final = Limit(
     "262,208 (the vocabulary of Gemma 3)",
     "shapes whose products are no numbers of 64 bits",
 )
+ROWS: Final = Limit(
+    2**32,
+    "rows of a table of n-grams",
+    "384,016,682 (DeepSeek-V4.1)",
+    "shapes whose products are no numbers of 64 bits",
+)
+HASH_HEADS: Final = Limit(
+    4_096, "hash heads of n-grams in all tables", "48 (DeepSeek-V4.1)", "seconds of looking for prime numbers"
+)
 ELEMENTS: Final = Limit(
     2**50, "elements in all tensors", "about 2^41 (2 trillion parameters)", "sums that are no numbers of 64 bits"
 )
@@ -140,7 +149,19 @@ LIMITS: Final[dict[str, tuple[Limit, ...]]] = {
         CONFIG_DEPTH,
         MANIFEST_BYTES,
     ),
-    "The model": (LAYERS, DRAFT_LAYERS, EXPERTS, SIZE, ELEMENTS, UNMET, UNQUANTISED, PATTERNS, PATTERN_CHARACTERS),
+    "The model": (
+        LAYERS,
+        DRAFT_LAYERS,
+        EXPERTS,
+        SIZE,
+        ROWS,
+        HASH_HEADS,
+        ELEMENTS,
+        UNMET,
+        UNQUANTISED,
+        PATTERNS,
+        PATTERN_CHARACTERS,
+    ),
     "The layout": (RANKS,),
 }
 """All limits, by subject."""
@@ -151,5 +172,8 @@ OF_KEYS: Final[dict[str, Limit]] = {
     "n_routed_experts": EXPERTS,
     "num_experts": EXPERTS,
     "num_local_experts": EXPERTS,
+    "engram_num_embeddings": ROWS,
+    "engram_vocab_size": ROWS,
+    "ngram_vocab_size_base": ROWS,
 }
 """Limits of a config's keys; all other counts and sizes have `SIZE`."""

@@ -19,7 +19,7 @@ KEYS = [
 ]
 RANK_KEYS = [
     *("rank", "pp_rank", "tp_rank", "dp_rank", "ep_rank", "layers", "draft_layers", "num_params", "resident_bytes"),
-    *("needed_bytes", "fetched_bytes", "replica_bytes", "num_reads", "staging_bytes", "carries"),
+    *("needed_bytes", "fetched_bytes", "replica_bytes", "num_reads", "staging_bytes", "carries", "host_bytes"),
 ]
 
 

@@ -17,7 +17,7 @@ def plan(dtype: str | None, target: str) -> Any:
     """A model of 4 GiB in BF16 that is stored in half of that."""
     num_bytes = (2 << 30) if target == "native" else (8 << 30) if dtype == "F32" else (4 << 30)
     return SimpleNamespace(
-        dtype=dtype or "BF16", num_ranks=1, target=target, rank=lambda _: SimpleNamespace(resident_bytes=num_bytes)
+        dtype=dtype or "BF16", num_ranks=1, target=target, rank=lambda _: SimpleNamespace(num_bytes=num_bytes)
     )
 
 

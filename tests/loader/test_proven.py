@@ -13,7 +13,7 @@ import pytest
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.engine import Engine
 from loadmaster.errors import LoadError, PlanError
-from loadmaster.loader import Receiver, load, load_rank, load_ranks
+from loadmaster.loader import Receiver, host, load_rank, load_ranks
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan, ProvenPlan, build_plan, prove
 from loadmaster.testing.damaged import DamagedCheckpoint
@@ -125,8 +125,8 @@ def test_a_read_that_was_not_carried_out_is_noticed(
         del every[left_out]
         carry_out(iter(every), num_readers)
 
-    carry_out = load.run_tasks
-    monkeypatch.setattr(load, "run_tasks", lossy)
+    carry_out = host.run_tasks
+    monkeypatch.setattr(host, "run_tasks", lossy)
     with pytest.raises(LoadError, match=r"loading is incomplete: [\d,]+ of [\d,]+ bytes of the plan were done"):
         load_rank(proven, 0)
 
@@ -142,12 +142,12 @@ def test_a_parameter_that_nothing_fills_is_named(proven: ProvenPlan, monkeypatch
 
 
 def test_a_parameter_that_does_not_exist_is_named(proven: ProvenPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Forgetful(load.Arena):
+    class Forgetful(host.Arena):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
             del self.tensors["norm.weight"]
 
-    monkeypatch.setattr(load, "Arena", Forgetful)
+    monkeypatch.setattr(host, "Arena", Forgetful)
     with pytest.raises(LoadError, match=r"rank 0: norm\.weight does not exist"):
         load_rank(proven, 0)
 

@@ -153,7 +153,8 @@ class Fill:
 class Shard:
     """``operand`` divided along ``dim`` over ``axis`` in whole ``unit``s (see `loadmaster.parallel.cut`).
 
-    ``dealt``: in single elements (experts); where they do not divide, the first coordinates have one more.
+    ``sections`` are units of different sizes. ``dealt``: in single elements (experts); where they do not divide, the first
+    coordinates have one more.
     """
 
     operand: Expression
@@ -162,6 +163,7 @@ class Shard:
     unit: int = 1
     repeat: bool = False
     dealt: bool = False
+    sections: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -317,7 +319,7 @@ def localise(e: Expression, coordinates: Coordinates) -> Expression:
             if e.dealt:
                 region[e.dim] = deal(operand.shape[e.dim], count, index)
             else:
-                part = cut(operand.shape[e.dim], e.unit, count, index, repeat=e.repeat)
+                part = cut(operand.shape[e.dim], e.unit, count, index, repeat=e.repeat, sections=e.sections)
                 region[e.dim] = (part.start, part.stop)
             return restrict(operand, tuple(region))
 

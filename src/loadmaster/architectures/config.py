@@ -63,8 +63,8 @@ class Config:
 
     def sizes(self, key: str) -> tuple[int, ...]:
         """Return a list of counts (of layers, mostly); absent or null is empty."""
-        value = self.values.get(key) or []
-        if not isinstance(value, list) or not all(type(v) is int and 0 <= v <= SIZE.value for v in value):
+        value, limit = self.values.get(key) or [], OF_KEYS.get(key, SIZE).value
+        if not isinstance(value, list) or not all(type(v) is int and 0 <= v <= limit for v in value):
             raise ConfigError(f"{self.where}: {key} is {_short(value)}, expected a list of integers of at least 0")
         return tuple(value)
 

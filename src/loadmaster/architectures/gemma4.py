@@ -70,8 +70,9 @@ def _sources(c: Config, is_full: Sequence[bool]) -> tuple[int, ...]:
 
 
 def _per_layer(c: Config, num_layers: int, ple: int) -> tuple[Tensor, ...]:
+    vocab = c.size("vocab_size_per_layer_input", 262_144)
     return (
-        Tensor("per_layer.embed", (c.size("vocab_size_per_layer_input", 262_144), num_layers * ple), by_vocabulary()),
+        Tensor("per_layer.embed", (vocab, num_layers * ple), by_vocabulary(), table="device"),
         linear("per_layer.projection", num_layers * ple, c.size("hidden_size", 2304)),
         Tensor("per_layer.norm", (ple,)),
     )

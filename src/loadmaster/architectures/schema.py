@@ -12,6 +12,9 @@ from loadmaster.architectures.config import Config
 from loadmaster.dtypes import PLAIN, num_bytes
 from loadmaster.errors import ConfigError
 
+Memory = Literal["host", "device"]
+"""The memory that a parameter is in: the host's, or that of the rank's device."""
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -21,7 +24,7 @@ class Placement:
     equally many whole units (vocabularies; experts cut in quantisation blocks). ``always``: it is padded to a multiple of
     ``pad`` even if it divides, and the padded size must divide. ``feeds`` names the row-parallel tensor that consumes the
     output of this one: where padding moves the cuts, both must be cut at the same positions, so this one is also cut in
-    whole words of that one's format.
+    whole words of that one's format. ``sections`` are units of different sizes, in order, which are held whole.
     """
 
     dim: int
@@ -30,6 +33,7 @@ class Placement:
     pad: int | None = None
     always: bool = False
     feeds: str | None = None
+    sections: tuple[int, ...] = ()
 
     def padding(self, size: int, count: int, unit: int = 1) -> int:
         """Return how many elements are added to a dim of ``size`` before ``count`` ranks get equally many ``unit``s each.
@@ -58,6 +62,9 @@ class Tensor:
     tensor for each expert. ``optional`` names a group of tensors: a layer stores all of them or none. ``spare`` rows of zeros
     follow it in its stored tensor, beyond those that the model has; they are left unread. ``groups``: how many equal groups of
     rows it has where it is packed with others by group (`Packed`).
+
+    ``table``: of its rows each token reads a few, so it may be in the memory of the host; the value says where it usually is.
+    ``block`` are the rows and columns that share a scale, where it is stored in blocks of another size than the rest.
     """
 
     name: str
@@ -72,6 +79,8 @@ class Tensor:
     optional: str | None = None
     spare: int = 0
     groups: int = 1
+    table: Memory | None = None
+    block: tuple[int, int] | None = None
 
 
 def linear(
@@ -306,6 +315,8 @@ class Target:
 
     ``sends`` are the names of what the engine passes from stage to stage (None: all that the schema names): no stage can
     begin where something else is needed. What the schema does not name has the shape of the hidden states (``residual``).
+
+    ``has_tables``: the engine can read tables (`Tensor.table`) in the memory of the host; others have all on the device.
     """
 
     name: str
@@ -316,6 +327,7 @@ class Target:
     fixed: bool = False
     dtypes: Mapping[str, str] = field(default_factory=dict)
     sends: tuple[str, ...] | None = None
+    has_tables: bool = False
 
     def block(self, layer: int, num_layers: int) -> str:
         """Return the name of the block of a stored layer."""
@@ -332,12 +344,14 @@ class Target:
 
     def adapted(self, schema: Schema) -> Schema:
         """Return a family's schema as this target places it."""
-        if not self.fixed:
+        if not self.fixed and self.has_tables:
             return schema
 
         def placed(t: Tensor) -> Tensor:
             p = t.placement
-            return t if p is None or p.pad is None else replace(t, placement=replace(p, always=True))
+            if t.table is not None and not self.has_tables:
+                t = replace(t, table=None)
+            return t if p is None or p.pad is None or not self.fixed else replace(t, placement=replace(p, always=True))
 
         kinds = {kind: tuple(map(placed, tensors)) for kind, tensors in schema.kinds.items()}
         return replace(schema, top=tuple(map(placed, schema.top)), kinds=kinds)

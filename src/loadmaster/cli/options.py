@@ -120,6 +120,15 @@ def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
         help="""'{"num_redundant_experts": N}' adds copies of the first N experts; other keys do not change the layout""",
     )
     layout.add_argument(
+        "--engram-config",
+        type=json_object,
+        default={},
+        metavar="JSON",
+        help="""'{"cpu_offload": true}' puts tables of which each token reads a few rows into the memory of the host, false onto
+        devices (default: n-gram tables on the host, others on devices); '{"embedding_across_dp": true}' divides their rows over
+        the tensor × data ranks; other keys do not change the layout""",
+    )
+    layout.add_argument(
         "--layer-partition",
         type=_counts,
         metavar="N,N,…|auto",

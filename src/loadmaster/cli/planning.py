@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from loadmaster.cli.options import AUTO, DTYPES
 from loadmaster.errors import UsageError
@@ -220,6 +220,8 @@ def _layout(args: argparse.Namespace, checkpoint: Checkpoint) -> ParallelLayout:
         data_parallel_size=args.data_parallel_size,
         expert_placement=args.expert_placement_strategy,
         num_redundant_experts=_redundant(args.eplb_config),
+        tables=_tables(args.engram_config),
+        tables_across_dp=_flag(args.engram_config, "embedding_across_dp") or False,
     )
 
 
@@ -233,6 +235,18 @@ def num_draft_layers(speculative_config: dict[str, Any] | None, checkpoint: Chec
     stored = (checkpoint.config or {}).get("num_nextn_predict_layers")
     drafts = stored if isinstance(stored, int) and stored > 0 else 1
     return drafts if wanted is None else min(drafts, wanted)
+
+
+def _tables(engram_config: dict[str, Any]) -> Literal["host", "device"] | None:
+    on_host = _flag(engram_config, "cpu_offload")
+    return None if on_host is None else "host" if on_host else "device"
+
+
+def _flag(engram_config: dict[str, Any], key: str) -> bool | None:
+    value = engram_config.get(key)
+    if not isinstance(value, bool | None):
+        raise UsageError(f"--engram-config: {key} is {value!r}, expected true or false")
+    return value
 
 
 def _redundant(eplb_config: dict[str, Any]) -> int:

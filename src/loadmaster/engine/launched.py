@@ -85,6 +85,6 @@ def require_memory_of(plan: ProvenPlan, device: str, launch: Launch | None) -> N
     if device != "cpu":
         return
     ranks = range(plan.num_ranks) if launch is None else launch.ranks_here()
-    resident = sum(plan.rank(rank).resident_bytes for rank in ranks)
+    resident = sum(plan.rank(rank).num_bytes for rank in ranks)
     hint = "use GPUs (--device cuda), or free memory"
     require_memory(resident, f"the {len(ranks)} rank(s) of the model take", hint=hint)

@@ -55,7 +55,7 @@ def plan_to_run(
         reasons.append(f"this CPU cannot compute in {plan.dtype}")
         plan = build("F32", NATIVE_DECODED if decoded else NATIVE)
     if weights == "auto" and decoded:
-        num_bytes = sum(plan.rank(rank).resident_bytes for rank in range(plan.num_ranks))
+        num_bytes = sum(plan.rank(rank).num_bytes for rank in range(plan.num_ranks))
         free = free_bytes()
         if free is not None and num_bytes + RESERVED_BYTES > free:
             reasons = [f"decoded they take {gib(num_bytes)}, and {gib(free)} are free"]

@@ -133,7 +133,7 @@ class Receiver:
             rank=derived.rank,
             needed_bytes=derived.needed_bytes,
             fetched_bytes=0,
-            resident_bytes=derived.resident_bytes,
+            resident_bytes=derived.num_bytes,
             direct_bytes=0,
             staged_bytes=0,
             staging_bytes=0,

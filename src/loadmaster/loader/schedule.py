@@ -39,10 +39,10 @@ def require_room(proof: Proof, ranks: Sequence[int], staging_bytes: int | None) 
     Raises:
         LoadError: it does not.
     """
-    largest = max((proof.ranks[r] for r in ranks), key=lambda r: r.resident_bytes)
+    largest = max((proof.ranks[r] for r in ranks), key=lambda r: r.resident_bytes + r.host_bytes)
     staging = proof.plan.rank(largest.rank).staging_bytes(staging_bytes or STAGING_BYTES)
     what = f"rank {largest.rank}: its parameters and staging take"
-    require_memory(largest.resident_bytes + staging, what, hint=MORE_RANKS)
+    require_memory(largest.resident_bytes + largest.host_bytes + staging, what, hint=MORE_RANKS)
 
 
 def load_in_turns(

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from loadmaster.arguments import expect, expect_int, expect_integer
+from loadmaster.arguments import expect, expect_int, expect_integer, shown
 from loadmaster.errors import LayoutError
 from loadmaster.limits import EXPERTS, RANKS
 from loadmaster.parallel.placement import deal, legal_counts
 
 ExpertPlacement = Literal["linear", "round_robin"]
+_SAID_IF_SET: Final = ("tables", "tables_across_dp")
+"""Fields that few models have a use for; the JSON of a layout has them only if they are set."""
+
 EXPERT_PLACEMENTS: Final[tuple[ExpertPlacement, ...]] = ("linear", "round_robin")
 
 
@@ -39,6 +42,8 @@ class ParallelLayout:
     separate axis). ``expert_placement`` deals them in runs (``linear``) or in turns (``round_robin``), with
     ``num_redundant_experts`` copies, of the first experts, after the last. ``layer_partition`` gives the number of layers
     of each stage; without it they are divided evenly. ``num_draft_layers`` MTP layers are loaded on the last stage.
+    ``tables`` puts all tables that may be in the memory of the host there, or on the devices; without it each is where it
+    usually is. With ``tables_across_dp`` their rows are divided over tensor × data ranks, so that a stage holds each once.
 
     Raises:
         ArgumentError: a value is not of its kind.
@@ -54,6 +59,8 @@ class ParallelLayout:
     data_parallel_size: int = 1
     expert_placement: ExpertPlacement = "linear"
     num_redundant_experts: int = 0
+    tables: Literal["host", "device"] | None = None
+    tables_across_dp: bool = False
 
     def __post_init__(self) -> None:
         for name in ("pipeline_parallel_size", "tensor_parallel_size", "data_parallel_size"):
@@ -81,6 +88,9 @@ class ParallelLayout:
             )
         if expect_integer("num_redundant_experts", self.num_redundant_experts) < 0:
             raise LayoutError(f"num_redundant_experts is {self.num_redundant_experts}, expected at least 0")
+        if self.tables not in (None, "host", "device"):
+            raise LayoutError(f"tables is {shown(self.tables)}, expected 'host', 'device' or None")
+        expect("tables_across_dp", self.tables_across_dp, bool, "True or False")
         if not self.enable_expert_parallel and (self.num_redundant_experts or self.expert_placement != "linear"):
             raise LayoutError(
                 "redundant experts and their placement are of whole experts, and every rank holds a slice of each",
@@ -182,7 +192,7 @@ class ParallelLayout:
 
     def as_json(self) -> dict[str, Any]:
         """Return the layout as JSON values under its own field names."""
-        value = asdict(self)
+        value = {k: v for k, v in asdict(self).items() if k not in _SAID_IF_SET or v}
         return value | {"layer_partition": list(self.layer_partition) if self.layer_partition is not None else None}
 
     @classmethod

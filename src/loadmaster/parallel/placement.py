@@ -17,19 +17,24 @@ class Cut:
     replicas: int = 1
 
 
-def cut(size: int, unit: int, count: int, index: int, *, repeat: bool = False) -> Cut:
+def cut(size: int, unit: int, count: int, index: int, *, repeat: bool = False, sections: tuple[int, ...] = ()) -> Cut:
     """Return coordinate ``index``'s part of a dim of ``size`` elements, divided over ``count`` in whole units.
 
     ``u = size / unit`` units over ``c = count`` coordinates: where ``c`` divides ``u`` each holds ``u / c``. With
     ``repeat`` (key/value heads), where ``u`` divides ``c`` coordinate ``i`` holds unit ``i // (c / u)``, and each unit is
-    held ``c / u`` times.
+    held ``c / u`` times. ``sections`` are units of different sizes, which add up to ``size``.
 
     >>> cut(1024, 128, 2, 1), cut(256, 128, 4, 3, repeat=True)
     (Cut(start=512, stop=1024, replicas=1), Cut(start=128, stop=256, replicas=2))
+    >>> cut(24, 1, 2, 1, sections=(5, 7, 11, 1))
+    Cut(start=12, stop=24, replicas=1)
 
     Raises:
         LayoutError: neither divides the other; the hint names the legal sizes.
     """
+    if sections:
+        part = cut(len(sections), 1, count, index, repeat=repeat)
+        return Cut(sum(sections[: part.start]), sum(sections[: part.stop]), part.replicas)
     units, rest = divmod(size, unit)
     if rest:
         raise LayoutError(f"{size} elements are no multiple of the unit {unit}")

@@ -74,6 +74,11 @@ class PlannedParam:
         """Bytes of the parameter."""
         return self.spec.num_bytes
 
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of the parameter on the rank's device."""
+        return 0 if self.spec.host else self.num_bytes
+
     @cached_property
     def moves(self) -> tuple[Move, ...]:
         """What is read for each piece: shared by all ranks and layers that hold the parameter."""
@@ -123,20 +128,24 @@ def compose(param: Param, bound: LayerClass, numerics: Numerics, layout: Paralle
         dtype = numerics.model_dtype
     num_experts = parts[0].tensor.experts
     experts = first_copies(layout.expert_slots(num_experts)) if num_experts else ()
-    return UnplacedParam(param, _fused(parts, numerics, dtype, layout), dtype is None, experts)
+    table = parts[0].tensor.table
+    host = table is not None and (layout.tables or table) == "host"
+    return UnplacedParam(param, _fused(parts, numerics, dtype, layout), dtype is None, experts, host)
 
 
 @dataclass(frozen=True)
 class UnplacedParam:
     """A parameter before placement: its expression, and whether its values stay encoded (values and scales apart).
 
-    ``experts``: where it is a stack, the expert of each slot, as `first_copies` gives them.
+    ``experts``: where it is a stack, the expert of each slot, as `first_copies` gives them. ``host``: it is kept in the memory
+    of the host.
     """
 
     param: Param
     expression: Expression
     is_encoded: bool
     experts: tuple[int, ...]
+    host: bool = False
 
     @cached_property
     def axes(self) -> tuple[str, ...]:
@@ -153,7 +162,7 @@ class UnplacedParam:
         name, parts = self.param.name, self.param.parts
         division = divide(self.expression, len(parts), self.experts, coordinates)
         if not self.is_encoded:
-            yield PlannedParam(ParamSpec(name, e.shape, e.dtype, division=division), parts, pieces(e))
+            yield PlannedParam(ParamSpec(name, e.shape, e.dtype, division=division, host=self.host), parts, pieces(e))
             return
         format_ = format_of(e)
         components = [encoded(e, i) for i in range(len(format_.components))]
@@ -168,12 +177,14 @@ class UnplacedParam:
                 format=format_.name,
                 components=tuple(names[1:]),
                 division=division,
+                host=self.host,
             ),
             parts,
             pieces(components[0]),
         )
         for component_of, component in zip(names[1:], components[1:], strict=True):
-            yield PlannedParam(ParamSpec(component_of, component.shape, component.dtype), parts, pieces(component))
+            spec = ParamSpec(component_of, component.shape, component.dtype, host=self.host)
+            yield PlannedParam(spec, parts, pieces(component))
 
 
 def component_name(name: str, suffix: str) -> str:
@@ -278,10 +289,15 @@ def _placed(part: Part, form: StoredForm, numerics: Numerics, dtype: str | None,
     if placement is None or (tensor.experts and layout.enable_expert_parallel):
         return e
     dim = placement.dim + (1 if part.item.stacked else 0)
-    axis, unit = "moe" if tensor.experts else "tp", unit_of(tensor, form, part.words)
+    axis, unit = axis_of(tensor, layout), unit_of(tensor, form, part.words)
     if can_pad(tensor, form) and (more := placement.padding(e.shape[dim], layout.axes(0)[axis][1], unit)):
         e = Concat(dim, (e, _zeros(e, dim, more)))
-    return Shard(e, dim, axis, unit, placement.repeat)
+    return Shard(e, dim, axis, unit, placement.repeat, sections=placement.sections)
+
+
+def axis_of(tensor: Tensor, layout: ParallelLayout) -> str:
+    """Return the axis that a placed tensor is divided over: all ranks of a stage, or those of a replica."""
+    return "moe" if tensor.experts or (tensor.table and layout.tables_across_dp) else "tp"
 
 
 def unit_of(tensor: Tensor, form: StoredForm, words: int = 1) -> int:

@@ -48,7 +48,7 @@ def _rows(e: Expression, dim: int, coordinates: Coordinates) -> Rows:
     if not isinstance(e, Shard) or e.dim != dim:
         return Rows(0, e.shape[dim], _real(e, dim))
     index, count = coordinates[e.axis]
-    held = cut(e.shape[dim], e.unit, count, index, repeat=e.repeat)
+    held = cut(e.shape[dim], e.unit, count, index, repeat=e.repeat, sections=e.sections)
     return Rows(held.start, held.stop - held.start, _real(e.operand, dim), count // held.replicas)
 
 

@@ -55,6 +55,7 @@ def judge(
     ``stored`` gives the signature of each component that is stored, by its suffix. ``claimed`` are the formats that the
     config announces; ``ignored`` says that it leaves this module out of them.
     """
+    claimed = [f.in_blocks(item.first.block) for f in claimed]
     formats = claimed if item.first.quantised else ()
     plain = item.first.dtypes
     weight = stored.get("weight")

@@ -25,7 +25,7 @@ from loadmaster.dtypes import widens
 from loadmaster.findings import Finding
 from loadmaster.parallel import ParallelLayout, cut
 from loadmaster.plan.classes import LayerClass
-from loadmaster.plan.composition import PlannedParam, view
+from loadmaster.plan.composition import PlannedParam, axis_of, view
 from loadmaster.plan.forms import StoredForm
 from loadmaster.plan.plan import Plan
 from loadmaster.plan.rank import RankPlan
@@ -107,14 +107,15 @@ def _holders(tensor: Tensor, plan: Plan, expert: int | None) -> int:
     layout = plan.layout
     if tensor.experts and layout.enable_expert_parallel:
         return _copies(layout, tensor.experts)[expert or 0]
-    axis, copies = ("moe", 1) if tensor.experts else ("tp", layout.data_parallel_size)
+    axis = axis_of(tensor, layout)
     count = layout.axes(0)[axis][1]
+    copies = layout.stage_size // count
     p = tensor.placement
     if p is None:
         return count * copies
     if p.pad is not None:  # zeros may be added, and no element is held twice
         return copies
-    return cut(tensor.shape[p.dim], p.unit, count, 0, repeat=p.repeat).replicas * copies
+    return cut(tensor.shape[p.dim], p.unit, count, 0, repeat=p.repeat, sections=p.sections).replicas * copies
 
 
 @cache

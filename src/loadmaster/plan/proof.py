@@ -66,6 +66,7 @@ class ProvenPlan(Plan):
 class RankFigures:
     """What one rank holds and reads; bytes unless named otherwise. ``layers`` is half open.
 
+    ``resident_bytes`` of its parameters are on its device, ``host_bytes`` are tables in the memory of the host.
     ``needed_bytes`` go into its parameters, ``fetched_bytes`` are read for them, ``replica_bytes`` are needed by a lower
     rank as well, or more than once by this one. ``carries`` is what its stage is handed by the one before.
     """
@@ -85,6 +86,7 @@ class RankFigures:
     num_reads: int
     staging_bytes: int
     carries: tuple[str, ...]
+    host_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -237,4 +239,5 @@ def _figures(plan: Plan, rank: RankPlan, replicas: Mapping[int, Sequence[int]], 
         num_reads=rank.num_reads,
         staging_bytes=rank.staging_bytes(staging_bytes),
         carries=rank.carries,
+        host_bytes=rank.host_bytes,
     )

@@ -58,6 +58,7 @@ class Held:
                 s.format,
                 tuple(named(name) for name in s.components),
                 s.division,
+                s.host,
             )
 
 
@@ -93,7 +94,17 @@ class RankPlan:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of the rank's parameters; an alias needs none."""
+        """Bytes of the rank's parameters on its device; an alias needs none."""
+        return sum(c.device_bytes for held in self.held if held.alias is None for c in held.composed)
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of the rank's parameters that are in the memory of the host, whatever its device is."""
+        return self.num_bytes - self.resident_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all of the rank's parameters."""
         return sum(c.num_bytes for held in self.held if held.alias is None for c in held.composed)
 
     @property
@@ -142,23 +153,33 @@ class RankPlan:
             ArgumentError: ``names`` includes only some parameters of a block.
         """
         names = _names(names)
-        held, number = [], np.full(self.num_params, -1, dtype=np.int32)
-        at = kept = 0
-        for h in self.held:
-            count = len(h.composed)
-            inside = [s.name in names for s in h.specs()]
-            if any(inside) and not all(inside):
-                lacks = next(s.name for s, is_in in zip(h.specs(), inside, strict=True) if not is_in)
+        inside = [[s.name in names for s in h.specs()] for h in self.held]
+        for h, is_in in zip(self.held, inside, strict=True):
+            if any(is_in) and not all(is_in):
+                lacks = next(s.name for s, is_there in zip(h.specs(), is_in, strict=True) if not is_there)
                 raise ArgumentError(
                     f"a block is loaded whole or not at all, and {lacks} is not among the tensors given"
                 )
-            if all(inside):
-                held.append(h)
-                number[at : at + count] = range(kept, kept + count)
-                kept += count
-            at += count
+        return self._part(inside)
+
+    def in_memory(self, *, host: bool) -> RankPlan:
+        """Return the part of the plan that fills the parameters in the memory of the host, or those on the device."""
+        return self._part([[c.spec.host == host for c in h.composed] for h in self.held])
+
+    def _part(self, keep: Sequence[Sequence[bool]]) -> RankPlan:
+        """Return the part of the plan that fills some of the parameters of each ``held``."""
+        every = np.array([kept for of_held in keep for kept in of_held], dtype=np.bool_)
+        number = np.where(every, np.cumsum(every) - 1, -1).astype(np.int32)
+        parts = (
+            replace(h, composed=tuple(c for c, kept in zip(h.composed, of_held, strict=True) if kept))
+            for h, of_held in zip(self.held, keep, strict=True)
+        )
         groups = (b.renumbered(number) for b in self.groups)
-        return replace(self, held=tuple(held), groups=tuple(b for b in groups if len(b.params)))
+        return replace(
+            self,
+            held=tuple(h for h in parts if h.composed),
+            groups=tuple(b for b in groups if len(b.params)),
+        )
 
     @property
     def num_reads(self) -> int:

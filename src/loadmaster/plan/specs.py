@@ -80,7 +80,7 @@ class ParamSpec:
     that hold its other ``components``, of which one is its ``scale``, with ``grids``, in row order; leading dims (experts)
     share them. ``alias`` names the parameter of the same rank whose memory this one
     shares (tied embeddings); an alias is never read or written on its own. ``division`` is given for every parameter but
-    the other components of a quantised weight.
+    the other components of a quantised weight. ``host``: it is in the memory of the host, whatever the rank's device is.
     """
 
     name: str
@@ -92,6 +92,7 @@ class ParamSpec:
     format: str | None = None
     components: tuple[str, ...] = ()
     division: Division = Division()
+    host: bool = False
 
     @property
     def num_bytes(self) -> int:

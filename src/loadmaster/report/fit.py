@@ -62,6 +62,7 @@ def candidate_object(c: Candidate) -> dict[str, Any]:
         "options": options_of(c.layout),
         "refused": c.refused,
         "resident_bytes": list(c.resident_bytes),
+        "host_bytes": list(c.host_bytes),
         "replicated_bytes": c.replicated_bytes,
         "crossing_bytes": c.crossing_bytes,
         "crosses": [dict(cut) for cut in c.crosses],
@@ -148,6 +149,8 @@ def reasons(c: Candidate) -> Iterator[str]:
     workload = c.memory.workload
     fullest, twice = gib(max(c.resident_bytes)), gib(c.replicated_bytes)
     yield f"{fullest} of parameters on the fullest rank, {twice} held more than once over all ranks"
+    if any(c.host_bytes):
+        yield f"{gib(max(c.host_bytes))} of tables in the memory of the host for the rank with the most, in addition"
     if c.memory.num_tokens is not None:
         at_once = c.memory.num_tokens / workload.max_model_len
         copies = c.layout.data_parallel_size

@@ -65,7 +65,9 @@ def memory_table(memory: Memory) -> tuple[list[str], list[list[str]]]:
         "KV cache",
     ]
     columns += ["of it indexer"] if has_index else []
+    has_tables = any(r.host_tables_bytes for r in memory.ranks)
     columns += ["batch ~", "CUDA ~", *(("device", "left ~") if has_devices else ("sum ~",)), "host staging"]
+    columns += ["host tables"] if has_tables else []
 
     def shown(num_bytes: int | None) -> str:
         return "unknown" if num_bytes is None else f"{num_bytes / size:.2f}"
@@ -78,7 +80,8 @@ def memory_table(memory: Memory) -> tuple[list[str], list[list[str]]]:
         cells += [shown(r.activations_bytes + r.logits_bytes), shown(r.runtime_bytes + r.graphs_bytes)]
         total = r.fixed_bytes + (r.cache_bytes or 0)
         cells += [shown(r.device_bytes), shown(r.left_bytes)] if has_devices else [shown(total)]
-        rows.append([numbers([other.rank for other in ranks]), *cells, shown(r.host_staging_bytes)])
+        cells += [shown(r.host_staging_bytes), *([shown(r.host_tables_bytes)] if has_tables else [])]
+        rows.append([numbers([other.rank for other in ranks]), *cells])
     return columns, rows
 
 
@@ -87,7 +90,15 @@ def alike(memory: Memory) -> list[list[RankMemory]]:
     _, size = unit_of(max(r.fixed_bytes for r in memory.ranks))
     groups: dict[tuple[object, ...], list[RankMemory]] = defaultdict(list)
     for r in memory.ranks:
-        sizes = (r.parameters_bytes, r.draft_bytes, r.request_bytes, r.cache_bytes, r.fixed_bytes, r.left_bytes)
+        sizes = (
+            r.parameters_bytes,
+            r.draft_bytes,
+            r.request_bytes,
+            r.cache_bytes,
+            r.fixed_bytes,
+            r.left_bytes,
+            r.host_tables_bytes,
+        )
         groups[tuple(None if n is None else round(n / size, 2) for n in (*sizes, r.device_bytes))].append(r)
     return list(groups.values())
 

@@ -25,6 +25,7 @@ LEGEND = (
     "needed: stored bytes of the rank's parameters; fetched: bytes read for them; replica: needed bytes that a lower rank "
     "also needs, or that the rank needs twice"
 )
+HOST = "resident: on the rank's device; host: tables in the memory of the host, of which each token reads a few rows"
 SPANS = (
     "for a tensor that is cut across its rows, each rank needs many short pieces, and reads the span that holds them"
 )
@@ -67,7 +68,19 @@ def print_ranks(console: Console, ranks: Sequence[RankFigures], layout: Parallel
     unit, size = unit_of(max((r.resident_bytes for r in ranks), default=0))
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     axes = ["pp", "dp", "tp"] if layout.data_parallel_size > 1 else ["pp", "tp"]
-    for column in ("rank", *axes, "layers", "params", f"resident {unit}", "needed", "fetched", "replica", "reads"):
+    host = ["host"] if any(r.host_bytes for r in ranks) else []
+    for column in (
+        "rank",
+        *axes,
+        "layers",
+        "params",
+        f"resident {unit}",
+        *host,
+        "needed",
+        "fetched",
+        "replica",
+        "reads",
+    ):
         table.add_column(column, justify="left" if column == "layers" else "right", no_wrap=True)
     table.add_column("receives", no_wrap=True)
     for line in lines_of(ranks):
@@ -79,7 +92,7 @@ def print_ranks(console: Console, ranks: Sequence[RankFigures], layout: Parallel
             *(at[axis] for axis in axes),
             f"{r.layers[0]}-{r.layers[1] - 1}" + "".join(f", mtp {d}" for d in r.draft_layers),
             f"{r.num_params:,}",
-            *_sizes(r, size),
+            *_sizes(r, size, with_host=bool(host)),
             f"{min(reads):,}" + (f"-{max(reads):,}" if min(reads) < max(reads) else ""),
             ", ".join(r.carries),
         )
@@ -88,8 +101,9 @@ def print_ranks(console: Console, ranks: Sequence[RankFigures], layout: Parallel
         say(console, words)
 
 
-def _sizes(r: RankFigures, size: int) -> tuple[str, ...]:
-    return tuple(f"{n / size:.2f}" for n in (r.resident_bytes, r.needed_bytes, r.fetched_bytes, r.replica_bytes))
+def _sizes(r: RankFigures, size: int, *, with_host: bool = True) -> tuple[str, ...]:
+    host = (r.host_bytes,) if with_host else ()
+    return tuple(f"{n / size:.2f}" for n in (r.resident_bytes, *host, r.needed_bytes, r.fetched_bytes, r.replica_bytes))
 
 
 def numbers(ranks: Sequence[int]) -> str:
@@ -106,12 +120,16 @@ def _summary(ranks: Sequence[RankFigures], size: int) -> Iterator[str]:
     needed, fetched = sum(r.needed_bytes for r in ranks), sum(r.fetched_bytes for r in ranks)
     if len(ranks) > 1:
         resident, replica = sum(r.resident_bytes for r in ranks), sum(r.replica_bytes for r in ranks)
+        tables = sum(r.host_bytes for r in ranks)
+        hosted = f"host {gib(tables)}, " if tables else ""
         most, least = max(ranks, key=lambda r: r.resident_bytes), min(ranks, key=lambda r: r.resident_bytes)
         yield (
-            f"{len(ranks)} ranks: resident {gib(resident)}, needed {gib(needed)}, fetched {gib(fetched)}, "
+            f"{len(ranks)} ranks: resident {gib(resident)}, {hosted}needed {gib(needed)}, fetched {gib(fetched)}, "
             f"replica {gib(replica)}; most resident: rank {most.rank} with {gib(most.resident_bytes)}, "
             f"least: rank {least.rank} with {gib(least.resident_bytes)}"
         )
     yield LEGEND
-    if fetched > needed and any(_sizes(r, size)[1] != _sizes(r, size)[2] for r in ranks):
+    if any(r.host_bytes for r in ranks):
+        yield HOST
+    if fetched > needed and any(_sizes(r, size)[2] != _sizes(r, size)[3] for r in ranks):
         yield f"fetched exceeds needed by {gib(fetched - needed)}: {SPANS}"

@@ -62,8 +62,9 @@ class Machine:
 class Candidate:
     """A legal layout. ``refused`` says why it does not fit; None: it does.
 
-    ``resident_bytes`` are the parameters of the fullest rank of each stage, ``replicated_bytes`` what all ranks hold more than
-    once, ``crosses`` what passes each cut, with its bytes a token. ``step_s`` is for comparison alone.
+    ``resident_bytes`` are the parameters of the fullest rank of each stage on its device, ``host_bytes`` those in the memory of
+    the host, ``replicated_bytes`` what all devices hold more than once, ``crosses`` what passes each cut, with its bytes a token.
+    ``step_s`` is for comparison alone.
     """
 
     layout: ParallelLayout
@@ -74,6 +75,7 @@ class Candidate:
     spans_hosts: bool
     step_s: float
     refused: str | None
+    host_bytes: tuple[int, ...] = ()
 
     @property
     def crossing_bytes(self) -> int:
@@ -107,7 +109,8 @@ class Fitter:
         self._plan, self._engine, self._options = plan, engine, options
         self._sizes = WeightSizes(plan)
         self._has_experts = any(t.experts for kind in plan.schema.kinds.values() for t in kind)
-        self._alone: Weights = self._sizes.at(ParallelLayout())
+        self._tables = plan.layout.tables, plan.layout.tables_across_dp
+        self._alone: Weights = self._sizes.at(ParallelLayout(tables=plan.layout.tables))
 
     def fit(self, machine: Machine) -> Fit:
         """Judge all layouts over a machine's devices, and find the smallest machine of such devices."""
@@ -128,7 +131,7 @@ class Fitter:
         return sorted(legal, key=_order), illegal
 
     def _layouts(self, num_devices: int) -> Iterator[ParallelLayout]:
-        drafts = self._plan.layout.num_draft_layers
+        drafts, (tables, across) = self._plan.layout.num_draft_layers, self._tables
         for stage_size in _divisors(num_devices):
             for tensor in _divisors(stage_size):
                 for whole_experts in (False, True) if self._has_experts and stage_size > 1 else (False,):
@@ -138,6 +141,8 @@ class Fitter:
                         whole_experts,
                         num_draft_layers=drafts,
                         data_parallel_size=stage_size // tensor,
+                        tables=tables,
+                        tables_across_dp=across,
                     )
 
     def _judge(self, layout: ParallelLayout, machine: Machine) -> Candidate:
@@ -163,7 +168,10 @@ class Fitter:
                 least[ranks[0]] = min(devices[r] for r in ranks)
             options = replace(options, device_bytes=tuple(least))
         last = plan.layout.stage_ranks(stages - 1)[0]
-        memory = measure(plan, fullest, self._engine, options, draft_bytes={last: weights.drafts})
+        host = tuple(weights.host.stage(first, end) if weights.host else 0 for first, end in plan.stages)
+        tables = dict(zip(fullest, host, strict=True))
+        drafts = {last: weights.drafts}
+        memory = measure(plan, fullest, self._engine, options, draft_bytes=drafts, host_bytes=tables)
         refused = errors(tuple(findings(memory)))
         return Candidate(
             plan.layout,
@@ -174,6 +182,7 @@ class Fitter:
             spans_hosts(layout, machine.per_host, has_experts=self._has_experts),
             self._step_s(layout, weights, resident, machine),
             refused[0].message if refused else None,
+            host,
         )
 
     def _step_s(self, layout: ParallelLayout, weights: Weights, resident: Sequence[int], machine: Machine) -> float:

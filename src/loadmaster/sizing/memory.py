@@ -87,6 +87,7 @@ class RankMemory:
 
     ``runtime_bytes``: the driver, the CUDA context with its libraries, and communication. ``request_bytes``: the KV cache of
     one request of the full length. ``left_bytes``: what nothing uses, negative if there is too little; None without a device.
+    ``host_tables_bytes`` are tables in the memory of the host, in addition to what staging takes there.
     """
 
     rank: int
@@ -103,6 +104,7 @@ class RankMemory:
     device_bytes: int | None
     left_bytes: int | None
     host_staging_bytes: int
+    host_tables_bytes: int = 0
 
     @property
     def fixed_bytes(self) -> int:
@@ -208,11 +210,13 @@ def measure(
     *,
     draft_bytes: Mapping[int, int] | None = None,
     staging_bytes: Mapping[int, int] | None = None,
+    host_bytes: Mapping[int, int] | None = None,
 ) -> Memory:
     """Return the memory of the ranks that ``resident_bytes`` gives the parameters of: all, or the fullest of each stage.
 
-    ``draft_bytes`` are the MTP layers' part of them, ``staging_bytes`` the host memory while loading; ranks that are missing have
-    none. Of a plan only the inputs, the stages and the dtype are used.
+    ``draft_bytes`` are the MTP layers' part of them, ``staging_bytes`` the host memory while loading,
+    ``host_bytes`` the tables in the memory of the host; ranks that are missing have none. Of a plan only the inputs, the stages
+    and the dtype are used.
 
     Raises:
         ConfigError: the length is not known, or longer than the config allows; or there is not one device for each rank.
@@ -230,7 +234,7 @@ def measure(
         if options.kv_cache_dtype != "auto":
             raise
         unknown = error.message
-    drafts, staging = draft_bytes or {}, staging_bytes or {}
+    drafts, staging, tables = draft_bytes or {}, staging_bytes or {}, host_bytes or {}
     stage_of = {rank: plan.layout.coordinate(rank).pp_rank for rank in resident_bytes}
     stages = {stage: _stage(plan, workload, cache, stage) for stage in set(stage_of.values())}
     runtime = runtime_bytes(plan, engine)
@@ -253,6 +257,7 @@ def measure(
                 device_bytes=options.device(rank),
                 left_bytes=None,
                 host_staging_bytes=staging.get(rank, 0),
+                host_tables_bytes=tables.get(rank, 0),
             )
         )
     num_blocks = None if cache is None else _num_blocks(ranks, workload, cache)
@@ -268,13 +273,14 @@ def measure_proof(proof: Proof, engine: Engine, options: MemoryOptions) -> Memor
     resident = {r.rank: r.resident_bytes for r in proof.ranks}
     staging = {r.rank: r.staging_bytes for r in proof.ranks}
     drafts = {r.rank: _draft_bytes(proof.plan, r) for r in proof.ranks if r.draft_layers}
-    return measure(proof.plan, resident, engine, options, draft_bytes=drafts, staging_bytes=staging)
+    tables = {r.rank: r.host_bytes for r in proof.ranks}
+    return measure(proof.plan, resident, engine, options, draft_bytes=drafts, staging_bytes=staging, host_bytes=tables)
 
 
 def _draft_bytes(plan: Plan, rank: RankFigures) -> int:
     drafts = (number for number, bound in enumerate(plan.classes) if bound.draft)
     slot = plan.layout.coordinate(rank.rank).stage_slot
-    return sum(c.num_bytes for number in drafts for c in plan.composed[number, slot])
+    return sum(c.device_bytes for number in drafts for c in plan.composed[number, slot])
 
 
 @dataclass(frozen=True, slots=True)

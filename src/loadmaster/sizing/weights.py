@@ -8,7 +8,7 @@ splits a quantisation block, and then by a few scales; a plan of the layout has 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -27,7 +27,7 @@ class Weights:
 
     ``first``, ``middle``, ``last`` and ``only`` are what a stage holds beside its decoder layers: embedding, norm, head and MTP
     layers, with the copies that sharing needs. ``embedding`` is the part of the first stage that a step does not read as a whole.
-    ``drafts`` are the MTP layers' own parameters.
+    ``drafts`` are the MTP layers' own parameters. All are on devices; ``host``: those in the memory of the host, if any.
     """
 
     layers: tuple[int, ...]
@@ -37,6 +37,7 @@ class Weights:
     only: int
     embedding: int
     drafts: int
+    host: Weights | None = None
 
     @cached_property
     def up_to(self) -> tuple[int, ...]:
@@ -77,14 +78,22 @@ class WeightSizes:
             layout.stage_size,
             layout.enable_expert_parallel,
             layout.num_redundant_experts,
+            layout.tables,
+            layout.tables_across_dp,
         )
         if key not in self._known:
             check_divisible(self._plan.all_classes, self._plan.schema, layout)
-            self._known[key] = self._weights(layout)
+            host, device = self._weights(layout, host=True), self._weights(layout, host=False)
+            self._known[key] = replace(device, host=host if any((*host.layers, host.only)) else None)
         return self._known[key]
 
-    def _weights(self, layout: ParallelLayout) -> Weights:
+    def _weights(self, layout: ParallelLayout, *, host: bool) -> Weights:
+        """Return the sizes of the parameters that are in the memory of the host, or of those on devices."""
         plan = self._plan
+
+        def in_memory(params: Iterable[PlannedParam]) -> int:
+            return sum(c.num_bytes for c in params if c.spec.host == host)
+
         num_layers, num_drafts = len(plan.schema.layers), plan.layout.num_draft_layers
         blocks = [p for p in plan.target.params if p.stage is None]
         composed = {
@@ -93,7 +102,7 @@ class WeightSizes:
         }
         tops = [p for p in plan.target.params if p.stage is not None]
         top = {0: {p.name: made for p in tops if (made := self._at(-1, plan.top_class, p.name, layout))}}
-        of_class = {number: sum(c.num_bytes for c in params) for (number, _), params in composed.items()}
+        of_class = {number: in_memory(params) for (number, _), params in composed.items()}
         sizes = [of_class[plan.class_of[layer][0]] for layer in range(num_layers + num_drafts)]
 
         def beside(stages: tuple[tuple[int, int], ...], pp_rank: int) -> int:
@@ -111,7 +120,7 @@ class WeightSizes:
                 top=top,
             )
             held = held_at(model, pp_rank, 0)
-            resident = sum(c.num_bytes for h in held if h.alias is None for c in h.composed)
+            resident = in_memory(c for h in held if h.alias is None for c in h.composed)
             return resident - sum(sizes[slice(*stages[pp_rank])])
 
         two = ((0, num_layers - 1), (num_layers - 1, num_layers))
@@ -122,7 +131,7 @@ class WeightSizes:
             middle=beside(three, 1) if num_layers > 2 else 0,
             last=beside(two, 1) if num_layers > 1 else 0,
             only=beside(((0, num_layers),), 0),
-            embedding=_embedding(top[0]),
+            embedding=0 if host else _embedding(top[0]),
             drafts=sum(sizes[num_layers:]),
         )
 
@@ -132,7 +141,9 @@ class WeightSizes:
         item = bound.item_of.get(param.parts[0])
         is_of_experts = item is not None and bool(item.first.experts)
         experts = (layout.stage_size, layout.enable_expert_parallel, layout.num_redundant_experts)
-        key = (number, name, experts if is_of_experts else layout.tensor_parallel_size)
+        tables = (layout.tensor_parallel_size, layout.stage_size, layout.tables, layout.tables_across_dp)
+        is_table = item is not None and item.first.table is not None
+        key = (number, name, experts if is_of_experts else tables if is_table else layout.tensor_parallel_size)
         if key not in self._composed:
             whole: UnplacedParam | None = compose(param, bound, self._plan.numerics, layout)
             self._composed[key] = () if whole is None else tuple(whole.at(layout.axes(0)))

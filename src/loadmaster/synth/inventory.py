@@ -52,6 +52,7 @@ def _entries(preset: Preset, claims: Claims, item: Item, layer: int) -> Iterator
     sample = item.stored_name("weight", layer, 0)
     quantised = first.quantised and bool(claims.formats) and not first.rarely and not claims.ignores(sample)
     format_ = (claims.experts if first.experts and claims.experts else claims.formats[0]) if quantised else None
+    format_ = format_ and format_.in_blocks(first.block)
     dtype = first.keep or ("F32" if first.name in preset.f32 else claims.model_dtype)
     for expert in range(item.members) if item.members else (None,):
         if format_ is None:

@@ -119,7 +119,7 @@ class Expected:
             if number is not None:
                 stored = self.table.signatures[self.table.signature[number]].dtype
                 if stored in f.components[0].dtypes:
-                    return f
+                    return f.in_blocks(item.first.block)
         return None
 
     def _id(self, item: Item, suffix: str, layer: int, expert: int = 0) -> int | None:
@@ -177,13 +177,14 @@ class Expected:
         first, last = item.rows(t.name)
         if p is None or (t.experts and layout.enable_expert_parallel):
             return _cut(array, component, t, 0, first, last) if packed else array
-        index, count = layout.axes(self.at.stage_slot)["moe" if t.experts else "tp"]
+        over_stage = t.experts or (t.table and layout.tables_across_dp)
+        index, count = layout.axes(self.at.stage_slot)["moe" if over_stage else "tp"]
         size = t.shape[p.dim]
         format_, unit = self._format(item, layer), self._unit(t, item, layer)
         if (more := p.padding(size, count, unit)) and (format_ is None or format_.zero_filled):
             array = _lengthened(_cut(array, component, t, 0, first, last), component, t, more)
             size, first, packed = size + more, 0, False
-        mine = cut(size, unit, count, index, repeat=p.repeat)
+        mine = cut(size, unit, count, index, repeat=p.repeat, sections=p.sections)
         if p.dim == 0:
             return _cut(array, component, t, 0, first + mine.start, first + mine.stop)
         array = _cut(array, component, t, p.dim, mine.start, mine.stop)

@@ -18,13 +18,13 @@ MakeTarget: TypeAlias = Callable[[Family, Config], Target]
 
 
 def _native(family: Family, config: Config) -> Target:
-    return Target(NATIVE, family.native)
+    return Target(NATIVE, family.native, has_tables=True)
 
 
 def _native_decoded(family: Family, config: Config) -> Target:
     """Return the native target without quantised parameters: they are decoded while they are loaded."""
     params = (replace(p, form="plain") if p.form == "stored" else p for p in family.native)
-    return Target(NATIVE_DECODED, tuple(params))
+    return Target(NATIVE_DECODED, tuple(params), has_tables=True)
 
 
 Engine: TypeAlias = Literal["native", "vllm"]

@@ -24,7 +24,7 @@ _PROVEN: Final = frozenset(
     {
         *("--model", "--revision", "--dtype", "--load-format"),
         *("--pipeline-parallel-size", "-pp", "--tensor-parallel-size", "-tp", "--data-parallel-size", "-dp"),
-        *("--enable-expert-parallel", "-ep", "--expert-placement-strategy", "--eplb-config"),
+        *("--enable-expert-parallel", "-ep", "--expert-placement-strategy", "--eplb-config", "--engram-config"),
         *("--host", "--port", "--served-model-name", "--max-model-len", "--api-key"),
     }
 )
@@ -63,6 +63,7 @@ class ServeOptions:
     enable_expert_parallel: bool
     expert_placement_strategy: str
     eplb_config: Mapping[str, Any]
+    engram_config: Mapping[str, Any]
     layer_partition: Sequence[int] | None
     speculative_config: Mapping[str, Any] | None
     dtype: str
@@ -159,8 +160,9 @@ def _arguments(options: ServeOptions) -> list[str]:
         arguments.append("--enable-expert-parallel")
     if options.expert_placement_strategy != "linear":
         arguments += ["--expert-placement-strategy", options.expert_placement_strategy]
-    if options.eplb_config:
-        arguments += ["--eplb-config", json.dumps(options.eplb_config)]
+    for name in ("eplb_config", "engram_config"):
+        if value := getattr(options, name):
+            arguments += [f"--{name.replace('_', '-')}", json.dumps(value)]
     if options.speculative_config is not None:
         arguments += ["--speculative-config", json.dumps(options.speculative_config)]
     if options.dtype != "auto":

@@ -105,7 +105,7 @@ _EVERY: Final = (
         "dcp-kv-cache-interleave-size cp-kv-cache-interleave-size elastic-ep-max-dp-size max-parallel-loading-workers "
         "worker-cls worker-extension-cls fault-tolerance-config safetensors-load-strategy "
         "safetensors-prefetch-num-threads safetensors-prefetch-block-size pt-load-map-location code-revision "
-        "renderer-num-workers engram-config offload-backend offload-num-in-group offload-prefetch-step logging-config "
+        "renderer-num-workers offload-backend offload-num-in-group offload-prefetch-step logging-config "
         "log-level log-config-file show-hidden-metrics-for-version otlp-traces-endpoint per-request-spec-decode-metrics "
         "kv-cache-metrics-sample custom-histogram-buckets jit-monitor-mode api-server-count max-log-len uvicorn-log-level "
         "disable-access-log-for-endpoints max-loras max-lora-rank lora-dtype max-cpu-loras max-lora-cls-labels "
@@ -183,7 +183,7 @@ _EVERY: Final = (
         LAYOUT,
         1,
         "pipeline-parallel-size tensor-parallel-size data-parallel-size expert-placement-strategy eplb-config "
-        "speculative-config dtype",
+        "engram-config speculative-config dtype",
     ),
     *_some(LAYOUT, 0, "enable-expert-parallel"),
     *_refused("quantization", 1, _AS_STORED, _FORMAT, "None"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args, overload
 
 import torch
@@ -21,6 +21,7 @@ from loadmaster.loader.completeness import Completeness
 from loadmaster.loader.cuda.job import IO, make_job
 from loadmaster.loader.cuda.ring import SLOT_BYTES, SLOTS_PER_READER, Ring, device_readers
 from loadmaster.loader.cuda.transfer import Transfer
+from loadmaster.loader.host import load_on_host
 from loadmaster.loader.memory import DeviceArena
 from loadmaster.loader.options import check_options, torch_device
 from loadmaster.loader.readers import check_files
@@ -90,7 +91,7 @@ def load_ranks(
     io: IO = "auto",
     allow_unproven: bool = False,
 ) -> dict[int, LoadedRank]:
-    """Load ranks onto GPUs of this host: rank → device, each its own or several on one.
+    """Load ranks onto GPUs of this host: rank → device, each its own or several on one. Tables go where the plan has them.
 
     ``tensors`` gives existing memory for a rank's parameters, by name: only these parameters of that rank are loaded.
     ``ring`` is page-locked memory that `make_ring` allocated; without it, it is allocated and freed here.
@@ -119,9 +120,40 @@ def load_ranks(
         if ring is None:
             ring = stack.enter_context(closing(make_ring(readers, staging_bytes)))
         readers = min(readers, ring.num_slots // SLOTS_PER_READER)
-        done = _transfer(plan, rank_plans, targets, given, source, ring, readers, on_progress, io)
-    end = time.perf_counter()
-    return {rank: _loaded(rank, done, targets[rank], begin, end) for rank in rank_plans}
+        on_devices = {rank: p.in_memory(host=False) for rank, p in rank_plans.items()}
+        done = _transfer(plan, on_devices, targets, given, source, ring, readers, on_progress, io)
+        end = time.perf_counter()
+        loaded = {rank: _loaded(rank, done, targets[rank], begin, end) for rank in rank_plans}
+        for rank, rank_plan in rank_plans.items():
+            if rank_plan.host_bytes:
+                tables = load_on_host(
+                    plan,
+                    rank_plan.in_memory(host=True),
+                    given.get(rank),
+                    source,
+                    on_progress,
+                    num_readers,
+                    staging_bytes,
+                )
+                loaded[rank] = _with_tables(loaded[rank], tables, rank_plan)
+    return loaded
+
+
+def _with_tables(loaded: LoadedRank, tables: LoadedRank, rank_plan: RankPlan) -> LoadedRank:
+    """Return a rank with its tables, which are in the memory of the host."""
+    report, more = loaded.report, tables.report
+    both = {name: getattr(report, name) + getattr(more, name) for name in _OF_BYTES}
+    seconds = report.seconds + more.seconds
+    phases = {**report.phases, "tables": more.seconds}
+    tensors = loaded.tensors | tables.tensors
+    return LoadedRank(
+        rank_plan.specs,
+        {s.name: tensors[s.name] for s in rank_plan.specs},
+        replace(report, **both, seconds=seconds, phases=phases),
+    )
+
+
+_OF_BYTES = ("needed_bytes", "fetched_bytes", "resident_bytes", "direct_bytes", "staged_bytes", "num_reads")
 
 
 def _rank_plans(
@@ -199,7 +231,7 @@ def _loaded(rank: int, done: _Done, device: torch.device, begin: float, end: flo
         rank=rank,
         needed_bytes=rank_plan.needed_bytes,
         fetched_bytes=rank_plan.fetched_bytes,
-        resident_bytes=rank_plan.resident_bytes,
+        resident_bytes=rank_plan.num_bytes,
         direct_bytes=job.direct_bytes[rank],
         staged_bytes=rank_plan.needed_bytes,
         staging_bytes=job.ring.num_bytes,

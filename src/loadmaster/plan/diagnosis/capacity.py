@@ -20,7 +20,7 @@ def fitting_partition(plan: PlannedModel, resident_bytes: Sequence[int], capacit
     """
     num_layers, num_stages = len(plan.schema.layers), len(plan.stages)
     stage_slots = range(plan.layout.stage_size)
-    block = {key: sum(c.num_bytes for c in composed) for key, composed in plan.composed.items()}
+    block = {key: sum(c.device_bytes for c in composed) for key, composed in plan.composed.items()}
     of_layer = np.array(
         [[block[plan.class_of[n][0], s] for s in stage_slots] for n in range(num_layers)], dtype=np.int64
     )

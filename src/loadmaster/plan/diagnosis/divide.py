@@ -9,7 +9,7 @@ from loadmaster.architectures.schema import Placement, Schema
 from loadmaster.errors import LayoutError
 from loadmaster.parallel import ParallelLayout, cut
 from loadmaster.plan.classes import LayerClass
-from loadmaster.plan.composition import can_pad, unit_of, words_fed
+from loadmaster.plan.composition import axis_of, can_pad, unit_of, words_fed
 
 LARGEST = 256
 """Tensor-parallel sizes up to this are tried for a hint."""
@@ -111,4 +111,7 @@ def _dims(classes: Sequence[LayerClass], layout: ParallelLayout) -> Iterator[_Di
                     p = t.placement
                     name = f"{t.name} ({item.name})"
                     padded = p if can_pad(t, form) else None
-                    yield _Dim(name, t.shape[p.dim], unit, "moe" if t.experts else "tp", p.repeat, padded, why)
+                    size = t.shape[p.dim]
+                    if p.sections:
+                        size, unit, why = len(p.sections), 1, " (sections of rows)"
+                    yield _Dim(name, size, unit, axis_of(t, layout), p.repeat, padded, why)

@@ -70,12 +70,17 @@ def mark(number: int, finding: Finding) -> Markup:
 def ranks_section(proof: Proof) -> Markup:
     """Return the figures of ranks; ranks of one stage with the same sizes share a line."""
     unit, size = unit_of(max(r.resident_bytes for r in proof.ranks))
-    columns = ("rank", "stage", "layers", "parameters", f"resident {unit}", "needed", "fetched", "replica", "reads")
+    host = ["host"] if any(r.host_bytes for r in proof.ranks) else []
+    sized = (f"resident {unit}", *host, "needed", "fetched", "replica")
+    columns = ("rank", "stage", "layers", "parameters", *sized, "reads")
     rows = []
     for line in lines_of(proof.ranks):
         r = line.ranks[0]
         layers = f"{r.layers[0]}–{r.layers[1] - 1}" + "".join(f", mtp {d}" for d in r.draft_layers)
-        sizes = (f"{n / size:.2f}" for n in (r.resident_bytes, r.needed_bytes, r.fetched_bytes, r.replica_bytes))
+        tables = (r.host_bytes,) if host else ()
+        sizes = (
+            f"{n / size:.2f}" for n in (r.resident_bytes, *tables, r.needed_bytes, r.fetched_bytes, r.replica_bytes)
+        )
         cells = (
             numbers([o.rank for o in line.ranks]),
             r.pp_rank,
