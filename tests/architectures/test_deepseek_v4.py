@@ -11,7 +11,7 @@ import torch
 
 from loadmaster.architectures.deepseek_v4 import FAMILY
 from loadmaster.checkpoint import open_checkpoint
-from loadmaster.errors import ConfigError, LayoutError, UnsupportedError
+from loadmaster.errors import ConfigError, LayoutError
 from loadmaster.findings import Finding
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
@@ -103,9 +103,34 @@ def test_tensors_and_bytes_are_the_published_ones(name: str) -> None:
     assert (len(entries), sum(e.signature.num_bytes for e in entries)) == published
 
 
-@pytest.mark.parametrize("config", [TINY, DSPARK, TINY | {"expert_dtype": "fp8"}], ids=["mtp", "dspark", "fp8"])
+@pytest.mark.parametrize(
+    "config",
+    [TINY, DSPARK, TINY | {"expert_dtype": "fp8"}, DSPARK | {"vision_n_layers": 2}],
+    ids=["mtp", "dspark", "fp8", "vision"],
+)
 def test_the_tables_agree(config: dict[str, Any]) -> None:
     check_tables(FAMILY, config)
+
+
+def test_with_vision_every_layer_has_biases_for_text_and_for_images_and_the_tower_is_left_unread(
+    tmp_path: Path,
+) -> None:
+    write_checkpoint(FAMILY, DSPARK | {"vision_n_layers": 2}, tmp_path / "vision")
+    model = DamagedCheckpoint(tmp_path / "vision")
+    gates = [model.names(rf"(layers|mtp)\.\d\.ffn\.gate\.{name}$") for name in ("bias", "bias_vl", "tid2eid")]
+    assert [len(names) for names in gates] == [6 + 3, 6 + 3, 2]
+    model.copy(r"^norm\.weight$", "vision.norm.weight")
+    model.copy(r"^norm\.weight$", "image_start")
+    proof = prove(build_plan(open_checkpoint(model.path)))
+    assert proof.findings == ()
+    assert {w.reason for w in proof.waivers} == {"vision is not supported: text only", "mtp not enabled"}
+
+
+def test_beside_fp8_experts_scales_may_be_f32(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(FAMILY, TINY | {"expert_dtype": "fp8"}, tmp_path / "base")
+    stored = {checkpoint.table.signatures[s].dtype for s in checkpoint.table.signature}
+    assert {"F8_E4M3", "F32"} <= stored and not {"I8", "F8_E8M0"} & stored
+    assert prove(build_plan(checkpoint)).findings == ()
 
 
 def test_every_rank_gets_its_bytes_in_both_formats(tmp_path: Path) -> None:
@@ -151,6 +176,11 @@ def test_blocks_of_dspark_are_loaded_together(dspark: Path) -> None:
             lambda t: t.view(torch.uint8)[:, :1].view(torch.float8_e8m0fnu),
             ("shape-mismatch", "layers.3.ffn.experts.0.w2.scale"),
         ),
+        (
+            r"layers\.3\.attn\.wkv\.scale",
+            lambda t: t.float(),
+            ("dtype-inadmissible", "layers.3.attn.wkv.scale"),
+        ),
         (r"layers\.0\.ffn\.gate\.tid2eid", None, ("tensor-missing", "layers.0.ffn.gate.tid2eid")),
         (r"layers\.1\.ffn\.gate\.tid2eid", lambda t: t.int(), ("dtype-inadmissible", "layers.1.ffn.gate.tid2eid")),
     ],
@@ -170,7 +200,7 @@ def test_a_defect_is_one_finding(
 def test_what_is_not_described_is_refused_by_name() -> None:
     for changes, error, says in (
         ({"compress_ratios": [0, 8, 4, 128, 4, 0]}, ConfigError, "compress_ratios must give 0, 4 or 128"),
-        ({"vision_n_layers": 2}, UnsupportedError, "vision_n_layers"),
+        ({"compress_ratios": [0, 4]}, ConfigError, "compress_ratios must give 0, 4 or 128"),
     ):
         with pytest.raises(error, match=says):
             FAMILY.schema(FAMILY.describe(TINY | changes))

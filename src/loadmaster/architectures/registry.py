@@ -14,6 +14,7 @@ from typing import Any, Final
 from loadmaster.architectures import (
     deepseek,
     deepseek_v4,
+    deepseek_v41,
     dense,
     falcon,
     gemma3,
@@ -60,6 +61,7 @@ FAMILIES: tuple[Family, ...] = (
     mistral_large.LARGE4,
     hy_v4.FAMILY,
     muse_spark.FAMILY,
+    deepseek_v41.FAMILY,
     llama.FAMILY,
     qwen_moe.FAMILY,
     qwen3_next.FAMILY,

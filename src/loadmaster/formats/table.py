@@ -118,16 +118,21 @@ OUT, IN = Grain(0), Grain(1)
 
 @cache
 def fp8_block(
-    block: tuple[int, int] = (128, 128), *, suffix: str = "weight_scale_inv", input_scale: bool = False
+    block: tuple[int, int] = (128, 128),
+    *,
+    suffix: str = "weight_scale_inv",
+    input_scale: bool = False,
+    powers: bool = False,
 ) -> Format:
     """Return the FP8 block format of DeepSeek-V3: E4M3 values, one factor (F32, or a power of two) for each block.
 
     ``value = weight * weight_scale_inv`` (values are multiplied by the scale, despite its name). Source:
     https://huggingface.co/deepseek-ai/DeepSeek-V3/blob/main/README_WEIGHTS.md. compressed-tensors calls the scale
-    ``weight_scale``, may have an ``input_scale``, and makes scales in the dtype of the weights that it quantises.
+    ``weight_scale``, may have an ``input_scale``, and makes scales in the dtype of the weights that it quantises. ``powers``:
+    factors are always stored as powers of two.
     """
     rows, columns = block
-    dtypes = (*SCALE, "F8_E8M0") if input_scale else ("F32", "F8_E8M0")
+    dtypes = ("F8_E8M0",) if powers else (*SCALE, "F8_E8M0") if input_scale else ("F32", "F8_E8M0")
     scale = Component(suffix, dtypes, (Grain(0, rows, "cover"), Grain(1, columns, "cover")))
     more = (_INPUT_SCALE,) if input_scale else ()
     return Format("fp8_block", (Component("weight", ("F8_E4M3",), (OUT, IN)), scale, *more))

@@ -156,12 +156,16 @@ def _fp8(q: Mapping[str, Any]) -> tuple[Format, ...]:
 
 
 def _deepseek_v4(q: Mapping[str, Any], expert_dtype: object) -> tuple[tuple[Format, ...], Format | None]:
-    """Return the formats of DeepSeek-V4, whose scales are called ``scale``, and that of its experts."""
+    """Return the formats of DeepSeek-V4, whose scales are called ``scale``, and that of its experts.
+
+    Beside FP4 experts all scales are powers of two (``vllm/models/deepseek_v4/quant_config.py``).
+    """
     if expert_dtype not in ("fp4", "fp8"):
         raise UnsupportedError(
             f"config.json: expert_dtype {expert_dtype!r} is not supported", hint="supported: fp4, fp8"
         )
-    dense = fp8_block(_block(q.get("weight_block_size"), "weight_block_size"), suffix="scale")
+    block = _block(q.get("weight_block_size"), "weight_block_size")
+    dense = fp8_block(block, suffix="scale", powers=expert_dtype == "fp4")
     return ((dense, FP4), FP4) if expert_dtype == "fp4" else ((dense,), None)
 
 

@@ -64,7 +64,7 @@ def write_tiny(
     """
     config = preset.config_of(tiny=True) | (overrides or {})
     random = np.random.default_rng(seed)
-    pending: dict[str, bytes] = {}
+    pending: dict[str, Floats] = {}
     originals: dict[str | None, bytes] = {}
 
     def body(entry: Entry) -> bytes:
@@ -79,12 +79,13 @@ def write_tiny(
         if entry.format.name != "fp8_block" or entry.number > 1:
             return _codes(entry, random)
         if entry.number == 1:
-            return pending.pop(entry.name)
-        block, suffix = entry.format.block, entry.format.components[1].suffix
+            return pending.pop(entry.name).astype(E8M0 if entry.signature.dtype == "F8_E8M0" else np.float32).tobytes()
+        block, scale = entry.format.block, entry.format.components[1]
+        powers = preset.e8m0 or scale.dtypes == ("F8_E8M0",)
         made = _random(entry, random)
         parts = np.stack(np.split(made, entry.item.groups)) if entry.item.apart else made
-        weight, scale = quantise_blocks(parts, (block[0], block[1]), powers=preset.e8m0)
-        pending[with_suffix(entry.name, suffix)] = scale.astype(E8M0 if preset.e8m0 else np.float32).tobytes()
+        weight, factors = quantise_blocks(parts, (block[0], block[1]), powers=powers)
+        pending[with_suffix(entry.name, scale.suffix)] = factors
         return weight.tobytes()
 
     written = _write(preset, out, config, num_shards or preset.tiny_shards, body)
