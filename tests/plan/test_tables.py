@@ -182,7 +182,7 @@ def test_the_layouts_json_has_the_place_of_tables_only_if_it_is_asked_for() -> N
     assert ParallelLayout.from_json(layout.as_json()) == layout
     assert "tables" not in ParallelLayout().as_json()
     assert ParallelLayout.from_json(ParallelLayout().as_json()) == ParallelLayout()
-    with pytest.raises(LayoutError, match="tables is 'disk', expected 'host', 'device' or None"):
+    with pytest.raises(LayoutError, match="tables is 'disk', a str, expected 'host', 'device' or None"):
         ParallelLayout(tables="disk")  # type: ignore[arg-type]
 
 
