@@ -1,7 +1,7 @@
 """vLLM's loaders in one process, on the CPU, as any rank of any layout: models are built and loaded, never run.
 
-Groups of one process pretend to be larger. Checks for instruction sets that only running a model needs are overridden. For
-the audit and for tests; serving a model uses none of this.
+Groups of one process pretend to be larger. Checks for what only running a model needs are overridden: instruction sets of a
+CPU, or the GPU that vLLM for CUDA expects (`pretended`). For the audit and for tests; serving a model uses none of this.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from loadmaster.audit.pretended import is_pretended, on_the_host, pretend
 
 if TYPE_CHECKING:
     import torch
@@ -145,6 +147,8 @@ def _current(config: Any, model_config: Any) -> Any:
     from vllm.utils.torch_utils import set_default_torch_dtype
 
     stack = ExitStack()
+    if is_pretended():
+        stack.enter_context(on_the_host())
     stack.enter_context(set_current_vllm_config(config))
     stack.enter_context(set_default_torch_dtype(model_config.dtype))
     return stack
@@ -155,9 +159,23 @@ def _groups() -> Any:
     """Start the groups of this process once, and override checks for what only running a model needs."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    import torch
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.distributed import parallel_state
+
+    if is_pretended():
+        pretend()
+    else:
+        _pretend_instructions()
+    with set_current_vllm_config(VllmConfig()):
+        port = 20000 + os.getpid() % 20000
+        parallel_state.init_distributed_environment(1, 0, f"tcp://127.0.0.1:{port}", 0, "gloo")
+        parallel_state.initialize_model_parallel(1, 1)
+    return parallel_state._PP, parallel_state._TP
+
+
+def _pretend_instructions() -> None:
+    """Let vLLM for CPUs build models that this CPU cannot run."""
+    import torch
     from vllm.model_executor.kernels.linear.scaled_mm import cpu as kernels
     from vllm.model_executor.layers.fused_moe.experts import cpu_moe
     from vllm.model_executor.models import deepseek_v2
@@ -181,8 +199,3 @@ def _groups() -> Any:
             super().__init__()
 
     deepseek_v2.SparseAttnIndexer = Nothing
-    with set_current_vllm_config(VllmConfig()):
-        port = 20000 + os.getpid() % 20000
-        parallel_state.init_distributed_environment(1, 0, f"tcp://127.0.0.1:{port}", 0, "gloo")
-        parallel_state.initialize_model_parallel(1, 1)
-    return parallel_state._PP, parallel_state._TP
