@@ -1,6 +1,7 @@
 """Digests of what vLLM's own loader writes, anew: ``python -m tools.vllm_goldens``, where vLLM is installed.
 
-They are kept in ``tests/integrations/vllm``, so that plans of vLLM's parameters are held against them where vLLM is not.
+They are kept in ``tests/integrations/vllm``, so that plans of vLLM's parameters are held against them where vLLM is not. A
+version's file has only what differs from the version before.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import re
 import tempfile
 from pathlib import Path
 
+from loadmaster.architectures.targets import target_of_vllm
 from loadmaster.audit.ranks import load
-from tests.integrations.vllm.golden import FILE, RANKS, Parameters, told, write
+from tests.integrations.vllm.golden import FILES, RANKS, Parameters, before, told, write
 
 
 def parameters_of(preset: str) -> dict[str, Parameters]:
@@ -22,11 +24,18 @@ def parameters_of(preset: str) -> dict[str, Parameters]:
 
 
 def main() -> None:
-    """Write the file."""
+    """Write the file of the installed version."""
+    import vllm
+
+    target = target_of_vllm(vllm.__version__)
+    assert target is not None, f"vLLM {vllm.__version__} is not described"
     made = {preset: parameters_of(preset) for preset in RANKS}
-    lines = json.dumps(made, indent=1, sort_keys=True)
-    FILE.write_text(re.sub(r"\{[^{}]*\}", lambda digests: re.sub(r"\s+", " ", digests[0]), lines) + "\n")
-    print(f"{FILE}: {FILE.stat().st_size:,} bytes")
+    known = before(target)
+    kept = {preset: ranks for preset, ranks in made.items() if ranks != known.get(preset)}
+    lines = json.dumps(kept, indent=1, sort_keys=True)
+    file = FILES[target]
+    file.write_text(re.sub(r"\{[^{}]+\}", lambda digests: re.sub(r"\s+", " ", digests[0]), lines) + "\n")
+    print(f"{file}: {len(kept)} of {len(made)} presets, {file.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ def test_a_parameter_of_vllm_that_has_the_name_of_a_tensor_is_both(tiny: Tiny) -
     done = run("explain", tiny("smollm2"), "model.norm.weight", "-pp", 2, "--engine", "vllm", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
-    assert found["param"]["target"] == "vllm-0.32"
+    assert found["param"]["target"] == "vllm-0.33"
     assert found["param"]["shares"][0]["ranks"] == [1]
     assert found["tensor"]["uses"][0]["param"] == "model.norm.weight"
 

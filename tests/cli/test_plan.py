@@ -49,7 +49,7 @@ def test_a_proven_plan_is_one_object_and_exit_0(tiny: Tiny) -> None:
 def test_vllms_parameters_are_planned_without_vllm_and_listed_for_a_rank(tiny: Tiny) -> None:
     path = tiny("smollm2")
     code, found = plan(path, "-pp", 2, "--engine", "vllm", "--params", 1)
-    assert (code, found["proven"], found["target"], list(found)) == (0, True, "vllm-0.32", KEYS)
+    assert (code, found["proven"], found["target"], list(found)) == (0, True, "vllm-0.33", KEYS)
     params = {p["name"]: p for p in found["params"]}
     assert len(params) == found["ranks"][1]["num_params"]
     qkv = {"name": "model.layers.2.self_attn.qkv_proj.weight", "dtype": "BF16", "shape": [192, 96]}
@@ -57,7 +57,7 @@ def test_vllms_parameters_are_planned_without_vllm_and_listed_for_a_rank(tiny: T
     assert plan(path)[1]["params"] == []
     told = run("plan", path, "--engine", "vllm", "--params", 0).stdout
     assert "model.norm.weight  BF16 [96]\nlm_head.weight  BF16 [320, 96]  is model.embed_tokens.weight\n" in told
-    assert "parameters of vllm-0.32" in told
+    assert "parameters of vllm-0.33" in told
 
 
 def test_a_rank_that_the_layout_has_not_is_a_usage_error(tiny: Tiny) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from loadmaster.cli.options import add_engine_argument, add_layout_arguments, add_model_arguments, positive
-from loadmaster.cli.planning import open_model, plan_checkpoint
+from loadmaster.cli.planning import open_model, plan_checkpoint, target_of
 from loadmaster.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -125,12 +125,11 @@ def _of_model(args: argparse.Namespace, model: str) -> argparse.Namespace:
 
 def _findings(args: argparse.Namespace, checkpoint: Checkpoint) -> tuple[Finding, ...]:
     """Return what a proof on the layout finds; where nothing can be planned, why not."""
-    from loadmaster.architectures.targets import newest_target
     from loadmaster.plan import prove
     from loadmaster.report.json import findings_of
 
     try:
-        return prove(plan_checkpoint(args, checkpoint, target=newest_target(args.engine))).findings
+        return prove(plan_checkpoint(args, checkpoint, target=target_of(args.engine))).findings
     except InputError as error:
         return findings_of(error)
 
@@ -149,7 +148,6 @@ def _plan(args: argparse.Namespace, checkpoint: Checkpoint, option: str, text: s
         UsageError: it is not a layout.
         InputError: it cannot be planned; the message names the option.
     """
-    from loadmaster.architectures.targets import newest_target
 
     parser = _LayoutParser(prog=option, add_help=False)
     add_layout_arguments(parser)
@@ -159,7 +157,7 @@ def _plan(args: argparse.Namespace, checkpoint: Checkpoint, option: str, text: s
         raise UsageError(f"{option}: {error}") from error
     layout = parser.parse_args(words, argparse.Namespace(**vars(args)))
     try:
-        return plan_checkpoint(layout, checkpoint, target=newest_target(args.engine))
+        return plan_checkpoint(layout, checkpoint, target=target_of(args.engine))
     except InputError as error:
         message = f"{option} {shlex.quote(text)}: {error.message}"
         raise type(error)(message, hint=error.hint, code=error.code) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from loadmaster.cli.options import add_engine_argument, add_model_arguments
-from loadmaster.cli.planning import plan_arguments
+from loadmaster.cli.planning import plan_arguments, target_of
 from loadmaster.errors import ArgumentError, UsageError
 
 
@@ -24,10 +24,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UsageError: there is no such name.
     """
-    from loadmaster.architectures.targets import newest_target
     from loadmaster.plan.explanation import explain
 
-    plan = plan_arguments(args, target=newest_target(args.engine))
+    plan = plan_arguments(args, target=target_of(args.engine))
     try:
         explanation = explain(plan, args.name)
     except ArgumentError as error:

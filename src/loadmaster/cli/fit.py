@@ -20,7 +20,7 @@ from loadmaster.cli.options import (
     device_memory,
     positive,
 )
-from loadmaster.cli.planning import num_draft_layers, open_model
+from loadmaster.cli.planning import num_draft_layers, open_model, target_of
 from loadmaster.cli.sizing import add_memory_arguments, memory_options
 from loadmaster.errors import UsageError
 
@@ -60,14 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the layouts; exit 1 if none fits, or the best one is not proven."""
-    from loadmaster.architectures.targets import newest_target
     from loadmaster.parallel import ParallelLayout
     from loadmaster.plan import build_plan, prove
     from loadmaster.sizing.fit import Fitter
 
     machine = machine_of(args)
     begin = time.perf_counter()
-    checkpoint, target = open_model(args), newest_target(args.engine)
+    checkpoint, target = open_model(args), target_of(args.engine)
     layout = ParallelLayout(num_draft_layers=num_draft_layers(args.speculative_config, checkpoint))
     dtype = DTYPES.get(args.dtype)
     plan = build_plan(checkpoint, layout, dtype=dtype, target=target, waive=args.waive)

@@ -167,7 +167,8 @@ def add_engine_argument(parser: argparse.ArgumentParser) -> None:
     engine = parser.add_argument(
         "--engine",
         default="native",
-        help="plan the parameters of this engine's model: the native engine (default), or vLLM 0.32",
+        help="plan the parameters of this engine's model: the native engine (default), or vLLM: the installed 0.32 or 0.33, or "
+        "0.33 if there is none",
     )
     engine.choices = Engines()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from loadmaster.cli.needed import add_needed_arguments, asked_rank, listed, needed_object, print_needed
 from loadmaster.cli.options import add_capacity_arguments, add_engine_argument, add_model_arguments, require_rank, whole
 from loadmaster.cli.plan_files import add_file_arguments, with_lock, write_findings, write_page
-from loadmaster.cli.planning import prove_arguments
+from loadmaster.cli.planning import prove_arguments, target_of
 from loadmaster.cli.sizing import Sizes, add_cut_arguments, add_memory_arguments
 from loadmaster.errors import InputError
 
@@ -32,12 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the proof; exit 1 if the plan is not proven."""
-    from loadmaster.architectures.targets import newest_target
     from loadmaster.report.json import findings_of
 
     begin, rank = time.perf_counter(), asked_rank(args)
     try:
-        sizes = Sizes(args, with_lock(args, prove_arguments(args, target=newest_target(args.engine))))
+        sizes = Sizes(args, with_lock(args, prove_arguments(args, target=target_of(args.engine))))
     except InputError as error:
         write_findings(args, findings_of(error), time.perf_counter() - begin, planned=False)
         raise

@@ -11,6 +11,7 @@ from loadmaster.cli.options import AUTO, DTYPES
 from loadmaster.errors import UsageError
 
 if TYPE_CHECKING:
+    from loadmaster.architectures.targets import Engine
     from loadmaster.checkpoint import Checkpoint
     from loadmaster.checkpoint.partial import Span
     from loadmaster.engine.weights import RunPlan
@@ -27,6 +28,18 @@ def add_download_argument(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="download what the cache lacks of a hub model (default: report the size and stop)",
     )
+
+
+def target_of(engine: Engine) -> str:
+    """Return the target to plan for an engine: of vLLM that of the version installed here, if it is described, or the newest."""
+    from loadmaster.architectures.targets import newest_target
+
+    if engine == "vllm":
+        from loadmaster.integrations.vllm.installed import find_vllm
+
+        if (installed := find_vllm()) is not None and installed.target is not None:
+            return installed.target
+    return newest_target(engine)
 
 
 def open_model(args: argparse.Namespace) -> Checkpoint:

@@ -203,7 +203,7 @@ def _run(args: argparse.Namespace, interruptible: Interruptible) -> int:
             plan = plan if run is None else proven_plan(args)
             options = _serve_options(args)
             refuse_for_vllm(options)
-            divided = divided_for_vllm(plan, args.layer_partition)
+            divided = divided_for_vllm(plan, args.layer_partition, installed)
             if divided.stages != plan.stages:
                 args.layer_partition = divided.layout.layer_partition
                 plan = proven_plan(args)

@@ -16,7 +16,7 @@ from loadmaster.synth import PRESETS, write_full_size, write_tiny
 from tests.conftest import Tiny
 from tests.failures.damaged import DamagedCheckpoint
 
-VLLM = vllm_0_32.NAME
+VLLM = vllm_0_32.VERSION.name
 
 
 def plan(path: Path, *sizes: int, dtype: str | None = None, **layout: Any) -> Plan:

@@ -1,6 +1,7 @@
 """What vLLM's own loader writes, as digests: made where vLLM is, and held against plans where it is not.
 
-A rank's parameters are told by class: name with its layer left out, format and shape → layer → digest.
+A rank's parameters are told by class: name with its layer left out, format and shape → layer → digest. The file of a version
+has only the presets that differ from the version before.
 """
 
 import hashlib
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import torch
 
+from loadmaster.architectures.targets import VLLM
 from loadmaster.audit.ranks import Rank
 from loadmaster.synth import PRESETS, write_tiny
 from tests.integrations.vllm.models import ACCEPTED, OTHERS
 
-FILE = Path(__file__).with_name("vllm_0_32.json")
+FILES = {target: Path(__file__).with_name(f"{target.replace('-', '_').replace('.', '_')}.json") for target in VLLM}
+"""Target → the file of its version, the oldest first."""
 
 Parameters = dict[str, dict[str, str]]
 
@@ -55,7 +58,17 @@ def told(params: Mapping[str, torch.Tensor]) -> Parameters:
     return dict(made)
 
 
-def goldens() -> dict[str, dict[str, Parameters]]:
-    """Return preset → rank → what is told of its parameters."""
-    made: dict[str, dict[str, Parameters]] = json.loads(FILE.read_text())
+def goldens(target: str) -> dict[str, dict[str, Parameters]]:
+    """Return preset → rank → what is told of its parameters, for a version of vLLM."""
+    made: dict[str, dict[str, Parameters]] = {}
+    for name, file in FILES.items():
+        made |= json.loads(file.read_text())
+        if name == target:
+            break
     return made
+
+
+def before(target: str) -> dict[str, dict[str, Parameters]]:
+    """Return the goldens of the version before."""
+    older = [name for name in FILES if list(FILES).index(name) < list(FILES).index(target)]
+    return goldens(older[-1]) if older else {}

@@ -93,8 +93,8 @@ def test_what_vllm_is_asked_for_beyond_what_is_described_is_named(
 
 def test_another_version_or_another_class_is_not_described(tiny: Tiny) -> None:
     checkpoint = open_checkpoint(tiny("qwen3"))
-    with pytest.raises(Unfit, match=r"this is vLLM 0\.33\.1, only 0\.32 is described"):
-        check_fit(*configs(), checkpoint, Qwen3ForCausalLM, "0.33.1")
+    with pytest.raises(Unfit, match=r"this is vLLM 0\.34\.1, which is not described: vllm-0\.32, vllm-0\.33 are"):
+        check_fit(*configs(), checkpoint, Qwen3ForCausalLM, "0.34.1")
     with pytest.raises(Unfit, match=r"Qwen3ForCausalLM is built as torch\.nn\.\S+Linear"):
         check_fit(*configs(), checkpoint, torch.nn.Linear, "0.32.0")
 

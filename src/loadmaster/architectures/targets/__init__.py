@@ -8,7 +8,8 @@ from typing import Final, Literal, TypeAlias
 
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.schema import Family, Target
-from loadmaster.architectures.targets import vllm_0_32
+from loadmaster.architectures.targets import vllm_0_32, vllm_0_33
+from loadmaster.architectures.targets.vllm import Version
 from loadmaster.errors import UnsupportedError
 
 NATIVE: Final = "native"
@@ -29,9 +30,12 @@ def _native_decoded(family: Family, config: Config) -> Target:
 
 Engine: TypeAlias = Literal["native", "vllm"]
 
+VLLM: Final[Mapping[str, Version]] = {v.name: v for v in (vllm_0_32.VERSION, vllm_0_33.VERSION)}
+"""The versions of vLLM that are described, by the names of their targets."""
+
 ENGINES: Final[Mapping[Engine, Mapping[str, MakeTarget]]] = {
     NATIVE: {NATIVE_DECODED: _native_decoded, NATIVE: _native},
-    "vllm": {vllm_0_32.NAME: vllm_0_32.target},
+    "vllm": {name: version.target for name, version in VLLM.items()},
 }
 """Every engine, and the targets that describe its parameters by name; the last is the default."""
 
@@ -42,9 +46,19 @@ def newest_target(engine: Engine) -> str:
     """Return the name of an engine's newest target.
 
     >>> newest_target("native"), newest_target("vllm")
-    ('native', 'vllm-0.32')
+    ('native', 'vllm-0.33')
     """
     return list(ENGINES[engine])[-1]
+
+
+def target_of_vllm(version: str) -> str | None:
+    """Return the target of a version of vLLM; None if it is not described.
+
+    >>> target_of_vllm("0.32.0+cpu"), target_of_vllm("0.31.1")
+    ('vllm-0.32', None)
+    """
+    name = f"vllm-{'.'.join(version.split('.')[:2])}"
+    return name if name in VLLM else None
 
 
 def engine_of(target: str) -> Engine:

@@ -1,6 +1,6 @@
 """Direct writing: a rank's plan for vLLM's parameters, proven before vLLM allocates, and its bytes read into place.
 
-If a target describes vLLM 0.32's parameters of a family (`loadmaster.architectures.targets`), vLLM's ``load_weights`` is not
+If a target describes this vLLM's parameters of a family (`loadmaster.architectures.targets`), vLLM's ``load_weights`` is not
 needed: each byte is read from where the headers say to where the plan says. Three checks come first, in this order:
 
 1. Is vLLM's configuration described (`check_fit`)? If not, everything is streamed.
@@ -22,7 +22,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from loadmaster.architectures.targets import vllm_0_32
+from loadmaster.architectures.targets import VLLM, newest_target, target_of_vllm
+from loadmaster.architectures.targets.vllm import DRAFT_EMBEDDING
 from loadmaster.checkpoint import Checkpoint, LocalStore
 from loadmaster.errors import InputError, LayoutError, PlanError
 from loadmaster.findings import Finding, errors
@@ -70,9 +71,7 @@ class Planned:
         if not self.is_draft:
             return tuple((s, s.name) for s in self.derived.specs)
         (layer,) = self.derived.draft_layers
-        planned, called = (
-            n.format(draft=self.plan.target.layer.format(layer=layer)) for n in vllm_0_32.DRAFT_EMBEDDING
-        )
+        planned, called = (n.format(draft=self.plan.target.layer.format(layer=layer)) for n in DRAFT_EMBEDDING)
         within = self.plan.named("{draft}.", layer)
         drafted = (s for s in self.derived.specs if s.alias is None and s.name.startswith(within))
         return tuple((s, called if s.name == planned else s.name) for s in drafted)
@@ -98,8 +97,10 @@ def check_fit(vllm_config: Any, model_config: Any, checkpoint: Checkpoint, model
 def _unfit(vllm_config: Any, model: Any, checkpoint: Checkpoint, model_class: type, version: str) -> Iterator[str]:
     parallel = vllm_config.parallel_config
     config = checkpoint.config or {}
-    if not version.startswith("0.32."):
-        yield f"this is vLLM {version}, only 0.32 is described"
+    target = target_of_vllm(version)
+    if target is None:
+        yield f"this is vLLM {version}, which is not described: {', '.join(VLLM)} are"
+        return
     is_draft = model.runner_type == "draft"
     if model.runner_type != "generate" and not is_draft:
         yield f"a model for {model.runner_type}"
@@ -124,10 +125,10 @@ def _unfit(vllm_config: Any, model: Any, checkpoint: Checkpoint, model_class: ty
     if not architectures or (used != architectures and not is_draft):
         yield "vLLM uses another architecture than config.json names"
         return
-    described = vllm_0_32.DESCRIBED.get(architectures[0])
+    described = VLLM[target].described.get(architectures[0])
     classes = () if described is None else described.drafts if is_draft else described.classes
     if not classes:
-        yield f"{f'a draft of {architectures[0]}' if is_draft else architectures[0]} is not described for {vllm_0_32.NAME}"
+        yield f"{f'a draft of {architectures[0]}' if is_draft else architectures[0]} is not described for {target}"
     elif model_class.__name__ not in classes or not model_class.__module__.startswith("vllm."):
         yield f"{architectures[0]} is built as {model_class.__module__}.{model_class.__name__}"
     if is_draft and config.get("num_nextn_predict_layers") != 1:
@@ -169,9 +170,14 @@ def layout_of(
 
 
 def prove_layout(
-    checkpoint: Checkpoint, layout: ParallelLayout, dtype: torch.dtype, waive: Sequence[WaiverRequest] = ()
+    checkpoint: Checkpoint,
+    layout: ParallelLayout,
+    dtype: torch.dtype,
+    waive: Sequence[WaiverRequest] = (),
+    *,
+    target: str | None = None,
 ) -> ProvenPlan:
-    """Return the proven plan of vLLM's parameters; ``waive`` requests waivers.
+    """Return the proven plan of vLLM's parameters; ``waive`` requests waivers, ``target`` names a version of vLLM.
 
     Raises:
         Unfit: nothing can be planned, or vLLM may judge a finding differently.
@@ -179,7 +185,9 @@ def prove_layout(
     """
     names = {torch_dtype: name for name, torch_dtype in TORCH.items()}
     try:
-        proof = prove(build_plan(checkpoint, layout, dtype=names[dtype], target=vllm_0_32.NAME, waive=waive))
+        proof = prove(
+            build_plan(checkpoint, layout, dtype=names[dtype], target=target or newest_target("vllm"), waive=waive)
+        )
     except InputError as error:
         if error.code == "layout-cut":
             raise _impossible(error, checkpoint.path) from error

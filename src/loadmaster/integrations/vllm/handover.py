@@ -190,7 +190,7 @@ def _waivers(options: ServeOptions) -> list[str]:
     return [f"{w.pattern}={w.reason}" for w in options.waive]
 
 
-def divided_for_vllm(plan: Plan, layer_partition: Sequence[int] | str | None) -> DividedLayers:
+def divided_for_vllm(plan: Plan, layer_partition: Sequence[int] | str | None, installed: Installed) -> DividedLayers:
     """Return the layers of vLLM's stages for a plan of the native engine: vLLM cannot begin a stage everywhere.
 
     ``layer_partition`` is the one that was asked for. Of a model whose class in vLLM is not described, only what holds for every
@@ -204,7 +204,7 @@ def divided_for_vllm(plan: Plan, layer_partition: Sequence[int] | str | None) ->
 
     asked = None if layer_partition is None or isinstance(layer_partition, str) else tuple(layer_partition)
     try:
-        target = find_target(newest_target("vllm"), plan.family, plan.family.describe(plan.config))
+        target = find_target(installed.target or newest_target("vllm"), plan.family, plan.family.describe(plan.config))
     except UnsupportedError:
         target = plan.target
     return divide_layers(plan.schema, target, replace(plan.layout, layer_partition=asked))

@@ -33,6 +33,13 @@ class Installed:
     has_command: bool = True
     is_registered: bool = True
 
+    @property
+    def target(self) -> str | None:
+        """The target that describes its parameters; None if none does."""
+        from loadmaster.architectures.targets import target_of_vllm
+
+        return target_of_vllm(self.version)
+
     def __str__(self) -> str:
         return f"vLLM {self.version}"
 

@@ -32,6 +32,7 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.model_executor.model_loader.utils import get_model_cls
 from vllm.model_executor.model_loader.weight_utils import maybe_download_from_modelscope
 
+from loadmaster.architectures.targets import target_of_vllm
 from loadmaster.checkpoint import Checkpoint, LocalStore, open_checkpoint, resolve_model
 from loadmaster.errors import CheckpointError, LoadError, LoadmasterError, UnsupportedError
 from loadmaster.findings import errors, gib
@@ -113,7 +114,9 @@ class Loader(BaseModelLoader):
             check_fit(vllm_config, model_config, checkpoint, get_model_cls(model_config), vllm.__version__)
             is_draft = model_config.runner_type == "draft"
             layout, rank = layout_here(vllm_config, model_config, is_draft=is_draft)
-            return Planned(prove_layout(checkpoint, layout, model_config.dtype, self.options.waive), rank, is_draft)
+            target = target_of_vllm(vllm.__version__)
+            proven = prove_layout(checkpoint, layout, model_config.dtype, self.options.waive, target=target)
+            return Planned(proven, rank, is_draft)
         except Unfit as why:
             self._stream_because(str(why))
             return None

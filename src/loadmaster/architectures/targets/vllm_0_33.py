@@ -1,0 +1,13 @@
+"""vLLM 0.33's models, as a difference to 0.32's: those that 0.32 describes have the same parameters.
+
+Sources: the files named in `vllm_0_32`, of 0.33.0.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from loadmaster.architectures.targets import vllm_0_32
+from loadmaster.architectures.targets.vllm import Version
+
+VERSION: Final = Version("vllm-0.33", {**vllm_0_32.VERSION.described})
