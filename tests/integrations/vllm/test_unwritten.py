@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loadmaster.integrations.vllm.unwritten import Watch, patterned, unwritten, write_pattern
+from loadmaster.integrations.vllm.unwritten import Watch, glance, patterned, unwritten, write_pattern
 
 
 def never(name: str) -> bool:
@@ -33,6 +33,20 @@ def test_of_bytes_and_integers_64_in_a_row_are_told(dtype: torch.dtype) -> None:
     write_pattern(rows[3])
     rows.view(torch.uint8)[3, 0] = 0
     assert int(unwritten(rows).sum()) == 64
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float8_e4m3fn, torch.int32])
+def test_a_glance_misses_no_run_and_says_nothing_about_tensors_with_a_rest(dtype: torch.dtype) -> None:
+    tensors = {name: torch.zeros(128, dtype=dtype) for name in ("all", "last run", "end", "none")}
+    tensors["a run and a rest"] = torch.zeros(64 // dtype.itemsize + 1, dtype=dtype)
+    run = 64 // dtype.itemsize
+    for name, part in (("all", slice(None)), ("last run", slice(-run, None)), ("end", slice(-1, None))):
+        write_pattern(tensors[name][part])
+    expected = {name: bool(unwritten(tensors[name]).any()) for name in ("all", "last run", "end", "none")}
+    of_rest = {} if dtype.itemsize == 1 or dtype == torch.int32 else {"a run and a rest": False}
+    assert glance(tensors) == expected | of_rest
+    assert expected["last run"] and not expected["none"]
+    assert not glance({"last run": tensors["last run"]}, first_bytes=64)["last run"]
 
 
 def test_a_rest_goes_by_the_run_before_it_and_a_few_bytes_alone_tell_nothing() -> None:

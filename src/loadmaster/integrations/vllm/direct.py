@@ -29,7 +29,8 @@ from loadmaster.errors import InputError, LayoutError, PlanError
 from loadmaster.findings import Finding, errors
 from loadmaster.integrations.vllm.built_model import held_experts
 from loadmaster.integrations.vllm.options import Options
-from loadmaster.loader import LoadReport, load_rank
+from loadmaster.loader import LoadReport, load_rank, load_ranks
+from loadmaster.loader.cuda.ring import Ring
 from loadmaster.loader.memory import misfit
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import ParamSpec, Plan, ProvenPlan, RankPlan, WaiverRequest, build_plan, prove
@@ -236,8 +237,8 @@ def listed(first: str, findings: Iterable[Finding]) -> str:
     return "\n".join(lines)
 
 
-def write(planned: Planned, model: torch.nn.Module, options: Options) -> LoadReport:
-    """Read every byte of a model without misfits directly into its parameters.
+def write(planned: Planned, model: torch.nn.Module, options: Options, ring: Ring | None = None) -> LoadReport:
+    """Read every byte of a model without misfits directly into its parameters, on a GPU through ``ring``.
 
     Raises:
         LoadError: a file changed, ended early or could not be read.
@@ -245,16 +246,23 @@ def write(planned: Planned, model: torch.nn.Module, options: Options) -> LoadRep
     params = dict(model.named_parameters(remove_duplicate=False))
     tensors = {spec.name: params[name].detach() for spec, name in planned.params}
     device = next((t.device for t in tensors.values()), torch.device("cpu"))
-    with LocalStore(planned.plan.model_path, readahead=False) as store:
-        loaded = load_rank(
-            planned.plan,
-            planned.rank,
-            device=device,
-            store=store,
-            tensors=tensors,
-            num_readers=options.num_readers,
-            staging_bytes=options.staging_bytes,
-        )
+    plan, rank = planned.plan, planned.rank
+    readers, staging_bytes = options.num_readers, options.staging_bytes
+    with LocalStore(plan.model_path, readahead=False) as store:
+        if device.type == "cuda":
+            loaded = load_ranks(
+                plan,
+                {rank: device},
+                tensors={rank: tensors},
+                store=store,
+                ring=ring,
+                num_readers=readers,
+                staging_bytes=staging_bytes,
+            )[rank]
+        else:
+            loaded = load_rank(
+                plan, rank, tensors=tensors, store=store, num_readers=readers, staging_bytes=staging_bytes
+            )
     return loaded.report
 
 

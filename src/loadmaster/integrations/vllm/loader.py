@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ from loadmaster.integrations.vllm.options import read_options
 from loadmaster.integrations.vllm.reload import SHOWN, Signatures, check_found, remember, remembered
 from loadmaster.integrations.vllm.stream import stream_tensors
 from loadmaster.integrations.vllm.unwritten import Gap, Watch, patterned
+from loadmaster.loader import make_ring
+from loadmaster.loader.cuda.ring import Ring
 from loadmaster.loader.readers import default_readers
 from loadmaster.parallel import ParallelLayout
 
@@ -84,6 +86,7 @@ class Loader(BaseModelLoader):
         self.options = read_options(load_config.model_loader_extra_config)
         self.offered: list[Selection] = []
         self.planned: Planned | None = None
+        self._ring: Ring | None = None
         self._checkpoint: Checkpoint | None = None
 
     def download_model(self, model_config: ModelConfig) -> None:
@@ -99,6 +102,9 @@ class Loader(BaseModelLoader):
             UnsupportedError: ``direct`` is true, but the parameters cannot be written directly.
         """
         self.planned = self._plan(vllm_config, model_config, prefix)
+        if self.planned is not None and torch.cuda.is_initialized():  # it is page-locked while the model is built
+            device = torch.device("cuda", torch.cuda.current_device())
+            self._ring = make_ring(self.options.num_readers, self.options.staging_bytes, device)
         with patterned() if self.options.verify else nullcontext():
             return super().create_model(vllm_config, model_config, prefix)  # type: ignore[no-any-return]
 
@@ -163,10 +169,12 @@ class Loader(BaseModelLoader):
             planned = None
         self.offered = self._select(model, model_config, opened) if planned is None else []
         watch = Watch(dict(model.named_parameters()), stays) if self.options.verify else None
-        if planned is None:
-            self._stream_all(model)
-        else:
-            self._write_directly(planned, model)
+        ring, self._ring = self._ring, None
+        with nullcontext() if ring is None else closing(ring):
+            if planned is None:
+                self._stream_all(model)
+            else:
+                self._write_directly(planned, model, ring)
         if watch is None:
             return
         read = [Selection(planned.plan.checkpoint, planned.tensors, {})] if planned else self.offered
@@ -175,8 +183,8 @@ class Loader(BaseModelLoader):
             raise _refusal(gaps, read, outline_of(model, model_config), model, writer)
         remember(model, _signatures(read))
 
-    def _write_directly(self, planned: Planned, model: Any) -> None:
-        report = write(planned, model, self.options)
+    def _write_directly(self, planned: Planned, model: Any, ring: Ring | None) -> None:
+        report = write(planned, model, self.options, ring)
         logger.info(
             "%s: written directly: %s of %s read in %.2f s; plan %s",
             _rank(),

@@ -22,6 +22,8 @@ RUN_BYTES: Final = 64
 """Bytes in a row that must have the pattern, in formats where one element may have it by chance."""
 SMALL_BYTES: Final = 2**16
 """Initialised parameters up to this size are copied and filled with the pattern."""
+FIRST_BYTES: Final = 2**20
+"""How far to look, before loading, for memory that was not initialised: such memory has the pattern everywhere."""
 _CHUNK_BYTES: Final = 2**26
 _HOST_CHUNK_BYTES: Final = 2**20  # stays in the processor's cache
 _WORDS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -87,14 +89,19 @@ def unwritten(tensor: torch.Tensor) -> torch.Tensor:
     return missing
 
 
+def _unit(tensor: torch.Tensor) -> int:
+    """Return how many bytes in a row must have the pattern."""
+    size = tensor.element_size()
+    return size if tensor.is_floating_point() and size >= 2 else RUN_BYTES
+
+
 def _search(tensor: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, int]]:
     """Yield which units have the pattern, part by part: the part's first byte, a boolean a unit, the bytes of a unit.
 
     Parts without the pattern are skipped.
     """
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    size = tensor.element_size()
-    unit = size if tensor.is_floating_point() and size >= 2 else RUN_BYTES
+    unit = _unit(tensor)
     whole = flat.numel() // unit * unit
     words = _words(flat[:whole], min(unit, 8))
     step = _HOST_CHUNK_BYTES if flat.device.type == "cpu" else _CHUNK_BYTES
@@ -111,6 +118,28 @@ def _search(tensor: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, int]]:
             yield whole, torch.ones_like(rest, dtype=torch.bool), 1
 
 
+def glance(tensors: Mapping[str, torch.Tensor], first_bytes: int | None = None) -> dict[str, bool]:
+    """Return whether tensors may have the pattern (in their ``first_bytes``); if not, they certainly don't have it.
+
+    Tensors that are not whole units are left out. All are on one device, which is waited for once, at the end: on a GPU,
+    waiting for every part takes longer than looking at it.
+    """
+    flags: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)[:first_bytes]
+        unit = _unit(tensor)
+        if flat.numel() % unit == 0:
+            words = _words(flat, min(unit, 8))[:: max(unit // 8, 1)]  # the first word of each unit
+            parts = words.split(_CHUNK_BYTES // unit)
+            flags[name] = torch.stack([(part == _value(words)).any() for part in parts]).any()
+    return dict(zip(flags, torch.stack([*flags.values()]).tolist(), strict=True)) if flags else {}
+
+
+def _value(words: torch.Tensor) -> int:
+    """Return the integer that the pattern is in memory of these words."""
+    return int.from_bytes(_BYTES * (words.element_size() // 2), "little", signed=True)
+
+
 def _words(flat: torch.Tensor, size: int) -> torch.Tensor:
     """Return bytes as integers of ``size`` bytes."""
     return (flat if flat.storage_offset() % size == 0 else flat.clone()).view(_WORDS[size])
@@ -118,7 +147,7 @@ def _words(flat: torch.Tensor, size: int) -> torch.Tensor:
 
 def _units(words: torch.Tensor, count: int) -> torch.Tensor | None:
     """Return which units of ``count`` words have the pattern; None: none has."""
-    value = int.from_bytes(_BYTES * (words.element_size() // 2), "little", signed=True)
+    value = _value(words)
     array: Any = words.numpy() if words.device.type == "cpu" else words  # torch compares at half the speed on the CPU
     if count > 1 and not (array[::count] == value).any():
         return None
@@ -153,8 +182,9 @@ class Watch:
         self._may_stay = may_stay
         self._defaults: dict[str, torch.Tensor] = {}
         self._constants: dict[str, torch.Tensor] = {}
+        marked = glance({n: p for n, p in self._params.items() if p.is_cuda}, FIRST_BYTES)
         for name, param in self._params.items():
-            if next(_search(param), None) is not None:
+            if marked.get(name) or next(_search(param), None) is not None:
                 continue  # memory that was not initialised
             if param.numel() * param.element_size() <= SMALL_BYTES:
                 self._defaults[name] = param.clone()
@@ -166,7 +196,9 @@ class Watch:
 
     def gaps(self) -> list[Gap]:
         """Restore defaults that may stay, and return what was not written, in the parameters' order."""
-        return [gap for name, param in self._params.items() if (gap := self._gap(name, param)) is not None]
+        marked = glance({n: p for n, p in self._params.items() if p.is_cuda and n not in self._constants})
+        left = ((name, param) for name, param in self._params.items() if marked.get(name, True))
+        return [gap for name, param in left if (gap := self._gap(name, param)) is not None]
 
     def _gap(self, name: str, param: torch.Tensor) -> Gap | None:
         constant = self._constants.get(name)

@@ -17,6 +17,7 @@ import torch
 from loadmaster.arguments import expect, expect_int, shown
 from loadmaster.checkpoint import LocalStore, Store
 from loadmaster.errors import ArgumentError, LoadError
+from loadmaster.host_memory import no_memory_is_a_load_error
 from loadmaster.loader.completeness import Completeness
 from loadmaster.loader.cuda.job import IO, make_job
 from loadmaster.loader.cuda.ring import SLOT_BYTES, SLOTS_PER_READER, Ring, device_readers
@@ -41,10 +42,15 @@ def slot_bytes(readers: int, staging_bytes: int | None) -> int:
     return max(min(SLOT_BYTES, staging_bytes // (readers * SLOTS_PER_READER)) // 2**16, 1) * 2**16
 
 
-def make_ring(num_readers: int | None = None, staging_bytes: int | None = None) -> Ring:
-    """Begin to allocate page-locked memory ahead of `load_ranks`, which otherwise does it."""
+def make_ring(
+    num_readers: int | None = None, staging_bytes: int | None = None, device: torch.device | None = None
+) -> Ring:
+    """Begin to allocate page-locked memory ahead of `load_ranks`, which otherwise does it.
+
+    ``device`` is one of the GPUs that are loaded onto; None: the first.
+    """
     readers = num_readers or device_readers()
-    return Ring(readers * SLOTS_PER_READER, slot_bytes(readers, staging_bytes))
+    return Ring(readers * SLOTS_PER_READER, slot_bytes(readers, staging_bytes), device)
 
 
 @overload
@@ -78,6 +84,7 @@ def load_ranks(
 ) -> dict[int, LoadedRank]: ...
 
 
+@no_memory_is_a_load_error()
 def load_ranks(
     plan: Plan,
     devices: Mapping[int, str | torch.device],
@@ -118,7 +125,7 @@ def load_ranks(
     with ExitStack() as stack:
         source = store or stack.enter_context(closing(LocalStore(plan.model_path)))
         if ring is None:
-            ring = stack.enter_context(closing(make_ring(readers, staging_bytes)))
+            ring = stack.enter_context(closing(make_ring(readers, staging_bytes, next(iter(targets.values()), None))))
         readers = min(readers, ring.num_slots // SLOTS_PER_READER)
         on_devices = {rank: p.in_memory(host=False) for rank, p in rank_plans.items()}
         done = _transfer(plan, on_devices, targets, given, source, ring, readers, on_progress, io)

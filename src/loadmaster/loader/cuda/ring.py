@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
+import torch
 
 from loadmaster.checkpoint.store import DIRECT_ALIGNMENT
 from loadmaster.loader.cuda.page_lock import page_lock, page_unlock
@@ -30,10 +31,11 @@ class Ring:
     """``num_slots`` slots of ``slot_bytes`` each, and room for what direct I/O reads before and after.
 
     A background thread page-locks the memory, which takes 0.1 s; `ready` waits for it. One ring can be used for many loads,
-    one after another; `close` frees the memory.
+    one after another; `close` frees the memory. ``device`` is a GPU that this process uses: without it the thread would begin
+    to use the first one, which takes memory there.
     """
 
-    def __init__(self, num_slots: int, slot_bytes: int = SLOT_BYTES) -> None:
+    def __init__(self, num_slots: int, slot_bytes: int = SLOT_BYTES, device: torch.device | None = None) -> None:
         if num_slots < SLOTS_PER_READER:
             raise ValueError(f"a ring of {num_slots} slot(s): a reader takes {SLOTS_PER_READER}")
         self.num_slots, self.slot_bytes = num_slots, slot_bytes
@@ -44,10 +46,12 @@ class Ring:
         self._bytes = np.frombuffer(self._memory, dtype=np.uint8)
         self._address = int(self._bytes.ctypes.data)
         pool = ThreadPoolExecutor(1, thread_name_prefix="ring")
-        self._locking: Future[bool] = pool.submit(self._lock)
+        self._locking: Future[bool] = pool.submit(self._lock, device)
         pool.shutdown(wait=False)
 
-    def _lock(self) -> bool:
+    def _lock(self, device: torch.device | None) -> bool:
+        if device is not None:
+            torch.cuda.set_device(device)
         self._bytes[:: mmap.PAGESIZE] = 0  # pages are made here, huge ones where there are any
         page_lock(self._address, self.num_bytes)
         return True
