@@ -79,7 +79,7 @@ def _copies(survey: Survey, sketches: Mapping[int, Sketch]) -> Iterator[Finding]
     intended = {t.copy for t in survey.roles.twins}
     names = survey.checkpoint.table.names
     alike: dict[tuple[int, str], list[int]] = defaultdict(list)
-    for number, sketch in sketches.items():
+    for number, sketch in sorted(sketches.items()):
         signature = survey.signature(number)
         if (
             survey.roles.column[number] == Role.WEIGHT
@@ -170,7 +170,7 @@ def _indices(survey: Survey, sketches: Mapping[int, Sketch]) -> Iterator[Finding
     """Yield indices that name groups which do not exist, or that belong to another tensor."""
     names = survey.checkpoint.table.names
     seen: dict[tuple[str, str], int] = {}
-    for number, sketch in sketches.items():
+    for number, sketch in sorted(sketches.items()):  # by id: they come as threads finish
         if survey.roles.column[number] != Role.INDEX or sketch.least is None or sketch.greatest is None:
             continue
         groups, size = survey.roles.groups.get(number, (0, 0))
