@@ -86,7 +86,9 @@ def test_every_parameter_is_that_of_vllms_own_loader(preset: str, rank: Rank, ma
 
 @pytest.mark.parametrize("preset", OTHERS)
 def test_other_families_and_formats_are_proven_too(preset: str, made: Callable[[str], Path]) -> None:
-    for rank in (Rank((0, 2)), Rank((1, 2))):
+    # vLLM does not pass on the selections of GLM-5.2's indexers: its even cut is refused
+    ranks = (Rank(),) if preset == "glm-5.2-fp8" else (Rank((0, 2)), Rank((1, 2)))
+    for rank in ranks:
         assert differences(load(made(preset), rank), load(made(preset), rank, load_format="auto")) == []
 
 
