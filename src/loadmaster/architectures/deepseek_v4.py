@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loadmaster.architectures import deepseek_v4_blocks as v4
-from loadmaster.architectures import dspark
+from loadmaster.architectures import dspark, residual_streams
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.schema import (
     Family,
@@ -42,7 +42,7 @@ def schema(c: Config) -> Schema:
         kinds={**{_kind(*kind): _block(c, *kind) for kind in layers}, **kinds_of_drafts},
         layers=tuple(_kind(*kind) for kind in layers),
         drafts=drafts,
-        carries=((), *((v4.streams(c),),) * (num_layers - 1)),
+        carries=((), *((residual_streams.carried(c),),) * (num_layers - 1)),
     )
 
 
@@ -52,9 +52,7 @@ def _kind(ratio: int, by_token: bool) -> str:
 
 def _head_streams(c: Config, prefix: str) -> tuple[Tensor, ...]:
     """Return what makes one stream of all, before a head."""
-    hidden, streams = c.size("hidden_size"), c.size("hc_mult", 4)
-    sizes = {"fn": (streams, streams * hidden), "base": (streams,), "scale": (1,)}
-    return tuple(v4.f32(f"{prefix}hc_head_{name}", *shape) for name, shape in sizes.items())
+    return tuple(v4.f32(f"{prefix}hc_head_{name}", *shape) for name, shape in residual_streams.head_shapes(c).items())
 
 
 def _block(c: Config, ratio: int = 0, by_token: bool = False) -> tuple[Tensor, ...]:
@@ -90,7 +88,7 @@ def _drafts(c: Config) -> tuple[tuple[str, ...], Mapping[str, tuple[Tensor, ...]
     return ("mtp",) * c.size("num_nextn_predict_layers", 0, least=0), kinds
 
 
-_STREAMS = ("hc_head_fn", "hc_head_base", "hc_head_scale")
+_STREAMS = tuple(f"hc_head_{name}" for name in residual_streams.NAMES)
 _BLOCK: Spelling = {
     **v4.spelling(values=("attn.compressor.ape", "attn.indexer.compressor.ape")),
     "moe.by_token": v4.LAYER + "ffn.gate.tid2eid",

@@ -13,7 +13,7 @@ Sources: an inventory of all shard headers of DeepSeek-V4.1-Flash; ``vllm/models
 from __future__ import annotations
 
 from loadmaster.architectures import deepseek_v4_blocks as v4
-from loadmaster.architectures import dspark
+from loadmaster.architectures import dspark, residual_streams
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.ngram import head_rows
 from loadmaster.architectures.schema import (
@@ -60,7 +60,7 @@ def schema(c: Config) -> Schema:
         kinds[layers[-1]] = tuple(tensors)
     drafted = (*v4.attention(c), *v4.experts(c, biases=BIASES, count=c.size("dspark_n_routed_experts", 0, least=0)))
     drafts, of_drafts = dspark.dspark(c, drafted, markov=dspark.MARKOV_OF_V41)
-    carried = (v4.streams(c), Carried("pre_mix", (c.size("hc_mult", 4),), "F32"))
+    carried = (residual_streams.carried(c), Carried("pre_mix", (residual_streams.num_streams(c),), "F32"))
     return Schema(
         top=embedding(c),
         kinds={**kinds, **of_drafts},
@@ -111,7 +111,7 @@ def _tables(c: Config) -> dict[int, tuple[int, ...]]:
 
 
 def _engram(c: Config, rows: tuple[int, ...]) -> list[Tensor]:
-    hidden, streams, width = c.size("hidden_size"), c.size("hc_mult", 4), c.size("engram_head_dim")
+    hidden, streams, width = c.size("hidden_size"), residual_streams.num_streams(c), c.size("engram_head_dim")
     shape, placed = (sum(rows), width), Placement(0, sections=rows)
     return [
         Tensor("engram.embed", shape, placed, quantised=True, table="host", block=(1, 32)),

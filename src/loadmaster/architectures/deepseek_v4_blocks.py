@@ -1,16 +1,16 @@
 """What DeepSeek-V4 and V4.1 have in common: the parts of a layer, and their names, which are DeepSeek's own.
 
-There is no ``model.`` prefix, and a scale is ``X.scale`` beside ``X.weight``. Residual streams, ``[4, hidden]`` for each token,
-are mixed before and after each part of a layer, by ``hc_*``.
+There is no ``model.`` prefix, and a scale is ``X.scale`` beside ``X.weight``. Residual streams are
+mixed before and after each part of a layer, by ``hc_*`` (`residual_streams`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from loadmaster.architectures import blocks
+from loadmaster.architectures import blocks, residual_streams
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Carried, Param, Spelling, Tensor, by_columns, by_rows, linear
+from loadmaster.architectures.schema import Param, Spelling, Tensor, by_columns, by_rows, linear
 
 VISION = (r"(vision|aligner)\..*|image_(start|end|newline)", "vision is not supported: text only")
 
@@ -20,17 +20,10 @@ def f32(name: str, *shape: int, by_head: bool = False) -> Tensor:
     return Tensor(name, shape, by_rows() if by_head else None, keep="F32")
 
 
-def streams(c: Config) -> Carried:
-    """Return the hidden states that cross a cut: all streams."""
-    return Carried("hidden_states", (c.size("hc_mult", 4), c.size("hidden_size")))
-
-
 def attention(c: Config) -> tuple[Tensor, ...]:
     """Return the norms and mixes of a layer, and its attention without compressor and indexer."""
     hidden, heads, head, rank = (c.size(k) for k in ("hidden_size", "num_attention_heads", "head_dim", "q_lora_rank"))
-    groups, group, count = c.size("o_groups"), c.size("o_lora_rank"), c.size("hc_mult", 4)
-    mixes = count * (2 + count)
-    sizes = {"fn": (mixes, count * hidden), "base": (mixes,), "scale": (3,)}
+    groups, group, mixes = c.size("o_groups"), c.size("o_lora_rank"), residual_streams.mix_shapes(c)
     return (
         Tensor("attn_norm", (hidden,)),
         Tensor("ffn_norm", (hidden,)),
@@ -42,7 +35,7 @@ def attention(c: Config) -> tuple[Tensor, ...]:
         linear("attn.wo_a", groups * group, heads * head // groups, by_rows(group)),
         linear("attn.wo_b", hidden, groups * group, by_columns(group)),
         f32("attn.attn_sink", heads, by_head=True),
-        *(f32(f"hc_{part}_{name}", *shape) for part in ("attn", "ffn") for name, shape in sizes.items()),
+        *(f32(f"hc_{part}_{name}", *shape) for part in ("attn", "ffn") for name, shape in mixes.items()),
     )
 
 
@@ -66,7 +59,7 @@ _WEIGHTS = (
     *(f"attn.{of}compressor.{name}" for of in ("", "indexer.") for name in ("norm", "wkv", "wgate")),
     *(f"attn.indexer.{name}" for name in ("weights_proj", "wq_b")),
 )
-_VALUES = ("attn.attn_sink", *(f"hc_{part}_{name}" for part in ("attn", "ffn") for name in ("fn", "base", "scale")))
+_VALUES = ("attn.attn_sink", *(f"hc_{part}_{name}" for part in ("attn", "ffn") for name in residual_streams.NAMES))
 _MLPS = {"moe": "experts.{expert}", "shared": "shared_experts"}
 _FUSED = {f"{mlp}.{part}" for mlp in _MLPS for part in ("gate", "up", "down")}
 LAYER = "layers.{layer}."

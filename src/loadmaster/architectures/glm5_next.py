@@ -9,10 +9,10 @@ Sources: header facts of GLM-5.3-Flash; ``modeling_glm5_next.py`` of transformer
 
 from __future__ import annotations
 
-from loadmaster.architectures import blocks, kda, mla
+from loadmaster.architectures import blocks, kda, mla, residual_streams
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.deepseek import indexer_types, mlp_types
-from loadmaster.architectures.schema import Carried, Family, Param, Schema, Spelling, Tensor, embedding
+from loadmaster.architectures.deepseek import dense, experts, indexer_types, mlp_types
+from loadmaster.architectures.schema import Family, Param, Schema, Spelling, Tensor, embedding
 from loadmaster.errors import ConfigError, UnsupportedError
 
 _LINEAR = "linear_attention"
@@ -22,29 +22,26 @@ _LATENT = ("deepseek_sparse_attention", "full_attention", "indexed_attention")
 
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
-    hidden, num_layers = c.size("hidden_size"), c.size("num_hidden_layers")
+    hidden = c.size("hidden_size")
     if "shared" in indexer_types(c):
         raise UnsupportedError(
             "config.json: indexer_types with shared is not supported for GLM-5.3-Flash: no release has it"
         )
     attentions = {True: _linear_attention(c), False: _latent_attention(c)}
-    mlps = {
-        "dense": blocks.gated_mlp(hidden, c.size("intermediate_size")),
-        "sparse": _experts(c),
-    }
+    mlps = {"dense": dense(c), "sparse": experts(c)}
     kinds = {
         _kind(is_linear, mlp): (*blocks.norms(hidden), *attentions[is_linear], *_streams(c), *mlps[mlp])
         for is_linear in attentions
         for mlp in mlps
     }
     kinds["mtp"] = (*blocks.norms(hidden), *attentions[False], *mlps["sparse"], *blocks.draft(c))
-    streams = (Carried("hidden_states", (c.size("hc_mult", 4), hidden)),)
+    layers = tuple(_kind(*of_layer) for of_layer in zip(_linear_layers(c), mlp_types(c, dense=3), strict=True))
     return Schema(
         top=embedding(c),
         kinds=kinds,
-        layers=tuple(_kind(*of_layer) for of_layer in zip(_linear_layers(c), mlp_types(c, dense=3), strict=True)),
+        layers=layers,
         drafts=("mtp",) * c.size("num_nextn_predict_layers", 0, least=0),
-        carries=((), *(streams,) * (num_layers - 1)),
+        carries=((), *((residual_streams.carried(c),),) * (len(layers) - 1)),
     )
 
 
@@ -90,31 +87,21 @@ def _latent_attention(c: Config) -> tuple[Tensor, ...]:
 
 def _streams(c: Config) -> tuple[Tensor, ...]:
     """Return what mixes the streams before and after attention, and before and after the MLP."""
-    hidden, streams = c.size("hidden_size"), c.size("hc_mult", 4)
-    mixes = streams * (2 + streams)
+    shapes = residual_streams.mix_shapes(c)
     return tuple(
         tensor
         for part in ("attn", "ffn")
         for tensor in (
-            Tensor(f"hc_{part}_fn", (mixes, streams * hidden), usual=("F32",)),
-            Tensor(f"hc_{part}_base", (mixes,), keep="F32"),
-            Tensor(f"hc_{part}_scale", (3,), keep="F32"),
+            Tensor(f"hc_{part}_fn", shapes["fn"], usual=("F32",)),
+            *(Tensor(f"hc_{part}_{name}", shapes[name], keep="F32") for name in ("base", "scale")),
         )
-    )
-
-
-def _experts(c: Config) -> tuple[Tensor, ...]:
-    hidden, inner = c.size("hidden_size"), c.size("moe_intermediate_size")
-    return (
-        *blocks.experts(hidden, inner, c.size("n_routed_experts"), router_bias=True),
-        *blocks.gated_mlp(hidden, inner * c.size("n_shared_experts", 1), logical="shared"),
     )
 
 
 _BESIDE = {
     "indexer.pool_positions": "self_attn.indexer.index_kpool_compress_ape",
     "indexer.pool_gate": "self_attn.indexer.index_kpool_compress_gate",
-    **{f"hc_{part}_{name}": f"hc_{part}_{name}" for part in ("attn", "ffn") for name in ("fn", "base", "scale")},
+    **{f"hc_{part}_{name}": f"hc_{part}_{name}" for part in ("attn", "ffn") for name in residual_streams.NAMES},
 }
 SPELLING: Spelling = {
     **blocks.TOP_SPELLING,

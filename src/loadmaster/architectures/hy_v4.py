@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from loadmaster.architectures import blocks, deepseek, mla
+from loadmaster.architectures import blocks, deepseek, mla, residual_streams
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import require
 from loadmaster.architectures.schema import (
-    Carried,
     Family,
     Param,
     Schema,
@@ -41,7 +40,7 @@ def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
     c = Config({**_DEFAULTS, **c.values})
     require(c, "enable_ihc", True)
-    hidden, streams = c.size("hidden_size"), c.size("hc_mult", 4)
+    hidden, streams = c.size("hidden_size"), residual_streams.num_streams(c)
     indexer = mla.indexer(c)
     mlps = {"dense": deepseek.dense(c), "sparse": deepseek.experts(c)}
     kinds = {
@@ -50,16 +49,15 @@ def schema(c: Config) -> Schema:
         for kind in ("full", "shared")
     }
     types = deepseek.indexer_types(c)
-    carried = Carried("hidden_states", (streams, hidden))
     selections = deepseek.selections(c, types)
-    head = {"fn": (streams, streams * hidden), "base": (streams,), "scale": (1,)}
+    head = residual_streams.head_shapes(c)
     return Schema(
         top=(*embedding(c), *(Tensor(f"hc_head.{name}", shape, keep="F32") for name, shape in head.items())),
         kinds={kind: (*tensors, *_mixers(hidden, streams)) for kind, tensors in kinds.items()}
         | {"mtp": (*kinds["sparse/full"], *blocks.draft(c))},
         layers=tuple(f"{mlp}/{kind}" for mlp, kind in zip(deepseek.mlp_types(c), types, strict=True)),
         drafts=("mtp",) * c.size("num_nextn_predict_layers", 0, least=0),
-        carries=((), *((carried, *more) for more in selections[1:])),
+        carries=((), *((residual_streams.carried(c), *more) for more in selections[1:])),
     )
 
 
@@ -81,22 +79,25 @@ def _mixers(hidden: int, streams: int) -> tuple[Tensor, ...]:
 
 
 _LAYER: Final = blocks.LAYER
-_NAMES: Final = ("fn", "base", "scale")
 _STACKED: Final[Spelling] = {
     **deepseek.SPELLING,
     **blocks.stacked_experts_spelling(),
     "attn.gate": _LAYER + "self_attn.linear_gate.weight",
     "attn.sinks": _LAYER + "self_attn.learnable_sink_param",
-    **{f"hc_{of}.{n}": f"{_LAYER}hc_{of}_layer.hc_pre.hc_{n}" for of in ("attn", "mlp") for n in _NAMES},
-    **{f"hc_head.{n}": f"model.hc_head.hc_head_{n}" for n in _NAMES},
+    **{
+        f"hc_{of}.{n}": f"{_LAYER}hc_{of}_layer.hc_pre.hc_{n}" for of in ("attn", "mlp") for n in residual_streams.NAMES
+    },
+    **{f"hc_head.{n}": f"model.hc_head.hc_head_{n}" for n in residual_streams.NAMES},
 }
 _ONE_BY_ONE: Final[Spelling] = {**_STACKED, **blocks.experts_spelling()}
 _SAVED: Final[Spelling] = {
     **_STACKED,
     "mlp.gate": _LAYER + "mlp.linear_gate.weight",
     "shared.gate": _LAYER + "mlp.shared_experts.linear_gate.weight",
-    **{f"hc_{of}.{n}": f"{_LAYER}hc_pre.hc_{of}_layer.hc_{n}" for of in ("attn", "mlp") for n in _NAMES},
-    **{f"hc_head.{n}": f"model.hc_pre.hc_head.hc_head_{n}" for n in _NAMES},
+    **{
+        f"hc_{of}.{n}": f"{_LAYER}hc_pre.hc_{of}_layer.hc_{n}" for of in ("attn", "mlp") for n in residual_streams.NAMES
+    },
+    **{f"hc_head.{n}": f"model.hc_pre.hc_head.hc_head_{n}" for n in residual_streams.NAMES},
 }
 """What transformers 5.24 saves."""
 
@@ -118,8 +119,8 @@ FAMILY = Family(
         *deepseek.NATIVE,
         Param("{block}.self_attn.gate_proj.weight", ("attn.gate",)),
         Param("{block}.self_attn.sinks", ("attn.sinks",)),
-        *(Param(f"{{block}}.hc_{of}.{n}", (f"hc_{of}.{n}",)) for of in ("attn", "mlp") for n in _NAMES),
-        *(Param(f"hc_head.{n}", (f"hc_head.{n}",), stage="last") for n in _NAMES),
+        *(Param(f"{{block}}.hc_{of}.{n}", (f"hc_{of}.{n}",)) for of in ("attn", "mlp") for n in residual_streams.NAMES),
+        *(Param(f"hc_head.{n}", (f"hc_head.{n}",), stage="last") for n in residual_streams.NAMES),
     ),
     waived=(blocks.INV_FREQ,),
     unchecked={

@@ -83,7 +83,7 @@ def schema(c: Config) -> Schema:
     hidden, inner, num_layers = c.size("hidden_size"), c.size("moe_intermediate_size"), c.size("num_hidden_layers")
     shared = blocks.gated_mlp(hidden, inner * c.size("n_shared_experts", 1), logical="shared")
     mlps = {
-        "dense": blocks.gated_mlp(hidden, c.size("intermediate_size")),
+        "dense": deepseek.dense(c),
         "sparse": (*blocks.experts(hidden, inner, c.size("n_routed_experts")), *shared),
     }
     sources, indexers = _kv_sources(c, num_layers), deepseek.indexer_types(c)
