@@ -233,35 +233,26 @@ MXFP4 = Format(
 """gpt-oss' MXFP4: 32 E2M1 values in 16 bytes (low nibble first), and a biased exponent for each 32:
 ``value = code * 2^(scale - 127)``. Values and factors are stored in separate tensors, both cut at whole blocks only."""
 
-MXFP4_PACKED = Format(
-    "mxfp4_packed",
-    (
-        Component("weight_packed", ("U8",), (OUT, Grain(1, 2))),
-        Component("weight_scale", ("U8", "F8_E8M0"), (OUT, Grain(1, 32, "cover"))),
-    ),
-)
-"""compressed-tensors' MXFP4 (``mxfp4-pack-quantized``): two E2M1 values a byte (low nibble first), and a biased exponent for each
-32: ``value = code * 2^(scale - 127)``. Source: ``compressed_tensors/compressors/mxfp4``."""
 
-FP4 = Format(
-    "fp4",
-    (
-        Component("weight", ("I8",), (OUT, Grain(1, 2))),
-        Component("scale", ("F8_E8M0",), (OUT, Grain(1, 32, "cover"))),
-    ),
-)
-"""DeepSeek-V4's FP4: two E2M1 values a byte (low nibble first), and a power of two for each 32: ``value = code * scale``. Source:
-``vllm/models/deepseek_v4/quant_config.py``."""
+def _e2m1(name: str, values: tuple[str, str], scale: str, scale_dtypes: tuple[str, ...]) -> Format:
+    """Return a format of E2M1 values, two a byte (low nibble first), and a power of two for each 32 along the in dim.
 
-MXFP4_LINEAR = Format(
-    "mxfp4_linear",
-    (
-        Component("weight", ("U8",), (OUT, Grain(1, 2))),
-        Component("weight_scale", ("U8",), (OUT, Grain(1, 32, "cover"))),
-    ),
-)
-"""MXFP4 of single weights: two E2M1 values a byte (low nibble first), and the bits of an E8M0 for each 32:
-``value = code * 2^(scale - 127)``. MiMo-V2.6's experts. Source: ``Mxfp4MoEMethod`` in vLLM."""
+    ``values`` are the suffix and the dtype of the values, ``scale`` and ``scale_dtypes`` those of the powers.
+    """
+    suffix, dtype = values
+    powers = Component(scale, scale_dtypes, (OUT, Grain(1, 32, "cover")))
+    return Format(name, (Component(suffix, (dtype,), (OUT, Grain(1, 2))), powers))
+
+
+MXFP4_PACKED = _e2m1("mxfp4_packed", ("weight_packed", "U8"), "weight_scale", ("U8", "F8_E8M0"))
+"""compressed-tensors' MXFP4 (``mxfp4-pack-quantized``): ``value = code * 2^(scale - 127)``. Source:
+``compressed_tensors/compressors/mxfp4``."""
+
+FP4 = _e2m1("fp4", ("weight", "I8"), "scale", ("F8_E8M0",))
+"""DeepSeek-V4's FP4: ``value = code * scale``. Source: ``vllm/models/deepseek_v4/quant_config.py``."""
+
+MXFP4_LINEAR = _e2m1("mxfp4_linear", ("weight", "U8"), "weight_scale", ("U8",))
+"""MXFP4 of MiMo-V2.6's experts: ``value = code * 2^(scale - 127)``. Source: ``Mxfp4MoEMethod`` in vLLM."""
 
 
 @cache
