@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from loadmaster.synth.inventory import inventory
 from loadmaster.synth.presets import Preset
 from loadmaster.testing import check_loading, check_tables, write_checkpoint
 from loadmaster.testing.damaged import DamagedCheckpoint
+from tests.architectures.damage import damaged_copy
 
 COMMON: dict[str, Any] = {
     "architectures": ["DeepseekV4ForCausalLM"],
@@ -188,12 +188,8 @@ def test_blocks_of_dspark_are_loaded_together(dspark: Path) -> None:
 def test_a_defect_is_one_finding(
     pattern: str, change: Any, expected: tuple[str, str], dspark: Path, tmp_path: Path
 ) -> None:
-    damaged = DamagedCheckpoint(Path(shutil.copytree(dspark, tmp_path / "damaged")))
-    if change is None:
-        damaged.drop(pattern)
-    else:
-        damaged.change(pattern, change)
-    found: tuple[Finding, ...] = prove(build_plan(open_checkpoint(damaged.path))).findings
+    path = damaged_copy(dspark, tmp_path / "damaged", pattern, change)
+    found: tuple[Finding, ...] = prove(build_plan(open_checkpoint(path))).findings
     assert [(f.code, f.tensor) for f in found] == [expected]
 
 

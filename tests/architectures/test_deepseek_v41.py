@@ -21,6 +21,7 @@ from loadmaster.synth.inventory import inventory
 from loadmaster.synth.presets import Preset
 from loadmaster.testing import check_loading, check_tables, write_checkpoint
 from loadmaster.testing.damaged import DamagedCheckpoint
+from tests.architectures.damage import damaged_copy
 
 RELEASE: dict[str, Any] = {
     "architectures": ["DeepseekV41ForCausalLM"],
@@ -205,12 +206,8 @@ def test_stages_begin_at_sources_alone_and_take_the_streams_and_the_premix(sound
 def test_a_defect_is_one_finding(
     pattern: str, change: Any, code: str, tensor: str, sound: Path, tmp_path: Path
 ) -> None:
-    damaged = DamagedCheckpoint(Path(shutil.copytree(sound, tmp_path / "damaged")))
-    if change is None:
-        damaged.drop(pattern)
-    else:
-        damaged.change(pattern, change)
-    found: tuple[Finding, ...] = prove(build_plan(open_checkpoint(damaged.path))).findings
+    path = damaged_copy(sound, tmp_path / "damaged", pattern, change)
+    found: tuple[Finding, ...] = prove(build_plan(open_checkpoint(path))).findings
     assert [(f.code, f.tensor) for f in found] == [(code, tensor)]
 
 

@@ -18,6 +18,7 @@ from loadmaster.synth.inventory import inventory
 from loadmaster.synth.presets import Preset, merged
 from loadmaster.testing import check_loading, compare_placements, compare_with_transformers, write_checkpoint
 from loadmaster.testing.damaged import DamagedCheckpoint
+from tests.architectures.damage import damaged_copy
 
 BODY = "model.language_model.layers."
 LINEAR, LATENT = "linear_attention", "deepseek_sparse_attention"
@@ -156,13 +157,9 @@ def test_the_vision_tower_is_waived(sound: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_defect_is_one_finding(pattern: str, change: Any, code: str, sound: Path, tmp_path: Path) -> None:
-    damaged = DamagedCheckpoint(Path(copytree(sound, tmp_path / "damaged")))
-    (name,) = damaged.names(pattern)
-    if change is None:
-        damaged.drop(pattern)
-    else:
-        damaged.change(pattern, change)
-    found = prove(build_plan(open_checkpoint(damaged.path), ParallelLayout(2, 2))).findings
+    (name,) = DamagedCheckpoint(sound).names(pattern)
+    path = damaged_copy(sound, tmp_path / "damaged", pattern, change)
+    found = prove(build_plan(open_checkpoint(path), ParallelLayout(2, 2))).findings
     assert [(f.code, f.tensor, f.severity) for f in found] == [(code, name, "error")]
 
 

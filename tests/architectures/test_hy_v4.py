@@ -18,6 +18,7 @@ from loadmaster.synth.inventory import inventory
 from loadmaster.synth.presets import Preset
 from loadmaster.testing import check_loading, check_tables, compare_with_transformers, write_checkpoint
 from loadmaster.testing.damaged import DamagedCheckpoint
+from tests.architectures.damage import damaged_copy
 
 PREVIEW: dict[str, Any] = {
     "architectures": ["HYV4ForCausalLM"],
@@ -108,13 +109,9 @@ def test_streams_cross_every_cut_and_selections_the_cuts_before_layers_that_shar
     ],
 )
 def test_a_defect_is_one_finding(pattern: str, change: Any, code: str, hy4: Path, tmp_path: Path) -> None:
-    damaged = DamagedCheckpoint(Path(shutil.copytree(hy4, tmp_path / "damaged")))
-    (name,) = damaged.names(pattern)
-    if change is None:
-        damaged.drop(pattern)
-    else:
-        damaged.change(pattern, change)
-    found = prove(build_plan(open_checkpoint(damaged.path))).findings
+    (name,) = DamagedCheckpoint(hy4).names(pattern)
+    path = damaged_copy(hy4, tmp_path / "damaged", pattern, change)
+    found = prove(build_plan(open_checkpoint(path))).findings
     assert [(f.code, f.tensor) for f in found if f.code != "family-unchecked"] == [(code, name)]
 
 

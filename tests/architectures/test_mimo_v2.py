@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from loadmaster.synth import PRESETS
 from loadmaster.synth.inventory import Entry, inventory
 from loadmaster.testing import check_loading, check_tables, compare_with_transformers, write_checkpoint
 from loadmaster.testing.damaged import DamagedCheckpoint
+from tests.architectures.damage import damaged_copy
 
 LAYER = "model.layers."
 
@@ -197,14 +197,8 @@ def test_a_defect_is_one_finding(
     sound: Path,
     tmp_path: Path,
 ) -> None:
-    damaged = DamagedCheckpoint(Path(copytree(sound, tmp_path / "damaged")))
-    if change is None:
-        damaged.drop(pattern)
-    else:
-        damaged.change(pattern, change)
-    found: tuple[Finding, ...] = prove(
-        build_plan(open_checkpoint(damaged.path), ParallelLayout(num_draft_layers=3))
-    ).findings
+    path = damaged_copy(sound, tmp_path / "damaged", pattern, change)
+    found: tuple[Finding, ...] = prove(build_plan(open_checkpoint(path), ParallelLayout(num_draft_layers=3))).findings
     assert [(f.code, f.tensor) for f in found] == [(code, tensor)]
 
 

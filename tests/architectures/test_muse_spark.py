@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from loadmaster.plan import build_plan, prove
 from loadmaster.sizing.cuts import list_boundaries
 from loadmaster.testing import check_loading, compare_with_transformers, write_checkpoint
 from loadmaster.testing.damaged import DamagedCheckpoint
+from tests.architectures.damage import damaged_copy
 
 TEXT: dict[str, Any] = {
     "hidden_size": 96,
@@ -95,13 +95,9 @@ def test_scales_of_stacked_experts_follow_their_names(spark: Path) -> None:
     ],
 )
 def test_a_defect_is_one_finding(pattern: str, change: Any, code: str, spark: Path, tmp_path: Path) -> None:
-    damaged = DamagedCheckpoint(Path(shutil.copytree(spark, tmp_path / "damaged")))
-    (name,) = damaged.names(pattern)
-    if change is None:
-        damaged.drop(pattern)
-    else:
-        damaged.change(pattern, change)
-    found = prove(build_plan(open_checkpoint(damaged.path))).findings
+    (name,) = DamagedCheckpoint(spark).names(pattern)
+    path = damaged_copy(spark, tmp_path / "damaged", pattern, change)
+    found = prove(build_plan(open_checkpoint(path))).findings
     assert [(f.code, f.tensor) for f in found if f.code != "family-unchecked"] == [(code, name)]
 
 

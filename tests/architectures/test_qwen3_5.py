@@ -16,6 +16,7 @@ from loadmaster.plan import build_plan, prove
 from loadmaster.synth import PRESETS, write_tiny
 from loadmaster.synth.inventory import inventory
 from loadmaster.testing.damaged import DamagedCheckpoint
+from tests.architectures.damage import Change, damaged_copy
 
 BODY = "model.language_model.layers."
 
@@ -106,14 +107,9 @@ def test_the_mtp_layers_experts_may_be_stacked_too(sound: Path, tmp_path: Path) 
     ],
 )
 def test_each_defect_is_found_at_its_tensor(
-    pattern: str, change: object, code: str, tensor: str, sound: Path, tmp_path: Path
+    pattern: str, change: Change | None, code: str, tensor: str, sound: Path, tmp_path: Path
 ) -> None:
-    path = Path(copytree(sound, tmp_path / "copy"))
-    damaged = DamagedCheckpoint(path)
-    if change is None:
-        damaged.drop(pattern)
-    else:
-        damaged.change(pattern, change)  # type: ignore[arg-type]
+    path = damaged_copy(sound, tmp_path / "copy", pattern, change)
     assert [(f.code, f.tensor, f.severity) for f in found(path)] == [(code, tensor, "error")]
 
 
