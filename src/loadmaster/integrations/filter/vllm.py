@@ -19,10 +19,12 @@ def register() -> None:
     from typing import Any
 
     import torch
+    import vllm
     from safetensors import safe_open
     from vllm.model_executor.model_loader import register_model_loader
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
+    from loadmaster.architectures.targets import target_of_vllm
     from loadmaster.checkpoint import open_checkpoint
     from loadmaster.integrations.filter import needed_by_shard
     from loadmaster.integrations.vllm.direct import Unfit, prove_layout
@@ -51,7 +53,9 @@ def register() -> None:
             config = self.planned_for.model_config
             try:
                 layout, rank = layout_here(self.planned_for, config)
-                found = needed_by_shard(prove_layout(checkpoint, layout, config.dtype), rank)
+                found = needed_by_shard(
+                    prove_layout(checkpoint, layout, config.dtype, target=target_of_vllm(vllm.__version__)), rank
+                )
             except Unfit as why:
                 raise ValueError(f"--load-format {LOAD_FORMAT}: this is not described: {why}") from why
             for shard, of_shard in found.items():

@@ -149,7 +149,7 @@ def load_ranks(
 def _with_tables(loaded: LoadedRank, tables: LoadedRank, rank_plan: RankPlan) -> LoadedRank:
     """Return a rank with its tables, which are in the memory of the host."""
     report, more = loaded.report, tables.report
-    both = {name: getattr(report, name) + getattr(more, name) for name in _OF_BYTES}
+    both = {name: getattr(report, name) + getattr(more, name) for name in _ADDED}
     seconds = report.seconds + more.seconds
     phases = {**report.phases, "tables": more.seconds}
     tensors = loaded.tensors | tables.tensors
@@ -160,7 +160,7 @@ def _with_tables(loaded: LoadedRank, tables: LoadedRank, rank_plan: RankPlan) ->
     )
 
 
-_OF_BYTES = ("needed_bytes", "fetched_bytes", "resident_bytes", "direct_bytes", "staged_bytes", "num_reads")
+_ADDED = ("needed_bytes", "fetched_bytes", "resident_bytes", "direct_bytes", "staged_bytes", "num_reads")
 
 
 def _rank_plans(
