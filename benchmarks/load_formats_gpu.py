@@ -27,6 +27,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.start_gpu import drop
+
 EVERY_S = 0.005
 """How often the driver is asked for the memory in use."""
 
@@ -157,15 +159,6 @@ def measure(folder: str, name: str, number: int) -> dict[str, Any]:
     found["seconds"] = end - begin
     found["extra_bytes"] = max([memory for at, memory in used if begin <= at <= end], default=before) - before
     return found
-
-
-def drop(folder: Path) -> None:
-    """Take the checkpoint's files out of the page cache."""
-    for file in folder.iterdir():
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fdatasync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
 
 
 def main() -> None:
