@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loadmaster.architectures.registry import FAMILIES, find_family
-from loadmaster.architectures.schema import Family, respelled
+from loadmaster.architectures.schema import Family
+from loadmaster.architectures.spelling import respelled
 from loadmaster.architectures.wrappers import WRAPPERS
 from loadmaster.layers.formats import RUNNABLE_FORMATS
 from loadmaster.plan.claims import read_claims

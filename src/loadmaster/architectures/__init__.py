@@ -9,20 +9,17 @@ What an author of a family needs is imported from here; `loadmaster.architecture
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.schema import (
     Family,
-    Packed,
     Param,
     Placement,
     Schema,
-    Spelling,
     Tensor,
     by_columns,
     by_rows,
     by_vocabulary,
     embedding,
     linear,
-    packed,
-    respelled,
 )
+from loadmaster.architectures.spelling import Packed, Spelling, packed, respelled
 
 __all__ = [
     "Config",

@@ -10,16 +10,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import (
-    Packed,
-    Param,
-    Tensor,
-    by_columns,
-    by_rows,
-    by_vocabulary,
-    linear,
-    packed,
-)
+from loadmaster.architectures.schema import Param, Tensor, by_columns, by_rows, by_vocabulary, linear
+from loadmaster.architectures.spelling import Packed, packed
 
 LAYER = "model.layers.{layer}."
 

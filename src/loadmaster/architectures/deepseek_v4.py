@@ -16,16 +16,8 @@ from collections.abc import Mapping
 from loadmaster.architectures import deepseek_v4_blocks as v4
 from loadmaster.architectures import dspark, residual_streams
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import (
-    Family,
-    Param,
-    Schema,
-    Spelling,
-    Tensor,
-    embedding,
-    linear,
-    respelled,
-)
+from loadmaster.architectures.schema import Family, Param, Schema, Tensor, embedding, linear
+from loadmaster.architectures.spelling import Spelling, respelled
 from loadmaster.errors import ConfigError
 
 

@@ -21,14 +21,13 @@ from loadmaster.architectures.schema import (
     Family,
     Placement,
     Schema,
-    Spelling,
     Tensor,
     by_rows,
     embedding,
     joined,
     linear,
-    respelled,
 )
+from loadmaster.architectures.spelling import Spelling, respelled
 from loadmaster.errors import ConfigError
 
 BIASES = ("moe.bias", "moe.bias_vl")

@@ -11,7 +11,8 @@ from __future__ import annotations
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.fused_qkv import MASKS, NATIVE, grouped, model, modules, normed, packed_qkv
-from loadmaster.architectures.schema import Family, Schema, Spelling, respelled
+from loadmaster.architectures.schema import Family, Schema
+from loadmaster.architectures.spelling import Spelling, respelled
 
 
 def falcon(c: Config) -> Schema:

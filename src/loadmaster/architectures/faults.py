@@ -12,7 +12,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Set
 from string import Formatter
 
-from loadmaster.architectures.schema import Carried, Family, Packed, Param, Placement, Schema, Spelling, Tensor
+from loadmaster.architectures.schema import Carried, Family, Param, Placement, Schema, Tensor
+from loadmaster.architectures.spelling import Packed, Spelling
 from loadmaster.dtypes import DTYPES
 
 Kinds = dict[str, dict[str, Tensor]]

@@ -8,18 +8,8 @@ from __future__ import annotations
 
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import (
-    Packed,
-    Param,
-    Schema,
-    Spelling,
-    Tensor,
-    by_columns,
-    by_rows,
-    by_vocabulary,
-    linear,
-    packed,
-)
+from loadmaster.architectures.schema import Param, Schema, Tensor, by_columns, by_rows, by_vocabulary, linear
+from loadmaster.architectures.spelling import Packed, Spelling, packed
 
 
 def grouped(hidden: int, groups: int, rows: int, width: int, *, bias: bool, out_bias: bool) -> tuple[Tensor, ...]:

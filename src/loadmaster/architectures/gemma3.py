@@ -13,7 +13,8 @@ from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import FULL, SLIDING, AttentionSpec, Model, require, windows_by_type
 from loadmaster.architectures.rope import Rope, read_ropes
-from loadmaster.architectures.schema import Family, Param, Schema, Tensor, embedding, respelled
+from loadmaster.architectures.schema import Family, Param, Schema, Tensor, embedding
+from loadmaster.architectures.spelling import respelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,15 +19,13 @@ from loadmaster.architectures.schema import (
     Family,
     Param,
     Schema,
-    Spelling,
     Tensor,
     by_vocabulary,
     embedding,
     joined,
     linear,
-    packed,
-    respelled,
 )
+from loadmaster.architectures.spelling import Spelling, packed, respelled
 from loadmaster.errors import ConfigError
 
 

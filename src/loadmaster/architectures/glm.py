@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Family, Param, Schema, Tensor, embedding, packed
+from loadmaster.architectures.schema import Family, Param, Schema, Tensor, embedding
+from loadmaster.architectures.spelling import packed
 
 
 def schema(c: Config) -> Schema:

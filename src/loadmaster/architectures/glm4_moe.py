@@ -11,7 +11,8 @@ from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import AttentionSpec, Model, RouterSpec, require
 from loadmaster.architectures.rope import read_rope, rotary_dim
-from loadmaster.architectures.schema import Family, Schema, Spelling, embedding
+from loadmaster.architectures.schema import Family, Schema, embedding
+from loadmaster.architectures.spelling import Spelling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.fused_qkv import MASKS, NATIVE, model, modules, normed, packed_qkv
-from loadmaster.architectures.schema import Family, Schema, Spelling, Tensor, packed, respelled
+from loadmaster.architectures.schema import Family, Schema, Tensor
+from loadmaster.architectures.spelling import Spelling, packed, respelled
 from loadmaster.errors import UnsupportedError
 
 

@@ -28,17 +28,8 @@ from loadmaster.architectures.model import (
     windows_by_type,
 )
 from loadmaster.architectures.rope import Rope, read_rope
-from loadmaster.architectures.schema import (
-    Family,
-    Param,
-    Schema,
-    Tensor,
-    by_columns,
-    by_rows,
-    embedding,
-    linear,
-    packed,
-)
+from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_columns, by_rows, embedding, linear
+from loadmaster.architectures.spelling import packed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,17 +15,8 @@ from typing import Final
 from loadmaster.architectures import blocks, deepseek, mla, residual_streams
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import require
-from loadmaster.architectures.schema import (
-    Family,
-    Param,
-    Schema,
-    Spelling,
-    Tensor,
-    by_rows,
-    embedding,
-    linear,
-    respelled,
-)
+from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_rows, embedding, linear
+from loadmaster.architectures.spelling import Spelling, respelled
 
 _DEFAULTS: Final = {
     **{"hidden_size": 2816, "intermediate_size": 6912, "moe_intermediate_size": 768, "vocab_size": 120832},

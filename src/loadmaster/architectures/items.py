@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
-from loadmaster.architectures.schema import Packed, Schema, Spelling, Tensor
+from loadmaster.architectures.schema import Schema, Tensor
+from loadmaster.architectures.spelling import Packed, Spelling
 from loadmaster.errors import ConfigError
 from loadmaster.formats import Component
 from loadmaster.limits import ELEMENTS, TENSORS
@@ -148,7 +149,7 @@ def with_suffix(name: str, suffix: str) -> str:
 def items(tensors: Iterable[Tensor], spelling: Spelling, origin: int = 0) -> tuple[Item, ...]:
     """Return the stored items that hold ``tensors``, in the schema's order. ``origin`` is the layer that names call 0.
 
-    >>> from loadmaster.architectures.schema import packed
+    >>> from loadmaster.architectures.spelling import packed
     >>> q, k = Tensor("q", (4, 8)), Tensor("k", (2, 8))
     >>> [(i.key, i.shape, i.rows("k")) for i in items([q, k], packed("layers.{layer}.qk.weight", "q", "k"))]
     [('q+k', (6, 8), (4, 6))]

@@ -22,12 +22,12 @@ from loadmaster.architectures.schema import (
     Param,
     Placement,
     Schema,
-    Spelling,
     Tensor,
     by_rows,
     embedding,
     linear,
 )
+from loadmaster.architectures.spelling import Spelling
 from loadmaster.errors import ConfigError, UnsupportedError
 
 MIXED = ("self_attention_res", "mlp_res")

@@ -11,17 +11,8 @@ from __future__ import annotations
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import require
-from loadmaster.architectures.schema import (
-    Family,
-    Param,
-    Schema,
-    Tensor,
-    by_columns,
-    by_rows,
-    embedding,
-    linear,
-    packed,
-)
+from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_columns, by_rows, embedding, linear
+from loadmaster.architectures.spelling import packed
 from loadmaster.errors import ConfigError
 
 CONV, FULL = "conv", "full_attention"

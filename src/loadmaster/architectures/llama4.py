@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Family, Schema, Spelling, embedding, packed, respelled
+from loadmaster.architectures.schema import Family, Schema, embedding
+from loadmaster.architectures.spelling import Spelling, packed, respelled
 from loadmaster.errors import ConfigError
 
 

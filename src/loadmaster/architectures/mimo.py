@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Family, Schema, Tensor, embedding, respelled
+from loadmaster.architectures.schema import Family, Schema, Tensor, embedding
+from loadmaster.architectures.spelling import respelled
 
 
 def schema(c: Config) -> Schema:

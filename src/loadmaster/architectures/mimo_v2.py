@@ -17,17 +17,8 @@ from typing import Final
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import require
-from loadmaster.architectures.schema import (
-    Family,
-    Param,
-    Schema,
-    Spelling,
-    Tensor,
-    by_rows,
-    embedding,
-    packed,
-    respelled,
-)
+from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_rows, embedding
+from loadmaster.architectures.spelling import Spelling, packed, respelled
 from loadmaster.errors import ConfigError
 
 GLOBAL, SLIDING = "full_attention", "sliding_attention"

@@ -20,7 +20,6 @@ from loadmaster.architectures.schema import (
     Family,
     Param,
     Schema,
-    Spelling,
     Tensor,
     by_columns,
     by_rows,
@@ -28,6 +27,7 @@ from loadmaster.architectures.schema import (
     joined,
     linear,
 )
+from loadmaster.architectures.spelling import Spelling
 from loadmaster.errors import ConfigError
 
 _LAYER: Final = "layers.{layer}."

@@ -15,18 +15,8 @@ from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.deepseek import mlp_types
 from loadmaster.architectures.model import require
-from loadmaster.architectures.schema import (
-    Carried,
-    Family,
-    Param,
-    Schema,
-    Spelling,
-    Tensor,
-    by_rows,
-    embedding,
-    linear,
-    respelled,
-)
+from loadmaster.architectures.schema import Carried, Family, Param, Schema, Tensor, by_rows, embedding, linear
+from loadmaster.architectures.spelling import Spelling, respelled
 
 _DEFAULTS: Final = {
     **{"hidden_size": 8192, "intermediate_size": 16384, "moe_intermediate_size": 4096, "moe_hidden_size": 4096},

@@ -14,7 +14,8 @@ from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.fused_qkv import modules, packed_qkv
 from loadmaster.architectures.model import require
-from loadmaster.architectures.schema import Family, Schema, Tensor, embedding, packed
+from loadmaster.architectures.schema import Family, Schema, Tensor, embedding
+from loadmaster.architectures.spelling import packed
 
 _OF_VLLM: Final = "transformers has no class of it; its names are those of vLLM's loader"
 

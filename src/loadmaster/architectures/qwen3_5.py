@@ -15,19 +15,8 @@ from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.qwen3_next import FULL, LINEAR, gated_attention, key_head_share, layer_types
 from loadmaster.architectures.qwen_moe import num_experts, shared_expert
-from loadmaster.architectures.schema import (
-    Family,
-    Param,
-    Schema,
-    Spelling,
-    Tensor,
-    by_columns,
-    by_rows,
-    embedding,
-    linear,
-    packed,
-    respelled,
-)
+from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_columns, by_rows, embedding, linear
+from loadmaster.architectures.spelling import Spelling, packed, respelled
 from loadmaster.errors import UnsupportedError
 
 

@@ -11,18 +11,8 @@ from __future__ import annotations
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.qwen_moe import shared_expert, sparse_layers
-from loadmaster.architectures.schema import (
-    Family,
-    Param,
-    Schema,
-    Spelling,
-    Tensor,
-    by_columns,
-    by_rows,
-    embedding,
-    linear,
-    packed,
-)
+from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_columns, by_rows, embedding, linear
+from loadmaster.architectures.spelling import Spelling, packed
 from loadmaster.errors import ConfigError
 
 LINEAR, FULL = "linear_attention", "full_attention"

@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 
 from loadmaster.architectures.aliases import architecture_of
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Family, Spelling, respelled
+from loadmaster.architectures.schema import Family
+from loadmaster.architectures.spelling import Spelling, respelled
 from loadmaster.errors import ConfigError
 
 Prefixes: TypeAlias = tuple[tuple[str, str], ...]

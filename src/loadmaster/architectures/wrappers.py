@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, Final
 
 from loadmaster.architectures import blocks
-from loadmaster.architectures.schema import packed
+from loadmaster.architectures.spelling import packed
 from loadmaster.architectures.wrapper import Prefixes, Wrapper
 
 ABOVE: Final[Prefixes] = (("", "language_model."),)

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 import torch
 
 from loadmaster import dtypes
-from loadmaster.architectures.schema import Spelling
+from loadmaster.architectures.spelling import Spelling
 from loadmaster.loader import load_rank
 from loadmaster.plan import Plan, prove
 from loadmaster.testing import expected as testing

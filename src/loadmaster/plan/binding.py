@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loadmaster.architectures.items import Item, items, layer_items
-from loadmaster.architectures.schema import Family, Schema, Spelling
+from loadmaster.architectures.schema import Family, Schema
+from loadmaster.architectures.spelling import Spelling
 from loadmaster.checkpoint import Checkpoint, TensorTable
 from loadmaster.errors import ConfigError
 from loadmaster.findings import Finding, Severity

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loadmaster.architectures.items import Item, items, layer_items
-from loadmaster.architectures.schema import Param, Spelling, Tensor
+from loadmaster.architectures.schema import Param, Tensor
+from loadmaster.architectures.spelling import Spelling
 from loadmaster.dtypes import DTYPES
 from loadmaster.formats import Component, Format, Grain
 from loadmaster.parallel import cut

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from loadmaster.architectures.faults import kinds_in_use
-from loadmaster.architectures.schema import Family, Packed, Tensor
+from loadmaster.architectures.schema import Family, Tensor
+from loadmaster.architectures.spelling import Packed
 from loadmaster.testing.faults import expect_none
 from loadmaster.testing.modelling import class_of
 from loadmaster.testing.tables import check_tables
