@@ -9,7 +9,7 @@ import pytest
 
 from loadmaster.architectures.registry import find_family
 from loadmaster.parallel import ParallelLayout
-from loadmaster.synth.models import TINY_DENSE, TINY_MLA, derived
+from loadmaster.synth.sizes import TINY_DENSE, TINY_MLA, derived
 from loadmaster.testing import check_loading, check_tables, compare_with_transformers
 from loadmaster.testing.modelling import has_model
 

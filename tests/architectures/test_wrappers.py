@@ -16,9 +16,9 @@ from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
 from loadmaster.synth import Preset
 from loadmaster.synth.inventory import inventory
-from loadmaster.synth.models import TINY_DENSE, TINY_MLA, TINY_MOE, derived
-from loadmaster.synth.presets import KIMI_K2
+from loadmaster.synth.models.latent import KIMI_K2
 from loadmaster.synth.quantised import QUANTISED
+from loadmaster.synth.sizes import TINY_DENSE, TINY_MLA, TINY_MOE, derived
 from loadmaster.testing import check_loading, compare_with_transformers
 from loadmaster.testing.damaged import DamagedCheckpoint
 from loadmaster.testing.modelling import has_model

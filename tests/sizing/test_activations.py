@@ -12,7 +12,7 @@ from loadmaster.parallel import ParallelLayout
 from loadmaster.sizing.activations import Batch, Choices, layer_bytes
 from loadmaster.sizing.cache import layer_rows
 from loadmaster.synth import PRESETS
-from loadmaster.synth.models import TINY_DEEPSEEK
+from loadmaster.synth.models.latent import TINY_DEEPSEEK
 
 BATCH, ONE = Batch(16, 1, "BF16"), Choices(1, 0)
 

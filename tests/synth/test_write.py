@@ -65,11 +65,6 @@ def test_a_full_size_model_takes_no_space_on_the_disk(tmp_path: Path) -> None:
     assert shapes_of(tmp_path)["model.embed_tokens.weight"] == (151936, 4096)
 
 
-def test_every_preset_is_found_under_its_own_name() -> None:
-    assert all(preset.name == name for name, preset in PRESETS.items())
-    assert {"llama", "smollm2", *FAMILIES} <= PRESETS.keys()
-
-
 @pytest.mark.parametrize("powers", [False, True])
 def test_each_block_is_divided_by_its_own_factor_and_incomplete_ones_too(powers: bool) -> None:
     values = np.array([[448, -224, 1], [112, 56, 0.5]], np.float32)

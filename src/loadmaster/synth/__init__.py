@@ -4,7 +4,8 @@ For tests, demonstrations and rehearsals. `loadmaster synth` writes them; they a
 """
 
 from loadmaster.synth.described import read_config_file, write_described
-from loadmaster.synth.presets import PRESETS, Preset
+from loadmaster.synth.models import PRESETS
+from loadmaster.synth.presets import Preset
 from loadmaster.synth.write import write_full_size, write_tiny
 
 __all__ = ["PRESETS", "Preset", "read_config_file", "write_described", "write_full_size", "write_tiny"]
