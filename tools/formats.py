@@ -19,6 +19,7 @@ from loadmaster.formats import (
     fp8_block,
     gptq,
     int4_packed,
+    mxfp8,
 )
 
 FORMATS: dict[str, Format] = {
@@ -33,6 +34,7 @@ FORMATS: dict[str, Format] = {
     "MXFP4 (compressed-tensors, Kimi-K3)": MXFP4_PACKED,
     "MXFP4, one weight (MiMo-V2.6)": MXFP4_LINEAR,
     "FP4 (DeepSeek-V4)": FP4,
+    "MXFP8 (ModelOpt, compressed-tensors; MiniMax-M3 with `weight_scale_inv`)": mxfp8(),
     "AWQ (gemm, groups of 128 here)": awq(128),
     "GPTQ (groups of 128 here)": gptq(128),
     "GPTQ with desc_act": gptq(128, act_order=True),

@@ -207,7 +207,7 @@ def test_what_is_not_described_is_refused_by_name() -> None:
     for changes, error, says in (
         ({"n_shared_experts": 1}, UnsupportedError, "n_shared_experts"),
         ({"hybrid_layer_pattern": [0, 1]}, ConfigError, "hybrid_layer_pattern must give 0 or 1 for each of"),
-        ({"moe_layer_freq": None}, ConfigError, "whether it has experts"),
+        ({"moe_layer_freq": None}, ConfigError, "mlp_layer_types must give dense or sparse for each of 4 layers"),
         ({"swa_num_key_value_heads": 3}, ConfigError, "cannot be stored in 2 chunks"),
     ):
         with pytest.raises(error, match=says):

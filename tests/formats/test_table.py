@@ -17,6 +17,7 @@ from loadmaster.formats import (
     fp8_block,
     gptq,
     int4_packed,
+    mxfp8,
 )
 
 OUT, IN = 200, 340
@@ -26,6 +27,7 @@ SCALAR = (1,)
 
 SHAPES = [
     (MXFP4_LINEAR, {"weight": (200, 170), "weight_scale": (200, 11)}),
+    (mxfp8(), {"weight": (200, 340), "weight_scale": (200, 11)}),
     (fp8_block(), {"weight": (200, 340), "weight_scale_inv": (2, 3)}),
     (fp8_block((64, 32)), {"weight": (200, 340), "weight_scale_inv": (4, 11)}),
     (

@@ -28,6 +28,7 @@ from loadmaster.formats import (
     fp8_block,
     gptq,
     int4_packed,
+    mxfp8,
 )
 from loadmaster.loader.operations import evaluate, view_of
 from loadmaster.torch_dtypes import TORCH
@@ -184,6 +185,21 @@ def test_values_of_fp4_are_those_of_mxfp4_stored_apart(random: torch.Generator) 
         for format_, tensors in stored.items():
             made = decoded(format_, tensors, (ROWS, COLUMNS), region)
             assert torch.equal(made, expected[tuple(slice(a, b) for a, b in region)])
+
+
+def test_values_of_mxfp8_are_those_of_compressed_tensors(random: torch.Generator) -> None:
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    weights = QuantizationArgs(type="float", num_bits=8, strategy="group", group_size=32, scale_dtype=torch.uint8)
+    compressed = {
+        "weight": numbers(random, ROWS, COLUMNS, most=400.0).to(torch.float8_e4m3fn),
+        "weight_scale": torch.randint(110, 130, (ROWS, COLUMNS // 32), generator=random, dtype=torch.uint8),
+    }
+    scheme = QuantizationScheme(targets=["Linear"], weights=weights)
+    decompressed = BaseCompressor.get_value_from_registry("mxfp8-quantized").decompress(compressed, scheme)["weight"]
+    assert_decodes(mxfp8(), compressed, decompressed, decompressed.dtype)
 
 
 @pytest.mark.parametrize("format_", [FP8_TENSOR, NVFP4, NVFP4_MODELOPT])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loadmaster.errors import ConfigError
@@ -81,6 +81,13 @@ class Config:
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
             raise ConfigError(f"{self.where}: {key} is {_short(value)}, expected a list of strings")
         return tuple(value)
+
+    def types(self, key: str, names: Sequence[str], count: int, default: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return a list with the type of each of ``count`` layers, one of ``names``; absent or null is ``default``."""
+        types = self.strings(key) or tuple(default)
+        if len(types) != count or not {*types} <= {*names}:
+            raise ConfigError(f"{self.where}: {key} must give {' or '.join(names)} for each of {count} layers")
+        return types
 
     def section(self, key: str) -> Config:
         """Return an object within the config; absent or null is empty."""

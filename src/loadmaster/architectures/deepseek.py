@@ -73,10 +73,8 @@ def mlp_types(c: Config, *, dense: int = 0) -> tuple[str, ...]:
     """
     num_layers = c.size("num_hidden_layers")
     num_dense = min(c.size("first_k_dense_replace", dense, least=0), num_layers)
-    types = c.strings("mlp_layer_types") or ("dense",) * num_dense + ("sparse",) * (num_layers - num_dense)
-    if len(types) != num_layers or not set(types) <= {"dense", "sparse"}:
-        raise ConfigError(f"config.json: mlp_layer_types must give dense or sparse for each of {num_layers} layers")
-    return types
+    default = ("dense",) * num_dense + ("sparse",) * (num_layers - num_dense)
+    return c.types("mlp_layer_types", ("dense", "sparse"), num_layers, default)
 
 
 def selections(c: Config, indexers: Sequence[str]) -> tuple[tuple[Carried, ...], ...]:

@@ -13,7 +13,6 @@ from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import require
 from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_columns, by_rows, embedding, linear
 from loadmaster.architectures.spelling import packed
-from loadmaster.errors import ConfigError
 
 CONV, FULL = "conv", "full_attention"
 
@@ -46,10 +45,8 @@ def schema(c: Config) -> Schema:
 
 def _types(c: Config, num_layers: int) -> tuple[str, ...]:
     full = set(c.sizes("full_attn_idxs")) if "full_attn_idxs" in c.values else set(range(num_layers))
-    types = c.strings("layer_types") or tuple(FULL if i in full else CONV for i in range(num_layers))
-    if len(types) != num_layers or not set(types) <= {CONV, FULL}:
-        raise ConfigError(f"config.json: layer_types must give {CONV} or {FULL} for each of {num_layers} layers")
-    return types
+    default = [FULL if i in full else CONV for i in range(num_layers)]
+    return c.types("layer_types", (CONV, FULL), num_layers, default)
 
 
 def _inner(c: Config) -> int:

@@ -49,20 +49,15 @@ def schema(c: Config) -> Schema:
 
 
 def _layers(c: Config) -> tuple[str, ...]:
-    """Return the kind of each layer, from MiMo's lists of 0 and 1, or from transformers' lists of types."""
+    """Return the kind of each layer, from transformers' lists of types, or from MiMo's lists of 0 and 1."""
     count = c.size("num_hidden_layers")
     mlps, attentions = (
-        tuple(types[mark] for mark in c.marks(key, count)) or c.strings(of_types)
-        for key, of_types, types in (
-            ("moe_layer_freq", "mlp_layer_types", (DENSE, SPARSE)),
-            ("hybrid_layer_pattern", "layer_types", (GLOBAL, SLIDING)),
+        c.types(key, types, count, [types[mark] for mark in c.marks(of_marks, count)])
+        for key, of_marks, types in (
+            ("mlp_layer_types", "moe_layer_freq", (DENSE, SPARSE)),
+            ("layer_types", "hybrid_layer_pattern", (GLOBAL, SLIDING)),
         )
     )
-    if not len(mlps) == len(attentions) == count or not {*mlps, *attentions} <= {DENSE, SPARSE, GLOBAL, SLIDING}:
-        raise ConfigError(
-            f"config.json must say for each of {count} layers which attention it has, and whether it has experts",
-            hint="MiMo-V2 says it by hybrid_layer_pattern and moe_layer_freq",
-        )
     return tuple(f"{mlp}/{attention}" for mlp, attention in zip(mlps, attentions, strict=True))
 
 

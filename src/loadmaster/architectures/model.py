@@ -13,7 +13,7 @@ from typing import Literal
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.rope import Rope
 from loadmaster.architectures.schema import Schema
-from loadmaster.errors import ConfigError, UnsupportedError
+from loadmaster.errors import UnsupportedError
 
 NormKind = Literal["rms", "rms_wide", "rms_offset"]
 """``rms``: the normed value is rounded to the model's dtype, then multiplied by the weight (Llama). ``rms_wide``: multiplied
@@ -133,7 +133,5 @@ def windows_by_type(c: Config, window: int, default: Sequence[str]) -> tuple[int
     Raises:
         ConfigError: it does not give a known type for each layer.
     """
-    types, num_layers = c.strings("layer_types") or tuple(default), c.size("num_hidden_layers", len(default))
-    if len(types) != num_layers or not set(types) <= {SLIDING, FULL}:
-        raise ConfigError(f"config.json: layer_types must give {SLIDING} or {FULL} for each of {num_layers} layers")
+    types = c.types("layer_types", (SLIDING, FULL), c.size("num_hidden_layers", len(default)), default)
     return tuple(window if kind == SLIDING else None for kind in types)

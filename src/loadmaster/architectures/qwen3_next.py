@@ -40,10 +40,8 @@ def schema(c: Config) -> Schema:
 def layer_types(c: Config) -> tuple[str, ...]:
     """Return the attention of each layer: from the list if there is one, else full every ``full_attention_interval``."""
     num_layers, interval = c.size("num_hidden_layers"), c.size("full_attention_interval", 4)
-    types = c.strings("layer_types") or tuple(FULL if (i + 1) % interval == 0 else LINEAR for i in range(num_layers))
-    if len(types) != num_layers or not set(types) <= {LINEAR, FULL}:
-        raise ConfigError(f"config.json: layer_types must give {LINEAR} or {FULL} for each of {num_layers} layers")
-    return types
+    default = [FULL if (i + 1) % interval == 0 else LINEAR for i in range(num_layers)]
+    return c.types("layer_types", (LINEAR, FULL), num_layers, default)
 
 
 def gated_attention(c: Config) -> tuple[Tensor, ...]:

@@ -218,6 +218,12 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
         (WITHIN, ABOVE),
         _outside("vision_encoder", "vision_projection"),
     ),
+    Wrapper(
+        ("MiniMaxM3SparseForConditionalGeneration",),
+        "MiniMaxM3SparseForCausalLM",
+        (ABOVE, WITHIN),
+        _outside("vision_tower", "multi_modal_projector", "patch_merge_mlp"),
+    ),
     Wrapper(("MiMoV2OmniForCausalLM",), "MiMoV2ForCausalLM", (BESIDE, WITHIN), (), unchecked=_OF_VLLM),
     Wrapper(
         ("Ovis2ForConditionalGeneration",),

@@ -29,6 +29,7 @@ from loadmaster.formats import (
     fp8_block,
     gptq,
     int4_packed,
+    mxfp8,
 )
 
 FORMATS: Final[tuple[Format, ...]] = (
@@ -43,6 +44,8 @@ FORMATS: Final[tuple[Format, ...]] = (
     gptq(None, bits=8),
     awq(None),
     fp8_block(),
+    mxfp8(suffix="weight_scale_inv"),
+    mxfp8(),
     FP8_CHANNEL,
     fp8_block(suffix="weight_scale", input_scale=True),
     FP8_TENSOR,

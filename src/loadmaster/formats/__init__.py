@@ -22,6 +22,7 @@ from loadmaster.formats.table import (
     fp8_block,
     gptq,
     int4_packed,
+    mxfp8,
 )
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "fp8_block",
     "gptq",
     "int4_packed",
+    "mxfp8",
 ]

@@ -256,6 +256,18 @@ MXFP4_LINEAR = _e2m1("mxfp4_linear", ("weight", "U8"), "weight_scale", ("U8",))
 
 
 @cache
+def mxfp8(*, suffix: str = "weight_scale") -> Format:
+    """Return MXFP8: E4M3 values, and a biased exponent for each 32 along the in dim: ``value = weight * 2^(scale - 127)``.
+
+    ModelOpt and compressed-tensors (``mxfp8-quantized``) call the exponents ``weight_scale``, MiniMax-M3 and Inkling-2
+    ``weight_scale_inv``. Sources: ``modelopt.py`` in ``vllm/model_executor/layers/quantization``;
+    ``compressed_tensors/compressors/mxfp8``.
+    """
+    powers = Component(suffix, ("U8", "F8_E8M0"), (OUT, Grain(1, 32, "cover")))
+    return Format("mxfp8", (Component("weight", ("F8_E4M3",), (OUT, IN)), powers))
+
+
+@cache
 def awq(group: int | None) -> Format:
     """Return AWQ's ``gemm`` packing: eight outputs in each I32 (in the order 0, 2, 4, 6, 1, 3, 5, 7), groups along in.
 

@@ -117,10 +117,19 @@ def _mxfp4(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
 
 
 def _fp4(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
-    packed, scale = (component.suffix for component in format_.components[:2])
-    values = _e2m1(_nibbles(c[packed].view(torch.uint8))[..., : shape[1]])
+    packed = format_.components[0].suffix
+    return _by_powers(format_, _e2m1(_nibbles(c[packed].view(torch.uint8))[..., : shape[1]]), c, origin[1])
+
+
+def _mxfp8(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
+    return _by_powers(format_, c["weight"].to(torch.float32), c, origin[1])
+
+
+def _by_powers(format_: Format, values: Tensor, c: Components, origin: int) -> Tensor:
+    """Return ``values`` ``[..., rows, inputs]`` times the power of two of each group; ``origin`` is the first input."""
+    scale = format_.components[1].suffix
     factors = c[scale].view(torch.float8_e8m0fnu).to(torch.float32)  # also stored as bytes
-    out: Tensor = values * factors.index_select(-1, _groups(format_, scale, shape[1], origin[1], factors.device))
+    out: Tensor = values * factors.index_select(-1, _groups(format_, scale, values.shape[-1], origin, factors.device))
     return out
 
 
@@ -178,6 +187,7 @@ ARITHMETIC: dict[str, Callable[[Format, Components, Pair, Pair], Tensor]] = {
     "fp4": _fp4,
     "mxfp4_packed": _fp4,
     "mxfp4_linear": _fp4,
+    "mxfp8": _mxfp8,
     "int4_packed": _packed_int,
     "int8_packed": _packed_int,
     "awq": _awq,

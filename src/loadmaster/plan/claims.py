@@ -28,6 +28,7 @@ from loadmaster.formats import (
     fp8_block,
     gptq,
     int4_packed,
+    mxfp8,
 )
 from loadmaster.limits import PATTERN_CHARACTERS, PATTERNS, UNQUANTISED
 from loadmaster.plan.patterns import Pattern, read_pattern
@@ -229,7 +230,12 @@ def _gptq(q: Mapping[str, Any]) -> tuple[Format, ...]:
 
 def _modelopt(q: Mapping[str, Any]) -> tuple[Format, ...]:
     algorithm = str(q.get("quant_algo", "")).upper()
-    known = {"NVFP4": (NVFP4_MODELOPT,), "FP8": (FP8_TENSOR,), "MIXED_PRECISION": (NVFP4_MODELOPT, FP8_TENSOR)}
+    known = {
+        "NVFP4": (NVFP4_MODELOPT,),
+        "FP8": (FP8_TENSOR,),
+        "MXFP8": (mxfp8(),),
+        "MIXED_PRECISION": (NVFP4_MODELOPT, FP8_TENSOR, mxfp8()),
+    }
     if algorithm not in known:
         raise UnsupportedError(
             f"config.json or hf_quant_config.json: ModelOpt's quant_algo {q.get('quant_algo')!r} is not supported",
@@ -254,6 +260,8 @@ def _compressed(kind: str, weights: Mapping[str, Any]) -> tuple[Format, ...]:
         return (NVFP4,)
     if kind == "mxfp4-pack-quantized" and weights.get("num_bits") == 4 and _group(weights) == 32:
         return (MXFP4_PACKED,)
+    if kind == "mxfp8-quantized" and weights.get("num_bits") == 8 and _group(weights) == 32:
+        return (mxfp8(),)
     if kind == "pack-quantized" and type_ == "int" and strategy in ("group", "channel"):
         group = _group(weights) if strategy == "group" else None
         return (
@@ -276,7 +284,7 @@ def _compressed(kind: str, weights: Mapping[str, Any]) -> tuple[Format, ...]:
         f"config.json: quantization_config: format {kind!r} with {weights.get('num_bits')}-bit {type_} weights by "
         f"{strategy} is not supported",
         hint="supported of compressed-tensors: float-quantized (FP8), pack-quantized (INT4, INT8), int-quantized, "
-        "nvfp4-pack-quantized, mxfp4-pack-quantized in groups of 32",
+        "nvfp4-pack-quantized, mxfp4-pack-quantized and mxfp8-quantized in groups of 32",
     )
 
 
@@ -288,5 +296,6 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], tuple[Format, ...]]] = {
     "awq": _awq,
     "gptq": _gptq,
     "mxfp4": lambda _: (MXFP4,),
+    "mxfp8": lambda _: (mxfp8(suffix="weight_scale_inv"), mxfp8()),
 }
 """``quant_method`` -> the formats that it may store, given the rest of the quantization_config."""
