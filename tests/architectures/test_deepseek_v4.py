@@ -155,9 +155,12 @@ def test_four_streams_cross_every_cut(dspark: Path) -> None:
 
 def test_blocks_of_dspark_are_loaded_together(dspark: Path) -> None:
     checkpoint = open_checkpoint(dspark)
-    assert prove(build_plan(checkpoint, ParallelLayout(2, num_draft_layers=3))).proven
-    with pytest.raises(LayoutError, match="1 of 3 draft blocks asked for") as error:
-        build_plan(checkpoint, ParallelLayout(2, num_draft_layers=1))
+    proof = prove(build_plan(checkpoint, ParallelLayout(2, num_draft_layers=1)))
+    num_layers = len(proof.plan.schema.layers)
+    assert proof.proven and proof.waivers == ()
+    assert proof.plan.rank(1).draft_layers == (num_layers, num_layers + 1, num_layers + 2)
+    with pytest.raises(LayoutError, match="2 MTP layer\\(s\\) asked for, and the model has 1") as error:
+        build_plan(checkpoint, ParallelLayout(2, num_draft_layers=2))
     assert error.value.code == "draft-missing"
 
 

@@ -66,7 +66,7 @@ def test_a_cache_that_is_not_covered_is_refused(tiny: Tiny, capsys: Said) -> Non
 def test_a_cache_that_is_not_known_is_said_to_be_unknown(tiny: Tiny, capsys: Said) -> None:
     assert main(["plan", str(tiny("qwen3-next")), "--max-num-seqs", "2"]) == 0
     said = capsys.readouterr().out
-    assert "unknown" in said and "linear attention keeps a state for each request" in said
+    assert "unknown" in said and "linear attention and Mamba keep a state for each request" in said
 
 
 def test_a_model_without_a_length_is_judged_by_its_parameters_and_that_is_said(tiny_copy: Tiny, capsys: Said) -> None:

@@ -34,6 +34,7 @@ def schema(c: Config) -> Schema:
         kinds={**{_kind(*kind): _block(c, *kind) for kind in layers}, **kinds_of_drafts},
         layers=tuple(_kind(*kind) for kind in layers),
         drafts=drafts,
+        blocks_a_draft=len(c.sizes("dspark_target_layer_ids")) or 1,
         carries=((), *((residual_streams.carried(c),),) * (num_layers - 1)),
     )
 

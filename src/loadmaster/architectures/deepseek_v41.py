@@ -65,6 +65,7 @@ def schema(c: Config) -> Schema:
         kinds={**kinds, **of_drafts},
         layers=tuple(layers),
         drafts=drafts,
+        blocks_a_draft=len(drafts) or 1,
         carries=((), *(carried,) * (num_layers - 1)),
         joined=joined(sources, "the compressed KV cache"),
     )

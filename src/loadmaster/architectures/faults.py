@@ -71,6 +71,8 @@ def _schema_faults(schema: Schema) -> Iterator[str]:
             return
     if not schema.layers:
         yield "schema: the model has no layers"
+    if schema.blocks_a_draft < 1 or len(schema.drafts) % schema.blocks_a_draft:
+        yield f"schema: a draft has {schema.blocks_a_draft} blocks, and there are {len(schema.drafts)} blocks of drafts"
     top_names = {t.name for t in schema.top}
     for kind in (TOP, *dict.fromkeys((*schema.layers, *schema.drafts))):
         tensors = schema.top if kind == TOP else schema.kinds[kind]

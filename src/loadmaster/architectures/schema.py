@@ -172,8 +172,9 @@ class Schema:
     """A model's logical tensors, and what crosses a cut between stages.
 
     ``kinds`` are the kinds of layers, each with the tensors that such a layer has. ``layers`` gives the kind of each
-    decoder layer, ``drafts`` those of the MTP layers stored after them. ``top`` are the tensors of the model itself,
-    on the ``first`` or the ``last`` stage.
+    decoder layer, ``drafts`` those of the MTP layers stored after them; ``blocks_a_draft`` of these make one draft, and
+    are asked for, counted and loaded together. ``top`` are the tensors of the model itself, on the ``first`` or the
+    ``last`` stage.
 
     ``carries`` gives for each layer what a stage that begins there needs from the stage before, in addition to the hidden
     states, which are ``[hidden_size]`` for each token; a field named ``hidden_states`` replaces these. ``joined`` gives
@@ -189,6 +190,20 @@ class Schema:
     carries: tuple[tuple[Carried, ...], ...] = ()
     joined: tuple[str, ...] = ()
     unread: tuple[tuple[str, str], ...] = ()
+    blocks_a_draft: int = 1
+
+    @property
+    def num_drafts(self) -> int:
+        """How many drafts the model has."""
+        return len(self.drafts) // self.blocks_a_draft
+
+    def drafted(self, num_drafts: int) -> tuple[str, ...]:
+        """Return the kinds of the blocks of the first ``num_drafts`` drafts.
+
+        >>> Schema((), {}, (), drafts=("attention", "experts"), blocks_a_draft=2).drafted(1)
+        ('attention', 'experts')
+        """
+        return self.drafts[: num_drafts * self.blocks_a_draft]
 
     @property
     def tied(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from loadmaster.cli.options import AUTO, DTYPES
@@ -239,14 +240,21 @@ def _layout(args: argparse.Namespace, checkpoint: Checkpoint) -> ParallelLayout:
 
 
 def num_draft_layers(speculative_config: dict[str, Any] | None, checkpoint: Checkpoint) -> int:
-    """Return how many MTP layers the value of ``--speculative-config`` asks for."""
+    """Return how many MTP layers the value of ``--speculative-config`` asks for: all that the model has, or fewer.
+
+    It is at least 1, so that planning refuses a model that has none.
+    """
     if speculative_config is None:
         return 0
+    from loadmaster.architectures.registry import find_family
     from loadmaster.engine.support import speculative_tokens
+    from loadmaster.errors import InputError
 
-    wanted = speculative_tokens(speculative_config)
-    stored = (checkpoint.config or {}).get("num_nextn_predict_layers")
-    drafts = stored if isinstance(stored, int) and stored > 0 else 1
+    wanted, drafts = speculative_tokens(speculative_config), 1
+    if checkpoint.config is not None:
+        with suppress(InputError):  # planning raises it too, with what was found in the files
+            family = find_family(checkpoint.config)
+            drafts = max(1, family.schema(family.describe(checkpoint.config)).num_drafts)
     return drafts if wanted is None else min(drafts, wanted)
 
 

@@ -41,7 +41,8 @@ class ParallelLayout:
     ``enable_expert_parallel`` whole experts dealt out (expert parallel size = tensor × data parallel size, never a
     separate axis). ``expert_placement`` deals them in runs (``linear``) or in turns (``round_robin``), with
     ``num_redundant_experts`` copies, of the first experts, after the last. ``layer_partition`` gives the number of layers
-    of each stage; without it they are divided evenly. ``num_draft_layers`` MTP layers are loaded on the last stage.
+    of each stage; without it they are divided evenly. ``num_draft_layers`` MTP layers are loaded on the last stage;
+    one that is stored as several blocks counts once.
     ``tables`` puts all tables that may be in the memory of the host there, or on the devices; without it each is where it
     usually is. With ``tables_across_dp`` their rows are divided over tensor × data ranks, so that a stage holds each once.
 

@@ -170,7 +170,7 @@ def _plans(checkpoint: Checkpoint) -> tuple[Proof | None, Plan | None, str | Non
         return None, None, error.message, error.findings or (finding,)
     if plan.schema.drafts:
         with suppress(InputError):
-            plan = build_plan(checkpoint, ParallelLayout(num_draft_layers=len(plan.schema.drafts)))
+            plan = build_plan(checkpoint, ParallelLayout(num_draft_layers=plan.schema.num_drafts))
     return proof, plan, None, proof.findings
 
 

@@ -124,8 +124,8 @@ class Binding:
         return read[:-1]
 
 
-def bind(checkpoint: Checkpoint, family: Family, schema: Schema, claims: Claims, *, num_drafts: int) -> Binding:
-    """Bind ``schema`` to the checkpoint's headers. The first ``num_drafts`` MTP layers are wanted, the rest waived.
+def bind(checkpoint: Checkpoint, family: Family, schema: Schema, claims: Claims, *, num_blocks: int) -> Binding:
+    """Bind ``schema`` to the checkpoint's headers. The first ``num_blocks`` MTP layers are wanted, the rest waived.
 
     Raises:
         ConfigError: so much is missing or differs from the config that it belongs to another model.
@@ -133,7 +133,7 @@ def bind(checkpoint: Checkpoint, family: Family, schema: Schema, claims: Claims,
     spelling, drafts = _spelling(checkpoint.table, family, schema), _draft_spelling(checkpoint.table, family, schema)
     for glance in (True, False):
         binder = _Binder(checkpoint, schema, spelling, drafts, claims, glance=glance)
-        top, classes, unwanted = _classes(binder, schema, num_drafts)
+        top, classes, unwanted = _classes(binder, schema, num_blocks)
         by_name = waive_names(checkpoint.table, binder.used, (*family.waived, *schema.waived, *KV_CACHE_SCALES))
         if binder.used.all() or not binder.glanced:
             break
@@ -151,7 +151,7 @@ def bind(checkpoint: Checkpoint, family: Family, schema: Schema, claims: Claims,
     )
 
 
-def _classes(binder: _Binder, schema: Schema, num_drafts: int) -> tuple[LayerClass, list[LayerClass], list[LayerClass]]:
+def _classes(binder: _Binder, schema: Schema, num_blocks: int) -> tuple[LayerClass, list[LayerClass], list[LayerClass]]:
     """Return the classes of the model itself, of its layers and wanted drafts, and of the drafts that are not wanted."""
     top = binder.classes("top", (TOP,))[0]
     kinds: dict[str, list[int]] = defaultdict(list)
@@ -161,9 +161,9 @@ def _classes(binder: _Binder, schema: Schema, num_drafts: int) -> tuple[LayerCla
     unwanted: list[LayerClass] = []
     for i, kind in enumerate(schema.drafts):
         layer = len(schema.layers) + i
-        binder.draft_wanted = i < num_drafts
+        binder.draft_wanted = i < num_blocks
         bound = binder.classes(kind, (layer,), draft=True)
-        (classes if i < num_drafts else unwanted).extend(bound)
+        (classes if i < num_blocks else unwanted).extend(bound)
     return top, classes, unwanted
 
 

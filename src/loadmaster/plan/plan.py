@@ -221,21 +221,15 @@ def _build(
     schema = target.adapted(family.schema(config))
     check_size(schema, family.spelling, family.draft_spelling())
     claims = read_claims(config, _commonest_plain(checkpoint.table))
-    if layout.num_draft_layers > len(schema.drafts):
+    if layout.num_draft_layers > schema.num_drafts:
         raise LayoutError(
-            f"{layout.num_draft_layers} MTP layer(s) asked for, and the model has {len(schema.drafts)}",
+            f"{layout.num_draft_layers} MTP layer(s) asked for, and the model has {schema.num_drafts}",
             hint="leave out --speculative-config" if not schema.drafts else None,
-            code="draft-missing",
-        )
-    if 0 < layout.num_draft_layers < len(schema.drafts) and len({*schema.drafts}) > 1:
-        raise LayoutError(
-            f"{layout.num_draft_layers} of {len(schema.drafts)} draft blocks asked for, and they differ: they belong together",
-            hint=f"leave out --speculative-config; for programs: ParallelLayout(num_draft_layers={len(schema.drafts)})",
             code="draft-missing",
         )
     divided = divide_layers(schema, target, layout)
     layout, stages = divided.layout, divided.stages
-    binding = bind(checkpoint, family, schema, claims, num_drafts=layout.num_draft_layers)
+    binding = bind(checkpoint, family, schema, claims, num_blocks=len(schema.drafted(layout.num_draft_layers)))
     diagnosis = diagnose(checkpoint, binding, claims, len(schema.layers), waive)
     check_divisible(binding.all_classes, schema, layout)
     numerics = _numerics(target, claims.model_dtype, dtype)

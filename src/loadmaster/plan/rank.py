@@ -249,8 +249,8 @@ def held_at(plan: PlannedModel, pp_rank: int, stage_slot: int) -> tuple[Held, ..
 
 
 def _drafts(plan: PlannedModel, pp_rank: int) -> range:
-    num_layers = len(plan.schema.layers)
-    return range(num_layers, num_layers + (plan.layout.num_draft_layers if pp_rank == len(plan.stages) - 1 else 0))
+    num_layers, drafted = len(plan.schema.layers), plan.schema.drafted(plan.layout.num_draft_layers)
+    return range(num_layers, num_layers + (len(drafted) if pp_rank == len(plan.stages) - 1 else 0))
 
 
 def _filled(plan: PlannedModel, pp_rank: int, stage_slot: int) -> _RankBuilder:
@@ -261,7 +261,7 @@ def _filled(plan: PlannedModel, pp_rank: int, stage_slot: int) -> _RankBuilder:
     for layer in (*range(*plan.stages[pp_rank]), *drafts):
         builder.add_block(layer)
     builder.add_top([p for p in params if p.stage != "first"])
-    for layer in drafts:
+    for layer in drafts[:: plan.schema.blocks_a_draft]:
         builder.add_substitutes(layer)
     return builder
 
@@ -295,7 +295,7 @@ class _RankBuilder:
                 self._substitute(p.name, p.otherwise)
 
     def add_substitutes(self, layer: int) -> None:
-        """Add what a draft layer shares with the model: the same memory, or a copy where this rank has none."""
+        """Add what the draft that begins at ``layer`` shares with the model: the same memory, or a copy if it is not here."""
         number, _ = self.plan.class_of[layer]
         exists = self.plan.classes[number].item_of
         for p in self.plan.target.params:

@@ -106,6 +106,8 @@ def _attention(of: Mapping[str, Tensor], layout: ParallelLayout) -> int:
         return compressed + max(joining, attending, expanding)
     if "linear.out" in of:
         return 3 * sum(_local(of.get(f"linear.{part}"), layout) for part in ("qkvz", "q", "k", "v", *GATES))
+    if "mamba.out" in of:
+        return 3 * sum(_local(of[f"mamba.{part}"], layout) for part in "zxbc")
     if "attn.qkv" in of:
         return 3 * _local(of["attn.qkv"], layout)
     q = _local(of.get("attn.q"), layout)
@@ -115,10 +117,10 @@ def _attention(of: Mapping[str, Tensor], layout: ParallelLayout) -> int:
 def _feed_forward(of: Mapping[str, Tensor], layout: ParallelLayout, hidden: int, choices: int) -> int:
     """Return the elements of a token in the feed-forward part: gate and up, their product, the output."""
     dense = max(3 * _local(of.get(f"{name}.up"), layout) for name in ("mlp", "shared"))
-    gate = of.get("moe.gate") or of.get("moe.gate_up")
+    gate = of.get("moe.gate") or of.get("moe.gate_up") or of.get("moe.up")  # some experts have no gate
     if gate is None:
         return dense + hidden
-    inner = _local(gate, layout) // (1 if gate.name == "moe.gate" else 2)
+    inner = _local(gate, layout) // (2 if gate.name == "moe.gate_up" else 1)
     if layout.stage_size > 1:
         choices = 1 if layout.enable_expert_parallel else choices
     return max(dense, choices * (3 * inner + hidden)) + hidden

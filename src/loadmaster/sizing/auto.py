@@ -50,20 +50,20 @@ def costs_of(plan: Plan, weights: Weights, engine: Engine, options: MemoryOption
     if options.max_model_len is None and "max_position_embeddings" not in plan.family.describe(plan.config).values:
         options = replace(options, max_model_len=UNKNOWN_LENGTH)
     workload = workload_of(plan, engine, options)
-    num_layers, drafts = len(schema.layers), schema.drafts[: plan.layout.num_draft_layers]
+    num_layers, num_drafts = len(schema.layers), plan.layout.num_draft_layers
     cache = _cache_bytes(plan, workload, options.kv_cache_dtype)
     choices = choices_of(plan.family.describe(plan.config)).num_experts
     compute = {kind: layer_compute(schema.kinds[kind], choices) for kind in {*schema.layers}}
     head = head_compute(schema)
     of_drafts = sum(
-        layer_compute([t for t in schema.kinds[kind] if t.name not in ("mtp.embed", "mtp.head")], choices) + head
-        for kind in drafts
+        layer_compute([t for t in schema.kinds[kind] if t.name not in ("mtp.embed", "mtp.head")], choices)
+        for kind in schema.drafted(num_drafts)
     )
     return Costs(
         memory=tuple(float(w + c) for w, c in zip(weights.layers, cache, strict=False)),
         compute=tuple(float(compute[kind]) for kind in schema.layers),
         memory_beside=(float(weights.first), float(weights.last + sum(cache[num_layers:]))),
-        compute_beside=(0.0, float(head + of_drafts)),
+        compute_beside=(0.0, float((1 + num_drafts) * head + of_drafts)),
         carried=tuple(float(sum(size for _, size in crossing(plan, n))) for n in range(num_layers)),
         cuttable=tuple(obstacle(schema, plan.target, n) is None for n in range(num_layers)),
         room=_rooms(plan, workload, options, weights),
@@ -76,7 +76,7 @@ def _cache_bytes(plan: Plan, workload: Workload, kv_cache_dtype: str) -> Sequenc
     try:
         cache = cache_of(plan, workload, kv_cache_dtype)
     except UnsupportedError:
-        return [0] * (len(plan.schema.layers) + plan.layout.num_draft_layers)
+        return [0] * (len(plan.schema.layers) + len(plan.schema.drafted(plan.layout.num_draft_layers)))
     tokens = [
         workload.max_model_len if c.window is None else min(c.window, workload.max_model_len) for c in cache.layers
     ]

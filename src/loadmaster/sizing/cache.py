@@ -148,9 +148,9 @@ def layer_rows(tensors: Sequence[Tensor], tensor_size: int, element_bytes: int) 
         if "indexer.wk" in of:
             rows.append(Row(INDEX_KEY, 1, of["indexer.wk"].shape[0], element_bytes))
         return tuple(rows)
-    if any(name.startswith("linear.") for name in of):
+    if any(name.startswith(("linear.", "mamba.")) for name in of):
         raise UnsupportedError(
-            "the KV cache is not known: linear attention keeps a state for each request, not for each token"
+            "the KV cache is not known: linear attention and Mamba keep a state for each request, not for each token"
         )
     if "attn.k" not in of or "attn.v" not in of:
         raise UnsupportedError(
@@ -178,7 +178,7 @@ def plan_cache(plan: Plan, *, block_size: int = PAGE_TOKENS) -> Cache:
         UnsupportedError: what a layer stores is not known; the message says why.
     """
     schema, layout = plan.schema, plan.layout
-    kinds = (*schema.layers, *schema.drafts[: layout.num_draft_layers])
+    kinds = (*schema.layers, *schema.drafted(layout.num_draft_layers))
     rows = {
         kind: layer_rows(schema.kinds[kind], layout.tensor_parallel_size, num_bytes(plan.dtype, 1))
         for kind in dict.fromkeys(kinds)

@@ -315,7 +315,7 @@ def _beside(stage: _StageMemory, engine: Engine) -> int:
 def stage_activations(plan: Plan, workload: Workload, first: int, end: int, *, is_last: bool) -> int:
     """Return the most bytes that a batch takes on each rank of a stage, without the logits."""
     schema = plan.schema
-    kinds = {*schema.layers[first:end], *(schema.drafts[: plan.layout.num_draft_layers] if is_last else ())}
+    kinds = {*schema.layers[first:end], *(schema.drafted(plan.layout.num_draft_layers) if is_last else ())}
     batch, choices = _batch(plan, workload), choices_of(plan.family.describe(plan.config))
     return max(layer_bytes(schema.kinds[kind], plan.layout, batch, choices) for kind in kinds)
 

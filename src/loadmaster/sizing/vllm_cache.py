@@ -57,12 +57,13 @@ def vllm_cache(plan: Plan, options: VllmCacheOptions | None = None) -> Cache:
     """
     options = options or VllmCacheOptions()
     schema, layout = plan.schema, plan.layout
-    kinds = (*schema.layers, *schema.drafts[: layout.num_draft_layers])
+    drafted = schema.drafted(layout.num_draft_layers)
+    kinds = (*schema.layers, *drafted)
     rows = {
         kind: _rows(layer_rows(schema.kinds[kind], layout.tensor_parallel_size, 1), plan.dtype, options.kv_cache_dtype)
         for kind in dict.fromkeys(kinds)
     }
-    windows = (*_windows(plan), *(None,) * layout.num_draft_layers)
+    windows = (*_windows(plan), *(None,) * len(drafted))
     layers = tuple(LayerCache(rows[kind], window) for kind, window in zip(kinds, windows, strict=True))
     is_latent = any(row.kind == "latent" for layer in layers for row in layer.rows)
     batches = layout.pipeline_parallel_size + options.async_scheduling

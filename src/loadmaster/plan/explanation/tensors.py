@@ -137,7 +137,8 @@ def _unread(
 ) -> tuple[Fate, str | None, str | None, tuple[str, ...]]:
     """Return the fate of a tensor that no rank reads, with the reason, the user's pattern, and the parameters that need it."""
     name = plan.table.names[number]
-    binding = bind(plan.checkpoint, plan.family, plan.schema, claims_of(plan), num_drafts=plan.layout.num_draft_layers)
+    blocks = plan.schema.drafted(plan.layout.num_draft_layers)
+    binding = bind(plan.checkpoint, plan.family, plan.schema, claims_of(plan), num_blocks=len(blocks))
     if (reason := _waived(plan, binding, number)) is not None:
         return "waived", reason, None, ()
     if held is not None:

@@ -1,0 +1,148 @@
+"""Nemotron-H and Nemotron-3: one mixer a layer, which is Mamba-2, attention, experts or an MLP, none of them with a gate.
+
+The pattern gives the mixer of each layer: ``M`` Mamba-2, ``*`` attention, ``E`` experts, ``-`` MLP. ``in_proj`` of Mamba-2 holds
+z, x, B, C and dt one after another: z, x and dt are divided by heads, B and C by groups, which are held several times where there
+are fewer of them than ranks. The experts of Nemotron-3 may work in a latent (Super: 1024 of 4096), between two projections that
+every rank holds. A draft is stored as several blocks, one for each letter of its pattern (``*E``): the first has the projection,
+the last the norm. It shares the model's embedding and head.
+
+Sources: the released config of Super, whose parameters are as published; ``modeling_nemotron_h.py`` of transformers;
+``nemotron_h.py``, ``nemotron_h_mtp.py`` and ``mamba_mixer2.py`` in ``vllm/model_executor``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from loadmaster.architectures import blocks
+from loadmaster.architectures.config import Config
+from loadmaster.architectures.model import require
+from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_columns, by_rows, embedding, linear
+from loadmaster.architectures.spelling import Spelling, packed, respelled
+from loadmaster.errors import ConfigError, UnsupportedError
+
+TYPES: Final = {"mamba": "M", "linear_attention": "M", "attention": "*", "full_attention": "*", "moe": "E", "mlp": "-"}
+"""The names in lists of types, older and newer, and the letters that patterns have for them."""
+
+
+def schema(c: Config) -> Schema:
+    """Return the logical tensors that ``c`` describes."""
+    for key in ("attention_bias", "mlp_bias", "use_bias"):
+        require(c, key, False)
+    layers = _pattern(c, "hybrid_override_pattern", "layers_block_type")
+    if (count := c.size("num_hidden_layers", len(layers))) != len(layers):
+        raise ConfigError(f"config.json: num_hidden_layers is {count}, and the pattern gives {len(layers)} layers")
+    num_drafts, hidden = c.size("num_nextn_predict_layers", 0, least=0), c.size("hidden_size")
+    step = _pattern(c, "mtp_hybrid_override_pattern", "mtp_layers_block_type") if num_drafts else ""
+    if not {*step} <= {*"*E"}:
+        raise UnsupportedError("config.json: mtp_hybrid_override_pattern is supported with * and E only")
+    mixers = {kind: (Tensor("input_norm", (hidden,)), *_MIXERS[kind](c)) for kind in dict.fromkeys(layers + step)}
+    first = (linear("mtp.eh_proj", hidden, 2 * hidden), *(Tensor(f"mtp.{n}", (hidden,)) for n in ("enorm", "hnorm")))
+    blocks_of_draft = {f"mtp {number} {kind}": mixers[kind] for number, kind in enumerate(step)}
+    for place, more in ((0, first), (-1, (Tensor("mtp.norm", (hidden,)),))) if step else ():
+        blocks_of_draft[[*blocks_of_draft][place]] += more
+    return Schema(
+        top=embedding(c),
+        kinds={**{kind: mixers[kind] for kind in dict.fromkeys(layers)}, **blocks_of_draft},
+        layers=tuple(layers),
+        drafts=tuple(blocks_of_draft) * num_drafts,
+        blocks_a_draft=len(step) or 1,
+    )
+
+
+def _pattern(c: Config, key: str, of_types: str) -> str:
+    """Return the letter of each layer's mixer, from the pattern or the list of types."""
+    letters = c.values.get(key) or [TYPES.get(name, name) for name in c.strings(of_types)]
+    if not isinstance(letters, str | list) or not letters or not {*letters} <= {*_MIXERS}:
+        raise ConfigError(f"config.json: {key} must give M, *, E or - for each layer, or {of_types} their names")
+    return "".join(letters)
+
+
+def _mamba(c: Config) -> tuple[Tensor, ...]:
+    hidden, heads, head = c.size("hidden_size"), c.size("mamba_num_heads"), c.size("mamba_head_dim")
+    state, width = c.size("ssm_state_size", 128), c.size("conv_kernel", 4)
+    inner, states = heads * head, c.size("n_groups", 8) * state
+    by_head, by_group = by_rows(head), by_rows(state, repeat=True)
+    channels = {"x": (inner, by_head), "b": (states, by_group), "c": (states, by_group)}
+    tensors = [
+        linear("mamba.z", inner, hidden, by_head),
+        *(linear(f"mamba.{name}", rows, hidden, cut) for name, (rows, cut) in channels.items()),
+        linear("mamba.dt", heads, hidden, by_rows()),
+        *(Tensor(f"mamba.conv_{name}", (rows, 1, width), cut) for name, (rows, cut) in channels.items()),
+        *(Tensor(f"mamba.{name}", (heads,), by_rows(), usual=("F32",)) for name in ("a_log", "d", "dt_bias")),
+        Tensor("mamba.norm", (inner,), by_head),
+        linear("mamba.out", hidden, inner, by_columns(head)),
+    ]
+    if c.flag("use_conv_bias", True):
+        tensors += [Tensor(f"mamba.conv_{name}_bias", (rows,), cut) for name, (rows, cut) in channels.items()]
+    return tuple(tensors)
+
+
+def _experts(c: Config) -> tuple[Tensor, ...]:
+    hidden, inner, latent = c.size("hidden_size"), c.size("moe_intermediate_size"), c.optional_size("moe_latent_size")
+    routed = blocks.experts(hidden, inner, c.size("n_routed_experts"), router_bias=True, latent=latent)
+    tensors = [t for t in routed if t.name != "moe.gate"]
+    if latent:
+        tensors += [linear("moe.fc1_latent", latent, hidden), linear("moe.fc2_latent", hidden, latent)]
+    if shared := c.size("n_shared_experts", 1, least=0):
+        inner = shared * c.size("moe_shared_expert_intermediate_size")
+        tensors += [linear("shared.up", inner, hidden, by_rows()), linear("shared.down", hidden, inner, by_columns())]
+    return tuple(tensors)
+
+
+_MIXERS: dict[str, Callable[[Config], tuple[Tensor, ...]]] = {
+    "M": _mamba,
+    "*": lambda c: blocks.attention(*blocks.heads_of(c)),
+    "E": _experts,
+    "-": lambda c: blocks.plain_mlp(c.size("hidden_size"), c.size("intermediate_size")),
+}
+_LAYER = "backbone.layers.{layer}."
+_PACKED = {
+    "in_proj.weight": ("mamba.z", "mamba.x", "mamba.b", "mamba.c", "mamba.dt"),
+    "conv1d.weight": ("mamba.conv_x", "mamba.conv_b", "mamba.conv_c"),
+    "conv1d.bias": ("mamba.conv_x_bias", "mamba.conv_b_bias", "mamba.conv_c_bias"),
+}
+_ALONE = {
+    **{"mamba.a_log": "A_log", "mamba.d": "D", "mamba.dt_bias": "dt_bias", "mamba.norm": "norm.weight"},
+    **{"mamba.out": "out_proj.weight", "attn.o": "o_proj.weight"},
+    **{"mlp.up": "up_proj.weight", "mlp.down": "down_proj.weight"},
+    **{f"shared.{part}": f"shared_experts.{part}_proj.weight" for part in ("up", "down")},
+    **{"moe.router": "gate.weight", "moe.router_bias": "gate.e_score_correction_bias"},
+    **{f"moe.{part}_latent": f"{part}_latent_proj.weight" for part in ("fc1", "fc2")},
+}
+_STEP = {f"mtp.{name}": f"{name}.weight" for name in ("eh_proj", "enorm", "hnorm")} | {
+    "mtp.norm": "final_layernorm.weight"
+}
+_TOP = {"embed": "backbone.embeddings.weight", "norm": "backbone.norm_f.weight", "head": "lm_head.weight"}
+_MIXER = _LAYER + "mixer."
+_BLOCK: Spelling = {
+    "input_norm": _LAYER + "norm.weight",
+    **{name: spelled for stored, parts in _PACKED.items() for name, spelled in packed(_MIXER + stored, *parts).items()},
+    **{name: _MIXER + stored for name, stored in _ALONE.items()},
+    **{f"attn.{part}": f"{_MIXER}{part}_proj.weight" for part in "qkv"},
+    **{f"moe.{part}": f"{_MIXER}experts.{{expert}}.{part}_proj.weight" for part in ("up", "down")},
+}
+_INSIDE = respelled({**_TOP, **_BLOCK}, ("backbone.", "model."))
+_INSIDE_EXPERTS = "model.layers.{layer}.mixer.experts."
+_STACKED = packed(_INSIDE_EXPERTS + "up_proj", "moe.up", stacked=True)
+_STACKED |= packed(_INSIDE_EXPERTS + "down_proj", "moe.down", stacked=True)
+
+FAMILY = Family(
+    name="nemotron_h",
+    architectures=("NemotronHForCausalLM",),
+    schema=schema,
+    spelling={**_TOP, **_BLOCK},
+    variants=(_INSIDE, {**_INSIDE, **_STACKED}),
+    drafts=(respelled({**_BLOCK, **{n: _LAYER + s for n, s in _STEP.items()}}, ("backbone.", "mtp.")),),
+    native=(
+        *blocks.TOP_NATIVE,
+        Param("{block}.norm.weight", ("input_norm",)),
+        Param("{block}.mixer.qkv_proj.weight", ("attn.q", "attn.k", "attn.v")),
+        Param("{block}.mixer.experts.w1_weight", ("moe.up",)),
+        Param("{block}.mixer.experts.w2_weight", ("moe.down",)),
+        *(Param(f"{{block}}.mixer.{stored}", parts) for stored, parts in _PACKED.items()),
+        *(Param(f"{{block}}.mixer.{stored}", (name,)) for name, stored in _ALONE.items()),
+        *blocks.DRAFT_NATIVE,
+    ),
+)
