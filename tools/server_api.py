@@ -18,7 +18,7 @@ from loadmaster.server.protocol.tokenizer import DetokenizeRequest, TokenizeRequ
 from loadmaster.server.service import Service
 from loadmaster.server.unsupported import UNSUPPORTED
 from tools.pages import table
-from tools.vllm_api import recorded
+from tools.vllm_api import of_version, recorded
 
 MODELS: Final[dict[str, type[RequestModel]]] = {
     "/v1/completions": CompletionRequest,
@@ -30,7 +30,7 @@ MODELS: Final[dict[str, type[RequestModel]]] = {
 """Route → the model of its body."""
 
 INTRODUCTION: Final = """\
-This page says for each route and each field of vLLM {vllm} and of OpenAI's client {openai} what this server does with it.
+This page says for each route and each field of vLLM {vllm}, and of OpenAI's client {openai} what this server does with it.
 [Generate and serve](../guides/serve.md) shows how to use them."""
 
 FIELDS: Final = """\
@@ -44,12 +44,12 @@ All other fields are unknown. The header `X-Loadmaster-Ignored-Fields` of the an
 def parts() -> Iterator[str]:
     """Yield the page's parts."""
     known = recorded()
-    yield INTRODUCTION.format(vllm=known["vllm_version"].partition("+")[0], openai=known["openai_version"])
+    yield INTRODUCTION.format(vllm=" and ".join(known["lacks"]), openai=known["openai_version"])
     yield "## Routes"
     rows = []
     for path in sorted({*known["routes"], *served_routes(), *UNSUPPORTED}):
         here = "supported" if path in served_routes() else f"404: {UNSUPPORTED.get(path, 'there is no such route')}"
-        rows.append((f"`{path}`", "yes" if path in known["routes"] else "", here))
+        rows.append((f"`{path}`", _versions(known, "routes", path), here))
     yield table(("route", "vLLM", "here"), rows)
     yield "## Fields"
     yield FIELDS
@@ -60,10 +60,16 @@ def parts() -> Iterator[str]:
         yield table(
             ("field", "vLLM", "OpenAI", "here"),
             (
-                (f"`{n}`", "yes" if n in vllm else "", "yes" if n in openai else "", what_happens(model, n))
+                (f"`{n}`", _versions(known, route, n), "yes" if n in openai else "", what_happens(model, n))
                 for n in names
             ),
         )
+
+
+def _versions(known: dict[str, Any], key: str, name: str) -> str:
+    """Return whether vLLM has a route or field; if not every recorded version has it, those that do."""
+    having = [number for number in known["lacks"] if name in of_version(known, number)[key]]
+    return "yes" if len(having) == len(known["lacks"]) else ", ".join(having)
 
 
 def what_happens(model: type[RequestModel], name: str) -> str:

@@ -1,7 +1,8 @@
 """Writes ``tools/vllm_api.toml``: the routes of vLLM's server, and the fields of requests in vLLM and in OpenAI's client.
 
-``python -m tools.vllm_api`` needs vLLM, and the ``openai`` package. The page docs/reference/server-api.md is made from the
-file, and a test compares it with the installed packages.
+``python -m tools.vllm_api`` needs vLLM, and the ``openai`` package. It writes what the installed vLLM has, next to what the
+file says of other versions: the lists have what any version has, and ``lacks`` what each lacks of it. The page
+docs/reference/server-api.md is made from the file, and a test compares it with the installed packages.
 """
 
 from __future__ import annotations
@@ -64,21 +65,47 @@ def recorded() -> dict[str, Any]:
     return tomllib.loads(FILE.read_text(encoding="utf-8"))
 
 
+def of_version(known: dict[str, Any], number: str) -> dict[str, list[str]]:
+    """Return what the record says of one version: the fields of each route, and ``routes``."""
+    lacks = known["lacks"][number]
+    return {key: [n for n in names if n not in lacks.get(key, ())] for key, names in _any_version(known).items()}
+
+
+def _any_version(known: dict[str, Any]) -> dict[str, list[str]]:
+    return {"routes": known["routes"], **known["vllm"]}
+
+
+def number_of(installed: str) -> str:
+    """Return a version without the name of its build.
+
+    >>> number_of("0.32.0+cpu")
+    '0.32.0'
+    """
+    return installed.partition("+")[0]
+
+
 def _listed(name: str, values: Iterable[str]) -> str:
     return f'"{name}" = [\n' + "".join(f'    "{value}",\n' for value in values) + "]\n"
 
 
 def main() -> int:
-    """Write the file."""
+    """Write the file, with what it says of other versions of vLLM."""
+    known = recorded()
+    versions = {number: of_version(known, number) for number in known["lacks"]}
+    versions[number_of(version("vllm"))] = {"routes": vllm_routes(), **{route: vllm_fields(route) for route in VLLM}}
+    every = {key: sorted({n for of in versions.values() for n in of[key]}) for key in ("routes", *VLLM)}
     parts = [
-        f'vllm_version = "{version("vllm")}"\n',
         f'openai_version = "{version("openai")}"\n',
-        _listed("routes", vllm_routes()),
+        _listed("routes", every["routes"]),
         "\n[vllm]\n",
-        *(_listed(route, vllm_fields(route)) for route in VLLM),
+        *(_listed(route, every[route]) for route in VLLM),
         "\n[openai]\n",
         *(_listed(route, openai_fields(route)) for route in OPENAI),
     ]
+    for number, of in sorted(versions.items()):
+        parts.append(f'\n[lacks."{number}"]\n')
+        missing = {key: [n for n in names if n not in of[key]] for key, names in every.items()}
+        parts += [_listed(key, names) for key, names in missing.items() if names]
     FILE.write_text("".join(parts), encoding="utf-8")
     return 0
 

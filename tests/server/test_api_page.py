@@ -27,6 +27,13 @@ def test_a_field_is_of_one_kind(route: str) -> None:
     assert not model.refused.keys() & model.inert.keys()
 
 
+def test_versions_of_vllm_are_recorded_as_differences() -> None:
+    older, newer = (vllm_api.of_version(KNOWN, number) for number in ("0.32.0", "0.33.0"))
+    assert set(newer["routes"]) - set(older["routes"]) == {"/v1/decisions"}
+    assert set(newer["/v1/completions"]) - set(older["/v1/completions"]) == {"return_weight_versions"}
+    assert newer["/detokenize"] == older["/detokenize"] == ["model", "tokens"]
+
+
 def test_routes_are_found() -> None:
     assert {"/v1/completions", "/v1/models/{name}", "/health", "/tokenize"} <= served_routes()
 
@@ -39,10 +46,9 @@ def test_the_record_is_that_of_the_installed_client(route: str) -> None:
     assert vllm_api.openai_fields(route) == KNOWN["openai"][route]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
+@pytest.mark.vllm
 @pytest.mark.parametrize("route", vllm_api.VLLM)
 def test_the_record_is_that_of_the_installed_vllm(route: str) -> None:
-    if version("vllm") != KNOWN["vllm_version"]:
-        pytest.skip("another version of vLLM is installed")
-    assert vllm_api.vllm_fields(route) == KNOWN["vllm"][route]
-    assert vllm_api.vllm_routes() == KNOWN["routes"]
+    known = vllm_api.of_version(KNOWN, vllm_api.number_of(version("vllm")))
+    assert vllm_api.vllm_fields(route) == known[route]
+    assert vllm_api.vllm_routes() == known["routes"]

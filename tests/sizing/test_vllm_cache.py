@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from loadmaster.architectures.targets import newest_target
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import UnsupportedError
 from loadmaster.parallel import ParallelLayout
@@ -17,7 +19,7 @@ from tests.conftest import Tiny
 
 
 def planned(path: Path, layout: ParallelLayout | None = None) -> Plan:
-    return build_plan(open_checkpoint(path), layout, target="vllm-0.32")
+    return build_plan(open_checkpoint(path), layout, target=newest_target("vllm"))
 
 
 def sliding(path: Path, num_layers: int, first: int) -> Plan:
@@ -93,13 +95,22 @@ def test_a_window_in_every_layer_is_one_group(tmp_path: Path) -> None:
     assert cache.num_tokens(71, 1000) == 10 * 1000  # one block is reserved
 
 
+def their_grouping() -> tuple[tuple[Any, ...], Any]:
+    """Return the module of vLLM that groups layers, and what its functions take before their other arguments."""
+    import vllm
+
+    if vllm.__version__.startswith("0.32."):
+        return (), import_module("vllm.v1.core.kv_cache_utils")
+    planning = import_module("vllm.v1.core.kv_cache_planning")
+    return (planning.DefaultKVCacheConfigBuilder(),), planning
+
+
 @pytest.mark.vllm
 @pytest.mark.parametrize(("num_layers", "first"), [(6, 2), (5, 3), (7, 1), (4, 0)])
 def test_groups_and_bytes_are_those_of_vllm(num_layers: int, first: int, tmp_path: Path) -> None:
     from types import SimpleNamespace
 
     import torch
-    from vllm.v1.core import kv_cache_utils as theirs
     from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
     from vllm.v1.kv_cache_layout import KVCacheLayout
 
@@ -121,7 +132,8 @@ def test_groups_and_bytes_are_those_of_vllm(num_layers: int, first: int, tmp_pat
         speculative_config=None,
         max_in_flight_tokens=128,
     )
+    builder, theirs = their_grouping()
     groups = theirs.get_kv_cache_groups(config, specs)
     assert [tuple(map(int, g.layer_names)) for g in groups] == [g.layers for g in cache.groups]
-    needed = theirs._max_memory_usage_bytes_from_groups(config, groups)
+    needed = theirs._max_memory_usage_bytes_from_groups(*builder, config, groups)
     assert needed == cache.request_blocks(1600) * cache.block_bytes(0, num_layers, is_last=True)

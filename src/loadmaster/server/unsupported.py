@@ -45,6 +45,7 @@ UNSUPPORTED: Final[Mapping[str, str]] = {
     "/v1/completions/derender": "answers are not made of token ids; /detokenize returns their text",
     "/v1/chat/completions/batch": "send a request for each conversation; requests are computed together",
     "/inference/v1/generate": "/v1/completions takes token ids, and returns them with return_token_ids",
+    "/v1/decisions": OTHER,
     "/v1/messages": OTHER,
     "/v1/messages/count_tokens": OTHER,
     "/cohere/v2/chat": OTHER,

@@ -1,11 +1,13 @@
-"""The KV cache that vLLM 0.32 allocates on CUDA: specs of layers, and the groups of layers that share its blocks.
+"""The KV cache that vLLM 0.32 and 0.33 allocate on CUDA: specs of layers, and the groups of layers that share its blocks.
 
 Covered: full attention, sliding windows beside it (the hybrid KV cache manager), MLA, and the keys of sparse attention's
 indexer, stored in the model's dtype or in FP8. Other formats of ``--kv-cache-dtype`` are refused by name.
 
-Sources (vLLM 0.32.0): the specs in ``v1/kv_cache_interface.py``; ``get_kv_cache_groups`` and
-``_get_kv_cache_bytes_per_block`` in ``v1/core/kv_cache_utils.py``; ``get_kv_cache_spec`` of ``Attention``, ``MLAAttention``
-and ``DeepseekV32IndexerCache``; ``verify_and_update_config`` in ``model_executor/models/config.py``.
+Sources: the specs in ``v1/kv_cache_interface.py``; ``get_kv_cache_groups`` and ``_get_kv_cache_bytes_per_block`` in
+``v1/core/kv_cache_utils.py`` (0.32) or ``v1/core/kv_cache_planning.py`` (0.33, the same code); ``get_kv_cache_spec`` of
+``Attention``, ``MLAAttention`` and ``DeepseekV32IndexerCache``; ``verify_and_update_config`` in
+``model_executor/models/config.py``. On devices of compute capability 10 the latter chooses FP8 for GLM-5, and since 0.33 for
+GLM-5.3-Flash, if ``--kv-cache-dtype`` is not given; here ``auto`` is always the model's dtype.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class VllmCacheOptions:
 
 
 def vllm_cache(plan: Plan, options: VllmCacheOptions | None = None) -> Cache:
-    """Return the KV cache of vLLM 0.32 for a plan.
+    """Return the KV cache of vLLM for a plan.
 
     Raises:
         UnsupportedError: the format of the cache is not covered, or what a layer stores is not known.

@@ -59,6 +59,8 @@ def carry_over(argv: Sequence[str], commands: Mapping[str, argparse.ArgumentPars
             continue
         written, equals, value = word.partition("=")
         name = _canonical(written)
+        if command in CARRYING and name not in known:
+            name = _negation(name)
         if name in known and known[name].nargs == "+" and not equals:
             last += [name, *_run_of_values(rest)]  # last, so that it does not take what follows a removed option
         elif name in known:
@@ -128,6 +130,22 @@ def _is_option(word: str) -> bool:
 
 def _canonical(written: str) -> str:
     return written.replace("_", "-") if written.startswith("--") else written
+
+
+def _negation(name: str) -> str:
+    """Return ``--no-enable-x`` for ``--disable-x``, and so for ``--enable-x``: vLLM 0.33 has both forms, 0.32 the first.
+
+    >>> _negation("--disable-prefix-caching"), _negation("--disable-log-stats")
+    ('--no-enable-prefix-caching', '--disable-log-stats')
+    """
+    from loadmaster.integrations.vllm.serve_options import OPTIONS
+
+    for prefix, inverse in (("--disable-", "--enable-"), ("--enable-", "--disable-")):
+        if name.startswith(prefix) and name not in OPTIONS:
+            positive = OPTIONS.get(inverse + name.removeprefix(prefix))
+            if positive is not None and positive.values == 0:
+                return f"--no-{positive.name[2:]}"
+    return name
 
 
 def _of_vllm(name: str, known: Mapping[str, object]) -> Option | None:

@@ -1,4 +1,4 @@
-"""The options of ``vllm serve`` 0.32 as data: how many values each takes, and how it affects a plan.
+"""The options of ``vllm serve`` 0.32 and 0.33 as data: how many values each takes, and how it affects a plan.
 
 Users may paste a command line of vLLM with all its options. This table has those that the commands here do not define, each
 under one of a few concerns. A concern names the commands that refuse the option; the others ignore it with a note.
@@ -100,6 +100,7 @@ _EVERY: Final = (
         "sparse-indexer-topk-backend attention-backend mamba-backend mamba-ssu-algorithm mamba-cache-philox-rounds "
         "compilation-config attention-config kernel-config additional-config aux-output-config profiler-config "
         "optimization-level performance-mode shutdown-timeout gdn-prefill-backend kda-prefill-backend kda-decode-backend "
+        "sleep-mode-backend watchdog-config "
         "distributed-executor-backend distributed-timeout-seconds cpu-distributed-timeout-seconds all2all-backend "
         "ubatch-size dbo-decode-token-threshold dbo-prefill-token-threshold dp-sync-interval dcp-comm-backend "
         "dcp-kv-cache-interleave-size cp-kv-cache-interleave-size elastic-ep-max-dp-size max-parallel-loading-workers "
@@ -121,7 +122,7 @@ _EVERY: Final = (
         "async-scheduling scheduler-reserve-full-isl long-prefill-token-threshold-adaptive disable-hybrid-kv-cache-manager "
         "kv-sharing-fast-prefill swa-bounded-replay enable-mamba-shared-prefix-checkpoint use-replayssm "
         "enable-mamba-cache-stochastic-rounding disable-cascade-attn use-fp64-gumbel enable-trace-replay enable-sleep-mode "
-        "sleep-mode-offload-cudagraph enable-cumem-allocator enable-nccl-comm-suspend use-tqdm-on-load numa-bind "
+        "sleep-mode-offload-cudagraph enable-cumem-allocator enable-nccl-comm-suspend use-tqdm-on-load numa-bind monokernel "
         "dcp-q-replicate enable-hc-sp enable-batch-sharded-sampling enable-ep-weight-filter enable-dbo "
         "enable-shm-tensor-arena disable-nccl-for-dp-synchronization ray-workers-use-nsight disable-custom-all-reduce "
         "enable-fault-tolerance enable-flashinfer-autotune language-model-only enable-mm-embeds interleave-mm-strings "
@@ -144,6 +145,7 @@ _EVERY: Final = (
         "reasoning-parser-plugin reasoning-config structured-outputs-config weight-transfer-config kv-transfer-config "
         "kv-events-config ec-transfer-config ec-manager-config chat-template chat-template-content-format "
         "default-chat-template-kwargs response-role tool-call-parser tool-parser-plugin tool-strict-level tool-server "
+        "reasoning-effort-map "
         "sse-keep-alive-interval cohere-format anthropic-disabled-thinking-effort fingerprint-mode fingerprint-value "
         "grpc-port uds allowed-origins allowed-methods allowed-headers ssl-keyfile ssl-certfile ssl-ca-certs ssl-cert-reqs "
         "ssl-ciphers root-path middleware h11-max-incomplete-event-size h11-max-header-count watermark-config",
@@ -235,7 +237,12 @@ _EVERY: Final = (
 )
 
 OPTIONS: Final[Mapping[str, Option]] = {option.name: option for option in _EVERY}
-"""Every option of ``vllm serve`` 0.32 by name, except ``--model`` and ``--revision``."""
+"""Every option of ``vllm serve`` by name, except ``--model`` and ``--revision``."""
+
+SINCE: Final[Mapping[str, frozenset[str]]] = {
+    "0.33": frozenset({"--monokernel", "--reasoning-effort-map", "--sleep-mode-backend", "--watchdog-config"}),
+}
+"""Version → the options that it added. No described version has removed one."""
 
 SHORT: Final[Mapping[str, str]] = {
     "-q": "--quantization",

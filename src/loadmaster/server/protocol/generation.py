@@ -50,6 +50,7 @@ NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "reasoning_effort": (),
     "repetition_detection": (),
     "return_prompt_text": (False,),
+    "return_weight_versions": (False,),
     "routed_experts_prompt_start": (0,),
     "store": (False,),
     "thinking_token_budget": (-1,),

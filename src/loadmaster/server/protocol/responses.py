@@ -118,7 +118,7 @@ class ResponsesRequest(RequestModel):
         "watermarking": (False,),
     }
     inert: ClassVar[Mapping[str, str]] = {
-        **{name: reason for name, reason in INERT.items() if not name.startswith(("spaces", "return_token"))},
+        **{name: reason for name, reason in INERT.items() if not name.startswith("return_token")},
         "parallel_tool_calls": "there are no tools",
     }
 
