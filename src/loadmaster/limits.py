@@ -168,11 +168,13 @@ LIMITS: Final[dict[str, tuple[Limit, ...]]] = {
 
 OF_KEYS: Final[dict[str, Limit]] = {
     "num_hidden_layers": LAYERS,
+    "num_layers": LAYERS,
     "num_nextn_predict_layers": DRAFT_LAYERS,
     "num_mtp_modules": DRAFT_LAYERS,
     "n_routed_experts": EXPERTS,
     "num_experts": EXPERTS,
     "num_local_experts": EXPERTS,
+    "zero_expert_num": EXPERTS,
     "engram_num_embeddings": ROWS,
     "engram_vocab_size": ROWS,
     "ngram_vocab_size_base": ROWS,

@@ -65,6 +65,7 @@ MODEL_TYPES: Final[Mapping[str, str]] = {
     "llama": "LlamaForCausalLM",
     "llama4": "Llama4ForConditionalGeneration",
     "llama4_text": "Llama4ForCausalLM",
+    "longcat_flash": "LongcatFlashForCausalLM",
     "mimo": "MiMoForCausalLM",
     "minicpm": "MiniCPMForCausalLM",
     "minimax_m2": "MiniMaxM2ForCausalLM",
