@@ -170,6 +170,7 @@ OF_KEYS: Final[dict[str, Limit]] = {
     "num_hidden_layers": LAYERS,
     "num_layers": LAYERS,
     "num_nextn_predict_layers": DRAFT_LAYERS,
+    "num_mtp_layers": DRAFT_LAYERS,
     "num_mtp_modules": DRAFT_LAYERS,
     "n_routed_experts": EXPERTS,
     "num_experts": EXPERTS,

@@ -32,10 +32,10 @@ def fatal_faults(family: Family, schema: Schema) -> tuple[str, ...]:
     body = {kind: tensors for kind, tensors in kinds.items() if kind not in drafts or kind in schema.layers}
     named = zip(spelling_labels(family), family.spellings, strict=True)
     of_drafts = ((f"drafts[{i}]", spelling) for i, spelling in enumerate(family.drafts))
-    counts = {0, 1} if len(schema.drafts) == 1 else {1}
+    once = {kind for kind in drafts if schema.drafts.count(kind) == 1}
     return (
         *(fault for label, spelling in named for fault in _spelling_faults(label, spelling, body)),
-        *(fault for label, spelling in of_drafts for fault in _spelling_faults(label, spelling, drafts, counts)),
+        *(fault for label, spelling in of_drafts for fault in _spelling_faults(label, spelling, drafts, once)),
         *_native_faults(family.native, kinds),
     )
 
@@ -133,10 +133,10 @@ def _cut_faults(schema: Schema) -> Iterator[str]:
 # The spelling ---------------------------------------------------------------------------------------------------------
 
 
-def _spelling_faults(
-    label: str, spelling: Spelling, kinds: Kinds, numbered: Set[int] = frozenset({1})
-) -> Iterator[str]:
+def _spelling_faults(label: str, spelling: Spelling, kinds: Kinds, once: Set[str] = frozenset()) -> Iterator[str]:
+    """Yield the faults of a spelling; ``once`` are the kinds of a single layer, whose names may do without its number."""
     for kind, tensors in kinds.items():
+        numbered = {0, 1} if kind in once else {1}
         stored: dict[str, list[str]] = defaultdict(list)
         for t in tensors.values():
             spelled = spelling.get(t.name)

@@ -111,7 +111,7 @@ class Item:
     def path(self, expert: int | None = None) -> str:
         """Return its name within its layer; the whole name where it doesn't say the layer (``mtp.fc.weight``)."""
         _, numbered, inner = self.name.partition("{layer}.")
-        return (inner if numbered else self.name).format(expert=expert)
+        return (inner if numbered else self.name).format(layer="*", expert=expert)
 
     def layer_name(self, layer: int) -> str:
         """Return what stands before its `path`: the name of its layer, or nothing."""
@@ -171,7 +171,8 @@ def _items(tensors: dict[str, Tensor], spelling: Spelling, origin: int) -> Itera
             if tensor.name == spelled.parts[0]:
                 parts = tuple(tensors[p] for p in spelled.parts)
                 key, groups = "+".join(spelled.parts), tensor.groups if spelled.by_group else 1
-                form = (spelled.stacked, spelled.transposed, origin, groups, spelled.apart and groups > 1)
+                counted = origin + spelled.first
+                form = (spelled.stacked, spelled.transposed, counted, groups, spelled.apart and groups > 1)
                 yield Item(key, spelled.name, parts, *form)
         else:
             yield Item(tensor.name, spelled, (tensor,), origin=origin)

@@ -15,7 +15,8 @@ class Packed:
     encoded ones as their format defines. Every part is spelled with an equal `Packed`.
 
     ``by_group``: the first group of rows of every part, then the second of every part, and so on (`Tensor.groups` has their
-    number). ``apart``: each group is encoded as a tensor by itself, so quantisation blocks begin anew in each.
+    number). ``apart``: each group is encoded as a tensor by itself, so quantisation blocks begin anew in each. ``first`` is the
+    layer that the name calls 0.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Packed:
     transposed: bool = False
     by_group: bool = False
     apart: bool = False
+    first: int = 0
 
 
 Spelling = Mapping[str, "str | Packed"]
@@ -37,13 +39,14 @@ def packed(
     transposed: bool = False,
     by_group: bool = False,
     apart: bool = False,
+    first: int = 0,
 ) -> dict[str, Packed]:
     """Return the spelling of all ``parts`` of one stored tensor, to be merged into a `Spelling`.
 
     >>> sorted(packed("model.layers.{layer}.self_attn.qkv_proj.weight", "attn.q", "attn.k", "attn.v"))
     ['attn.k', 'attn.q', 'attn.v']
     """
-    return dict.fromkeys(parts, Packed(name, parts, stacked, transposed, by_group, apart))
+    return dict.fromkeys(parts, Packed(name, parts, stacked, transposed, by_group, apart, first))
 
 
 def respelled(spelling: Spelling, *changes: tuple[str, str]) -> dict[str, str | Packed]:

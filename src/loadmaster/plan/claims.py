@@ -148,12 +148,10 @@ def _ignored(quantization: Mapping[str, Any]) -> list[str]:
 def _fp8(q: Mapping[str, Any]) -> tuple[Format, ...]:
     if q.get("fmt", "e4m3") != "e4m3":
         raise UnsupportedError(f"config.json: quantization_config.fmt {q['fmt']!r} is not supported")
-    block = q.get("weight_block_size")
-    return (
-        (FP8_TENSOR, FP8_CHANNEL, *FP8_TENSOR_OTHERS)
-        if block is None
-        else (fp8_block(_block(block, "weight_block_size")),)
-    )
+    if q.get("weight_block_size") is None:
+        return (FP8_TENSOR, FP8_CHANNEL, *FP8_TENSOR_OTHERS)
+    block = _block(q["weight_block_size"], "weight_block_size")
+    return (fp8_block(block), *(_MXFP8 if block == (1, 32) else ()))
 
 
 def _deepseek_v4(q: Mapping[str, Any], expert_dtype: object) -> tuple[tuple[Format, ...], Format | None]:
@@ -288,6 +286,8 @@ def _compressed(kind: str, weights: Mapping[str, Any]) -> tuple[Format, ...]:
     )
 
 
+_MXFP8 = (mxfp8(suffix="weight_scale_inv"), mxfp8())
+
 METHODS: dict[str, Callable[[Mapping[str, Any]], tuple[Format, ...]]] = {
     "fp8": _fp8,
     "compressed-tensors": _compressed_tensors,
@@ -296,6 +296,6 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], tuple[Format, ...]]] = {
     "awq": _awq,
     "gptq": _gptq,
     "mxfp4": lambda _: (MXFP4,),
-    "mxfp8": lambda _: (mxfp8(suffix="weight_scale_inv"), mxfp8()),
+    "mxfp8": lambda _: _MXFP8,
 }
 """``quant_method`` -> the formats that it may store, given the rest of the quantization_config."""

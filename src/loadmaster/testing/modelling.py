@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
@@ -90,7 +91,8 @@ def build_model(config: Mapping[str, Any]) -> Any:
     import torch
 
     model_class = class_of(config)
-    values = {k: v for k, v in config.items() if k not in ("architectures", "model_type", "quantization_config")}
+    left_out = ("architectures", "model_type", "quantization_config")
+    values = {k: deepcopy(v) for k, v in config.items() if k not in left_out}  # some classes change the sections
     with torch.device("meta"):
         return model_class(model_class.config_class(**values))
 
