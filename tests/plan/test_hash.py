@@ -16,7 +16,7 @@ from loadmaster.plan.hash import PLAN_VERSION, hash_plan
 from loadmaster.plan.model import PlannedModel
 from tests.conftest import Tiny
 
-PINNED = (7, "0303942433d83f2e3b5171da6ebc39f5675ba8e2b09c89e3d08bd21662015199")
+PINNED = (8, "19b5b47edcf223526f25f22e808962ea3a427d1a80c3a85e9c42c42781b4d02f")
 """`PLAN_VERSION`, and the hash of the plan below. A new hash needs a new version."""
 
 

@@ -15,6 +15,7 @@ from loadmaster.architectures.llama import FAMILY as LLAMA
 from loadmaster.architectures.ngram import head_rows
 from loadmaster.architectures.schema import Memory, Param, Placement, Schema, Tensor
 from loadmaster.errors import ConfigError, LayoutError
+from loadmaster.formats import fp8_block
 from loadmaster.loader import load_rank, load_ranks
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan, build_plan, prove
@@ -53,7 +54,7 @@ def schema(c: Config, usually: Memory = "host", heads: tuple[int, ...] = HEADS) 
         Placement(0, sections=heads),
         quantised=True,
         table=usually,
-        block=(1, 32),
+        formats=(fp8_block((1, 32)),),
     )
     plain = LLAMA.schema(Config({**c.values, "architectures": ["LlamaForCausalLM"]}))
     kinds = {"plain": plain.kinds[plain.layers[0]]}

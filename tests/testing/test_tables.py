@@ -78,6 +78,18 @@ WRONG: list[tuple[Family, str]] = [
         "schema: mlp.down has 8 spare rows; only a tensor that is not",
     ),
     (
+        with_tensor("gain", lambda t: replace(t, slices=5)),
+        "schema: gain [64] is stored in 5 slices; only a tensor without experts and spare rows may be",
+    ),
+    (
+        with_tensor("mlp.down", lambda t: replace(t, slices=4)),
+        "schema: mlp.down is stored in slices, so it needs `formats` of its own",
+    ),
+    (
+        with_tensor("gain", lambda t: replace(t, slices=4)),
+        "gain is stored as model.layers.{layer}.gain, with {slice} 0 times, expected 1",
+    ),
+    (
         with_tensor("gain", lambda t: replace(t, placement=by_columns())),
         "schema: gain is divided along dim 1, and its shape is [64]",
     ),
@@ -125,7 +137,7 @@ WRONG: list[tuple[Family, str]] = [
         spelled(moe__up=LAYER + "mlp.up.weight"),
         "moe.up is stored as model.layers.{layer}.mlp.up.weight, with {expert} 0",
     ),
-    (spelled(gain=LAYER + "{index}.gain"), "{index} is not known: use {layer} and {expert}"),
+    (spelled(gain=LAYER + "{index}.gain"), "{index} is not known: use {layer}, {expert} and {slice}"),
     (spelled(gain=LAYER + "gain}"), "gain is stored as 'model.layers.{layer}.gain}', which is not a pattern"),
     (
         spelled(moe__gate=LAYER + "mlp.experts.{expert}.up_proj.weight"),

@@ -33,12 +33,16 @@ Region: TypeAlias = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A stored tensor by name: its number format and stored shape. ``member``: one tensor for each expert."""
+    """A stored tensor by name: its number format and stored shape.
+
+    ``member``: one tensor for each expert. ``slice`` is its number among the tensors that hold the rows of one.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     member: bool = False
+    slice: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

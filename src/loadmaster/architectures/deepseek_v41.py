@@ -29,7 +29,9 @@ from loadmaster.architectures.schema import (
 )
 from loadmaster.architectures.spelling import Spelling, respelled
 from loadmaster.errors import ConfigError
+from loadmaster.formats import fp8_block
 
+_TABLE = fp8_block((1, 32), suffix="scale", powers=True)
 BIASES = ("moe.bias", "moe.bias_vl")
 
 
@@ -114,7 +116,7 @@ def _engram(c: Config, rows: tuple[int, ...]) -> list[Tensor]:
     hidden, streams, width = c.size("hidden_size"), residual_streams.num_streams(c), c.size("engram_head_dim")
     shape, placed = (sum(rows), width), Placement(0, sections=rows)
     return [
-        Tensor("engram.embed", shape, placed, quantised=True, table="host", block=(1, 32)),
+        Tensor("engram.embed", shape, placed, quantised=True, table="host", formats=(_TABLE,)),
         *(Tensor(f"engram.{name}_weight", (streams, hidden)) for name in ("q", "k")),
         linear("engram.wkv", (streams + 1) * hidden, len(rows) * width, by_rows()),
     ]

@@ -95,8 +95,21 @@ def _tensor_faults(t: Tensor, kind: str) -> Iterator[str]:
         yield f"schema: {t.name} may be quantised, which weights [out, in] are, and its shape is {list(t.shape)}"
     if t.spare < 0 or (t.spare and (t.quantised or t.experts)):
         yield f"schema: {t.name} has {t.spare} spare rows; only a tensor that is not quantised and has no experts may have some"
+    if t.slices:
+        yield from _slice_faults(t)
     if t.placement is not None:
         yield from _placement_faults(t, t.placement)
+
+
+def _slice_faults(t: Tensor) -> Iterator[str]:
+    if t.slices < 0 or t.shape[0] % t.slices or t.experts or t.spare:
+        yield (
+            f"schema: {t.name} {list(t.shape)} is stored in {t.slices} slices; only a tensor without experts and spare rows may "
+            "be, in slices of equally many rows"
+        )
+    spans = [g.span for f in t.formats or () for c in f.components for g in c.grains if g.dim == 0]
+    if t.quantised and (t.formats is None or {*spans} - {1}):
+        yield f"schema: {t.name} is stored in slices, so it needs `formats` of its own, whose factors span one row, or all"
 
 
 def _placement_faults(t: Tensor, p: Placement) -> Iterator[str]:
@@ -165,11 +178,12 @@ def _name_faults(t: Tensor, spelled: str | Packed, kind: str, numbered: Set[int]
     for field, wanted, why in (
         ("layer", kind != TOP, "names of a layer's tensors have {layer}, those of the model itself don't"),
         ("expert", by_expert, "names of tensors stored for each expert have {expert}, others don't"),
+        ("slice", t.slices > 0, "names of tensors stored in slices have {slice}, others don't"),
     ):
         if fields[field] != int(wanted) and not (field == "layer" and wanted and fields[field] in numbered):
             yield f"{t.name} is stored as {name}, with {{{field}}} {fields[field]} times, expected {int(wanted)}: {why}"
-    if strange := sorted(set(fields) - {"layer", "expert"}):
-        yield f"{t.name} is stored as {name}, and {{{strange[0]}}} is not known: use {{layer}} and {{expert}}"
+    if strange := sorted(set(fields) - {"layer", "expert", "slice"}):
+        yield f"{t.name} is stored as {name}, and {{{strange[0]}}} is not known: use {{layer}}, {{expert}} and {{slice}}"
 
 
 def _packed_faults(
@@ -180,6 +194,8 @@ def _packed_faults(
         return
     if t.spare:
         yield f"{t.name} has spare rows, and is packed into {spelled.name}: its rows would not be followed by them"
+    if t.slices:
+        yield f"{t.name} is stored in slices, and packed into {spelled.name}: it is one or the other"
     if spelled.stacked and not t.experts:
         yield f"{t.name} is stacked in {spelled.name}, and has no experts"
     if t.name != spelled.parts[0]:
@@ -276,7 +292,7 @@ def _way(t: Tensor) -> str:
 
 def _waiver_faults(family: Family, schema: Schema) -> Iterator[str]:
     stored = [
-        (name if isinstance(name, str) else name.name).format(layer=0, expert=0)
+        (name if isinstance(name, str) else name.name).format(layer=0, expert=0, slice=0)
         for spelling in (*family.spellings, *family.drafts)
         for tensors in kinds_in_use(schema).values()
         for name in (spelling[n] for n in tensors if n in spelling)

@@ -6,25 +6,25 @@ An item is usually one logical tensor, or several that a checkpoint packs into o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from loadmaster.architectures.schema import Schema, Tensor
 from loadmaster.architectures.spelling import Packed, Spelling
 from loadmaster.errors import ConfigError
-from loadmaster.formats import Component
+from loadmaster.formats import Component, Format
 from loadmaster.limits import ELEMENTS, TENSORS
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One stored tensor of a layer, or with `members` one for each expert.
+    """One stored tensor of a layer, or with `members` one for each expert, or one for each slice of rows.
 
     ``key`` names it (the logical name, joined by ``+`` where it holds several), ``name`` is its stored name with
-    ``{layer}`` and ``{expert}``, ``parts`` are the logical tensors in it, in order along their out dim. ``origin`` is the
-    layer that its names call 0. With ``groups``, the parts alternate: the first group of rows of each, then the second …;
-    ``apart``: each group is encoded as a tensor by itself.
+    ``{layer}``, and ``{expert}`` or ``{slice}``, ``parts`` are the logical tensors in it, in order along their out dim.
+    ``origin`` is the layer that its names call 0. With ``groups``, the parts alternate: the first group of rows of each, then
+    the second …; ``apart``: each group is encoded as a tensor by itself.
     """
 
     key: str
@@ -43,12 +43,23 @@ class Item:
 
     @property
     def members(self) -> int:
-        """Number of stored tensors in each layer: one for each expert, 0 for a single tensor."""
-        return 0 if self.stacked else self.first.experts
+        """Number of stored tensors in each layer: one for each expert or each slice, 0 for a single tensor."""
+        return 0 if self.stacked else self.first.experts or self.first.slices
+
+    @property
+    def by_expert(self) -> bool:
+        """Whether each expert has a stored tensor of its own."""
+        return not self.stacked and self.first.experts > 0
+
+    def formats(self, claimed: Sequence[Format]) -> Sequence[Format]:
+        """Return the quantised formats that it may be in: its own, or those that the config claims."""
+        if not self.first.quantised:
+            return ()
+        return claimed if self.first.formats is None else self.first.formats
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The logical shape of the stored tensor: all parts, with the experts as first dim where they are stacked.
+        """The logical shape of what is stored: all parts, with the experts as first dim where they are stacked.
 
         >>> Item("a_log", "A_log", (Tensor("a_log", (96,), spare=32),)).shape
         (128,)
@@ -68,8 +79,18 @@ class Item:
 
     @property
     def plain_shape(self) -> tuple[int, ...]:
-        """The stored shape of a plain weight: `shape`, with the last two dims exchanged where it is transposed."""
-        return (*self.shape[:-2], self.shape[-1], self.shape[-2]) if self.is_transposed else self.shape
+        """The stored shape of a plain weight: its logical shape, with the last two dims exchanged where it is transposed."""
+        shape = self.tensor_shape
+        return (*shape[:-2], shape[-1], shape[-2]) if self.is_transposed else shape
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """The logical shape of one stored tensor: `shape`, or that of a slice.
+
+        >>> Item("table", "table.{slice}", (Tensor("table", (96, 8), slices=4),)).tensor_shape
+        (24, 8)
+        """
+        return (self.shape[0] // (self.first.slices or 1), *self.shape[1:])
 
     @property
     def is_transposed(self) -> bool:
@@ -84,7 +105,7 @@ class Item:
     def component_shape(self, component: Component) -> tuple[int, ...]:
         """Return the stored shape of a component of its format; groups that are encoded apart follow one another."""
         if not self.apart or component.is_scalar:
-            return component.shape(self.shape)
+            return component.shape(self.tensor_shape)
         of_group = zip(component.shape(self.group), component.grains, strict=True)
         return tuple(n * self.groups if grain.dim == 0 else n for n, grain in of_group)
 
@@ -104,14 +125,27 @@ class Item:
         step = self.group[0]
         return tuple((g * step + start, g * step + stop) for g in range(self.groups))
 
-    def stored_name(self, suffix: str, layer: int, expert: int | None = None) -> str:
-        """Return the checkpoint's name of a component: its suffix replaces ``weight``, or follows the name."""
-        return self.named(suffix).format(layer=layer - self.origin, expert=expert)
+    def stored_name(self, suffix: str, layer: int, member: int | None = None) -> str:
+        """Return the checkpoint's name of a component: its suffix replaces ``weight``, or follows the name.
 
-    def path(self, expert: int | None = None) -> str:
+        Of a tensor in slices, a component without ``member`` holds for all of them.
+
+        >>> table = Item("table", "table.shard_{slice}.weight", (Tensor("table", (96, 8), slices=4),))
+        >>> table.stored_name("weight", 0, 3), table.stored_name("weight_scale", 0)
+        ('table.shard_3.weight', 'table.weight_scale')
+        """
+        return self._numbered(self.named(suffix), member, layer - self.origin)
+
+    def path(self, member: int | None = None) -> str:
         """Return its name within its layer; the whole name where it doesn't say the layer (``mtp.fc.weight``)."""
         _, numbered, inner = self.name.partition("{layer}.")
-        return (inner if numbered else self.name).format(layer="*", expert=expert)
+        return self._numbered(inner if numbered else self.name, member, "*")
+
+    def _numbered(self, name: str, member: int | None, layer: int | str) -> str:
+        """Return a name with its numbers; of a tensor in slices, without the part that says the slice where none is given."""
+        if self.first.slices and member is None:
+            name = ".".join(part for part in name.split(".") if "{slice}" not in part)
+        return name.format(layer=layer, expert=member, slice=member)
 
     def layer_name(self, layer: int) -> str:
         """Return what stands before its `path`: the name of its layer, or nothing."""
@@ -119,17 +153,17 @@ class Item:
         return f"{before}{layer - self.origin}." if numbered else ""
 
     def named(self, suffix: str) -> str:
-        """Return a component's name with ``{layer}`` and ``{expert}``."""
+        """Return a component's name with ``{layer}``, and ``{expert}`` or ``{slice}``."""
         return with_suffix(self.name, suffix)
 
-    def around_expert(self, suffix: str, layer: int) -> tuple[str, str]:
-        """Return the parts of `stored_name` before and after the expert's number.
+    def around_member(self, suffix: str, layer: int) -> tuple[str, str]:
+        """Return the parts of `stored_name` before and after the number of the expert, or of the slice.
 
         >>> from loadmaster.architectures.schema import Tensor
-        >>> Item("up", "layers.{layer}.experts.{expert}.up.weight", (Tensor("up", (4, 8)),)).around_expert("weight", 3)
+        >>> Item("up", "layers.{layer}.experts.{expert}.up.weight", (Tensor("up", (4, 8)),)).around_member("weight", 3)
         ('layers.3.experts.', '.up.weight')
         """
-        before, _, after = self.name.partition("{expert}")
+        before, _, after = self.name.partition("{slice}" if self.first.slices else "{expert}")
         after = with_suffix(after, suffix)
         return before.format(layer=layer - self.origin), after.format(layer=layer - self.origin)
 
@@ -191,6 +225,6 @@ def check_size(schema: Schema, spelling: Spelling, drafts: Spelling | None = Non
     num_tensors = sum(n * (i.members or 1) for n, stored in groups for i in stored)
     if num_tensors > TENSORS.value:
         raise ConfigError(f"config.json describes {TENSORS.exceeded(num_tensors)}", hint=TENSORS.hint)
-    num_elements = sum(n * prod(i.shape) * (i.members or 1) for n, stored in groups for i in stored)
+    num_elements = sum(n * prod(i.plain_shape) * (i.members or 1) for n, stored in groups for i in stored)
     if num_elements > ELEMENTS.value:
         raise ConfigError(f"config.json describes {ELEMENTS.exceeded(num_elements)}", hint=ELEMENTS.hint)

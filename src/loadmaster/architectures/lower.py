@@ -22,6 +22,8 @@ from loadmaster.architectures.algebra import (
     Region,
     Stored,
     compose,
+    concat,
+    restrict,
     whole,
 )
 
@@ -58,10 +60,26 @@ def _pieces(e: Expression, box: Region, ids: tuple[int, ...] | None) -> Iterator
         case Each():
             assert ids is None, "Each does not nest"
             yield from _pieces(e.member, box, e.ids)
+        case Decode(operands=(Concat() as values, *_)) | Cast(operand=Decode(operands=(Concat() as values, *_))):
+            yield from _pieces(_by_slices(e, values), box, ids)
         case Stored() | Decode() | Cast() | Fill():
             yield Piece(e, box, ids)
         case _:
             raise AssertionError(f"{type(e).__name__} cannot be lowered: localise first")
+
+
+def _by_slices(e: Decode | Cast, values: Concat) -> Expression:
+    """Return rows that are stored in several tensors so that each tensor is decoded alone.
+
+    It may be the whole of a table, which is larger than any memory for staging.
+    """
+    assert values.dim == 0, "slices are rows"
+    at, parts = 0, []
+    for part in values.parts:
+        rows = part.shape[0]
+        parts.append(restrict(e, ((at, at + rows), *whole(e.shape[1:]))))
+        at += rows
+    return concat(0, tuple(parts))
 
 
 Cuts = tuple[list[int], ...]

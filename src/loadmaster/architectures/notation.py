@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from loadmaster.architectures.algebra import Cast, Concat, Decode, Each, Expression, Fill, Leaf, Shard, Stored
 
 MOST_RUNS = 6
-"""Up to this many runs of experts are written; of more, the first and the last."""
+"""Up to this many runs of experts, or slices of rows, are written; of more, the first ones and the last."""
+
+
+def _few(parts: Sequence[Expression]) -> Sequence[Expression]:
+    """Return the parts of a `Concat` that are written: of many slices of one tensor, the first ones and the last."""
+    slices = [part for part in parts if isinstance(part, Stored) and part.leaf.slice is not None]
+    return (*parts[:3], parts[-1]) if len(slices) == len(parts) > MOST_RUNS else parts
 
 
 def _name(leaf: Leaf) -> str:
@@ -44,8 +50,10 @@ class Notation:
                 return f"Each({self.write(e.member, component)}, experts {experts(e.ids)})"
             case Concat():
                 dim = e.dim if component is None else _dim_of(e.parts[0], e.dim, component)
-                parts = ", ".join(self.write(part, component) for part in e.parts)
-                return f"Concat({parts}{f', dim={dim}' if dim else ''})"
+                parts = [self.write(part, component) for part in _few(e.parts)]
+                if len(parts) < len(e.parts):
+                    parts[-1:] = ["…", parts[-1], f"{len(e.parts)} in all"]
+                return f"Concat({', '.join(parts)}{f', dim={dim}' if dim else ''})"
             case Decode():
                 if component is not None:
                     return self.write(e.operands[component])

@@ -12,6 +12,7 @@ from loadmaster.architectures.config import Config
 from loadmaster.architectures.spelling import Spelling
 from loadmaster.dtypes import PLAIN, num_bytes
 from loadmaster.errors import ConfigError
+from loadmaster.formats import Format
 
 Memory = Literal["host", "device"]
 """The memory that a parameter is in: the host's, or that of the rank's device."""
@@ -62,10 +63,11 @@ class Tensor:
     stay F32). ``usual`` are formats that need no remark although they are not the model's. ``experts`` > 0: one such
     tensor for each expert. ``optional`` names a group of tensors: a layer stores all of them or none. ``spare`` rows of zeros
     follow it in its stored tensor, beyond those that the model has; they are left unread. ``groups``: how many equal groups of
-    rows it has where it is packed with others by group (`Packed`).
+    rows it has where it is packed with others by group (`Packed`). ``slices`` > 0: its rows are in so many stored tensors, one
+    after another, each with equally many.
 
     ``table``: of its rows each token reads a few, so it may be in the memory of the host; the value says where it usually is.
-    ``block`` are the rows and columns that share a scale, where it is stored in blocks of another size than the rest.
+    ``formats`` are the quantised formats that it may be stored in, where they are not those that the config gives to the rest.
     """
 
     name: str
@@ -80,8 +82,9 @@ class Tensor:
     optional: str | None = None
     spare: int = 0
     groups: int = 1
+    slices: int = 0
     table: Memory | None = None
-    block: tuple[int, int] | None = None
+    formats: tuple[Format, ...] | None = None
 
 
 def linear(

@@ -29,7 +29,7 @@ class Packed:
 
 
 Spelling = Mapping[str, "str | Packed"]
-"""Logical name -> stored name, with ``{layer}`` and ``{expert}``."""
+"""Logical name -> stored name, with ``{layer}``, ``{expert}`` and ``{slice}``."""
 
 
 def packed(

@@ -81,18 +81,6 @@ class Format:
         grains = self.components[1].grains
         return next((d for d, g in enumerate(grains) if g.dim == dim and g.kind != "inner"), None)
 
-    def in_blocks(self, block: tuple[int, int] | None) -> Format:
-        """Return the FP8 block format with a scale for each ``block``; other formats, and without a block, as they are.
-
-        >>> fp8_block((32, 32)).in_blocks((1, 32)).block
-        (1, 32)
-        """
-        if block is None or self.name != "fp8_block":
-            return self
-        values, scale, *more = self.components
-        grains = tuple(Grain(dim, span, "cover") for dim, span in enumerate(block))
-        return replace(self, components=(values, replace(scale, grains=grains), *more))
-
     def stacked(self) -> Format:
         """Return the format of a stack of such weights: one more leading dim, logical and stored.
 

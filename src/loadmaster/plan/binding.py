@@ -8,7 +8,7 @@ parameter does not allow, with the layer it belongs to; `loadmaster.plan.diagnos
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from loadmaster.architectures.spelling import Spelling
 from loadmaster.checkpoint import Checkpoint, TensorTable
 from loadmaster.errors import ConfigError
 from loadmaster.findings import Finding, Severity
+from loadmaster.formats import Format
 from loadmaster.limits import UNMET
 from loadmaster.plan.claims import KV_CACHE_SCALES, Claims
 from loadmaster.plan.classes import TOP, Ids, LayerClass
@@ -47,12 +48,12 @@ class Defect:
 
 @dataclass(frozen=True, slots=True)
 class MissingTensor:
-    """A tensor of ``shape`` that is nowhere: the finding that says so, and the layer, item and expert that need it."""
+    """A tensor of ``shape`` that is nowhere: the finding that says so, and the layer, item and expert (or slice) that need it."""
 
     finding: Finding
     layer: int
     item: Item
-    expert: int | None
+    member: int | None
     shape: tuple[int, ...]
 
     @property
@@ -63,18 +64,20 @@ class MissingTensor:
     @property
     def path(self) -> str:
         """Its place within its layer, without the component's suffix; ``self_attn.q_proj.weight``, say."""
-        return self.item.path(self.expert)
+        return self.item.path(self.member)
 
     def defect(self, *, hint: str | None = None, cause: Finding | None = None) -> Defect:
         """Return it as a separate defect."""
         finding = replace(self.finding, hint=hint) if hint else self.finding
-        experts = () if self.expert is None else (self.expert,)
-        return Defect(finding, (self.layer,), self.item.key, experts, cause)
+        return Defect(finding, (self.layer,), self.item.key, _touched(self.item, self.member), cause)
 
 
 @dataclass(frozen=True, slots=True)
 class SoundItem:
-    """A sound item of some layers, and of some experts of each: what remarks are made of once all layers are seen."""
+    """A sound item of some layers, and of some experts of each: what remarks are made of once all layers are seen.
+
+    Of an item in slices, ``members`` has the first one.
+    """
 
     item: Item
     form: StoredForm
@@ -228,7 +231,9 @@ class _Binder:
         self.spelling = spelling
         self.drafts = drafts
         self.claims = claims
-        self.suffixes = tuple(dict.fromkeys(["weight", *(c.suffix for f in claims.formats for c in f.components)]))
+        every = (t for tensors in (schema.top, *schema.kinds.values()) for t in tensors)
+        formats = dict.fromkeys((*claims.formats, *(f for t in every for f in t.formats or ())))
+        self.suffixes = _suffixes(tuple(formats))
         self.zeros = {c.suffix: f.components[0].suffix for f in claims.formats for c in f.components if c.zeros}
         self.padded = np.append(self.table.signature, -1).astype(np.int32)  # id -1 has signature -1
         self.used = np.zeros(len(self.table), dtype=np.bool_)
@@ -249,7 +254,7 @@ class _Binder:
         own = {item.name for item in stored}
         ids: dict[str, Ids] = {}
         for item in stored:
-            for suffix in self.suffixes if item.first.quantised else ("weight",):
+            for suffix in _suffixes(item.formats(self.claims.formats)):
                 if suffix in self.zeros and item.named(suffix) in own:
                     continue  # the model has this tensor
                 found = self._look_up(item, suffix, layers)
@@ -274,14 +279,16 @@ class _Binder:
         if not item.members:
             return np.array([get(item.stored_name(suffix, layer), -1) for layer in layers], dtype=np.int32)
         rows = np.full((len(layers), item.members), -1, dtype=np.int32)
-        _, after = item.around_expert(suffix, 0)
+        _, after = item.around_member(suffix, 0)
         endings = [f"{e}{after}" for e in range(item.members)]
         for row, layer in enumerate(layers):
-            before, _ = item.around_expert(suffix, layer)
+            before, _ = item.around_member(suffix, layer)
             if self.glance and before + endings[0] not in self.table.ids and before + endings[-1] not in self.table.ids:
                 self.glanced = True
             else:
                 rows[row] = [get(before + ending, -1) for ending in endings]
+        if item.first.slices and not (rows >= 0).any():  # one for all slices
+            return np.array([get(item.stored_name(suffix, layer), -1) for layer in layers], dtype=np.int32)
         return rows
 
     def _class(
@@ -304,27 +311,35 @@ class _Binder:
 
     def _forms(self, item: Item, layers: tuple[int, ...], found: Mapping[str, Ids]) -> tuple[StoredForm, ...] | None:
         """Check one item of a class; return its form (one an expert where they differ), None if defective."""
-        columns = {suffix: self.padded[ids[0].reshape(-1)].tolist() for suffix, ids in found.items()}
         num = item.members or 1
+        columns = {s: np.broadcast_to(self.padded[ids[0]].reshape(-1), num).tolist() for s, ids in found.items()}
         rows = list(zip(*columns.values(), strict=True)) if columns else [()] * num
         ignored = item.first.rarely or self.claims.ignores(item.stored_name("weight", layers[0], 0))
         verdicts: dict[tuple[int, ...], StoredForm | FormDefect] = {}
         forms: list[StoredForm] = []
-        for expert, row in enumerate(rows):
+        faults: dict[FormDefect, list[int]] = defaultdict(list)
+        for member, row in enumerate(rows):
             if row not in verdicts:
                 signatures = {s: self.table.signatures[n] for s, n in zip(columns, row, strict=True) if n >= 0}
                 verdicts[row] = judge(item, signatures, self.claims.formats, ignored=ignored)
             verdict = verdicts[row]
             if isinstance(verdict, StoredForm):
                 forms.append(verdict)
-                continue
-            for layer in layers:
-                self._report(item, verdict, layer, expert if item.members else None)
-        if len(forms) < num:
+            elif item.first.slices:
+                faults[verdict].append(member)
+            else:
+                for layer in layers:
+                    self._report(item, verdict, layer, member if item.members else None)
+        if item.first.slices and len(set(forms)) > 1:
+            usual = max(forms, key=forms.count)
+            faults = {_unlike(f, usual): [n for n, other in enumerate(forms) if other == f] for f in {*forms} - {usual}}
+        for fault, members in faults.items():
+            self._report_slices(item, fault, layers, members, of_all={s for s, ids in found.items() if ids.ndim == 1})
+        if faults or len(forms) < num:
             return None
         for form in dict.fromkeys(forms):
             members = [e for e, f in enumerate(forms) if f == form]
-            self.sound.append(SoundItem(item, form, layers, members))
+            self.sound.append(SoundItem(item, form, layers, members[:1] if item.first.slices else members))
         self._leave_unread(found)
         return (forms[0],) if len(set(forms)) == 1 else tuple(forms)
 
@@ -334,17 +349,48 @@ class _Binder:
                 if component.waived and component.suffix in found:
                     self.unread[component.waived].append(found[component.suffix].reshape(-1))
 
-    def _report(self, item: Item, fault: FormDefect, layer: int, expert: int | None) -> None:
+    def _report_slices(
+        self, item: Item, fault: FormDefect, layers: tuple[int, ...], members: list[int], of_all: Collection[str]
+    ) -> None:
+        """Report what slices have in common once, and each one that is missing. ``of_all`` are components for all of them."""
+        for layer in layers:
+            if fault.of_all or fault.suffix in of_all:
+                self._report(item, fault, layer, None)
+            elif fault.shape is not None:
+                for member in members:
+                    self._report(item, fault, layer, member)
+            else:
+                more = f" (and {len(members) - 1:,} more slices alike)" if len(members) > 1 else ""
+                self._report(item, replace(fault, message=fault.message + more), layer, members[0])
+
+    def _report(self, item: Item, fault: FormDefect, layer: int, member: int | None) -> None:
         if len(self.missing) + len(self.defects) >= UNMET.value:
             hint = "check that config.json belongs to this checkpoint and that no shards are missing"
             raise ConfigError(f"more than {UNMET.value:,} {UNMET.of}", hint=hint)
-        name, message = item.stored_name(fault.suffix, layer, expert), fault.message
+        name, message = item.stored_name(fault.suffix, layer, member), fault.message
         if "{values}" in message:
-            message = message.replace("{values}", item.stored_name(fault.values, layer, expert))
+            message = message.replace("{values}", item.stored_name(fault.values, layer, member))
         severity: Severity = "error" if self.draft_wanted else "warning"
         finding = Finding(fault.code, severity, message, name, hint=fault.hint)
         if fault.shape is not None:
-            self.missing.append(MissingTensor(finding, layer, item, expert, fault.shape))
+            self.missing.append(MissingTensor(finding, layer, item, member, fault.shape))
         else:
-            experts = () if expert is None else (expert,)
-            self.defects.append(Defect(finding, (layer,), item.key, experts))
+            self.defects.append(Defect(finding, (layer,), item.key, _touched(item, member)))
+
+
+def _touched(item: Item, member: int | None) -> tuple[int, ...]:
+    """Return the expert that a defect of a stored tensor touches; nothing where it touches all ranks that hold the layer."""
+    return (member,) if item.by_expert and member is not None else ()
+
+
+def _suffixes(formats: Sequence[Format]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(["weight", *(c.suffix for f in formats for c in f.components)]))
+
+
+def _unlike(form: StoredForm, usual: StoredForm) -> FormDefect:
+    """Return what is wrong with a slice that is stored in another form than the others, which form one parameter with it."""
+    suffix = form.format.components[0].suffix if form.format else "weight"
+    stored, others = (f"{f.dtype} ({f.format.name})" if f.format else f.dtype for f in (form, usual))
+    return FormDefect(
+        "dtype-inadmissible", suffix, f"expected {others}, as most slices of it are stored, found {stored}"
+    )

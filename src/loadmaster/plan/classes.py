@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from loadmaster.architectures.algebra import Leaf
 from loadmaster.architectures.items import Item
 from loadmaster.dtypes import num_bytes
 from loadmaster.plan.forms import StoredForm
@@ -25,7 +26,8 @@ class LayerClass:
     """Layers of one kind that meet the same signatures. ``layers`` are stored numbers (`TOP` for the model itself).
 
     ``items`` are what is stored. ``forms`` gives by an item's key the form of each sound one, one an expert where
-    experts differ. ``ids`` gives for each leaf (``key/suffix``) the stored ids, ``[layers]`` or ``[layers, experts]``.
+    experts differ. ``ids`` gives for each leaf (``key/suffix``) the stored ids: ``[layers]``, with
+    experts or slices ``[layers, n]``.
     """
 
     kind: str
@@ -34,6 +36,11 @@ class LayerClass:
     forms: Mapping[str, tuple[StoredForm, ...]]
     ids: Mapping[str, Ids]
     draft: bool = False
+
+    def ids_of(self, leaf: Leaf) -> Ids:
+        """Return the stored ids of a leaf: ``[layers]`` or ``[layers, experts]``."""
+        ids = self.ids[leaf.name]
+        return ids if leaf.slice is None else ids[:, leaf.slice]
 
     def spare(self) -> Iterator[tuple[int, Ids]]:
         """Yield for items whose stored tensors end with rows that the model does not have: these rows' bytes, and the ids."""

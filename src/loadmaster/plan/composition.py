@@ -10,7 +10,7 @@ What a fused parameter becomes follows from the forms of its parts:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from math import lcm
@@ -239,22 +239,29 @@ def view(item: Item, form: StoredForm, part: Tensor) -> Expression:
 
     Where the item is a stack of experts, so is the result.
     """
-    member = item.members > 0
     if form.format is None:
-        leaf = stored(Leaf(f"{item.key}/weight", form.dtype, item.plain_shape, member))
+        leaf = Leaf(f"{item.key}/weight", form.dtype, item.plain_shape, item.by_expert)
         dims = range(len(item.plain_shape))
-        e: Expression = permute(leaf, (*dims[:-2], dims[-1], dims[-2])) if item.is_transposed else leaf
+        e = permute(stored(leaf), (*dims[:-2], dims[-1], dims[-2])) if item.is_transposed else _rows(item, leaf)
         return _part_of(item, e, part)
     format_ = form.format.stacked() if item.stacked else form.format
-    operands = tuple(
-        stored(Leaf(f"{item.key}/{c.suffix}", dtype, item.component_shape(c), member))
+    leaves = (
+        (c, Leaf(f"{item.key}/{c.suffix}", dtype, item.component_shape(c), item.by_expert))
         for c, dtype in zip(format_.components, form.dtypes, strict=True)
     )
+    operands = tuple(stored(leaf) if c.is_scalar else _rows(item, leaf) for c, leaf in leaves)
     if not item.apart:
         return _part_of(item, decode(format_, operands, item.shape), part)
     groups = (decode(format_, _of_group(item, format_, operands, g), item.group) for g in range(item.groups))
     rows = (item.rows(part.name), *whole(item.group[1:]))
     return concat(0, tuple(restrict(group, rows) for group in groups))
+
+
+def _rows(item: Item, leaf: Leaf) -> Expression:
+    """Return all rows of a stored tensor, or of the slices that it is stored in, one after another."""
+    if not item.first.slices:
+        return stored(leaf)
+    return concat(0, tuple(stored(replace(leaf, slice=number)) for number in range(item.first.slices)))
 
 
 def _part_of(item: Item, e: Expression, part: Tensor) -> Expression:

@@ -36,7 +36,7 @@ class FormDefect:
     """Why an item's signatures are not sound: a finding without its name, which is that of the component ``suffix``.
 
     ``{values}`` in the message is the name of the component that holds the values. ``shape`` is that of a
-    component which is missing.
+    component which is missing. ``of_all``: it is one component for all slices of the item.
     """
 
     code: str
@@ -45,6 +45,7 @@ class FormDefect:
     values: str = "weight"
     hint: str | None = None
     shape: tuple[int, ...] | None = None
+    of_all: bool = False
 
 
 def judge(
@@ -55,8 +56,7 @@ def judge(
     ``stored`` gives the signature of each component that is stored, by its suffix. ``claimed`` are the formats that the
     config announces; ``ignored`` says that it leaves this module out of them.
     """
-    claimed = [f.in_blocks(item.first.block) for f in claimed]
-    formats = claimed if item.first.quantised else ()
+    formats = item.formats(claimed)
     plain = item.first.dtypes
     weight = stored.get("weight")
     if weight is not None and weight.dtype in plain:
@@ -78,8 +78,8 @@ def judge(
         verdicts = [_encoded(item, f, stored) for f in fitting]
         return next((v for v in verdicts if isinstance(v, StoredForm)), verdicts[0])
     if met or weight is not None:
-        return _inadmissible(item, met, stored, claimed)
-    return _missing(item, stored, claimed, ignored=ignored)
+        return _inadmissible(item, met, stored, formats)
+    return _missing(item, stored, formats, ignored=ignored)
 
 
 def _encoded(item: Item, format_: Format, stored: Mapping[str, Signature]) -> StoredForm | FormDefect:
@@ -98,6 +98,7 @@ def _encoded(item: Item, format_: Format, stored: Mapping[str, Signature]) -> St
                 f"{' or '.join(component.dtypes)} {list(expected)}",
                 values,
                 shape=expected,
+                of_all=alone.is_scalar,
             )
         if signature.shape != expected and not (alone.is_scalar and signature.shape == expected[:-1]):
             of = "" if component.suffix == values else f", for {{values}} in {format_.name}"
@@ -140,9 +141,8 @@ def _inadmissible(
     return FormDefect("dtype-inadmissible", suffix, _dtypes(tuple(dict.fromkeys(allowed)), signature.dtype))
 
 
-def _missing(item: Item, stored: Mapping[str, Signature], claimed: Sequence[Format], *, ignored: bool) -> FormDefect:
+def _missing(item: Item, stored: Mapping[str, Signature], formats: Sequence[Format], *, ignored: bool) -> FormDefect:
     """Say which values are missing: those of the claimed format, unless the config leaves the module out of it."""
-    formats = claimed if item.first.quantised else ()
     others = [f for f in formats if any(c.suffix in stored for c in f.components[1:])] or list(formats)
     values: Component | None = others[0].components[0] if others and (stored or not ignored) else None
     suffix = values.suffix if values else "weight"

@@ -187,7 +187,7 @@ class SourceLaws:
         for part in item.parts:
             copies = self.stages.get(part.name, 1)
             experts: list[tuple[int | None, StoredForm]]
-            if item.members:
+            if item.by_expert:
                 experts = [(e, forms[e if len(forms) > 1 else 0]) for e in range(num_experts)]
             else:
                 experts = [(e, forms[0]) for e in (range(num_experts) if num_experts else (None,))]
@@ -199,7 +199,7 @@ class SourceLaws:
                     box = v.box
                     if run[0] is not None and run[-1] is not None:
                         slots = (run[0], run[-1] + 1)
-                        box = (slots, *v.box) if item.members else (slots, *v.box[1:])
+                        box = (slots, *v.box) if item.by_expert else (slots, *v.box[1:])
                     boxes[v.leaf].append((box, holders))
         return boxes
 

@@ -345,13 +345,14 @@ def _groups(
 
 
 def _group(move: Move, bound: LayerClass, rows: np.ndarray, params: I32) -> MoveGroup:
-    names, piece = [v.leaf.name for v in move.views], move.piece
+    piece = move.piece
     if piece.ids is None:
         none = np.empty((len(rows), 0), dtype=np.int32)  # a constant has no views
-        tensors = np.concatenate([none, *(bound.ids[n][rows][:, None] for n in names)], axis=1)
+        columns = (bound.ids_of(v.leaf)[rows][:, None] for v in move.views)
+        tensors = np.concatenate([none, *columns], axis=1)
         return MoveGroup(piece, move.views, move.runs, tensors, params, np.zeros(len(rows), dtype=np.int32))
     ids = np.array(piece.ids)
-    tensors = np.stack([bound.ids[n][np.ix_(rows, ids)].reshape(-1) for n in names], axis=-1)
+    tensors = np.stack([bound.ids_of(v.leaf)[np.ix_(rows, ids)].reshape(-1) for v in move.views], axis=-1)
     first_slot = piece.box[0][0]
     slots = np.tile(np.arange(first_slot, first_slot + len(ids), dtype=np.int32), len(rows))
     return MoveGroup(piece, move.views, move.runs, tensors, np.repeat(params, len(ids)), slots)

@@ -50,22 +50,23 @@ def inventory(preset: Preset, config: dict[str, Any]) -> list[Entry]:
 def _entries(preset: Preset, claims: Claims, item: Item, layer: int) -> Iterator[Entry]:
     first = item.first
     sample = item.stored_name("weight", layer, 0)
-    quantised = first.quantised and bool(claims.formats) and not first.rarely and not claims.ignores(sample)
-    format_ = (claims.experts if first.experts and claims.experts else claims.formats[0]) if quantised else None
-    format_ = format_ and format_.in_blocks(first.block)
+    formats = item.formats(claims.formats)
+    quantised = bool(formats) and not first.rarely and not claims.ignores(sample)
+    format_ = (claims.experts if first.experts and claims.experts else formats[0]) if quantised else None
     dtype = first.keep or ("F32" if first.name in preset.f32 else claims.model_dtype)
-    for expert in range(item.members) if item.members else (None,):
+    for member in range(item.members) if item.members else (None,):
         if format_ is None:
-            yield Entry(item.stored_name("weight", layer, expert), Signature(dtype, item.plain_shape), item)
+            yield Entry(item.stored_name("weight", layer, member), Signature(dtype, item.plain_shape), item)
             continue
         shaped = format_.stacked() if item.stacked else format_
         written = (
             (c, unstacked)
             for c, unstacked in zip(shaped.components, format_.components, strict=True)
             if not c.optional or c.suffix in STORED_OPTIONS
+            if not (first.slices and c.is_scalar and member)  # one for all slices, beside the first
         )
         for number, (component, unstacked) in enumerate(written):
-            name = item.stored_name(component.suffix, layer, expert)
+            name = item.stored_name(component.suffix, layer, None if first.slices and component.is_scalar else member)
             component_dtype = component.dtypes[0]
             if preset.e8m0 and "F8_E8M0" in component.dtypes:
                 component_dtype = "F8_E8M0"

@@ -106,7 +106,7 @@ class Expected:
         components = format_.components if format_ else (PLAIN,)
         parts = {}
         for component in components:
-            if component.waived or self._id(item, component.suffix, layer) is None:
+            if component.waived or self._id(item, component.suffix, layer, self._first(item, component)) is None:
                 continue
             array = self._whole(item, component, layer, t)
             if array is None:
@@ -115,26 +115,31 @@ class Expected:
         return parts or None
 
     def _format(self, item: Item, layer: int) -> Format | None:
-        for f in self.formats if item.first.quantised else ():
+        for f in item.formats(self.formats):
             number = self._id(item, f.components[0].suffix, layer)
             if number is not None:
                 stored = self.table.signatures[self.table.signature[number]].dtype
                 if stored in f.components[0].dtypes:
-                    return f.in_blocks(item.first.block)
+                    return f
         return None
 
-    def _id(self, item: Item, suffix: str, layer: int, expert: int = 0) -> int | None:
-        return self.table.ids.get(item.stored_name(suffix, layer, expert))
+    def _id(self, item: Item, suffix: str, layer: int, member: int | None = 0) -> int | None:
+        return self.table.ids.get(item.stored_name(suffix, layer, member))
+
+    def _first(self, item: Item, component: Component) -> int | None:
+        """Return the first expert or slice; None for what is stored once for all slices."""
+        return None if item.first.slices and component.is_scalar else 0
 
     def _whole(self, item: Item, component: Component, layer: int, t: Tensor) -> Bits | None:
         """Return a component as stored (unquantised weights as out × in), with the rank's experts as first dim."""
         slots = self._slots(t.experts)
-        experts = slots if item.members else (0,)
-        arrays = [self._read(self._id(item, component.suffix, layer, e)) for e in experts]
-        if any(a is None for a in arrays):
+        first = self._first(item, component)
+        members = slots if item.by_expert else range(item.members or 1) if first is not None else (None,)
+        arrays = [self._read(self._id(item, component.suffix, layer, m)) for m in members]
+        sound = [a for a in arrays if a is not None]
+        if len(sound) < len(arrays):
             return None
-        array = np.stack([a for a in arrays if a is not None])
-        array = array if item.members else array[0]
+        array = np.stack(sound) if item.by_expert else np.concatenate(sound) if len(sound) > 1 else sound[0]
         if item.stacked:
             array = array[list(slots)]
         return np.swapaxes(array, -1, -2) if item.is_transposed and component is PLAIN else array

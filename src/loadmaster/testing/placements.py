@@ -139,7 +139,7 @@ def _modules(spelled: str | Packed) -> Iterator[str]:
     >>> "experts.gate_up_proj" in list(_modules("experts.{expert}.up_proj.weight"))
     True
     """
-    name = (spelled if isinstance(spelled, str) else spelled.name).format(layer=0, expert="{expert}")
+    name = (spelled if isinstance(spelled, str) else spelled.name).format(layer=0, expert="{expert}", slice=0)
     yield name
     module = re.sub(r"\.(weight|bias)$", "", name)
     yield module

@@ -53,7 +53,7 @@ def _is_unlike(parts: Sequence[Part]) -> bool:
 
 def _stored_parts(parts: Sequence[Part]) -> Iterator[StoredPart]:
     for part in parts:
-        for expert in range(part.item.members) if part.item.members else (None,):
+        for expert in range(part.item.members) if part.item.by_expert else (None,):
             yield part.item, expert, part.forms[expert or 0 if len(part.forms) > 1 else 0]
 
 

@@ -110,8 +110,8 @@ def _gathered(
             else:
                 yield m
         for module, gone in whole.items():
-            if all(m.expert is not None for m in gone):
-                family = module[: len(module) - len(str(gone[0].expert))] if module.endswith(_number(gone)) else module
+            if all(m.item.by_expert for m in gone):
+                family = module[: len(module) - len(str(gone[0].member))] if module.endswith(_number(gone)) else module
                 experts[layer, family.rstrip("."), gone[0].finding.severity] += gone
             else:
                 modules[module, len(gone), gone[0].finding.severity].append(gone)
@@ -122,7 +122,7 @@ def _gathered(
 
 
 def _number(gone: Sequence[MissingTensor]) -> str:
-    return f".{gone[0].expert}" if len({m.expert for m in gone}) == 1 else "\0"
+    return f".{gone[0].member}" if len({m.member for m in gone}) == 1 else "\0"
 
 
 def _totals(items: Sequence[Item]) -> dict[str, int]:
@@ -165,7 +165,7 @@ def _experts(gone: Mapping[tuple[int, str, Severity], list[MissingTensor]]) -> I
     """One finding for the experts that the same layers lack."""
     alike: dict[tuple[tuple[int, ...], str, Severity], list[list[MissingTensor]]] = defaultdict(list)
     for (_, family, severity), lost in gone.items():
-        alike[tuple(sorted({m.expert for m in lost if m.expert is not None})), family, severity].append(lost)
+        alike[tuple(sorted({m.member for m in lost if m.member is not None})), family, severity].append(lost)
     for (ids, family, severity), groups in alike.items():
         first = groups[0][0]
         layers = [lost[0].layer for lost in groups]

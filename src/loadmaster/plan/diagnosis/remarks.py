@@ -37,7 +37,7 @@ def _singly(layer: int, remark: Remark, on: Sequence[SoundItem]) -> Iterator[Def
     code, severity, message = remark
     for sound in on:
         for member in sound.members:
-            experts = (member,) if sound.item.members else ()
+            experts = (member,) if sound.item.by_expert else ()
             finding = Finding(code, severity, message, sound.name(layer, member))
             yield Defect(finding, (layer,), sound.item.key, experts)
 

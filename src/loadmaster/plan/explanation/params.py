@@ -227,8 +227,8 @@ def _namer(bound: LayerClass, layer: int) -> Callable[[Leaf], str]:
 
     def named(leaf: Leaf) -> str:
         key, _, suffix = leaf.name.partition("/")
-        if items[key].members:
-            return "{expert}".join(items[key].around_expert(suffix, layer))
-        return items[key].stored_name(suffix, layer)
+        if items[key].by_expert:
+            return "{expert}".join(items[key].around_member(suffix, layer))
+        return items[key].stored_name(suffix, layer, leaf.slice)
 
     return named
