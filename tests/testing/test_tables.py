@@ -83,7 +83,7 @@ WRONG: list[tuple[Family, str]] = [
     ),
     (
         with_tensor("mlp.down", lambda t: replace(t, slices=4)),
-        "schema: mlp.down is stored in slices, so it needs `formats` of its own",
+        "schema: mlp.down is stored in slices, so it needs its own `formats`",
     ),
     (
         with_tensor("gain", lambda t: replace(t, slices=4)),

@@ -109,7 +109,7 @@ def _slice_faults(t: Tensor) -> Iterator[str]:
         )
     spans = [g.span for f in t.formats or () for c in f.components for g in c.grains if g.dim == 0]
     if t.quantised and (t.formats is None or {*spans} - {1}):
-        yield f"schema: {t.name} is stored in slices, so it needs `formats` of its own, whose factors span one row, or all"
+        yield f"schema: {t.name} is stored in slices, so it needs its own `formats`, whose factors span one row, or all"
 
 
 def _placement_faults(t: Tensor, p: Placement) -> Iterator[str]:

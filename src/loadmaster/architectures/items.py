@@ -48,7 +48,7 @@ class Item:
 
     @property
     def by_expert(self) -> bool:
-        """Whether each expert has a stored tensor of its own."""
+        """Whether each expert has a separate stored tensor."""
         return not self.stacked and self.first.experts > 0
 
     def formats(self, claimed: Sequence[Format]) -> Sequence[Format]:

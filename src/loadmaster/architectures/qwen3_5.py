@@ -35,7 +35,7 @@ def schema(c: Config) -> Schema:
     return Schema(
         top=embedding(c),
         kinds={
-            LINEAR: (*blocks.norms(hidden), *_linear_attention(c), *mlp),
+            LINEAR: (*blocks.norms(hidden), *linear_attention(c), *mlp),
             FULL: full,
             "mtp": (*full, *_draft(hidden)),
         },
@@ -44,7 +44,8 @@ def schema(c: Config) -> Schema:
     )
 
 
-def _linear_attention(c: Config) -> tuple[Tensor, ...]:
+def linear_attention(c: Config) -> tuple[Tensor, ...]:
+    """Return the tensors of linear attention, which is divided by heads of keys."""
     hidden, share = c.size("hidden_size"), key_head_share(c)
     key_heads, value_heads = c.size("linear_num_key_heads"), c.size("linear_num_value_heads")
     key, value = c.size("linear_key_head_dim"), c.size("linear_value_head_dim")
@@ -76,9 +77,7 @@ def _draft(hidden: int) -> tuple[Tensor, ...]:
 
 
 _STORED = blocks.LAYER + "linear_attn."
-_COMMON: Spelling = {
-    **blocks.DECODER_SPELLING,
-    **blocks.SHARED_EXPERT_SPELLING,
+LINEAR_SPELLING: Spelling = {
     **packed(_STORED + "in_proj_qkv.weight", "linear.q", "linear.k", "linear.v"),
     "linear.z": _STORED + "in_proj_z.weight",
     "linear.b": _STORED + "in_proj_b.weight",
@@ -89,6 +88,17 @@ _COMMON: Spelling = {
     "linear.norm": _STORED + "norm.weight",
     "linear.out": _STORED + "out_proj.weight",
 }
+LINEAR_NATIVE = (
+    Param("{block}.linear_attn.in_proj_qkvz.weight", ("linear.q", "linear.k", "linear.v", "linear.z")),
+    Param("{block}.linear_attn.in_proj_ba.weight", ("linear.b", "linear.a")),
+    Param("{block}.linear_attn.conv1d.weight", ("linear.conv_q", "linear.conv_k", "linear.conv_v")),
+    Param("{block}.linear_attn.dt_bias", ("linear.dt_bias",)),
+    Param("{block}.linear_attn.A_log", ("linear.a_log",)),
+    Param("{block}.linear_attn.norm.weight", ("linear.norm",)),
+    Param("{block}.linear_attn.out_proj.weight", ("linear.out",)),
+)
+
+_COMMON: Spelling = {**blocks.DECODER_SPELLING, **blocks.SHARED_EXPERT_SPELLING, **LINEAR_SPELLING}
 _STACKED: Spelling = {**_COMMON, **blocks.stacked_experts_spelling()}
 _ONE_BY_ONE: Spelling = {**_COMMON, **blocks.experts_spelling()}
 _WITHIN = ("model.", "model.language_model.")
@@ -117,13 +127,7 @@ FAMILY = Family(
         *blocks.DECODER_NATIVE,
         *blocks.EXPERTS_NATIVE,
         *blocks.SHARED_EXPERT_NATIVE,
-        Param("{block}.linear_attn.in_proj_qkvz.weight", ("linear.q", "linear.k", "linear.v", "linear.z")),
-        Param("{block}.linear_attn.in_proj_ba.weight", ("linear.b", "linear.a")),
-        Param("{block}.linear_attn.conv1d.weight", ("linear.conv_q", "linear.conv_k", "linear.conv_v")),
-        Param("{block}.linear_attn.dt_bias", ("linear.dt_bias",)),
-        Param("{block}.linear_attn.A_log", ("linear.a_log",)),
-        Param("{block}.linear_attn.norm.weight", ("linear.norm",)),
-        Param("{block}.linear_attn.out_proj.weight", ("linear.out",)),
+        *LINEAR_NATIVE,
         *blocks.DRAFT_NATIVE,
     ),
     waived=(blocks.INV_FREQ,),

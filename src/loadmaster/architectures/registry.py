@@ -49,6 +49,7 @@ from loadmaster.architectures import (
     plain_mlp,
     qwen3_5,
     qwen3_next,
+    qwen4_exp,
     qwen_moe,
 )
 from loadmaster.architectures.aliases import MODEL_TYPES, architecture_of
@@ -74,6 +75,7 @@ FAMILIES: tuple[Family, ...] = (
     qwen_moe.FAMILY,
     qwen3_next.FAMILY,
     qwen3_5.FAMILY,
+    qwen4_exp.FAMILY,
     mixtral.FAMILY,
     glm4_moe.FAMILY,
     glm5_next.FAMILY,

@@ -72,6 +72,7 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
     Wrapper(("Qwen3VLMoeForConditionalGeneration",), "Qwen3MoeForCausalLM", (WITHIN,), _VISUAL, stored=_TRANSPOSED),
     Wrapper(("Qwen3_5ForConditionalGeneration",), "Qwen3_5ForCausalLM", (WITHIN, BESIDE), _VISUAL),
     Wrapper(("Qwen3_5MoeForConditionalGeneration",), "Qwen3_5MoeForCausalLM", (WITHIN, BESIDE), _VISUAL),
+    Wrapper(("Qwen4ExpForConditionalGeneration",), "Qwen4ExpForCausalLM", (WITHIN, BESIDE), _VISUAL),
     Wrapper(("Glm4vMoeForConditionalGeneration",), "Glm4MoeForCausalLM", (WITHIN,), _VISUAL, fixed=_NO_DRAFTS),
     Wrapper(("Glm5NextForConditionalGeneration",), "Glm5NextForCausalLM", (WITHIN, BESIDE), _VISUAL),
     Wrapper(
