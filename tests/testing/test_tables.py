@@ -193,6 +193,10 @@ WRONG: list[tuple[Family, str]] = [
         native(("{block}.gain", Param("{block}.input_layernorm.weight", ("gain",)))),
         "native: 2 parameters of the kind 'dense' are called {block}.input_layernorm.weight",
     ),
+    (
+        native(("{block}.mlp.down_proj.weight", Param("{block}.mlp.down", ("mlp.down",)))),
+        "native: {block}.mlp.down may be quantised; its name must end in weight, which a scale's suffix replaces",
+    ),
     # the rest
     (
         replace(FAMILY, waived=((r".*norm.*", "norms"),)),

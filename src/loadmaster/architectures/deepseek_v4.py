@@ -102,7 +102,7 @@ FAMILY = Family(
     spelling={**v4.TOP, **{name: name for name in _STREAMS}, **_BLOCK},
     drafts=(_DRAFTS,),
     native=(
-        *v4.native((*_BLOCK, *_DRAFTS)),
+        *v4.native({**_DRAFTS, **_BLOCK}),
         *(Param(name, (name,), stage="last") for name in _STREAMS),
     ),
     waived=(v4.VISION,),

@@ -136,7 +136,7 @@ FAMILY = Family(
     schema=schema,
     spelling={**v4.TOP, **_BLOCK},
     drafts=(_DRAFTS,),
-    native=v4.native((*_BLOCK, *_DRAFTS)),
+    native=v4.native({**_DRAFTS, **_BLOCK}),
     waived=(v4.VISION,),
     section="text_config",
 )

@@ -83,12 +83,12 @@ def spelling(weights: Iterable[str] = (), values: Iterable[str] = ()) -> dict[st
     }
 
 
-def native(logical: Iterable[str]) -> tuple[Param, ...]:
-    """Return the parameters of the model and of its blocks, whose logical names are given: gate and up are fused."""
-    alone = dict.fromkeys(name for name in logical if name not in _FUSED)
+def native(spelling: Spelling) -> tuple[Param, ...]:
+    """Return the parameters of the model and of its blocks: each has its stored name, but gate and up are fused."""
+    stored = {name: s if isinstance(s, str) else s.name for name, s in spelling.items() if name not in _FUSED}
     return (
         *blocks.TOP_NATIVE,
-        *(Param(f"{{block}}.{name.removeprefix('mtp.')}", (name,)) for name in alone),
+        *(Param("{block}." + within.partition("{layer}.")[2], (name,)) for name, within in stored.items()),
         Param("{block}.ffn.experts.w13_weight", ("moe.gate", "moe.up")),
         Param("{block}.ffn.experts.w2_weight", ("moe.down",)),
         *blocks.gated_mlp_native("ffn.shared_experts", logical="shared"),

@@ -256,6 +256,8 @@ def _native_faults(native: tuple[Param, ...], kinds: Kinds) -> Iterator[str]:
                 yield f"native: {t.name} ({_of(kind)}) is in {' and '.join(holders[t.name])}, expected one parameter"
         for p in params:
             yield from _fusion_faults(p, tensors, kind)
+            if not p.name.endswith("weight") and any(n in tensors and tensors[n].quantised for n in p.parts):
+                yield f"native: {p.name} may be quantised; its name must end in weight, which a scale's suffix replaces"
 
 
 def _fusion_faults(p: Param, tensors: Mapping[str, Tensor], kind: str) -> Iterator[str]:

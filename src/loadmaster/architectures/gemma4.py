@@ -26,7 +26,7 @@ from loadmaster.architectures.schema import (
     linear,
 )
 from loadmaster.architectures.spelling import Spelling, packed, respelled
-from loadmaster.errors import ConfigError
+from loadmaster.errors import ConfigError, UnsupportedError
 
 
 def schema(c: Config) -> Schema:
@@ -37,6 +37,7 @@ def schema(c: Config) -> Schema:
     types = [SLIDING if (layer + 1) % 6 else FULL for layer in range(num_layers - 1)] + [FULL]
     is_full = [window is None for window in windows_by_type(c, c.size("sliding_window", 512), types)]
     sources = _sources(c, is_full)
+    c = _of_full_layers(c, is_full)
     layers = tuple(
         f"{'full' if full else 'sliding'}{', shared' if source < layer else ''}"
         for layer, (full, source) in enumerate(zip(is_full, sources, strict=True))
@@ -52,6 +53,17 @@ def schema(c: Config) -> Schema:
         joined=joined(sources, "the KV cache"),
         unread=((stored, "keys and values of another layer are used"),) if shared else (),
     )
+
+
+def _of_full_layers(c: Config, is_full: Sequence[bool]) -> Config:
+    """Return the config with the sizes of layers without a window, which transformers saves for each layer since 5.24."""
+    of_layers = c.section("per_layer_config")
+    given = [of_layers.section(str(layer)).values for layer, full in enumerate(is_full) if full]
+    if any(sizes != given[0] for sizes in given):
+        raise UnsupportedError("config.json: per_layer_config gives other sizes to some of the full_attention layers")
+    names = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
+    sizes = {names[key]: size for key, size in given[0].items() if key in names} if given else {}
+    return Config({**c.values, **sizes})
 
 
 def _sources(c: Config, is_full: Sequence[bool]) -> tuple[int, ...]:
@@ -122,13 +134,15 @@ SPELLING: Spelling = {
     "scalar": _LAYER + "layer_scalar",
 }
 _OF_MODEL = {"per_layer.embed", "per_layer.projection", "per_layer.norm"}
-_ALONE = [name for name in SPELLING if name not in {*blocks.TOP_SPELLING, "moe.gate", "moe.up", "mlp.gate", "mlp.up"}]
+_OTHERWISE = {*blocks.TOP_SPELLING, "moe.gate", "moe.up", "moe.down", "mlp.gate", "mlp.up"}
+_ALONE = [name for name in SPELLING if name not in _OTHERWISE]
 
 
 def _param(name: str) -> Param:
     """Return the parameter of one logical tensor, under its stored name."""
     stored = SPELLING[name]
-    inner = (stored if isinstance(stored, str) else stored.name).replace(_LAYER, "{block}.").removeprefix("model.")
+    assert isinstance(stored, str), f"{name} is packed"
+    inner = stored.replace(_LAYER, "{block}.").removeprefix("model.")
     return Param(inner, (name,), stage="first" if name in _OF_MODEL else None)
 
 
@@ -146,6 +160,7 @@ FAMILY = Family(
         *map(_param, _ALONE),
         Param("{block}.mlp.gate_up_proj.weight", ("mlp.gate", "mlp.up")),
         Param("{block}.experts.w13_weight", ("moe.gate", "moe.up")),
+        Param("{block}.experts.w2_weight", ("moe.down",)),
     ),
     waived=(
         blocks.INV_FREQ,
