@@ -13,57 +13,23 @@ from loadmaster.errors import UnsupportedError
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
 from loadmaster.sizing.cuts import list_boundaries
+from loadmaster.synth import PRESETS
+from loadmaster.synth.presets import merged
 from loadmaster.testing import check_loading, compare_with_transformers, write_checkpoint
 from loadmaster.testing.damaged import DamagedCheckpoint
 from tests.architectures.damage import damaged_copy
 
-TEXT: dict[str, Any] = {
-    "hidden_size": 96,
-    "intermediate_size": 160,
-    "moe_intermediate_size": 48,
-    "moe_hidden_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 16,
-    "num_local_experts": 4,
-    "num_experts_per_tok": 2,
-    "vocab_size": 320,
-    "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
-    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
-}
-TINY: dict[str, Any] = {
-    "architectures": ["MuseSparkForConditionalGeneration"],
-    "model_type": "muse_spark",
-    "dtype": "bfloat16",
-    "text_config": TEXT,
-}
-NVFP4 = TINY | {
-    "quantization_config": {
-        "quant_method": "modelopt",
-        "quant_algo": "NVFP4",
-        "ignore": [
-            "*self_attn*",
-            "*pre_expert_proj",
-            "*post_expert_proj",
-            "*mlp.gate_proj",
-            "*mlp.up_proj",
-            "*mlp.down_proj",
-        ],
-    }
-}
+NVFP4 = PRESETS["muse-spark-nvfp4"].config_of(tiny=True)
 
 
-@pytest.mark.parametrize("text", [TEXT, {"num_hidden_layers": 2}], ids=["tiny", "default sizes"])
-def test_names_and_shapes_are_those_of_transformers(text: dict[str, Any]) -> None:
-    audio = {"out_hidden_size": text.get("hidden_size", 8192)}
-    compare_with_transformers(FAMILY, TINY | {"text_config": text, "audio_config": audio})
+def test_sizes_that_a_config_leaves_out_are_those_of_transformers() -> None:
+    compare_with_transformers(FAMILY, NVFP4 | {"text_config": {"num_hidden_layers": 2}, "audio_config": {}})
 
 
-@pytest.mark.parametrize("config", [TINY, NVFP4], ids=["plain", "nvfp4"])
-def test_every_rank_gets_its_bytes(config: dict[str, Any], tmp_path: Path) -> None:
+def test_every_rank_gets_its_bytes_of_plain_experts_too(tmp_path: Path) -> None:
     layouts = [ParallelLayout(2, 2), ParallelLayout(1, 4, enable_expert_parallel=True)]
-    assert check_loading(FAMILY, config, tmp_path, layouts=layouts) > 200
+    plain = {key: value for key, value in NVFP4.items() if key != "quantization_config"}
+    assert check_loading(FAMILY, plain, tmp_path, layouts=layouts) > 200
 
 
 @pytest.fixture(scope="module")
@@ -103,4 +69,4 @@ def test_a_defect_is_one_finding(pattern: str, change: Any, code: str, spark: Pa
 
 def test_biases_are_refused_by_name() -> None:
     with pytest.raises(UnsupportedError, match="attention_bias True is not supported"):
-        FAMILY.schema(FAMILY.describe(TINY | {"text_config": TEXT | {"attention_bias": True}}))
+        FAMILY.schema(FAMILY.describe(merged(NVFP4, {"text_config": {"attention_bias": True}})))

@@ -11,6 +11,7 @@ from loadmaster.audit.dense import dense_cases
 from loadmaster.audit.experts import expert_cases
 from loadmaster.audit.fp8 import fp8_cases
 from loadmaster.audit.packed import packed_cases
+from loadmaster.audit.several_kinds import cases_of_several_kinds
 from loadmaster.synth import PRESETS
 
 MOE = (
@@ -38,6 +39,7 @@ CASES: Final[tuple[Case, ...]] = (
     *fp8_cases(),
     *expert_cases(),
     *packed_cases(),
+    *cases_of_several_kinds(),
     *sound_cases(),
 )
 

@@ -191,9 +191,5 @@ def _other_presets() -> Iterator[Case]:
         ),
     )
     yield from cases_of(
-        "mimo-v2.5-pro",
-        ("sink-missing", d.missing(L1 + r"self_attn\.attention_sink_bias$", "an attention sink is missing")),
-    )
-    yield from cases_of(
         "qwen2", ("q_bias-missing", d.missing(L1 + r"self_attn\.q_proj\.bias$", "the bias of q_proj is missing"))
     )

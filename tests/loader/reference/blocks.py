@@ -92,8 +92,9 @@ def router(r: Loader, p: str, q: str, *, bias: str = "gate.e_score_correction_bi
         r.params[q + "gate.e_score_correction_bias"] = r.stored[p + bias].float()
 
 
-def draft(r: Loader, p: str, q: str) -> None:
+def draft(r: Loader, p: str, q: str, *, embed: str = "model.embed_tokens.", norm: str = "shared_head.norm") -> None:
     """What an MTP layer has beside a decoder layer's; without an embedding and a head of its own, it has the model's."""
-    r.copy(q, p, ("eh_proj.weight", "enorm.weight", "hnorm.weight", "shared_head.norm.weight"))
-    for name, model in (("embed_tokens.", "model.embed_tokens."), ("shared_head.head.", "lm_head.")):
+    r.copy(q, p, ("eh_proj.weight", "enorm.weight", "hnorm.weight"))
+    r.params[q + "shared_head.norm.weight"] = r.stored[f"{p}{norm}.weight"]
+    for name, model in (("embed_tokens.", embed), ("shared_head.head.", "lm_head.")):
         r.vocabulary(q + name, p + name if p + name + "weight" in r.stored else model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.loader.reference import blocks, hybrids, mixtures
+from tests.loader.reference import blocks, deepseek_v4, hybrids, kda, latent, mixtures
 from tests.loader.reference.blocks import layers
 from tests.loader.reference.loader import Loader
 from tests.loader.reference.place import Part
@@ -77,6 +77,14 @@ FAMILIES: dict[str, Family] = {
     "Phi3ForCausalLM": phi3,
     **dict.fromkeys(("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"), mixtures.granite_moe),
     "MiMoV2ForCausalLM": hybrids.mimo_v2,
+    **dict.fromkeys(("Gemma4ForConditionalGeneration", "Gemma4ForCausalLM"), hybrids.gemma4),
+    "MuseSparkForConditionalGeneration": mixtures.muse_spark,
+    **dict.fromkeys(("Mistral4ForCausalLM", "MistralLarge3ForCausalLM"), latent.mistral),
+    "MistralLarge4ForConditionalGeneration": latent.mistral,
+    "HYV4ForCausalLM": latent.hy_v4,
+    **dict.fromkeys(("KimiLinearForCausalLM", "KimiK3ForConditionalGeneration"), kda.kimi),
+    "Glm5NextForConditionalGeneration": kda.glm5_next,
+    **dict.fromkeys(("DeepseekV4ForCausalLM", "DeepseekV41ForCausalLM"), deepseek_v4.deepseek_v4),
     **dict.fromkeys(("Olmo2ForCausalLM", "Olmo3ForCausalLM"), olmo),
 }
 """Architecture -> how an engine loads it."""

@@ -62,3 +62,31 @@ def _within(chunks: list[Weight], first: int, each: int, held: Part) -> Iterator
         start, stop = max(held[0], i * each), min(held[1], (i + 1) * each)
         if start < stop:
             yield Cut(chunk, chunk.rows, (first + start - i * each, first + stop - i * each))
+
+
+def gemma4(r: Loader, mtp: bool) -> None:
+    """Gemma-4: heads of two sizes, layers without values or without keys, experts beside the MLP, tables for each layer."""
+    prefixes = ("model.", "language_model.model.", "model.language_model.")
+    model = next(x for x in prefixes if x + "norm.weight" in r.stored)
+    r.top(model)
+    if r.is_first and model + "embed_tokens_per_layer.weight" in r.stored:
+        r.vocabulary("embed_tokens_per_layer.", model + "embed_tokens_per_layer.")
+        r.copy("", model, ("per_layer_model_projection.weight", "per_layer_projection_norm.weight"))
+    norms = [f"{when}_feedforward_layernorm{x}" for when in ("pre", "post") for x in ("", "_1", "_2")]
+    whole = (
+        *(f"{name}.weight" for name in (*norms, "router.proj", "per_layer_input_gate", "per_layer_projection")),
+        *("post_per_layer_input_norm.weight", "router.scale", "router.per_expert_scale", "layer_scalar"),
+        *("self_attn.q_norm.weight", "self_attn.k_norm.weight"),
+    )
+    for p, q in layers(r, model):
+        a, b = p + "self_attn.", q + "self_attn."
+        r.copy(q, p, (*blocks.NORMS, *whole))
+        head = len(r.stored[a + "q_norm.weight"])
+        r.put(b + "q_proj.", r.rows(a + "q_proj."))
+        r.put(b + "o_proj.", r.columns(a + "o_proj."))
+        for name in ("k_proj.", "v_proj."):
+            if a + name + "weight" in r.stored:
+                r.put(b + name, r.rows(a + name, share=lambda size, head=head: r.place.heads(size, head)))
+        blocks.gated_mlp(r, p + "mlp.", q + "mlp.")
+        if p + "experts.down_proj" in r.stored:
+            blocks.stacked_experts(r, p + "experts.gate_up_proj", p + "experts.down_proj", q)

@@ -88,6 +88,12 @@ class Loader:
         start, stop = share(len(whole)) if share else (0, len(whole))
         return whole[start:stop]
 
+    def floats(self, target: str, source: str, names: Sequence[str]) -> None:
+        """What is the same on every rank, and F32 whatever it is stored as, where it exists."""
+        for name in names:
+            if source + name in self.stored:
+                self.params[target + name] = self.stored[source + name].float()
+
     # parameters ------------------------------------------------------------------------------------------------------
 
     def put(self, name: str, *cuts: Cut) -> None:
@@ -142,15 +148,15 @@ class Loader:
         zeros = torch.zeros(count - len(mine), *mine.shape[1:], dtype=mine.dtype)
         self.params[name + "weight"] = torch.cat([mine, zeros])
 
-    def top(self, prefix: str = "model.", head: str = "lm_head.") -> None:
+    def top(self, prefix: str = "model.", head: str = "lm_head.", embed: str = "embed_tokens.") -> None:
         """Embedding, last norm and head. A tied head is the embedding, held by the last stage too."""
         tied = head + "weight" not in self.stored and head + "qweight" not in self.stored
         tied = tied and head + "weight_packed" not in self.stored
         if self.is_first:
-            self.vocabulary("embed_tokens.", prefix + "embed_tokens.")
+            self.vocabulary("embed_tokens.", prefix + embed)
         if self.is_last:
             self.params["norm.weight"] = self.stored[prefix + "norm.weight"]
-            self.vocabulary("lm_head.", prefix + "embed_tokens." if tied else head)
+            self.vocabulary("lm_head.", prefix + embed if tied else head)
 
 
 def cut_rows(weight: Weight, share: Callable[[int], Part], of: Part | None = None) -> Cut:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.loader.reference import blocks
+from tests.loader.reference import blocks, latent
 from tests.loader.reference.blocks import layers
 from tests.loader.reference.loader import Cut, Loader
 from tests.loader.reference.weights import Mxfp4
@@ -22,22 +22,14 @@ def deepseek(r: Loader, mtp: bool) -> None:
 
 
 def _mla_layer(r: Loader, p: str, q: str) -> None:
-    a, b = p + "self_attn.", q + "self_attn."
     r.copy(q, p, blocks.NORMS)
-    r.put(b + "fused_qkv_a_proj.", r.whole(a + "q_a_proj."), r.whole(a + "kv_a_proj_with_mqa."))
-    r.copy(b, a, ("q_a_layernorm.weight", "kv_a_layernorm.weight"))
-    r.put(b + "q_b_proj.", r.rows(a + "q_b_proj."))
-    r.put(b + "kv_b_proj.", r.rows(a + "kv_b_proj."))
-    r.put(b + "o_proj.", r.columns(a + "o_proj."))
-    if a + "indexer.weights_proj.weight" in r.stored:
-        r.put(b + "indexer.wq_b.", r.whole(a + "indexer.wq_b."))
-        pair = [r.whole(f"{a}indexer.{name}.").decoded(r.dtype) for name in ("wk", "weights_proj")]
-        r.params[b + "indexer.wk_weights_proj.weight"] = torch.cat(pair)
-        r.copy(b + "indexer.", a + "indexer.", ("k_norm.weight", "k_norm.bias"))
-    _shared_and_routed(r, p + "mlp.", q + "mlp.")
+    latent.attention(r, p + "self_attn.", q + "self_attn.")
+    latent.indexer(r, p + "self_attn.indexer.", q + "self_attn.indexer.")
+    shared_and_routed(r, p + "mlp.", q + "mlp.")
 
 
-def _shared_and_routed(r: Loader, p: str, q: str) -> None:
+def shared_and_routed(r: Loader, p: str, q: str) -> None:
+    """A dense MLP, or the shared expert and the routed ones."""
     if p + "gate.weight" not in r.stored:
         blocks.gated_mlp(r, p, q)
         return
@@ -55,7 +47,7 @@ def glm4_moe(r: Loader, mtp: bool) -> None:
     def layer(p: str, q: str) -> None:
         r.copy(q, p, blocks.NORMS)
         blocks.attention(r, p, q)
-        _shared_and_routed(r, p + "mlp.", q + "mlp.")
+        shared_and_routed(r, p + "mlp.", q + "mlp.")
 
     r.top()
     for p, q in layers(r):
@@ -233,3 +225,25 @@ def granite_moe(r: Loader, mtp: bool) -> None:
         shared = p + "shared_mlp."
         if shared + "output_linear.weight" in r.stored:
             blocks.packed_mlp(r, shared + "input_linear.", shared + "output_linear.", q + "mlp.shared_mlp.")
+
+
+def muse_spark(r: Loader, mtp: bool) -> None:
+    """Muse-Spark: a gate in attention, gates of the residual, and experts between two projections that all ranks hold."""
+    model = "model.language_model."
+    r.top(model)
+    whole = (
+        *("input_layernorm.weight", "pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight"),
+        *("post_attention_residual_gate.gate", "post_feedforward_residual_gate.gate"),
+        *(f"mlp.{name}.weight" for name in ("pre_expert_proj", "post_expert_proj")),
+        *(f"mlp.{name}.weight" for name in ("pre_expert_norm", "experts.post_expert_norm")),
+    )
+    for p, q in layers(r, model):
+        r.copy(q, p, whole)
+        blocks.attention(r, p, q)
+        r.put(q + "self_attn.gate_proj.", r.rows(p + "self_attn.gate_proj."))
+        if p + "mlp.gate.weight" in r.stored:
+            blocks.router(r, p + "mlp.", q + "mlp.")
+            e = p + "mlp.experts."
+            blocks.stacked_experts(r, e + "gate_up_proj", e + "down_proj", q + "mlp.")
+        else:
+            blocks.gated_mlp(r, p + "mlp.", q + "mlp.")

@@ -17,11 +17,11 @@ Along = Mapping[str, tuple[int, int]]
 """Component -> its dim that runs along the rows (or columns) of the weight, and how many of those an element holds."""
 
 
-def dequantise(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Dequantise a whole weight in 128 × 128 blocks, the last ones ragged."""
+def dequantise(weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, int] = (128, 128)) -> torch.Tensor:
+    """Dequantise a whole weight in blocks, the last ones ragged."""
     rows, columns = weight.shape[-2:]
-    spread = scale.float().repeat_interleave(128, -2)[..., :rows, :].repeat_interleave(128, -1)[..., :columns]
-    return weight.float() * spread
+    spread = scale.float().repeat_interleave(block[0], -2)[..., :rows, :]
+    return weight.float() * spread.repeat_interleave(block[1], -1)[..., :columns]
 
 
 class Weight:
@@ -75,14 +75,14 @@ class Weight:
 
 
 class Fp8Block(Weight):
-    def __init__(self, stored: Arrays) -> None:
+    def __init__(self, stored: Arrays, block: tuple[int, int] = (128, 128)) -> None:
         super().__init__(stored)
-        self.scale = list(stored)[1]
-        self.rows = {"weight": (-2, 1), self.scale: (-2, 128)}
-        self.columns = {"weight": (-1, 1), self.scale: (-1, 128)}
+        self.scale, self.block = list(stored)[1], block
+        self.rows = {"weight": (-2, 1), self.scale: (-2, block[0])}
+        self.columns = {"weight": (-1, 1), self.scale: (-1, block[1])}
 
     def values(self) -> torch.Tensor:
-        return dequantise(self.stored["weight"], self.stored[self.scale])
+        return dequantise(self.stored["weight"], self.stored[self.scale], self.block)
 
 
 class PerTensor(Weight):
@@ -120,12 +120,18 @@ class Mxfp4(Weight):
 
 
 class Mxfp4Linear(Weight):
-    rows: ClassVar[Along] = {"weight": (-2, 1), "weight_scale": (-2, 1)}
-    columns: ClassVar[Along] = {"weight": (-1, 2), "weight_scale": (-1, 32)}
+    """MXFP4 of single weights: pairs in bytes, and a power of two for 32 of them; both have several names."""
+
+    def __init__(self, stored: Arrays) -> None:
+        super().__init__(stored)
+        self.pairs, self.scale = stored
+        self.rows = {self.pairs: (-2, 1), self.scale: (-2, 1)}
+        self.columns = {self.pairs: (-1, 2), self.scale: (-1, 32)}
 
     def values(self) -> torch.Tensor:
-        powers = 2.0 ** (self.stored["weight_scale"].double() - 127)
-        return (fp4(self.stored["weight"]).double() * powers.repeat_interleave(32, -1)).float()
+        pairs, exponents = (self.stored[name].view(torch.uint8) for name in (self.pairs, self.scale))
+        powers = 2.0 ** (exponents.double() - 127)
+        return (fp4(pairs).double() * powers.repeat_interleave(32, -1)).float()
 
 
 class PackedInt(Weight):
@@ -226,12 +232,22 @@ def find(stored: Arrays, base: str, quantisation: dict[str, Any]) -> Weight:
             took("qweight", "scales", "qzeros", "g_idx"), bits, group, bool(quantisation.get("desc_act", False))
         )
     if base + "weight_packed" in stored:
+        if stored[base + "weight_scale"].dtype == torch.uint8:
+            return Mxfp4Linear(took("weight_packed", "weight_scale"))
         if stored[base + "weight_packed"].dtype == torch.uint8:
             return Nvfp4(took("weight_packed", "weight_scale", "weight_global_scale", "input_global_scale"))
         names = ("weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx")
         return PackedInt(took(*names), bits, group, settings.get("actorder") == "group")
     if base + "_blocks" in stored:
         return Mxfp4(took("_blocks", "_scales"))
+    if base + "_weight_scale_2" in stored:
+        beside = ("weight_scale", "weight_scale_2", "input_scale")
+        return Nvfp4({"weight": stored[base], **{name: stored[f"{base}_{name}"] for name in beside}})
+    if base + "scale" in stored:
+        if stored[base + "weight"].dtype == torch.int8:
+            return Mxfp4Linear(took("weight", "scale"))
+        rows, columns = quantisation["weight_block_size"]
+        return Fp8Block(took("weight", "scale"), (rows, columns))
     if base + "weight_scale_inv" in stored:
         return Fp8Block(took("weight", "weight_scale_inv"))
     if base + "weight_scale_2" in stored:

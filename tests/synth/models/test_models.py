@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from loadmaster.synth import PRESETS
-from loadmaster.synth.models import dense, hybrids, latent, mixtures
+from loadmaster.synth.models import KINDS
 
 
 def test_every_preset_has_a_name_of_its_own() -> None:
-    listed = [
-        p.name for kind in (dense, mixtures, latent, hybrids) for preset in kind.PRESETS for p in preset.in_formats()
-    ]
+    listed = [p.name for kind in KINDS for preset in kind.PRESETS for p in preset.in_formats()]
     assert listed == list(PRESETS)
     assert all(preset.name == name for name, preset in PRESETS.items())
 

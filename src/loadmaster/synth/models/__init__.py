@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from loadmaster.synth.models import dense, hybrids, latent, mixtures
+from loadmaster.synth.models import dense, hybrids, kda, latent, mixtures, streams
 from loadmaster.synth.presets import Preset
 
+KINDS = (dense, mixtures, latent, hybrids, kda, streams)
+
 PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for kind in (dense, mixtures, latent, hybrids)
-    for published in kind.PRESETS
-    for preset in published.in_formats()
+    preset.name: preset for kind in KINDS for published in kind.PRESETS for preset in published.in_formats()
 }
 """Every model that can be written, by the name that ``loadmaster synth`` accepts."""

@@ -1,12 +1,14 @@
 """Configs of published models whose layers are of several kinds, and the values that make them tiny.
 
-As released on Hugging Face (Qwen, XiaomiMiMo), without the keys that are not used here.
+As released on Hugging Face (Qwen, XiaomiMiMo, google), without the keys that are not used here.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from loadmaster.architectures import gemma4
 from loadmaster.synth.presets import Preset, merged
 from loadmaster.synth.sizes import moe, small
 
@@ -165,6 +167,82 @@ TINY_MIMO_V2: dict[str, Any] = {
     "vocab_size": 320,
 }
 
+GEMMA4: dict[str, Any] = {
+    "architectures": ["Gemma4ForConditionalGeneration"],
+    "model_type": "gemma4",
+    "torch_dtype": "bfloat16",
+    "tie_word_embeddings": True,
+    "text_config": {
+        "model_type": "gemma4_text",
+        "head_dim": 256,
+        "global_head_dim": 512,
+        "max_position_embeddings": 131072,
+        "vocab_size": 262144,
+    },
+}
+GEMMA4_26B = merged(
+    GEMMA4,
+    {
+        "text_config": {
+            "hidden_size": 2816,
+            "intermediate_size": 2112,
+            "moe_intermediate_size": 704,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "num_global_key_value_heads": 2,
+            "attention_k_eq_v": True,
+            "hidden_size_per_layer_input": 0,
+            "enable_moe_block": True,
+            "num_experts": 128,
+            "top_k_experts": 8,
+            "sliding_window": 1024,
+        }
+    },
+)
+_E2B_TYPES = [*["sliding_attention"] * 4, "full_attention"]
+GEMMA4_E2B = merged(
+    GEMMA4,
+    {
+        "text_config": {
+            "hidden_size": 1536,
+            "intermediate_size": 6144,
+            "num_hidden_layers": 35,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 1,
+            "layer_types": _E2B_TYPES * 7,
+            "hidden_size_per_layer_input": 256,
+            "vocab_size_per_layer_input": 262144,
+            "num_kv_shared_layers": 20,
+            "use_double_wide_mlp": True,
+            "sliding_window": 512,
+        }
+    },
+)
+TINY_GEMMA4: dict[str, Any] = {
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "vocab_size": 320,
+    "max_position_embeddings": 256,
+    "sliding_window": 32,
+}
+TINY_GEMMA4_26B: dict[str, Any] = {**TINY_GEMMA4, "num_experts": 8, "moe_intermediate_size": 48, "top_k_experts": 2}
+TINY_GEMMA4_E2B: dict[str, Any] = {
+    # Layers 5 to 9 read the KV cache of layer 3 (full) or 4 (sliding): no stage can begin at layers 4 to 9.
+    **TINY_GEMMA4,
+    "num_hidden_layers": 10,
+    "layer_types": ["sliding_attention", "full_attention"] * 5,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 320,
+    "num_kv_shared_layers": 5,
+}
+_IN_GEMMA4 = replace(gemma4.FAMILY, spelling=gemma4.FAMILY.variants[0])
+
 PRESETS = (
     Preset(
         "qwen3-next",
@@ -195,5 +273,21 @@ PRESETS = (
         merged(MIMO_V2_PRO, {"quantization_config": MXFP4_EXPERTS}),
         TINY_MIMO_V2,
         130,
+    ),
+    Preset(
+        "gemma-4-26b-a4b",
+        GEMMA4_26B,
+        {"text_config": TINY_GEMMA4_26B},
+        2,
+        family=_IN_GEMMA4,
+        extra={"model.vision_tower.patch_embedder.input_proj.weight": ("BF16", (64, 768))},
+    ),
+    Preset(
+        "gemma-4-e2b",
+        GEMMA4_E2B,
+        {"text_config": TINY_GEMMA4_E2B},
+        1,
+        family=_IN_GEMMA4,
+        extra={"model.embed_audio.embedding_projection.weight": ("BF16", (96, 64))},
     ),
 )

@@ -1,13 +1,16 @@
 """Configs of published models with latent attention (MLA), and the values that make them tiny.
 
-As released on Hugging Face (zai-org, deepseek-ai, moonshotai), without the keys that are not used here.
+As released on Hugging Face (zai-org, deepseek-ai, moonshotai, mistralai), without the keys that are not used here. Of
+Mistral-Large-4 no released config was read: its sizes are those of transformers' configuration class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from loadmaster.architectures import mistral_large
 from loadmaster.synth.presets import Preset
 from loadmaster.synth.quantised import FP8, QUANTISED
 from loadmaster.synth.sizes import TINY_MLA
@@ -161,6 +164,75 @@ def glm_unquantised(config: Mapping[str, Any]) -> list[str]:
     return names
 
 
+MISTRAL_4: dict[str, Any] = {
+    "architectures": ["Mistral4ForCausalLM"],
+    "model_type": "mistral4",
+    "torch_dtype": "bfloat16",
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "q_lora_rank": 1024,
+    "kv_lora_rank": 256,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 64,
+    "v_head_dim": 128,
+    "n_routed_experts": 128,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 4,
+    "first_k_dense_replace": 0,
+    "vocab_size": 131072,
+}
+MISTRAL_LARGE_3: dict[str, Any] = {
+    **MISTRAL_4,
+    "architectures": ["MistralLarge3ForCausalLM"],
+    "hidden_size": 7168,
+    "intermediate_size": 16384,
+    "moe_intermediate_size": 4096,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "first_k_dense_replace": 3,
+}
+MISTRAL_LARGE_4: dict[str, Any] = {
+    "architectures": ["MistralLarge4ForConditionalGeneration"],
+    "model_type": "mistral_large4",
+    "torch_dtype": "bfloat16",
+    "text_config": {"model_type": "mistral_large4_text", "n_shared_experts": 1},
+    "vision_config": {"model_type": "pixtral"},
+}
+TINY_MISTRAL: dict[str, Any] = {
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "moe_intermediate_size": 48,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 24,
+    "v_head_dim": 16,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "vocab_size": 320,
+}
+TINY_VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+TINY_MISTRAL_LARGE_4: dict[str, Any] = {
+    # Layer 2 reads the KV cache of layer 1, and layer 4 that of layer 3, which has no rotary embedding.
+    **TINY_MISTRAL,
+    "index_topk": 16,
+    "index_head_dim": 16,
+    "index_n_heads": 4,
+    "kv_source_layers": [0, 1, 1, 3, 3, 5],
+    "indexer_types": ["full", "full", "shared", "full", "full", "shared"],
+}
+
 PRESETS = (
     Preset("glm-5.1-fp8", {**GLM_51, "quantization_config": FP8}, TINY_GLM, 142, unquantised=glm_unquantised),
     Preset(
@@ -216,5 +288,16 @@ PRESETS = (
         TINY_KIMI,
         62,
         shard_name="model-{i:05d}-of-{n:06d}.safetensors",
+    ),
+    Preset("mistral-4", MISTRAL_4, {**TINY_MISTRAL, "q_lora_rank": 48}, 48),
+    Preset(
+        "mistral-large-3",
+        {**MISTRAL_LARGE_3, "quantization_config": {"quant_method": "fp8", "ignore": ["output", "gate"]}},
+        {**TINY_MISTRAL, "q_lora_rank": 48},
+        140,
+        family=replace(mistral_large.MLA, spelling=mistral_large.NAMES),
+    ),
+    Preset(
+        "mistral-large-4", MISTRAL_LARGE_4, {"text_config": TINY_MISTRAL_LARGE_4, "vision_config": TINY_VISION}, 424
     ),
 )

@@ -148,6 +148,53 @@ GRANITE_MOE = moe(
     vocab_size=49155,
 )
 
+MUSE_SPARK: dict[str, Any] = {
+    "architectures": ["MuseSparkForConditionalGeneration"],
+    "model_type": "muse_spark",
+    "dtype": "bfloat16",
+    "quantization_config": {
+        "quant_method": "modelopt",
+        "quant_algo": "NVFP4",
+        "ignore": [
+            "*self_attn*",
+            "*pre_expert_proj",
+            "*post_expert_proj",
+            "*mlp.gate_proj",
+            "*mlp.up_proj",
+            "*mlp.down_proj",
+        ],
+    },
+    "text_config": {
+        "hidden_size": 8192,
+        "intermediate_size": 16384,
+        "moe_intermediate_size": 4096,
+        "moe_hidden_size": 4096,
+        "num_hidden_layers": 62,
+        "num_attention_heads": 128,
+        "num_key_value_heads": 16,
+        "head_dim": 64,
+        "num_local_experts": 256,
+        "vocab_size": 202048,
+    },
+    "audio_config": {"out_hidden_size": 8192},
+}
+"""Sizes are those of transformers' configuration class: no released config was read."""
+TINY_MUSE_SPARK: dict[str, Any] = {
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "moe_intermediate_size": 64,
+    "moe_hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "vocab_size": 320,
+    "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+}
+
 PRESETS = (
     Preset("qwen2-moe", QWEN2_MOE, small(QWEN2_MOE, mlp_only_layers=[1]), 8, ("gptq",)),
     Preset("qwen3-moe", QWEN3_MOE, small(QWEN3_MOE), 16, ("fp8", "awq", "gptq", "w4a16", "nvfp4")),
@@ -195,5 +242,12 @@ PRESETS = (
         ),
         small(GRANITE_MOE, shared_intermediate_size=96),
         2,
+    ),
+    Preset(
+        "muse-spark-nvfp4",
+        MUSE_SPARK,
+        {"text_config": TINY_MUSE_SPARK, "audio_config": {"out_hidden_size": 96}},
+        96,
+        extra={"model.vision_tower.class_embedding": ("BF16", (64,))},
     ),
 )

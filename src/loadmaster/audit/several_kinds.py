@@ -1,0 +1,102 @@
+"""Defects of models whose layers are of several kinds: in what the layers of one kind have, and others have not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from loadmaster.audit import damage as d
+from loadmaster.audit.case import Case, cases_of
+from loadmaster.audit.damage import half_rows
+
+L1, L2, L3 = (rf"layers\.{i}\." for i in (1, 2, 3))
+
+
+def cases_of_several_kinds() -> Iterator[Case]:
+    """Yield defects of models whose layers are of several kinds."""
+    yield from _linear_attention_cases()
+    yield from _latent_attention_cases()
+    yield from _deepseek_v4_cases()
+    yield from cases_of(
+        "mimo-v2.5-pro",
+        ("sink-missing", d.missing(L1 + r"self_attn\.attention_sink_bias$", "an attention sink is missing")),
+    )
+    yield from cases_of(
+        "gemma-4-e2b",
+        ("values-missing", d.missing(L3 + r"self_attn\.v_proj", "values that other layers read too are missing")),
+        ("table-half", d.changed("shape-small", "embed_tokens_per_layer", half_rows, "a table has half its rows")),
+    )
+    yield from cases_of(
+        "gemma-4-26b-a4b",
+        ("router-scale-missing", d.missing(L1 + r"router\.per_expert_scale$", "the scale of experts is missing")),
+    )
+    yield from cases_of(
+        "muse-spark-nvfp4",
+        ("stack-scale-missing", d.missing(L1 + r".*gate_up_proj_weight_scale$", "scales of a stack", "scale-missing")),
+        ("gate-missing", d.missing(L2 + r"post_attention_residual_gate\.gate$", "a gate of the residual is missing")),
+    )
+
+
+def _linear_attention_cases() -> Iterator[Case]:
+    """Yield defects of models with linear attention."""
+    for preset in ("qwen3.8", "qwen3.5-moe"):
+        yield from cases_of(
+            preset,
+            ("z-missing", d.missing(L1 + r"linear_attn\.in_proj_z\.", "the gate of a linear attention is missing")),
+        )
+    yield from cases_of(
+        "kimi-linear",
+        ("A_log-missing", d.missing(L1 + r"self_attn\.A_log$", "A_log of a linear attention is missing")),
+    )
+    yield from cases_of(
+        "kimi-k3",
+        ("A_log-short", d.changed("shape-small", L1 + r"self_attn\.A_log$", half_rows, "A_log has half its numbers")),
+        ("mix-missing", d.missing(L2 + r"mlp_res_proj\.", "the weights of residuals are missing")),
+    )
+    yield from cases_of(
+        "glm-5.3-flash",
+        ("conv-missing", d.missing(L1 + r"self_attn\.k_conv1d", "a convolution of a linear attention is missing")),
+        ("pool-missing", d.missing(L3 + r".*index_kpool_compress_ape$", "the positions of the pool are missing")),
+    )
+
+
+def _latent_attention_cases() -> Iterator[Case]:
+    """Yield defects of models with latent attention in other names, or with more beside it."""
+    yield from cases_of(
+        "mistral-4",
+        (
+            "stack-half",
+            d.changed("shape-small", L1 + r"mlp\.experts\.down_proj", half_rows, "4 of 8 experts are stored"),
+        ),
+    )
+    yield from cases_of(
+        "mistral-large-3",
+        ("w2-missing", d.missing(L1 + r"experts\.5\.w2\.", "w2 of an expert is missing", "expert-missing")),
+    )
+    yield from cases_of(
+        "mistral-large-4",
+        ("latent-missing", d.missing(L3 + r"attention\.wkv_a_with_mqa", "a latent that two layers read is missing")),
+    )
+    yield from cases_of(
+        "hy4-preview",
+        ("mixer-missing", d.missing(L1 + r"hc_mlp_layer\.hc_pre\.hc_base$", "the mixer of streams lacks its offset")),
+    )
+
+
+def _deepseek_v4_cases() -> Iterator[Case]:
+    """Yield defects of DeepSeek-V4 and V4.1."""
+    yield from cases_of(
+        "deepseek-v4-flash",
+        ("routes-missing", d.missing(L1 + r"ffn\.gate\.tid2eid$", "the experts of each token are missing")),
+        ("expert-scale-missing", d.missing(L2 + r"ffn\.experts\.1\.w1\.scale", "a scale is missing", "scale-missing")),
+    )
+    yield from cases_of(
+        "deepseek-v4-pro-0813",
+        ("compressor-missing", d.missing(L2 + r"attn\.compressor\.wgate\.", "the gate of a compressor is missing")),
+    )
+    yield from cases_of(
+        "deepseek-v4.1-flash",
+        (
+            "table-scale-missing",
+            d.missing(L1 + r"engram\.embed\.scale$", "the scales of a table are missing", "scale-missing"),
+        ),
+    )
