@@ -2,7 +2,7 @@
 
 The first layers may be dense. MTP layers are dense too, and stored under ``model.mtp.``; all of them share ``chain_norm``, which
 is read with the first. Embedding and head are stored with the rows of the padded vocabulary (``vocab_size``). vLLM takes the rows
-of gate and up apart; here they stay as stored, in pairs that no cut divides.
+of gate and up of routed experts apart; here they stay as stored, in pairs that no cut divides.
 
 Sources: ``inkling`` of transformers 5.24; ``inkling/nvidia`` in ``vllm/models``.
 """
