@@ -73,6 +73,7 @@ OTHERS = {
     "Glm5NextForConditionalGeneration",  # compared in test_glm5_next.py
     "MiniMaxM3SparseForConditionalGeneration",  # compared in test_minimax_m3.py
     "Qwen4ExpForConditionalGeneration",  # compared in test_qwen4_exp.py
+    "Step3p7ForConditionalGeneration",  # compared in test_step3.py
     "KimiK3ForConditionalGeneration",  # counts and bytes are those of the release: test_kimi_linear.py
     "Qwen2_5OmniForConditionalGeneration",  # the section is in another one
     "Qwen2_5OmniModel",

@@ -85,6 +85,7 @@ MODEL_TYPES: Final[Mapping[str, str]] = {
     "mpt": "MptForCausalLM",
     "muse_spark": "MuseSparkForConditionalGeneration",
     "nemotron": "NemotronForCausalLM",
+    "nemotron_h": "NemotronHForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
     "orion": "OrionForCausalLM",
@@ -106,6 +107,8 @@ MODEL_TYPES: Final[Mapping[str, str]] = {
     "seed_oss": "SeedOssForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "stablelm": "StableLmForCausalLM",
+    "step3p5": "Step3p5ForCausalLM",
+    "step3p7": "Step3p7ForConditionalGeneration",
 }
 """``model_type`` → the architecture that is meant where a config names none."""
 

@@ -51,6 +51,7 @@ from loadmaster.architectures import (
     qwen3_next,
     qwen4_exp,
     qwen_moe,
+    step3,
 )
 from loadmaster.architectures.aliases import MODEL_TYPES, architecture_of
 from loadmaster.architectures.config import Config
@@ -104,6 +105,7 @@ FAMILIES: tuple[Family, ...] = (
     mimo_v2.FAMILY,
     minimax_m3.FAMILY,
     nemotron_h.FAMILY,
+    step3.FAMILY,
     other_moe.PHIMOE,
     other_moe.ERNIE,
     other_moe.DOTS1,

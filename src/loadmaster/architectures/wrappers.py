@@ -74,6 +74,12 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
     Wrapper(("Qwen3_5MoeForConditionalGeneration",), "Qwen3_5MoeForCausalLM", (WITHIN, BESIDE), _VISUAL),
     Wrapper(("Qwen4ExpForConditionalGeneration",), "Qwen4ExpForCausalLM", (WITHIN, BESIDE), _VISUAL),
     Wrapper(("Glm4vMoeForConditionalGeneration",), "Glm4MoeForCausalLM", (WITHIN,), _VISUAL, fixed=_NO_DRAFTS),
+    Wrapper(
+        ("Step3p7ForConditionalGeneration",),
+        "Step3p5ForCausalLM",
+        (BESIDE, WITHIN),
+        _outside("vision_model", "vit_large_projector", "multi_modal_projector"),
+    ),
     Wrapper(("Glm5NextForConditionalGeneration",), "Glm5NextForCausalLM", (WITHIN, BESIDE), _VISUAL),
     Wrapper(
         ("Glm4vForConditionalGeneration", "Glm46VForConditionalGeneration"),

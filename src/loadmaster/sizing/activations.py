@@ -57,7 +57,7 @@ def logits_bytes(schema: Schema, layout: ParallelLayout, batch: Batch) -> int:
 
 def choices_of(config: Config) -> Choices:
     """Return what each token of a model chooses; one expert where it has none."""
-    return Choices(config.size("num_experts_per_tok", 1), config.size("index_topk", 0))
+    return Choices(config.size("num_experts_per_tok", config.size("moe_top_k", 1)), config.size("index_topk", 0))
 
 
 GATES = ("z", "g", "g_b", "f", "f_b")
