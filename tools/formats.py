@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from loadmaster.formats import (
+    BITSANDBYTES_INT8,
     FP4,
     FP8_CHANNEL,
     FP8_TENSOR,
     INT8_CHANNEL,
+    MLX_MXFP4,
     MXFP4,
     MXFP4_LINEAR,
     MXFP4_PACKED,
@@ -16,11 +18,14 @@ from loadmaster.formats import (
     Format,
     Grain,
     awq,
+    bitsandbytes,
     fp8_block,
     gptq,
     int4_packed,
+    mlx,
     mxfp8,
 )
+from loadmaster.formats.table import EVERY, OPEN
 
 FORMATS: dict[str, Format] = {
     "FP8 in blocks (DeepSeek, GLM, Qwen3, MiniMax; compressed-tensors, strategy block)": fp8_block(),
@@ -38,6 +43,11 @@ FORMATS: dict[str, Format] = {
     "AWQ (gemm, groups of 128 here)": awq(128),
     "GPTQ (groups of 128 here)": gptq(128),
     "GPTQ with desc_act": gptq(128, act_order=True),
+    "MLX (affine, 4 bits in groups of 64 here)": mlx(4, 64),
+    "MLX (affine, 3 bits: 32 codes in three words)": mlx(3, 64),
+    "MLX (mxfp4)": MLX_MXFP4,
+    "bitsandbytes, 4 bits (nf4, nested factors)": bitsandbytes("nf4", nested=True),
+    "bitsandbytes, 8 bits (LLM.int8)": BITSANDBYTES_INT8,
 }
 
 DIMS = ("out", "in")
@@ -55,7 +65,17 @@ dim, a component's element stands for that many elements of the weight.
 
 A weight whose parts are stored in different forms (a quantised `q_proj` beside a plain `k_proj`, a plain expert among
 quantised ones, scales in two number formats) is dequantised into the model's dtype when it is fused; where all parts are
-quantised, `parts-differ` says so. Components in brackets may be absent."""
+quantised, `parts-differ` says so. Components in brackets may be absent.
+
+**MLX** quantises embeddings and routers too, and lets the config give other bits to single modules. A module is quantised if
+it has `scales`. Embeddings and routers are decoded while they are loaded. mlx-lm stacks experts, and for some models splits
+or changes stored values: only architectures whose values it leaves as they are can be planned, the others are refused.
+MLX computes `code * scale + bias` in the dtype of the scales; here it is computed in F32 and rounded once.
+
+**bitsandbytes** stores a 4-bit weight as one column of codes, row after row, in blocks of 64. Which nested factor a block has
+depends on its place in the whole weight, so all 4-bit weights are decoded into the model's dtype while they are loaded, each
+rank its part. Rows that are not whole blocks are refused (`dtype-inadmissible`). `quant_state` must agree with the headers:
+loading checks it, and `verify` reports it (`value-contradicts`)."""
 
 
 def parts() -> list[str]:
@@ -82,12 +102,19 @@ def _named(component: Component) -> str:
 def _shape(component: Component) -> str:
     if component.is_scalar:
         return "one number"
-    return "(" + ", ".join(_length(g) for g in component.grains) + ")"
+    dims = [_length(g) for g in component.grains]
+    if component.joined in ("all", "column"):
+        return f"({' × '.join(dims)}{', 1' if component.joined == 'column' else ''})"
+    if component.joined == "last":
+        dims[-2:] = [" × ".join(d for d in dims[-2:] if d != "1")]
+    return f"({', '.join(dims)})"
 
 
 def _length(grain: Grain) -> str:
     if grain.kind == "inner":
-        return str(grain.span)
+        return "any length" if grain.span == OPEN else str(grain.span)
+    if grain.dim == EVERY:
+        return f"out × in / {grain.span}"
     return DIMS[grain.dim] if grain.span == 1 else f"{DIMS[grain.dim]} / {grain.span}"
 
 

@@ -9,6 +9,7 @@ import torch
 TORCH: Final[dict[str, torch.dtype]] = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
+    "U32": torch.uint32,
     "I8": torch.int8,
     "I16": torch.int16,
     "I32": torch.int32,

@@ -5,18 +5,22 @@ from __future__ import annotations
 import pytest
 
 from loadmaster.formats import (
+    BITSANDBYTES_INT8,
     FP8_CHANNEL,
     FP8_TENSOR,
     INT8_CHANNEL,
+    MLX_MXFP4,
     MXFP4,
     MXFP4_LINEAR,
     NVFP4,
     NVFP4_MODELOPT,
     Format,
     awq,
+    bitsandbytes,
     fp8_block,
     gptq,
     int4_packed,
+    mlx,
     mxfp8,
 )
 
@@ -26,6 +30,10 @@ OUT, IN = 200, 340
 SCALAR = (1,)
 
 SHAPES = [
+    (mlx(4, 64), {"weight": (200, 43), "scales": (200, 6), "biases": (200, 6)}),
+    (mlx(6, 128), {"weight": (200, 66), "scales": (200, 3), "biases": (200, 3)}),  # 22 runs of three words
+    (MLX_MXFP4, {"weight": (200, 43), "scales": (200, 11)}),
+    (BITSANDBYTES_INT8, {"weight": (200, 340), "SCB": (200,), "weight_format": SCALAR}),
     (MXFP4_LINEAR, {"weight": (200, 170), "weight_scale": (200, 11)}),
     (mxfp8(), {"weight": (200, 340), "weight_scale": (200, 11)}),
     (fp8_block(), {"weight": (200, 340), "weight_scale_inv": (2, 3)}),
@@ -118,3 +126,20 @@ def test_the_dim_of_the_scale_that_runs_along_a_logical_dim() -> None:
         "awq": (1, 0),
     }
     assert fp8_block((64, 32)).block == (64, 32)
+
+
+def test_components_in_a_run_have_no_dims_of_the_weight_and_a_text_has_the_length_that_is_stored() -> None:
+    text = "weight.quant_state.bitsandbytes__nf4"
+    shapes = {
+        "weight": (3072, 1),  # 48 rows of 128 are 96 blocks of 64, and these are less than one nested block
+        "weight.absmax": (96,),
+        "weight.nested_absmax": (1,),
+        "weight.nested_quant_map": (256,),
+        "weight.quant_map": (16,),
+        text: (170,),
+    }
+    format_ = bitsandbytes("nf4", nested=True).for_weight((48, 128), {text: (170,)})
+    assert format_.is_run and format_.of == (48, 128)
+    assert {c.suffix: c.shape((48, 128)) for c in format_.components} == shapes
+    nested = format_.components[3]
+    assert [nested.shape((rows, 128)) for rows in (128, 129)] == [(1,), (2,)]

@@ -207,8 +207,8 @@ def test_a_capacity_that_is_too_small_is_a_finding(tiny: Tiny) -> None:
         ({"quantization_config": 3}, ConfigError, "quantization_config is not an object"),
         ({"quantization_config": {"quant_method": "exl2"}}, UnsupportedError, "'exl2' is not supported"),
         ({"quantization_config": {"quant_method": "awq", "bits": 3}}, UnsupportedError, "bits is 3"),
-        ({"quantization_config": {"bits": 4, "group_size": 64}}, UnsupportedError, "quantization_config is MLX's"),
-        ({"quantization": {"bits": 4, "group_size": 64, "mode": "affine"}}, UnsupportedError, "quantization is MLX's"),
+        ({"quantization_config": {"bits": 4, "group_size": 64}}, UnsupportedError, "was converted to MLX"),
+        ({"quantization": {"bits": 4, "group_size": 64, "mode": "affine"}}, UnsupportedError, "was converted to MLX"),
         ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [0, 1]}}, ConfigError, "two positive"),
     ],
 )

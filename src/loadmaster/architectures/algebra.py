@@ -35,7 +35,8 @@ Region: TypeAlias = tuple[tuple[int, int], ...]
 class Leaf:
     """A stored tensor by name: its number format and stored shape.
 
-    ``member``: one tensor for each expert. ``slice`` is its number among the tensors that hold the rows of one.
+    ``member``: one tensor for each expert. ``slice`` is its number among the tensors that hold the rows of one. Where dims are
+    stored joined (`loadmaster.formats.Component.joined`), the shape has them apart.
     """
 
     name: str

@@ -52,10 +52,16 @@ class Item:
         return not self.stacked and self.first.experts > 0
 
     def formats(self, claimed: Sequence[Format]) -> Sequence[Format]:
-        """Return the quantised formats that it may be in: its own, or those that the config claims."""
-        if not self.first.quantised:
-            return ()
-        return claimed if self.first.formats is None else self.first.formats
+        """Return the quantised formats that it may be in: its own, or those that the config claims.
+
+        What is no weight of a linear layer may be in those that are `Format.everywhere`. A run of numbers is one weight.
+        """
+        first = self.first
+        if first.quantised and first.formats is not None:
+            return first.formats
+        allowed = claimed if first.quantised else [f for f in claimed if f.everywhere and len(first.shape) == 2]
+        in_parts = self.stacked or self.apart or first.slices
+        return [f for f in allowed if not f.is_run] if in_parts else allowed
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -108,6 +114,10 @@ class Item:
             return component.shape(self.tensor_shape)
         of_group = zip(component.shape(self.group), component.grains, strict=True)
         return tuple(n * self.groups if grain.dim == 0 else n for n, grain in of_group)
+
+    def component_dims(self, component: Component) -> tuple[int, ...]:
+        """Return the stored shape of a component with a dim for each of its grains, where these are stored joined."""
+        return self.component_shape(component) if component.joined is None else component.dims(self.shape)
 
     def rows(self, part: str) -> tuple[int, int]:
         """Return the rows, half open, that a part takes along the out dim; where there are groups, within each of them."""

@@ -55,6 +55,7 @@ from loadmaster.architectures import (
 )
 from loadmaster.architectures.aliases import MODEL_TYPES, architecture_of
 from loadmaster.architectures.config import Config
+from loadmaster.architectures.mlx import key_of_mlx, named_by_mlx
 from loadmaster.architectures.model import Model
 from loadmaster.architectures.schema import Family
 from loadmaster.architectures.wrappers import WRAPPERS, wrapper_of
@@ -145,6 +146,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
 
     Raises:
         ConfigError: it names none, or one that is not known; the hint has the nearest names.
+        UnsupportedError: it was converted to MLX, which names its tensors in a way that is not described.
         FamilyError: the architecture is not known here, and a package that may describe it is broken, or two describe it.
     """
     if isinstance(config, DescribedConfig):
@@ -153,6 +155,11 @@ def find_family(config: Mapping[str, Any]) -> Family:
     if name is None:
         message, hint = _unnamed(config)
         raise ConfigError(message, hint=hint)
+    family = _find(name, config)
+    return family if key_of_mlx(config) is None else named_by_mlx(family, name)
+
+
+def _find(name: str, config: Mapping[str, Any]) -> Family:
     if (family := own_family(name)) is not None:
         return family
     if (wrapper := wrapper_of(name)) is not None:

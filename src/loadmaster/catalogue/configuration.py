@@ -73,7 +73,7 @@ CONFIGURATION: Final[dict[str, Entry]] = {
     "plan-invalid": Entry(
         "the given plan is not a plan, or this version would make it differently",
         "ranks that run different versions, a plan saved before an update",
-        "a plan of version 1, expected 8",
+        "a plan of version 1, expected 9",
         "plan again, with one version on all hosts",
     ),
 }

@@ -58,6 +58,12 @@ PAYLOAD: Final[dict[str, Entry]] = {
         "",
         "take the published config.json; where the values are meant, the model cannot be loaded without them",
     ),
+    "value-contradicts": Entry(
+        "the text beside a 4-bit weight (quant_state) says something else about the weight than the headers",
+        "tensors of two conversions in one checkpoint, a block size other than 64, damaged bytes",
+        "",
+        "convert the model again; loading such a weight fails with the same words",
+    ),
     "value-all-zero": Entry(
         "every value of a weight or a norm is zero (warning), or of all weights (error)",
         "a sparse file whose bytes were never written, a download resumed over a hole, a tensor that was never trained",

@@ -4,6 +4,8 @@ These are data, not code. No other module knows a format's geometry. The arithme
 tensors are used (`loadmaster.kernels` for dequantisation, `loadmaster.layers` for products).
 """
 
+from loadmaster.formats.bitsandbytes import BITSANDBYTES_INT8, bitsandbytes
+from loadmaster.formats.mlx import MLX_BITS, MLX_GROUPS, MLX_MXFP4, mlx
 from loadmaster.formats.table import (
     FP4,
     FP8_CHANNEL,
@@ -26,11 +28,15 @@ from loadmaster.formats.table import (
 )
 
 __all__ = [
+    "BITSANDBYTES_INT8",
     "FP4",
     "FP8_CHANNEL",
     "FP8_TENSOR",
     "FP8_TENSOR_OTHERS",
     "INT8_CHANNEL",
+    "MLX_BITS",
+    "MLX_GROUPS",
+    "MLX_MXFP4",
     "MXFP4",
     "MXFP4_LINEAR",
     "MXFP4_PACKED",
@@ -40,8 +46,10 @@ __all__ = [
     "Format",
     "Grain",
     "awq",
+    "bitsandbytes",
     "fp8_block",
     "gptq",
     "int4_packed",
+    "mlx",
     "mxfp8",
 ]

@@ -6,9 +6,11 @@ outward on the grid of the whole tensor. ``whole`` is never cut: every rank hold
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from math import prod
+from typing import Final, Literal
 
 SCALE = ("F32", "BF16", "F16")
 """Number formats in which scales of a row, a group or a tensor are published."""
@@ -18,7 +20,8 @@ SCALE = ("F32", "BF16", "F16")
 class Grain:
     """One stored dim of a component: element ``k`` belongs to logical elements ``k * span`` to ``(k + 1) * span``.
 
-    ``dim`` is the logical dim: 0 out, 1 in. ``inner`` dims belong to no logical dim: they always have ``span`` elements.
+    ``dim`` is the logical dim: 0 out, 1 in; ``EVERY`` counts all elements of the weight, in their order. ``inner`` dims belong to
+    no logical dim: they always have ``span`` elements, or with ``OPEN`` as many as the headers say.
     """
 
     dim: int
@@ -36,6 +39,8 @@ class Component:
 
     Without grains it is one number for the whole tensor, of shape ``[]`` or ``[1]``. ``optional`` components may be
     absent. ``waived`` says why a component is left unread; ``zeros``: it may only be left unread if all its values are zero.
+    ``joined`` says which dims of the grains are stored as one: the ``last`` two, ``all`` (``[n]``), or all as a ``column``
+    (``[n, 1]``). ``free``: its values are not bounded as factors are, because they may be negative or are codes.
     """
 
     suffix: str
@@ -44,17 +49,31 @@ class Component:
     optional: bool = False
     waived: str | None = None
     zeros: bool = False
+    joined: Literal["last", "all", "column"] | None = None
+    free: bool = False
 
     @property
     def is_scalar(self) -> bool:
         """Whether it is one number for the whole tensor."""
         return not self.grains
 
-    def shape(self, logical: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the stored shape for a weight of ``logical`` shape; that of a scalar is ``[1]``."""
+    def dims(self, logical: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the size of each grain's dim for a weight of ``logical`` shape; that of a scalar is ``[1]``."""
         if self.is_scalar:
             return (1,)
-        return tuple(g.span if g.kind == "inner" else g.length(logical[g.dim]) for g in self.grains)
+        sizes = (prod(logical) if g.dim == EVERY else logical[g.dim] for g in self.grains)
+        return tuple(g.span if g.kind == "inner" else g.length(n) for g, n in zip(self.grains, sizes, strict=True))
+
+    def shape(self, logical: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the stored shape for a weight of ``logical`` shape: its dims, where they are not joined.
+
+        >>> Component("weight", ("U8",), (OUT, Grain(1, 2)), joined="column").shape((128, 64))
+        (4096, 1)
+        """
+        dims = self.dims(logical)
+        if self.joined == "last":
+            return (*dims[:-2], dims[-2] * dims[-1])
+        return dims if self.joined is None else (prod(dims), 1)[: 2 if self.joined == "column" else 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +82,18 @@ class Format:
 
     ``name`` selects the arithmetic (`loadmaster.kernels`); ``stack`` counts leading dims (experts) that all
     components have before those of the table. ``zero_filled``: whole words may be appended along either dim, with zeros in
-    every component, and their values are zero.
+    every component, and their values are zero. ``everywhere``: embeddings and routers may be stored in it too. ``transient``: no
+    parameter stays in it, all are decoded while they are loaded. ``of`` is the shape of the whole weight, in a format whose
+    values depend on their place in it; it is set where a weight is known (`for_weight`).
     """
 
     name: str
     components: tuple[Component, ...]
     stack: int = 0
     zero_filled: bool = False
+    everywhere: bool = False
+    transient: bool = False
+    of: tuple[int, ...] = ()
 
     @property
     def block(self) -> tuple[int, ...]:
@@ -81,11 +105,33 @@ class Format:
         grains = self.components[1].grains
         return next((d for d, g in enumerate(grains) if g.dim == dim and g.kind != "inner"), None)
 
+    @property
+    def is_run(self) -> bool:
+        """Whether its components are runs of numbers in which no dim of the weight is left: it has no stacks of experts."""
+        return any(c.joined in ("all", "column") for c in self.components)
+
+    def for_weight(self, shape: tuple[int, ...], stored: Mapping[str, tuple[int, ...]]) -> Format:
+        """Return the format of a weight of ``shape``: ``of`` is set where its values need it, and open lengths are as ``stored``.
+
+        ``stored`` gives the stored shape of each component by suffix.
+        """
+        if not self.is_run:
+            return self
+        is_open = Grain(-1, OPEN, "inner")
+        components = tuple(
+            replace(c, grains=(Grain(-1, prod(stored[c.suffix]), "inner"),))
+            if c.grains == (is_open,) and c.suffix in stored
+            else c
+            for c in self.components
+        )
+        return replace(self, components=components, of=shape)
+
     def stacked(self) -> Format:
         """Return the format of a stack of such weights: one more leading dim, logical and stored.
 
         One number per tensor becomes a column, ``[experts, 1]``.
         """
+        assert not self.is_run, "nothing is stacked in a run"
         lead, one = Grain(0), Grain(-1, 1, "inner")
         components = tuple(
             replace(
@@ -102,6 +148,12 @@ class Format:
 
 
 OUT, IN = Grain(0), Grain(1)
+
+EVERY: Final = -2
+"""The dim of a grain that counts all elements of a weight, row after row."""
+
+OPEN: Final = 0
+"""The span of an inner dim whose length differs from weight to weight."""
 
 
 @cache

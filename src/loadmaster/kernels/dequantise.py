@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from loadmaster.formats import Format
+from loadmaster.formats import MLX_BITS, Format
+from loadmaster.formats.bitsandbytes import NESTED_BLOCK, read_state, state_of
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """The values of FP4 by code: sign, two exponent bits, one mantissa bit (OCP Microscaling Formats, v1.0)."""
@@ -26,6 +27,7 @@ def dequantise(format_: Format, operands: Sequence[Tensor], shape: Sequence[int]
 
     Raises:
         KeyError: a format without arithmetic, which is a bug: every table has its function here.
+        ValueError: a component contradicts the headers (`loadmaster.formats.bitsandbytes.read_state`).
     """
     by_suffix = {c.suffix: o for c, o in zip(format_.components, operands, strict=True)}
     return ARITHMETIC[format_.name](format_, by_suffix, (shape[-2], shape[-1]), (origin[-2], origin[-1]))
@@ -176,6 +178,48 @@ def _gptq(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
     return torch.transpose(out, -1, -2)
 
 
+def _mlx(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
+    bits, words = int(format_.name.removeprefix("mlx")), c["weight"].view(torch.int32)
+    codes = _unpack(words, bits, -1) if 32 % bits == 0 else _unpack_run(words, bits)
+    groups = _groups(format_, "scales", shape[1], origin[1], words.device)
+    scales, biases = (c[name].to(torch.float32).index_select(-1, groups) for name in ("scales", "biases"))
+    out: Tensor = codes[..., : shape[1]].to(torch.float32).mul_(scales).add_(biases)
+    return out
+
+
+def _unpack_run(words: Tensor, bits: int) -> Tensor:
+    """Return the codes in runs of words ``[..., runs, words]``: in each, eight codes take ``bits`` bytes, lowest bits first."""
+    eights = words.contiguous().view(torch.uint8).unflatten(-1, (-1, bits)).to(torch.int64)
+    shifts = torch.arange(0, 8 * bits, 8, device=words.device)
+    together = (eights << shifts).sum(-1, keepdim=True)
+    codes: Tensor = (together >> torch.arange(0, 8 * bits, bits, device=words.device)) & (2**bits - 1)
+    return codes.flatten(-3)
+
+
+def _mlx_mxfp4(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
+    return _fp4(format_, {**c, "weight": c["weight"].contiguous().view(torch.uint8)}, shape, origin)
+
+
+def _bitsandbytes(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
+    """4-bit codes with a factor for each block; which nested block a factor is in depends on its place in the whole weight."""
+    factors, block, suffix = c["weight.absmax"], format_.block[1], state_of(format_)
+    assert suffix is not None
+    offset = read_state(format_, c[suffix].cpu().numpy().tobytes())
+    if "weight.nested_absmax" in c:
+        rows, columns = (torch.arange(n, device=factors.device) for n in factors.shape)
+        places = (origin[0] + rows)[:, None] * (format_.of[1] // block) + origin[1] // block + columns
+        outer = c["weight.nested_absmax"][places // NESTED_BLOCK]
+        factors = c["weight.nested_quant_map"][factors.to(torch.int64)].mul_(outer).add_(offset)
+    groups = _groups(format_, "weight.absmax", shape[1], origin[1], factors.device)
+    codes = torch.stack((c["weight"] >> 4, c["weight"] & 15), dim=-1).flatten(-2)  # the first in the high nibble
+    out: Tensor = c["weight.quant_map"][codes.to(torch.int64)].mul_(factors.index_select(-1, groups))
+    return out
+
+
+def _bitsandbytes_int8(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
+    return c["weight"].to(torch.float32).mul_(c["SCB"]).mul_(1 / 127)
+
+
 ARITHMETIC: dict[str, Callable[[Format, Components, Pair, Pair], Tensor]] = {
     "fp8_block": _fp8_block,
     "fp8_tensor": _scaled,
@@ -193,5 +237,10 @@ ARITHMETIC: dict[str, Callable[[Format, Components, Pair, Pair], Tensor]] = {
     "awq": _awq,
     "gptq4": _gptq,
     "gptq8": _gptq,
+    **{f"mlx{bits}": _mlx for bits in MLX_BITS},
+    "mlx_mxfp4": _mlx_mxfp4,
+    "bitsandbytes_nf4": _bitsandbytes,
+    "bitsandbytes_fp4": _bitsandbytes,
+    "bitsandbytes_int8": _bitsandbytes_int8,
 }
 """Format name -> arithmetic."""

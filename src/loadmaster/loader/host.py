@@ -18,7 +18,7 @@ from loadmaster.checkpoint import Store
 from loadmaster.errors import LoadError
 from loadmaster.loader.completeness import Completeness
 from loadmaster.loader.memory import Arena
-from loadmaster.loader.operations import destination, evaluate, fill, operands_of, slabs, view_of_span
+from loadmaster.loader.operations import destination, evaluate, fill, naming, operands_of, slabs, view_of_span
 from loadmaster.loader.readers import Task, check_files, default_readers, run_tasks
 from loadmaster.loader.report import LoadedRank, LoadReport
 from loadmaster.plan import Plan, RankPlan
@@ -205,7 +205,9 @@ class _Job:
                 name = self.plan.checkpoint.files[o.file].name
                 self._read(name, o.start, [raw[o.at : o.at + o.span]], o.tensor, o.tensor)
             views = (view_of_span(o.view, slot[o.at : o.at + o.span]) for o in operands)
-            destination(self.arena.tensors, self.derived, group, place, region).copy_(evaluate(part, views))
+            target = destination(self.arena.tensors, self.derived, group, place, region)
+            with naming(self.derived.rank, self.plan.checkpoint.table.names[operands[0].tensor]):
+                target.copy_(evaluate(part, views))
             self.on_progress(counted)
 
         return read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from loadmaster.architectures.algebra import (
     whole,
 )
 from loadmaster.checkpoint import TensorTable
+from loadmaster.errors import LoadError
 from loadmaster.kernels import fp8_dequantise
 from loadmaster.kernels.dequantise import dequantise
 from loadmaster.plan import RankPlan
@@ -88,6 +90,19 @@ def write(target: torch.Tensor, e: Expression, operands: Iterator[torch.Tensor],
 def span_bytes(views: Sequence[Stored]) -> int:
     """Return the bytes of all spans under a source, each rounded up to 16 so that any dtype is aligned."""
     return sum(-(-strided_run(v.factors, v.box, itemsize(v.dtype)).span // 16) * 16 for v in views)
+
+
+@contextmanager
+def naming(rank: int, name: str) -> Iterator[None]:
+    """Say in an error of the arithmetic which tensor of which rank it is about.
+
+    Raises:
+        LoadError: instead of the ValueError that `dequantise` raises.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise LoadError(f"rank {rank}: {name}: {error}", hint="no part of the model was loaded") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from loadmaster.arguments import expect
 from loadmaster.errors import LoadError
 from loadmaster.loader.completeness import Completeness
 from loadmaster.loader.memory import Arena
-from loadmaster.loader.operations import destination, evaluate, fill, view_of
+from loadmaster.loader.operations import destination, evaluate, fill, naming, view_of
 from loadmaster.loader.report import LoadedRank, LoadReport
 from loadmaster.plan import Plan, ProvenPlan, admit
 from loadmaster.plan.moves import MoveGroup
@@ -103,7 +103,8 @@ class Receiver:
     def _write(self, group: MoveGroup, place: int, operands: list[torch.Tensor]) -> None:
         source = group.piece.source
         target = destination(self._arena.tensors, self._derived, group, place, whole(source.shape))
-        target.copy_(evaluate(source, iter(operands)))
+        with naming(self._derived.rank, self._plan.checkpoint.table.names[int(group.tensors[place, 0])]):
+            target.copy_(evaluate(source, iter(operands)))
         self._done_bytes += group.needed_bytes // len(group.params)
 
     @property

@@ -22,6 +22,8 @@ from loadmaster.checkpoint import Checkpoint
 from loadmaster.dtypes import DTYPES
 from loadmaster.errors import InputError
 from loadmaster.findings import Finding
+from loadmaster.formats import Format
+from loadmaster.formats.bitsandbytes import state_of
 from loadmaster.parallel import ParallelLayout
 from loadmaster.payload.modules import (
     DIVIDED_BY,
@@ -81,6 +83,7 @@ class Roles:
     those that could not be checked. ``modules`` are tensors that belong together; ``groups`` gives for an index the number of
     groups and the inputs of each (0: they differ), and ``ordered`` are the indices that are in order by the config. ``spare``
     gives for a tensor that ends with rows that the model does not have how many bytes these are: they have to be zeros.
+    ``states`` gives for a text about a weight (`loadmaster.formats.bitsandbytes`) the format that it must agree with.
     """
 
     column: npt.NDArray[np.int8]
@@ -96,6 +99,7 @@ class Roles:
     groups: dict[int, tuple[int, int]]
     spare: dict[int, int]
     ordered: frozenset[int]
+    states: dict[int, Format]
 
 
 def roles_of(checkpoint: Checkpoint) -> Roles:
@@ -107,7 +111,10 @@ def roles_of(checkpoint: Checkpoint) -> Roles:
     signatures = [table.signatures[number] for number in table.signature.tolist()]
     for number, (name, signature) in enumerate(zip(table.names, signatures, strict=True)):
         divided = named_factor(name, signature)
-        if _MAY_BE_ZERO.fullmatch(name):
+        signed = (
+            name.endswith(".scales") and f"{name.removesuffix('scales')}biases" in table.ids
+        )  # MLX's may be negative
+        if signed or _MAY_BE_ZERO.fullmatch(name):
             plain[number] = Role.QUIET
             index = name.endswith("g_idx") and signature.dtype in _INDICES
             column[number] = Role.INDEX if index else Role.QUIET
@@ -154,6 +161,7 @@ def roles_of(checkpoint: Checkpoint) -> Roles:
             i: size for bound in (plan.all_classes if plan else ()) for size, ids in bound.spare() for i in ids.tolist()
         },
         ordered=frozenset(ordered),
+        states=dict(_states(plan)) if plan else {},
     )
 
 
@@ -207,7 +215,7 @@ def _leaves(bound: LayerClass) -> Iterator[tuple[str, Role | None, bool]]:
                 leaf = f"{key}/{component.suffix}"
                 if leaf not in bound.ids:
                     continue
-                factor = all(DTYPES[d].kind == "float" or d == "U8" for d in component.dtypes)
+                factor = all(DTYPES[d].kind == "float" or d == "U8" for d in component.dtypes) and not component.free
                 if number == 0:
                     yield leaf, Role.WEIGHT, False
                 elif component.suffix.endswith("g_idx"):
@@ -225,6 +233,18 @@ def _of_zeros(plan: Plan) -> Iterator[Ids]:
         for leaf, ids in bound.ids.items():
             if leaf.rpartition("/")[2] in suffixes:
                 yield ids[ids >= 0]
+
+
+def _states(plan: Plan) -> Iterator[tuple[int, Format]]:
+    """Yield the texts about weights, each with the format that the headers give the weight."""
+    for bound in plan.all_classes:
+        for key, forms in bound.forms.items():
+            for number, form in enumerate(forms):
+                if form.format is None or (suffix := state_of(form.format)) is None:
+                    continue
+                ids = bound.ids[f"{key}/{suffix}"]
+                of_form = ids[:, number] if len(forms) > 1 else ids
+                yield from ((i, form.format) for i in of_form.reshape(-1).tolist())
 
 
 def _twins(plan: Plan) -> Iterator[Twin]:

@@ -201,7 +201,7 @@ def _key(survey: Survey, task: FileTask) -> str:
     digest = hashlib.sha256(orjson.dumps(what))
     for column in (task.ids - (task.ids[0] if len(task.ids) else 0), task.units, survey.roles.column[task.ids]):
         digest.update(np.ascontiguousarray(column).tobytes())
-    for known in (survey.roles.groups, survey.roles.spare):
+    for known in (survey.roles.groups, survey.roles.spare, survey.roles.states):
         digest.update(orjson.dumps([known.get(i) for i in task.ids.tolist() if i in known]))
     return digest.hexdigest()
 

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from loadmaster.checkpoint import Signature
 from loadmaster.findings import Finding, Severity
+from loadmaster.formats import Format
+from loadmaster.formats.bitsandbytes import read_state
 from loadmaster.payload.encodings import EXPONENT, Codes, decode, encoding_of
 from loadmaster.payload.modules import place_of
 from loadmaster.payload.roles import SCALES, Role
@@ -67,13 +69,15 @@ class Faults:
 class Tally:
     """The results for a tensor so far. ``blocks`` are digests of `BLOCK` bytes, by number; for twins only.
 
-    ``samples`` are for the comparison with its peers, where there is one.
+    ``samples`` are for the comparison with its peers, where there is one. ``text`` has the bytes of a text about a weight, by
+    their offset.
     """
 
     samples: Samples | None = None
     all_zero: bool = True
     faults: dict[str, Faults] = field(default_factory=dict)
     blocks: dict[int, str] = field(default_factory=dict)
+    text: dict[int, bytes] = field(default_factory=dict)
 
     def merge(self, other: Tally) -> None:
         """Add the results of another part."""
@@ -81,6 +85,7 @@ class Tally:
         for kind, faults in other.faults.items():
             self.faults.setdefault(kind, Faults()).merge(faults)
         self.blocks.update(other.blocks)
+        self.text.update(other.text)
         if self.samples is not None and other.samples is not None:
             self.samples.merge(other.samples)
 
@@ -172,6 +177,8 @@ def findings_of(
     if role == Role.ZERO and not tally.all_zero:
         message = f"{signature.dtype} {list(shape)} has values other than zero, and the model has no place for them"
         hint = "this model has a bias: config.json must say so (attention_bias, mlp_bias), or the layer was exported wrongly"
+        if not name.endswith("bias"):
+            hint = "the weight beside it is stored in a layout that is not supported: convert the model again"
         yield Finding("value-not-zero", "error", message, name, file=file, hint=hint)
     elif role == Role.WEIGHT and tally.all_zero and total:
         message = f"every value of {signature.dtype} {list(shape)} is zero"
@@ -185,6 +192,15 @@ def findings_of(
             f"({signature.dtype} {list(shape)})"
         )
         yield Finding("value-hole", "warning", message, name, file=file, hint=HOLE_HINT)
+
+
+def state_findings(tally: Tally, format_: Format, name: str, file: str) -> Iterator[Finding]:
+    """Yield what is wrong with the text about a weight in ``format_``."""
+    try:
+        read_state(format_, b"".join(part for _, part in sorted(tally.text.items())))
+    except ValueError as error:
+        hint = "the text is that of another weight, or was damaged: convert the model again"
+        yield Finding("value-contradicts", "error", str(error), name, file=file, hint=hint)
 
 
 def _is_hole(hole: tuple[int, int], name: str, num_bytes: int) -> bool:

@@ -27,7 +27,7 @@ from loadmaster.payload.journal import Entry, Journal
 from loadmaster.payload.manifest import Manifest, differences, manifest_of
 from loadmaster.payload.peers import compare_peers
 from loadmaster.payload.survey import CHUNK, FileTask, Survey
-from loadmaster.payload.tally import Tally, findings_of
+from loadmaster.payload.tally import Tally, findings_of, state_findings
 
 Advance = Callable[[int], None]
 Buffer = npt.NDArray[np.uint8]
@@ -228,6 +228,8 @@ class _File:
             spare = self.survey.roles.spare.get(number)
             first = None if spare is None else int(table.nbytes[number]) - spare
             tally.look(part, offset, dtype, int(column[number]), twin=number in self._twins, spare=first)
+            if number in self.survey.roles.states:
+                tally.text[offset] = part.tobytes()
         with self._lock:
             for number, tally in seen.items():
                 if number in self._tallies:
@@ -264,6 +266,8 @@ class _File:
             signature, role = self.survey.signature(number), int(self.survey.roles.column[number])
             tally, sketch = self._tallies[number], sketches.get(number)
             findings += findings_of(tally, table.names[number], signature, task.name, role, sketch)
+            if (format_ := self.survey.roles.states.get(number)) is not None:
+                findings += state_findings(tally, format_, table.names[number], task.name)
         blocks = {
             table.names[n]: [digest for _, digest in sorted(t.blocks.items())]
             for n, t in self._tallies.items()

@@ -11,13 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadmaster.architectures.config import Config
+from loadmaster.architectures.mlx import key_of_mlx
 from loadmaster.errors import ConfigError, UnsupportedError
 from loadmaster.formats import (
+    BITSANDBYTES_INT8,
     FP4,
     FP8_CHANNEL,
     FP8_TENSOR,
     FP8_TENSOR_OTHERS,
     INT8_CHANNEL,
+    MLX_BITS,
+    MLX_GROUPS,
+    MLX_MXFP4,
     MXFP4,
     MXFP4_LINEAR,
     MXFP4_PACKED,
@@ -25,9 +30,11 @@ from loadmaster.formats import (
     NVFP4_MODELOPT,
     Format,
     awq,
+    bitsandbytes,
     fp8_block,
     gptq,
     int4_packed,
+    mlx,
     mxfp8,
 )
 from loadmaster.limits import PATTERN_CHARACTERS, PATTERNS, UNQUANTISED
@@ -45,7 +52,9 @@ class Claims:
     """The model's dtype, the quantised formats that may occur, and the modules that it lists as unquantised.
 
     Modules are given by name, by prefix (``model.layers.0.*``), or by another pattern. ``experts`` is the format that the config
-    gives to routed experts, if it is another than that of the rest.
+    gives to routed experts, if it is another than that of the rest. ``modules`` gives the format of single modules (None: not
+    quantised), where the config names those that differ and leaves open which of the others are quantised; the first of
+    ``formats`` is that of the others. Where the config does not do so, it is None.
     """
 
     model_dtype: str
@@ -54,6 +63,19 @@ class Claims:
     ignored_prefixes: frozenset[str] = frozenset()
     ignored_patterns: tuple[Pattern, ...] = ()
     experts: Format | None = None
+    modules: Mapping[str, Format | None] | None = None
+
+    def contradicts(self, tensor: str, format_: Format | None, *, rarely: bool) -> str | None:
+        """Return what the config says of a stored weight in ``format_`` (None: plain), if it says something else.
+
+        ``rarely``: usually such a weight is not quantised.
+        """
+        if self.modules is not None:
+            said = self.modules.get(tensor.rpartition(".")[0], format_ and self.formats[0])
+            return None if said == format_ else _called(said)
+        if not self.formats or (format_ is None and rarely) or (format_ is not None) != self.ignores(tensor):
+            return None
+        return "quantised" if format_ is None else "unquantised"
 
     def ignores(self, tensor: str) -> bool:
         """Return whether the config says that the module of this stored weight is not quantised.
@@ -71,6 +93,10 @@ class Claims:
         return any(r in self.ignored for r in runs) or any(p.matches(module) for p in self.ignored_patterns)
 
 
+def _called(format_: Format | None) -> str:
+    return "unquantised" if format_ is None else f"{format_.name} in groups of {format_.block[-1]}"
+
+
 def read_claims(config: Config, default_dtype: str) -> Claims:
     """Read ``dtype`` and ``quantization_config``.
 
@@ -79,8 +105,9 @@ def read_claims(config: Config, default_dtype: str) -> Claims:
         UnsupportedError: it names a method that is not supported.
     """
     dtype = config.dtype or default_dtype
+    if (key := key_of_mlx(config.values)) is not None:
+        return _mlx(dtype, config.values[key], f"config.json: {key}")
     quantization = config.values.get("quantization_config")
-    _refuse_mlx(config)
     if quantization is None:
         return Claims(dtype)
     if not isinstance(quantization, Mapping):
@@ -104,23 +131,53 @@ def read_claims(config: Config, default_dtype: str) -> Claims:
     return Claims(dtype, formats, names, prefixes, tuple(read_pattern(n) for n in ignored if _is_pattern(n)), experts)
 
 
-def _refuse_mlx(config: Config) -> None:
-    """Refuse the groups of MLX. It writes ``quantization``, and later also ``quantization_config``; neither names a method.
-
-    Source: ``save_config`` in ``mlx_lm/utils.py``.
+def _mlx(dtype: str, q: Mapping[str, Any], where: str) -> Claims:
+    """Read what MLX wrote: the settings of most modules, and those of single modules by name.
 
     Raises:
-        UnsupportedError: the config is one that MLX wrote.
+        ConfigError: a setting is impossible.
+        UnsupportedError: it is not supported.
     """
-    for key in ("quantization", "quantization_config"):
-        value = config.values.get(key)
-        if isinstance(value, Mapping) and "quant_method" not in value and {"group_size", "bits"} <= value.keys():
-            raise UnsupportedError(
-                f"config.json: {key} is MLX's: groups of {value['group_size']!r} values of {value['bits']!r} bits, stored as "
-                "weight, scales and biases; it is not supported",
-                hint="take the weights that were converted to MLX, or a copy in another format; supported: "
-                f"{', '.join(sorted(METHODS))}",
-            )
+    usual = _mlx_format(q, where)
+    if len(q) > UNQUANTISED.value:
+        raise ConfigError(f"{where} has {UNQUANTISED.exceeded(len(q))}", hint=UNQUANTISED.hint)
+    modules: dict[str, Format | None] = {}
+    for name, value in q.items():
+        if isinstance(value, Mapping):
+            modules[name] = _mlx_format(value, f"{where}: {name}")
+        elif value is False:
+            modules[name] = None
+    formats = dict.fromkeys((usual, *(f for f in modules.values() if f is not None)))
+    return Claims(dtype, tuple(formats), modules=modules)
+
+
+def _mlx_format(q: Mapping[str, Any], where: str) -> Format:
+    """Return the format of one module's settings; what they leave out is as in ``mlx.nn.Linear.to_quantized``."""
+    mode, bits, group = q.get("mode", "affine"), q.get("bits", 4), q.get("group_size", 64)
+    if mode == "affine" and type(bits) is int and bits in MLX_BITS and type(group) is int and group in MLX_GROUPS:
+        return mlx(bits, group)
+    if (mode, bits, group) == ("mxfp4", 4, 32):
+        return MLX_MXFP4
+    raise UnsupportedError(
+        f"{where}: MLX's mode {mode!r} with {bits!r} bits in groups of {group!r} is not supported",
+        hint=f"supported: affine with {', '.join(map(str, MLX_BITS))} bits in groups of {', '.join(map(str, MLX_GROUPS))}, and "
+        "mxfp4",
+    )
+
+
+def _bitsandbytes(q: Mapping[str, Any]) -> tuple[Format, ...]:
+    """Return the formats of ``BitsAndBytesConfig`` in transformers. Whether factors are nested the headers say."""
+    if q.get("load_in_8bit", q.get("_load_in_8bit")):
+        return (BITSANDBYTES_INT8,)
+    kind, storage = q.get("bnb_4bit_quant_type", "fp4"), q.get("bnb_4bit_quant_storage") or "uint8"
+    if not q.get("load_in_4bit", q.get("_load_in_4bit")) or kind not in ("nf4", "fp4") or storage != "uint8":
+        raise UnsupportedError(
+            f"config.json: quantization_config: bitsandbytes with bnb_4bit_quant_type {kind!r}, stored as {storage!r}, is not "
+            "supported",
+            hint="supported: load_in_8bit, and load_in_4bit with nf4 or fp4, stored as uint8",
+        )
+    nested = q.get("bnb_4bit_use_double_quant") is True
+    return bitsandbytes(kind, nested=nested), bitsandbytes(kind, nested=not nested)
 
 
 def _is_prefix(name: str) -> bool:
@@ -132,7 +189,7 @@ def _is_pattern(name: str) -> bool:
 
 
 def _ignored(quantization: Mapping[str, Any]) -> list[str]:
-    keys = ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers")
+    keys = ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers", "llm_int8_skip_modules")
     value: object = next((quantization[k] for k in keys if quantization.get(k)), [])
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise ConfigError("config.json: quantization_config's list of unquantised modules is not a list of strings")
@@ -297,5 +354,6 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], tuple[Format, ...]]] = {
     "gptq": _gptq,
     "mxfp4": lambda _: (MXFP4,),
     "mxfp8": lambda _: _MXFP8,
+    "bitsandbytes": _bitsandbytes,
 }
 """``quant_method`` -> the formats that it may store, given the rest of the quantization_config."""

@@ -2,7 +2,8 @@
 
 What a fused parameter becomes follows from the forms of its parts:
 
-    all quantised alike, form "stored"    the encoded components, each a parameter: values, scales …, with the grids
+    all quantised alike, form "stored"    the encoded components, each a parameter: values, scales …, with the grids; not for
+                                          tensors that only `Format.everywhere` quantises, nor in a `Format.transient`
     none quantised, form not "decoded"    one parameter in the format stored (or in --dtype); mixed parts widen
     otherwise                             decoded, in the model's dtype
 """
@@ -109,6 +110,11 @@ def parts_of(param: Param, bound: LayerClass) -> list[Part] | None:
     ]
 
 
+def stays_encoded(part: Part) -> bool:
+    """Return whether a quantised part can stay so in a parameter: its format can, and it is a weight that may be quantised."""
+    return part.tensor.quantised and not any(f.format and f.format.transient for f in part.forms)
+
+
 def compose(param: Param, bound: LayerClass, numerics: Numerics, layout: ParallelLayout) -> UnplacedParam | None:
     """Return the parameter (not yet localised) that ``param`` becomes in a class.
 
@@ -119,7 +125,7 @@ def compose(param: Param, bound: LayerClass, numerics: Numerics, layout: Paralle
         return None
     every = {f for part in parts for f in part.forms}
     quantised = {f.quantised for f in every}
-    if param.form == "stored" and quantised == {True} and len(every) == 1:
+    if param.form == "stored" and quantised == {True} and len(every) == 1 and all(map(stays_encoded, parts)):
         dtype = None
     elif param.form != "decoded" and quantised == {False}:
         keep = param.keep or parts[0].tensor.keep
@@ -246,7 +252,7 @@ def view(item: Item, form: StoredForm, part: Tensor) -> Expression:
         return _part_of(item, e, part)
     format_ = form.format.stacked() if item.stacked else form.format
     leaves = (
-        (c, Leaf(f"{item.key}/{c.suffix}", dtype, item.component_shape(c), item.by_expert))
+        (c, Leaf(f"{item.key}/{c.suffix}", dtype, item.component_dims(c), item.by_expert))
         for c, dtype in zip(format_.components, form.dtypes, strict=True)
     )
     operands = tuple(stored(leaf) if c.is_scalar else _rows(item, leaf) for c, leaf in leaves)

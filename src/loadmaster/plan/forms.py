@@ -73,8 +73,8 @@ def judge(
         return StoredForm(weight.dtype)
     met = [f for f in formats if f.components[0].suffix in stored]
     fitting = [f for f in met if stored[f.components[0].suffix].dtype in f.components[0].dtypes]
-    if fitting:  # of formats with the same values, the one whose other components are there explains a defect
-        fitting.sort(key=lambda f: -sum(c.suffix in stored for c in f.components))
+    if fitting:  # of formats with the same values, the one whose other components are there, and fit, explains a defect
+        fitting.sort(key=lambda f: _fit(item, f, stored), reverse=True)
         verdicts = [_encoded(item, f, stored) for f in fitting]
         return next((v for v in verdicts if isinstance(v, StoredForm)), verdicts[0])
     if met or weight is not None:
@@ -82,9 +82,19 @@ def judge(
     return _missing(item, stored, formats, ignored=ignored)
 
 
+def _fit(item: Item, format_: Format, stored: Mapping[str, Signature]) -> tuple[int, int]:
+    """Return how many components of a format are stored, and how many of them in the shape that it gives them."""
+    shaped = format_.stacked() if item.stacked else format_
+    there = [c for c in shaped.components if c.suffix in stored]
+    return len(there), sum(stored[c.suffix].shape == item.component_shape(c) for c in there)
+
+
 def _encoded(item: Item, format_: Format, stored: Mapping[str, Signature]) -> StoredForm | FormDefect:
     """Check every component of a format against what is stored."""
     values = format_.components[0].suffix
+    format_ = format_.for_weight(item.shape, {suffix: s.shape for suffix, s in stored.items()})
+    if fault := _in_run(item, format_):
+        return fault
     shaped = format_.stacked() if item.stacked else format_
     for component, alone in zip(shaped.components, format_.components, strict=True):
         signature, expected = stored.get(component.suffix), item.component_shape(component)
@@ -121,6 +131,15 @@ def _encoded(item: Item, format_: Format, stored: Mapping[str, Signature]) -> St
     return StoredForm(dtypes[0], replace(format_, components=read), dtypes)
 
 
+def _in_run(item: Item, format_: Format) -> FormDefect | None:
+    """Refuse a weight whose blocks run on from row to row: its factors belong to no rows, so it cannot be cut."""
+    block = format_.block[1] if format_.is_run else 1
+    if item.shape[-1] % block == 0:
+        return None
+    message = f"its rows have {item.shape[-1]} elements, and blocks of {block} ({format_.name}) run on from row to row"
+    return FormDefect("dtype-inadmissible", format_.components[0].suffix, message)
+
+
 def _inadmissible(
     item: Item, met: Sequence[Format], stored: Mapping[str, Signature], claimed: Sequence[Format]
 ) -> FormDefect:
@@ -130,7 +149,8 @@ def _inadmissible(
     shape = item.component_shape(met[0].components[0]) if met else item.plain_shape
     if not item.first.quantised and signature.shape != shape:
         return FormDefect("shape-mismatch", suffix, _shapes(shape, signature.shape))
-    if item.first.quantised and not claimed and signature.dtype in ENCODED:
+    quantised = item.first.quantised or signature.dtype == "U32"
+    if quantised and not claimed and signature.dtype in ENCODED:
         return FormDefect(
             "format-contradiction",
             suffix,
@@ -155,7 +175,7 @@ def _missing(item: Item, stored: Mapping[str, Signature], formats: Sequence[Form
     return FormDefect("tensor-missing", suffix, message, shape=shape)
 
 
-ENCODED = ("F8_E4M3", "U8", "I8", "I32", "F4")
+ENCODED = ("F8_E4M3", "U8", "I8", "I32", "U32", "F4")
 """Number formats whose meaning only the config gives."""
 
 

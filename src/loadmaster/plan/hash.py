@@ -15,7 +15,7 @@ import orjson
 from loadmaster.plan.composition import PlannedParam
 from loadmaster.plan.model import PlannedModel
 
-PLAN_VERSION = 8
+PLAN_VERSION = 9
 """Raised whenever the meaning of a plan's JSON or hash changes."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loadmaster.architectures.mlx import KEYS
 from loadmaster.architectures.registry import find_family
 from loadmaster.checkpoint.config import read_config, read_object
 from loadmaster.checkpoint.lookalike import CONFIG
@@ -65,7 +66,7 @@ def write_described(config: Mapping[str, Any], out: Path) -> dict[str, Any]:
     try:
         claims = read_claims(family.describe(values), PLAIN)
     except UnsupportedError as error:
-        values = {k: v for k, v in values.items() if k != "quantization_config"}
+        values = {k: v for k, v in values.items() if k not in KEYS}
         claims = read_claims(family.describe(values), PLAIN)
         notes.append(
             f"the weights are {claims.model_dtype}, and config.json is written without quantization_config: "

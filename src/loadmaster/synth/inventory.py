@@ -9,6 +9,7 @@ from typing import Any
 from loadmaster.architectures.items import Item, items, layer_items
 from loadmaster.checkpoint import Signature
 from loadmaster.formats import Component, Format
+from loadmaster.formats.bitsandbytes import state_of, write_state
 from loadmaster.plan.claims import Claims, read_claims
 from loadmaster.synth.presets import Preset
 
@@ -51,8 +52,12 @@ def _entries(preset: Preset, claims: Claims, item: Item, layer: int) -> Iterator
     first = item.first
     sample = item.stored_name("weight", layer, 0)
     formats = item.formats(claims.formats)
-    quantised = bool(formats) and not first.rarely and not claims.ignores(sample)
+    quantised = bool(formats) and (not first.rarely or formats[0].everywhere) and not claims.ignores(sample)
     format_ = (claims.experts if first.experts and claims.experts else formats[0]) if quantised else None
+    if claims.modules is not None and formats:
+        format_ = claims.modules.get(sample.rpartition(".")[0], formats[0])
+    if format_ is not None and (suffix := state_of(format_)) is not None:
+        format_ = format_.for_weight(item.shape, {suffix: (len(write_state(format_, item.shape)),)})
     dtype = first.keep or ("F32" if first.name in preset.f32 else claims.model_dtype)
     for member in range(item.members) if item.members else (None,):
         if format_ is None:

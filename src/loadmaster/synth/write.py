@@ -16,6 +16,7 @@ from loadmaster.architectures.items import with_suffix
 from loadmaster.checkpoint import Signature
 from loadmaster.dtypes import num_bytes
 from loadmaster.errors import InputError
+from loadmaster.formats.bitsandbytes import state_of, write_state
 from loadmaster.synth.inventory import Entry, inventory
 from loadmaster.synth.presets import Preset
 from loadmaster.synth.tokenizer import write_tokenizer
@@ -121,6 +122,8 @@ def _codes(entry: Entry, random: np.random.Generator) -> bytes:
     shape, dtype = entry.signature.shape, entry.signature.dtype
     assert entry.component is not None
     assert entry.item is not None
+    if entry.format is not None and entry.component.suffix == state_of(entry.format):
+        return write_state(entry.format, entry.format.of)
     if entry.component.waived:
         restated = np.array(entry.item.shape[-2:], dtype=np.int64 if dtype == "I64" else np.int32)
         return np.broadcast_to(restated, shape).tobytes()

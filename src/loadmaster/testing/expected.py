@@ -88,6 +88,8 @@ class Expected:
         parts = [self._part(*holders[p], layer) for p in param.parts]
         if any(p is None or p.keys() != (parts[0] or {}).keys() for p in parts):
             return
+        if len({self._format(holders[p][1], layer) for p in param.parts}) > 1:
+            return  # parts in several formats, which are decoded
         sound = [p for p in parts if p is not None]
         for suffix, (component, _) in sound[0].items():
             arrays = [p[suffix][1] for p in sound]
@@ -103,6 +105,8 @@ class Expected:
     def _part(self, t: Tensor, item: Item, layer: int) -> Mapping[str, tuple[Component, Bits]] | None:
         """Return the components of one logical tensor on this rank: its experts, its rows and columns."""
         format_ = self._format(item, layer)
+        if format_ is not None and format_.transient:
+            return None  # its parameters are computed
         components = format_.components if format_ else (PLAIN,)
         parts = {}
         for component in components:
@@ -119,9 +123,18 @@ class Expected:
             number = self._id(item, f.components[0].suffix, layer)
             if number is not None:
                 stored = self.table.signatures[self.table.signature[number]].dtype
-                if stored in f.components[0].dtypes:
+                if stored in f.components[0].dtypes and self._fits(item, f, layer):
                     return f
         return None
+
+    def _fits(self, item: Item, format_: Format, layer: int) -> bool:
+        """Return whether components have the shapes that a format gives them, which tells those of other bits apart."""
+        if not format_.everywhere:
+            return True
+        shaped = format_.stacked() if item.stacked else format_
+        ids = ((c, self._id(item, c.suffix, layer)) for c in shaped.components)
+        table = self.table
+        return all(n is None or table.signatures[table.signature[n]].shape == item.component_shape(c) for c, n in ids)
 
     def _id(self, item: Item, suffix: str, layer: int, member: int | None = 0) -> int | None:
         return self.table.ids.get(item.stored_name(suffix, layer, member))
@@ -142,6 +155,8 @@ class Expected:
         array = np.stack(sound) if item.by_expert else np.concatenate(sound) if len(sound) > 1 else sound[0]
         if item.stacked:
             array = array[list(slots)]
+        if component.joined is not None:
+            array = array.reshape(*array.shape[: 1 if t.experts else 0], *component.dims(item.shape[-2:]))
         return np.swapaxes(array, -1, -2) if item.is_transposed and component is PLAIN else array
 
     def _slots(self, num_experts: int) -> tuple[int, ...]:

@@ -170,7 +170,7 @@ class Transfer:
                 target = destination(job.arenas[rank].tensors, job.rank_plans[rank], group, place, region)
                 views = (view_of_span(o.view, scratch[o.at : o.at + o.span]) for o in operands)
                 write(target, part, views, with_kernels=self._with_kernels)
-        except (LoadError, OSError, RuntimeError) as error:
+        except (LoadError, OSError, RuntimeError, ValueError) as error:
             tensors = np.array([o.tensor for o in operands[: operands.index(reading) + 1]])
             raise job.error(reading.file, tensors, np.array([device]), error) from error
         lane.read += middle - begin

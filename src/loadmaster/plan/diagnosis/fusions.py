@@ -14,7 +14,7 @@ from loadmaster.architectures.schema import Target
 from loadmaster.findings import Finding
 from loadmaster.plan.binding import Defect
 from loadmaster.plan.classes import TOP, LayerClass
-from loadmaster.plan.composition import Part, parts_of
+from loadmaster.plan.composition import Part, parts_of, stays_encoded
 from loadmaster.plan.forms import StoredForm
 
 StoredPart = tuple[Item, int | None, StoredForm]
@@ -48,7 +48,7 @@ def unlike(target: Target, classes: Sequence[LayerClass], num_layers: int, dtype
 
 def _is_unlike(parts: Sequence[Part]) -> bool:
     forms = {form for part in parts for form in part.forms}
-    return len(forms) > 1 and all(form.quantised for form in forms)
+    return len(forms) > 1 and all(form.quantised for form in forms) and all(map(stays_encoded, parts))
 
 
 def _stored_parts(parts: Sequence[Part]) -> Iterator[StoredPart]:

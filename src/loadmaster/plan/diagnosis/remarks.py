@@ -65,9 +65,9 @@ def _expected(tensor: Tensor, counts: Counter[str], model: str) -> str:
 
 def _remark(sound: SoundItem, layer: int, expected: str, claims: Claims) -> Remark | None:
     form, first = sound.form, sound.item.first
-    claimed = first.quantised and bool(claims.formats) and (form.quantised or not first.rarely)
-    if claimed and form.quantised == claims.ignores(sound.item.stored_name("weight", layer, sound.members[0])):
-        says = "unquantised" if form.quantised else "quantised"
+    name = sound.item.stored_name("weight", layer, sound.members[0])
+    says = claims.contradicts(name, form.format, rarely=first.rarely) if first.quantised or form.quantised else None
+    if says is not None:
         message = f"config says {says}, file says {form.dtype}; using the file"
         return "format-contradiction", "warning", message
     if not form.quantised and form.dtype != expected:
