@@ -23,6 +23,7 @@ ALIASES: Final[Mapping[str, str]] = {
 MODEL_TYPES: Final[Mapping[str, str]] = {
     "arcee": "ArceeForCausalLM",
     "baichuan": "BaichuanForCausalLM",
+    "bailing_hybrid": "BailingHybridForCausalLM",
     "bloom": "BloomForCausalLM",
     "chatglm": "ChatGLMModel",
     "cohere": "CohereForCausalLM",

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Final
 
 from loadmaster.architectures import (
+    bailing_hybrid,
     deepseek,
     deepseek_v4,
     deepseek_v41,
@@ -65,6 +66,7 @@ FAMILIES: tuple[Family, ...] = (
     deepseek.FAMILY,
     deepseek_v4.FAMILY,
     kimi_linear.FAMILY,
+    bailing_hybrid.FAMILY,
     mistral_large.MLA,
     mistral_large.LARGE4,
     hy_v4.FAMILY,

@@ -294,6 +294,9 @@ FP4 = _e2m1("fp4", ("weight", "I8"), "scale", ("F8_E8M0",))
 MXFP4_LINEAR = _e2m1("mxfp4_linear", ("weight", "U8"), "weight_scale", ("U8",))
 """MXFP4 of MiMo-V2.6's experts: ``value = code * 2^(scale - 127)``. Source: ``Mxfp4MoEMethod`` in vLLM."""
 
+MXFP4_LINEAR_INV = _e2m1("mxfp4_linear", ("weight", "U8"), "weight_scale_inv", ("U8",))
+"""The same as Ling-3 names it. Source: ``bailing_moe_v3.py`` in ``vllm/model_executor/models``."""
+
 
 @cache
 def mxfp8(*, suffix: str = "weight_scale") -> Format:

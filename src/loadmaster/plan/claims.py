@@ -25,6 +25,7 @@ from loadmaster.formats import (
     MLX_MXFP4,
     MXFP4,
     MXFP4_LINEAR,
+    MXFP4_LINEAR_INV,
     MXFP4_PACKED,
     NVFP4,
     NVFP4_MODELOPT,
@@ -122,9 +123,8 @@ def read_claims(config: Config, default_dtype: str) -> Claims:
     expert_dtype = quantization.get("expert_dtype", config.values.get("expert_dtype"))
     if method == "fp8" and expert_dtype is not None:
         formats, experts = _deepseek_v4(quantization, expert_dtype)
-    if method == "fp8" and (store_dtype := quantization.get("store_dtype")) is not None:
-        experts = _experts_as(store_dtype, quantization)
-        formats = (*formats, experts)
+    if method == "fp8" and (of_experts := _of_experts(quantization)):
+        formats, experts = (*formats, *of_experts), of_experts[0]
     ignored = _ignored(quantization)
     names = frozenset(n for n in ignored if not n.startswith("re:") and "*" not in n)
     prefixes = frozenset(n[:-1] for n in ignored if _is_prefix(n))
@@ -225,18 +225,27 @@ def _deepseek_v4(q: Mapping[str, Any], expert_dtype: object) -> tuple[tuple[Form
     return ((dense, FP4), FP4) if expert_dtype == "fp4" else ((dense,), None)
 
 
-def _experts_as(store_dtype: object, q: Mapping[str, Any]) -> Format:
-    """Return the format of MiMo-V2.6's experts, which a key names beside the method of the rest.
+def _of_experts(q: Mapping[str, Any]) -> tuple[Format, ...]:
+    """Return the formats of experts that a key names beside the method of the rest, as in MiMo-V2.6 and Ling-3; else none.
 
-    Source: ``fp8.py`` in ``vllm/model_executor/layers/quantization``.
+    Sources: ``fp8.py`` in ``vllm/model_executor/layers/quantization``; ``bailing_moe_v3.py`` in ``vllm/model_executor/models``.
     """
+    if (routed := q.get("routed_experts_quant_method")) is not None:
+        if routed != "mxfp4":
+            raise UnsupportedError(
+                f"config.json: quantization_config.routed_experts_quant_method {routed!r} is not supported",
+                hint="supported: mxfp4",
+            )
+        return (MXFP4_LINEAR_INV, MXFP4_LINEAR)
+    if (store_dtype := q.get("store_dtype")) is None:
+        return ()
     if store_dtype != "mxfp4" or q.get("mxfp4_block_size", 32) != 32:
         raise UnsupportedError(
             f"config.json: quantization_config: store_dtype {store_dtype!r} in blocks of {q.get('mxfp4_block_size', 32)!r} is "
             "not supported",
             hint="supported: mxfp4 in blocks of 32",
         )
-    return MXFP4_LINEAR
+    return (MXFP4_LINEAR,)
 
 
 def _block(value: object, key: str) -> tuple[int, int]:
