@@ -48,7 +48,9 @@ DOOR: Final[Mapping[str, tuple[str, ...]]] = {
     "vllm.distributed.utils": ("get_pp_indices",),
     "vllm.engine.arg_utils:EngineArgs": ("create_engine_config",),
     "vllm.logger": ("init_logger",),
-    f"{_FUSED_MOE}.config:FusedMoEConfig": ("num_experts", "num_logical_experts", "moe_parallel_config"),
+    f"{_FUSED_MOE}.config:FusedMoEConfig": (
+        *("num_experts", "num_logical_experts", "moe_parallel_config", "has_bias"),
+    ),
     f"{_FUSED_MOE}.config:FusedMoEParallelConfig": ("tp_rank", "tp_size", "enable_eplb"),
     f"{_FUSED_MOE}.expert_map_manager:ExpertMapManager": ("expert_map", "num_fused_shared_experts"),
     f"{_FUSED_MOE}.routed_experts:RoutedExperts": (
@@ -63,6 +65,7 @@ DOOR: Final[Mapping[str, tuple[str, ...]]] = {
     f"{_LOADER}.default_loader:DefaultModelLoader": ("get_all_weights", "load_weights", "enable_weights_track"),
     f"{_LOADER}.utils": ("get_model_cls", "initialize_model", "process_weights_after_loading"),
     f"{_LOADER}.weight_utils": ("maybe_download_from_modelscope",),
+    "vllm.model_executor.models.registry": ("_run_in_subprocess",),
     "vllm.model_executor.models.utils": (*("PPMissingLayer", "StageMissingLayer", "_model_to_pp_missing_layer_names"),),
     "vllm.model_executor.models.deepseek_v2": ("SparseAttnIndexer",),
     "vllm.platforms": ("current_platform",),

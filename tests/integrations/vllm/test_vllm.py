@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from loadmaster.architectures.targets import newest_target
+from loadmaster.audit.pretended import is_pretended
 from loadmaster.audit.ranks import Built, Rank, load
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import CheckpointError, LoadError, PlanError, UnsupportedError, UsageError
@@ -140,6 +141,14 @@ def test_a_tied_head_is_filled_on_the_last_stage_and_the_embedding_is_not_read_b
     embedding = "model.embed_tokens.weight"
     stages = [offered(load(made("smollm2"), Rank((i, 3)), **STREAMED)) for i in range(3)]
     assert [embedding in stage for stage in stages] == [True, False, True]
+
+
+@pytest.mark.skipif(not is_pretended(), reason="vLLM for CPUs does not take GPTQ experts")
+def test_biases_that_gptq_makes_for_experts_without_any_need_not_be_written(tmp_path: Path) -> None:
+    write_tiny(PRESETS["qwen2-moe-gptq"], tmp_path / "gptq")
+    loaded = load(tmp_path / "gptq")
+    assert any(name.endswith(".w13_bias") for name in loaded.params)
+    assert differences(loaded, load(tmp_path / "gptq", load_format="auto")) == []
 
 
 def test_a_loader_that_forgot_its_guards_loads(made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

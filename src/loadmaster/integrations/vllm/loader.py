@@ -361,7 +361,8 @@ def may_stay(model: torch.nn.Module, model_config: ModelConfig) -> Any:
     """Return a predicate on names: which parameters need not be written.
 
     These are the scales of a quantised cache, which have defaults, and the parameters of a draft model that vLLM replaces
-    with those of the main model: always the head, and the embedding if both are on one stage.
+    with those of the main model: always the head, and the embedding if both are on one stage. GPTQ makes biases of zeros for
+    experts of models that have none, because some exports store them, and drops those that nobody wrote.
     """
     is_draft = model_config.runner_type == "draft"
     names: set[str] = set()
@@ -371,6 +372,8 @@ def may_stay(model: torch.nn.Module, model_config: ModelConfig) -> Any:
         replaced = is_draft and (is_head or (is_embedding and get_pp_group().world_size == 1))
         if replaced or isinstance(getattr(module, "quant_method", None), BaseKVCacheMethod):
             names.update(f"{name}.{param}" for param, _ in module.named_parameters())
+        if isinstance(module, RoutedExperts) and not module.moe_config.has_bias:
+            names.update((f"{name}.w13_bias", f"{name}.w2_bias"))
     return names.__contains__
 
 
