@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from loadmaster.architectures.registry import find_family
-from loadmaster.audit.case import ACCEPTED, Case
+from loadmaster.audit.case import ACCEPTED, UNJUDGED, Case
 from loadmaster.audit.cases import CASES, find_cases
 from loadmaster.audit.damage import KINDS
 from loadmaster.audit.run import planned
@@ -46,7 +46,8 @@ def test_every_kind_of_defect_is_described_and_used() -> None:
 
 
 def test_what_vllm_accepts_is_said_of_presets_that_there_are() -> None:
-    assert ACCEPTED.keys() <= PRESETS.keys()
+    assert ACCEPTED.keys() | UNJUDGED.keys() <= PRESETS.keys()
+    assert not {c.preset for c in DAMAGED} & UNJUDGED.keys()
 
 
 def test_a_glob_chooses_by_name() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import pytest
 from loadmaster.audit.cases import CASES
 from loadmaster.audit.notes import read_notes
 from loadmaster.audit.page import Heading, Items, Table, html, markdown
-from loadmaster.audit.report import groups, name_of, report, summary, title_of, write_reports
+from loadmaster.audit.recorded import Recorded, read_recorded
+from loadmaster.audit.report import groups, report, summary, title_of, write_reports
 from loadmaster.audit.verdict import Verdict
 
 VERSIONS = {"vllm": "0.32.0+cpu", "torch": "2.13.0", "loadmaster": "0.1.0"}
@@ -56,6 +56,7 @@ ROWS = [
     row(WK, Verdict.SILENT, tracked="late error", processed=True),
     row(WK + "@pp1of2", Verdict.SILENT, tracked=Verdict.SILENT.value),
 ]
+RECORDED = Recorded(VERSIONS, ROWS, {"vllm/a.py: A.load_weights": "0123"})
 
 
 def test_findings_come_by_harm_and_cases_of_one_note_together() -> None:
@@ -68,14 +69,14 @@ def test_findings_come_by_harm_and_cases_of_one_note_together() -> None:
 
 
 def test_notes_are_of_one_version_and_for_another_nobody_has_looked() -> None:
-    told = {b.text for b in report(VERSIONS, ROWS) if isinstance(b, Heading)}
+    told = {b.text for b in report(RECORDED) if isinstance(b, Heading)}
     assert any(text.startswith("1. The indexer's `wk`") for text in told)
-    other = {b.text for b in report({**VERSIONS, "vllm": "0.99.0"}, ROWS) if isinstance(b, Heading)}
+    other = {b.text for b in report(Recorded({**VERSIONS, "vllm": "0.99.0"}, ROWS)) if isinstance(b, Heading)}
     assert "1. a scale is missing: not looked into" in other
 
 
 def test_a_finding_says_where_how_to_see_it_again_and_what_else_would_have_found_it() -> None:
-    items = next(dict(b.items) for b in report(VERSIONS, ROWS) if isinstance(b, Items))
+    items = next(dict(b.items) for b in report(RECORDED) if isinstance(b, Items))
     assert items["verdict"] == "loaded wrong in silence, in 2 cases"
     assert items["again"] == f"`loadmaster audit vllm --cases '{WK}'`"
     assert "_try_load_fp8_indexer_wk" in items["where"]
@@ -86,7 +87,7 @@ def test_a_finding_says_where_how_to_see_it_again_and_what_else_would_have_found
 
 
 def test_counts_are_of_defective_and_sound_apart_and_what_was_not_run_is_not_among_findings() -> None:
-    counts = next(b for b in report(VERSIONS, ROWS) if isinstance(b, Table))
+    counts = next(b for b in report(RECORDED) if isinstance(b, Table))
     assert ("loaded wrong in silence", "2", "0", "0") in counts.rows
     assert ("late error", "0", "4", "0") in counts.rows
     assert ("not run", "0", "0", "1") in counts.rows
@@ -94,18 +95,19 @@ def test_counts_are_of_defective_and_sound_apart_and_what_was_not_run_is_not_amo
 
 
 def test_what_engines_say_is_code_in_both_forms() -> None:
-    blocks = list(report(VERSIONS, ROWS))
+    blocks = list(report(RECORDED))
     assert "`'a' & <b> \\| 'c'`" in markdown(blocks)
-    page = html(title_of(VERSIONS), blocks)
+    page = html(title_of(RECORDED), blocks)
     assert "<code>&#x27;a&#x27; &amp; &lt;b&gt; | &#x27;c&#x27;</code>" in page
     assert "<scale>" not in page
 
 
 def test_the_three_files_are_written_and_the_json_makes_the_same_pages_again(tmp_path: Path) -> None:
-    paths = write_reports(tmp_path / "new", VERSIONS, ROWS)
+    paths = write_reports(tmp_path / "new", RECORDED)
     assert [p.name for p in paths] == ["vllm-0.32.json", "vllm-0.32.md", "vllm-0.32.html"]
-    kept = json.loads(paths[0].read_text())
-    assert markdown(report(kept["versions"], kept["results"])) == paths[1].read_text()
+    kept = read_recorded(paths[0])
+    assert kept == RECORDED
+    assert markdown(report(kept)) == paths[1].read_text()
 
 
 def test_each_note_fits_a_case_and_names_no_verdict_that_is_none() -> None:
@@ -117,12 +119,12 @@ def test_each_note_fits_a_case_and_names_no_verdict_that_is_none() -> None:
 
 @pytest.mark.parametrize("path", sorted(AUDITS.glob("*.json")), ids=lambda p: p.stem)
 def test_a_published_report_is_what_its_results_make(path: Path) -> None:
-    kept = json.loads(path.read_text())
-    blocks = list(report(kept["versions"], kept["results"]))
-    assert path.stem == name_of(kept["versions"])
+    kept = read_recorded(path)
+    blocks = list(report(kept))
+    assert path.stem == kept.stem
     assert path.with_suffix(".md").read_text() == markdown(blocks)
-    assert path.with_suffix(".html").read_text() == html(title_of(kept["versions"]), blocks)
-    notes = read_notes(path.stem, kept["versions"]["vllm"].split("+")[0])
-    assert all(note is not None for note, _ in groups(kept["results"], notes))  # each finding was looked into
-    judged = [r for r in kept["results"] if r["kind"] and r["verdict"] != Verdict.NOT_RUN.value]
+    assert path.with_suffix(".html").read_text() == html(title_of(kept), blocks)
+    notes = read_notes(path.stem, kept.version)
+    assert all(note is not None for note, _ in groups(kept.rows, notes))  # each finding was looked into
+    judged = [r for r in kept.rows if r["kind"] and r["verdict"] != Verdict.NOT_RUN.value]
     assert {r["name"] for r in judged} <= {c.name for c in CASES}

@@ -161,7 +161,9 @@ def _groups() -> Any:
         os.environ.setdefault(name, value)
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.distributed import parallel_state
+    from vllm.model_executor.models import registry
 
+    registry._run_in_subprocess = lambda work: work()  # or another process imports vLLM, once for each class of models
     if is_pretended():
         pretend()
     else:

@@ -25,7 +25,7 @@ Expected: TypeAlias = dict[str, torch.Tensor]
 PLAIN: Final = tuple(TORCH[name] for name in dtypes.PLAIN)
 """Formats that a loader may convert between, also from powers of two: they store plain values."""
 
-UNHELD: Final = (".g_idx",)
+UNHELD: Final = (".g_idx", "_g_idx")
 """Endings of parameters that vLLM lacks: it does not support checkpoints with reordered groups."""
 
 _REWRITINGS: Final = (

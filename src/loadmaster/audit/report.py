@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from loadmaster.audit.damage import KINDS
 from loadmaster.audit.notes import Note, read_notes
 from loadmaster.audit.page import Block, Heading, Items, Table, Text, code, html, markdown
+from loadmaster.audit.recorded import Recorded, Row
 from loadmaster.audit.verdict import Verdict
-
-Row: TypeAlias = dict[str, Any]
-"""A case as `Result.as_json` returns it."""
 
 Kind: TypeAlias = tuple[str, str | None]
 """A preset, and whether the model or its draft was loaded."""
@@ -61,52 +58,27 @@ def summary(rows: Sequence[Row]) -> str:
     return f"{len(rows):,} cases: " + ", ".join(f"{counts[v.value]:,} {v.value}" for v in Verdict if counts[v.value])
 
 
-def write_reports(out: Path, versions: Mapping[str, str], rows: Sequence[Row]) -> tuple[Path, ...]:
+def write_reports(out: Path, recorded: Recorded) -> tuple[Path, ...]:
     """Write ``vllm-VERSION.json``, ``.md`` and ``.html``, and return their paths."""
     out.mkdir(parents=True, exist_ok=True)
-    stem = name_of(versions)
-    blocks = list(report(versions, rows))
-    texts = {
-        "json": results_text(versions, rows),
-        "md": markdown(blocks),
-        "html": html(title_of(versions), blocks),
-    }
+    blocks = list(report(recorded))
+    texts = {"json": recorded.text(), "md": markdown(blocks), "html": html(title_of(recorded), blocks)}
     for suffix, text in texts.items():
-        (out / f"{stem}.{suffix}").write_text(text, encoding="utf-8")
-    return tuple(out / f"{stem}.{suffix}" for suffix in texts)
+        (out / f"{recorded.stem}.{suffix}").write_text(text, encoding="utf-8")
+    return tuple(out / f"{recorded.stem}.{suffix}" for suffix in texts)
 
 
-def results_text(versions: Mapping[str, str], rows: Sequence[Row]) -> str:
-    """Return the results as JSON, one per line, so that two runs can be compared."""
-    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    return f'{{"versions": {json.dumps(versions)}, "results": [\n{lines}\n]}}\n'
-
-
-def name_of(versions: Mapping[str, str]) -> str:
-    """Return the stem of a report's files.
-
-    >>> name_of({"vllm": "0.32.0+cpu"})
-    'vllm-0.32'
-    """
-    return f"vllm-{'.'.join(_version(versions).split('.')[:2])}"
-
-
-def _version(versions: Mapping[str, str]) -> str:
-    """Return vLLM's version without the name of its build."""
-    return versions["vllm"].split("+")[0]
-
-
-def title_of(versions: Mapping[str, str]) -> str:
+def title_of(recorded: Recorded) -> str:
     """Return the report's title."""
-    return f"vLLM {_version(versions)}: what its loaders make of sound and defective checkpoints"
+    return f"vLLM {recorded.version}: what its loaders make of sound and defective checkpoints"
 
 
-def report(versions: Mapping[str, str], rows: Sequence[Row]) -> Iterator[Block]:
+def report(recorded: Recorded) -> Iterator[Block]:
     """Yield the blocks of the report."""
-    notes = read_notes(name_of(versions), _version(versions))
-    yield Heading(1, title_of(versions))
+    rows, notes = recorded.rows, read_notes(recorded.stem, recorded.version)
+    yield Heading(1, title_of(recorded))
     yield Text(f"{SCOPE} Again: `loadmaster audit vllm`.")
-    yield Text("Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".")
+    yield Text("Versions: " + ", ".join(f"{name} {version}" for name, version in recorded.versions.items()) + ".")
     yield Heading(2, "In short")
     yield _counts(rows)
     yield from _findings(rows, notes)

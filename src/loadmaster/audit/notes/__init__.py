@@ -1,6 +1,7 @@
-"""The causes of an audit's findings, as reading the engine's code showed them: one data file a version.
+"""The causes of an audit's findings and changes, as reading the engine's code showed them: one data file a version.
 
-A new version needs a new ``ENGINE-VERSION.toml`` next to this module, and no code.
+A new version needs a new ``ENGINE-VERSION.toml`` next to this module, and no code. ``notes_of`` names the version whose notes
+hold for it too, after its own: the code at their places is the same, or was read again (``read_again``).
 """
 
 from __future__ import annotations
@@ -35,6 +36,27 @@ class Note:
         return verdict == self.verdict.value and any(fnmatchcase(name, glob) for glob in self.cases)
 
 
+@dataclass(frozen=True)
+class ChangeNote:
+    """One change since another version: globs on the names of cases, and the verdicts before and after that it explains.
+
+    ``risk`` says whom the change may surprise; the rest is as in a `Note`.
+    """
+
+    title: str
+    cases: tuple[str, ...]
+    before: tuple[Verdict, ...]
+    after: tuple[Verdict, ...]
+    cause: str
+    where: tuple[str, ...]
+    risk: str
+    test: str
+
+    def fits(self, name: str, before: Verdict, after: Verdict) -> bool:
+        """Whether a case with these verdicts is one of the change's."""
+        return before in self.before and after in self.after and any(fnmatchcase(name, glob) for glob in self.cases)
+
+
 def read_notes(stem: str, version: str) -> tuple[Note, ...]:
     """Return the notes on an engine, from ``stem.toml``; none if there is no such file or it is about another version.
 
@@ -43,13 +65,52 @@ def read_notes(stem: str, version: str) -> tuple[Note, ...]:
     >>> read_notes("vllm-0.32", "0.32.1"), read_notes("vllm-0.99", "0.99.0")
     ((), ())
     """
-    file = resources.files(__name__) / f"{stem}.toml"
-    if not file.is_file():
+    values = _values(stem)
+    if values.get("read_in") != version:
         return ()
-    values = tomllib.loads(file.read_text(encoding="utf-8"))
-    return tuple(map(_note, values["note"])) if values["read_in"] == version else ()
+    own = tuple(map(_note, values.get("note", ())))
+    if (other := values.get("notes_of")) is None:
+        return own
+    return own + read_notes(other, _values(other)["read_in"])
+
+
+def read_changes(stem: str, before: str, after: str) -> tuple[ChangeNote, ...]:
+    """Return the notes on what changed in a version (``after``) since another; none if nobody compared these two.
+
+    >>> read_changes("vllm-0.33", "0.31.0", "0.33.0")
+    ()
+    """
+    values = _values(stem)
+    if (values.get("read_in"), values.get("since")) != (after, before):
+        return ()
+    return tuple(map(_change, values.get("change", ())))
+
+
+def read_again(stem: str) -> tuple[str, ...]:
+    """Return the places whose code is not that of the version in ``notes_of``, and was read again."""
+    return tuple(_values(stem).get("read_again", ()))
+
+
+def noted_places() -> tuple[str, ...]:
+    """Return the places that the notes on any version name."""
+    files = (f.name for f in resources.files(__name__).iterdir() if f.name.endswith(".toml"))
+    noted = (
+        n for f in sorted(files) for key in ("note", "change") for n in _values(f.removesuffix(".toml")).get(key, ())
+    )
+    return tuple(place for note in noted for place in note["where"])
+
+
+def _values(stem: str) -> dict[str, Any]:
+    file = resources.files(__name__) / f"{stem}.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _note(values: dict[str, Any]) -> Note:
     lists = {"cases": tuple(values["cases"]), "where": tuple(values["where"])}
     return Note(**{**values, **lists, "verdict": Verdict(values["verdict"])})
+
+
+def _change(values: dict[str, Any]) -> ChangeNote:
+    lists = {"cases": tuple(values["cases"]), "where": tuple(values["where"])}
+    verdicts = {key: tuple(Verdict(v) for v in values[key]) for key in ("before", "after")}
+    return ChangeNote(**{**values, **lists, **verdicts})
