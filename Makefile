@@ -11,6 +11,8 @@
 # TESTS   what the test targets run: `make test TESTS=tests/checkpoint`. Empty: all, docstrings and documents included
 # JOBS    test processes at a time: one more than two cores have, since many tests wait for processes
 # VLLM    the version of vLLM that `make test-vllm` installs
+# CUDA    the version of vLLM that `make test-vllm-cuda` installs: 0.33.0 or 0.32.0
+# SITE    the environment of `make test-vllm-cuda`. One with vLLM for CUDA, Loadmaster's test requirements and a file .test may be given
 # RUNS    damaged checkpoints that `make fuzz` judges
 # RESULTS a folder in which `make fuzz` and `make mutants` keep their results; empty: they are only printed
 
@@ -20,6 +22,8 @@ TORCH ?= torch==2.13.0
 TESTS ?=
 JOBS ?= 3
 VLLM ?= 0.32.0
+CUDA ?= 0.33.0
+SITE ?= $(VENV)-vllm-cuda-$(CUDA)
 RUNS ?= 10000
 RESULTS ?=
 
@@ -30,7 +34,7 @@ PYTEST := $(BIN)/python -m pytest $(TESTS)
 unexport PYTHONDONTWRITEBYTECODE  # set, every process of the tests would compile the package anew
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-gpu test-deploy test-vllm vllm-goldens lint format types layers docs site reference check release-check bench fuzz mutants clean
+.PHONY: help demo test test-all test-gpu test-deploy test-vllm test-vllm-cuda vllm-goldens lint format types layers docs site reference check release-check bench fuzz mutants clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -52,6 +56,9 @@ test-deploy: $(VENV)/.deploy  ## the files of deploy/ by their tools, and the pa
 
 test-vllm: $(VENV)-vllm/.test  ## the tests marked vllm, with vLLM for CPUs in an environment of its own: 3.5 GB, once
 	$(VENV)-vllm/bin/python -m pytest $(or $(TESTS),tests) -m vllm
+
+test-vllm-cuda: $(SITE)/.test  ## those that run no model, with vLLM for CUDA on the stub of a driver, without a GPU: 9 GB, once for each version
+	$(SITE)/bin/python -m tools.cuda_stub $(SITE)/stub -- $(SITE)/bin/python -m pytest $(or $(TESTS),tests) -m "vllm and not slow"
 
 vllm-goldens: $(VENV)-vllm/.test  ## digests of what vLLM's own loader writes, anew: tests/integrations/vllm/vllm_0_32.json
 	$(VENV)-vllm/bin/python -m tools.vllm_goldens
@@ -94,7 +101,7 @@ mutants: $(VENV)/.test  ## change verifier, algebra, placement in one place at a
 	$(BIN)/python -m tools.mutants $(if $(RESULTS),--results $(RESULTS))
 
 clean:  ## remove the environment and every cache, the demo's checkpoints included
-	rm -rf $(VENV) $(VENV)-vllm .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VENV)-vllm $(VENV)-vllm-cuda-* .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
 	find src tests tools demo benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The environment, in stages: each stamp is written only once its stage is complete.
@@ -124,6 +131,14 @@ $(VENV)-vllm/.test: pyproject.toml
 	@site=$$($(VENV)-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-$(VLLM)+cpu.dist-info; \
 	mkdir -p $$site && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM)+cpu\n' > $$site/METADATA
 	$(VENV)-vllm/bin/python -m pip install --quiet --editable . --group test
+	@touch $@
+
+# vLLM for CUDA with all that it requires, torch for CUDA included. Nothing of it computes where there is no GPU.
+$(SITE)/.test: pyproject.toml
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(SITE)/bin/python -m pip install --quiet vllm==$(CUDA)
+	$(SITE)/bin/python -m pip install --quiet --editable . --group test
 	@touch $@
 
 $(VENV)/.deploy: $(VENV)/.test
