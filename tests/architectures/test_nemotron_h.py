@@ -18,53 +18,12 @@ from loadmaster.errors import ConfigError, LayoutError, UnsupportedError
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
+from loadmaster.synth import PRESETS
 from loadmaster.testing import check_loading, check_tables, compare_with_transformers, write_checkpoint
 from loadmaster.testing.damaged import DamagedCheckpoint
 from tests.architectures.damage import Change, damaged_copy
 
-SUPER: dict[str, Any] = {
-    "architectures": ["NemotronHForCausalLM"],
-    "model_type": "nemotron_h",
-    "hidden_size": 4096,
-    "num_hidden_layers": 88,
-    "vocab_size": 131072,
-    "hybrid_override_pattern": "MEMEMEM*EMEMEMEM*EMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEM*EMEMEMEME",
-    "mamba_num_heads": 128,
-    "mamba_head_dim": 64,
-    "n_groups": 8,
-    "ssm_state_size": 128,
-    "conv_kernel": 4,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 2,
-    "head_dim": 128,
-    "n_routed_experts": 512,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 22,
-    "moe_latent_size": 1024,
-    "moe_intermediate_size": 2688,
-    "moe_shared_expert_intermediate_size": 5376,
-    "mtp_hybrid_override_pattern": "*E",
-    "num_nextn_predict_layers": 1,
-}
-TINY = SUPER | {
-    "hidden_size": 96,
-    "num_hidden_layers": 6,
-    "vocab_size": 320,
-    "hybrid_override_pattern": "ME*-ME",
-    "mamba_num_heads": 8,
-    "mamba_head_dim": 20,
-    "n_groups": 4,
-    "ssm_state_size": 12,
-    "num_attention_heads": 8,
-    "head_dim": 24,
-    "intermediate_size": 160,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_latent_size": 64,
-    "moe_intermediate_size": 40,
-    "moe_shared_expert_intermediate_size": 56,
-    "torch_dtype": "bfloat16",
-}
+SUPER, TINY = (PRESETS["nemotron-3-super"].config_of(tiny=tiny) for tiny in (False, True))
 BY_TYPES = TINY | {
     "hybrid_override_pattern": None,
     "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "mamba", "moe"],

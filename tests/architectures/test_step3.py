@@ -17,62 +17,27 @@ from loadmaster.errors import ConfigError, UnsupportedError
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
+from loadmaster.synth import PRESETS
 from loadmaster.testing import check_loading, check_tables, compare_with_transformers, write_checkpoint
 from loadmaster.testing.damaged import DamagedCheckpoint
 from tests.architectures.damage import Change, damaged_copy
 
 TYPES = ["full_attention", *["sliding_attention"] * 3]
-FLASH: dict[str, Any] = {
-    "architectures": ["Step3p5ForCausalLM"],
-    "model_type": "step3p5",
-    "hidden_size": 4096,
-    "num_hidden_layers": 45,
-    "vocab_size": 128896,
-    "num_attention_heads": 64,
-    "num_attention_groups": 8,
-    "head_dim": 128,
-    "intermediate_size": 11264,
-    "moe_num_experts": 288,
-    "moe_top_k": 8,
-    "moe_intermediate_size": 1280,
-    "share_expert_dim": 1280,
-    "moe_layers_enum": ",".join(map(str, range(3, 45))),
-    "layer_types": TYPES * 12,  # of 48 layers: three are MTP layers
-    "attention_other_setting": {
-        "attention_type": "sliding_attention",
-        "num_attention_heads": 96,
-        "num_attention_groups": 8,
-        "head_dim": 128,
-    },
-    "num_nextn_predict_layers": 3,
-    "use_head_wise_attn_gate": True,
-    "use_moe_router_bias": True,
-}
-TINY = FLASH | {
-    "hidden_size": 96,
-    "num_hidden_layers": 4,
-    "vocab_size": 320,
-    "num_attention_heads": 4,
-    "num_attention_groups": 2,
-    "head_dim": 16,
-    "intermediate_size": 160,
-    "moe_num_experts": 8,
-    "moe_top_k": 2,
-    "moe_intermediate_size": 40,
-    "share_expert_dim": 56,
-    "moe_layers_enum": "2,3",
-    "layer_types": [*TYPES, *TYPES[1:3]],
-    "attention_other_setting": {"attention_type": "sliding_attention", "num_attention_heads": 8},
-    "num_nextn_predict_layers": 2,
-    "torch_dtype": "bfloat16",
-}
+FLASH, TINY = (
+    {
+        **PRESETS["step-3.7-flash"].config_of(tiny=tiny)["text_config"],
+        "architectures": ["Step3p5ForCausalLM"],
+        "torch_dtype": "bfloat16",
+    }
+    for tiny in (False, True)
+)
 BY_TRANSFORMERS = {
     key: value for key, value in TINY.items() if key not in ("moe_layers_enum", "attention_other_setting")
 } | {
     "num_key_value_heads": 2,
     "n_routed_experts": 8,
     "num_experts_per_tok": 2,
-    "num_sliding_attention_heads": 8,
+    "num_sliding_attention_heads": 16,
     "layer_types": TYPES,
     "mtp_layer_types": TYPES[1:3],
     "mlp_layer_types": ["dense", "dense", "sparse", "sparse"],
@@ -176,7 +141,7 @@ def test_each_mtp_layer_has_a_head_of_its_own_and_the_models_embedding(sound: Pa
         (r"layers\.3\.moe\.down_proj", lambda t: t.mT, "shape-mismatch", f"{LAYER}3.moe.down_proj.weight"),
         (
             r"layers\.1\.self_attn\.g_proj",
-            lambda t: t[:4],  # a gate for each head of a full layer
+            lambda t: t[:8],  # a gate for each head of a full layer
             "shape-mismatch",
             f"{LAYER}1.self_attn.g_proj.weight",
         ),

@@ -43,6 +43,12 @@ NOT_IN_A_PLAN = {
     "mistral-4": {"attn.o", "attn.q_b", "attn.kv_b"},
     "glm-5.3-flash": {f"linear.{part}" for part in ("q", "k", "v", "b", "f_b", "g_b")},
     "hy4-preview": {"attn.gate"},
+    "nemotron-3-super": {
+        *ATTENTION,
+        *("mlp.up", "mlp.down", "shared.up", "shared.down", "mamba.out"),
+        *(f"mamba.{part}" for part in ("z", "x", "b", "c", "dt")),
+    },
+    "step-3.7-flash": {f"{mlp}.{part}" for mlp in ("mlp", "shared") for part in ("gate", "up", "down")},
     "gpt-oss": ATTENTION | {"moe.gate_up", "moe.down"},
     "gpt-oss-bf16": ATTENTION | {"moe.gate_up", "moe.down"},
     "granite-moe": ATTENTION | EXPERTS,

@@ -106,7 +106,7 @@ def _draft(c: Config) -> tuple[Tensor, ...]:
 
 _COMMON: Spelling = {
     **blocks.DECODER_SPELLING,
-    **blocks.DRAFT_SPELLING,
+    **{name: blocks.DRAFT_SPELLING[name] for name in ("mtp.eh_proj", "mtp.enorm", "mtp.hnorm")},
     "attn.gate": blocks.LAYER + "self_attn.g_proj.weight",
     "mtp.norm": blocks.LAYER + "transformer.shared_head.norm.weight",
     "mtp.head": blocks.LAYER + "transformer.shared_head.output.weight",

@@ -21,6 +21,16 @@ def cases_of_several_kinds() -> Iterator[Case]:
         ("sink-missing", d.missing(L1 + r"self_attn\.attention_sink_bias$", "an attention sink is missing")),
     )
     yield from cases_of(
+        "nemotron-3-super",
+        ("conv-bias-missing", d.missing(r"layers\.0\.mixer\.conv1d\.bias", "the bias of a convolution is missing")),
+        ("latent-missing", d.missing(r"backbone\." + L1 + "mixer.fc1_latent", "the way into the latent is missing")),
+    )
+    yield from cases_of(
+        "step-3.7-flash",
+        ("gate-short", d.changed("shape-small", L1 + r"self_attn\.g_proj", half_rows, "half of the heads have a gate")),
+        ("stack-missing", d.missing(L2 + r"moe\.up_proj", "one of three stacks of experts is missing")),
+    )
+    yield from cases_of(
         "gemma-4-e2b",
         ("values-missing", d.missing(L3 + r"self_attn\.v_proj", "values that other layers read too are missing")),
         ("table-half", d.changed("shape-small", "embed_tokens_per_layer", half_rows, "a table has half its rows")),

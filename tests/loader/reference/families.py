@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.loader.reference import blocks, deepseek_v4, hybrids, kda, latent, mixtures
+from tests.loader.reference import blocks, deepseek_v4, hybrids, kda, latent, mamba, mixtures
 from tests.loader.reference.blocks import layers
 from tests.loader.reference.loader import Loader
 from tests.loader.reference.place import Part
@@ -85,6 +85,8 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("KimiLinearForCausalLM", "KimiK3ForConditionalGeneration"), kda.kimi),
     "Glm5NextForConditionalGeneration": kda.glm5_next,
     **dict.fromkeys(("DeepseekV4ForCausalLM", "DeepseekV41ForCausalLM"), deepseek_v4.deepseek_v4),
+    "NemotronHForCausalLM": mamba.nemotron_h,
+    **dict.fromkeys(("Step3p7ForConditionalGeneration", "Step3p5ForCausalLM"), mixtures.step3),
     **dict.fromkeys(("Olmo2ForCausalLM", "Olmo3ForCausalLM"), olmo),
 }
 """Architecture -> how an engine loads it."""

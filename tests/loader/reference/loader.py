@@ -56,7 +56,8 @@ class Loader:
     def layers(self) -> range:
         """The decoder layers of this stage."""
         stage, size = self.place.pp
-        return stage_layers(self.config["num_hidden_layers"], size, stage, self.place.partition)
+        num_layers = self.config.get("num_hidden_layers") or len(self.config["layers_block_type"])
+        return stage_layers(num_layers, size, stage, self.place.partition)
 
     @property
     def is_first(self) -> bool:

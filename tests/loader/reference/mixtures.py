@@ -6,7 +6,7 @@ import torch
 
 from tests.loader.reference import blocks, latent
 from tests.loader.reference.blocks import layers
-from tests.loader.reference.loader import Cut, Loader
+from tests.loader.reference.loader import Cut, Loader, cut_columns, cut_rows
 from tests.loader.reference.weights import Mxfp4
 
 
@@ -247,3 +247,34 @@ def muse_spark(r: Loader, mtp: bool) -> None:
             blocks.stacked_experts(r, e + "gate_up_proj", e + "down_proj", q + "mlp.")
         else:
             blocks.gated_mlp(r, p + "mlp.", q + "mlp.")
+
+
+def step3(r: Loader, mtp: bool) -> None:
+    """Step-3.5 and 3.7: experts in three stacks; MTP layers after the others, each with its own head."""
+    model = next(p for p in ("model.language_model.", "model.") if p + "norm.weight" in r.stored)
+    r.top(model)
+    for p, q in layers(r, model):
+        _step_layer(r, p, q)
+    for k in range(r.config["num_nextn_predict_layers"] if mtp and r.is_last else 0):
+        p, q = f"{model}layers.{r.config['num_hidden_layers'] + k}.", f"mtp.{k}."
+        _step_layer(r, p, q)
+        r.copy(q, p, ("eh_proj.weight", "enorm.weight", "hnorm.weight"))
+        r.params[q + "shared_head.norm.weight"] = r.stored[p + "transformer.shared_head.norm.weight"]
+        r.vocabulary(q + "shared_head.head.", p + "transformer.shared_head.output.")
+        r.vocabulary(q + "embed_tokens.", model + "embed_tokens.")
+
+
+def _step_layer(r: Loader, p: str, q: str) -> None:
+    r.copy(q, p, blocks.NORMS)
+    blocks.attention(r, p, q)
+    r.put(q + "self_attn.g_proj.", r.rows(p + "self_attn.g_proj."))
+    if p + "moe.gate.weight" not in r.stored:
+        blocks.gated_mlp(r, p + "mlp.", q + "mlp.")
+        return
+    blocks.router(r, p + "moe.", q + "mlp.", bias="router_bias")
+    blocks.gated_mlp(r, p + "share_expert.", q + "mlp.shared_experts.")
+    share = r.place.expert_share
+    gate, up, down = (blocks.of_stack(r, f"{p}moe.{part}_proj.", False) for part in ("gate", "up", "down"))
+    pairs = zip(gate, up, strict=True)
+    r.put_experts(q + "mlp.experts.w13_", [[cut_rows(g, share), cut_rows(u, share)] for g, u in pairs])
+    r.put_experts(q + "mlp.experts.w2_", [[cut_columns(d, share)] for d in down])
