@@ -11,6 +11,7 @@ from loadmaster.checkpoint.folder import Checkpoint, open_checkpoint
 from loadmaster.checkpoint.hub import resolve_model
 from loadmaster.checkpoint.index import Index
 from loadmaster.checkpoint.model import open_model
+from loadmaster.checkpoint.names import Names
 from loadmaster.checkpoint.origin import Origin
 from loadmaster.checkpoint.store import LocalStore, Store
 from loadmaster.checkpoint.table import Signature, TensorTable
@@ -20,6 +21,7 @@ __all__ = [
     "Checkpoint",
     "Index",
     "LocalStore",
+    "Names",
     "Origin",
     "ShardFile",
     "Signature",

@@ -5,23 +5,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
-from loadmaster.checkpoint.header import (
-    FETCH,
-    METADATA,
-    HeaderError,
-    check_counts,
-    check_length,
-    parse_header,
-    read_canonical,
-)
+from loadmaster.checkpoint.header import FETCH, HeaderError, check_length, parse_header
+from loadmaster.checkpoint.names import Names
 from loadmaster.checkpoint.partial import PartialPaths
 from loadmaster.checkpoint.regular import open_regular
 from loadmaster.checkpoint.store import read_nothing_ahead
@@ -122,9 +115,8 @@ class Columns:
         self.unread: dict[str, Finding] = {}
         self.dropped: dict[str, Finding] = {}
         self.digest = hashlib.sha256()
-        self._names: list[str] = []
-        self._ids: dict[str, int] = {}
-        self._firsts: list[int] = []  # the first id of each file
+        self._text = bytearray()  # of all headers, with the names
+        self._num_names = 0
         self._columns: list[tuple[np.ndarray, ...]] = []
         self._signatures: dict[tuple[str, tuple[int, ...]], int] = {}
         self._full: Finding | None = None  # why no more files are read
@@ -140,13 +132,9 @@ class Columns:
             self._unreadable(name, replace(self._full, file=name))
             return
         try:
-            check_counts(name, read.text)
-            header = read_canonical(name, read.text) or parse_header(name, read.text)
-            self._check_number(name, TENSORS, len(self._names) + len(header.names))
+            header = parse_header(name, read.text)
+            self._check_number(name, TENSORS, self._num_names + len(header.names))
             self._check_number(name, SIGNATURES, len(self._signatures) + len(header.kinds))
-            are_new = self._enter(header.names)
-            if not are_new:
-                header = parse_header(name, read.text)  # raises if this header alone is wrong
         except HeaderError as error:
             self._unreadable(name, error.finding)
             return
@@ -157,33 +145,22 @@ class Columns:
         known = self._signatures
         numbers = np.array([known.setdefault(kind, len(known)) for kind in header.kinds], dtype=np.int32)
         self._measure(header.kinds)
-        signature, begin, end = numbers[header.kind], header.begins, header.ends
-        names = header.names
-        order = np.lexsort((end, begin))
-        in_order = bool((order[1:] > order[:-1]).all())
-        if not in_order:
-            names = [names[i] for i in order.tolist()]
-            signature, begin, end = signature[order], begin[order], end[order]
+        names, signature, begin, end = header.names, numbers[header.kind], header.begins, header.ends
         expected = np.array([self._sizes[n] for n in numbers.tolist()], dtype=np.int64)[header.kind]
-        expected = expected if in_order else expected[order]
+        order = np.lexsort((end, begin))
+        if (order[1:] < order[:-1]).any():
+            names, signature, begin, end = names.take(order), signature[order], begin[order], end[order]
+            expected = expected[order]
         keep = self._check(name, names, signature, begin, end, expected, read.size - base)
         if keep is not None:
-            names, signature, begin, end = [names[i] for i in keep], signature[keep], begin[keep], end[keep]
-        first = len(self._names)
-        if are_new and keep is None:
-            if not in_order:
-                self._ids.update(zip(names, range(first, first + len(names)), strict=True))  # by their new numbers
-        else:
-            if are_new:
-                self._leave(header.names)
-            at = [i for i, n in enumerate(names) if n not in self._ids]
-            if len(at) < len(names):
-                self._twice(name, [n for n in names if n in self._ids])
-                names, signature, begin, end = [names[i] for i in at], signature[at], begin[at], end[at]
-            self._enter(names)
-        self._firsts.append(first)
-        self._names += names
-        self._columns.append((np.full(len(names), number, dtype=np.int32), begin + base, end - begin, signature))
+            names, signature, begin, end = names.take(keep), signature[keep], begin[keep], end[keep]
+        at = len(self._text)
+        self._text += names.text.data
+        self._num_names += len(names)
+        file = np.full(len(names), number, dtype=np.int32)
+        self._columns.append(
+            (names.begins + at, names.ends + at, names.prints, file, begin + base, end - begin, signature)
+        )
 
     def _check_number(self, file: str, limit: Limit, total: int) -> None:
         """Check that the total over all files, the next one included, is within a limit."""
@@ -192,38 +169,25 @@ class Columns:
             self._full = Finding("limit-exceeded", "error", message, file=file, hint=limit.hint)
             raise HeaderError(self._full)
 
-    def _enter(self, names: list[str]) -> bool:
-        """Number the names of the next file; return False, and change nothing, if a name is not new or not a tensor's."""
-        if not self._ids.keys().isdisjoint(names):
-            return False
-        first = len(self._names)
-        self._ids.update(zip(names, range(first, first + len(names)), strict=True))
-        if len(self._ids) == first + len(names) and METADATA not in self._ids:
-            return True
-        self._leave(names)
-        return False
-
-    def _leave(self, names: list[str]) -> None:
-        """Forget the numbers of a file that is not added yet."""
-        for name in names:
-            self._ids.pop(name, None)
-
     def _unreadable(self, name: str, finding: Finding) -> None:
         self.unread[name] = finding
         self.digest.update(f"{name}\0unreadable\0".encode())
 
-    def _twice(self, file: str, names: list[str]) -> None:
-        """Report tensors that an earlier file also has: one finding for each such file."""
-        by_other: dict[str, list[str]] = defaultdict(list)
-        for n in names:
-            by_other[self.files[bisect_right(self._firsts, self._ids[n]) - 1].name].append(n)
-        for other, twice in by_other.items():
+    def _twice(self, names: Names, file: npt.NDArray[np.integer]) -> list[int]:
+        """Report tensors that an earlier file also has, one finding for each two files; return their ids."""
+        first = names.repeated()
+        by_files: dict[tuple[int, int], list[str]] = defaultdict(list)
+        for i, earlier in first.items():
+            by_files[int(file[i]), int(file[earlier])].append(names[i])
+        for (here, there), twice in by_files.items():
             more = f" (and {len(twice) - 1:,} more like it)" if len(twice) > 1 else ""
             hint = "the folder mixes two revisions, or shards were merged by hand: keep one of the two"
-            message = f"it is also in {other}{more}"
-            finding = Finding("tensor-duplicate", "error", message, tensor=twice[0], file=file, hint=hint)
+            message = f"it is also in {self.files[there].name}{more}"
+            file_name = self.files[here].name
+            finding = Finding("tensor-duplicate", "error", message, tensor=twice[0], file=file_name, hint=hint)
             self.findings.append(finding)
             self.dropped.update(dict.fromkeys(twice, finding))
+        return list(first)
 
     def _measure(self, kinds: Sequence[tuple[str, tuple[int, ...]]]) -> None:
         """Compute the bytes of new signatures; -1 where they are not a whole number, or too many."""
@@ -239,13 +203,13 @@ class Columns:
     def _check(
         self,
         file: str,
-        names: list[str],
+        names: Names,
         signature: np.ndarray,
         begin: np.ndarray,
         end: np.ndarray,
         expected: np.ndarray,
         data: int,
-    ) -> list[int] | None:
+    ) -> npt.NDArray[np.int64] | None:
         """Check that each tensor's bytes fit its signature, and that together they fill the file.
 
         Returns the tensors to keep, None for all: a tensor of a wrong size cannot be read.
@@ -253,7 +217,7 @@ class Columns:
         wrong = np.flatnonzero(expected != end - begin)
         if len(wrong):
             self._extents(file, names, signature, begin, end, expected, wrong.tolist())
-            return np.flatnonzero(expected == end - begin).tolist()
+            return np.flatnonzero(expected == end - begin)
         starts, ends = np.append(begin, data), np.insert(end, 0, 0)
         gaps = np.flatnonzero(starts[:-1] != ends[:-1])
         if len(gaps):
@@ -295,7 +259,7 @@ class Columns:
     def _extents(
         self,
         file: str,
-        names: list[str],
+        names: Names,
         signature: np.ndarray,
         begin: np.ndarray,
         end: np.ndarray,
@@ -316,7 +280,21 @@ class Columns:
         self.findings += shown
         self.dropped.update({names[i]: shown[min(k, len(shown) - 1)] for k, i in enumerate(wrong)})
 
-    def join(self) -> None:
+    def table(self) -> TensorTable:
+        """Return the columns of all files added; report what several files have, and merge findings that many share."""
+        none = [np.zeros(0, dtype=d) for d in (np.int64, np.int64, np.uint64, np.int32, np.int64, np.int64, np.int32)]
+        columns = [np.concatenate(c) for c in zip(none, *self._columns, strict=True)]
+        begins, ends, prints, file, start, nbytes, signature = columns
+        names = Names(np.frombuffer(self._text, dtype=np.uint8), begins, ends, prints)
+        if twice := self._twice(names, file):
+            keep = np.delete(np.arange(len(names)), twice)
+            file, start, nbytes, signature = file[keep], start[keep], nbytes[keep], signature[keep]
+            names = names.take(keep)
+        self._join()
+        signatures = tuple(Signature(*k) for k in self._signatures)
+        return TensorTable(names, file, start, nbytes, signature, signatures)
+
+    def _join(self) -> None:
         """Merge findings that many files share; dropped tensors then refer to the merged finding."""
         alike: dict[str, list[Finding]] = defaultdict(list)
         for finding in self.findings:
@@ -328,12 +306,3 @@ class Columns:
                 merged.update(dict.fromkeys(findings, one))
         self.findings = list(dict.fromkeys(merged.get(f, f) for f in self.findings))
         self.dropped = {tensor: merged.get(f, f) for tensor, f in self.dropped.items()}
-
-    def table(self) -> TensorTable:
-        """Return the columns of all files added."""
-        columns = [np.concatenate(c) for c in zip(*self._columns, strict=True)] if self._columns else []
-        empty = np.empty(0, dtype=np.int64)
-        file, start, nbytes, signature = columns or (empty.astype(np.int32), empty, empty, empty.astype(np.int32))
-        return TensorTable(
-            self._names, self._ids, file, start, nbytes, signature, tuple(Signature(*k) for k in self._signatures)
-        )

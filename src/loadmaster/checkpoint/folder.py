@@ -109,9 +109,8 @@ def _open(source: Source, only: str | None) -> Checkpoint:
             index, about_index = source.index()
         listing = list_shards(source, index)
     columns = Columns()
-    for name, read in zip(listing.shards, source.headers(listing.shards, _weight_map(index)), strict=True):
+    for name, read in zip(listing.shards, source.headers(listing.shards, index), strict=True):
         columns.add(name, read)
-    columns.join()
     table = columns.table()
     of_file = _joined({f.file or "": f for f in report_missing(listing, index)} | columns.unread)
     unread, of_tensor = report_unread(source, listing, index, table) if listing.unread else ([], {})
@@ -130,13 +129,9 @@ def _open(source: Source, only: str | None) -> Checkpoint:
     ]
     if index and not (of_file or stale or columns.dropped):
         findings += check_total(index, table.payload_bytes)
-    causes = Causes(of_file, of_tensor | columns.dropped, _weight_map(index), next(iter(stale), None))
+    causes = Causes(of_file, of_tensor | columns.dropped, index, next(iter(stale), None))
     files, digest = tuple(columns.files), columns.digest.hexdigest()
     return Checkpoint(source.path, files, table, config, index, ranked(findings), digest, causes, source.origin)
-
-
-def _weight_map(index: Index | None) -> Mapping[str, str]:
-    return index.weight_map if index else {}
 
 
 def _joined(by_file: Mapping[str, Finding]) -> dict[str, Finding]:

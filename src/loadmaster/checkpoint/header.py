@@ -18,15 +18,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import orjson
 
+from loadmaster.checkpoint.canonical import METADATA, Header, read_canonical
 from loadmaster.checkpoint.content import check_content
+from loadmaster.checkpoint.names import Names
 from loadmaster.dtypes import DTYPES
 from loadmaster.findings import Finding
 from loadmaster.limits import DIMS, HEADER_BYTES, NAME_CHARACTERS, SIGNATURES, TENSORS, Limit
@@ -42,8 +41,6 @@ OTHER_FORMATS = {
     b"GGUF": "a GGUF file",
 }
 """Other files found under a shard's name: their first bytes, and what they are."""
-METADATA = "__metadata__"
-"""The key that is not a tensor."""
 _KEYS = {"dtype", "shape", "data_offsets"}
 _LIMIT = 2**63
 _METADATA_COMMAS = 1_000_000
@@ -51,33 +48,6 @@ _METADATA_COMMAS = 1_000_000
 _HALVES = re.compile(r"[\ud800-\udfff]")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Characters that no tensor name may have: control characters, which terminals interpret, and lone surrogates."""
-
-
-_ENTRY = re.compile(
-    rf'"([^"]{{1,{NAME_CHARACTERS.value}}})":\{{([^\]]{{1,500}}\]),"data_offsets":\[([^\]]{{1,50}})\]\}}(?:,(?=")|\}}\Z)|[\s\S]+'
-)
-"""An entry, with the comma before the next one or the brace that ends the header. At the first text that is not an entry, the
-rest matches as one piece, so that no text is scanned twice."""
-_FORM = re.compile(r'"dtype":"[A-Z0-9_]+","shape":\[[\d,]*\]')
-_FRAME = len('"":{,"data_offsets":[]},')
-"""Characters of an entry other than its name, its dtype and shape, and its offsets; with the character after it."""
-_BEFORE = re.compile(r'\{(?:"__metadata__":(\{[^{}]*\}),)?')
-_POWERS = 10 ** np.arange(1, 19, dtype=np.int64)
-
-
-@dataclass(slots=True)
-class Header:
-    """The entries of one header as parallel columns, in the order of the text.
-
-    ``kinds`` are the (dtype, shape) that occur, ``kind`` is an index into them; ``begins`` and ``ends`` are byte offsets in the
-    data.
-    """
-
-    names: list[str]
-    kinds: list[tuple[str, tuple[int, ...]]]
-    kind: npt.NDArray[np.int32]
-    begins: npt.NDArray[np.int64]
-    ends: npt.NDArray[np.int64]
 
 
 class HeaderError(Exception):
@@ -151,10 +121,15 @@ def parse_header(file: str, text: bytes) -> Header:
     Raises:
         HeaderError: the format does not allow it; gives the first reason.
     """
-    check_counts(file, text)
-    header = read_canonical(file, text)
-    if header is not None and len(set(header.names)) == len(header.names) and METADATA not in header.names:
+    header = read_canonical(text)
+    if header is not None and not header.names.repeated():
+        if len(header.kinds) > SIGNATURES.value:
+            raise _beyond(file, SIGNATURES, len(header.kinds))
+        firsts = np.flatnonzero(np.diff(np.maximum.accumulate(header.kind), prepend=-1)).tolist()
+        dtypes, shapes = [d for d, _ in header.kinds], [list(s) for _, s in header.kinds]
+        _check_values(file, [header.names[i] for i in firsts], dtypes, shapes, [])
         return header
+    check_counts(file, text)
     if not text.startswith(b"{"):
         raise _refuse(file, f"the header begins with {text[:1]!r}, expected '{{'")
     value = _parse_strictly(file, text)
@@ -181,7 +156,7 @@ def parse_header(file: str, text: bytes) -> Header:
     known: dict[tuple[str, tuple[int, ...]], int] = {}
     kind = [known.setdefault(k, len(known)) for k in zip(dtypes, map(tuple, shapes), strict=True)]
     bounds = np.array(offsets, dtype=np.int64).reshape(-1, 2)
-    return Header(names, list(known), np.array(kind, dtype=np.int32), bounds[:, 0], bounds[:, 1])
+    return Header(Names.of(names), list(known), np.array(kind, dtype=np.int32), bounds[:, 0], bounds[:, 1])
 
 
 class _Entry(NamedTuple):
@@ -236,73 +211,6 @@ def _check_names(file: str, names: list[str]) -> None:
             raise _beyond(file, NAME_CHARACTERS, len(name), tensor=name)
         if not name.isprintable() and _UNPRINTABLE.search(name):
             raise _refuse(file, f"the name {name[:80]!a} has characters that no tensor name may have")
-
-
-def read_canonical(file: str, text: bytes) -> Header | None:
-    """Return the entries of a header in the form that the published package writes; None for any other, or in doubt.
-
-    The caller checks for duplicate names and for `METADATA`, over the names of all files at once.
-
-    One expression finds all entries, which is faster than decoding the JSON. They are the whole header exactly if each has
-    the expected form and their lengths add up to that of the text.
-    """
-    if (
-        not text.isascii()
-        or b"\\" in text
-        or b"\x7f" in text
-        or int(np.frombuffer(text, dtype=np.uint8).min(initial=0xFF)) < 0x20
-    ):
-        return None
-    body = text.decode().rstrip(" ")
-    before = _BEFORE.match(body)
-    matches = _ENTRY.findall(body, before.end()) if before else []
-    if before is None or not matches or (before[1] is not None and not _is_metadata(before[1])):
-        return None
-    names, forms, offsets = map(list, zip(*matches, strict=True))
-    known = dict.fromkeys(forms)
-    length = sum(map(len, names)) + sum(map(len, forms)) + sum(map(len, offsets)) + _FRAME * len(names)
-    if before.end() + length != len(body) or not all(map(_FORM.fullmatch, known)):
-        return None
-    if len(known) > SIGNATURES.value:
-        raise _beyond(file, SIGNATURES, len(known))
-    bounds = _numbers("\n".join(offsets))
-    try:
-        entries = [orjson.loads(f"{{{form}}}") for form in known]
-    except ValueError:
-        return None
-    if bounds is None:
-        return None
-    number = {form: i for i, form in enumerate(known)}
-    kind = np.fromiter(map(number.__getitem__, forms), dtype=np.int32, count=len(forms))
-    dtypes, shapes = [e["dtype"] for e in entries], [e["shape"] for e in entries]
-    _check_values(
-        file, [names[i] for i in np.flatnonzero(np.diff(np.maximum.accumulate(kind), prepend=-1))], dtypes, shapes, []
-    )
-    kinds = list(zip(dtypes, map(tuple, shapes), strict=True))
-    return Header(names, kinds, kind, bounds[0::2], bounds[1::2])
-
-
-def _numbers(lines: str) -> npt.NDArray[np.int64] | None:
-    """Return the numbers of lines that hold two each, separated by a comma; None where the text has anything else."""
-    text = np.frombuffer(lines.encode(), dtype=np.uint8)
-    marks = text[text < ord("0")]
-    if len(marks) % 2 == 0 or (marks[0::2] != ord(",")).any() or (marks[1::2] != ord("\n")).any():
-        return None
-    try:
-        numbers = np.fromstring(lines.replace("\n", ","), dtype=np.int64, sep=",")
-    except ValueError:
-        return None
-    digits = int(np.searchsorted(_POWERS, numbers, side="right").sum()) + len(numbers)
-    sound = len(numbers) == len(marks) + 1 and int(numbers.max()) < 10**18 and digits + len(marks) == len(lines)
-    return numbers if sound else None
-
-
-def _is_metadata(text: str) -> bool:
-    try:
-        value = orjson.loads(text)
-    except ValueError:
-        return False
-    return all(isinstance(v, str) for v in value.values())
 
 
 def _length(value: object) -> int:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
 from loadmaster.checkpoint.content import check_content
+from loadmaster.checkpoint.names import Names
+from loadmaster.checkpoint.plain_index import read_plain
 from loadmaster.checkpoint.small_files import SmallFiles, UnreadableError
 from loadmaster.checkpoint.table import TensorTable
 from loadmaster.findings import Finding
@@ -19,12 +24,29 @@ _EXTRA = 10_000
 """Commas, objects and lists that an index may have outside its weight_map, in its metadata."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Index:
-    """Tensor → file, and the stated total size in bytes (None: not stated)."""
+    """Which file each tensor is in: ``place`` is the position in ``files`` for each of ``names``.
 
-    weight_map: dict[str, str]
+    ``total_size`` is the stated total size in bytes (None: not stated).
+    """
+
+    names: Names
+    place: npt.NDArray[np.int32]
+    files: tuple[str, ...]
     total_size: int | None
+
+    @classmethod
+    def of(cls, weight_map: Mapping[str, str], total_size: int | None = None) -> Index:
+        """Return the index of tensor → file."""
+        number = {file: i for i, file in enumerate(dict.fromkeys(weight_map.values()))}
+        place = np.fromiter(map(number.__getitem__, weight_map.values()), dtype=np.int32, count=len(weight_map))
+        return cls(Names.of(list(weight_map)), place, tuple(number), total_size)
+
+    @cached_property
+    def weight_map(self) -> dict[str, str]:
+        """Tensor → file, as a dict that is made when it is first asked for."""
+        return dict(zip(self.names, map(self.files.__getitem__, self.place.tolist()), strict=True))
 
 
 IndexRead = tuple[Index | None, tuple[Finding, ...]]
@@ -37,11 +59,13 @@ def read_index(files: SmallFiles, name: str = INDEX_NAME) -> IndexRead:
         text = files.read(name, INDEX_BYTES)
         if (finding := check_content(name, text, len(text))) is not None:
             return None, (finding,)
-        if (num_values := text.count(b",")) > TENSORS.value + _EXTRA:
+        found = read_plain(text)
+        rest = text if found is None else found[1]
+        if (num_values := rest.count(b",")) > TENSORS.value + _EXTRA:
             raise LimitError(TENSORS, num_values)
-        if text.count(b"{") + text.count(b"[") > _EXTRA:
+        if rest.count(b"{") + rest.count(b"[") > _EXTRA:
             return None, (_invalid(name, f"the index has more than {_EXTRA:,} objects and lists"),)
-        value: Any = orjson.loads(text)
+        value: Any = orjson.loads(rest)
     except LimitError as error:
         return None, (Finding("limit-exceeded", "error", f"it has {error}", file=name, hint=error.hint),)
     except (UnreadableError, ValueError) as error:
@@ -49,17 +73,18 @@ def read_index(files: SmallFiles, name: str = INDEX_NAME) -> IndexRead:
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(weight_map, dict) or set(map(type, weight_map.values())) - {str}:
         return None, (_invalid(name, "the index has no weight_map of tensor names to file names"),)
-    shards = set(weight_map.values())
-    if outside := sorted(f for f in shards if "/" in f or f in ("", ".", "..")):
-        return None, (_invalid(name, f"the index names files outside the folder: {outside[0][:200]!r}"),)
-    if strange := sorted(f for f in shards if len(f) > 255 or not f.isprintable()):
-        return None, (_invalid(name, f"the index names impossible files: {strange[0][:200]!r}"),)
-    if len(shards) > SHARDS.value:
-        message = f"the index names {SHARDS.exceeded(len(shards))}"
-        return None, (Finding("limit-exceeded", "error", message, file=name, hint=SHARDS.hint),)
     metadata = value.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    return Index(weight_map, int(total) if isinstance(total, int | float) and total < 2**63 else None), ()
+    stated = int(total) if isinstance(total, int | float) and total < 2**63 else None
+    index = Index.of(weight_map, stated) if found is None else Index(*found[0], stated)
+    if outside := sorted(f for f in index.files if "/" in f or f in ("", ".", "..")):
+        return None, (_invalid(name, f"the index names files outside the folder: {outside[0][:200]!r}"),)
+    if strange := sorted(f for f in index.files if len(f) > 255 or not f.isprintable()):
+        return None, (_invalid(name, f"the index names impossible files: {strange[0][:200]!r}"),)
+    if len(index.files) > SHARDS.value:
+        message = f"the index names {SHARDS.exceeded(len(index.files))}"
+        return None, (Finding("limit-exceeded", "error", message, file=name, hint=SHARDS.hint),)
+    return index, ()
 
 
 def _invalid(name: str, message: str) -> Finding:
@@ -73,10 +98,14 @@ def disagreements(index: Index, table: TensorTable, files: Sequence[str], passed
     ``files`` are those that were read, by the table's numbers. Tensors in ``passed_over``, and files that were not read,
     already have a finding.
     """
+    numbers = {file: i for i, file in enumerate(files)}
+    matched = table.names.matched(index.names)
+    if matched is not None:
+        claimed_file = np.array([numbers.get(file, -1) for file in index.files], dtype=np.int32)
+        if np.array_equal(claimed_file[index.place[matched]], table.file):
+            return []
     holders = list(map(files.__getitem__, table.file.tolist()))
     claimed = index.weight_map
-    if len(claimed) == len(table) and list(map(claimed.get, table.names)) == holders:
-        return []
     known = set(files)
     kinds: dict[str, list[tuple[str, str]]] = {"absent": [], "elsewhere": [], "unlisted": []}
     for name, file in claimed.items():

@@ -67,7 +67,7 @@ def list_shards(source: Source, index: Index | None) -> Listing:
     unnamed = tuple(sorted(n for n in names if not n.isprintable()))
     names = [n for n in names if n.isprintable()]
     if index is not None:
-        listed = set(index.weight_map.values())
+        listed = set(index.files)
         shards = listed.intersection(names)
         missing = listed.difference(names)
     else:

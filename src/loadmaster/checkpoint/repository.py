@@ -78,7 +78,7 @@ class Repository:
         stored = {n for n in self.files if n.endswith(".safetensors") and "/" not in n}
         index = self.index[0] if self.index is not None else None
         if index is not None:
-            return tuple(sorted(stored.intersection(index.weight_map.values())))
+            return tuple(sorted(stored.intersection(index.files)))
         return tuple(sorted({n for n in stored if not NOT_SHARDS.fullmatch(n)} or stored))
 
     @property

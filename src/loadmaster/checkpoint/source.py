@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 from loadmaster.checkpoint.columns import Read, read_headers
-from loadmaster.checkpoint.index import IndexRead, read_index
+from loadmaster.checkpoint.index import Index, IndexRead, read_index
 from loadmaster.checkpoint.lookalike import printable
 from loadmaster.checkpoint.origin import Origin
 from loadmaster.checkpoint.partial import PartialPaths
@@ -60,10 +60,10 @@ class Source(SmallFiles, Protocol):
     def remedy(self, name: str) -> str | None:
         """Return what to do about a small file that is damaged; None where nothing is known of it."""
 
-    def headers(self, names: Sequence[str], weight_map: Mapping[str, str]) -> Iterator[Read]:
+    def headers(self, names: Sequence[str], index: Index | None) -> Iterator[Read]:
         """Yield the header of each shard in ``names``, in order.
 
-        ``weight_map`` is the index's tensor → file, empty without an index: it tells how long a header is, roughly.
+        ``index`` is the checkpoint's, where it has one: it tells how long a header is, roughly.
         """
 
 
@@ -133,7 +133,7 @@ class LocalFolder:
         path = self._path / name
         return f"it is a link to {printable(str(path.readlink()))}; fetch the file again" if path.is_symlink() else None
 
-    def headers(self, names: Sequence[str], weight_map: Mapping[str, str]) -> Iterator[Read]:
+    def headers(self, names: Sequence[str], index: Index | None) -> Iterator[Read]:
         """Yield each shard's header; see `Source`."""
         return read_headers(self._partial, names)
 

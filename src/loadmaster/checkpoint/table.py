@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
+from loadmaster.checkpoint.names import Names
 from loadmaster.dtypes import num_bytes
 
 
@@ -30,19 +32,23 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class TensorTable:
-    """Columns over all tensors. ``names`` are in file order (by file, then offset): a tensor's id is its position.
+    """Columns over all tensors. ``names`` are in file order (by file, then offset): a tensor's id is its position there.
 
     ``file`` numbers the checkpoint's files; ``start`` is the absolute offset in the file of the tensor's first byte,
     header included; ``nbytes`` its length; ``signature`` an index into ``signatures``.
     """
 
-    names: list[str]
-    ids: dict[str, int]
+    names: Names
     file: npt.NDArray[np.int32]
     start: npt.NDArray[np.int64]
     nbytes: npt.NDArray[np.int64]
     signature: npt.NDArray[np.int32]
     signatures: tuple[Signature, ...]
+
+    @property
+    def ids(self) -> Mapping[str, int]:
+        """Name → id of all tensors, as a dict; ``names.find`` is faster for a few of them, or for many at once."""
+        return self.names.ids
 
     def __len__(self) -> int:
         return len(self.names)

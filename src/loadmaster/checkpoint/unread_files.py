@@ -25,7 +25,7 @@ def report_unread(
     of_tensor: dict[str, Finding] = {}
     claimed = index.weight_map.keys() if index else set[str]()
     firsts = others[:NUM_HEADERS]
-    for name, read in zip(firsts, source.headers(firsts, {}), strict=True):
+    for name, read in zip(firsts, source.headers(firsts, None), strict=True):
         try:
             names = parse_header(name, read.text).names if not isinstance(read, HeaderError) else []
         except HeaderError:

@@ -197,10 +197,10 @@ def _draft_spelling(table: TensorTable, family: Family, schema: Schema) -> Spell
 def _fit(table: TensorTable, stored: Sequence[Item], layer: int) -> int:
     """Return how well items fit what is stored of a layer: a point for each name, and one for each shape."""
     points = 0
-    for item in stored:
-        for suffix in ("weight", "weight_packed", "_blocks", "qweight"):
-            number = table.ids.get(item.stored_name(suffix, layer, 0))
-            if number is not None:
+    for suffix in ("weight", "weight_packed", "_blocks", "qweight"):
+        numbers = table.names.find([item.stored_name(suffix, layer, 0) for item in stored])
+        for item, number in zip(stored, numbers.tolist(), strict=True):
+            if number >= 0:
                 signature = table.signatures[table.signature[number]]
                 points += 2 if signature.shape == item.plain_shape else 1
     return points
@@ -275,20 +275,23 @@ class _Binder:
         ]
 
     def _look_up(self, item: Item, suffix: str, layers: tuple[int, ...]) -> Ids:
-        get = self.table.ids.get
+        names = self.table.names
+
+        def whole() -> Ids:
+            return names.find([item.stored_name(suffix, layer) for layer in layers]).astype(np.int32)
+
         if not item.members:
-            return np.array([get(item.stored_name(suffix, layer), -1) for layer in layers], dtype=np.int32)
+            return whole()
         rows = np.full((len(layers), item.members), -1, dtype=np.int32)
-        _, after = item.around_member(suffix, 0)
-        endings = [f"{e}{after}" for e in range(item.members)]
-        for row, layer in enumerate(layers):
-            before, _ = item.around_member(suffix, layer)
-            if self.glance and before + endings[0] not in self.table.ids and before + endings[-1] not in self.table.ids:
+        around = [item.around_member(suffix, layer) for layer in layers]
+        ends = names.find([f"{before}{e}{after}" for before, after in around for e in (0, item.members - 1)])
+        for row, (before, after) in enumerate(around):
+            if self.glance and (ends[2 * row : 2 * row + 2] < 0).all():
                 self.glanced = True
             else:
-                rows[row] = [get(before + ending, -1) for ending in endings]
+                rows[row] = names.find_numbered(before, item.members, after)
         if item.first.slices and not (rows >= 0).any():  # one for all slices
-            return np.array([get(item.stored_name(suffix, layer), -1) for layer in layers], dtype=np.int32)
+            return whole()
         return rows
 
     def _class(

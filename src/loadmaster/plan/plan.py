@@ -23,7 +23,7 @@ from loadmaster.architectures.schema import Family, Target
 from loadmaster.architectures.targets import NATIVE, find_target
 from loadmaster.arguments import expect, expect_int, shown
 from loadmaster.catalogue import ranked
-from loadmaster.checkpoint import Checkpoint, Origin, ShardFile, Signature, TensorTable
+from loadmaster.checkpoint import Checkpoint, Names, Origin, ShardFile, Signature, TensorTable
 from loadmaster.dtypes import PLAIN
 from loadmaster.errors import ArgumentError, ConfigError, InputError, LayoutError, PlanError, UnsupportedError
 from loadmaster.findings import Finding
@@ -114,7 +114,7 @@ class Plan(PlannedModel):
                 "files": [[f.name, f.size, f.header_bytes, f.mtime_ns] for f in c.files],
                 "signatures": [[s.dtype, s.shape] for s in t.signatures],
                 "tensors": {
-                    "name": t.names,
+                    "name": list(t.names),
                     "file": t.file,
                     "start": t.start,
                     "nbytes": t.nbytes,
@@ -140,8 +140,7 @@ class Plan(PlannedModel):
             if not all(isinstance(n, str) for n in names):
                 raise ValueError("a tensor's name is not a string")
             table = TensorTable(
-                names=names,
-                ids={n: i for i, n in enumerate(names)},
+                names=Names.of(names),
                 file=np.array(columns["file"], dtype=np.int32),
                 start=np.array(columns["start"], dtype=np.int64),
                 nbytes=np.array(columns["nbytes"], dtype=np.int64),

@@ -90,7 +90,10 @@ def test_a_plan_from_headers_is_the_plan_of_the_downloaded_files(hub: StandIn, p
     folder = resolve_model(MODEL, download=True)
     here = open_checkpoint(folder)
     assert there.path == folder
-    assert (there.digest, there.findings, there.index) == (here.digest, here.findings, here.index)
+    assert (there.digest, there.findings) == (here.digest, here.findings)
+    assert there.index is not None
+    assert here.index is not None
+    assert there.index.weight_map == here.index.weight_map
     assert build_plan(there).hash == build_plan(here).hash
     hub.ranges.clear()
     kept = open_model(MODEL)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from loadmaster.checkpoint.columns import Read
-from loadmaster.checkpoint.index import IndexRead
+from loadmaster.checkpoint.index import Index, IndexRead
 from loadmaster.checkpoint.origin import Origin
 from loadmaster.checkpoint.remote.cache import HeaderCache
 from loadmaster.checkpoint.remote.files import HeaderProgress, RemoteFile, RemoteFiles
@@ -93,9 +93,9 @@ class RemoteFolder:
         """Say nothing: the file is as it was published."""
         return None
 
-    def headers(self, names: Sequence[str], weight_map: Mapping[str, str]) -> Iterator[Read]:
+    def headers(self, names: Sequence[str], index: Index | None) -> Iterator[Read]:
         """Yield each shard's header."""
-        yield from self._reader.read_all(names, weight_map, self._listed(), self._progress)
+        yield from self._reader.read_all(names, index, self._listed(), self._progress)
         if not names:
             return
         tally, origin = self.tally, self._files.origin

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+
 from loadmaster.checkpoint.columns import AHEAD_BYTES, HeaderText, Read
 from loadmaster.checkpoint.header import HeaderError, check_length
+from loadmaster.checkpoint.index import Index
 from loadmaster.checkpoint.remote.cache import HeaderCache
 from loadmaster.checkpoint.remote.files import (
     CONNECTIONS,
@@ -66,12 +69,12 @@ class HeaderReader:
     def read_all(
         self,
         names: Sequence[str],
-        weight_map: Mapping[str, str],
+        index: Index | None,
         listing: Mapping[str, RemoteFile],
         progress: HeaderProgress,
     ) -> Iterator[Read]:
         """Yield each header, in order; `CONNECTIONS` at a time are read ahead."""
-        guesses = _Guesses(weight_map, listing)
+        guesses = _Guesses(index, listing)
         ahead = 2 * CONNECTIONS
         pool = ThreadPoolExecutor(CONNECTIONS)
 
@@ -158,9 +161,9 @@ class HeaderReader:
 class _Guesses:
     """`estimates`, made when the first one is needed: not where the cache has all headers."""
 
-    def __init__(self, weight_map: Mapping[str, str], listing: Mapping[str, RemoteFile]) -> None:
+    def __init__(self, index: Index | None, listing: Mapping[str, RemoteFile]) -> None:
         self._lock = threading.Lock()
-        self._inputs = weight_map, listing
+        self._inputs = index, listing
         self._made: dict[str, int] | None = None
 
     def __getitem__(self, name: str) -> int:
@@ -170,19 +173,19 @@ class _Guesses:
         return self._made.get(name, UNKNOWN_BYTES)
 
 
-def estimates(weight_map: Mapping[str, str], listing: Mapping[str, RemoteFile]) -> dict[str, int]:
+def estimates(index: Index | None, listing: Mapping[str, RemoteFile]) -> dict[str, int]:
     """Return, for each shard that an index names, how many bytes its header takes up to, with the eight before it.
 
-    >>> estimates({"model.norm.weight": "a"}, {"a": RemoteFile(1000)})
+    >>> estimates(Index.of({"model.norm.weight": "a"}), {"a": RemoteFile(1000)})
     {'a': 136}
     """
-    counts = Counter(weight_map.values())
-    names: dict[str, int] = dict.fromkeys(counts, 0)
-    for tensor, file in weight_map.items():
-        names[file] += len(tensor)
+    if index is None:
+        return {}
+    counts = np.bincount(index.place, minlength=len(index.files)).tolist()
+    lengths = np.bincount(index.place, index.names.ends - index.names.begins, len(index.files)).tolist()
     return {
-        file: FRAME_BYTES + names[file] + count * (ENTRY_BYTES + 2 * _digits(listing.get(file)))
-        for file, count in counts.items()
+        file: FRAME_BYTES + int(length) + count * (ENTRY_BYTES + 2 * _digits(listing.get(file)))
+        for file, count, length in zip(index.files, counts, lengths, strict=True)
     }
 
 

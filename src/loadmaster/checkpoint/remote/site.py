@@ -70,7 +70,7 @@ class SiteFiles:
             return known | {self.only: RemoteFile()}
         if INDEX_NAME in known:
             index, _ = self._index
-            return known | {n: RemoteFile() for n in (index.weight_map.values() if index else ())}
+            return known | {n: RemoteFile() for n in (index.files if index else ())}
         try:
             self.part(ONE_FILE, 0, 8)
         except MissingFileError:

@@ -73,11 +73,11 @@ def explain_tensor(plan: Plan, name: str) -> ExplainedTensor | None:
     number = table.ids.get(name)
     if number is None:
         cause = checkpoint.causes.explain(name)
-        findings = _about(plan.findings, name, checkpoint.causes.claimed.get(name))
+        findings = _about(plan.findings, name, checkpoint.causes.claimed_file(name))
         if cause is None and not findings:
             return None
         found = tuple(dict.fromkeys([*((cause,) if cause else ()), *findings]))
-        file = checkpoint.causes.claimed.get(name)
+        file = checkpoint.causes.claimed_file(name)
         return ExplainedTensor(name, "missing", None, None, None, None, file, None, 0, (), (), found)
     signature = table.signatures[table.signature[number]]
     held = _holder(plan, number)
