@@ -25,8 +25,8 @@ in any family: the headers decide."""
 
 WRAPPED = """\
 The language model of these is planned, proven and loaded by its own family's tables, under other names. Vision and audio towers
-and projectors are left unread, with that reason. Where no class of transformers and no headers of a release could be compared,
-every plan has the warning `family-unchecked`."""
+and projectors are left unread, with that reason, or with `--multimodal` held by the first stage, as they are stored. Where no
+class of transformers and no headers of a release could be compared, every plan has the warning `family-unchecked`."""
 
 _EXAMPLE = {"embed": "model.embed_tokens.weight"}
 

@@ -67,7 +67,7 @@ def test_with_vision_every_layer_has_biases_for_text_and_for_images_and_the_towe
     model.copy(r"^norm\.weight$", "image_start")
     proof = prove(build_plan(open_checkpoint(model.path)))
     assert proof.findings == ()
-    assert {w.reason for w in proof.waivers} == {"vision is not supported: text only", "mtp not enabled"}
+    assert {w.reason for w in proof.waivers} == {"only the language model is loaded", "mtp not enabled"}
 
 
 def test_beside_fp8_experts_scales_may_be_f32(tmp_path: Path) -> None:

@@ -147,6 +147,7 @@ TENSORS: dict[str, Change] = {
     "parts-differ": lambda m: m.change(
         r"layers\.2\.self_attn\.q_a_proj\.weight_scale_inv", lambda t: t.to(torch.float8_e8m0fnu)
     ),
+    "tower-unchecked": lambda m: m.copy(r"model\.language_model\.norm", "model.visual.merger.norm"),
     "dtype-noted": lambda m: m.change(r"layers\.2\.mlp\.gate\.e_score", lambda t: t.bfloat16()),
 }
 
@@ -160,6 +161,8 @@ LAYOUTS: dict[str, ParallelLayout] = {
     "layout-cut": ParallelLayout(2, layer_partition=(3, 5)),
     "layout-moved": ParallelLayout(2),
     "layout-indivisible": ParallelLayout(1, 3),
+    "tower-missing": ParallelLayout(multimodal=True),
+    "tower-unchecked": ParallelLayout(multimodal=True),
 }
 
 CUTS = ("glm-5.2-fp8", {**ACCEPTED["glm-5.2-fp8"], "n_routed_experts": 2, "num_experts_per_tok": 1})
@@ -227,7 +230,12 @@ def findings(code: str, folder: Path) -> tuple[Finding, ...]:
         proof = prove(build_plan(open_checkpoint(folder), ParallelLayout()))
         options = MemoryOptions((80 * 2**30,), max_num_seqs=64, max_num_batched_tokens=MANY.get(code))
         return with_memory(proof, measure_proof(proof, "native", options)).findings
-    presets = {"draft-missing": ("qwen3", {}), "layout-cut": CUTS, "layout-moved": CUTS}
+    presets = {
+        "draft-missing": ("qwen3", {}),
+        "layout-cut": CUTS,
+        "layout-moved": CUTS,
+        "tower-unchecked": ("qwen3.8", {}),
+    }
     preset, overrides = presets.get(code, ("glm-5.1-fp8", GLM))
     target = "vllm-0.32" if code in ("layout-cut", "layout-moved") else "native"
     write_tiny(PRESETS[preset], folder, overrides=overrides, num_shards=3)

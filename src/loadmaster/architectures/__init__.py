@@ -8,6 +8,7 @@ What an author of a family needs is imported from here; `loadmaster.architecture
 
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.schema import (
+    LANGUAGE_ONLY,
     Family,
     Param,
     Placement,
@@ -22,6 +23,7 @@ from loadmaster.architectures.schema import (
 from loadmaster.architectures.spelling import Packed, Spelling, packed, respelled
 
 __all__ = [
+    "LANGUAGE_ONLY",
     "Config",
     "Family",
     "Packed",

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Param, Tensor, by_columns, by_rows, by_vocabulary, linear
+from loadmaster.architectures.schema import LANGUAGE_ONLY, Param, Tensor, by_columns, by_rows, by_vocabulary, linear
 from loadmaster.architectures.spelling import Packed, packed
 
 LAYER = "model.layers.{layer}."
@@ -26,7 +26,7 @@ TOP_NATIVE = (
 INV_FREQ = (r"(.*\.)?rotary_emb\.inv_freq", "rotary frequencies are recomputed")
 """Waived everywhere: older checkpoints store these values, which are computed from the config."""
 
-VISION = (r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\..*", "vision is not supported: text only")
+VISION = (r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\..*", LANGUAGE_ONLY)
 
 # Attention with heads --------------------------------------------------------------------------------------------------
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 
 from loadmaster.architectures import blocks, residual_streams
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Param, Tensor, by_columns, by_rows, linear
+from loadmaster.architectures.schema import LANGUAGE_ONLY, Param, Tensor, by_columns, by_rows, linear
 from loadmaster.architectures.spelling import Spelling
 
-VISION = (r"(vision|aligner)\..*|image_(start|end|newline)", "vision is not supported: text only")
+VISION = (r"(vision|aligner)\..*|image_(start|end|newline)", LANGUAGE_ONLY)
 
 
 def f32(name: str, *shape: int, by_head: bool = False) -> Tensor:

@@ -15,6 +15,7 @@ from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import FULL, SLIDING, require, windows_by_type
 from loadmaster.architectures.schema import (
+    LANGUAGE_ONLY,
     Carried,
     Family,
     Param,
@@ -165,7 +166,7 @@ FAMILY = Family(
     waived=(
         blocks.INV_FREQ,
         blocks.VISION,
-        (r"(model\.)?(audio_tower|embed_vision|embed_audio)\..*", "towers are not supported: text only"),
+        (r"(model\.)?(audio_tower|embed_vision|embed_audio)\..*", LANGUAGE_ONLY),
     ),
     section="text_config",
 )

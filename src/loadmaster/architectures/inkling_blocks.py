@@ -13,7 +13,16 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Param, Placement, Tensor, by_columns, by_rows, by_vocabulary, linear
+from loadmaster.architectures.schema import (
+    LANGUAGE_ONLY,
+    Param,
+    Placement,
+    Tensor,
+    by_columns,
+    by_rows,
+    by_vocabulary,
+    linear,
+)
 from loadmaster.architectures.spelling import Packed, packed
 from loadmaster.errors import UnsupportedError
 
@@ -115,7 +124,7 @@ _TOP: Final = {
     "head": "unembed.weight",
     "embed_norm": "embed_norm.weight",
 }
-TOWERS: Final = ((r"model\.(visual|audio)\..*", "only the language model is loaded"),)
+TOWERS: Final = ((r"model\.(visual|audio)\..*", LANGUAGE_ONLY),)
 _FUSED: Final = ("attn.q", "attn.k", "attn.v", "attn.r")
 
 

@@ -17,7 +17,7 @@ from typing import Final
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import require
-from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_rows, embedding
+from loadmaster.architectures.schema import LANGUAGE_ONLY, Family, Param, Schema, Tensor, by_rows, embedding
 from loadmaster.architectures.spelling import Spelling, packed, respelled
 from loadmaster.errors import ConfigError
 
@@ -123,7 +123,7 @@ FAMILY = Family(
         blocks.INV_FREQ,
         (
             r"(model\.)?(visual|audio_encoder|audio_tokenizer|speech_embeddings)\..*",
-            "only the language model is loaded",
+            LANGUAGE_ONLY,
         ),
     ),
 )

@@ -17,6 +17,7 @@ from typing import Final
 from loadmaster.architectures import blocks, deepseek, mla
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.schema import (
+    LANGUAGE_ONLY,
     Family,
     Param,
     Schema,
@@ -53,7 +54,7 @@ NAMES: Final[Spelling] = {
 
 _VISION: Final = (
     r"(vision_encoder|vision_language_adapter|patch_merger|pre_mm_projector_norm)\..*",
-    "only the language model is loaded",
+    LANGUAGE_ONLY,
 )
 
 MLA = Family(

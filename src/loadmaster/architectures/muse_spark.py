@@ -15,7 +15,17 @@ from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.deepseek import mlp_types
 from loadmaster.architectures.model import require
-from loadmaster.architectures.schema import Carried, Family, Param, Schema, Tensor, by_rows, embedding, linear
+from loadmaster.architectures.schema import (
+    LANGUAGE_ONLY,
+    Carried,
+    Family,
+    Param,
+    Schema,
+    Tensor,
+    by_rows,
+    embedding,
+    linear,
+)
 from loadmaster.architectures.spelling import Spelling, respelled
 
 _DEFAULTS: Final = {
@@ -102,7 +112,7 @@ FAMILY = Family(
     waived=(
         (
             r"(model\.)?(vision_tower|audio_tower|vision_adapter|vision_projection)\..*",
-            "only the language model is loaded",
+            LANGUAGE_ONLY,
         ),
     ),
     section="text_config",

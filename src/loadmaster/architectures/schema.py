@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import lcm, prod
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from loadmaster.architectures.aliases import architecture_of
 from loadmaster.architectures.config import Config
@@ -318,6 +318,10 @@ class Target:
         return replace(schema, top=tuple(map(placed, schema.top)), kinds=kinds)
 
 
+LANGUAGE_ONLY: Final = "only the language model is loaded"
+"""Why vision, audio and projectors are left unread, unless `ParallelLayout.multimodal` wants them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """A model family. ``spelling`` gives for each logical tensor its stored name.
@@ -347,6 +351,11 @@ class Family:
     def spellings(self) -> tuple[Spelling, ...]:
         """All spellings, the usual one first."""
         return (self.spelling, *self.variants)
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """Anchored patterns of stored names outside the language model: what is waived because only that is loaded."""
+        return tuple(pattern for pattern, reason in self.waived if reason == LANGUAGE_ONLY)
 
     def draft_spelling(self, number: int = 0) -> Spelling | None:
         """Return the spelling of MTP layers beside that of ``number``; None where they have none of their own."""

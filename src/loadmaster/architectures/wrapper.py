@@ -3,7 +3,8 @@
 A `Wrapper` says where such a model has its language model: under which prefix in the files, in which section of the config,
 and what else is stored. Everything about the language model itself stays in its own family. `wrappers.py` has the table.
 
-Parts outside the language model are left unread, with a reason; to hold them on the first stage is not supported.
+Parts outside the language model are left unread, with a reason, or held by the first stage as they are stored
+(`loadmaster.plan.towers`).
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, Final
 
 from loadmaster.architectures import blocks
+from loadmaster.architectures.schema import LANGUAGE_ONLY
 from loadmaster.architectures.spelling import packed
 from loadmaster.architectures.wrapper import Prefixes, Wrapper
 
@@ -26,7 +27,7 @@ BESIDE: Final[Prefixes] = ()
 
 def _outside(*names: str) -> tuple[tuple[str, str], ...]:
     """Return the waiver of modules, or single tensors, with and without ``model.`` before them."""
-    return ((rf"(model\.)?({'|'.join(names)})(\..*)?", "only the language model is loaded"),)
+    return ((rf"(model\.)?({'|'.join(names)})(\..*)?", LANGUAGE_ONLY),)
 
 
 _VISION = _outside("vision_tower", "multi_modal_projector", "image_newline")

@@ -55,6 +55,21 @@ LAYOUT: Final[dict[str, Entry]] = {
         "1 MTP layer(s) asked for, and the model has 0",
         "remove --speculative-config",
     ),
+    "tower-missing": Entry(
+        "--multimodal was requested, but the checkpoint has nothing outside its language model",
+        "a text-only model, or a checkpoint that was saved without its towers",
+        "--multimodal asks for vision and audio, and nothing is stored outside the language model",
+        "remove --multimodal",
+    ),
+    "tower-unchecked": Entry(
+        "with --multimodal, tensors outside the language model are held as the headers have them; no table checks them",
+        "every model with vision or audio: only language models have tables",
+        (
+            "what is stored outside the language model (model.visual: 2 tensors, 295,168 bytes) is held as the headers have it: "
+            "no table says what its names and shapes should be"
+        ),
+        "none needed; compare the names with the published index if in doubt",
+    ),
     "memory-capacity": Entry(
         "a rank needs more memory than the capacity given",
         "too few ranks, or an uneven partition: the last stage also holds the head and the MTP layer",

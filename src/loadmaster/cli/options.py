@@ -129,6 +129,11 @@ def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
         the tensor × data ranks; other keys do not change the layout""",
     )
     layout.add_argument(
+        "--multimodal",
+        action="store_true",
+        help="hold vision and audio towers and projectors on the first stage, as they are stored (default: left unread)",
+    )
+    layout.add_argument(
         "--layer-partition",
         type=_counts,
         metavar="N,N,…|auto",

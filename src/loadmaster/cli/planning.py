@@ -236,6 +236,7 @@ def _layout(args: argparse.Namespace, checkpoint: Checkpoint) -> ParallelLayout:
         num_redundant_experts=_redundant(args.eplb_config),
         tables=_tables(args.engram_config),
         tables_across_dp=_flag(args.engram_config, "embedding_across_dp") or False,
+        multimodal=args.multimodal,
     )
 
 

@@ -153,6 +153,11 @@ def refuse_plan(plan: Plan) -> None:
         UnsupportedError: names the format, a parameter that has it, and the formats that run.
     """
     refuse_model(plan.config)
+    if plan.layout.multimodal:
+        raise UnsupportedError(
+            "--multimodal: running with vision and audio is not supported yet; `plan` and `load` support it",
+            hint="leave out --multimodal",
+        )
     names_by_format: dict[str, list[str]] = {}
     for rank in range(plan.num_ranks):
         for spec in plan.rank(rank).specs:

@@ -11,7 +11,7 @@ from loadmaster.limits import EXPERTS, RANKS
 from loadmaster.parallel.placement import deal, legal_counts
 
 ExpertPlacement = Literal["linear", "round_robin"]
-_SAID_IF_SET: Final = ("tables", "tables_across_dp")
+_SAID_IF_SET: Final = ("tables", "tables_across_dp", "multimodal")
 """Fields that few models have a use for; the JSON of a layout has them only if they are set."""
 
 EXPERT_PLACEMENTS: Final[tuple[ExpertPlacement, ...]] = ("linear", "round_robin")
@@ -45,6 +45,7 @@ class ParallelLayout:
     one that is stored as several blocks counts once.
     ``tables`` puts all tables that may be in the memory of the host there, or on the devices; without it each is where it
     usually is. With ``tables_across_dp`` their rows are divided over tensor × data ranks, so that a stage holds each once.
+    With ``multimodal`` the ranks of the first stage hold what is stored outside the language model, each all of it.
 
     Raises:
         ArgumentError: a value is not of its kind.
@@ -62,6 +63,7 @@ class ParallelLayout:
     num_redundant_experts: int = 0
     tables: Literal["host", "device"] | None = None
     tables_across_dp: bool = False
+    multimodal: bool = False
 
     def __post_init__(self) -> None:
         for name in ("pipeline_parallel_size", "tensor_parallel_size", "data_parallel_size"):
@@ -92,6 +94,7 @@ class ParallelLayout:
         if self.tables not in (None, "host", "device"):
             raise LayoutError(f"tables is {shown(self.tables)}, expected 'host', 'device' or None")
         expect("tables_across_dp", self.tables_across_dp, bool, "True or False")
+        expect("multimodal", self.multimodal, bool, "True or False")
         if not self.enable_expert_parallel and (self.num_redundant_experts or self.expert_placement != "linear"):
             raise LayoutError(
                 "redundant experts and their placement are of whole experts, and every rank holds a slice of each",

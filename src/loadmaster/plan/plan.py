@@ -42,6 +42,7 @@ from loadmaster.plan.hash import PLAN_VERSION, hash_plan
 from loadmaster.plan.model import PlannedModel, compose_model
 from loadmaster.plan.rank import RankPlan, derive_rank
 from loadmaster.plan.stages import divide_layers
+from loadmaster.plan.towers import with_towers
 from loadmaster.plan.waivers import Waiver, WaiverRequest, requests
 
 
@@ -226,6 +227,9 @@ def _build(
             hint="leave out --speculative-config" if not schema.drafts else None,
             code="draft-missing",
         )
+    towers = with_towers(family, schema, target, checkpoint.table) if layout.multimodal else None
+    if towers is not None:
+        family, schema, target = towers.family, towers.schema, towers.target
     divided = divide_layers(schema, target, layout)
     layout, stages = divided.layout, divided.stages
     binding = bind(checkpoint, family, schema, claims, num_blocks=len(schema.drafted(layout.num_draft_layers)))
@@ -241,6 +245,7 @@ def _build(
         *diagnosis.findings,
         *odd_sizes(config, schema),
         *unchecked(family, checkpoint.config),
+        *((towers.finding,) if towers is not None else ()),
     )
     defects = (*diagnosis.defects, *decoded)
     findings = (*gather(about_files, defects, Holders(target, schema, layout, stages)), *divided.findings)

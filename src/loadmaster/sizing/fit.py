@@ -110,7 +110,9 @@ class Fitter:
         self._sizes = WeightSizes(plan)
         self._has_experts = any(t.experts for kind in plan.schema.kinds.values() for t in kind)
         self._tables = plan.layout.tables, plan.layout.tables_across_dp
-        self._alone: Weights = self._sizes.at(ParallelLayout(tables=plan.layout.tables))
+        self._alone: Weights = self._sizes.at(
+            ParallelLayout(tables=plan.layout.tables, multimodal=plan.layout.multimodal)
+        )
 
     def fit(self, machine: Machine) -> Fit:
         """Judge all layouts over a machine's devices, and find the smallest machine of such devices."""
@@ -143,6 +145,7 @@ class Fitter:
                         data_parallel_size=stage_size // tensor,
                         tables=tables,
                         tables_across_dp=across,
+                        multimodal=self._plan.layout.multimodal,
                     )
 
     def _judge(self, layout: ParallelLayout, machine: Machine) -> Candidate:
