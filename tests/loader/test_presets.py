@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
 from loadmaster.synth import PRESETS, write_tiny
 from tests.conftest import Tiny
-from tests.loader.reference import Arrays, Reference, differences, read_all
+from tests.loader.reference import Arrays, Reference, differences, divided_as, read_all
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "one rank": {},
@@ -110,8 +109,7 @@ def assert_loads_as_the_reference(path: Path, layout: ParallelLayout) -> None:
     plan = build_plan(open_checkpoint(path), layout)
     proof = prove(plan)
     assert proof.proven, proof.findings
-    if any(f.code == "layout-moved" for f in proof.findings):  # layers that belong together were kept together
-        layout = replace(layout, layer_partition=tuple(end - first for first, end in plan.stages))
+    layout = divided_as(layout, proof)
     for rank in range(plan.num_ranks):
         expected = Reference.at(path, layout, rank, _stored(path))
         assert differences(load_rank(proof.require_proven(), rank, num_readers=1).tensors, expected.params) == []

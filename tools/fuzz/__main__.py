@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,17 @@ Case = tuple[str, int, tuple[Mutation, ...]]
 """Preset, number of the layout, mutations."""
 
 _number = st.integers(0, 2**16 - 1)
-cases: st.SearchStrategy[Case] = st.tuples(
-    st.sampled_from(sorted(PRESETS)),
-    st.sampled_from(range(len(LAYOUTS))),
-    st.lists(st.tuples(st.sampled_from(sorted(KINDS)), _number, _number, _number), min_size=1, max_size=2).map(tuple),
-)
+
+
+def cases_of(presets: Iterable[str]) -> st.SearchStrategy[Case]:
+    """Return the strategy that draws cases of some presets."""
+    return st.tuples(
+        st.sampled_from(sorted(presets)),
+        st.sampled_from(range(len(LAYOUTS))),
+        st.lists(st.tuples(st.sampled_from(sorted(KINDS)), _number, _number, _number), min_size=1, max_size=2).map(
+            tuple
+        ),
+    )
 
 
 @dataclass
@@ -46,6 +53,7 @@ class Campaign:
 
     bases: Bases
     scratch: Path
+    cases: st.SearchStrategy[Case]
     outcomes: Counter[str] = field(default_factory=Counter)
     by_kind: dict[str, Counter[str]] = field(default_factory=dict)
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -90,7 +98,7 @@ class Campaign:
             suppress_health_check=list(HealthCheck),
             report_multiple_bugs=False,
         )
-        @given(cases)
+        @given(self.cases)
         def one(case: Case) -> None:
             outcome = "failure"
             try:
@@ -116,14 +124,14 @@ class Campaign:
             )
 
 
-def fuzz_checkpoints(runs: int, first_seed: int) -> dict[str, Any]:
+def fuzz_checkpoints(runs: int, first_seed: int, presets: Iterable[str] = PRESETS) -> dict[str, Any]:
     """Run a campaign; return what it saw as JSON values. Cases that shrinking tries are counted as runs."""
     memory = Path("/dev/shm")
     root = Path(tempfile.mkdtemp(prefix="fuzz-", dir=memory if os.access(memory, os.W_OK) else None))
     begin = time.perf_counter()
     try:
         (root / "cases").mkdir()
-        campaign = Campaign(Bases(root / "bases"), root / "cases")
+        campaign = Campaign(Bases(root / "bases"), root / "cases", cases_of(presets))
         number = first_seed
         while (done := sum(campaign.outcomes.values())) < runs:
             campaign.batch(number, min(BATCH, runs - done))
@@ -146,7 +154,7 @@ def replay(text: str) -> int:
     preset, layout, mutations = json.loads(text)
     with tempfile.TemporaryDirectory() as root:
         (Path(root) / "cases").mkdir()
-        campaign = Campaign(Bases(Path(root) / "bases"), Path(root) / "cases")
+        campaign = Campaign(Bases(Path(root) / "bases"), Path(root) / "cases", cases_of([preset]))
         try:
             print(campaign.run((preset, layout, tuple(tuple(m) for m in mutations))))
         except OracleError as failure:
@@ -162,13 +170,14 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--header-runs", type=int, default=1_000_000, help="headers")
     options.add_argument("--seed", type=int, default=0, help="of the first batch")
     options.add_argument("--results", type=Path, help="folder for fuzz.json")
+    options.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=sorted(PRESETS), metavar="NAME")
     options.add_argument("--replay", help="one case, as a failure printed it")
     args = options.parse_args(argv)
     if args.replay:
         return replay(args.replay)
     result: dict[str, Any] = {}
     if args.runs:
-        result["checkpoints"] = fuzz_checkpoints(args.runs, args.seed)
+        result["checkpoints"] = fuzz_checkpoints(args.runs, args.seed, args.presets)
     if args.header_runs:
         result["headers"] = fuzz_headers(args.header_runs, args.seed)
     print(json.dumps(result, indent=2))

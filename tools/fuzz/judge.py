@@ -28,7 +28,7 @@ from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan, Proof, build_plan, prove
 from loadmaster.report.json import dumps, failure_object, findings_of, proof_object
 from loadmaster.report.text import print_error, print_proof
-from tests.loader.reference import differences
+from tests.loader.reference import differences, divided_as
 from tools.fuzz.bases import Base, Sound, prints
 from tools.fuzz.reference import reference
 from tools.fuzz.shards import Draft
@@ -153,7 +153,7 @@ def _check_proven(
             unsure = beside(missing | added, base.tensors)
             _check_touched(base, layout, state, sound, loaded, altered, unsure, folder, proof.findings)
     for rank, tensors in enumerate(loaded):
-        expected = reference(folder, layout, rank, tied=tied)
+        expected = reference(folder, divided_as(layout, proof), rank, tied=tied)
         if expected is not None and (found := differences(tensors, expected)):
             raise OracleError("reference-differs", f"rank {rank}: {found[:4]}")
 

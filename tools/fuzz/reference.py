@@ -20,7 +20,8 @@ def reference(folder: Path, layout: ParallelLayout, rank: int, *, tied: bool = F
     ``tied``: the head is the embedding, and one that is stored is not read. The reference takes it wherever it lies.
     """
     config = json.loads((folder / "config.json").read_text())
-    if config["architectures"][0] not in FAMILIES or not all(map(_knows, sizes_said(config))):
+    named = config.get("architectures") or [None]  # without a name, model_type says what it is
+    if named[0] not in FAMILIES or not all(map(_knows, sizes_said(config))):
         return None
     stored = None
     if tied:

@@ -1,22 +1,31 @@
 """Every parameter of a rank, computed another way: whole tensors through the safetensors package, cut with torch.
 
-Nothing of the package under test is used but the coordinates of a rank. Names, cuts and fusions are written out by hand
-here, as an engine's loader would, family by family (`families`, `mixtures`), over tensors that know how their format is
-cut (`weights`).
+Nothing of the package under test is used but the coordinates of a rank, and the stages that a plan moved. Names, cuts and
+fusions are written out by hand here, as an engine's loader would, family by family (`families`, `mixtures`), over tensors
+that know how their format is cut (`weights`).
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import Proof
 from tests.loader.reference.families import FAMILIES
 from tests.loader.reference.loader import Loader
 from tests.loader.reference.place import Place, stage_layers
 from tests.loader.reference.stored import Arrays, differences, raw, read_all
 from tests.loader.reference.weights import dequantise
+
+
+def divided_as(layout: ParallelLayout, proof: Proof) -> ParallelLayout:
+    """The layout with the stages of a plan, if layers that belong together moved one; what is legal is tested on its own."""
+    if all(f.code != "layout-moved" for f in proof.findings):
+        return layout
+    return replace(layout, layer_partition=tuple(end - first for first, end in proof.plan.stages))
 
 
 class Reference:
@@ -60,4 +69,4 @@ class Reference:
         )
 
 
-__all__ = ["Arrays", "Reference", "dequantise", "differences", "raw", "read_all", "stage_layers"]
+__all__ = ["Arrays", "Reference", "dequantise", "differences", "divided_as", "raw", "read_all", "stage_layers"]
