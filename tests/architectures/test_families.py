@@ -19,7 +19,7 @@ OTHERWISE = (
     *("gpt-oss", "kimi-k2-int4", "mimo-v2.5-pro", "mimo-v2.6-pro"),  # MiMo's class is V2-Flash's
     *("kimi-k3", "mistral-large-3", "deepseek-v4.1-flash"),  # without a class
     *("kimi-linear", "deepseek-v4-flash", "deepseek-v4-pro-0813"),  # saved in names that no release has
-    *("mistral-4", "mistral-large-4", "hy4-preview", "muse-spark-nvfp4", "glm-5.3-flash"),
+    *("mistral-4", "mistral-large-4", "hy4-preview", "minimax-m3-mxfp8", "muse-spark-nvfp4", "glm-5.3-flash"),
     "step-3.7-flash",  # its class is not one for text alone
 )
 MODELS = [name for name, preset in PRESETS.items() if preset.format is None and name not in OTHERWISE]

@@ -14,76 +14,18 @@ from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import ConfigError, UnsupportedError
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
+from loadmaster.synth import PRESETS
 from loadmaster.synth.inventory import Entry, inventory
+from loadmaster.synth.models.mixtures import MINIMAX_M3, TINY_MINIMAX_M3
 from loadmaster.synth.presets import Preset, merged
 from loadmaster.testing import check_loading, check_tables, compare_with_transformers, write_checkpoint
 from loadmaster.testing.damaged import DamagedCheckpoint
 from tests.architectures.damage import damaged_copy
 
-M3: dict[str, Any] = {
-    "architectures": ["MiniMaxM3SparseForConditionalGeneration"],
-    "model_type": "minimax_m3_vl",
-    "torch_dtype": "bfloat16",
-    "tie_word_embeddings": False,
-    "text_config": {
-        "architectures": ["MiniMaxM3SparseForCausalLM"],
-        "hidden_size": 6144,
-        "intermediate_size": 3072,
-        "dense_intermediate_size": 12288,
-        "shared_intermediate_size": 3072,
-        "num_hidden_layers": 60,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 4,
-        "head_dim": 128,
-        "vocab_size": 200064,
-        "num_local_experts": 128,
-        "num_experts_per_tok": 4,
-        "n_shared_experts": 1,
-        "use_qk_norm": True,
-        "qk_norm_type": "per_head",
-        "use_routing_bias": True,
-        "moe_layer_freq": [0] * 3 + [1] * 57,
-        "sparse_attention_config": {
-            "sparse_index_dim": 128,
-            "sparse_num_index_heads": 4,
-            "sparse_attention_freq": [0] * 3 + [1] * 57,
-            "sparse_disable_index_value": [0] * 3 + [1] * 57,
-        },
-    },
-}
+M3 = MINIMAX_M3
 """As released, without keys that name no tensor."""
-TINY = merged(
-    M3,
-    {
-        "text_config": {
-            "hidden_size": 96,
-            "intermediate_size": 64,
-            "dense_intermediate_size": 160,
-            "shared_intermediate_size": 64,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "vocab_size": 320,
-            "num_local_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_layer_freq": [0, 1, 1],
-            "sparse_attention_config": {
-                "sparse_index_dim": 16,
-                "sparse_num_index_heads": 2,
-                "sparse_attention_freq": [0, 0, 1],
-                "sparse_disable_index_value": [0, 0, 1],
-            },
-        }
-    },
-)
-MXFP8 = merged(
-    TINY,
-    {
-        "text_config": {"num_mtp_modules": 2},
-        "quantization_config": {"quant_method": "mxfp8", "ignored_layers": ["lm_head", "self_attn.index_k_proj"]},
-    },
-)
+TINY = merged(M3, TINY_MINIMAX_M3)
+MXFP8 = PRESETS["minimax-m3-mxfp8"].config_of(tiny=True)
 FAMILY = find_family(M3)
 
 

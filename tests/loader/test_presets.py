@@ -71,6 +71,9 @@ REFUSED: dict[str, dict[str, str]] = {
         # the draft has four
         "dp 3 ep, redundant, in turns": "5 experts, redundant ones included, cannot be dealt out evenly to 3 ranks",
     },
+    "minimax-m3-mxfp8": {
+        "dp 3 ep, redundant, in turns": "5 experts, redundant ones included, cannot be dealt out evenly to 3 ranks"
+    },
     "qwen3.8": {"tp 8": "4 unit(s) of 16"},
     "qwen3.5-moe": {"tp 8": "4 unit(s) of 16"},
     "deepseek-v3-awq": {"tp 8": "12 unit(s) of 8 (words of awq)"},  # 96 rows of an expert

@@ -18,7 +18,7 @@ from tests.testing.packages.loadmaster_olmoe import FAMILY as OLMOE
 from tests.testing.test_olmoe import CONFIG as OLMOE_CONFIG
 from tests.versions import TRANSFORMERS
 
-WITHOUT_A_PLAN = ("deepseek-v4-flash", "deepseek-v4-pro-0813", "kimi-linear", "mistral-large-4")
+WITHOUT_A_PLAN = ("deepseek-v4-flash", "deepseek-v4-pro-0813", "kimi-linear", "minimax-m3-mxfp8", "mistral-large-4")
 """Models of which transformers' plan names none, or almost none, of the weights."""
 OTHERWISE = ("muse-spark-nvfp4",)
 """Models that transformers divides in another way than vLLM, whose way is followed here: Muse-Spark's experts' projections."""

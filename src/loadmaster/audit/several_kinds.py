@@ -31,6 +31,13 @@ def cases_of_several_kinds() -> Iterator[Case]:
         ("stack-missing", d.missing(L2 + r"moe\.up_proj", "one of three stacks of experts is missing")),
     )
     yield from cases_of(
+        "minimax-m3-mxfp8",
+        (
+            "index-scale-missing",
+            d.missing(L2 + r".*index_q_proj\.weight_scale_inv$", "a scale is missing", "scale-missing"),
+        ),
+    )
+    yield from cases_of(
         "gemma-4-e2b",
         ("values-missing", d.missing(L3 + r"self_attn\.v_proj", "values that other layers read too are missing")),
         ("table-half", d.changed("shape-small", "embed_tokens_per_layer", half_rows, "a table has half its rows")),

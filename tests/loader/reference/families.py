@@ -78,6 +78,7 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"), mixtures.granite_moe),
     "MiMoV2ForCausalLM": hybrids.mimo_v2,
     **dict.fromkeys(("Gemma4ForConditionalGeneration", "Gemma4ForCausalLM"), hybrids.gemma4),
+    "MiniMaxM3SparseForConditionalGeneration": mixtures.minimax_m3,
     "MuseSparkForConditionalGeneration": mixtures.muse_spark,
     **dict.fromkeys(("Mistral4ForCausalLM", "MistralLarge3ForCausalLM"), latent.mistral),
     "MistralLarge4ForConditionalGeneration": latent.mistral,

@@ -278,3 +278,35 @@ def _step_layer(r: Loader, p: str, q: str) -> None:
     pairs = zip(gate, up, strict=True)
     r.put_experts(q + "mlp.experts.w13_", [[cut_rows(g, share), cut_rows(u, share)] for g, u in pairs])
     r.put_experts(q + "mlp.experts.w2_", [[cut_columns(d, share)] for d in down])
+
+
+def minimax_m3(r: Loader, mtp: bool) -> None:
+    """MiniMax-M3: an indexer in sparse layers, whose heads of queries are those of keys; all MTP layers are sparse."""
+    outer = "language_model." if "language_model.model.norm.weight" in r.stored else ""
+
+    def layer(p: str, q: str) -> None:
+        a, b, m, n = p + "self_attn.", q + "self_attn.", p + "block_sparse_moe.", q + "mlp."
+        r.copy(q, p, blocks.NORMS)
+        blocks.attention(r, p, q)
+        if a + "index_k_proj.weight" in r.stored:
+            head = len(r.stored[a + "index_k_norm.weight"])
+            r.put(b + "index_q_proj.", r.rows(a + "index_q_proj.", share=lambda size: r.place.heads(size, head)))
+            r.put(b + "index_k_proj.", r.whole(a + "index_k_proj."))
+            r.copy(b, a, ("index_q_norm.weight", "index_k_norm.weight"))
+        if m + "gate.weight" not in r.stored:
+            blocks.gated_mlp(r, p + "mlp.", n)
+            return
+        blocks.router(r, m, n, bias="e_score_correction_bias")
+        blocks.gated_mlp(r, m + "shared_experts.", n + "shared_experts.")
+        blocks.experts(r, m + "experts.", n, r.config["num_local_experts"], ("w1", "w3", "w2"))
+
+    r.top(outer + "model.", outer + "lm_head.")
+    for p, q in layers(r, outer + "model."):
+        layer(p, q)
+    for k in range(r.config.get("num_mtp_modules", 0) if mtp and r.is_last else 0):
+        p, q = f"{outer}model.mtp.layers.{k}.", f"mtp.{k}."
+        layer(p + "transformer_layer.", q)
+        r.copy(q, p, ("eh_proj.weight", "enorm.weight", "hnorm.weight"))
+        r.params[q + "shared_head.norm.weight"] = r.stored[p + "final_layernorm.weight"]
+        r.vocabulary(q + "embed_tokens.", outer + "model.embed_tokens.")
+        r.vocabulary(q + "shared_head.head.", outer + "lm_head.")

@@ -85,6 +85,13 @@ class Fp8Block(Weight):
         return dequantise(self.stored["weight"], self.stored[self.scale], self.block)
 
 
+class Mxfp8(Fp8Block):
+    """A power of two for 32 inputs, stored as its biased exponent."""
+
+    def values(self) -> torch.Tensor:
+        return dequantise(self.stored["weight"], 2.0 ** (self.stored[self.scale].double() - 127), self.block)
+
+
 class PerTensor(Weight):
     def values(self) -> torch.Tensor:
         return self.stored["weight"].float() * self.stored["weight_scale"].float()
@@ -249,6 +256,8 @@ def find(stored: Arrays, base: str, quantisation: dict[str, Any]) -> Weight:
         rows, columns = quantisation["weight_block_size"]
         return Fp8Block(took("weight", "scale"), (rows, columns))
     if base + "weight_scale_inv" in stored:
+        if stored[base + "weight_scale_inv"].dtype == torch.uint8:
+            return Mxfp8(took("weight", "weight_scale_inv"), (1, 32))
         return Fp8Block(took("weight", "weight_scale_inv"))
     if base + "weight_scale_2" in stored:
         return Nvfp4(took("weight", "weight_scale", "weight_scale_2", "input_scale"))

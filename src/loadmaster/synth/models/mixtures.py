@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from loadmaster.synth.presets import Preset
+from loadmaster.synth.presets import Preset, merged
 from loadmaster.synth.quantised import FP8, QUANTISED
 from loadmaster.synth.sizes import derived, moe, small
 
@@ -195,6 +195,61 @@ TINY_MUSE_SPARK: dict[str, Any] = {
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
 }
 
+MINIMAX_M3: dict[str, Any] = {
+    "architectures": ["MiniMaxM3SparseForConditionalGeneration"],
+    "model_type": "minimax_m3_vl",
+    "torch_dtype": "bfloat16",
+    "tie_word_embeddings": False,
+    "text_config": {
+        "architectures": ["MiniMaxM3SparseForCausalLM"],
+        "hidden_size": 6144,
+        "intermediate_size": 3072,
+        "dense_intermediate_size": 12288,
+        "shared_intermediate_size": 3072,
+        "num_hidden_layers": 60,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "vocab_size": 200064,
+        "num_local_experts": 128,
+        "num_experts_per_tok": 4,
+        "n_shared_experts": 1,
+        "use_qk_norm": True,
+        "qk_norm_type": "per_head",
+        "use_routing_bias": True,
+        "moe_layer_freq": [0] * 3 + [1] * 57,
+        "sparse_attention_config": {
+            "sparse_index_dim": 128,
+            "sparse_num_index_heads": 4,
+            "sparse_attention_freq": [0] * 3 + [1] * 57,
+            "sparse_disable_index_value": [0] * 3 + [1] * 57,
+        },
+    },
+}
+TINY_MINIMAX_M3: dict[str, Any] = {
+    "text_config": {
+        "hidden_size": 96,
+        "intermediate_size": 64,
+        "dense_intermediate_size": 160,
+        "shared_intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 320,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_layer_freq": [0, 1, 1],
+        "sparse_attention_config": {
+            "sparse_index_dim": 16,
+            "sparse_num_index_heads": 2,
+            "sparse_attention_freq": [0, 0, 1],
+            "sparse_disable_index_value": [0, 0, 1],
+        },
+    }
+}
+MXFP8 = {"quant_method": "mxfp8", "ignored_layers": ["lm_head", "self_attn.index_k_proj"]}
+
 PRESETS = (
     Preset("qwen2-moe", QWEN2_MOE, small(QWEN2_MOE, mlp_only_layers=[1]), 8, ("gptq",)),
     Preset("qwen3-moe", QWEN3_MOE, small(QWEN3_MOE), 16, ("fp8", "awq", "gptq", "w4a16", "nvfp4")),
@@ -249,5 +304,11 @@ PRESETS = (
         {"text_config": TINY_MUSE_SPARK, "audio_config": {"out_hidden_size": 96}},
         96,
         extra={"model.vision_tower.class_embedding": ("BF16", (64,))},
+    ),
+    Preset(
+        "minimax-m3-mxfp8",
+        {**MINIMAX_M3, "quantization_config": MXFP8},
+        merged(TINY_MINIMAX_M3, {"text_config": {"num_mtp_modules": 2}}),
+        60,
     ),
 )
