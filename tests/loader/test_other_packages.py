@@ -302,6 +302,20 @@ def test_settings_that_are_not_supported(case: str, changes: dict[str, Any], say
     assert says in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        ("mlx-moe", "model.embed_tokens.weight: mlx4, which"),
+        ("bitsandbytes-nf4", "qkv_proj.weight: bitsandbytes_nf4, which"),
+        ("bitsandbytes-int8", "qkv_proj.weight: bitsandbytes_int8 with SCB, which"),
+    ],
+)
+def test_vllm_is_not_given_these_formats(case: str, says: str) -> None:
+    with pytest.raises(UnsupportedError) as error:
+        plan_of(GOLDEN / case, target="vllm-0.33")
+    assert says in str(error.value)
+
+
 def test_an_architecture_whose_values_mlx_changes(damaged: Any) -> None:
     checkpoint = damaged("mlx-moe")
     config = json.loads((checkpoint.path / "config.json").read_text())

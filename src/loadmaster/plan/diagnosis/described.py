@@ -59,6 +59,8 @@ def _of_components(c: PlannedParam, target: Target, *, is_of_model: bool) -> Ite
 def _of_decoding(c: PlannedParam, dtype: str, *, expected: bool) -> Iterator[str]:
     """Yield what is not described for a decoded parameter."""
     for d in (decode for piece in c.pieces if (decode := _decode(piece.source))):
+        if d.format.transient or d.format.everywhere:
+            yield d.format.name
         if not expected:
             yield "parts of which only some are quantised, or not all alike"
         if dtype != "BF16":
