@@ -22,6 +22,7 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,12 +112,13 @@ def load(folder: str, name: str, port: int, answer: Any) -> None:
     answer.close()
 
 
-def digest(model: Any) -> tuple[str, int]:
+def digest(model: Any, leave_out: Collection[str] = ()) -> tuple[str, int]:
     """Return a digest of all parameters, by sums of their bytes that depend on the place, and their size."""
     import torch
 
     whole, num_bytes = hashlib.sha256(), 0
-    for name, parameter in sorted(model.named_parameters(remove_duplicate=False)):
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in sorted((n, p) for n, p in parameters.items() if n not in leave_out):
         raw = parameter.detach().contiguous().reshape(-1).view(torch.uint8)
         sums = []
         for part in raw.split(2**24):
