@@ -23,13 +23,13 @@ MISTRAL = {
 def attention(r: Loader, a: str, b: str, names: Mapping[str, str] = TRANSFORMERS) -> None:
     """Latent attention from module ``a`` to ``b``; its latent may be another layer's."""
     n = {part: f"{a}{stored}." for part, stored in names.items()}
-    if n["q_a"] + "weight" in r.stored:
+    if n["q_a_norm"] + "weight" in r.stored:
         r.put(b + "fused_qkv_a_proj.", r.whole(n["q_a"]), r.whole(n["kv_a"]))
         r.params[b + "q_a_layernorm.weight"] = r.stored[n["q_a_norm"] + "weight"]
         r.put(b + "q_b_proj.", r.rows(n["q_b"]))
     else:
         r.put(b + "q_proj.", r.rows(n["q"]))
-        if n["kv_a"] + "weight" in r.stored:
+        if n["kv_a_norm"] + "weight" in r.stored:
             r.put(b + "kv_a_proj_with_mqa.", r.whole(n["kv_a"]))
     if n["kv_a_norm"] + "weight" in r.stored:
         r.params[b + "kv_a_layernorm.weight"] = r.stored[n["kv_a_norm"] + "weight"]
