@@ -57,7 +57,7 @@ SHARDS: Final = Limit(
 TENSORS: Final = Limit(
     500_000,
     "tensors in the checkpoint",
-    "about 280,000 (Kimi-K2 in NVFP4: four tensors for each matrix of an expert)",
+    "497,220 (Kimi-K3)",
     "a million names, each with its finding",
 )
 HEADER_BYTES: Final = Limit(
@@ -74,7 +74,7 @@ SIGNATURES: Final = Limit(
     20_000, "different dtypes and shapes", "about 100", "another shape for each of half a million tensors"
 )
 INDEX_BYTES: Final = Limit(
-    64_000_000, "bytes of the index", "about 32,000,000 (Kimi-K2 in NVFP4)", "an index that fills the memory"
+    64_000_000, "bytes of the index", "about 59,000,000 (Kimi-K3)", "an index that fills the memory"
 )
 CONFIG_BYTES: Final = Limit(
     8_000_000, "bytes of the file", "about 2,000,000 (a quantisation told module by module)", "a config of gigabytes"

@@ -33,8 +33,11 @@ def test_numbered_names_are_found_whatever_their_order() -> None:
     stored = [f"layers.3.experts.{i}.up.weight" for i in sorted(range(120), key=str)] + [
         "layers.3.experts.007.up.weight"
     ]
-    found = Names.of(stored).find_numbered("layers.3.experts.", 130, ".up.weight")
-    assert [stored[i] if i >= 0 else None for i in found.tolist()] == [
+    found = Names.of(stored).find_numbered(
+        [("layers.31.experts.", ".up.weight"), ("layers.3.experts.", ".up.weight")], 130
+    )
+    assert found[0].max() == -1
+    assert [stored[i] if i >= 0 else None for i in found[1].tolist()] == [
         f"layers.3.experts.{i}.up.weight" if i < 120 else None for i in range(130)
     ]
 

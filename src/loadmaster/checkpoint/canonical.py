@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from loadmaster.checkpoint.names import Bytes, Names, Positions, distinct, is_plain, rows
+from loadmaster.checkpoint.names import Bytes, Names, Positions, distinct, is_plain, places, rows
 from loadmaster.limits import NAME_CHARACTERS, TENSORS
 
 METADATA = "__metadata__"
@@ -55,11 +55,9 @@ def read_canonical(text: bytes) -> Header | None:
     if before is None or least < 0x20 or not is_plain(text) or (before[1] is not None and not _is_metadata(before[1])):
         return None
     body = text.rstrip(b" ")
-    if not 0 < body.count(b'"', before.end()) <= _MARKS * TENSORS.value:
-        return None
     array = np.frombuffer(body, dtype=np.uint8)
-    marks = np.flatnonzero(array[before.end() :] == ord('"')) + before.end()
-    if len(marks) % _MARKS or marks[0] != before.end():
+    marks = places(array, ord('"'), before.end(), most=_MARKS * TENSORS.value)
+    if len(marks) == 0 or len(marks) % _MARKS or marks[0] != before.end():
         return None
     opened, closed, last = marks[0::_MARKS], marks[1::_MARKS], marks[9::_MARKS]
     after = np.append(opened[1:], len(body))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from loadmaster.checkpoint.canonical import Header, read_canonical
 from loadmaster.checkpoint.header import FETCH, HeaderError, check_length, parse_header
 from loadmaster.checkpoint.names import Names
 from loadmaster.checkpoint.partial import PartialPaths
@@ -47,12 +48,16 @@ class ShardFile:
 
 @dataclass(frozen=True, slots=True)
 class HeaderText:
-    """A header's text, its file's size and time stamp, and the SHA-256 of name, size and text."""
+    """A header's text, its file's size and time stamp, and the SHA-256 of name, size and text.
+
+    ``canonical`` is what `read_canonical` made of it, where that was done already.
+    """
 
     text: bytes
     size: int
     mtime_ns: int
     digest: bytes
+    canonical: Header | None = None
 
 
 Read = HeaderText | HeaderError
@@ -62,7 +67,7 @@ Read = HeaderText | HeaderError
 def read_headers(paths: PartialPaths, names: Sequence[str]) -> Iterator[Read]:
     """Yield each file's header text, in order; ``paths`` says where a file is.
 
-    Threads read and hash ahead; decoding holds the GIL anyway.
+    Threads read, hash and decode ahead: nearly all of it is without the GIL.
     """
 
     def read(name: str, most: int = AHEAD_BYTES) -> Read | None:
@@ -79,7 +84,7 @@ def read_headers(paths: PartialPaths, names: Sequence[str]) -> Iterator[Read]:
                 text = first[8 : 8 + length] if whole else os.pread(descriptor, length, 8)
                 digest = hashlib.sha256(f"{name}\0{stat.st_size}\0".encode())
                 digest.update(text)
-                return HeaderText(text, *paths.stamp(name, stat), digest.digest())
+                return HeaderText(text, *paths.stamp(name, stat), digest.digest(), read_canonical(text))
             finally:
                 os.close(descriptor)
         except HeaderError as error:
@@ -132,7 +137,7 @@ class Columns:
             self._unreadable(name, replace(self._full, file=name))
             return
         try:
-            header = parse_header(name, read.text)
+            header = parse_header(name, read.text, read.canonical)
             self._check_number(name, TENSORS, self._num_names + len(header.names))
             self._check_number(name, SIGNATURES, len(self._signatures) + len(header.kinds))
         except HeaderError as error:

@@ -15,7 +15,7 @@ from loadmaster.catalogue import ranked
 from loadmaster.checkpoint.causes import Causes
 from loadmaster.checkpoint.columns import Columns, ShardFile
 from loadmaster.checkpoint.config import read_config
-from loadmaster.checkpoint.index import INDEX_NAME, Index, check_total, disagreements
+from loadmaster.checkpoint.index import INDEX_NAME, Index, as_stored, check_total, disagreements
 from loadmaster.checkpoint.listing import (
     Listing,
     list_shards,
@@ -115,7 +115,12 @@ def _open(source: Source, only: str | None) -> Checkpoint:
     of_file = _joined({f.file or "": f for f in report_missing(listing, index)} | columns.unread)
     unread, of_tensor = report_unread(source, listing, index, table) if listing.unread else ([], {})
     config, about_config = read_config(source)
-    stale = disagreements(index, table, [f.name for f in columns.files], columns.dropped.keys()) if index else []
+    stale: list[Finding] = []
+    if index is not None:
+        names = [f.name for f in columns.files]
+        if (same := as_stored(index, table, names)) is None:
+            stale = disagreements(index, table, names, columns.dropped.keys())
+        index = same or index
     findings = [
         *dict.fromkeys(of_file.values()),
         *joined(report_unnamed(listing)),

@@ -115,13 +115,13 @@ def check_counts(file: str, text: bytes) -> None:
         raise _refuse(file, f"the header has more lists and values than {num_objects:,} entries can need")
 
 
-def parse_header(file: str, text: bytes) -> Header:
-    """Return the entries of a header's JSON.
+def parse_header(file: str, text: bytes, canonical: Header | None = None) -> Header:
+    """Return the entries of a header's JSON; ``canonical`` is what `read_canonical` made of it, where that was done already.
 
     Raises:
         HeaderError: the format does not allow it; gives the first reason.
     """
-    header = read_canonical(text)
+    header = canonical or read_canonical(text)
     if header is not None and not header.names.repeated():
         if len(header.kinds) > SIGNATURES.value:
             raise _beyond(file, SIGNATURES, len(header.kinds))

@@ -92,18 +92,28 @@ def _invalid(name: str, message: str) -> Finding:
     return Finding("index-invalid", "error", message, file=name, hint=hint)
 
 
+def as_stored(index: Index, table: TensorTable, files: Sequence[str]) -> Index | None:
+    """Return the index over the table's own names, if it has the same tensors in the same files; None otherwise.
+
+    ``files`` are those that were read, by the table's numbers. The result shares the table's memory.
+    """
+    matched = table.names.matched(index.names)
+    if matched is None:
+        return None
+    numbers = {file: i for i, file in enumerate(files)}
+    place = index.place[matched]
+    claimed = np.array([numbers.get(file, -1) for file in index.files], dtype=np.int32)
+    return (
+        Index(table.names, place, index.files, index.total_size) if np.array_equal(claimed[place], table.file) else None
+    )
+
+
 def disagreements(index: Index, table: TensorTable, files: Sequence[str], passed_over: Set[str]) -> list[Finding]:
-    """Compare the index with the headers.
+    """Compare the index with the headers, from which it differs (`as_stored`).
 
     ``files`` are those that were read, by the table's numbers. Tensors in ``passed_over``, and files that were not read,
     already have a finding.
     """
-    numbers = {file: i for i, file in enumerate(files)}
-    matched = table.names.matched(index.names)
-    if matched is not None:
-        claimed_file = np.array([numbers.get(file, -1) for file in index.files], dtype=np.int32)
-        if np.array_equal(claimed_file[index.place[matched]], table.file):
-            return []
     holders = list(map(files.__getitem__, table.file.tolist()))
     claimed = index.weight_map
     known = set(files)

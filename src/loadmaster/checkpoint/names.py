@@ -36,6 +36,12 @@ def is_plain(text: bytes) -> bool:
     return text.isascii() and not (b"\\" in text or b"\x7f" in text)
 
 
+def places(text: Bytes, byte: int, begin: int, *, most: int) -> Positions:
+    """Return where a byte stands in a text from ``begin`` on; nothing where it does more than ``most`` times."""
+    there = text[begin:] == byte
+    return np.flatnonzero(there) + begin if np.count_nonzero(there) <= most else np.zeros(0, dtype=np.int64)
+
+
 def rows(text: Bytes, begins: Positions, ends: Positions, width: int | None = None) -> Bytes:
     """Return slices of a text as the rows of a matrix ``[slices, width]``, with zeros after each slice.
 
@@ -165,30 +171,34 @@ class Names(Sequence[str]):
         """
         return self._find(wanted if isinstance(wanted, Names) else Names.of(wanted))
 
-    def find_numbered(self, before: str, count: int, after: str) -> Positions:
-        """Return the number of each name ``before + number + after``, for the numbers from 0 to below ``count``.
+    def find_numbered(self, around: Sequence[tuple[str, str]], count: int) -> Positions:
+        """Return ``[len(around), count]``: the numbers of the names ``before + number + after`` for 0 to below ``count``.
 
-        >>> Names.of([f"experts.{i}.w" for i in range(12)]).find_numbered("experts.", 13, ".w").tolist()
-        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, -1]
+        >>> Names.of([f"experts.{i}.w" for i in range(9, 12)]).find_numbered([("experts.", ".w"), ("a.", "")], 13).tolist()[0]
+        [-1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 1, 2, -1]
         """
-        first, last = (np.frombuffer(part.encode(), dtype=np.uint8) for part in (before, after))
-        at, width = len(first), len(first) + len(str(count)) + len(last)
-        matrix = np.zeros((count, width), dtype=np.uint8)
-        matrix[:, :at] = first
-        begins = np.arange(count) * width
-        ends = begins + at + len(last)
-        for digits in range(1, len(str(count)) + 1):
+        most = len(str(count))
+        width = max((len(before.encode()) + most + len(after.encode()) for before, after in around), default=0)
+        matrix = np.zeros((len(around), count, width), dtype=np.uint8)
+        lengths = np.zeros((len(around), count), dtype=np.int64)
+        for digits in range(1, most + 1):
             some = slice(10 ** (digits - 1) if digits > 1 else 0, min(10**digits, count))
-            for place in range(digits):
-                numbers = np.arange(some.start, some.stop) // 10 ** (digits - 1 - place)
-                matrix[some, at + place] = ord("0") + numbers % 10
-            matrix[some, at + digits : at + digits + len(last)] = last
-            ends[some] += digits
-        return self._find(Names(matrix.reshape(-1), begins, ends))
+            numbers = np.arange(some.start, some.stop)[:, None] // 10 ** np.arange(digits)[::-1] % 10 + ord("0")
+            for row, (before, after) in enumerate(around):
+                first, last = (np.frombuffer(part.encode(), dtype=np.uint8) for part in (before, after))
+                at = len(first) + digits
+                matrix[row, some, : len(first)] = first
+                matrix[row, some, len(first) : at] = numbers
+                matrix[row, some, at : at + len(last)] = last
+                lengths[row, some] = at + len(last)
+        begins = np.arange(lengths.size) * width
+        return self._find(Names(matrix.reshape(-1), begins, begins + lengths.reshape(-1))).reshape(lengths.shape)
 
     def _find(self, wanted: Names) -> Positions:
         found = np.full(len(wanted), -1, dtype=np.int64)
-        place = np.searchsorted(self._sorted, wanted.prints)
+        order = np.argsort(wanted.prints)  # neighbours are found near each other
+        place = np.empty(len(wanted), dtype=np.int64)
+        place[order] = np.searchsorted(self._sorted, wanted.prints[order])
         left = np.flatnonzero(place < len(self))
         while len(left):  # again only where two names have one fingerprint
             left = left[self._sorted[place[left]] == wanted.prints[left]]
@@ -217,11 +227,9 @@ class Names(Sequence[str]):
         """
         if len(self) != len(others) or not np.array_equal(self._sorted, others._sorted) or self._has_twins:
             return None
-        if not self._are_same(self._order, others, others._order).all():
-            return None
         numbers = np.empty(len(self), dtype=np.int64)
         numbers[self._order] = others._order
-        return numbers
+        return numbers if self._are_same(np.arange(len(self)), others, numbers).all() else None
 
     @property
     def _has_twins(self) -> bool:

@@ -12,7 +12,7 @@ import re
 import numpy as np
 import numpy.typing as npt
 
-from loadmaster.checkpoint.names import NAME_BYTES, Bytes, Names, Positions, distinct, is_plain, rows
+from loadmaster.checkpoint.names import NAME_BYTES, Bytes, Names, Positions, distinct, is_plain, places, rows
 from loadmaster.limits import TENSORS
 
 WeightMap = tuple[Names, npt.NDArray[np.int32], tuple[str, ...]]
@@ -31,10 +31,10 @@ _LONGEST_BETWEEN = 64
 def read_plain(text: bytes) -> tuple[WeightMap, bytes] | None:
     """Return the weight_map, and the index's text with an empty one; None for one that has another form, or in doubt."""
     opening = _OPENING.search(text)
-    if opening is None or not is_plain(text) or text.count(b'"') > _MARKS * (TENSORS.value + 100):
+    if opening is None or not is_plain(text):
         return None
     array, first = np.frombuffer(text, dtype=np.uint8), opening.end()
-    marks = np.flatnonzero(array[first:] == ord('"')) + first
+    marks = places(array, ord('"'), first, most=_MARKS * (TENSORS.value + 100))
     closed = marks[_MARKS - 1 :: _MARKS]  # the end of each entry, and of strings after them
     lasts = np.flatnonzero(array[np.minimum(closed + 1, len(array) - 1)] != ord(","))
     if len(lasts) == 0 or marks[0] != first:
@@ -48,8 +48,9 @@ def read_plain(text: bytes) -> tuple[WeightMap, bytes] | None:
     if closing is None or not _COLON.fullmatch(colon) or not _COMMA.fullmatch(comma or b""):
         return None
     longest = max(int((name_ends - name_begins).max()), int((file_ends - file_begins).max()))
-    controls = _controls(colon) * count + _controls(comma or b"") * (count - 1)
-    if longest > NAME_BYTES or _controls(text[first : int(file_ends[-1])]) != controls:
+    between = ((colon, count), (comma or b"", count - 1))
+    controls = sum(_controls(np.frombuffer(mark, dtype=np.uint8)) * times for mark, times in between)
+    if longest > NAME_BYTES or _controls(array[first : int(file_ends[-1])]) != controls:
         return None
     files = distinct(rows(array, file_begins, file_ends)) if longest * count < 4 * len(text) else None
     if files is None:
@@ -63,10 +64,10 @@ def _between(array: Bytes, begins: Positions, ends: Positions) -> bytes | None:
     """Return the bytes between each two strings, where they are the same everywhere."""
     if int((ends - begins).max()) > _LONGEST_BETWEEN or (ends - begins != ends[0] - begins[0]).any():
         return None
-    found = distinct(rows(array, begins, ends))
-    return found[0][0] if found and len(found[0]) == 1 else None
+    words = rows(array, begins, ends).view(np.uint64)
+    return array[begins[0] : ends[0]].tobytes() if (words == words[0]).all() else None
 
 
-def _controls(text: bytes) -> int:
+def _controls(array: Bytes) -> int:
     """Return the number of control characters of a text."""
-    return int(np.count_nonzero(np.frombuffer(text, dtype=np.uint8) < 0x20))
+    return int(np.count_nonzero(array < 0x20))

@@ -285,11 +285,11 @@ class _Binder:
         rows = np.full((len(layers), item.members), -1, dtype=np.int32)
         around = [item.around_member(suffix, layer) for layer in layers]
         ends = names.find([f"{before}{e}{after}" for before, after in around for e in (0, item.members - 1)])
-        for row, (before, after) in enumerate(around):
-            if self.glance and (ends[2 * row : 2 * row + 2] < 0).all():
-                self.glanced = True
-            else:
-                rows[row] = names.find_numbered(before, item.members, after)
+        there = np.logical_or((ends.reshape(-1, 2) >= 0).any(axis=1), not self.glance).tolist()
+        self.glanced |= not all(there)
+        rows[there] = names.find_numbered(
+            [a for a, is_there in zip(around, there, strict=True) if is_there], item.members
+        )
         if item.first.slices and not (rows >= 0).any():  # one for all slices
             return whole()
         return rows

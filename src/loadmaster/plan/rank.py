@@ -24,6 +24,9 @@ from loadmaster.plan.moves import I32, I64, Move, MoveGroup
 from loadmaster.plan.specs import ParamSpec, itemsize
 from loadmaster.plan.strided import StridedRun, strided_run
 
+_FILE = 1 << 48
+"""More bytes than a file has: what is added to a place for each file before it, to compare places in all files."""
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -119,25 +122,19 @@ class RankPlan:
         A row-parallel cut is hundreds of bytes apart: a reader takes its whole span and keeps what it needs, so what is
         fetched can be more than what is needed.
         """
-        files, starts, ends = [], [], []
+        starts, ends = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for group in self.groups:
             for view, run in enumerate(group.runs):
-                start = group.starts(self.table, view)
-                files.append(self.table.file[group.tensors[:, view]])
-                starts.append(start)
-                ends.append(start + run.span)
-        if not files:
-            return np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64)
-        file, start, end = np.concatenate(files), np.concatenate(starts), np.concatenate(ends)
-        order = np.argsort(file.astype(np.int64) * (1 << 48) + start)  # a file is far smaller than 2^48 bytes
-        file, start, end = file[order], start[order], end[order]
-        first = np.ones(len(start), dtype=np.bool_)
-        reach = end.copy()
-        np.maximum.accumulate(end + file.astype(np.int64) * (1 << 48), out=reach)
-        reach -= file.astype(np.int64) * (1 << 48)  # how far the reads of this file reach so far
-        first[1:] = (file[1:] != file[:-1]) | (start[1:] > reach[:-1])
-        last = np.append(np.flatnonzero(first)[1:] - 1, len(start) - 1)
-        return file[first], start[first], reach[last]
+                file = self.table.file[group.tensors[:, view]].astype(np.int64)
+                starts.append(file * _FILE + group.starts(self.table, view))
+                ends.append(starts[-1] + run.span)
+        start, end = np.concatenate(starts), np.concatenate(ends)
+        order = np.argsort(start, kind="stable")  # fast where they are nearly in order
+        start, reach = start[order], np.maximum.accumulate(end[order])
+        is_apart = start[1:] > reach[:-1]
+        at = np.append(0, np.flatnonzero(is_apart) + 1)[: len(start)]
+        start, end = start[at], np.append(reach[:-1][is_apart], reach[-1:])
+        return (start // _FILE).astype(np.int32), start % _FILE, end % _FILE
 
     def destination(self, group: MoveGroup) -> tuple[StridedRun, I64]:
         """Return the bytes of a group's destination in a parameter (or a slot of it), and where each place's begin."""
