@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -130,7 +131,7 @@ def print_verification(console: Console, result: Verification, manifest: Path | 
         say(f"[bold red]not sound[/]: {len(errors(result.findings))} error(s){planned}")
 
 
-def _checked(roles: Roles, names: list[str]) -> list[str]:
+def _checked(roles: Roles, names: Sequence[str]) -> list[str]:
     """Return lines on what was checked and what was not."""
     if roles.proof is None:
         plan = f"plan: planning failed: {roles.unplanned}"
