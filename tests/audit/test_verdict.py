@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loadmaster.audit.observed import Attempt
+from loadmaster.audit.observed import NOWHERE, Attempt
 from loadmaster.audit.verdict import Verdict, judge, names_one, says_what
 
 O_PROJ = "model.layers.1.self_attn.o_proj.weight"
@@ -117,3 +117,11 @@ def test_a_layer_is_named_by_its_number_and_not_by_one_that_begins_alike() -> No
 def test_words_are_counted_and_names_are_not() -> None:
     assert says_what("expected four experts")
     assert not says_what("torch.Size a.b.c layers.1.mlp")
+
+
+def test_a_sound_model_whose_names_are_not_known_is_not_judged() -> None:
+    seen = Attempt("loaded", differences=((O_PROJ, NOWHERE), ("b", "is odd"), ("c", NOWHERE)))
+    judged = judge(seen, (), is_sound=True)
+    assert judged.verdict is Verdict.NOT_RUN
+    assert judged.evidence == f"the audit does not know what the engine calls {O_PROJ}, and 1 more"
+    assert verdict(seen) is Verdict.SILENT

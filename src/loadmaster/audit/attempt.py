@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from loadmaster.audit.observed import Attempt
+from loadmaster.audit.observed import NOWHERE, Attempt
 from loadmaster.audit.ranks import Built, Rank, build
 from loadmaster.audit.reference import Expected, difference, engine_name, raw
 from loadmaster.integrations.vllm.unwritten import is_default, unwritten
@@ -98,7 +98,7 @@ class _Held:
         for native, tensor in expected.items():
             name = engine_name(native, params)
             if name is None:
-                self._unlike[native] = "is stored, and the engine has no parameter that holds it"
+                self._unlike[native] = NOWHERE
             elif not (may_stay(name) and self._missing[name]):
                 what = difference(params[name], tensor)
                 self.narrowed += params[name].element_size() < tensor.element_size()

@@ -8,6 +8,10 @@ from typing import Any, Literal
 Outcome = Literal["loaded", "raised", "hung", "crashed"]
 
 
+NOWHERE = "is stored, and the engine has no parameter that holds it"
+"""What is said of a stored parameter whose name in the engine is not known."""
+
+
 @dataclass(frozen=True)
 class Attempt:
     """The outcome of a load.

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from loadmaster.audit.observed import Attempt
+from loadmaster.audit.observed import NOWHERE, Attempt
 
 NO_KERNEL = re.compile(
     r"Failed to find a kernel|No \w+ MoE backend supports|kernel \w+ is not supported|arguments from the 'CPU' backend"
@@ -62,8 +62,9 @@ def judge(
     """Return the verdict on one attempt.
 
     ``subjects`` are the names that the defect affects. A sound checkpoint (``is_sound``) has none, and if the engine cannot
-    build its model, the verdict is that it was not run. ``harmless``: the damaged checkpoint still holds the sound one's
-    model. ``num_params`` is the number of parameters of the sound one's model, if known.
+    build its model, or has it under names that are not known here, the verdict is that it was not run. ``harmless``: the
+    damaged checkpoint still holds the sound one's model. ``num_params`` is the number of parameters of the sound one's model,
+    if known.
     """
     if seen.outcome == "hung":
         return Judgement(Verdict.HANG, "the process did not end")
@@ -71,6 +72,9 @@ def judge(
         return Judgement(Verdict.CRASH, f"the process ended by {seen.error}")
     if seen.outcome == "raised":
         return _raised(seen, subjects, is_sound)
+    if is_sound and (nowhere := [name for name, what in seen.differences if what == NOWHERE]):
+        more = f", and {len(nowhere) - 1} more" if len(nowhere) > 1 else ""
+        return Judgement(Verdict.NOT_RUN, f"the audit does not know what the engine calls {nowhere[0]}{more}")
     return _loaded(seen, subjects, is_sound or harmless, num_params)
 
 
