@@ -82,7 +82,11 @@ def distinct(matrix: Bytes) -> tuple[list[bytes], npt.NDArray[np.int32]] | None:
     >>> found, which.tolist()
     ([b'U8', b'BF16'], [0, 1, 0])
     """
-    _, firsts, which = np.unique(fingerprints(matrix), return_index=True, return_inverse=True)
+    prints = fingerprints(matrix)
+    by_print = np.argsort(prints, kind="stable")
+    is_new = np.append(True, prints[by_print[1:]] != prints[by_print[:-1]])[: len(prints)]
+    firsts, which = by_print[is_new], np.empty(len(prints), dtype=np.int64)
+    which[by_print] = np.cumsum(is_new) - 1
     if not (matrix == matrix[firsts[which]]).all():
         return None
     order = np.argsort(firsts)
@@ -243,7 +247,7 @@ class Names(Sequence[str]):
         {2: 0, 3: 0}
         """
         twins = np.flatnonzero(self._sorted[1:] == self._sorted[:-1])
-        numbers = np.unique(self._order[np.append(twins, twins + 1)])
+        numbers = sorted(set(self._order[np.append(twins, twins + 1)].tolist()))
         first: dict[str, int] = {}
-        places = ((i, first.setdefault(self[i], i)) for i in numbers.tolist())
+        places = ((i, first.setdefault(self[i], i)) for i in numbers)
         return {i: one for i, one in places if one != i}
