@@ -208,6 +208,10 @@ class Schema:
         """
         return self.drafts[: num_drafts * self.blocks_a_draft]
 
+    def blocks(self, num_drafts: int) -> tuple[str, ...]:
+        """Return the kinds of all blocks by stored number: those of the decoder layers, then those of ``num_drafts`` drafts."""
+        return (*self.layers, *self.drafted(num_drafts))
+
     @property
     def tied(self) -> bool:
         """Whether the head is the embedding: there is no ``head`` among the model's own tensors."""

@@ -76,8 +76,7 @@ class PlannedModel:
         return stage_of(self.stages, self._layer(layer))
 
     def _layer(self, layer: int) -> int:
-        drafted = self.schema.drafted(self.layout.num_draft_layers)
-        return expect_int("layer", layer, 0, len(self.schema.layers) + len(drafted) - 1)
+        return expect_int("layer", layer, 0, len(self.schema.blocks(self.layout.num_draft_layers)) - 1)
 
 
 def compose_model(

@@ -246,8 +246,8 @@ def held_at(plan: PlannedModel, pp_rank: int, stage_slot: int) -> tuple[Held, ..
 
 
 def _drafts(plan: PlannedModel, pp_rank: int) -> range:
-    num_layers, drafted = len(plan.schema.layers), plan.schema.drafted(plan.layout.num_draft_layers)
-    return range(num_layers, num_layers + (len(drafted) if pp_rank == len(plan.stages) - 1 else 0))
+    schema, is_last = plan.schema, pp_rank == len(plan.stages) - 1
+    return range(len(schema.layers), len(schema.blocks(plan.layout.num_draft_layers if is_last else 0)))
 
 
 def _filled(plan: PlannedModel, pp_rank: int, stage_slot: int) -> _RankBuilder:

@@ -76,7 +76,7 @@ def _cache_bytes(plan: Plan, workload: Workload, kv_cache_dtype: str) -> Sequenc
     try:
         cache = cache_of(plan, workload, kv_cache_dtype)
     except UnsupportedError:
-        return [0] * (len(plan.schema.layers) + len(plan.schema.drafted(plan.layout.num_draft_layers)))
+        return [0] * len(plan.schema.blocks(plan.layout.num_draft_layers))
     tokens = [
         workload.max_model_len if c.window is None else min(c.window, workload.max_model_len) for c in cache.layers
     ]

@@ -178,7 +178,7 @@ def plan_cache(plan: Plan, *, block_size: int = PAGE_TOKENS) -> Cache:
         UnsupportedError: what a layer stores is not known; the message says why.
     """
     schema, layout = plan.schema, plan.layout
-    kinds = (*schema.layers, *schema.drafted(layout.num_draft_layers))
+    kinds = schema.blocks(layout.num_draft_layers)
     rows = {
         kind: layer_rows(schema.kinds[kind], layout.tensor_parallel_size, num_bytes(plan.dtype, 1))
         for kind in dict.fromkeys(kinds)

@@ -59,13 +59,12 @@ def vllm_cache(plan: Plan, options: VllmCacheOptions | None = None) -> Cache:
     """
     options = options or VllmCacheOptions()
     schema, layout = plan.schema, plan.layout
-    drafted = schema.drafted(layout.num_draft_layers)
-    kinds = (*schema.layers, *drafted)
+    kinds = schema.blocks(layout.num_draft_layers)
     rows = {
         kind: _rows(layer_rows(schema.kinds[kind], layout.tensor_parallel_size, 1), plan.dtype, options.kv_cache_dtype)
         for kind in dict.fromkeys(kinds)
     }
-    windows = (*_windows(plan), *(None,) * len(drafted))
+    windows = (*_windows(plan), *(None,) * (len(kinds) - len(schema.layers)))
     layers = tuple(LayerCache(rows[kind], window) for kind, window in zip(kinds, windows, strict=True))
     is_latent = any(row.kind == "latent" for layer in layers for row in layer.rows)
     batches = layout.pipeline_parallel_size + options.async_scheduling

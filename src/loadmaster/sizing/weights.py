@@ -103,8 +103,7 @@ class WeightSizes:
         tops = [p for p in plan.target.params if p.stage is not None]
         top = {0: {p.name: made for p in tops if (made := self._at(-1, plan.top_class, p.name, layout))}}
         of_class = {number: in_memory(params) for (number, _), params in composed.items()}
-        num_blocks = num_layers + len(plan.schema.drafted(num_drafts))
-        sizes = [of_class[plan.class_of[layer][0]] for layer in range(num_blocks)]
+        sizes = [of_class[plan.class_of[layer][0]] for layer in range(len(plan.schema.blocks(num_drafts)))]
 
         def beside(stages: tuple[tuple[int, int], ...], pp_rank: int) -> int:
             model = PlannedModel(
