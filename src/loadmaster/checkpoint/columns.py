@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loadmaster.checkpoint.canonical import Header, read_canonical
-from loadmaster.checkpoint.header import FETCH, HeaderError, check_length, parse_header
+from loadmaster.checkpoint.header import FETCH, HeaderError, check_header, check_length
 from loadmaster.checkpoint.names import Names
 from loadmaster.checkpoint.partial import PartialPaths
 from loadmaster.checkpoint.regular import open_regular
@@ -50,14 +50,14 @@ class ShardFile:
 class HeaderText:
     """A header's text, its file's size and time stamp, and the SHA-256 of name, size and text.
 
-    ``canonical`` is what `read_canonical` made of it, where that was done already.
+    ``canonical`` is what `read_canonical` made of it, in the thread that read it.
     """
 
     text: bytes
     size: int
     mtime_ns: int
     digest: bytes
-    canonical: Header | None = None
+    canonical: Header | None
 
 
 Read = HeaderText | HeaderError
@@ -137,7 +137,7 @@ class Columns:
             self._unreadable(name, replace(self._full, file=name))
             return
         try:
-            header = parse_header(name, read.text, read.canonical)
+            header = check_header(name, read.text, read.canonical)
             self._check_number(name, TENSORS, self._num_names + len(header.names))
             self._check_number(name, SIGNATURES, len(self._signatures) + len(header.kinds))
         except HeaderError as error:

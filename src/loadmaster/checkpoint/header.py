@@ -115,13 +115,17 @@ def check_counts(file: str, text: bytes) -> None:
         raise _refuse(file, f"the header has more lists and values than {num_objects:,} entries can need")
 
 
-def parse_header(file: str, text: bytes, canonical: Header | None = None) -> Header:
-    """Return the entries of a header's JSON; ``canonical`` is what `read_canonical` made of it, where that was done already.
+def parse_header(file: str, text: bytes) -> Header:
+    """Return the entries of a header's JSON.
 
     Raises:
         HeaderError: the format does not allow it; gives the first reason.
     """
-    header = canonical or read_canonical(text)
+    return check_header(file, text, read_canonical(text))
+
+
+def check_header(file: str, text: bytes, header: Header | None) -> Header:
+    """Return the entries of a header's JSON, of which `read_canonical` made ``header``; see `parse_header`."""
     if header is not None and not header.names.repeated():
         if len(header.kinds) > SIGNATURES.value:
             raise _beyond(file, SIGNATURES, len(header.kinds))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loadmaster.checkpoint.header import HeaderError, parse_header
+from loadmaster.checkpoint.header import HeaderError, check_header
 from loadmaster.checkpoint.index import Index
 from loadmaster.checkpoint.listing import NOT_SHARDS, Listing
 from loadmaster.checkpoint.source import Source
@@ -27,7 +27,7 @@ def report_unread(
     firsts = others[:NUM_HEADERS]
     for name, read in zip(firsts, source.headers(firsts, None), strict=True):
         try:
-            names = parse_header(name, read.text).names if not isinstance(read, HeaderError) else []
+            names = check_header(name, read.text, read.canonical).names if not isinstance(read, HeaderError) else []
         except HeaderError:
             names = []
         only = [n for n in names if n not in table.ids and n not in claimed]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from loadmaster.checkpoint.canonical import read_canonical
 from loadmaster.checkpoint.columns import AHEAD_BYTES, HeaderText, Read
 from loadmaster.checkpoint.header import HeaderError, check_length
 from loadmaster.checkpoint.index import Index
@@ -115,7 +116,7 @@ class HeaderReader:
             self.tally.header_bytes += 8 + len(text)
             if self._keeps_heads:
                 self.heads[name] = head
-        return HeaderText(text, size, 0, digest.digest())
+        return HeaderText(text, size, 0, digest.digest(), read_canonical(text))
 
     def _kept(self, name: str, file: RemoteFile) -> tuple[bytes, int] | None:
         """Return the file's first bytes, of which the cache has the header, and its size."""
