@@ -69,6 +69,7 @@ DOOR: Final[Mapping[str, tuple[str, ...]]] = {
     "vllm.model_executor.models.utils": (*("PPMissingLayer", "StageMissingLayer", "_model_to_pp_missing_layer_names"),),
     "vllm.model_executor.models.deepseek_v2": ("SparseAttnIndexer",),
     "vllm.platforms": ("current_platform",),
+    "vllm.triton_utils": ("HAS_TRITON", "triton"),
     "vllm.v1.attention.backends.mla.prefill.base:MLAPrefillBackend": ("validate_configuration",),
     "vllm.utils.torch_utils": ("set_default_torch_dtype",),
 }

@@ -1,36 +1,41 @@
-"""Digests of what vLLM's own loader writes, anew: ``python -m tools.vllm_goldens``, where vLLM is installed.
+"""Digests of what vLLM's own loader writes, anew: ``python -m tools.vllm_goldens [PRESET …]``, where vLLM is installed.
 
-They are kept in ``tests/integrations/vllm``, so that plans of vLLM's parameters are held against them where vLLM is not. A
-version's file has only what differs from the version before.
+Those of other presets than the named ones are left as they are. They are kept in ``tests/integrations/vllm``, so that plans of
+vLLM's parameters are held against them where vLLM is not. A version's file has only what differs from the version before.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from loadmaster.architectures.targets import target_of_vllm
 from loadmaster.audit.ranks import load
-from tests.integrations.vllm.golden import FILES, RANKS, Parameters, before, told, write
+from tests.integrations.vllm.golden import FILES, Parameters, before, goldens, ranks_of, told, write
+from tests.integrations.vllm.models import arguments_of
 
 
-def parameters_of(preset: str) -> dict[str, Parameters]:
+def parameters_of(preset: str, target: str) -> dict[str, Parameters]:
     """Return what vLLM's own loader makes of a preset, by rank."""
     with tempfile.TemporaryDirectory() as folder:
         path = write(preset, Path(folder))
-        return {str(rank): told(load(path, rank, load_format="auto").params) for rank in RANKS[preset]}
+        ranks = ranks_of(target)[preset]
+        return {str(rank): told(load(path, rank, load_format="auto", **arguments_of(preset)).params) for rank in ranks}
 
 
-def main() -> None:
+def main(presets: Sequence[str]) -> None:
     """Write the file of the installed version."""
     import vllm
 
     target = target_of_vllm(vllm.__version__)
     assert target is not None, f"vLLM {vllm.__version__} is not described"
-    made = {preset: parameters_of(preset) for preset in RANKS}
-    known = before(target)
+    described, known = ranks_of(target), before(target)
+    made = {preset: parameters_of(preset, target) for preset in presets or described}
+    made = {preset: ranks for preset, ranks in (goldens(target) | made).items() if preset in described}
     kept = {preset: ranks for preset, ranks in made.items() if ranks != known.get(preset)}
     lines = json.dumps(kept, indent=1, sort_keys=True)
     file = FILES[target]
@@ -39,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -42,10 +42,11 @@ def _text_only(preset: str, architecture: str, model: str) -> dict[str, Any]:
     return {**config["text_config"], "text_config": None, "architectures": [architecture], "model_type": model}
 
 
-def _routers_plain(preset: str) -> dict[str, Any]:
-    """Return FP8's config with the routers listed as not quantised, as published; vLLM follows the list."""
-    routers = [f"model.layers.{i}.mlp.gate" for i in range(PRESETS[preset].config_of(tiny=True)["num_hidden_layers"])]
-    return {"quantization_config": {**FP8, "modules_to_not_convert": ["lm_head", *routers]}}
+def _plain_beside(preset: str, *modules: str) -> dict[str, Any]:
+    """Return FP8's config with modules of every layer listed as not quantised, as published; vLLM follows the list."""
+    layers = range(PRESETS[preset].config_of(tiny=True)["num_hidden_layers"])
+    plain = [f"model.layers.{i}.{module}" for i in layers for module in modules]
+    return {"quantization_config": {**FP8, "modules_to_not_convert": ["lm_head", *plain]}}
 
 
 ACCEPTED: Final[dict[str, dict[str, Any]]] = {
@@ -54,8 +55,20 @@ ACCEPTED: Final[dict[str, dict[str, Any]]] = {
     "glm-5.1-fp8": GLM,
     "glm-5.2-fp8": GLM,
     "qwen3-fp8": {"head_dim": 32},
-    "qwen3-moe-fp8": {"head_dim": 32, "moe_intermediate_size": 128, **_routers_plain("qwen3-moe-fp8")},
+    "qwen3-moe-fp8": {"head_dim": 32, "moe_intermediate_size": 128, **_plain_beside("qwen3-moe-fp8", "mlp.gate")},
+    "qwen3-next-fp8": {
+        "head_dim": 32,
+        "hidden_size": 256,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+        "moe_intermediate_size": 256,
+        "num_key_value_heads": 8,
+        "shared_expert_intermediate_size": 256,
+        **_plain_beside("qwen3-next-fp8", "mlp.gate", "mlp.shared_expert_gate", "linear_attn.in_proj_ba"),
+    },
     "minimax-m2": MINIMAX,
+    "qwen3.8": _text_only("qwen3.8", "Qwen3_5ForCausalLM", "qwen3_5_text"),
+    "qwen3.5-moe": _text_only("qwen3.5-moe", "Qwen3_5MoeForCausalLM", "qwen3_5_moe_text"),
     "gemma-3": _text_only("gemma-3", "Gemma3ForCausalLM", "gemma3_text"),
     "llama-4": _text_only("llama-4", "Llama4ForCausalLM", "llama4_text"),
 }

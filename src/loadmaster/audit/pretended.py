@@ -40,9 +40,15 @@ def is_pretended() -> bool:
 
 
 def pretend() -> None:
-    """Let this process make streams and events and ask for its device, and let kernels accept heads of any size."""
+    """Let this process make streams and events and ask for its device, and let kernels accept heads of any size.
+
+    Without a device vLLM has a placeholder of Triton; kernels of Mamba ask its configs for their stages while they are imported.
+    """
+    from vllm.triton_utils import HAS_TRITON, triton
     from vllm.v1.attention.backends.mla.prefill.base import MLAPrefillBackend
 
+    if not HAS_TRITON:
+        triton.Config = _config
     MLAPrefillBackend.validate_configuration = classmethod(lambda cls, *given: [])
     cuda: Any = torch.cuda
     cuda.Stream = cuda.Event = _Nothing
@@ -50,6 +56,11 @@ def pretend() -> None:
     cuda.current_device = lambda: 0
     cuda.get_device_capability = lambda device=None: (H100.major, H100.minor)
     cuda.get_device_properties = lambda device=None: H100
+
+
+def _config(kwargs: dict[str, Any], *, num_warps: int = 4, num_stages: int = 3, **more: Any) -> SimpleNamespace:
+    """Return a config of a kernel, as Triton's with its defaults."""
+    return SimpleNamespace(kwargs=kwargs, num_warps=num_warps, num_stages=num_stages, **more)
 
 
 class _Nothing:
@@ -67,6 +78,7 @@ class on_the_host(TorchFunctionMode):  # noqa: N801  # a context manager
     ) -> Any:
         """Call ``func`` with another device."""
         more = dict(kwargs or {})
-        if str(more.get("device", "")).startswith("cuda"):
+        device = more.get("device")
+        if isinstance(device, int) or str(device).startswith("cuda"):  # torch.cuda.current_device() is a number
             more["device"] = "cpu"
         return func(*args, **more)

@@ -9,7 +9,7 @@ import pytest
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.integrations.filter.vllm import LOAD_FORMAT, register
 from loadmaster.integrations.vllm.installed import find_vllm
-from tests.integrations.vllm.golden import RANKS, goldens, told, write
+from tests.integrations.vllm.golden import goldens, ranks_of, told, write
 
 pytestmark = pytest.mark.vllm
 
@@ -25,7 +25,7 @@ def test_every_rank_gets_the_same_parameters_from_fewer_tensors(preset: str, tmp
     register()
     path = write(preset, tmp_path)
     stored = set(open_checkpoint(path).table.names)
-    for rank in RANKS[preset]:
+    for rank in ranks_of(installed.target)[preset]:
         built = build(path, rank, load_format=LOAD_FORMAT)
         offered: set[str] = set()
         write_all = built.model.load_weights

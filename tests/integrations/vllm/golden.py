@@ -16,7 +16,7 @@ import torch
 from loadmaster.architectures.targets import VLLM
 from loadmaster.audit.ranks import Rank
 from loadmaster.synth import PRESETS, write_tiny
-from tests.integrations.vllm.models import ACCEPTED, OTHERS
+from tests.integrations.vllm.models import ACCEPTED, OTHERS, SINCE_0_33
 
 FILES = {target: Path(__file__).with_name(f"{target.replace('-', '_').replace('.', '_')}.json") for target in VLLM}
 """Target → the file of its version, the oldest first."""
@@ -25,22 +25,36 @@ Parameters = dict[str, dict[str, str]]
 
 WHOLE, STAGES, CUT = (Rank(),), (Rank((0, 2)), Rank((1, 2))), (Rank(tp=(0, 2)), Rank(tp=(1, 2)))
 SPREAD = (Rank((1, 2), (0, 2), ep=True), Rank((1, 2), (1, 2), ep=True))
-RANKS: Mapping[str, tuple[Rank, ...]] = {
-    **dict.fromkeys(("llama", "qwen3"), WHOLE + STAGES + CUT),
-    **dict.fromkeys(("qwen3-moe", "deepseek-v3", "glm-5.1-fp8"), WHOLE + STAGES + CUT + SPREAD),
-    **dict.fromkeys(("smollm2", "mistral"), WHOLE),
-    **dict.fromkeys(("qwen2", "qwen2-moe", "mixtral"), STAGES + CUT),
-    **dict.fromkeys(("minimax-m2", "glm-4.5-air", "phi-4"), STAGES[1:] + CUT[1:]),
-    **dict.fromkeys(("granite-moe", "granite-moe-shared"), CUT[1:]),
-    **dict.fromkeys(("deepseek-v3.2", "kimi-k2"), SPREAD[1:]),
-    "glm-5.2-fp8": (Rank(tp=(1, 2), ep=True),),  # evenly divided, its second stage would share a selection of the first
+SINCE: Mapping[str, Mapping[str, tuple[Rank, ...]]] = {
+    "vllm-0.32": {
+        **dict.fromkeys(("llama", "qwen3"), WHOLE + STAGES + CUT),
+        **dict.fromkeys(("qwen3-moe", "deepseek-v3", "glm-5.1-fp8"), WHOLE + STAGES + CUT + SPREAD),
+        **dict.fromkeys(("smollm2", "mistral"), WHOLE),
+        **dict.fromkeys(("qwen2", "qwen2-moe", "mixtral"), STAGES + CUT),
+        **dict.fromkeys(("minimax-m2", "glm-4.5-air", "phi-4"), STAGES[1:] + CUT[1:]),
+        **dict.fromkeys(("granite-moe", "granite-moe-shared"), CUT[1:]),
+        **dict.fromkeys(("deepseek-v3.2", "kimi-k2"), SPREAD[1:]),
+        "glm-5.2-fp8": (
+            Rank(tp=(1, 2), ep=True),
+        ),  # evenly divided, its second stage would share a selection of the first
+    },
+    "vllm-0.33": {
+        **dict.fromkeys(("qwen3.8",), STAGES + CUT),
+        **dict.fromkeys(("qwen3-next", "qwen3-next-fp8", "qwen3.5-moe"), STAGES[:1] + CUT[1:] + SPREAD[1:]),
+    },
 }
-"""Presets, and the ranks that are told of each."""
+"""Version → presets that are described since, and the ranks that are told of each."""
+
+
+def ranks_of(target: str) -> dict[str, tuple[Rank, ...]]:
+    """Return the presets that a version describes, and the ranks that are told of each."""
+    versions = list(SINCE)
+    return {preset: ranks for v in versions[: versions.index(target) + 1] for preset, ranks in SINCE[v].items()}
 
 
 def write(preset: str, path: Path) -> Path:
     """Write the checkpoint whose parameters are told."""
-    write_tiny(PRESETS[preset], path, overrides=(ACCEPTED | OTHERS)[preset])
+    write_tiny(PRESETS[preset], path, overrides=(ACCEPTED | OTHERS | SINCE_0_33)[preset])
     return path
 
 

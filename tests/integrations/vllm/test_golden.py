@@ -12,7 +12,7 @@ from loadmaster.checkpoint import open_checkpoint
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
-from tests.integrations.vllm.golden import FILES, RANKS, before, goldens, told, write
+from tests.integrations.vllm.golden import FILES, SINCE, before, goldens, ranks_of, told, write
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,15 @@ def of_each_version() -> Iterator[tuple[str, str, Rank]]:
     """Yield what each version's file has, and not again what the next versions have alike."""
     for target in FILES:
         known = before(target)
-        for preset, ranks in RANKS.items():
+        for preset, ranks in ranks_of(target).items():
             if goldens(target).get(preset) != known.get(preset):
                 yield from ((target, preset, rank) for rank in ranks)
+
+
+@pytest.mark.parametrize("target", SINCE)
+def test_every_rank_of_every_preset_has_digests(target: str) -> None:
+    told_of = {preset: set(ranks) for preset, ranks in goldens(target).items()}
+    assert told_of == {preset: {str(rank) for rank in ranks} for preset, ranks in ranks_of(target).items()}
 
 
 @pytest.mark.parametrize(("target", "preset", "rank"), list(of_each_version()), ids=str)

@@ -20,8 +20,8 @@ from loadmaster.errors import CheckpointError, LoadError, PlanError, Unsupported
 from loadmaster.integrations.vllm.installed import find_vllm
 from loadmaster.synth import PRESETS, write_tiny
 from tests.failures.damaged import DamagedCheckpoint
-from tests.integrations.vllm.golden import RANKS, goldens
-from tests.integrations.vllm.models import ACCEPTED, OTHERS
+from tests.integrations.vllm.golden import SINCE, goldens, ranks_of, told, write
+from tests.integrations.vllm.models import ACCEPTED, OTHERS, arguments_of
 from tools.vllm_goldens import parameters_of
 
 pytestmark = pytest.mark.vllm
@@ -29,6 +29,7 @@ pytestmark = pytest.mark.vllm
 GLM = "glm-5.1-fp8"
 INSTALLED = find_vllm()
 TARGET = (INSTALLED and INSTALLED.target) or newest_target("vllm")
+DESCRIBED = ranks_of(TARGET)
 MOE = ("qwen3-moe", "deepseek-v3", GLM)
 
 DIRECT, STREAMED = ({"model_loader_extra_config": {"direct": way}} for way in (True, False))
@@ -46,8 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def path(preset: str) -> Path:
         if preset not in paths:
-            paths[preset] = tmp_path_factory.mktemp(preset)
-            write_tiny(PRESETS[preset], paths[preset], overrides=(ACCEPTED | OTHERS)[preset])
+            paths[preset] = write(preset, tmp_path_factory.mktemp(preset))
         return paths[preset]
 
     return path
@@ -93,9 +93,20 @@ def test_other_families_and_formats_are_proven_too(preset: str, made: Callable[[
         assert differences(load(made(preset), rank), load(made(preset), rank, load_format="auto")) == []
 
 
-@pytest.mark.parametrize("preset", RANKS)
+@pytest.mark.parametrize("preset", DESCRIBED)
 def test_the_digests_that_are_kept_are_those_of_vllms_own_loader(preset: str) -> None:
-    assert parameters_of(preset) == goldens(TARGET)[preset]
+    assert parameters_of(preset, TARGET) == goldens(TARGET)[preset]
+
+
+@pytest.mark.parametrize(
+    ("preset", "rank"), [(p, r) for p, ranks in SINCE.get(TARGET, {}).items() for r in ranks], ids=str
+)
+def test_what_is_written_directly_or_streamed_has_the_digests(
+    preset: str, rank: Rank, made: Callable[[str], Path]
+) -> None:
+    for way in (DIRECT, STREAMED):
+        loaded = load(made(preset), rank, **way, **arguments_of(preset))
+        assert told(loaded.params) == goldens(TARGET)[preset][str(rank)]
 
 
 @pytest.mark.parametrize("rank", [Rank(), Rank((1, 2)), Rank(tp=(1, 2), ep=True)], ids=str)

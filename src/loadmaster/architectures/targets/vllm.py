@@ -1,9 +1,10 @@
 """How a version of vLLM names and holds a family's parameters, derived from the native ones, which have vLLM's names in a block.
 
-The differences in vLLM: blocks and the model's own parameters are under ``model.``, experts have their own module, a
-vocabulary is always padded to a multiple of 64, and a plain parameter has the model's dtype whatever is stored. Some models
-hold embedding, norm and head on every stage. MTP layers are a separate draft model, whose layer numbers continue those of the
-model (`DRAFT_EMBEDDING` has none); here they are planned with the model, on its last stage.
+The differences in vLLM: blocks and the model's own parameters are under ``model.``, in a model around a language model with a
+prefix before it; experts have their own module, a vocabulary is always padded to a multiple of 64, and a plain parameter has the
+model's dtype whatever is stored. Some models hold embedding, norm or head on every stage. MTP layers are a separate draft model,
+whose layer numbers continue those of the model (`DRAFT_EMBEDDING` has none); here they are planned with the model, on its last
+stage.
 
 A version is a table of architectures (`vllm_0_32`), the next one a difference to it. ``tests/integrations/vllm`` compares all
 of it with what vLLM's own loader writes.
@@ -11,7 +12,7 @@ of it with what vLLM's own loader writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -27,6 +28,12 @@ NOT_OF_PLUGINS: Final = (
 )
 """Why a family from another package has no vLLM target."""
 
+EMBEDDING, NORM, HEAD = "embed_tokens.weight", "norm.weight", "lm_head.weight"
+"""The native names of the parameters that nearly every model has outside its blocks."""
+
+EXPERTS: Final = ("mlp.experts.", "mlp.experts.routed_experts.")
+"""Experts have a module of their own."""
+
 DRAFT_EMBEDDING: Final = ("{draft}.embed_tokens.weight", "model.embed_tokens.weight")
 """The name of a draft model's embedding in the plan, and its name in the draft model."""
 
@@ -36,16 +43,20 @@ class Described:
     """How vLLM implements an architecture.
 
     ``classes`` are vLLM's classes for it, and ``drafts`` those for its MTP layers. ``modules`` are modules of a block with
-    another name in vLLM, as (native name, vLLM's name); the first that matches is renamed. ``on_every_stage``: all stages
-    hold embedding, norm and head. ``keep`` are parameters of a block with a fixed dtype. ``sends`` is what a stage passes to
-    the next (``make_empty_intermediate_tensors``). ``obstacle`` returns why a config is not described; None if it is.
+    another name in vLLM, as (native name, vLLM's name); the first that matches is renamed. ``top`` are the same outside the
+    blocks. ``on_every_stage`` are the model's own parameters that all stages hold, by native name. ``keep`` are parameters of
+    a block with a fixed dtype, by vLLM's name. ``within`` is the prefix of the language model in a model around it. ``sends``
+    is what a stage passes to the next (``make_empty_intermediate_tensors``). ``obstacle`` returns why a config is not
+    described; None if it is.
     """
 
     classes: tuple[str, ...]
     drafts: tuple[str, ...] = ()
-    modules: tuple[tuple[str, str], ...] = (("mlp.experts.", "mlp.experts.routed_experts."),)
-    on_every_stage: bool = False
+    modules: tuple[tuple[str, str], ...] = (EXPERTS,)
+    top: tuple[tuple[str, str], ...] = ()
+    on_every_stage: tuple[str, ...] = ()
     keep: tuple[tuple[str, str], ...] = ()
+    within: str = ""
     sends: tuple[str, ...] = ("hidden_states", "residual")
     obstacle: Callable[[Config], str | None] = lambda c: None
 
@@ -63,13 +74,8 @@ class Version:
         Raises:
             UnsupportedError: the architecture, or this config of it, is not described.
         """
-        architecture = config.values["architectures"][0]
-        if isinstance(family, WrappedFamily):
-            raise UnsupportedError(
-                f"{family.architectures[0]} is not described for {self.name}, which names the parameters of the "
-                f"{architecture} inside it differently",
-                hint="prove it for the native target, and stream it through vLLM's own loader",
-            )
+        is_inside = isinstance(family, WrappedFamily)
+        architecture = family.architectures[0] if is_inside else config.values["architectures"][0]
         known = self.described.get(architecture)
         if known is None:
             raise UnsupportedError(
@@ -81,8 +87,8 @@ class Version:
         return Target(
             self.name,
             tuple(_renamed(p, known) for p in family.native if known.drafts or not _is_of_draft(p)),
-            layer="model.layers.{layer}",
-            draft="model.layers.{layer}.mtp_block" if known.drafts else None,
+            layer=f"{known.within}model.layers.{{layer}}",
+            draft=f"{known.within}model.layers.{{layer}}.mtp_block" if known.drafts else None,
             formats={"fp8_block": ("weight_scale_inv",)},
             fixed=True,
             dtypes={"F32": "BF16"},  # unless F32 is requested
@@ -91,16 +97,13 @@ class Version:
 
 
 def _renamed(param: Param, known: Described) -> Param:
+    otherwise = param.otherwise and _of_model(param.otherwise, known)
     if param.stage is not None:
-        stage = "every" if known.on_every_stage else param.stage
-        otherwise = param.otherwise and _of_model(param.otherwise)
-        return replace(param, name=_of_model(param.name), otherwise=otherwise, stage=stage)
+        stage = "every" if param.name in known.on_every_stage else param.stage
+        return replace(param, name=_of_model(param.name, known), otherwise=otherwise, stage=stage)
     if _is_of_draft(param):
-        otherwise = param.otherwise and _of_model(param.otherwise)
         return replace(param, name=param.name.replace("{block}", "{draft}"), otherwise=otherwise)
-    inside = param.name.removeprefix("{block}.")
-    old, new = next((pair for pair in known.modules if inside.startswith(pair[0])), ("", ""))
-    name = new + inside.removeprefix(old)
+    name = _moved(param.name.removeprefix("{block}."), known.modules)
     return replace(param, name=f"{{block}}.{name}", keep=dict(known.keep).get(name))
 
 
@@ -108,5 +111,11 @@ def _is_of_draft(param: Param) -> bool:
     return param.parts[0].startswith("mtp.")
 
 
-def _of_model(name: str) -> str:
-    return name if name.startswith("lm_head.") else f"model.{name}"
+def _of_model(name: str, known: Described) -> str:
+    within = known.within if name.startswith("lm_head.") else f"{known.within}model."
+    return within + _moved(name, known.top)
+
+
+def _moved(name: str, modules: Iterable[tuple[str, str]]) -> str:
+    old, new = next((pair for pair in modules if name.startswith(pair[0])), ("", ""))
+    return new + name.removeprefix(old)

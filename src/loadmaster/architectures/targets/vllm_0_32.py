@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.targets.vllm import Described, Version
+from loadmaster.architectures.targets.vllm import EMBEDDING, HEAD, NORM, Described, Version
 
 
 def _llama(c: Config) -> str | None:
@@ -51,6 +51,8 @@ def _untied(c: Config) -> str | None:
     return "the head is tied to the embedding" if c.flag("tie_word_embeddings") else None
 
 
+_EVERYTHING = (EMBEDDING, NORM, HEAD)
+
 _SPARSE_BLOCK = (
     ("mlp.experts.", "block_sparse_moe.experts.routed_experts."),
     ("mlp.gate.e_score_correction_bias", "block_sparse_moe.e_score_correction_bias"),
@@ -66,7 +68,9 @@ _DEEPSEEK = Described(
     obstacle=_deepseek,
 )
 
-_GRANITE = Described(("GraniteMoeForCausalLM",), modules=_SPARSE_BLOCK, on_every_stage=True, sends=("hidden_states",))
+_GRANITE = Described(
+    ("GraniteMoeForCausalLM",), modules=_SPARSE_BLOCK, on_every_stage=_EVERYTHING, sends=("hidden_states",)
+)
 
 VERSION: Final = Version(
     "vllm-0.32",
@@ -76,9 +80,9 @@ VERSION: Final = Version(
         "Phi3ForCausalLM": Described(("Phi3ForCausalLM",), obstacle=_llama),
         "Qwen2ForCausalLM": Described(("Qwen2ForCausalLM",), obstacle=_qwen2),
         "Qwen3ForCausalLM": Described(("Qwen3ForCausalLM",)),
-        "Qwen2MoeForCausalLM": Described(("Qwen2MoeForCausalLM",), on_every_stage=True),
-        "Qwen3MoeForCausalLM": Described(("Qwen3MoeForCausalLM",), on_every_stage=True, obstacle=_qwen3_moe),
-        "MixtralForCausalLM": Described(("MixtralForCausalLM",), modules=_SPARSE_BLOCK, on_every_stage=True),
+        "Qwen2MoeForCausalLM": Described(("Qwen2MoeForCausalLM",), on_every_stage=_EVERYTHING),
+        "Qwen3MoeForCausalLM": Described(("Qwen3MoeForCausalLM",), on_every_stage=_EVERYTHING, obstacle=_qwen3_moe),
+        "MixtralForCausalLM": Described(("MixtralForCausalLM",), modules=_SPARSE_BLOCK, on_every_stage=_EVERYTHING),
         "MiniMaxM2ForCausalLM": Described(
             ("MiniMaxM2ForCausalLM",),
             modules=_SPARSE_BLOCK,
