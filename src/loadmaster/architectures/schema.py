@@ -249,7 +249,7 @@ class Param:
     BF16 …), ``plain`` decodes what is quantised and keeps the rest, ``decoded`` is always in the model's dtype.
     ``otherwise`` is a parameter of the model itself that is used where the parts do not exist: the same memory where the
     rank has it, a copy where it doesn't. ``stage`` places the parameters of the model itself. ``keep`` is the parameter's
-    format, whatever is stored.
+    format, whatever is stored. ``sizes``: on each rank, its first dim is filled up with ``filler`` to the next of these.
     """
 
     name: str
@@ -258,10 +258,33 @@ class Param:
     otherwise: str | None = None
     stage: Literal["first", "last", "every"] | None = None
     keep: str | None = None
+    sizes: tuple[int, ...] = ()
+    filler: float = 0.0
 
     def is_on(self, stage: int, num_stages: int) -> bool:
         """Return whether a parameter of the model itself is on a stage."""
         return self.stage == "every" or stage == (0 if self.stage == "first" else num_stages - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How an engine holds a component of a quantised format that is stored in ``dtype`` under a name that ends in ``suffix``.
+
+    ``named`` is the ending of the parameter's name, and ``held`` what the engine calls the same bits, where they differ.
+
+    >>> Held("scale", "F8_E8M0", named="weight_scale", held="U8").param
+    ('weight_scale', 'U8')
+    """
+
+    suffix: str
+    dtype: str
+    named: str | None = None
+    held: str | None = None
+
+    @property
+    def param(self) -> tuple[str, str]:
+        """The ending of the parameter's name, and its dtype."""
+        return self.named or self.suffix, self.held or self.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,8 +294,8 @@ class Target:
     ``layer`` and ``draft`` are the names of the blocks of decoder layers and of MTP layers, with their stored number
     (``layer``), or counted from 0 (``{}``). Where an MTP layer contains a block, ``{draft}`` is the name of the whole
     layer, in the form of a decoder layer's name. An engine without ``draft`` is not described with MTP layers. ``formats``
-    are the quantised formats whose parameters are described, each with the suffixes of its components other than the
-    values (None: all formats).
+    are the quantised formats whose parameters are described, each with its components, the values first (None: all formats, held
+    as they are stored).
 
     ``fixed``: the formats of the engine's parameters do not follow the checkpoint. Plain weights are always in the model's
     dtype (``dtypes`` gives the one used instead of the config's), vocabularies are always padded, and a quantised
@@ -288,7 +311,7 @@ class Target:
     params: tuple[Param, ...]
     layer: str = "layers.{layer}"
     draft: str | None = "mtp.{}"
-    formats: Mapping[str, tuple[str, ...]] | None = None
+    formats: Mapping[str, tuple[Held, ...]] | None = None
     fixed: bool = False
     dtypes: Mapping[str, str] = field(default_factory=dict)
     sends: tuple[str, ...] | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from loadmaster.audit.accepted import RECENT
 from loadmaster.audit.damage import Damage
 from loadmaster.audit.ranks import Rank
 from loadmaster.parallel import ParallelLayout
@@ -51,7 +52,7 @@ def _plain_beside(preset: str, *modules: str) -> dict[str, Any]:
 
 ACCEPTED: Final[dict[str, dict[str, Any]]] = {
     **{name: LONG for name in PRESETS if name == "llama" or name.startswith("llama-")},
-    **{name: MLA for name in PRESETS if name.startswith(("deepseek", "kimi"))},
+    **{name: MLA for name in PRESETS if name.startswith(("deepseek-v3", "kimi-k2"))},
     "glm-5.1-fp8": GLM,
     "glm-5.2-fp8": GLM,
     "qwen3-fp8": {"head_dim": 32},
@@ -71,6 +72,7 @@ ACCEPTED: Final[dict[str, dict[str, Any]]] = {
     "qwen3.5-moe": _text_only("qwen3.5-moe", "Qwen3_5MoeForCausalLM", "qwen3_5_moe_text"),
     "gemma-3": _text_only("gemma-3", "Gemma3ForCausalLM", "gemma3_text"),
     "llama-4": _text_only("llama-4", "Llama4ForCausalLM", "llama4_text"),
+    **RECENT,
 }
 """Changes to the tiny configs of presets that vLLM would not accept unchanged (None removes a value)."""
 

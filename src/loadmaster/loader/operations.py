@@ -178,8 +178,11 @@ def fill(tensors: Tensors, derived: RankPlan, group: MoveGroup) -> None:
 
 
 def destination(tensors: Tensors, derived: RankPlan, group: MoveGroup, place: int, region: Region) -> torch.Tensor:
-    """Return the part of a parameter that ``region`` of a group's source fills, at one of its places."""
-    param = tensors[derived.specs[group.params[place]].name]
+    """Return the part of a parameter that ``region`` of a group's source fills, at one of its places, in the source's dtype.
+
+    An engine may call the same bits otherwise (`Held`).
+    """
+    param = tensors[derived.specs[group.params[place]].name].view(TORCH[group.piece.source.dtype])
     if group.piece.ids is not None:
         param = param[int(group.slots[place])]
     return param[tuple(slice(a + c, a + d) for (a, _), (c, d) in zip(group.box, region, strict=True))]

@@ -10,8 +10,8 @@ What a fused parameter becomes follows from the forms of its parts:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from math import lcm
@@ -39,7 +39,7 @@ from loadmaster.architectures.algebra import (
 )
 from loadmaster.architectures.items import Item
 from loadmaster.architectures.lower import Piece, pieces
-from loadmaster.architectures.schema import Param, Tensor
+from loadmaster.architectures.schema import Held, Param, Tensor
 from loadmaster.dtypes import join, widens
 from loadmaster.formats import Component, Format
 from loadmaster.parallel import ParallelLayout
@@ -53,10 +53,11 @@ from loadmaster.plan.specs import ParamSpec
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """The model's dtype, and why plain weights are cast to it (None: not cast)."""
+    """The model's dtype, why plain weights are cast to it (None: not cast), and how the engine holds formats (`Target`)."""
 
     model_dtype: str
     cast: str | None
+    held: Mapping[str, tuple[Held, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def compose(param: Param, bound: LayerClass, numerics: Numerics, layout: Paralle
     experts = first_copies(layout.expert_slots(num_experts)) if num_experts else ()
     table = parts[0].tensor.table
     host = table is not None and (layout.tables or table) == "host"
-    return UnplacedParam(param, _fused(parts, numerics, dtype, layout), dtype is None, experts, host)
+    return UnplacedParam(param, _fused(parts, numerics, dtype, layout), dtype is None, experts, host, numerics.held)
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class UnplacedParam:
     """A parameter before placement: its expression, and whether its values stay encoded (values and scales apart).
 
     ``experts``: where it is a stack, the expert of each slot, as `first_copies` gives them. ``host``: it is kept in the memory
-    of the host.
+    of the host. ``held``: how the engine holds formats (`Target.formats`).
     """
 
     param: Param
@@ -152,6 +153,7 @@ class UnplacedParam:
     is_encoded: bool
     experts: tuple[int, ...]
     host: bool = False
+    held: Mapping[str, tuple[Held, ...]] = field(default_factory=dict)
 
     @cached_property
     def axes(self) -> tuple[str, ...]:
@@ -168,16 +170,18 @@ class UnplacedParam:
         name, parts = self.param.name, self.param.parts
         division = divide(self.expression, len(parts), self.experts, coordinates)
         if not self.is_encoded:
+            e = _filled_up(e, self.param)
             yield PlannedParam(ParamSpec(name, e.shape, e.dtype, division=division, host=self.host), parts, pieces(e))
             return
         format_ = format_of(e)
         components = [encoded(e, i) for i in range(len(format_.components))]
-        names = [component_name(name, c.suffix) for c in format_.components]
+        held = _held(format_, [c.dtype for c in components], self.held.get(format_.name, ()))
+        names = [component_name(name, suffix) for suffix, _ in held]
         yield PlannedParam(
             ParamSpec(
                 names[0],
                 components[0].shape,
-                components[0].dtype,
+                held[0][1],
                 scale=names[1],
                 grids=scale_grids(e),
                 format=format_.name,
@@ -188,9 +192,21 @@ class UnplacedParam:
             parts,
             pieces(components[0]),
         )
-        for component_of, component in zip(names[1:], components[1:], strict=True):
-            spec = ParamSpec(component_of, component.shape, component.dtype, host=self.host)
+        for component_of, component, (_, dtype) in zip(names[1:], components[1:], held[1:], strict=True):
+            spec = ParamSpec(component_of, component.shape, dtype, host=self.host)
             yield PlannedParam(spec, parts, pieces(component))
+
+
+def _held(format_: Format, stored: Sequence[str], engine: Sequence[Held]) -> list[tuple[str, str]]:
+    """Return the ending of each component's name, and its dtype: the engine's where all are stored as it expects."""
+    as_stored = [(c.suffix, dtype) for c, dtype in zip(format_.components, stored, strict=True)]
+    return [h.param for h in engine] if as_stored == [(h.suffix, h.dtype) for h in engine] else as_stored
+
+
+def _filled_up(e: Expression, param: Param) -> Expression:
+    """Return what a rank holds of a parameter, filled up to the next of its sizes."""
+    more = next((size for size in param.sizes if size >= e.shape[0]), e.shape[0]) - e.shape[0]
+    return Concat(0, (e, Fill((more, *e.shape[1:]), e.dtype, param.filler))) if more else e
 
 
 def component_name(name: str, suffix: str) -> str:

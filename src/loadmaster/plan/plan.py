@@ -309,9 +309,9 @@ def _check_columns(checkpoint: Checkpoint) -> None:
 
 def _numerics(target: Target, configured: str, asked: str | None) -> Numerics:
     if asked is not None:
-        return Numerics(asked, f"--dtype {asked}")
+        return Numerics(asked, f"--dtype {asked}", target.formats or {})
     dtype = target.dtypes.get(configured, configured)
-    return Numerics(dtype, f"{target.name} has it in {dtype}" if target.fixed else None)
+    return Numerics(dtype, f"{target.name} has it in {dtype}" if target.fixed else None, target.formats or {})
 
 
 def _commonest_plain(table: TensorTable) -> str:

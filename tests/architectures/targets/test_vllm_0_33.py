@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from loadmaster.architectures.schema import Target
 from loadmaster.architectures.targets import VLLM, newest_target, target_of_vllm, vllm_0_32, vllm_0_33
 from loadmaster.architectures.targets.vllm import Version
 from loadmaster.audit.case import ACCEPTED
+from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import UnsupportedError
-from loadmaster.synth import PRESETS
+from loadmaster.loader import load_rank
+from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import Plan, build_plan, prove
+from loadmaster.synth import PRESETS, write_full_size, write_tiny
 from tests.integrations.vllm.golden import SINCE
 
 
@@ -72,3 +79,58 @@ def test_the_newest_version_is_the_default_and_an_installed_one_has_its_own() ->
         "0.3.2": None,
     }
     assert all(version.name == name for name, version in VLLM.items())
+
+
+def plan(preset: str, path: Path, *sizes: int, overrides: dict[str, Any] | None = None, **layout: Any) -> Plan:
+    write_tiny(PRESETS[preset], path, overrides={**ACCEPTED[preset], **(overrides or {})})
+    return build_plan(open_checkpoint(path), ParallelLayout(*sizes, **layout), target="vllm-0.33")
+
+
+def test_deepseek_v4_pro_as_published_is_planned_for_sixteen_ranks(tmp_path: Path) -> None:
+    write_full_size(PRESETS["deepseek-v4-pro-0813"], tmp_path)
+    made = build_plan(open_checkpoint(tmp_path), ParallelLayout(2, 8, enable_expert_parallel=True), target="vllm-0.33")
+    assert prove(made).findings == ()
+    first, last = ({s.name: (s.dtype, s.shape) for s in made.rank(rank).specs} for rank in (0, 15))
+    block = "model.layers.2."
+    assert first[f"{block}attn.fused_wqa_wkv.weight"] == ("F8_E4M3", (1536 + 512, 7168))
+    assert first[f"{block}attn.fused_wqa_wkv.weight_scale_inv"] == ("F8_E8M0", (16, 56))
+    assert first[f"{block}ffn.experts.routed_experts.w13_weight"] == ("U8", (48, 2 * 3072, 7168 // 2))
+    assert first[f"{block}ffn.experts.routed_experts.w13_weight_scale"] == ("U8", (48, 2 * 3072, 7168 // 32))
+    assert first["model.layers.0.ffn.gate.tid2eid"] == ("I32", (129280, 6))
+    assert first["model.hc_head_fn"] == last["model.hc_head_fn"] == ("F32", (4, 4 * 7168))
+    assert not any(name.startswith("mtp.") or ".layers.61." in name for name in last)
+
+
+def test_sinks_of_attention_are_filled_up_to_a_number_of_heads_that_kernels_have(tmp_path: Path) -> None:
+    made = plan("deepseek-v4-flash", tmp_path, 1, 2)
+    sink = load_rank(prove(made).require_proven(), 1).tensors["model.layers.0.attn.attn_sink"]
+    whole = load_rank(prove(build_plan(open_checkpoint(tmp_path))).require_proven(), 0).tensors[
+        "layers.0.attn.attn_sink"
+    ]
+    assert sink.shape == (64,)
+    assert torch.equal(sink[:4], whole[4:])
+    assert (sink[4:] == -inf).all()
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "options", "said"),
+    [
+        ("deepseek-v4-flash", {"topk_method": "greedy"}, {}, "topk_method is 'greedy', not 'noaux_tc'"),
+        ("deepseek-v4-flash", {"vision_n_layers": 2}, {}, "it has vision"),
+        ("deepseek-v4-pro-0813", {}, {"num_draft_layers": 1}, "MTP layers are not described for vllm-0.33"),
+        ("deepseek-v4-flash", {}, {"tensor_parallel_size": 4}, "a part that ends inside a block of scales"),
+    ],
+)
+def test_what_is_not_described_is_refused_by_name(
+    preset: str, overrides: dict[str, Any], options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedError, match=said):
+        plan(preset, tmp_path, overrides=overrides, **options)
+
+
+def test_scales_that_vllm_would_hold_in_another_format_are_not_described(tmp_path: Path) -> None:
+    """With F32 scales, as in the releases of base models, vLLM has F32 parameters; those of powers of two are described."""
+    overrides = {**ACCEPTED["deepseek-v4-flash"], "expert_dtype": "fp8"}
+    write_tiny(replace(PRESETS["deepseek-v4-flash"], e8m0=False), tmp_path, overrides=overrides)
+    with pytest.raises(UnsupportedError, match="fp8_block with scale, which is not described"):
+        build_plan(open_checkpoint(tmp_path), target="vllm-0.33")

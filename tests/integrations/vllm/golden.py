@@ -39,6 +39,8 @@ SINCE: Mapping[str, Mapping[str, tuple[Rank, ...]]] = {
         ),  # evenly divided, its second stage would share a selection of the first
     },
     "vllm-0.33": {
+        "deepseek-v4-flash": WHOLE + STAGES + CUT + SPREAD[1:],
+        "deepseek-v4-pro-0813": STAGES[1:] + SPREAD[1:],
         **dict.fromkeys(("qwen3.8",), STAGES + CUT),
         **dict.fromkeys(("qwen3-next", "qwen3-next-fp8", "qwen3.5-moe"), STAGES[:1] + CUT[1:] + SPREAD[1:]),
     },

@@ -1,7 +1,8 @@
-"""Tiny models that vLLM takes on a CPU: presets, and what makes it accept their configs."""
+"""Tiny models that vLLM takes: presets, and what makes it accept their configs."""
 
 from typing import Any
 
+from loadmaster.audit.accepted import RECENT
 from loadmaster.audit.case import ACCEPTED as OVERRIDES
 
 FIRST = ("llama", "qwen3", "smollm2", "qwen3-moe", "deepseek-v3", "glm-5.1-fp8")
@@ -18,6 +19,7 @@ OTHERS: dict[str, dict[str, Any]] = {preset: OVERRIDES.get(preset, {}) for prese
 """More that vLLM builds on a CPU: fused and stacked as stored, padded, packed, with recurrent layers, with defaults."""
 
 SINCE_0_33: dict[str, dict[str, Any]] = {
+    **RECENT,
     "qwen3-next-fp8": OVERRIDES["qwen3-next-fp8"],
     "qwen3.8": {},
     "qwen3.5-moe": {},

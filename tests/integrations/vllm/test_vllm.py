@@ -125,6 +125,22 @@ def test_a_draft_is_that_of_vllms_own_loader_and_reads_no_layer_but_its_own(
     assert set(differences(load(path, rank, draft="mtp", **DIRECT), own)) <= embedding
 
 
+@pytest.mark.skipif("deepseek-v4-flash" not in ranks_of(TARGET), reason="it is not described for this version")
+def test_a_draft_of_deepseek_v4_is_written_directly_and_lacks_an_embedding_over_stages(
+    made: Callable[[str], Path],
+) -> None:
+    path = made("deepseek-v4-flash")
+    for rank in (Rank(), Rank(tp=(1, 2), ep=True)):
+        own = load(path, rank, draft="mtp", load_format="auto")
+        assert differences(load(path, rank, draft="mtp", **DIRECT), own) == []
+        draft = load(path, rank, draft="mtp", **STREAMED)
+        assert differences(draft, own) == []
+        assert {n.partition(".")[0] for n in offered(draft)} == {"mtp"}
+    # vLLM shares the embedding on one stage alone, and the checkpoint has none for the draft
+    with pytest.raises(LoadError, match=r"1 parameter was not written(.|\n)*  model\.embed_tokens\.weight"):
+        load(path, Rank((1, 2)), draft="mtp")
+
+
 @pytest.mark.parametrize("preset", ["qwen3", GLM])
 def test_stages_share_out_the_tensors_and_the_drafts_layer_is_read_by_none(
     preset: str, made: Callable[[str], Path]

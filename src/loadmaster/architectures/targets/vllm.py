@@ -13,12 +13,12 @@ of it with what vLLM's own loader writes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.registry import FAMILIES
-from loadmaster.architectures.schema import Family, Param, Target
+from loadmaster.architectures.schema import Family, Held, Param, Target
 from loadmaster.architectures.wrapper import WrappedFamily
 from loadmaster.errors import UnsupportedError
 
@@ -38,16 +38,24 @@ DRAFT_EMBEDDING: Final = ("{draft}.embed_tokens.weight", "model.embed_tokens.wei
 """The name of a draft model's embedding in the plan, and its name in the draft model."""
 
 
+FP8_BLOCK: Final[Mapping[str, tuple[Held, ...]]] = {
+    "fp8_block": (Held("weight", "F8_E4M3"), Held("weight_scale_inv", "F32")),
+}
+"""DeepSeek-V3's FP8, which vLLM holds as it is stored."""
+
+
 @dataclass(frozen=True)
 class Described:
     """How vLLM implements an architecture.
 
-    ``classes`` are vLLM's classes for it, and ``drafts`` those for its MTP layers. ``modules`` are modules of a block with
-    another name in vLLM, as (native name, vLLM's name); the first that matches is renamed. ``top`` are the same outside the
-    blocks. ``on_every_stage`` are the model's own parameters that all stages hold, by native name. ``keep`` are parameters of
-    a block with a fixed dtype, by vLLM's name. ``within`` is the prefix of the language model in a model around it. ``sends``
-    is what a stage passes to the next (``make_empty_intermediate_tensors``). ``obstacle`` returns why a config is not
-    described; None if it is.
+    ``classes`` are vLLM's classes for it, and ``drafts`` those for its MTP layers; ``drafted`` says whether those of a config
+    are described. ``modules`` are modules of a block with another name in vLLM, as (native name, vLLM's name); the first that
+    matches is renamed. ``top`` are the same outside the blocks. ``on_every_stage`` are the model's own parameters that all
+    stages hold, by native name. ``keep`` are parameters of a block with a fixed dtype, by vLLM's name. ``params``, with vLLM's
+    names, replace the native ones of the same parts, where vLLM fuses or places others. ``within`` is the prefix of the
+    language model in a model around it. ``formats`` are the quantised formats that are described, and ``methods`` vLLM's names
+    for methods of config.json where they differ. ``sends`` is what a stage passes to the next
+    (``make_empty_intermediate_tensors``). ``obstacle`` returns why a config is not described; None if it is.
     """
 
     classes: tuple[str, ...]
@@ -56,9 +64,13 @@ class Described:
     top: tuple[tuple[str, str], ...] = ()
     on_every_stage: tuple[str, ...] = ()
     keep: tuple[tuple[str, str], ...] = ()
+    params: tuple[Param, ...] = ()
     within: str = ""
+    formats: Mapping[str, tuple[Held, ...]] = field(default_factory=lambda: FP8_BLOCK)
+    methods: Mapping[str, str] = field(default_factory=dict)
     sends: tuple[str, ...] = ("hidden_states", "residual")
     obstacle: Callable[[Config], str | None] = lambda c: None
+    drafted: Callable[[Config], bool] = lambda c: True
 
 
 @dataclass(frozen=True)
@@ -84,12 +96,15 @@ class Version:
             )
         if obstacle := known.obstacle(config):
             raise UnsupportedError(f"{architecture} is not described for {self.name}: {obstacle}")
+        has_drafts = bool(known.drafts) and known.drafted(config)
+        replaced = {part for p in known.params for part in p.parts}
+        native = (_renamed(p, known) for p in family.native if not replaced.issuperset(p.parts))
         return Target(
             self.name,
-            tuple(_renamed(p, known) for p in family.native if known.drafts or not _is_of_draft(p)),
+            tuple(p for p in (*native, *known.params) if has_drafts or not _is_of_draft(p)),
             layer=f"{known.within}model.layers.{{layer}}",
-            draft=f"{known.within}model.layers.{{layer}}.mtp_block" if known.drafts else None,
-            formats={"fp8_block": ("weight_scale_inv",)},
+            draft=f"{known.within}model.layers.{{layer}}.mtp_block" if has_drafts else None,
+            formats=known.formats,
             fixed=True,
             dtypes={"F32": "BF16"},  # unless F32 is requested
             sends=known.sends,
@@ -101,9 +116,9 @@ def _renamed(param: Param, known: Described) -> Param:
     if param.stage is not None:
         stage = "every" if param.name in known.on_every_stage else param.stage
         return replace(param, name=_of_model(param.name, known), otherwise=otherwise, stage=stage)
-    if _is_of_draft(param):
-        return replace(param, name=param.name.replace("{block}", "{draft}"), otherwise=otherwise)
     name = _moved(param.name.removeprefix("{block}."), known.modules)
+    if _is_of_draft(param):
+        return replace(param, name=f"{{draft}}.{name}", otherwise=otherwise)
     return replace(param, name=f"{{block}}.{name}", keep=dict(known.keep).get(name))
 
 

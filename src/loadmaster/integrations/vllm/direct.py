@@ -136,7 +136,7 @@ def _unfit(vllm_config: Any, model: Any, checkpoint: Checkpoint, model_class: ty
         yield "a draft model that does not have exactly one layer"
     stored = config.get("quantization_config")
     method = stored.get("quant_method") if isinstance(stored, Mapping) else None
-    if model.quantization != method:
+    if model.quantization != (described.methods.get(str(method), method) if described else method):
         yield f"quantization is {model.quantization}, but {method} in config.json"
 
 

@@ -21,6 +21,7 @@ DEEPSEEK_V4_FLASH: dict[str, Any] = {
         "scale_fmt": "ue8m0",
         "weight_block_size": [128, 128],
     },
+    "topk_method": "noaux_tc",
     "vocab_size": 129280,
     "hidden_size": 4096,
     "head_dim": 512,
