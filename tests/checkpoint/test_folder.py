@@ -114,6 +114,15 @@ def test_an_index_that_is_none_is_found(content: str, folder: Path) -> None:
     assert only(folder).code == "index-invalid"
 
 
+def test_an_index_with_a_name_that_no_tensor_can_have_is_found(folder: Path) -> None:
+    write_index(folder, INDEX | {"x" * 5000: "model-1-of-2.safetensors"}, 52)
+    found = only(folder)
+    assert (found.code, found.message) == (
+        "limit-exceeded",
+        "the index has 5,000 characters of a tensor's name, and the limit is 512",
+    )
+
+
 def test_a_tensor_in_two_shards_is_found_with_both_files(folder: Path) -> None:
     save_file(B | {"a": A["a"]}, folder / "model-2-of-2.safetensors")
     codes = {f.code: f for f in open_checkpoint(folder).findings}

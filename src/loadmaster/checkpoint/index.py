@@ -17,7 +17,7 @@ from loadmaster.checkpoint.plain_index import read_plain
 from loadmaster.checkpoint.small_files import SmallFiles, UnreadableError
 from loadmaster.checkpoint.table import TensorTable
 from loadmaster.findings import Finding
-from loadmaster.limits import INDEX_BYTES, SHARDS, TENSORS, LimitError
+from loadmaster.limits import INDEX_BYTES, NAME_CHARACTERS, SHARDS, TENSORS, Limit, LimitError
 
 INDEX_NAME = "model.safetensors.index.json"
 _EXTRA = 10_000
@@ -73,6 +73,8 @@ def read_index(files: SmallFiles, name: str = INDEX_NAME) -> IndexRead:
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(weight_map, dict) or set(map(type, weight_map.values())) - {str}:
         return None, (_invalid(name, "the index has no weight_map of tensor names to file names"),)
+    if (longest := max(map(len, weight_map), default=0)) > NAME_CHARACTERS.value:
+        return None, (_beyond(name, NAME_CHARACTERS, longest),)
     metadata = value.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     stated = int(total) if isinstance(total, int | float) and total < 2**63 else None
@@ -82,9 +84,13 @@ def read_index(files: SmallFiles, name: str = INDEX_NAME) -> IndexRead:
     if strange := sorted(f for f in index.files if len(f) > 255 or not f.isprintable()):
         return None, (_invalid(name, f"the index names impossible files: {strange[0][:200]!r}"),)
     if len(index.files) > SHARDS.value:
-        message = f"the index names {SHARDS.exceeded(len(index.files))}"
-        return None, (Finding("limit-exceeded", "error", message, file=name, hint=SHARDS.hint),)
+        return None, (_beyond(name, SHARDS, len(index.files)),)
     return index, ()
+
+
+def _beyond(name: str, limit: Limit, count: int) -> Finding:
+    message = f"the index has {limit.exceeded(count)}"
+    return Finding("limit-exceeded", "error", message, file=name, hint=limit.hint)
 
 
 def _invalid(name: str, message: str) -> Finding:

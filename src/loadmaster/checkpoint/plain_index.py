@@ -12,8 +12,8 @@ import re
 import numpy as np
 import numpy.typing as npt
 
-from loadmaster.checkpoint.names import NAME_BYTES, Bytes, Names, Positions, distinct, is_plain, places, rows
-from loadmaster.limits import TENSORS
+from loadmaster.checkpoint.names import Bytes, Names, Positions, distinct, is_plain, places, rows
+from loadmaster.limits import NAME_CHARACTERS, TENSORS
 
 WeightMap = tuple[Names, npt.NDArray[np.int32], tuple[str, ...]]
 """The tensors' names, for each the position of its file, and the files."""
@@ -50,7 +50,7 @@ def read_plain(text: bytes) -> tuple[WeightMap, bytes] | None:
     longest = max(int((name_ends - name_begins).max()), int((file_ends - file_begins).max()))
     between = ((colon, count), (comma or b"", count - 1))
     controls = sum(_controls(np.frombuffer(mark, dtype=np.uint8)) * times for mark, times in between)
-    if longest > NAME_BYTES or _controls(array[first : int(file_ends[-1])]) != controls:
+    if longest > NAME_CHARACTERS.value or _controls(array[first : int(file_ends[-1])]) != controls:
         return None
     files = distinct(rows(array, file_begins, file_ends)) if longest * count < 4 * len(text) else None
     if files is None:
