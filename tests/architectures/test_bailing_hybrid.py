@@ -14,42 +14,12 @@ from loadmaster.errors import ConfigError, InputError, UnsupportedError
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
 from loadmaster.sizing.cuts import list_boundaries
+from loadmaster.synth import PRESETS
 from loadmaster.testing import check_loading, check_tables, compare_with_transformers, write_checkpoint
 from loadmaster.testing.damaged import DamagedCheckpoint
 from tests.architectures.damage import Change, damaged_copy
 
-TINY: dict[str, Any] = {
-    "architectures": ["BailingMoeV3ForCausalLM"],
-    "model_type": "bailing_hybrid",
-    "dtype": "bfloat16",
-    "tie_word_embeddings": False,
-    "first_k_dense_replace": 1,
-    "gated_attention_proj_granularity_type": "head_wise",
-    "head_dim": 16,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "kv_lora_rank": 32,
-    "layer_group_size": 2,
-    "moe_intermediate_size": 32,
-    "moe_shared_expert_intermediate_size": 32,
-    "n_group": 2,
-    "no_kda_lora": True,
-    "num_attention_heads": 8,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "num_hidden_layers": 4,
-    "num_key_value_heads": 8,
-    "num_nextn_predict_layers": 1,
-    "num_shared_experts": 1,
-    "pad_token_id": 0,
-    "q_lora_rank": None,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 8,
-    "short_conv_kernel_size": 4,
-    "topk_group": 1,
-    "v_head_dim": 16,
-    "vocab_size": 320,
-}
+TINY = PRESETS["ling-3.0-flash"].config_of(tiny=True)
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "scale_fmt": "ue8m0"}
 MXFP4 = {**FP8, "routed_experts_quant_method": "mxfp4"}
 
@@ -103,7 +73,7 @@ def found(path: Path) -> list[tuple[str, str | None]]:
 def test_sound_checkpoints_have_no_findings_and_every_cut_is_possible(folder: Path) -> None:
     assert found(folder / "bf16") == found(folder / "mxfp4") == []
     listed = list_boundaries(build_plan(open_checkpoint(folder / "bf16")))
-    assert [(c.refused, c.crosses) for c in listed[1:4]] == [(None, (("hidden_states", 64 * 2),))] * 3
+    assert [(c.refused, c.crosses) for c in listed[1:4]] == [(None, (("hidden_states", 96 * 2),))] * 3
 
 
 @pytest.mark.parametrize("scale", ["weight_scale", "weight_scale_inv"])

@@ -20,7 +20,8 @@ OTHERWISE = (
     *("kimi-k3", "mistral-large-3", "deepseek-v4.1-flash"),  # without a class
     *("kimi-linear", "deepseek-v4-flash", "deepseek-v4-pro-0813"),  # saved in names that no release has
     *("mistral-4", "mistral-large-4", "hy4-preview", "minimax-m3-mxfp8", "muse-spark-nvfp4", "glm-5.3-flash"),
-    "step-3.7-flash",  # its class is not one for text alone
+    *("step-3.7-flash", "qwen3.8-flash-next"),  # their classes are not ones for text alone
+    *("inkling", "inkling-2", "inkling-2-loop"),
 )
 MODELS = [name for name, preset in PRESETS.items() if preset.format is None and name not in OTHERWISE]
 
@@ -49,10 +50,16 @@ def model(request: pytest.FixtureRequest) -> torch.nn.Module:
     return made
 
 
+PUBLISHED_ONLY = ("bailing_hybrid", "longcat_flash")
+"""Models of which no release has the names inside transformers: experts in one tensor, LongCat's with rows of no expert."""
+
+
 @pytest.mark.parametrize("original", [True, False], ids=["published names", "names inside transformers"])
 def test_what_transformers_saves_is_loaded_as_the_reference(
     model: torch.nn.Module, original: bool, tmp_path: Path
 ) -> None:
+    if not original and model.config.model_type in PUBLISHED_ONLY:
+        pytest.skip("no release has these names")
     model.save_pretrained(tmp_path, save_original_format=original)
     if not original:
         assert read_all(tmp_path).keys() <= model.state_dict().keys()

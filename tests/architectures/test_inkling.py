@@ -13,49 +13,22 @@ from loadmaster.errors import ConfigError, LayoutError, UnsupportedError
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
 from loadmaster.sizing.cuts import list_boundaries
+from loadmaster.synth import PRESETS
 from loadmaster.testing import check_loading, check_tables, compare_with_transformers, write_checkpoint
 from loadmaster.testing.damaged import DamagedCheckpoint
 from tests.architectures.damage import damaged_copy
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 96,
-    "moe_intermediate_size": 48,
-    "num_hidden_layers": 7,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 16,
-    "swa_num_attention_heads": 8,
-    "swa_num_key_value_heads": 8,
-    "swa_head_dim": 16,
-    "sliding_window_size": 32,
-    "d_rel": 4,
-    "rel_extent": 64,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "vocab_size": 320,
-    "unpadded_vocab_size": 300,
-    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
-}
-"""Layer 5 has no window."""
-ONE: dict[str, Any] = {
-    "architectures": ["InklingForConditionalGeneration"],
-    "dtype": "bfloat16",
-    "text_config": {**SIZES, "intermediate_size": 160, "dense_mlp_idx": 2},
-}
-MTP = {"num_mtp_layers": 2, "mtp_local_layer_ids": [1], "chain_hidden_post_norm": True}
-ONE_WITH_MTP = ONE | {"text_config": {**ONE["text_config"], **MTP}}
-TWO: dict[str, Any] = {"architectures": ["Inkling2ForCausalLM"], "dtype": "bfloat16", **SIZES}
-LOOP: dict[str, Any] = {
-    **TWO,
-    "architectures": ["Inkling2LoopForCausalLM"],
-    "num_hidden_layers": 8,
-    "layer_types": ["hybrid_sliding", "hybrid"] * 4,
-    "n_layers_per_attn_res_block": 2,
-    "loop_layer_index_start": 2,
-    "loop_layer_index_end": 6,
-    "loop_gate_rank": 8,
-}
-"""Layers 2 to 5 run three times in turn."""
+ONE_WITH_MTP = PRESETS["inkling"].config_of(tiny=True)
+MTP = ("num_mtp_layers", "mtp_local_layer_ids", "chain_hidden_post_norm")
+ONE = ONE_WITH_MTP | {"text_config": {k: v for k, v in ONE_WITH_MTP["text_config"].items() if k not in MTP}}
+TWO, LOOP = (
+    {
+        **PRESETS[f"inkling-2{loop.lower()}"].config_of(tiny=True)["text_config"],
+        "architectures": [f"Inkling2{loop.strip('-')}ForCausalLM"],
+        "dtype": "bfloat16",
+    }
+    for loop in ("", "-Loop")
+)
 
 
 @pytest.mark.parametrize(
@@ -98,9 +71,9 @@ def test_experts_of_inkling_2_may_be_mxfp8(method: dict[str, Any], tmp_path: Pat
     proof = prove(build_plan(open_checkpoint(stored.path), ParallelLayout(1, 2)))
     shapes = {s.name: (s.dtype, s.shape) for s in proof.plan.rank(1).specs}
     assert proof.proven
-    assert shapes["layers.0.mlp.experts.w13_weight"] == ("F8_E4M3", (4, 48, 96))
-    assert shapes["layers.0.mlp.experts.w13_weight_scale"] == ("U8", (4, 48, 3))
-    assert shapes["layers.0.mlp.experts.w2_weight_scale"] == ("U8", (4, 96, 2))  # inputs 24 to 48, in two blocks
+    assert shapes["layers.0.mlp.experts.w13_weight"] == ("F8_E4M3", (8, 48, 96))
+    assert shapes["layers.0.mlp.experts.w13_weight_scale"] == ("U8", (8, 48, 3))
+    assert shapes["layers.0.mlp.experts.w2_weight_scale"] == ("U8", (8, 96, 2))  # inputs 24 to 48, in two blocks
 
 
 def test_every_rank_gets_its_bytes(tmp_path: Path) -> None:
@@ -130,10 +103,10 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pairs_of_gate_and_up_are_never_divided(one: Path) -> None:
     plan = build_plan(open_checkpoint(one), ParallelLayout(1, 4))
     shapes = {s.name: s.shape for s in plan.rank(1).specs}
-    assert shapes["layers.2.mlp.experts.w13_weight"] == (4, 24, 96)  # 12 pairs of 48
+    assert shapes["layers.2.mlp.experts.w13_weight"] == (8, 24, 96)  # 12 pairs of 48
     assert shapes["layers.2.mlp.shared_experts.shared_w13_weight"] == (2, 24, 96)
-    assert shapes["layers.2.mlp.gate.weight"] == (6, 96)  # 4 routed and 2 shared experts
-    assert shapes["layers.2.mlp.gate.bias"] == (4,)
+    assert shapes["layers.2.mlp.gate.weight"] == (10, 96)  # 8 routed and 2 shared experts
+    assert shapes["layers.2.mlp.gate.bias"] == (8,)
 
 
 def test_the_norm_that_mtp_layers_share_is_read_with_the_first(one: Path) -> None:
@@ -163,8 +136,8 @@ def test_the_query_of_a_layer_is_stored_under_the_number_before(loop: Path) -> N
 @pytest.mark.parametrize(
     ("model", "pattern", "change", "code"),
     [
-        ("one", r"llm\.layers\.2\.mlp\.gate\.weight", lambda t: t[:4], "shape-mismatch"),  # without the shared experts
-        ("one", r"llm\.layers\.2\.mlp\.gate\.bias", lambda t: t.repeat(2)[:6], "shape-mismatch"),
+        ("one", r"llm\.layers\.2\.mlp\.gate\.weight", lambda t: t[:8], "shape-mismatch"),  # without the shared experts
+        ("one", r"llm\.layers\.2\.mlp\.gate\.bias", lambda t: t.repeat(2)[:10], "shape-mismatch"),
         (
             "one",
             r"llm\.layers\.3\.mlp\.experts\.w13_weight",

@@ -13,49 +13,14 @@ from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import UnsupportedError
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
+from loadmaster.synth import PRESETS
 from loadmaster.synth.inventory import inventory
-from loadmaster.synth.presets import Preset
 from loadmaster.testing import check_loading, check_tables, compare_with_transformers, write_checkpoint
 from loadmaster.testing.damaged import DamagedCheckpoint
 from tests.architectures.damage import damaged_copy
 
-CHAT: dict[str, Any] = {
-    "architectures": ["LongcatFlashForCausalLM"],
-    "model_type": "longcat_flash",
-    "torch_dtype": "bfloat16",
-    "vocab_size": 131072,
-    "hidden_size": 6144,
-    "ffn_hidden_size": 12288,
-    "expert_ffn_hidden_size": 2048,
-    "num_layers": 28,
-    "num_attention_heads": 64,
-    "q_lora_rank": 1536,
-    "kv_lora_rank": 512,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 128,
-    "n_routed_experts": 512,
-    "zero_expert_num": 256,
-    "moe_topk": 12,
-}
-TINY = CHAT | {
-    "vocab_size": 320,
-    "hidden_size": 96,
-    "ffn_hidden_size": 160,
-    "expert_ffn_hidden_size": 48,
-    "num_layers": 3,
-    "num_attention_heads": 8,
-    "q_lora_rank": 48,
-    "kv_lora_rank": 32,
-    "qk_nope_head_dim": 24,
-    "qk_rope_head_dim": 8,
-    "head_dim": 8,
-    "v_head_dim": 16,
-    "n_routed_experts": 4,
-    "zero_expert_num": 2,
-    "moe_topk": 2,
-}
-WITH_MTP = TINY | {"num_nextn_predict_layers": 1}
+CHAT, WITH_MTP = (PRESETS["longcat-flash"].config_of(tiny=tiny) for tiny in (False, True))
+TINY = {k: v for k, v in WITH_MTP.items() if k != "num_nextn_predict_layers"}
 NGRAMS = TINY | {
     "architectures": ["LongcatFlashNgramForCausalLM"],
     **{"ngram_vocab_size_ratio": 3, "emb_split_num": 4, "emb_neighbor_num": 3},
@@ -71,7 +36,7 @@ def test_names_and_shapes_are_those_of_transformers() -> None:
 
 def test_the_model_has_561_billion_parameters() -> None:
     """Its card says 560."""
-    entries = inventory(Preset("chat", CHAT, {}, 1), CHAT)
+    entries = inventory(PRESETS["longcat-flash"], CHAT)
     assert round(sum(e.signature.num_bytes for e in entries) / 2e9) == 561
     assert sum(".experts." in e.name for e in entries) == 28 * 512 * 3
 
@@ -104,7 +69,7 @@ def test_experts_without_weights_and_an_mtp_layer_that_is_not_counted_are_left_u
     longcat: Path, tmp_path: Path
 ) -> None:
     stored = DamagedCheckpoint(Path(shutil.copytree(longcat, tmp_path / "stored")))
-    stored.copy(r"layers\.0\.mlp\.experts\.0\.up_proj", "layers.0.mlp.experts.5.up_proj")
+    stored.copy(r"layers\.0\.mlp\.experts\.0\.up_proj", "layers.0.mlp.experts.9.up_proj")
     stored.config(num_nextn_predict_layers=...)
     proof = prove(build_plan(open_checkpoint(stored.path)))
     assert proof.proven
@@ -133,7 +98,7 @@ def test_a_defect_is_one_finding(pattern: str, change: Any, code: str, longcat: 
 def test_the_router_of_a_model_without_zero_experts_has_a_row_for_each_expert() -> None:
     schema = FAMILY.schema(FAMILY.describe(TINY | {"zero_expert_num": 0}))
     shapes = {t.name: t.shape for t in schema.kinds["sparse"]}
-    assert shapes["moe.router"] == (4, 96)
+    assert shapes["moe.router"] == (8, 96)
 
 
 @pytest.mark.parametrize("changes", [{"emb_split_num": 5}, {"emb_split_num": 96}, {"emb_neighbor_num": 1}])

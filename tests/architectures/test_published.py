@@ -81,6 +81,11 @@ def test_what_the_published_configs_do_not_reach_is_known() -> None:
         "deepseek": not_latent,
         "deepseek_v4": {"moe.bias_vl"},
         "deepseek_v41": {f"attn.indexer.compressor.{part}" for part in ("norm", "wkv", "wgate")},
+        "bailing_hybrid": {"attn.q_a", "attn.q_a_norm", "attn.q_b", "attn.kv_a"}
+        | {f"linear.{part}_{n}" for part in "fg" for n in "ab"},
+        "inkling2": {"moe.scale", "shared.gate_up", "shared.down"},
+        "longcat_flash": {f"{n}.attn.{part}_direct" for part in ("q", "kv") for n in "01"}
+        | {f"ngram.{kind}{n}" for kind in ("", "projection.") for n in range(64)},
         "glm5_next": {"attn.q_direct", "attn.kv_direct", "linear.f", "linear.g"},
         "hy_v4": not_latent,
         "kimi_linear": {"linear.f"},

@@ -19,6 +19,7 @@ from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
 from loadmaster.plan.explanation import explain_param
 from loadmaster.sizing.cuts import list_boundaries
+from loadmaster.synth import PRESETS
 from loadmaster.synth.inventory import inventory
 from loadmaster.synth.presets import Preset
 from loadmaster.synth.quantised import QUANTISED
@@ -30,70 +31,9 @@ from tests.architectures.test_qwen3_5 import vision
 BODY = "model.language_model.layers."
 TABLE = f"{BODY}1.ple.ple_embedding.ngram_embedding."
 FORMATS = ("bf16", "fp8", "nvfp4")
-LINEAR, FULL = "linear_attention", "full_attention"
-RELEASE: dict[str, Any] = {
-    "architectures": ["Qwen4ExpForConditionalGeneration"],
-    "model_type": "qwen4_exp",
-    "tie_word_embeddings": False,
-    "text_config": {
-        "model_type": "qwen4_exp_text",
-        "eos_token_id": 248044,
-        "hc_count": 4,
-        "hc_lowrank": 320,
-        "head_dim": 256,
-        "heads_per_ngram": 8,
-        "hidden_size": 2560,
-        "indexer_budget": 2048,
-        "indexer_compress_ratio": 4,
-        "indexer_head_dim": 128,
-        "indexer_kv_heads": 1,
-        "indexer_n_heads": 4,
-        "layer_types": [LINEAR, LINEAR, LINEAR, FULL] * 12,
-        "linear_conv_kernel_dim": 4,
-        "linear_key_head_dim": 128,
-        "linear_num_key_heads": 16,
-        "linear_num_value_heads": 48,
-        "linear_value_head_dim": 128,
-        "make_ngram_vocab_size_divisible_by": 128,
-        "moe_intermediate_size": 640,
-        "ngram_size": 3,
-        "ngram_vocab_size_base": 20000000,
-        "num_attention_heads": 24,
-        "num_experts": 512,
-        "num_experts_per_tok": 10,
-        "num_hidden_layers": 48,
-        "num_key_value_heads": 2,
-        "ple_conv_kernel_size": 4,
-        "ple_embed_dim": 2560,
-        "ple_layer_ids": [2],
-        "rope_parameters": {"partial_rotary_factor": 0.25, "rope_theta": 10000000, "rope_type": "default"},
-        "shared_expert_intermediate_size": 640,
-        "vocab_size": 248320,
-    },
-}
-TEXT = RELEASE["text_config"] | {
-    "hc_lowrank": 24,
-    "head_dim": 16,
-    "heads_per_ngram": 2,
-    "hidden_size": 64,
-    "indexer_head_dim": 16,
-    "layer_types": [LINEAR, LINEAR, LINEAR, FULL],
-    "linear_key_head_dim": 16,
-    "linear_num_key_heads": 4,
-    "linear_num_value_heads": 8,
-    "linear_value_head_dim": 16,
-    "make_ngram_vocab_size_divisible_by": 16,
-    "moe_intermediate_size": 32,
-    "ngram_vocab_size_base": 16,
-    "num_attention_heads": 4,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "num_hidden_layers": 4,
-    "ple_embed_dim": 64,
-    "shared_expert_intermediate_size": 32,
-    "split_ngram_parts": 8,
-    "vocab_size": 320,
-}
+LINEAR = "linear_attention"
+RELEASE, TINY = (PRESETS["qwen3.8-flash-next"].config_of(tiny=tiny) for tiny in (False, True))
+TEXT = TINY["text_config"]
 
 
 def config_of(table: str = "bf16", **text: Any) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def test_the_indexer_pair_and_its_scale_may_come_in_any_order_and_any_number_of_
     p = f"model.layers.{layer}.self_attn.indexer."
     three = [p + "wk.weight", p + "wk.weight_scale_inv", p + "weights_proj.weight"]
     target = f"layers.{layer}" if layer < 6 else "mtp.0"
-    expected = Reference(tiny("glm-5.1-fp8"), pp=(1, 2), mtp=True).params
+    expected = Reference(tiny("glm-5.1-fp8"), pp=(1, 2), drafts=1).params
     for order in permutations(three):
         for rest_between in (False, True):
             receiver = Receiver(plan, 1)

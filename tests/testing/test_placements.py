@@ -18,10 +18,14 @@ from tests.testing.packages.loadmaster_olmoe import FAMILY as OLMOE
 from tests.testing.test_olmoe import CONFIG as OLMOE_CONFIG
 from tests.versions import TRANSFORMERS
 
-WITHOUT_A_PLAN = ("deepseek-v4-flash", "deepseek-v4-pro-0813", "kimi-linear", "minimax-m3-mxfp8", "mistral-large-4")
+WITHOUT_A_PLAN = (
+    *("deepseek-v4-flash", "deepseek-v4-pro-0813", "kimi-linear", "minimax-m3-mxfp8", "mistral-large-4"),
+    *("inkling", "inkling-2", "inkling-2-loop"),
+)
 """Models of which transformers' plan names none, or almost none, of the weights."""
-OTHERWISE = ("muse-spark-nvfp4",)
-"""Models that transformers divides in another way than vLLM, whose way is followed here: Muse-Spark's experts' projections."""
+OTHERWISE = ("muse-spark-nvfp4", "qwen3.8-flash-next")
+"""Models that transformers divides in another way than vLLM, whose way is followed here: Muse-Spark's experts' projections, and
+what mixes Qwen4Exp's streams."""
 MODELS = [
     name
     for name, p in PRESETS.items()
@@ -48,6 +52,8 @@ NOT_IN_A_PLAN = {
         *("mlp.up", "mlp.down", "shared.up", "shared.down", "mamba.out"),
         *(f"mamba.{part}" for part in ("z", "x", "b", "c", "dt")),
     },
+    # of the MTP layer, which transformers does not build; those of decoder layers have a number before them
+    "longcat-flash": {"attn.o", "attn.q_b", "attn.kv_b", "mlp.gate", "mlp.up", "mlp.down"},
     "step-3.7-flash": {f"{mlp}.{part}" for mlp in ("mlp", "shared") for part in ("gate", "up", "down")},
     "gpt-oss": ATTENTION | {"moe.gate_up", "moe.down"},
     "gpt-oss-bf16": ATTENTION | {"moe.gate_up", "moe.down"},

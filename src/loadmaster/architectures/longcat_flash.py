@@ -50,7 +50,7 @@ def schema(c: Config) -> Schema:
 
 
 def _unread(c: Config, num_experts: int, rows: int) -> Iterator[tuple[str, str]]:
-    if c.optional_size("num_nextn_predict_layers") is None:
+    if c.values.get("num_nextn_predict_layers") is None:
         yield r"model\.mtp\..*", "config.json has no num_nextn_predict_layers, the number of MTP layers"
     if rows > num_experts:  # transformers saves a gate and an up of them
         zero = "|".join(map(str, range(num_experts, rows)))

@@ -38,6 +38,22 @@ def cases_of_several_kinds() -> Iterator[Case]:
         ),
     )
     yield from cases_of(
+        "inkling",
+        (
+            "pairs-half",
+            d.changed("shape-small", L2 + r"mlp\.experts\.w2_weight", half_rows, "4 of 8 experts are stored"),
+        ),
+        ("conv-missing", d.missing(L1 + r"attn\.v_sconv", "the convolution of values is missing")),
+    )
+    yield from cases_of(
+        "inkling-2",
+        ("query-missing", d.missing(r"attn_res\.attn_queries\.1$", "the query of a mix of snapshots is missing")),
+    )
+    yield from cases_of(
+        "inkling-2-loop",
+        ("gate-missing", d.missing(L2 + r"controllers\.attn\.forget", "a gate between two passes is missing")),
+    )
+    yield from cases_of(
         "gemma-4-e2b",
         ("values-missing", d.missing(L3 + r"self_attn\.v_proj", "values that other layers read too are missing")),
         ("table-half", d.changed("shape-small", "embed_tokens_per_layer", half_rows, "a table has half its rows")),
@@ -70,6 +86,16 @@ def _linear_attention_cases() -> Iterator[Case]:
         ("mix-missing", d.missing(L2 + r"mlp_res_proj\.", "the weights of residuals are missing")),
     )
     yield from cases_of(
+        "qwen3.8-flash-next",
+        ("slice-missing", d.missing(L1 + r".*ngram_embedding\.shard_3\.", "one of 8 slices of a table is missing")),
+        ("inject-missing", d.missing(L2 + r"attn_hyper_connection\.block_inject", "what streams get is missing")),
+    )
+    yield from cases_of(
+        "ling-3.0-flash",
+        ("gate-missing", d.missing(L1 + r"attention\.g_proj", "the gate of a latent attention is missing")),
+        ("decay-missing", d.missing(L2 + r"attention\.f_proj", "the decay of a linear attention is missing")),
+    )
+    yield from cases_of(
         "glm-5.3-flash",
         ("conv-missing", d.missing(L1 + r"self_attn\.k_conv1d", "a convolution of a linear attention is missing")),
         ("pool-missing", d.missing(L3 + r".*index_kpool_compress_ape$", "the positions of the pool are missing")),
@@ -92,6 +118,14 @@ def _latent_attention_cases() -> Iterator[Case]:
     yield from cases_of(
         "mistral-large-4",
         ("latent-missing", d.missing(L3 + r"attention\.wkv_a_with_mqa", "a latent that two layers read is missing")),
+    )
+    yield from cases_of(
+        "longcat-flash",
+        ("second-missing", d.missing(L2 + r"self_attn\.1\.kv_b_proj", "the second attention of a layer lacks a part")),
+        (
+            "router-narrow",
+            d.changed("shape-small", L1 + r"mlp\.router\.classifier", lambda t: t[:8], "no rows of zero experts"),
+        ),
     )
     yield from cases_of(
         "hy4-preview",

@@ -36,7 +36,7 @@ from tests.loader.reference import differences
 
 QUICK = (
     *("llama", "llama-nvfp4", "llama-w8a8", "llama-gptq-act-order", "gemma-3", "phi-4", "qwen3.5-moe", "mixtral-awq"),
-    *("glm-5.1-fp8", "kimi-k2-int4", "deepseek-v3-modelopt-fp4", "gpt-oss", "llama-4", "granite-moe-shared"),
+    *("glm-5.1-fp8", "kimi-k2-int4", "deepseek-v3-modelopt-fp4", "gpt-oss", "llama-4", "granite-moe-shared", "inkling"),
 )
 """A preset of each way to store and to divide weights."""
 

@@ -42,13 +42,13 @@ class Reference:
         round_robin: bool = False,
         redundant: int = 0,
         partition: tuple[int, ...] | None = None,
-        mtp: bool = False,
+        drafts: int = 0,
         stored: Arrays | None = None,
     ) -> None:
         config: dict[str, Any] = json.loads((path / "config.json").read_text())
         place = Place(pp, tp, dp, ep, round_robin, redundant, partition)
         loader = Loader(config, read_all(path) if stored is None else stored, place)
-        FAMILIES[config["architectures"][0]](loader, mtp)
+        FAMILIES[config["architectures"][0]](loader, drafts)
         self.params: Arrays = loader.params
 
     @classmethod
@@ -64,7 +64,7 @@ class Reference:
             round_robin=layout.expert_placement == "round_robin",
             redundant=layout.num_redundant_experts,
             partition=layout.layer_partition,
-            mtp=layout.num_draft_layers > 0,
+            drafts=layout.num_draft_layers,
             stored=stored,
         )
 

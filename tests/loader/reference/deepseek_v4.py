@@ -17,7 +17,7 @@ DRAFT = (
 )
 
 
-def deepseek_v4(r: Loader, mtp: bool) -> None:
+def deepseek_v4(r: Loader, drafts: int) -> None:
     """DeepSeek-V4 and V4.1."""
     r.top("", "head.", "embed.")
     for p, q in layers(r, ""):
@@ -26,7 +26,7 @@ def deepseek_v4(r: Loader, mtp: bool) -> None:
         r.floats("", "", [f"hc_head_{name}" for name in STREAMS])
     for k in count():
         p = q = f"mtp.{k}."
-        if not mtp or not r.is_last or p + "attn_norm.weight" not in r.stored:
+        if not drafts or not r.is_last or p + "attn_norm.weight" not in r.stored:
             break
         _block(r, p, q)
         r.copy(q, p, DRAFT)

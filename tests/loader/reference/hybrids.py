@@ -11,7 +11,7 @@ from tests.loader.reference.place import Part
 from tests.loader.reference.weights import Weight
 
 
-def mimo_v2(r: Loader, mtp: bool) -> None:
+def mimo_v2(r: Loader, drafts: int) -> None:
     """MiMo-V2: q, k and v of a layer in chunks, each of which is a weight by itself; MTP layers under `model.mtp.`."""
     r.top()
     for p, q in layers(r):
@@ -22,7 +22,7 @@ def mimo_v2(r: Loader, mtp: bool) -> None:
             blocks.experts(r, p + "mlp.experts.", q + "mlp.", r.config["n_routed_experts"])
         else:
             blocks.gated_mlp(r, p + "mlp.", q + "mlp.")
-    for k in range(r.config["num_nextn_predict_layers"] if mtp and r.is_last else 0):
+    for k in range(drafts if r.is_last else 0):
         p, q = f"model.mtp.layers.{k}.", f"mtp.{k}."
         _mimo_attention(r, p, q, sliding=True)
         blocks.gated_mlp(r, p + "mlp.", q + "mlp.")
@@ -64,7 +64,7 @@ def _within(chunks: list[Weight], first: int, each: int, held: Part) -> Iterator
             yield Cut(chunk, chunk.rows, (first + start - i * each, first + stop - i * each))
 
 
-def gemma4(r: Loader, mtp: bool) -> None:
+def gemma4(r: Loader, drafts: int) -> None:
     """Gemma-4: heads of two sizes, layers without values or without keys, experts beside the MLP, tables for each layer."""
     prefixes = ("model.", "language_model.model.", "model.language_model.")
     model = next(x for x in prefixes if x + "norm.weight" in r.stored)

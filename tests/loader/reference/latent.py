@@ -47,10 +47,10 @@ def indexer(r: Loader, a: str, b: str) -> None:
     r.copy(b, a, ("k_norm.weight", "k_norm.bias"))
 
 
-def mistral(r: Loader, mtp: bool) -> None:
+def mistral(r: Loader, drafts: int) -> None:
     """Mistral-Large-3 and -4 and Mistral-4: in Mistral's names or in those of transformers."""
     if "tok_embeddings.weight" not in r.stored:
-        mixtures.deepseek(r, mtp)
+        mixtures.deepseek(r, drafts)
         return
     r.top("", "output.", "tok_embeddings.")
     for p, q in layers(r, ""):
@@ -82,7 +82,7 @@ def _mistral_mlp(r: Loader, p: str, q: str) -> None:
 STREAMS = ("fn", "base", "scale")
 
 
-def hy_v4(r: Loader, mtp: bool) -> None:
+def hy_v4(r: Loader, drafts: int) -> None:
     """Hy4: a gate and sinks in latent attention, mixers of streams in every layer but those of the draft."""
 
     def layer(p: str, q: str) -> None:
@@ -103,7 +103,33 @@ def hy_v4(r: Loader, mtp: bool) -> None:
     if r.is_last:
         for name in STREAMS:
             r.params[f"hc_head.{name}"] = r.stored[f"model.hc_head.hc_head_{name}"].float()
-    if r.is_last and mtp:
+    if r.is_last and drafts:
         p, q = "model.mtp_layers.0.", "mtp.0."
         layer(p, q)
         blocks.draft(r, p, q, norm="final_layernorm")
+
+
+def longcat_flash(r: Loader, drafts: int) -> None:
+    """LongCat-Flash: two attentions and two MLPs in a layer, beside experts; its MTP layer has an embedding of its own."""
+    r.top()
+    for p, q in layers(r):
+        for n in "01":
+            for norm in blocks.NORMS:
+                name = norm.replace(".", f".{n}.")
+                r.params[q + name] = r.stored[p + name]
+            attention(r, f"{p}self_attn.{n}.", f"{q}self_attn.{n}.")
+            blocks.gated_mlp(r, f"{p}mlps.{n}.", f"{q}mlps.{n}.")
+        m = p + "mlp.router."
+        r.params[q + "mlp.gate.weight"] = r.stored[m + "classifier.weight"]
+        r.params[q + "mlp.gate.e_score_correction_bias"] = r.stored[m + "e_score_correction_bias"].float()
+        blocks.experts(r, p + "mlp.experts.", q + "mlp.", r.config["n_routed_experts"])
+    if r.is_last and drafts:
+        p, q = "model.mtp.layers.0.", "mtp.0."
+        r.copy(q, p, (*blocks.NORMS, "eh_proj.weight"))
+        attention(r, p + "self_attn.", q + "self_attn.")
+        blocks.gated_mlp(r, p + "transformer_layer.mlp.", q + "mlp.")
+        for norm in ("enorm", "hnorm"):
+            r.params[f"{q}{norm}.weight"] = r.stored[f"{p}{norm}.m.weight"]
+        r.params[q + "shared_head.norm.weight"] = r.stored["model.mtp.norm.weight"]
+        r.vocabulary(q + "embed_tokens.", "model.mtp.embed_tokens.")
+        r.vocabulary(q + "shared_head.head.", "lm_head.")

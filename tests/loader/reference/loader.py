@@ -56,7 +56,8 @@ class Loader:
     def layers(self) -> range:
         """The decoder layers of this stage."""
         stage, size = self.place.pp
-        num_layers = self.config.get("num_hidden_layers") or len(self.config["layers_block_type"])
+        given = (self.config.get(key) for key in ("num_layers", "num_hidden_layers"))  # LongCat saves twice as many too
+        num_layers = next((n for n in given if n), None) or len(self.config["layers_block_type"])
         return stage_layers(num_layers, size, stage, self.place.partition)
 
     @property

@@ -10,7 +10,7 @@ from tests.loader.reference.loader import Loader, cut_columns, cut_rows
 from tests.loader.reference.place import Part
 
 
-def nemotron_h(r: Loader, mtp: bool) -> None:
+def nemotron_h(r: Loader, drafts: int) -> None:
     """Nemotron-H and Nemotron-3: one mixer a layer; a draft of an attention and an experts layer under `mtp.`."""
     model = next(p for p in ("backbone.", "model.") if p + "norm_f.weight" in r.stored)
     if r.is_first:
@@ -20,7 +20,7 @@ def nemotron_h(r: Loader, mtp: bool) -> None:
         r.vocabulary("lm_head.", "lm_head.")
     for p, q in layers(r, model):
         _layer(r, p, q)
-    if mtp and r.is_last:
+    if drafts and r.is_last:
         for k in (0, 1):
             _layer(r, f"mtp.layers.{k}.", f"mtp.{k}.")
         r.copy("mtp.0.", "mtp.layers.0.", ("eh_proj.weight", "enorm.weight", "hnorm.weight"))

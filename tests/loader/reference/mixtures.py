@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-
 from tests.loader.reference import blocks, latent
 from tests.loader.reference.blocks import layers
 from tests.loader.reference.loader import Cut, Loader, cut_columns, cut_rows
 from tests.loader.reference.weights import Mxfp4
 
 
-def deepseek(r: Loader, mtp: bool) -> None:
+def deepseek(r: Loader, drafts: int) -> None:
     """DeepSeek-V3 and V3.2, Kimi-K2, GLM-5."""
     r.top()
     for p, q in layers(r):
         _mla_layer(r, p, q)
-    if r.is_last and mtp:
+    if r.is_last and drafts:
         p, q = f"model.layers.{r.config['num_hidden_layers']}.", "mtp.0."
         _mla_layer(r, p, q)
         blocks.draft(r, p, q)
@@ -41,7 +39,7 @@ def shared_and_routed(r: Loader, p: str, q: str) -> None:
         blocks.experts(r, p + "experts.", q, r.config["n_routed_experts"])
 
 
-def glm4_moe(r: Loader, mtp: bool) -> None:
+def glm4_moe(r: Loader, drafts: int) -> None:
     """GLM-4.5 and later."""
 
     def layer(p: str, q: str) -> None:
@@ -52,100 +50,13 @@ def glm4_moe(r: Loader, mtp: bool) -> None:
     r.top()
     for p, q in layers(r):
         layer(p, q)
-    if r.is_last and mtp:
+    if r.is_last and drafts:
         p, q = f"model.layers.{r.config['num_hidden_layers']}.", "mtp.0."
         layer(p, q)
         blocks.draft(r, p, q)
 
 
-def qwen_moe(r: Loader, mtp: bool) -> None:
-    """Qwen2-MoE and Qwen3-MoE."""
-    r.top()
-    for p, q in layers(r):
-        r.copy(q, p, blocks.NORMS)
-        blocks.attention(r, p, q)
-        _qwen_mlp(r, p + "mlp.", q + "mlp.")
-
-
-def _qwen_mlp(r: Loader, p: str, q: str) -> None:
-    if p + "gate.weight" not in r.stored:
-        blocks.gated_mlp(r, p, q)
-        return
-    blocks.router(r, p, q)
-    if p + "shared_expert_gate.weight" in r.stored:
-        blocks.gated_mlp(r, p + "shared_expert.", q + "shared_expert.")
-        r.copy(q, p, ["shared_expert_gate.weight"])
-    if p + "experts.gate_up_proj" in r.stored:
-        blocks.stacked_experts(r, p + "experts.gate_up_proj", p + "experts.down_proj", q)
-    else:
-        num_experts = r.config.get("num_experts") or r.config["num_local_experts"]
-        blocks.experts(r, p + "experts.", q, num_experts)
-
-
-def qwen3_next(r: Loader, mtp: bool) -> None:
-    """Qwen3-Next: linear attention, cut by key heads, and gated attention."""
-    r.top()
-    keys = r.config["linear_num_key_heads"] * r.config["linear_key_head_dim"]
-    values = r.config["linear_num_value_heads"] * r.config["linear_value_head_dim"]
-    for p, q in layers(r):
-        r.copy(q, p, blocks.NORMS)
-        _qwen_mlp(r, p + "mlp.", q + "mlp.")
-        a, b = p + "linear_attn.", q + "linear_attn."
-        if a + "A_log" not in r.stored:
-            blocks.attention(r, p, q)
-            continue
-        r.put(b + "in_proj_qkvz.", r.rows(a + "in_proj_qkvz."))
-        r.put(b + "in_proj_ba.", r.rows(a + "in_proj_ba."))
-        r.put(b + "out_proj.", r.columns(a + "out_proj."))
-        conv = r.stored[a + "conv1d.weight"]
-        mine = [run[slice(*r.place.share(len(run)))] for run in conv.split([keys, keys, values])]
-        r.params[b + "conv1d.weight"] = torch.cat(mine)
-        for name in ("dt_bias", "A_log"):
-            r.params[b + name] = r.vector(a + name, r.place.share)
-        r.copy(b, a, ["norm.weight"])
-
-
-def qwen3_5(r: Loader, mtp: bool) -> None:
-    """Qwen3.5 and 3.8: q, k and v in one tensor, z, b and a in others; the MTP layer under names of its own."""
-    model = next(p for p in ("model.language_model.", "model.") if p + "norm.weight" in r.stored)
-    r.top(model)
-    keys = r.config["linear_num_key_heads"] * r.config["linear_key_head_dim"]
-    values = r.config["linear_num_value_heads"] * r.config["linear_value_head_dim"]
-    edges = (0, keys, 2 * keys, 2 * keys + values)
-    for p, q in layers(r, model):
-        r.copy(q, p, blocks.NORMS)
-        _qwen_mlp(r, p + "mlp.", q + "mlp.")
-        a, b = p + "linear_attn.", q + "linear_attn."
-        if a + "A_log" not in r.stored:
-            blocks.attention(r, p, q)
-            continue
-        parts = [r.rows(a + "in_proj_qkv.", edges[i : i + 2]) for i in range(3)]
-        r.put(b + "in_proj_qkvz.", *parts, r.rows(a + "in_proj_z."))
-        r.put(b + "in_proj_ba.", r.rows(a + "in_proj_b."), r.rows(a + "in_proj_a."))
-        r.put(b + "out_proj.", r.columns(a + "out_proj."))
-        conv = r.stored[a + "conv1d.weight"]
-        mine = [run[slice(*r.place.share(len(run)))] for run in conv.split([keys, keys, values])]
-        r.params[b + "conv1d.weight"] = torch.cat(mine)
-        for name in ("dt_bias", "A_log"):
-            r.params[b + name] = r.vector(a + name, r.place.share)
-        r.copy(b, a, ["norm.weight"])
-    if mtp and r.is_last:
-        p, q = "mtp.layers.0.", "mtp.0."
-        r.copy(q, p, blocks.NORMS)
-        blocks.attention(r, p, q)
-        _qwen_mlp(r, p + "mlp.", q + "mlp.")
-        for ours, stored in {
-            "eh_proj": "fc",
-            "enorm": "pre_fc_norm_embedding",
-            "hnorm": "pre_fc_norm_hidden",
-            "shared_head.norm": "norm",
-        }.items():
-            r.params[f"{q}{ours}.weight"] = r.stored[f"mtp.{stored}.weight"]
-        r.vocabulary(q + "embed_tokens.", model + "embed_tokens.")
-        r.vocabulary(q + "shared_head.head.", "lm_head.")
-
-
-def mixtral(r: Loader, mtp: bool) -> None:
+def mixtral(r: Loader, drafts: int) -> None:
     """Mixtral and MiniMax-M2, whose norms of queries and keys go over all heads."""
     r.top()
     for p, q in layers(r):
@@ -159,7 +70,7 @@ def mixtral(r: Loader, mtp: bool) -> None:
             blocks.experts(r, m + "experts.", q + "mlp.", r.config["num_local_experts"], ("w1", "w3", "w2"))
 
 
-def gpt_oss(r: Loader, mtp: bool) -> None:
+def gpt_oss(r: Loader, drafts: int) -> None:
     """gpt-oss: gate and up interleaved, so that any even run of rows is a run of pairs; perhaps zeros after the last block."""
     r.top()
     inner = r.config["intermediate_size"]
@@ -192,7 +103,7 @@ def _lengthen(r: Loader, name: str, dim: int, length: int) -> None:
         r.params[name] = made
 
 
-def llama4(r: Loader, mtp: bool) -> None:
+def llama4(r: Loader, drafts: int) -> None:
     """Llama-4: experts in stacks (in, out) or one by one; with or without the prefix of the model with vision."""
     outer = "language_model." if "language_model.model.norm.weight" in r.stored else ""
     r.top(outer + "model.", outer + "lm_head.")
@@ -211,7 +122,7 @@ def llama4(r: Loader, mtp: bool) -> None:
             blocks.experts(r, m + "experts.", n, r.config["num_local_experts"])
 
 
-def granite_moe(r: Loader, mtp: bool) -> None:
+def granite_moe(r: Loader, drafts: int) -> None:
     """Granite-MoE: experts in stacks (out, in), perhaps a shared MLP; a tied head."""
     r.top()
     for p, q in layers(r):
@@ -227,7 +138,7 @@ def granite_moe(r: Loader, mtp: bool) -> None:
             blocks.packed_mlp(r, shared + "input_linear.", shared + "output_linear.", q + "mlp.shared_mlp.")
 
 
-def muse_spark(r: Loader, mtp: bool) -> None:
+def muse_spark(r: Loader, drafts: int) -> None:
     """Muse-Spark: a gate in attention, gates of the residual, and experts between two projections that all ranks hold."""
     model = "model.language_model."
     r.top(model)
@@ -249,13 +160,13 @@ def muse_spark(r: Loader, mtp: bool) -> None:
             blocks.gated_mlp(r, p + "mlp.", q + "mlp.")
 
 
-def step3(r: Loader, mtp: bool) -> None:
+def step3(r: Loader, drafts: int) -> None:
     """Step-3.5 and 3.7: experts in three stacks; MTP layers after the others, each with its own head."""
     model = next(p for p in ("model.language_model.", "model.") if p + "norm.weight" in r.stored)
     r.top(model)
     for p, q in layers(r, model):
         _step_layer(r, p, q)
-    for k in range(r.config["num_nextn_predict_layers"] if mtp and r.is_last else 0):
+    for k in range(drafts if r.is_last else 0):
         p, q = f"{model}layers.{r.config['num_hidden_layers'] + k}.", f"mtp.{k}."
         _step_layer(r, p, q)
         r.copy(q, p, ("eh_proj.weight", "enorm.weight", "hnorm.weight"))
@@ -280,7 +191,7 @@ def _step_layer(r: Loader, p: str, q: str) -> None:
     r.put_experts(q + "mlp.experts.w2_", [[cut_columns(d, share)] for d in down])
 
 
-def minimax_m3(r: Loader, mtp: bool) -> None:
+def minimax_m3(r: Loader, drafts: int) -> None:
     """MiniMax-M3: an indexer in sparse layers, whose heads of queries are those of keys; all MTP layers are sparse."""
     outer = "language_model." if "language_model.model.norm.weight" in r.stored else ""
 
@@ -303,7 +214,7 @@ def minimax_m3(r: Loader, mtp: bool) -> None:
     r.top(outer + "model.", outer + "lm_head.")
     for p, q in layers(r, outer + "model."):
         layer(p, q)
-    for k in range(r.config.get("num_mtp_modules", 0) if mtp and r.is_last else 0):
+    for k in range(drafts if r.is_last else 0):
         p, q = f"{outer}model.mtp.layers.{k}.", f"mtp.{k}."
         layer(p + "transformer_layer.", q)
         r.copy(q, p, ("eh_proj.weight", "enorm.weight", "hnorm.weight"))

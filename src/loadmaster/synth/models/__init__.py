@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from loadmaster.synth.models import dense, hybrids, kda, latent, mamba, mixtures, step, streams
+from loadmaster.synth.models import dense, hybrids, inkling, kda, latent, mamba, mixtures, step, streams
 from loadmaster.synth.presets import Preset
 
-KINDS = (dense, mixtures, latent, hybrids, kda, mamba, step, streams)
+KINDS = (dense, mixtures, latent, hybrids, kda, mamba, step, streams, inkling)
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset for kind in KINDS for published in kind.PRESETS for preset in published.in_formats()

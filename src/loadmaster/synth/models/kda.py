@@ -1,6 +1,7 @@
 """Configs of published models with Kimi Delta Attention (KDA), and the values that make them tiny.
 
-As released on Hugging Face (moonshotai, zai-org), without the keys that are not used here.
+As released on Hugging Face (moonshotai, zai-org), without the keys that are not used here. Of Ling-3 no released config was
+read: its sizes are those of transformers' configuration class, and the number of shards is not known.
 """
 
 from __future__ import annotations
@@ -178,6 +179,52 @@ TINY_KIMI_K3: dict[str, Any] = {
     "linear_attn_config": {"head_dim": 16, "num_heads": 16, **kimi_layers(5, [3, 4])},
 }
 
+LING_3_FLASH: dict[str, Any] = {
+    "architectures": ["BailingMoeV3ForCausalLM"],
+    "model_type": "bailing_hybrid",
+    "dtype": "bfloat16",
+    "tie_word_embeddings": False,
+    "first_k_dense_replace": 2,
+    "gated_attention_proj_granularity_type": "head_wise",
+    "head_dim": 128,
+    "hidden_size": 2560,
+    "intermediate_size": 6144,
+    "kv_lora_rank": 512,
+    "layer_group_size": 6,
+    "moe_intermediate_size": 768,
+    "n_group": 8,
+    "no_kda_lora": True,
+    "num_attention_heads": 32,
+    "num_experts": 512,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 42,
+    "num_key_value_heads": 32,
+    "num_nextn_predict_layers": 1,
+    "num_shared_experts": 1,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "short_conv_kernel_size": 4,
+    "topk_group": 4,
+    "v_head_dim": 128,
+    "vocab_size": 157184,
+}
+TINY_LING: dict[str, Any] = {
+    **TINY_KDA,
+    "first_k_dense_replace": 1,
+    "head_dim": 16,
+    "layer_group_size": 2,
+    "moe_intermediate_size": 64,
+    "n_group": 2,
+    "num_attention_heads": 8,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 8,
+    "qk_rope_head_dim": 8,
+    "topk_group": 1,
+}
+
 PRESETS = (
     Preset(
         "glm-5.3-flash",
@@ -196,4 +243,5 @@ PRESETS = (
         f32=("linear.conv_q", "linear.conv_k", "linear.conv_v", "linear.norm"),
         extra={"vision_tower.patch_embed.pos_emb.weight": ("BF16", (64, 64))},
     ),
+    Preset("ling-3.0-flash", LING_3_FLASH, TINY_LING, 40),
 )

@@ -1,7 +1,7 @@
 """Configs of published models with latent attention (MLA), and the values that make them tiny.
 
-As released on Hugging Face (zai-org, deepseek-ai, moonshotai, mistralai), without the keys that are not used here. Of
-Mistral-Large-4 no released config was read: its sizes are those of transformers' configuration class.
+As released on Hugging Face (zai-org, deepseek-ai, moonshotai, mistralai, meituan-longcat), without the keys that are not used
+here. Of Mistral-Large-4 no released config was read: its sizes are those of transformers' configuration class.
 """
 
 from __future__ import annotations
@@ -233,6 +233,44 @@ TINY_MISTRAL_LARGE_4: dict[str, Any] = {
     "indexer_types": ["full", "full", "shared", "full", "full", "shared"],
 }
 
+LONGCAT_FLASH: dict[str, Any] = {
+    "architectures": ["LongcatFlashForCausalLM"],
+    "model_type": "longcat_flash",
+    "torch_dtype": "bfloat16",
+    "vocab_size": 131072,
+    "hidden_size": 6144,
+    "ffn_hidden_size": 12288,
+    "expert_ffn_hidden_size": 2048,
+    "num_layers": 28,
+    "num_attention_heads": 64,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "n_routed_experts": 512,
+    "zero_expert_num": 256,
+    "moe_topk": 12,
+}
+TINY_LONGCAT: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 96,
+    "ffn_hidden_size": 160,
+    "expert_ffn_hidden_size": 48,
+    "num_layers": 4,
+    "num_attention_heads": 8,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 8,
+    "head_dim": 8,
+    "v_head_dim": 16,
+    "n_routed_experts": 8,
+    "zero_expert_num": 2,
+    "moe_topk": 2,
+    "num_nextn_predict_layers": 1,
+}
+
 PRESETS = (
     Preset("glm-5.1-fp8", {**GLM_51, "quantization_config": FP8}, TINY_GLM, 142, unquantised=glm_unquantised),
     Preset(
@@ -300,4 +338,5 @@ PRESETS = (
     Preset(
         "mistral-large-4", MISTRAL_LARGE_4, {"text_config": TINY_MISTRAL_LARGE_4, "vision_config": TINY_VISION}, 424
     ),
+    Preset("longcat-flash", LONGCAT_FLASH, TINY_LONGCAT, 75),
 )

@@ -1,6 +1,7 @@
-"""Configs of published models with several residual streams, and the values that make them tiny: DeepSeek-V4, Hy4.
+"""Configs of published models with several residual streams, and the values that make them tiny: DeepSeek-V4, Hy4,
+Qwen4Exp.
 
-As released on Hugging Face (deepseek-ai, tencent), without the keys that are not used here.
+As released on Hugging Face (deepseek-ai, tencent, Qwen), without the keys that are not used here.
 """
 
 from __future__ import annotations
@@ -174,6 +175,73 @@ TINY_HY4: dict[str, Any] = {
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
 }
 
+_TYPES = [*["linear_attention"] * 3, "full_attention"]
+
+QWEN_38_FLASH_NEXT: dict[str, Any] = {
+    "architectures": ["Qwen4ExpForConditionalGeneration"],
+    "model_type": "qwen4_exp",
+    "tie_word_embeddings": False,
+    "text_config": {
+        "model_type": "qwen4_exp_text",
+        "eos_token_id": 248044,
+        "hc_count": 4,
+        "hc_lowrank": 320,
+        "head_dim": 256,
+        "heads_per_ngram": 8,
+        "hidden_size": 2560,
+        "indexer_budget": 2048,
+        "indexer_compress_ratio": 4,
+        "indexer_head_dim": 128,
+        "indexer_kv_heads": 1,
+        "indexer_n_heads": 4,
+        "layer_types": _TYPES * 12,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 48,
+        "linear_value_head_dim": 128,
+        "make_ngram_vocab_size_divisible_by": 128,
+        "moe_intermediate_size": 640,
+        "ngram_size": 3,
+        "ngram_vocab_size_base": 20000000,
+        "num_attention_heads": 24,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 2,
+        "ple_conv_kernel_size": 4,
+        "ple_embed_dim": 2560,
+        "ple_layer_ids": [2],
+        "rope_parameters": {"partial_rotary_factor": 0.25, "rope_theta": 10000000, "rope_type": "default"},
+        "shared_expert_intermediate_size": 640,
+        "vocab_size": 248320,
+    },
+}
+TINY_QWEN4: dict[str, Any] = {
+    # The hash heads of the table have 17, 19, 23 and 29 rows, and 8 more fill up 96: 8 slices of 12.
+    "hc_lowrank": 24,
+    "head_dim": 16,
+    "heads_per_ngram": 2,
+    "hidden_size": 64,
+    "indexer_head_dim": 16,
+    "layer_types": _TYPES,
+    "linear_key_head_dim": 16,
+    "linear_num_key_heads": 8,
+    "linear_num_value_heads": 16,
+    "linear_value_head_dim": 16,
+    "make_ngram_vocab_size_divisible_by": 16,
+    "moe_intermediate_size": 32,
+    "ngram_vocab_size_base": 16,
+    "num_attention_heads": 8,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 4,
+    "ple_embed_dim": 64,
+    "shared_expert_intermediate_size": 32,
+    "split_ngram_parts": 8,
+    "vocab_size": 320,
+}
+
 PRESETS = (
     Preset("deepseek-v4-flash", DEEPSEEK_V4_FLASH, TINY_DEEPSEEK_V4, 46, e8m0=True),
     Preset(
@@ -191,4 +259,11 @@ PRESETS = (
         extra={"vision.norm.weight": ("BF16", (64,))},
     ),
     Preset("hy4-preview", HY4, TINY_HY4, 96),
+    Preset(
+        "qwen3.8-flash-next",
+        QWEN_38_FLASH_NEXT,
+        {"text_config": TINY_QWEN4},
+        40,
+        extra={"model.visual.pos_embed.weight": ("BF16", (64, 64))},
+    ),
 )
