@@ -304,6 +304,10 @@ class Target:
     ``sends`` are the names of what the engine passes from stage to stage (None: all that the schema names): no stage can
     begin where something else is needed. What the schema does not name has the shape of the hidden states (``residual``).
 
+    ``within`` is the prefix of the language model's parameters in a model around it, which has others beside them. ``computed``
+    are parameters that the engine computes from what is planned for them: their shapes and formats are those of the plan, their
+    values are not.
+
     ``has_tables``: the engine can read tables (`Tensor.table`) in the memory of the host; others have all on the device.
     """
 
@@ -315,6 +319,8 @@ class Target:
     fixed: bool = False
     dtypes: Mapping[str, str] = field(default_factory=dict)
     sends: tuple[str, ...] | None = None
+    within: str = ""
+    computed: tuple[str, ...] = ()
     has_tables: bool = False
 
     def block(self, layer: int, num_layers: int) -> str:

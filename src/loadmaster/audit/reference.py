@@ -39,6 +39,8 @@ _REWRITINGS: Final = (
     (".mlp.shared_mlp.down_proj.", ".shared_mlp.output_linear."),
     (".self_attn.", ".attn."),
     (".embed_tokens.", ".embedding."),
+    ("model.norm.", "model.norm_f."),
+    (".w1_weight", ".w13_weight"),
 )
 
 
@@ -65,8 +67,11 @@ def expected_params(plan: Plan, rank: int, spelling: Spelling, *, draft: bool = 
 def _held_otherwise(plan: Plan) -> tuple[str, ...]:
     """Return endings of parameters that vLLM stores differently on purpose, so that they cannot be compared.
 
-    It permutes Llama-4's queries and keys for its rotary embedding, and keeps OLMo's norms of all heads whole on every rank.
+    It permutes Llama-4's queries and keys for its rotary embedding, holds -exp(A_log) of Mamba-2, and keeps OLMo's norms of all
+    heads whole on every rank.
     """
+    if plan.family.name == "nemotron_h":
+        return (".mixer.A_log",)
     if plan.family.name == "llama4":
         return (".qkv_proj.weight",)
     if plan.family.name == "olmo" and plan.layout.tensor_parallel_size > 1:

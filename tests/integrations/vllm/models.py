@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from loadmaster.audit.accepted import RECENT
 from loadmaster.audit.case import ACCEPTED as OVERRIDES
 
 FIRST = ("llama", "qwen3", "smollm2", "qwen3-moe", "deepseek-v3", "glm-5.1-fp8")
@@ -18,20 +17,15 @@ MORE = (
 OTHERS: dict[str, dict[str, Any]] = {preset: OVERRIDES.get(preset, {}) for preset in MORE}
 """More that vLLM builds on a CPU: fused and stacked as stored, padded, packed, with recurrent layers, with defaults."""
 
-SINCE_0_33: dict[str, dict[str, Any]] = {
-    **RECENT,
-    "qwen3-next-fp8": OVERRIDES["qwen3-next-fp8"],
-    "qwen3.8": {},
-    "qwen3.5-moe": {},
-}
-"""More that are described for vLLM 0.33."""
-
 WRAPPED = ("qwen3.8", "qwen3.5-moe")
 """Models around a language model: vLLM builds towers of published sizes, so it is told to leave them out."""
 
-LANGUAGE_ALONE: dict[str, Any] = {"language_model_only": True}
+
+def overrides_of(preset: str) -> dict[str, Any]:
+    """Return the changes to a preset's tiny config that make vLLM accept it."""
+    return {} if preset in WRAPPED else OVERRIDES.get(preset, {})
 
 
 def arguments_of(preset: str) -> dict[str, Any]:
     """Return vLLM's arguments for a preset."""
-    return LANGUAGE_ALONE if preset in WRAPPED else {}
+    return {"language_model_only": True} if preset in WRAPPED else {}

@@ -51,10 +51,11 @@ class Described:
     ``classes`` are vLLM's classes for it, and ``drafts`` those for its MTP layers; ``drafted`` says whether those of a config
     are described. ``modules`` are modules of a block with another name in vLLM, as (native name, vLLM's name); the first that
     matches is renamed. ``top`` are the same outside the blocks. ``on_every_stage`` are the model's own parameters that all
-    stages hold, by native name. ``keep`` are parameters of a block with a fixed dtype, by vLLM's name. ``params``, with vLLM's
-    names, replace the native ones of the same parts, where vLLM fuses or places others. ``within`` is the prefix of the
-    language model in a model around it. ``formats`` are the quantised formats that are described, and ``methods`` vLLM's names
-    for methods of config.json where they differ. ``sends`` is what a stage passes to the next
+    stages hold, by native name. ``keep`` are parameters of a block with a fixed dtype, by vLLM's name; ``computed`` are those
+    that vLLM computes while it loads. ``params``, with vLLM's names, replace the native ones of the same parts, where vLLM fuses
+    or places others. ``within`` is the prefix of the language model in a model around it. ``formats`` are the quantised formats
+    that are described, and ``methods`` vLLM's names for methods of config.json where they differ. ``sends`` is what a stage
+    passes to the next
     (``make_empty_intermediate_tensors``). ``obstacle`` returns why a config is not described; None if it is.
     """
 
@@ -64,6 +65,7 @@ class Described:
     top: tuple[tuple[str, str], ...] = ()
     on_every_stage: tuple[str, ...] = ()
     keep: tuple[tuple[str, str], ...] = ()
+    computed: tuple[str, ...] = ()
     params: tuple[Param, ...] = ()
     within: str = ""
     formats: Mapping[str, tuple[Held, ...]] = field(default_factory=lambda: FP8_BLOCK)
@@ -108,6 +110,8 @@ class Version:
             fixed=True,
             dtypes={"F32": "BF16"},  # unless F32 is requested
             sends=known.sends,
+            within=known.within,
+            computed=tuple(f"{{block}}.{name}" for name in known.computed),
         )
 
 

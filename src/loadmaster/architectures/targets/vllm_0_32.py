@@ -38,16 +38,17 @@ def _deepseek(c: Config) -> str | None:
 
 def _glm4_moe(c: Config) -> str | None:
     """vLLM needs the number of shared experts, and always has an untied head."""
-    return "n_shared_experts is not given" if c.optional_size("n_shared_experts") is None else _untied(c)
+    return "n_shared_experts is not given" if c.optional_size("n_shared_experts") is None else untied(c)
 
 
 def _minimax(c: Config) -> str | None:
     """vLLM always has norms of queries and keys, and a correction bias if the config says so."""
     missing = [k for k in ("use_qk_norm", "use_routing_bias") if not c.flag(k)]
-    return f"{missing[0]} is not true" if missing else _untied(c)
+    return f"{missing[0]} is not true" if missing else untied(c)
 
 
-def _untied(c: Config) -> str | None:
+def untied(c: Config) -> str | None:
+    """vLLM always has an untied head."""
     return "the head is tied to the embedding" if c.flag("tie_word_embeddings") else None
 
 

@@ -8,11 +8,15 @@ needed: each byte is read from where the headers say to where the plan says. Thr
    differently, everything is streamed, and vLLM and the proof after loading decide.
 3. Does the built model have the parameters that the plan fills, and no others (`misfits`)? If not, everything is streamed.
 
+What a target leaves to vLLM is streamed beside it (`Planned.left`): towers of a model around a language model, and parameters
+that vLLM computes while it loads.
+
 This module reads vLLM's configs and modules, but does not import vLLM.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +39,7 @@ from loadmaster.loader.memory import misfit
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import ParamSpec, Plan, ProvenPlan, RankPlan, WaiverRequest, build_plan, prove
 from loadmaster.plan.claims import KV_CACHE_SCALES
+from loadmaster.plan.moves import MoveGroup
 from loadmaster.torch_dtypes import TORCH
 
 DEFECTS: Final = frozenset({"layer-missing", "expert-incomplete", "tensor-missing", "scale-missing", "shape-mismatch"})
@@ -77,12 +82,35 @@ class Planned:
         drafted = (s for s in self.derived.specs if s.alias is None and s.name.startswith(within))
         return tuple((s, called if s.name == planned else s.name) for s in drafted)
 
+    @cached_property
+    def computed(self) -> frozenset[str]:
+        """The parameters that vLLM computes from what is planned for them."""
+        target, num_layers = self.plan.target, len(self.plan.schema.layers)
+        layers = range(*self.derived.layers)
+        names = {target.named(param, layer, num_layers) for param in target.computed for layer in layers}
+        return frozenset(names.intersection(s.name for s, _ in self.params))
+
     @property
     def tensors(self) -> list[int]:
         """The ids of the stored tensors that are read, ascending."""
-        written = self.derived.only({spec.name for spec, _ in self.params})
-        ids = [np.empty(0, np.int32), *(b.tensors.reshape(-1) for b in written.groups)]
-        return [int(i) for i in np.unique(np.concatenate(ids))]
+        return _ascending(self.derived.only({spec.name for spec, _ in self.params}).groups)
+
+    def left(self, model: torch.nn.Module) -> list[int]:
+        """Return the ids of the stored tensors that are left to vLLM's own loader, ascending.
+
+        They are those of computed parameters, and those outside the language model where ``model`` has more than that.
+        """
+        derived, plan = self.derived, self.plan
+        computed = [b for b in derived.groups if derived.specs[b.params[0]].name in self.computed]
+        has_more = any(not name.startswith(plan.target.within) for name, _ in model.named_parameters())
+        outside = [re.compile(pattern) for pattern in plan.family.outside] if has_more else []
+        beside = (i for name, i in plan.checkpoint.table.ids.items() if any(p.fullmatch(name) for p in outside))
+        return sorted({*_ascending(computed), *beside})
+
+
+def _ascending(groups: Iterable[MoveGroup]) -> list[int]:
+    ids = [np.empty(0, np.int32), *(b.tensors.reshape(-1) for b in groups)]
+    return [int(i) for i in np.unique(np.concatenate(ids))]
 
 
 def check_fit(vllm_config: Any, model_config: Any, checkpoint: Checkpoint, model_class: type, version: str) -> None:
@@ -272,7 +300,8 @@ def misfits(planned: Planned, model: torch.nn.Module, may_stay: Callable[[str], 
     yield from _spec_misfits(planned.params, params)
     yield from _expert_misfits(planned, model)
     filled = {id(params[name]) for _, name in planned.params if name in params}
-    others = [name for name, p in params.items() if id(p) not in filled]
+    within = planned.plan.target.within
+    others = [name for name, p in params.items() if id(p) not in filled and name.startswith(within)]
     yield from (f"{name} is not in the plan" for name in others if not may_stay(name))
     if others and any(w.reason in {reason for _, reason in KV_CACHE_SCALES} for w in planned.plan.waivers):
         yield "scales of a quantised KV cache are stored"

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from loadmaster.architectures.targets import target_of_vllm
 from loadmaster.checkpoint import Checkpoint, LocalStore, open_checkpoint, resolve_model
 from loadmaster.errors import CheckpointError, LoadError, LoadmasterError, UnsupportedError
 from loadmaster.findings import errors, gib
-from loadmaster.integrations.vllm.built_model import held_experts, outline_of
+from loadmaster.integrations.vllm.built_model import outline_of
 from loadmaster.integrations.vllm.direct import (
     Planned,
     Unfit,
@@ -47,11 +47,12 @@ from loadmaster.integrations.vllm.direct import (
     prove_layout,
     write,
 )
-from loadmaster.integrations.vllm.needs import Outline, Skip, expert_sources, reason_to_skip, sources
+from loadmaster.integrations.vllm.needs import Outline, Skip, reason_to_skip
 from loadmaster.integrations.vllm.options import read_options
-from loadmaster.integrations.vllm.reload import SHOWN, Signatures, check_found, remember, remembered
+from loadmaster.integrations.vllm.refusal import refusal
+from loadmaster.integrations.vllm.reload import Signatures, check_found, remember, remembered
 from loadmaster.integrations.vllm.stream import stream_tensors
-from loadmaster.integrations.vllm.unwritten import Gap, Watch, patterned
+from loadmaster.integrations.vllm.unwritten import Watch, patterned, write_pattern
 from loadmaster.loader import make_ring
 from loadmaster.loader.cuda.ring import Ring
 from loadmaster.loader.readers import default_readers
@@ -167,7 +168,10 @@ class Loader(BaseModelLoader):
         if planned is not None and (reason := _reason(misfits(planned, model, stays))):
             self._stream_because(reason)
             planned = None
-        self.offered = self._select(model, model_config, opened) if planned is None else []
+        self.offered = [] if planned else self._select(model, model_config, opened)
+        if planned and (left := set(planned.left(model))):
+            first, *more = self._select(model, model_config, opened)
+            self.offered = [replace(first, ids=[i for i in first.ids if i in left]), *more]
         watch = Watch(dict(model.named_parameters()), stays) if self.options.verify else None
         ring, self._ring = self._ring, None
         with nullcontext() if ring is None else closing(ring):
@@ -177,10 +181,12 @@ class Loader(BaseModelLoader):
                 self._write_directly(planned, model, ring)
         if watch is None:
             return
-        read = [Selection(planned.plan.checkpoint, planned.tensors, {})] if planned else self.offered
+        read = [*([Selection(planned.plan.checkpoint, planned.tensors, {})] if planned else []), *self.offered]
         if gaps := watch.gaps():
             writer = "the plan" if planned else f"{type(model).__name__}.load_weights"
-            raise _refusal(gaps, read, outline_of(model, model_config), model, writer)
+            rename = outline_of(model, model_config).rename
+            stored = [rename(s.prefix + n) or n for s in read for n in s.checkpoint.table.names]
+            raise refusal(_rank(), gaps, stored, model, writer)
         remember(model, _signatures(read))
 
     def _write_directly(self, planned: Planned, model: Any, ring: Ring | None) -> None:
@@ -193,6 +199,11 @@ class Loader(BaseModelLoader):
             report.seconds,
             planned.plan.hash[:16],
         )
+        if self.offered:
+            for name, param in model.named_parameters():
+                if name in planned.computed:
+                    write_pattern(param.data)  # what vLLM makes of them is proven to be written
+            self._stream_all(model)
 
     def _stream_all(self, model: Any) -> None:
         begin = time.perf_counter()
@@ -375,39 +386,3 @@ def may_stay(model: torch.nn.Module, model_config: ModelConfig) -> Any:
         if isinstance(module, RoutedExperts) and not module.moe_config.has_bias:
             names.update((f"{name}.w13_bias", f"{name}.w2_bias"))
     return names.__contains__
-
-
-def _refusal(
-    gaps: list[Gap], offered: list[Selection], outline: Outline, model: torch.nn.Module, writer: str
-) -> LoadError:
-    stored = [outline.rename(s.prefix + n) or n for s in offered for n in s.checkpoint.table.names]
-    fused = getattr(model, "packed_modules_mapping", {})
-    more = f" and {len(gaps) - SHOWN:,} more" if len(gaps) > SHOWN else ""
-    count = f"{len(gaps):,} parameter{'s were' if len(gaps) > 1 else ' was'}"
-    lines = [f"{_rank()}: {count} not written by {writer}"]
-    for gap in gaps[:SHOWN]:
-        share = "no byte" if gap.missing_bytes == gap.num_bytes else f"{gap.num_bytes - gap.missing_bytes:,} bytes"
-        where = (
-            f"; slices {', '.join(map(str, gap.slices[:8]))}{', …' if len(gap.slices) > 8 else ''} lack some"
-            if gap.slices
-            else ""
-        )
-        lines += ["", f"  {gap.param}  {gap.dtype} {list(gap.shape)}: {share} of {gap.num_bytes:,} written{where}"]
-        missing = _missing_experts(gap, model, stored) or sources(gap.param, fused, stored)
-        lines += [f"    {line}" for line in missing]
-    if more:
-        lines += ["", f" {more}"]
-    return LoadError(
-        "\n".join(lines),
-        hint="the model would generate garbage; for supported families `loadmaster plan` lists what the checkpoint lacks",
-    )
-
-
-def _missing_experts(gap: Gap, model: torch.nn.Module, stored: list[str]) -> list[str]:
-    module = model.get_submodule(gap.param.rpartition(".")[0])
-    if not isinstance(module, RoutedExperts):
-        return []
-    held = held_experts(module)
-    gate, up, down = module.ckpt_gate_proj_name, module.ckpt_up_proj_name, module.ckpt_down_proj_name
-    parts = {"w13": (gate, up) if up else (gate,), "w2": (down,)}
-    return expert_sources(gap.param, parts, [held[i] for i in gap.slices if i < len(held)], stored)
