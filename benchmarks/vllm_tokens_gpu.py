@@ -2,11 +2,14 @@
 
     python -m benchmarks.vllm_tokens_gpu FOLDER [--models NAME …] [--limit SECONDS] [--results FILE]
 
-Needs vLLM and a GPU. vLLM is imported once; every engine is a process forked from there, in which vLLM builds the model, loads
-it, and answers three prompts greedily, twice. Each model is run by ``auto`` and by loadmaster, written directly and streamed:
-all must have the same parameters, before vLLM processes them, and the same tokens. Some models also draft tokens (``mtp``), are
-loaded again while they run (``reload``), or sleep and are loaded again (``sleep``): the tokens must stay the same. One request
-runs at a time: with several, vLLM's tokens depend on how it batches them.
+Needs vLLM and a GPU. vLLM is imported once; every rank of an engine is a process forked from there, in which vLLM builds the
+model, loads it, and answers three prompts greedily, twice. Each model is run by ``auto`` and by loadmaster, written directly and
+streamed: every rank must have the same parameters, before vLLM processes them, and give the same tokens. Some models also draft
+tokens (``mtp``), are loaded again while they run (``reload``), or sleep and are loaded again (``sleep``): the tokens must stay
+the same. One request runs at a time: with several, vLLM's tokens depend on how it batches them.
+
+Engines of several ranks are vLLM's ``external_launcher``. Where the machine has fewer GPUs than ranks, they share the first one:
+NCCL takes them for ranks of different hosts (NCCL_HOSTID) and speaks through sockets, which is slow and changes no value.
 
 The models' sizes are the least that vLLM's kernels for these families take.
 """
@@ -17,10 +20,12 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
+import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +42,15 @@ ENGINE = {
     "max_model_len": 512,
     "max_num_seqs": 1,
     "gpu_memory_utilization": 0.3,
+    "kv_cache_memory_bytes": 1 << 30,  # not measured: ranks that share a GPU would count each other's memory
     "skip_tokenizer_init": True,
     "seed": 0,
     "enforce_eager": True,
     "disable_log_stats": True,
 }
+PP2, TP2 = {"pipeline_parallel_size": 2}, {"tensor_parallel_size": 2}
+EP2 = {**TP2, "enable_expert_parallel": True}
+EPLB = {**EP2, "enable_eplb": True, "eplb_config": {"num_redundant_experts": 2}}
 MTP = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}}
 FLASH_MLA = {"attention_backend": "FLASHMLA_SPARSE"}
 """What needs nothing beside vLLM: its first choice on Hopper is compiled by nvidia-cutlass-dsl."""
@@ -76,8 +85,28 @@ RUNS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "deepseek-v3, mtp": ("deepseek-v3", MTP, None),
     "glm-5.1-fp8": ("glm-5.1-fp8", FLASH_MLA, None),
     "glm-5.1-fp8, mtp": ("glm-5.1-fp8", {**FLASH_MLA, **MTP}, None),
+    "qwen3, pp 2": ("qwen3", PP2, None),
+    "qwen3, tp 2": ("qwen3", TP2, None),
+    "qwen3, pp 2, reload": ("qwen3", PP2, "reload"),
+    "qwen3, tp 2, sleep": ("qwen3", {**TP2, "enable_sleep_mode": True}, "sleep"),
+    "qwen3-moe-fp8, pp 2": ("qwen3-moe-fp8", PP2, None),
+    "qwen3-moe-fp8, tp 2": ("qwen3-moe-fp8", TP2, None),
+    "qwen3-moe-fp8, ep 2": ("qwen3-moe-fp8", EP2, None),
+    "qwen3-moe-fp8, eplb 2": ("qwen3-moe-fp8", EPLB, None),
+    "deepseek-v3, pp 2": ("deepseek-v3", PP2, None),
+    "deepseek-v3, mtp, tp 2": ("deepseek-v3", {**TP2, **MTP}, None),
+    "deepseek-v3, mtp, ep 2": ("deepseek-v3", {**EP2, **MTP}, None),
+    "glm-5.1-fp8, pp 2": ("glm-5.1-fp8", {**FLASH_MLA, **PP2}, None),
+    "glm-5.1-fp8, mtp, pp 2": ("glm-5.1-fp8", {**FLASH_MLA, **MTP, **PP2}, None),
+    "glm-5.1-fp8, mtp, tp 2": ("glm-5.1-fp8", {**FLASH_MLA, **MTP, **TP2}, None),
+    "glm-5.1-fp8, mtp, ep 2": ("glm-5.1-fp8", {**FLASH_MLA, **MTP, **EP2}, None),
 }
 """Name → model, arguments of the engine, and what is done while it runs."""
+
+
+def num_ranks(engine: dict[str, Any]) -> int:
+    """Return the number of ranks of an engine."""
+    return int(engine.get("pipeline_parallel_size", 1) * engine.get("tensor_parallel_size", 1))
 
 
 def make(folder: Path, name: str) -> Path:
@@ -142,10 +171,11 @@ def run(model: str, engine: dict[str, Any], then: str | None) -> dict[str, Any]:
     return {**found, "again": tokens()}
 
 
-def _child(model: str, engine: dict[str, Any], then: str | None, log: Path, answer: Any) -> None:
+def _child(model: str, engine: dict[str, Any], then: str | None, log: Path, join: dict[str, str], answer: Any) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    os.environ |= join
     try:
         answer.send(run(model, engine, then))
     except BaseException as error:
@@ -154,26 +184,74 @@ def _child(model: str, engine: dict[str, Any], then: str | None, log: Path, answ
     os._exit(0)
 
 
-def in_a_fork(work: Callable[..., None], *args: Any, limit_s: float) -> dict[str, Any]:
-    """Return what ``work`` sends from a forked process."""
+def _joins(ranks: int) -> list[dict[str, str]]:
+    """Return the environment of each rank: what torchrun would set, and how ranks of one GPU find each other."""
+    import torch
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = torch.cuda.device_count() < ranks
+    joins = []
+    for rank in range(ranks):
+        join = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        apart = {"NCCL_HOSTID": f"rank{rank}", "NCCL_NET": "Socket", "NCCL_SOCKET_IFNAME": "lo"}
+        joins.append({**join, "LOCAL_RANK": "0", **apart} if shared else {**join, "LOCAL_RANK": str(rank)})
+    return joins
+
+
+def launch(model: str, engine: dict[str, Any], then: str | None, log: Path, limit_s: float) -> dict[str, Any]:
+    """Return what the ranks of an engine answer, each in a forked process: parameters of all, tokens of the first."""
+    ranks = num_ranks(engine)
+    if ranks > 1:
+        engine = {**engine, "distributed_executor_backend": "external_launcher", "disable_custom_all_reduce": True}
+    end = time.monotonic() + limit_s
     context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(*args, sender))
-    process.start()
-    sender.close()
-    try:
-        found: dict[str, Any] = (
-            receiver.recv() if receiver.poll(limit_s) else {"error": f"no answer in {limit_s:.0f} s"}
-        )
-    except EOFError:
-        found = {"error": "its process ended"}
-    process.kill()
-    process.join()
-    return found
+    started = []
+    for rank, join in enumerate(_joins(ranks)):
+        receiver, sender = context.Pipe(duplex=False)
+        file = log.with_name(f"{log.stem}, rank {rank}.log") if ranks > 1 else log
+        process = context.Process(target=_child, args=(model, engine, then, file, join, sender))
+        process.start()
+        sender.close()
+        started.append((process, receiver))
+    found: dict[int, dict[str, Any]] = {}
+    while len(found) < ranks:
+        waiting = {receiver: rank for rank, (_, receiver) in enumerate(started) if rank not in found}
+        ready = wait(list(waiting), max(0, end - time.monotonic()))
+        if not ready:
+            found |= {rank: {"error": f"no answer in {limit_s:.0f} s"} for rank in waiting.values()}
+        for receiver in ready:
+            try:
+                answer = receiver.recv()
+            except EOFError:
+                answer = {"error": "its process ended"}
+            found[waiting[receiver]] = answer
+            if "error" in answer:
+                end = min(end, time.monotonic() + 10)  # the others wait for it
+    for process, _ in started:
+        process.kill()
+        process.join()
+    return _of_all([found[rank] for rank in range(ranks)])
+
+
+def _of_all(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the answers of all ranks as one; ranks that answer otherwise than the first are an error."""
+    made = {**found[0], "digests": [digest for f in found for digest in f.get("digests", ())]}
+    if failed := {rank: f["error"] for rank, f in enumerate(found) if "error" in f}:
+        return {
+            "digests": made["digests"],
+            "error": "; ".join(f"rank {rank}: {error}" for rank, error in failed.items()),
+        }
+    if any(f[what] != made[what] for f in found for what in ("tokens", "again")):
+        return {**made, "error": "the ranks give different tokens"}
+    return made
 
 
 def compare(found: dict[str, dict[str, Any]]) -> str:
-    """Return what differs between the formats of one run; ``equal`` where nothing does."""
+    """Return what differs between the formats of one run; ``equal`` where all have run and nothing does."""
+    if missing := FORMATS.keys() - found.keys():
+        return f"NOT COMPARED: {', '.join(sorted(missing))} did not run"
     if failed := {name: f["error"] for name, f in found.items() if "error" in f}:
         loaded = {tuple(f.get("digests", ())) for f in found.values()}
         return f"FAILED ({'parameters equal' if len(loaded) == 1 and () not in loaded else 'parameters unknown'}): {failed}"
@@ -193,7 +271,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(RUNS), default=list(RUNS))
     parser.add_argument("--limit", type=float, default=float("inf"), help="begin no engine after so many seconds")
     parser.add_argument("--each", type=float, default=150, help="seconds that an engine may take")
-    parser.add_argument("--results", type=Path)
+    parser.add_argument("--results", type=Path, help="a file of an earlier call keeps its other runs")
     args = parser.parse_args()
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_WORKER_MULTIPROC_METHOD": "fork"}
     begin = time.monotonic()
@@ -206,7 +284,13 @@ def main() -> None:
     import vllm.v1.worker.gpu_worker
     from vllm import LLM, SamplingParams  # noqa: F401  # imported before the fork
 
-    report: dict[str, Any] = {"versions": {"vllm": vllm.__version__, "torch": torch.__version__}, "runs": {}}
+    versions = {"vllm": vllm.__version__, "torch": torch.__version__}
+    report: dict[str, Any] = {"versions": versions, "gpus": torch.cuda.device_count(), "runs": {}}
+    if args.results and args.results.exists():
+        earlier = json.loads(args.results.read_text())
+        if any(earlier[key] != report[key] for key in ("versions", "gpus")):
+            raise SystemExit(f"{args.results} is of other versions or GPUs")
+        report["runs"] = earlier["runs"]
     for name in args.models:
         model, engine, then = RUNS[name]
         found: dict[str, dict[str, Any]] = {}
@@ -216,15 +300,15 @@ def main() -> None:
                 continue
             at = time.monotonic()
             log = args.folder / f"{name}, {way}.log"
-            arguments = (str(args.folder / model), {**engine, **options}, then, log)
-            found[way] = in_a_fork(_child, *arguments, limit_s=args.each)
+            found[way] = launch(str(args.folder / model), {**engine, **options}, then, log, args.each)
             print(f"{name}, {way}: {time.monotonic() - at:.0f} s {found[way].get('error', '')}", flush=True)
-        verdict = compare(found) if found else "not run"
+        verdict = compare(found)
         report["runs"][name] = {"verdict": verdict, "formats": found}
         print(f"{name}: {verdict}", flush=True)
     if args.results:
         args.results.parent.mkdir(parents=True, exist_ok=True)
-        args.results.write_text(json.dumps(report, indent=1) + "\n")
+        lines = json.dumps(report, indent=1)
+        args.results.write_text(re.sub(r"\[[\d,\s]+\]", lambda tokens: re.sub(r"\s+", " ", tokens[0]), lines) + "\n")
     sys.exit(any(r["verdict"] != "equal" for r in report["runs"].values()))
 
 
