@@ -249,7 +249,8 @@ class Param:
     BF16 …), ``plain`` decodes what is quantised and keeps the rest, ``decoded`` is always in the model's dtype.
     ``otherwise`` is a parameter of the model itself that is used where the parts do not exist: the same memory where the
     rank has it, a copy where it doesn't. ``stage`` places the parameters of the model itself. ``keep`` is the parameter's
-    format, whatever is stored. ``sizes``: on each rank, its first dim is filled up with ``filler`` to the next of these.
+    format, whatever is stored. ``sizes``: on each rank, its first dim is filled up with ``filler`` to the next of these,
+    or to a multiple of the last. ``flat``: dims of one element are left out.
     """
 
     name: str
@@ -260,6 +261,7 @@ class Param:
     keep: str | None = None
     sizes: tuple[int, ...] = ()
     filler: float = 0.0
+    flat: bool = False
 
     def is_on(self, stage: int, num_stages: int) -> bool:
         """Return whether a parameter of the model itself is on a stage."""

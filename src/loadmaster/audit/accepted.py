@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from loadmaster.synth import PRESETS
+from loadmaster.synth.presets import merged
+
 _DEEPSEEK_V4: Final[dict[str, Any]] = {
     "quantization_config": {
         "quant_method": "fp8",
@@ -29,8 +32,33 @@ _DEEPSEEK_V4: Final[dict[str, Any]] = {
     "index_head_dim": 128,
 }
 
+_KIMI: Final[dict[str, Any]] = {
+    "mla_use_nope": True,
+    "moe_router_activation_func": "sigmoid",
+    "moe_renormalize": True,
+    "use_grouped_topk": True,
+    "num_expert_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 512,  # smaller shares of a rank are filled up
+}
+
 RECENT: Final[dict[str, dict[str, Any]]] = {
     "deepseek-v4-flash": _DEEPSEEK_V4,
     "deepseek-v4-pro-0813": _DEEPSEEK_V4,
+    "kimi-linear": {**_KIMI, "hidden_act": "silu"},
+    "kimi-k3": {
+        "media_placeholder_token_id": 3,
+        "text_config": merged(
+            PRESETS["kimi-k3"].config_of(tiny=True)["text_config"],
+            {
+                **_KIMI,
+                "hidden_act": "situ",
+                "activation_situ_beta": 4.0,
+                "activation_situ_linear_beta": 25.0,
+                "hidden_size": 128,
+                "routed_expert_hidden_size": 256,
+            },
+        ),
+    },
 }
 """Preset → changes to its tiny config."""

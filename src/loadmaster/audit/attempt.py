@@ -29,13 +29,16 @@ def attempt(
     load_format: str,
     expected: Expected,
     *,
+    named: Callable[[], Expected | None] = lambda: None,
     draft: str | None,
     process: bool = False,
     **engine: Any,
 ) -> Attempt:
     """Load a checkpoint on one rank, and compare every parameter with that of the sound checkpoint.
 
-    With ``process`` the engine also processes the weights, which may raise; the parameters are then meaningless.
+    ``named`` returns what is expected by the engine's names, where its parameters are described; it is asked if ``expected``
+    has names that the engine does not have. With ``process`` the engine also processes the weights, which may raise; the
+    parameters are then meaningless.
     """
     built: Built | None = None
     counted = _Counted()
@@ -62,6 +65,8 @@ def attempt(
             num_params=len(built.params) if built else 0,
         )
     held = _Held(built.params, before, expected, _may_stay(built))
+    if held.has_unknown and (by_name := named()) is not None:
+        held = _Held(built.params, before, by_name, _may_stay(built))
     gaps, differences = held.gaps(), held.differences()
     concerned = [*(g[0] for g in gaps), *(n for n, _ in differences)]
     return Attempt(
@@ -107,6 +112,11 @@ class _Held:
                 else:
                     self._unlike[name] = what
         self.num_compared = len(self._alike) + len(self._unlike)
+
+    @property
+    def has_unknown(self) -> bool:
+        """Whether the engine has something expected under a name that is not known here, or lacks it."""
+        return NOWHERE in self._unlike.values()
 
     def gaps(self) -> list[tuple[str, int, int]]:
         """Return the parameters that should have been written and were not."""

@@ -17,7 +17,12 @@ from loadmaster.audit.pretended import is_pretended, on_the_host, pretend
 if TYPE_CHECKING:
     import torch
 
-QUIET = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
+QUIET = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_KIMI_K3_GEMM_AR": "0",  # a kernel of several GPUs, which needs more packages
+}
 """Environment variables for vLLM, unless they are set already."""
 
 

@@ -107,6 +107,8 @@ def engine_name(native: str, params: Container[str]) -> str | None:
     >>> engine_name("layers.1.mlp.gate.weight", {"model.layers.1.block_sparse_moe.gate.weight"})
     'model.layers.1.block_sparse_moe.gate.weight'
     """
+    if native in params:
+        return native
     names = [native, "model.embed_tokens.weight"] if native.startswith("lm_head") else [f"model.{native}"]
     for old, new in _REWRITINGS:
         names += [n.replace(old, new, 1) for n in names if old in n and new not in n]

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from loadmaster.architectures.targets import NATIVE
 from loadmaster.audit.case import UNJUDGED, Case
 from loadmaster.audit.damage import Damage
 from loadmaster.audit.isolate import Lost, Running
@@ -271,13 +272,23 @@ class Audit:
 
         def work() -> dict[str, Any]:
             from loadmaster.audit.attempt import attempt
-            from loadmaster.audit.reference import expected_params
+            from loadmaster.audit.reference import Expected, expected_params
+            from loadmaster.integrations.vllm.installed import find_vllm
 
-            plan = build_plan(open_checkpoint(sound), case.layout)
-            expected = expected_params(
-                plan, case.rank_number, case.written.family_of(case.config).spelling, draft=bool(case.draft)
-            )
-            return attempt(path, case.rank, load_format, expected, draft=case.draft, **how).as_json()
+            def expected(target: str = NATIVE) -> Expected:
+                plan = build_plan(open_checkpoint(sound), case.layout, target=target)
+                spelling = case.written.family_of(case.config).spelling
+                return expected_params(plan, case.rank_number, spelling, draft=bool(case.draft))
+
+            def named() -> Expected | None:
+                engine = find_vllm()
+                try:
+                    return expected(engine.target) if engine and engine.target and not case.draft else None
+                except UnsupportedError:
+                    return None  # it is not described
+
+            made = attempt(path, case.rank, load_format, expected(), named=named, draft=case.draft, **how)
+            return made.as_json()
 
         return Loading(work, self.limit_s)
 

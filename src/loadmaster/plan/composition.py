@@ -26,6 +26,7 @@ from loadmaster.architectures.algebra import (
     Fill,
     Leaf,
     Shard,
+    Stored,
     axes,
     concat,
     decode,
@@ -33,6 +34,7 @@ from loadmaster.architectures.algebra import (
     format_of,
     localise,
     permute,
+    pick,
     restrict,
     stored,
     whole,
@@ -170,7 +172,7 @@ class UnplacedParam:
         name, parts = self.param.name, self.param.parts
         division = divide(self.expression, len(parts), self.experts, coordinates)
         if not self.is_encoded:
-            e = _filled_up(e, self.param)
+            e = _filled_up(_flat(e) if self.param.flat else e, self.param)
             yield PlannedParam(ParamSpec(name, e.shape, e.dtype, division=division, host=self.host), parts, pieces(e))
             return
         format_ = format_of(e)
@@ -203,9 +205,20 @@ def _held(format_: Format, stored: Sequence[str], engine: Sequence[Held]) -> lis
     return [h.param for h in engine] if as_stored == [(h.suffix, h.dtype) for h in engine] else as_stored
 
 
+def _flat(e: Expression) -> Expression:
+    """Return a localised tensor without its dims of one element."""
+    if isinstance(e, Cast):
+        return replace(e, operand=_flat(e.operand))
+    assert isinstance(e, Stored), "only plain tensors have dims of one element"
+    for dim in reversed(range(len(e.shape))):
+        e = pick(e, dim, 0) if e.shape[dim] == 1 else e
+    return e
+
+
 def _filled_up(e: Expression, param: Param) -> Expression:
-    """Return what a rank holds of a parameter, filled up to the next of its sizes."""
-    more = next((size for size in param.sizes if size >= e.shape[0]), e.shape[0]) - e.shape[0]
+    """Return what a rank holds of a parameter, filled up to the next of its sizes, or to a multiple of the last."""
+    rows = e.shape[0]
+    more = next((size - rows for size in param.sizes if size >= rows), -rows % param.sizes[-1] if param.sizes else 0)
     return Concat(0, (e, Fill((more, *e.shape[1:]), e.dtype, param.filler))) if more else e
 
 

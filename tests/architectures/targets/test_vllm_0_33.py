@@ -118,6 +118,8 @@ def test_sinks_of_attention_are_filled_up_to_a_number_of_heads_that_kernels_have
         ("deepseek-v4-flash", {"topk_method": "greedy"}, {}, "topk_method is 'greedy', not 'noaux_tc'"),
         ("deepseek-v4-flash", {"vision_n_layers": 2}, {}, "it has vision"),
         ("deepseek-v4-pro-0813", {}, {"num_draft_layers": 1}, "MTP layers are not described for vllm-0.33"),
+        ("kimi-linear", {"mla_use_output_gate": True}, {}, "mla_use_output_gate is true"),
+        ("kimi-linear", {"tie_word_embeddings": True}, {}, "the head is tied to the embedding"),
         ("deepseek-v4-flash", {}, {"tensor_parallel_size": 4}, "a part that ends inside a block of scales"),
     ],
 )
@@ -134,3 +136,27 @@ def test_scales_that_vllm_would_hold_in_another_format_are_not_described(tmp_pat
     write_tiny(replace(PRESETS["deepseek-v4-flash"], e8m0=False), tmp_path, overrides=overrides)
     with pytest.raises(UnsupportedError, match="fp8_block with scale, which is not described"):
         build_plan(open_checkpoint(tmp_path), target="vllm-0.33")
+
+
+def test_kimi_k3_as_published_is_planned_under_the_names_of_its_wrapper(tmp_path: Path) -> None:
+    write_full_size(PRESETS["kimi-k3"], tmp_path)
+    made = build_plan(open_checkpoint(tmp_path), ParallelLayout(2, 8, enable_expert_parallel=True), target="vllm-0.33")
+    assert prove(made).findings == ()
+    specs = {s.name: (s.dtype, s.shape) for s in made.rank(0).specs}
+    linear, latent = (f"language_model.model.layers.{layer}." for layer in (1, 3))
+    rows = 4 * 12 * 128 + 128 + 12  # q, k, v and g of 12 heads, f_a for all, b: filled up to a multiple of 16
+    assert specs[f"{linear}self_attn.in_proj_qkvgfab.weight"] == ("BF16", (rows + 4, 7168))
+    assert specs[f"{linear}self_attn.conv1d.weight"] == ("F32", (3 * 12 * 128, 1, 4))
+    assert specs[f"{latent}self_attn.fused_qkv_a_g_proj.weight"] == ("BF16", (1536 + 512 + 64 + 12 * 128, 7168))
+    assert specs[f"{linear}block_sparse_moe.experts.routed_experts.w13_weight"] == ("U8", (112, 2 * 3072, 3584 // 2))
+    assert specs["language_model.model.embed_tokens.weight"] == ("BF16", (163840 // 8, 7168))
+
+
+def test_dims_of_one_element_are_left_out_where_vllm_has_none(tmp_path: Path) -> None:
+    made = plan("kimi-linear", tmp_path, 1, 2)
+    decay = load_rank(prove(made).require_proven(), 1).tensors["model.layers.0.self_attn.A_log"]
+    whole = load_rank(prove(build_plan(open_checkpoint(tmp_path))).require_proven(), 0).tensors[
+        "layers.0.self_attn.A_log"
+    ]
+    assert whole.shape == (1, 1, 8, 1)
+    assert torch.equal(decay, whole.flatten()[4:])

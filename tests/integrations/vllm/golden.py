@@ -16,7 +16,7 @@ import torch
 from loadmaster.architectures.targets import VLLM
 from loadmaster.audit.ranks import Rank
 from loadmaster.synth import PRESETS, write_tiny
-from tests.integrations.vllm.models import overrides_of
+from tests.integrations.vllm.models import BESIDE, overrides_of
 
 FILES = {target: Path(__file__).with_name(f"{target.replace('-', '_').replace('.', '_')}.json") for target in VLLM}
 """Target → the file of its version, the oldest first."""
@@ -41,6 +41,8 @@ SINCE: Mapping[str, Mapping[str, tuple[Rank, ...]]] = {
     "vllm-0.33": {
         "deepseek-v4-flash": WHOLE + STAGES + CUT + SPREAD[1:],
         "deepseek-v4-pro-0813": STAGES[1:] + SPREAD[1:],
+        "kimi-linear": WHOLE + STAGES + CUT[1:] + SPREAD[1:],
+        "kimi-k3": STAGES + CUT[1:] + SPREAD[1:],
         **dict.fromkeys(("qwen3.8",), STAGES + CUT),
         **dict.fromkeys(
             ("qwen3-next", "qwen3-next-fp8", "qwen3.5-moe", "nemotron-3-super"), STAGES[:1] + CUT[1:] + SPREAD[1:]
@@ -59,6 +61,8 @@ def ranks_of(target: str) -> dict[str, tuple[Rank, ...]]:
 def write(preset: str, path: Path) -> Path:
     """Write the checkpoint whose parameters are told."""
     write_tiny(PRESETS[preset], path, overrides=overrides_of(preset))
+    for name, values in BESIDE.get(preset, {}).items():
+        (path / name).write_text(json.dumps(values))
     return path
 
 

@@ -26,6 +26,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from loadmaster.architectures.registry import find_family
 from loadmaster.architectures.targets import VLLM, newest_target, target_of_vllm
 from loadmaster.architectures.targets.vllm import DRAFT_EMBEDDING
 from loadmaster.checkpoint import Checkpoint, LocalStore
@@ -162,7 +163,7 @@ def _unfit(vllm_config: Any, model: Any, checkpoint: Checkpoint, model_class: ty
         yield f"{architectures[0]} is built as {model_class.__module__}.{model_class.__name__}"
     if is_draft and config.get("num_nextn_predict_layers") != 1:
         yield "a draft model that does not have exactly one layer"
-    stored = config.get("quantization_config")
+    stored = find_family(config).describe(config).values.get("quantization_config") if described else None
     method = stored.get("quant_method") if isinstance(stored, Mapping) else None
     if model.quantization != (described.methods.get(str(method), method) if described else method):
         yield f"quantization is {model.quantization}, but {method} in config.json"

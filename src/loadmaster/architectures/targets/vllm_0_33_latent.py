@@ -1,0 +1,113 @@
+"""vLLM 0.33's models with latent or compressed attention: architecture in config.json → how vLLM implements it (`vllm`).
+
+Sources: ``vllm/models/{deepseek_v4,kimi_k3}`` of 0.33.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import inf
+from typing import Final
+
+from loadmaster.architectures.config import Config
+from loadmaster.architectures.schema import Held, Param
+from loadmaster.architectures.targets.vllm import Described
+from loadmaster.architectures.targets.vllm_0_32 import untied
+
+
+def _deepseek_v4(c: Config) -> str | None:
+    """vLLM has a correction bias for one method only, and biases for images only in models with vision."""
+    if c.values.get("topk_method") != "noaux_tc":
+        return f"topk_method is {c.values.get('topk_method')!r}, not 'noaux_tc'"
+    return "it has vision" if c.size("vision_n_layers", 0, least=0) else None
+
+
+_POWERS = Held("scale", "F8_E8M0", named="weight_scale_inv")
+
+_DEEPSEEK_V4 = Described(
+    ("DeepseekV4ForCausalLM",),
+    drafts=("DeepSeekV4MTP",),
+    on_every_stage=("hc_head_fn", "hc_head_base", "hc_head_scale"),
+    modules=(
+        ("ffn.experts.", "ffn.experts.routed_experts."),
+        ("ffn.gate.bias", "ffn.gate.e_score_correction_bias"),
+        ("norm.", "shared_head.norm."),  # of an MTP layer
+    ),
+    keep=(("ffn.gate.tid2eid", "I32"),),
+    params=(
+        Param("{block}.attn.fused_wqa_wkv.weight", ("attn.wq_a", "attn.wkv")),
+        *(
+            Param(f"{{block}}.attn.{of}.fused_wkv_wgate.weight", (f"attn.{of}.wkv", f"attn.{of}.wgate"))
+            for of in ("compressor", "indexer.compressor")
+        ),
+        Param(
+            "{block}.attn.attn_sink", ("attn.attn_sink",), sizes=(64, 128), filler=-inf
+        ),  # FlashMLA's numbers of heads
+    ),
+    formats={
+        "fp8_block": (Held("weight", "F8_E4M3"), _POWERS),
+        "fp4": (Held("weight", "I8", held="U8"), Held("scale", "F8_E8M0", named="weight_scale", held="U8")),
+    },
+    methods={"fp8": "deepseek_v4_fp8"},
+    sends=("hidden_states",),
+    obstacle=_deepseek_v4,
+    drafted=lambda c: not c.sizes("dspark_target_layer_ids"),
+)
+
+
+def _kimi_linear(c: Config) -> str | None:
+    """Where the gate of linear attention is one matrix, vLLM has Kimi-K3's layers."""
+    if c.section("linear_attn_config").flag("use_full_rank_gate"):
+        return "use_full_rank_gate is true"
+    return "mla_use_output_gate is true" if c.flag("mla_use_output_gate") else untied(c)
+
+
+def _kimi_k3(c: Config) -> str | None:
+    """vLLM fuses what Kimi-K3 has."""
+    if not c.section("linear_attn_config").flag("use_full_rank_gate"):
+        return "use_full_rank_gate is not true"
+    if not c.flag("mla_use_output_gate") or c.optional_size("q_lora_rank") is None:
+        return "latent attention has no gate, or no compressed queries"
+    return untied(c)
+
+
+_KIMI_LINEAR = Described(
+    ("KimiLinearForCausalLM",),
+    modules=(
+        ("mlp.experts.", "block_sparse_moe.experts.routed_experts."),
+        ("mlp.gate.", "block_sparse_moe.gate."),
+        ("mlp.shared_experts.", "block_sparse_moe.shared_experts."),
+        ("mlp.routed_expert_", "block_sparse_moe.routed_expert_"),
+    ),
+    keep=(("self_attn.conv1d.weight", "F32"),),
+    params=(
+        Param(
+            "{block}.self_attn.in_proj_qkvgfab.weight", ("linear.q", "linear.k", "linear.v", "linear.b", "linear.f_a")
+        ),
+        Param("{block}.self_attn.A_log", ("linear.a_log",), flat=True),
+    ),
+    obstacle=_kimi_linear,
+)
+_KIMI_K3 = replace(
+    _KIMI_LINEAR,
+    classes=("KimiK3ForConditionalGeneration",),
+    within="language_model.",
+    params=(
+        Param(
+            "{block}.self_attn.in_proj_qkvgfab.weight",
+            ("linear.q", "linear.k", "linear.v", "linear.g", "linear.f_a", "linear.b"),
+            sizes=(16,),
+        ),
+        Param("{block}.self_attn.fused_qkv_a_g_proj.weight", ("attn.q_a", "attn.kv_a", "attn.gate")),
+    ),
+    formats={"mxfp4_packed": (Held("weight_packed", "U8", named="weight"), Held("weight_scale", "U8"))},
+    methods={"compressed-tensors": "mxfp4"},
+    obstacle=_kimi_k3,
+)
+
+DESCRIBED: Final[Mapping[str, Described]] = {
+    "DeepseekV4ForCausalLM": _DEEPSEEK_V4,
+    "KimiLinearForCausalLM": _KIMI_LINEAR,
+    "KimiK3ForConditionalGeneration": _KIMI_K3,
+}
