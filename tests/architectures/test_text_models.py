@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 
 from loadmaster.architectures.registry import find_family
+from loadmaster.checkpoint import open_checkpoint
+from loadmaster.errors import InputError
 from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import build_plan, prove
+from loadmaster.sizing.cuts import list_boundaries
 from loadmaster.synth.sizes import TINY_DENSE, TINY_MLA, derived
-from loadmaster.testing import check_loading, check_tables, compare_with_transformers
+from loadmaster.testing import check_loading, check_tables, compare_with_transformers, write_checkpoint
+from loadmaster.testing.damaged import DamagedCheckpoint
 from loadmaster.testing.modelling import has_model
 
 MLA: dict[str, Any] = {
@@ -24,6 +29,14 @@ DENSE: dict[str, Any] = {k: v for k, v in TINY_DENSE.items() if not k.endswith("
 PLAIN = derived(DENSE, head_dim=None)
 OLD: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 8, "num_hidden_layers": 4, "vocab_size": 320}
 GPT: dict[str, Any] = {"n_embd": 128, "n_head": 8, "n_layer": 4, "vocab_size": 320, "n_positions": 64}
+
+NAS: list[dict[str, Any]] = [
+    {"attention": {"no_op": False, "n_heads_in_group": 2}, "ffn": {"no_op": False, "ffn_mult": 1.3}},
+    {"attention": {"no_op": True, "n_heads_in_group": None}, "ffn": {"no_op": False, "ffn_mult": 3.0}},
+    {"attention": {"no_op": False, "n_heads_in_group": 4}, "ffn": {"no_op": True, "ffn_mult": None}},
+    {"attention": {"no_op": False, "n_heads_in_group": 8}, "ffn": {"no_op": False, "intermediate_size": 192}},
+]
+"""Widths of 256, 256, none and 192; 4, 0, 2 and 1 heads of keys."""
 
 MODELS: dict[str, dict[str, Any]] = {
     "DeepseekV2ForCausalLM": {**MLA, "q_lora_rank": None},
@@ -81,6 +94,22 @@ MODELS: dict[str, dict[str, Any]] = {
         "num_experts": 4,
         "moe_intermediate_size": 64,
     },
+    "PanguEmbeddedForCausalLM": {**PLAIN, "bias": True},
+    "Rnj1ForCausalLM": DENSE,
+    "SolarForCausalLM": PLAIN,
+    "Step1ForCausalLM": {**derived(PLAIN, num_key_value_heads=None), "num_attention_groups": 2},
+    "TeleFLMForCausalLM": PLAIN,
+    "VaultGemmaForCausalLM": DENSE,
+    "HyperCLOVAXForCausalLM": {**DENSE, "pad_token_id": 0, "attention_bias": True},
+    "GraniteSWAForCausalLM": {**PLAIN, "mlp_bias": True},
+    "OlmoForCausalLM": {**PLAIN, "pad_token_id": 0, "attention_bias": True},
+    "ApertusForCausalLM": {**PLAIN, "pad_token_id": 0, "attention_bias": True},
+    "ExaoneForCausalLM": {**derived(PLAIN, num_hidden_layers=None), "num_layers": 4},
+    "TeleChat2ForCausalLM": {"hidden_size": 128, "n_head": 8, "n_layer": 4, "ffn_hidden_size": 192, "vocab_size": 320},
+    "Jais2ForCausalLM": PLAIN,
+    "OPTForCausalLM": {**OLD, "ffn_dim": 256, "max_position_embeddings": 64, "word_embed_proj_dim": 64},
+    "PersimmonForCausalLM": {**OLD, "intermediate_size": 256},
+    "DeciLMForCausalLM": {**PLAIN, "block_configs": NAS},
     "MptForCausalLM": {"d_model": 128, "n_heads": 8, "n_layers": 4, "vocab_size": 320},
 }
 """A tiny config of each architecture."""
@@ -112,7 +141,11 @@ def test_each_generation_of_falcon_is_that_of_transformers(changes: dict[str, An
 
 @pytest.mark.parametrize(
     "architecture",
-    ["FalconForCausalLM", "GPT2LMHeadModel", "InternLM2ForCausalLM", "MiMoForCausalLM", "Lfm2MoeForCausalLM"],
+    [
+        *("FalconForCausalLM", "GPT2LMHeadModel", "InternLM2ForCausalLM", "MiMoForCausalLM", "Lfm2MoeForCausalLM"),
+        *("TeleChat2ForCausalLM", "DeciLMForCausalLM"),
+        *("OPTForCausalLM", "PersimmonForCausalLM", "ExaoneForCausalLM", "GraniteSWAForCausalLM"),
+    ],
 )
 def test_what_is_stored_unlike_a_llama_is_loaded_byte_for_byte(architecture: str, tmp_path: Path) -> None:
     config = {"architectures": [architecture], "dtype": "bfloat16", **MODELS[architecture]}
@@ -127,3 +160,62 @@ def test_groups_of_heads_are_divided_over_more_ranks_than_groups(tmp_path: Path)
         config = {"architectures": [architecture], "dtype": "bfloat16", **MODELS[architecture], **changes}
         layouts = [ParallelLayout(1, 4), ParallelLayout(1, 2)]
         assert check_loading(find_family(config), config, tmp_path / architecture, layouts=layouts) > 0
+
+
+def test_a_layer_of_a_nemotron_nas_may_lack_its_attention_or_its_mlp(tmp_path: Path) -> None:
+    config = {"architectures": ["DeciLMForCausalLM"], "dtype": "bfloat16", **MODELS["DeciLMForCausalLM"]}
+    write_checkpoint(find_family(config), config, tmp_path / "nas")
+    plan = build_plan(open_checkpoint(tmp_path / "nas"), ParallelLayout(1, 2))
+    shapes = {s.name: s.shape for s in plan.rank(0).specs}
+    assert prove(plan).proven
+    assert {name.split(".")[1] for name in shapes if "self_attn" in name} == {"0", "2", "3"}
+    assert {name: shape[1] for name, shape in shapes.items() if "down_proj" in name} == {
+        "layers.0.mlp.down_proj.weight": 128,  # 2 x 1.3 x 128 / 3 = 110, rounded up to 256, on two ranks
+        "layers.1.mlp.down_proj.weight": 128,
+        "layers.3.mlp.down_proj.weight": 96,
+    }
+    stored = DamagedCheckpoint(tmp_path / "nas")
+    stored.copy(r"layers\.0\.self_attn\.o_proj", "layers.1.self_attn.o_proj")
+    stored.change(r"layers\.3\.self_attn\.k_proj", lambda t: t.repeat(2, 1))
+    findings = prove(build_plan(open_checkpoint(stored.path))).findings
+    assert {(f.code, f.tensor) for f in findings if f.code != "family-unchecked"} == {
+        ("tensor-unexpected", "model.layers.1.self_attn.o_proj.weight"),
+        ("shape-mismatch", "model.layers.3.self_attn.k_proj.weight"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "says"),
+    [
+        ("DeciLMForCausalLM", {"block_configs": NAS[:3]}, "block_configs must have an object for each of 4 layers"),
+        (
+            "DeciLMForCausalLM",
+            {"block_configs": [*NAS[:3], {"attention": {"replace_with_linear": True}}]},
+            r"block_configs\[3\], attention: replace_with_linear is true",
+        ),
+        ("OPTForCausalLM", {"tie_word_embeddings": False}, "an OPT whose head is not tied"),
+        ("PanguEmbeddedForCausalLM", {"param_sink_number": 128}, "param_sink_number 128 is not supported"),
+    ],
+)
+def test_what_the_tables_cannot_say_is_refused(architecture: str, changes: dict[str, Any], says: str) -> None:
+    config = {"architectures": [architecture], **MODELS[architecture], **changes}
+    family = find_family(config)
+    with pytest.raises(InputError, match=says):
+        family.schema(family.describe(config))
+
+
+def test_the_layers_of_an_opt_are_wider_than_its_embedding(tmp_path: Path) -> None:
+    """As in OPT-350M: 64 elements of a token become 128, which cross a cut."""
+    config = {"architectures": ["OPTForCausalLM"], "dtype": "bfloat16", **MODELS["OPTForCausalLM"]}
+    write_checkpoint(find_family(config), config, tmp_path / "opt")
+    plan = build_plan(open_checkpoint(tmp_path / "opt"), ParallelLayout(2))
+    first, last = ({s.name: s.shape for s in plan.rank(rank).specs} for rank in (0, 1))
+    assert (first["embed_tokens.weight"], first["project_in.weight"]) == ((320, 64), (128, 64))
+    assert (first["positions.weight"], last["project_out.weight"]) == ((66, 128), (64, 128))
+    assert list_boundaries(plan)[1].crosses == (("hidden_states", 128 * 2),)
+    stored = DamagedCheckpoint(tmp_path / "opt").drop("project_in").change("embed_positions", lambda t: t[:64])
+    findings = prove(build_plan(open_checkpoint(stored.path))).findings
+    assert {(f.code, f.tensor) for f in findings} == {
+        ("tensor-missing", "model.decoder.project_in.weight"),
+        ("shape-mismatch", "model.decoder.embed_positions.weight"),
+    }

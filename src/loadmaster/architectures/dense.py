@@ -1,7 +1,7 @@
 """Dense models that store what a Llama stores, but for biases, norms and a tied head: a line each.
 
-Granite, Gemma 1 and 2, Cohere, StableLM, Seed-OSS, SmolLM3, Ministral, Ernie-4.5, EXAONE-4, InternLM, MiniCPM, Orion. Their
-computation differs from Llama's (scales, soft caps, windows), so they are planned and loaded, not run.
+Granite, Gemma 1 and 2, Cohere, StableLM, Seed-OSS, SmolLM3, Ministral, Ernie-4.5, EXAONE-4, InternLM, MiniCPM, Orion,
+openPangu Embedded, Rnj-1, Solar, Step-1, TeleFLM, VaultGemma. Their computation differs from Llama's (scales, soft caps, windows), so they are planned and loaded, not run.
 
 Sources: the classes of transformers, and for those that it does not have, of vLLM.
 """
@@ -44,11 +44,13 @@ _NONE: Final = Style(bias=(), out_bias=(), mlp_bias=())
 _GEMMA: Final = Style(mlp_bias=(), tied=True, head_dim=256)
 _COHERE: Final = Style(mlp_bias=(), norms=("input_norm",), tied=True)
 _ALL: Final = ("bias",)
+_EITHER: Final = ("attention_bias", "bias")
+_FOUR: Final = (*NORMS, "pre_mlp_norm", "post_mlp_norm")
 
 STYLES: Final[Mapping[str, Style]] = {
     "GraniteForCausalLM": Style(),
     "GemmaForCausalLM": _GEMMA,
-    "Gemma2ForCausalLM": Style(mlp_bias=(), norms=(*NORMS, "pre_mlp_norm", "post_mlp_norm"), tied=True, head_dim=256),
+    "Gemma2ForCausalLM": Style(mlp_bias=(), norms=_FOUR, tied=True, head_dim=256),
     "CohereForCausalLM": _COHERE,
     "Cohere2ForCausalLM": _COHERE,
     "StableLmForCausalLM": Style(("use_qkv_bias",), (), (), norm_bias=True, refused=("qk_layernorm",)),
@@ -63,6 +65,12 @@ STYLES: Final[Mapping[str, Style]] = {
     "InternLM3ForCausalLM": Style(("qkv_bias",), _ALL, _ALL),
     "MiniCPMForCausalLM": Style(mlp_bias=(), tied=True, refused=("num_experts",)),
     "OrionForCausalLM": Style((), (), (), norm_bias=True),
+    "PanguEmbeddedForCausalLM": Style(_EITHER, _EITHER, refused=("sandwich_norm", "param_sink_number")),
+    "Rnj1ForCausalLM": Style(mlp_bias=(), norms=_FOUR, head_norms=True, tied=True),
+    "SolarForCausalLM": Style(_EITHER, _EITHER),
+    "Step1ForCausalLM": Style(tied=True),
+    "TeleFLMForCausalLM": Style(),
+    "VaultGemmaForCausalLM": Style(mlp_bias=(), norms=("input_norm", "pre_mlp_norm"), tied=True, head_dim=256),
 }
 """Architecture → how it differs."""
 
@@ -74,7 +82,8 @@ def schema(c: Config) -> Schema:
         if c.values.get(key):
             raise UnsupportedError(f"config.json: {key} {c.values[key]!r} is not supported")
     hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
-    kv_heads, head = c.size("num_key_value_heads", heads), c.size("head_dim", style.head_dim or hidden // heads)
+    kv_heads = c.size("num_attention_groups", c.size("num_key_value_heads", heads))
+    head = c.size("head_dim", style.head_dim or hidden // heads)
     norm = head if style.head_norms else 0
 
     def has(keys: tuple[str, ...], default: bool = False) -> bool:
@@ -112,6 +121,10 @@ def _norms_of_heads(heads: int, kv_heads: int, head: int) -> tuple[Tensor, ...]:
     )
 
 
+_WITHOUT_A_CLASS: Final = (
+    *("InternLMForCausalLM", "InternLM3ForCausalLM", "MiniCPMForCausalLM", "OrionForCausalLM", "SolarForCausalLM"),
+    *("PanguEmbeddedForCausalLM", "Rnj1ForCausalLM", "Step1ForCausalLM", "TeleFLMForCausalLM"),
+)
 _OF_VLLM: Final = "transformers has no class of it; its names are those of vLLM's loader"
 
 FAMILY = Family(
@@ -131,7 +144,5 @@ FAMILY = Family(
         Param("{block}.post_feedforward_layernorm.weight", ("post_mlp_norm",)),
     ),
     waived=(blocks.INV_FREQ,),
-    unchecked=dict.fromkeys(
-        ("InternLMForCausalLM", "InternLM3ForCausalLM", "MiniCPMForCausalLM", "OrionForCausalLM"), _OF_VLLM
-    ),
+    unchecked=dict.fromkeys(_WITHOUT_A_CLASS, _OF_VLLM),
 )
