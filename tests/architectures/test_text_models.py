@@ -27,6 +27,7 @@ MLA: dict[str, Any] = {
 
 DENSE: dict[str, Any] = {k: v for k, v in TINY_DENSE.items() if not k.endswith("token_id")}
 PLAIN = derived(DENSE, head_dim=None)
+MOE: dict[str, Any] = {**DENSE, "moe_intermediate_size": 64}
 OLD: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 8, "num_hidden_layers": 4, "vocab_size": 320}
 GPT: dict[str, Any] = {"n_embd": 128, "n_head": 8, "n_layer": 4, "vocab_size": 320, "n_positions": 64}
 
@@ -110,6 +111,45 @@ MODELS: dict[str, dict[str, Any]] = {
     "OPTForCausalLM": {**OLD, "ffn_dim": 256, "max_position_embeddings": 64, "word_embed_proj_dim": 64},
     "PersimmonForCausalLM": {**OLD, "intermediate_size": 256},
     "DeciLMForCausalLM": {**PLAIN, "block_configs": NAS},
+    "AfmoeForCausalLM": {**MOE, "num_experts": 4},
+    "BeamForCausalLM": {**MOE, "num_experts": 4, "n_group": 1, "topk_group": 1},
+    "Cohere2MoeForCausalLM": {
+        **DENSE,
+        "num_experts": 4,
+        "num_shared_experts": 2,
+        "first_k_dense_replace": 1,
+        "prefix_dense_intermediate_size": 192,
+    },
+    "ExaoneMoeForCausalLM": {**MOE, "num_experts": 4, "pad_token_id": 0},
+    "FlexOlmoForCausalLM": {**PLAIN, "num_experts": 4, "pad_token_id": 0},
+    "FlintForCausalLM": {**MOE, "num_experts": 4, "shared_expert_intermediate_size": 96},
+    "HYV3ForCausalLM": {**MOE, "num_experts": 4, "pad_token_id": 0, "num_nextn_predict_layers": 1},
+    "Kolibri1ForCausalLM": {**MOE, "num_local_experts": 4, "shared_expert_intermediate_size": 96},
+    "LagunaForCausalLM": {
+        **MOE,
+        "num_experts": 4,
+        "shared_expert_intermediate_size": 96,
+        "num_attention_heads_per_layer": [8, 16, 8, 16],
+    },
+    "MellumForCausalLM": {**MOE, "num_local_experts": 4, "mlp_layer_types": ["dense", *["sparse"] * 3]},
+    "GraniteMoeSWAForCausalLM": {**PLAIN, "num_local_experts": 4, "shared_intermediate_size": 96},
+    "BailingMoeForCausalLM": {**MOE, "num_experts": 4, "num_shared_experts": 2},
+    "BailingMoeV2ForCausalLM": {
+        **{**MOE, "num_experts": 4, "num_shared_experts": 1, "first_k_dense_replace": 1, "use_qk_norm": True},
+        **{"moe_router_enable_expert_bias": True, "num_nextn_predict_layers": 1},
+    },
+    "SarvamMoEForCausalLM": {**MOE, "num_experts": 4},
+    "Param2MoEForCausalLM": {**MOE, "num_experts": 4, "use_qkv_bias": True},
+    "Glm4MoeLiteForCausalLM": {**MLA, "first_k_dense_replace": 1, "num_nextn_predict_layers": 1},
+    "AXK1ForCausalLM": MLA,
+    "SarvamMLAForCausalLM": {**MLA, "q_lora_rank": None},
+    "PanguUltraMoEForCausalLM": {
+        **{**MLA, "sandwich_norm": True, "router_enable_expert_bias": True, "num_nextn_predict_layers": 1}
+    },
+    "PanguProMoEV2ForCausalLM": MLA,
+    "MiniCPM3ForCausalLM": MLA,
+    "MiniMaxForCausalLM": {**DENSE, "num_local_experts": 4},
+    "MiniMaxText01ForCausalLM": {**DENSE, "num_local_experts": 4, "attn_type_list": [0, 0, 0, 1]},
     "MptForCausalLM": {"d_model": 128, "n_heads": 8, "n_layers": 4, "vocab_size": 320},
 }
 """A tiny config of each architecture."""
@@ -145,12 +185,15 @@ def test_each_generation_of_falcon_is_that_of_transformers(changes: dict[str, An
         *("FalconForCausalLM", "GPT2LMHeadModel", "InternLM2ForCausalLM", "MiMoForCausalLM", "Lfm2MoeForCausalLM"),
         *("TeleChat2ForCausalLM", "DeciLMForCausalLM"),
         *("OPTForCausalLM", "PersimmonForCausalLM", "ExaoneForCausalLM", "GraniteSWAForCausalLM"),
+        *("LagunaForCausalLM", "BeamForCausalLM", "HYV3ForCausalLM", "FlintForCausalLM", "MiniMaxForCausalLM"),
+        *("BailingMoeV2ForCausalLM", "PanguUltraMoEForCausalLM"),
     ],
 )
 def test_what_is_stored_unlike_a_llama_is_loaded_byte_for_byte(architecture: str, tmp_path: Path) -> None:
     config = {"architectures": [architecture], "dtype": "bfloat16", **MODELS[architecture]}
-    layout = ParallelLayout(2, 2, num_draft_layers=MODELS[architecture].get("num_nextn_predict_layers", 0))
-    assert check_loading(find_family(config), config, tmp_path, layouts=[layout]) > 0
+    family = find_family(config)
+    layout = ParallelLayout(2, 2, num_draft_layers=family.schema(family.describe(config)).num_drafts)
+    assert check_loading(family, config, tmp_path, layouts=[layout]) > 0
 
 
 def test_groups_of_heads_are_divided_over_more_ranks_than_groups(tmp_path: Path) -> None:
@@ -193,6 +236,10 @@ def test_a_layer_of_a_nemotron_nas_may_lack_its_attention_or_its_mlp(tmp_path: P
             {"block_configs": [*NAS[:3], {"attention": {"replace_with_linear": True}}]},
             r"block_configs\[3\], attention: replace_with_linear is true",
         ),
+        ("LagunaForCausalLM", {"num_attention_heads_per_layer": [8, 16]}, "must give the heads of each of 4 layers"),
+        ("LagunaForCausalLM", {"gating": "per-group"}, "gating is 'per-group', expected true, false, per-head or"),
+        ("MiniMaxText01ForCausalLM", {"shared_intermediate_size": 96}, "shared_intermediate_size"),
+        ("PanguProMoEV2ForCausalLM", {"param_sink_number": 128}, "param_sink_number"),
         ("OPTForCausalLM", {"tie_word_embeddings": False}, "an OPT whose head is not tied"),
         ("PanguEmbeddedForCausalLM", {"param_sink_number": 128}, "param_sink_number 128 is not supported"),
     ],
@@ -219,3 +266,39 @@ def test_the_layers_of_an_opt_are_wider_than_its_embedding(tmp_path: Path) -> No
         ("tensor-missing", "model.decoder.project_in.weight"),
         ("shape-mismatch", "model.decoder.embed_positions.weight"),
     }
+
+
+def test_lightning_attention_is_divided_by_heads_and_so_is_its_norm(tmp_path: Path) -> None:
+    config = {"architectures": ["MiniMaxText01ForCausalLM"], "dtype": "bfloat16", **MODELS["MiniMaxText01ForCausalLM"]}
+    write_checkpoint(find_family(config), config, tmp_path / "m1")
+    proof = prove(build_plan(open_checkpoint(tmp_path / "m1"), ParallelLayout(1, 4)))
+    shapes = {
+        s.name: s.shape for s in proof.plan.rank(1).specs if ".2.self_attn." in s.name or ".3.self_attn." in s.name
+    }
+    assert proof.proven and shapes == {
+        "layers.2.self_attn.qkv_proj.weight": (96, 128),  # two of eight heads, each with q, k and v of 16
+        "layers.2.self_attn.output_gate.weight": (32, 128),
+        "layers.2.self_attn.norm.weight": (32,),
+        "layers.2.self_attn.out_proj.weight": (128, 32),
+        "layers.3.self_attn.qkv_proj.weight": (64, 128),  # two heads of q, one of k, one of v
+        "layers.3.self_attn.o_proj.weight": (128, 32),
+    }
+    stored = DamagedCheckpoint(tmp_path / "m1").drop(r"layers\.1\.self_attn\.output_gate")
+    stored.change(r"layers\.2\.self_attn\.norm", lambda t: t[:16])
+    findings = prove(build_plan(open_checkpoint(stored.path))).findings
+    assert {(f.code, f.tensor) for f in findings if f.code != "family-unchecked"} == {
+        ("tensor-missing", "model.layers.1.self_attn.output_gate.weight"),
+        ("shape-mismatch", "model.layers.2.self_attn.norm.weight"),
+    }
+
+
+def test_heads_may_differ_from_layer_to_layer(tmp_path: Path) -> None:
+    config = {"architectures": ["LagunaForCausalLM"], "dtype": "bfloat16", **MODELS["LagunaForCausalLM"]}
+    write_checkpoint(find_family(config), config, tmp_path / "laguna")
+    gates = {
+        s.name: s.shape for s in build_plan(open_checkpoint(tmp_path / "laguna")).rank(0).specs if "gate_proj" in s.name
+    }
+    assert list(gates.values()) == [(8, 128), (16, 128)] * 2
+    stored = DamagedCheckpoint(tmp_path / "laguna").change(r"layers\.2\.self_attn\.g_proj", lambda t: t.repeat(2, 1))
+    (finding,) = prove(build_plan(open_checkpoint(stored.path))).findings
+    assert (finding.code, finding.tensor) == ("shape-mismatch", "model.layers.2.self_attn.g_proj.weight")

@@ -1,7 +1,8 @@
 """Dense models that store what a Llama stores, but for biases, norms and a tied head: a line each.
 
-Granite, Gemma 1 and 2, Cohere, StableLM, Seed-OSS, SmolLM3, Ministral, Ernie-4.5, EXAONE-4, InternLM, MiniCPM, Orion,
-openPangu Embedded, Rnj-1, Solar, Step-1, TeleFLM, VaultGemma. Their computation differs from Llama's (scales, soft caps, windows), so they are planned and loaded, not run.
+Granite, Gemma 1 and 2, Cohere, StableLM, Seed-OSS, SmolLM3, Ministral, Ernie-4.5, EXAONE-4, InternLM, MiniCPM, Orion, openPangu
+Embedded, Rnj-1, Solar, Step-1, TeleFLM, VaultGemma. Their computation differs from Llama's (scales, soft caps, windows), so
+they are planned and loaded, not run.
 
 Sources: the classes of transformers, and for those that it does not have, of vLLM.
 """

@@ -1,17 +1,20 @@
 """Granite-MoE (3.0, 3.1, 4.0 without state-space layers): all experts of a layer in one tensor, and sometimes a shared one.
 
-Sources: the released configs; ``modeling_granitemoe.py`` and ``modeling_granitemoeshared.py`` of transformers.
+With windows it has sinks, and is not run.
+
+Sources: the released configs; ``modeling_granitemoe.py``, ``modeling_granitemoeshared.py`` and ``modeling_granitemoe_swa.py`` of
+transformers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import AttentionSpec, Model, RouterSpec, require
 from loadmaster.architectures.rope import read_rope
-from loadmaster.architectures.schema import Family, Schema, embedding
+from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_rows, embedding
 from loadmaster.architectures.spelling import Spelling, packed
 
 
@@ -39,6 +42,7 @@ def schema(c: Config) -> Schema:
             bias=bias,
             out_bias=bias,
         ),
+        *((Tensor("attn.sinks", (heads,), by_rows(), usual=("F32",)),) if c.values["architectures"][0] == _SWA else ()),
         *blocks.experts(hidden, c.size("intermediate_size"), c.size("num_local_experts")),
         *(blocks.gated_mlp(hidden, shared, logical="shared") if shared else ()),
     )
@@ -67,6 +71,7 @@ def read_model(c: Config) -> GraniteMoeModel:
     )
 
 
+_SWA = "GraniteMoeSWAForCausalLM"
 _SHARED: Spelling = {
     **packed(blocks.LAYER + "shared_mlp.input_linear.weight", "shared.gate", "shared.up"),
     "shared.down": blocks.LAYER + "shared_mlp.output_linear.weight",
@@ -99,4 +104,14 @@ FAMILY = Family(
     ),
     waived=(blocks.INV_FREQ,),
     runs=True,
+)
+_SINKS = {"attn.sinks": blocks.LAYER + "self_attn.sinks"}
+SWA = replace(
+    FAMILY,
+    name="granite_moe_swa",
+    architectures=(_SWA,),
+    spelling={**FAMILY.variants[0], **_SINKS},
+    variants=({**FAMILY.spelling, **_SINKS},),
+    native=(*FAMILY.native, Param("{block}.self_attn.sinks", ("attn.sinks",))),
+    runs=False,
 )

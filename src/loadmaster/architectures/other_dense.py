@@ -1,7 +1,7 @@
 """Dense models with parts that a Llama does not have, or under other names: a few lines each.
 
 HyperCLOVA X norms the outputs of attention and MLP too. Granite with windows has sinks. OLMo-1 has no norms at all. EXAONE-3
-and TeleChat2 have older names; TeleChat2 stores keys and values by head, and has biases where the outputs of its parts are summed.
+and TeleChat2 have older names; TeleChat2 stores keys and values by head, and has biases where the outputs of parts are summed.
 
 Sources: ``hyperclovax``, ``granite_swa`` and ``olmo`` of transformers 5.24; ``exaone.py`` and ``telechat2.py`` in
 ``vllm/model_executor/models``.

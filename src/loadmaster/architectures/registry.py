@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from loadmaster.architectures import (
     bailing_hybrid,
+    bailing_moe,
     deepseek,
     deepseek_v4,
     deepseek_v41,
@@ -38,6 +39,7 @@ from loadmaster.architectures import (
     mimo,
     mimo_v2,
     minimax_m3,
+    minimax_text,
     mistral_large,
     mixtral,
     muse_spark,
@@ -46,6 +48,7 @@ from loadmaster.architectures import (
     olmo,
     opt,
     other_dense,
+    other_mla,
     other_moe,
     packed_qkv,
     phi,
@@ -55,6 +58,7 @@ from loadmaster.architectures import (
     qwen3_next,
     qwen4_exp,
     qwen_moe,
+    sparse,
     step3,
 )
 from loadmaster.architectures.aliases import MODEL_TYPES, architecture_of
@@ -122,6 +126,13 @@ FAMILIES: tuple[Family, ...] = (
     other_moe.PHIMOE,
     other_moe.ERNIE,
     other_moe.DOTS1,
+    *sparse.FAMILIES,
+    granite_moe.SWA,
+    bailing_moe.FAMILY,
+    other_mla.FAMILY,
+    other_mla.PANGU,
+    other_mla.MINICPM3,
+    minimax_text.FAMILY,
     hunyuan.FAMILY,
     lfm2.FAMILY,
 )
