@@ -15,7 +15,7 @@ from pathlib import Path
 
 from loadmaster.architectures.targets import target_of_vllm
 from loadmaster.audit.ranks import load
-from tests.integrations.vllm.golden import FILES, Parameters, before, goldens, ranks_of, told, write
+from tests.integrations.vllm.golden import FILES, Parameters, before, goldens, held, ranks_of, told, write
 from tests.integrations.vllm.models import arguments_of
 
 
@@ -24,7 +24,7 @@ def parameters_of(preset: str, target: str) -> dict[str, Parameters]:
     with tempfile.TemporaryDirectory() as folder:
         path = write(preset, Path(folder))
         ranks = ranks_of(target)[preset]
-        return {str(rank): told(load(path, rank, load_format="auto", **arguments_of(preset)).params) for rank in ranks}
+        return {str(rank): told(held(load(path, rank, load_format="auto", **arguments_of(preset)))) for rank in ranks}
 
 
 def main(presets: Sequence[str]) -> None:

@@ -248,15 +248,17 @@ class Param:
     none for parameters of the model itself. ``form``: ``stored`` keeps the format of the headers (FP8 with its scales,
     BF16 …), ``plain`` decodes what is quantised and keeps the rest, ``decoded`` is always in the model's dtype.
     ``otherwise`` is a parameter of the model itself that is used where the parts do not exist: the same memory where the
-    rank has it, a copy where it doesn't. ``stage`` places the parameters of the model itself. ``keep`` is the parameter's
-    format, whatever is stored. ``sizes``: on each rank, its first dim is filled up with ``filler`` to the next of these,
-    or to a multiple of the last. ``flat``: dims of one element are left out.
+    rank has it, a copy where it doesn't. ``unless`` is a logical tensor: layers that have it do not have the parameter.
+    ``stage`` places the parameters of the model itself. ``keep`` is the parameter's format, whatever is stored. ``sizes``: on
+    each rank, its first dim is filled up with ``filler`` to the next of these, or to a multiple of the last. ``flat``: dims
+    of one element are left out.
     """
 
     name: str
     parts: tuple[str, ...]
     form: Storage = "stored"
     otherwise: str | None = None
+    unless: str | None = None
     stage: Literal["first", "last", "every"] | None = None
     keep: str | None = None
     sizes: tuple[int, ...] = ()
@@ -308,7 +310,7 @@ class Target:
 
     ``within`` is the prefix of the language model's parameters in a model around it, which has others beside them. ``computed``
     are parameters that the engine computes from what is planned for them: their shapes and formats are those of the plan, their
-    values are not.
+    values are not. ``placements`` are those of logical tensors that the engine places otherwise than the family.
 
     ``has_tables``: the engine can read tables (`Tensor.table`) in the memory of the host; others have all on the device.
     """
@@ -323,6 +325,7 @@ class Target:
     sends: tuple[str, ...] | None = None
     within: str = ""
     computed: tuple[str, ...] = ()
+    placements: Mapping[str, Placement | None] = field(default_factory=dict)
     has_tables: bool = False
 
     def block(self, layer: int, num_layers: int) -> str:
@@ -344,6 +347,7 @@ class Target:
             return schema
 
         def placed(t: Tensor) -> Tensor:
+            t = replace(t, placement=self.placements.get(t.name, t.placement))
             p = t.placement
             if t.table is not None and not self.has_tables:
                 t = replace(t, table=None)

@@ -103,7 +103,7 @@ class Part:
 def parts_of(param: Param, bound: LayerClass) -> list[Part] | None:
     """Return what ``param`` is made of in a class; None where a part is defective or does not exist."""
     holders = bound.item_of
-    if not all(p in holders and holders[p].key in bound.forms for p in param.parts):
+    if param.unless in holders or not all(p in holders and holders[p].key in bound.forms for p in param.parts):
         return None
     return [
         Part(t, holders[p], bound.forms[holders[p].key], words_fed(t, bound))

@@ -25,7 +25,7 @@ from loadmaster.dtypes import widens
 from loadmaster.findings import Finding
 from loadmaster.parallel import ParallelLayout, cut
 from loadmaster.plan.classes import LayerClass
-from loadmaster.plan.composition import PlannedParam, axis_of, view
+from loadmaster.plan.composition import PlannedParam, axis_of, parts_of, view
 from loadmaster.plan.forms import StoredForm
 from loadmaster.plan.plan import Plan
 from loadmaster.plan.rank import RankPlan
@@ -185,7 +185,7 @@ class SourceLaws:
         boxes: dict[Leaf, list[tuple[Region, int]]] = defaultdict(list)
         num_experts = item.first.experts
         for part in item.parts:
-            copies = self.stages.get(part.name, 1)
+            copies = self.stages.get(part.name, 1) * self._uses(part.name)
             experts: list[tuple[int | None, StoredForm]]
             if item.by_expert:
                 experts = [(e, forms[e if len(forms) > 1 else 0]) for e in range(num_experts)]
@@ -202,6 +202,11 @@ class SourceLaws:
                         box = (slots, *v.box) if item.by_expert else (slots, *v.box[1:])
                     boxes[v.leaf].append((box, holders))
         return boxes
+
+    def _uses(self, part: str) -> int:
+        """Return how often a parameter of this class has a part: twice where keys serve as values too."""
+        params = (p for p in self.plan.target.params if part in p.parts and parts_of(p, self.bound))
+        return max((p.parts.count(part) for p in params), default=1)
 
     def _check_leaf(
         self, leaf: Leaf, declared: list[tuple[Region, int]], readers: Sequence[Reads], repeated: list[int]

@@ -38,38 +38,6 @@ def test_what_0_32_describes_has_the_same_parameters_in_0_33(preset: str) -> Non
     assert replace(target(vllm_0_32.VERSION, preset), name="vllm-0.33") == target(vllm_0_33.VERSION, preset)
 
 
-def test_a_language_model_inside_another_has_its_parameters_under_a_prefix() -> None:
-    config = config_of("qwen3.8")
-    alone, wrapper = "Qwen3_5ForCausalLM", {**PRESETS["qwen3.8"].config_of(tiny=True)}
-    inside = PRESETS["qwen3.8"].family_of(wrapper)
-    whole = vllm_0_33.VERSION.target(inside, inside.describe(wrapper))
-    assert config["architectures"] == [alone]
-    language = target(vllm_0_33.VERSION, "qwen3.8")
-    assert (language.layer, whole.layer) == ("model.layers.{layer}", "language_model.model.layers.{layer}")
-    own = {p.name: (p.stage, p.otherwise) for p in whole.params if p.stage}
-    assert own == {
-        "language_model.model.embed_tokens.weight": ("every", None),
-        "language_model.model.norm.weight": ("last", None),
-        "language_model.lm_head.weight": ("last", "language_model.model.embed_tokens.weight"),
-    }
-    assert [p for p in whole.params if not p.stage] == [p for p in language.params if not p.stage]
-
-
-@pytest.mark.parametrize(
-    ("preset", "changes", "said"),
-    [
-        ("qwen3-next", {"tie_word_embeddings": True}, "the head is tied to the embedding"),
-        ("qwen3.8", {"attention_bias": True}, "attention_bias is true"),
-        ("qwen3.8", {"attn_output_gate": False}, "attn_output_gate is false"),
-    ],
-)
-def test_a_config_that_vllm_reads_otherwise_is_not_described(preset: str, changes: dict[str, Any], said: str) -> None:
-    config = config_of(preset) | changes
-    family = PRESETS[preset].family_of(config)
-    with pytest.raises(UnsupportedError, match=f"is not described for vllm-0.33: {said}"):
-        vllm_0_33.VERSION.target(family, family.describe(config))
-
-
 def test_the_newest_version_is_the_default_and_an_installed_one_has_its_own() -> None:
     assert newest_target("vllm") == "vllm-0.33"
     assert {version: target_of_vllm(version) for version in ("0.32.1", "0.33.0+cpu", "0.34.0", "0.3.2")} == {

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 from loadmaster.architectures.targets import VLLM
-from loadmaster.audit.ranks import Rank
+from loadmaster.audit.case import Case
+from loadmaster.audit.ranks import Built, Rank
 from loadmaster.synth import PRESETS, write_tiny
-from tests.integrations.vllm.models import BESIDE, overrides_of
+from tests.integrations.vllm.models import BESIDE, WRAPPED
 
 FILES = {target: Path(__file__).with_name(f"{target.replace('-', '_').replace('.', '_')}.json") for target in VLLM}
 """Target → the file of its version, the oldest first."""
@@ -25,6 +26,7 @@ Parameters = dict[str, dict[str, str]]
 
 WHOLE, STAGES, CUT = (Rank(),), (Rank((0, 2)), Rank((1, 2))), (Rank(tp=(0, 2)), Rank(tp=(1, 2)))
 SPREAD = (Rank((1, 2), (0, 2), ep=True), Rank((1, 2), (1, 2), ep=True))
+ONE_OF_EACH = STAGES[:1] + CUT[1:] + SPREAD[1:]
 SINCE: Mapping[str, Mapping[str, tuple[Rank, ...]]] = {
     "vllm-0.32": {
         **dict.fromkeys(("llama", "qwen3"), WHOLE + STAGES + CUT),
@@ -44,9 +46,11 @@ SINCE: Mapping[str, Mapping[str, tuple[Rank, ...]]] = {
         "kimi-linear": WHOLE + STAGES + CUT[1:] + SPREAD[1:],
         "kimi-k3": STAGES + CUT[1:] + SPREAD[1:],
         **dict.fromkeys(("qwen3.8",), STAGES + CUT),
-        **dict.fromkeys(
-            ("qwen3-next", "qwen3-next-fp8", "qwen3.5-moe", "nemotron-3-super"), STAGES[:1] + CUT[1:] + SPREAD[1:]
-        ),
+        **dict.fromkeys(("qwen3-next", "qwen3-next-fp8", "qwen3.5-moe", "nemotron-3-super"), ONE_OF_EACH),
+        **dict.fromkeys(("gemma-4-26b-a4b", "gpt-oss-bf16", "llama-4"), ONE_OF_EACH),
+        "step-3.7-flash": STAGES[1:] + CUT[1:] + SPREAD[1:],
+        "gemma-4-e2b": WHOLE + CUT[1:],  # its layers cannot be divided evenly
+        **dict.fromkeys(("gemma-3", "olmo-2", "olmo-3"), STAGES[:1] + CUT[1:]),
     },
 }
 """Version → presets that are described since, and the ranks that are told of each."""
@@ -60,10 +64,19 @@ def ranks_of(target: str) -> dict[str, tuple[Rank, ...]]:
 
 def write(preset: str, path: Path) -> Path:
     """Write the checkpoint whose parameters are told."""
-    write_tiny(PRESETS[preset], path, overrides=overrides_of(preset))
+    if preset in WRAPPED:
+        write_tiny(PRESETS[preset], path, overrides=WRAPPED[preset])
+    else:
+        Case(preset, preset).write(path)
     for name, values in BESIDE.get(preset, {}).items():
         (path / name).write_text(json.dumps(values))
     return path
+
+
+def held(built: Built) -> dict[str, torch.Tensor]:
+    """Return a model's parameters, and the stored tensors that vLLM holds as buffers."""
+    buffers = {name: b for name, b in built.model.named_buffers() if name.endswith(".layer_scalar")}
+    return {**built.params, **buffers}
 
 
 def told(params: Mapping[str, torch.Tensor]) -> Parameters:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from loadmaster.audit.accepted import RECENT
 from loadmaster.audit.case import ACCEPTED as OVERRIDES
 
 FIRST = ("llama", "qwen3", "smollm2", "qwen3-moe", "deepseek-v3", "glm-5.1-fp8")
@@ -18,9 +17,15 @@ MORE = (
 OTHERS: dict[str, dict[str, Any]] = {preset: OVERRIDES.get(preset, {}) for preset in MORE}
 """More that vLLM builds on a CPU: fused and stacked as stored, padded, packed, with recurrent layers, with defaults."""
 
-WRAPPED = ("qwen3.8", "qwen3.5-moe", "kimi-k3")
-"""Models around a language model: vLLM builds towers of published sizes, so it is told to leave them out."""
-
+WRAPPED: dict[str, dict[str, Any]] = {
+    "qwen3.8": {},
+    "qwen3.5-moe": {},
+    "gemma-4-26b-a4b": {"vision_config": {"model_type": "gemma4_vision"}},
+    "gemma-4-e2b": {"vision_config": {"model_type": "gemma4_vision"}},
+    "llama-4": {},
+    "kimi-k3": OVERRIDES["kimi-k3"],
+}
+"""Models around a language model, and changes to their tiny configs. Towers have published sizes: vLLM leaves them out."""
 
 BESIDE: dict[str, dict[str, Any]] = {
     "kimi-k3": {
@@ -35,11 +40,6 @@ BESIDE: dict[str, dict[str, Any]] = {
     }
 }
 """Preset → JSON files that vLLM reads beside the config, even where the towers are left out."""
-
-
-def overrides_of(preset: str) -> dict[str, Any]:
-    """Return the changes to a preset's tiny config that make vLLM accept it."""
-    return {} if preset in WRAPPED and preset not in RECENT else OVERRIDES.get(preset, {})
 
 
 def arguments_of(preset: str) -> dict[str, Any]:

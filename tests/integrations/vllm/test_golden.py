@@ -55,4 +55,4 @@ def test_a_plan_writes_what_vllms_own_loader_writes(
     assert made_here.keys() == of_vllm.keys()
     computed = {plan.target.named(p, 0, 1).replace(".0.", ".*.") for p in plan.target.computed}
     unlike = [key for key in of_vllm if of_vllm[key] != made_here[key]]
-    assert {key.partition(" ")[0] for key in unlike} == computed & {key.partition(" ")[0] for key in of_vllm}
+    assert {key.partition(" ")[0] for key in unlike} <= computed

@@ -18,7 +18,7 @@ from typing import Final
 
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.registry import FAMILIES
-from loadmaster.architectures.schema import Family, Held, Param, Target
+from loadmaster.architectures.schema import Family, Held, Param, Placement, Target
 from loadmaster.architectures.wrapper import WrappedFamily
 from loadmaster.errors import UnsupportedError
 
@@ -52,10 +52,10 @@ class Described:
     are described. ``modules`` are modules of a block with another name in vLLM, as (native name, vLLM's name); the first that
     matches is renamed. ``top`` are the same outside the blocks. ``on_every_stage`` are the model's own parameters that all
     stages hold, by native name. ``keep`` are parameters of a block with a fixed dtype, by vLLM's name; ``computed`` are those
-    that vLLM computes while it loads. ``params``, with vLLM's names, replace the native ones of the same parts, where vLLM fuses
-    or places others. ``within`` is the prefix of the language model in a model around it. ``formats`` are the quantised formats
-    that are described, and ``methods`` vLLM's names for methods of config.json where they differ. ``sends`` is what a stage
-    passes to the next
+    that vLLM computes while it loads. ``placements`` are those of logical tensors that vLLM divides otherwise. ``params``,
+    with vLLM's names, replace the native ones of the same parts, where vLLM fuses or places others. ``within`` is the prefix
+    of the language model in a model around it. ``formats`` are the quantised formats that are described, and ``methods``
+    vLLM's names for methods of config.json where they differ. ``sends`` is what a stage passes to the next
     (``make_empty_intermediate_tensors``). ``obstacle`` returns why a config is not described; None if it is.
     """
 
@@ -66,6 +66,7 @@ class Described:
     on_every_stage: tuple[str, ...] = ()
     keep: tuple[tuple[str, str], ...] = ()
     computed: tuple[str, ...] = ()
+    placements: Mapping[str, Placement | None] = field(default_factory=dict)
     params: tuple[Param, ...] = ()
     within: str = ""
     formats: Mapping[str, tuple[Held, ...]] = field(default_factory=lambda: FP8_BLOCK)
@@ -112,6 +113,7 @@ class Version:
             sends=known.sends,
             within=known.within,
             computed=tuple(f"{{block}}.{name}" for name in known.computed),
+            placements=known.placements,
         )
 
 

@@ -1,6 +1,8 @@
 """vLLM 0.33's models whose layers are of several kinds: architecture in config.json → how vLLM implements it (`vllm`).
 
-Sources: ``qwen3_next``, ``qwen3_5`` and ``nemotron_h`` in ``vllm/model_executor/models``, and ``mamba_mixer2``, of 0.33.0.
+Sources: ``qwen3_next``, ``qwen3_5``, ``nemotron_h``, ``step3p5``, ``gemma3``, ``gemma4``, ``gpt_oss``, ``llama4`` and
+``transformers`` in ``vllm/model_executor/models``, and ``mamba_mixer2``, of 0.33.0. The model around Step-3.7's language model is
+not described: vLLM 0.33 does not read its config with transformers 5.17, so nothing could be compared.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from dataclasses import replace
 from typing import Final
 
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.targets.vllm import EMBEDDING, HEAD, NORM, Described
+from loadmaster.architectures.schema import Param, by_rows
+from loadmaster.architectures.targets.vllm import EMBEDDING, EXPERTS, HEAD, NORM, Described
 from loadmaster.architectures.targets.vllm_0_32 import untied
 
 
@@ -53,8 +56,71 @@ _NEMOTRON_H = Described(
     obstacle=untied,
 )
 
+_STEP3 = Described(
+    ("Step3p5ForCausalLM",),
+    modules=(
+        ("mlp.experts.", "moe.experts.routed_experts."),
+        ("mlp.gate.e_score_correction_bias", "moe.router_bias"),
+        ("mlp.gate.", "moe.gate."),
+        ("mlp.shared_experts.", "moe.share_expert."),
+    ),
+    keep=(("moe.gate.weight", "F32"),),
+    sends=("hidden_states",),
+    obstacle=untied,
+)
+
+_GEMMA3 = Described(("Gemma3ForCausalLM",), on_every_stage=(EMBEDDING, NORM, HEAD))
+
+_GPT_OSS = Described(
+    ("GptOssForCausalLM",),
+    modules=(("self_attn.", "attn."), EXPERTS),
+    top=(("embed_tokens.", "embedding."),),
+    on_every_stage=(EMBEDDING, NORM, HEAD),
+    computed=("mlp.experts.routed_experts.w2_bias",),  # zeros on all ranks but the first, whose sum is taken
+    obstacle=untied,
+)
+
+_LLAMA4 = Described(
+    ("Llama4ForCausalLM",),
+    modules=(
+        ("mlp.experts.", "feed_forward.experts.routed_experts."),
+        ("mlp.gate.", "feed_forward.router."),
+        ("mlp.", "feed_forward."),
+    ),
+    computed=("self_attn.qkv_proj.weight",),  # queries and keys in the order of the rotary embedding
+)
+
+_GEMMA4 = Described(
+    ("Gemma4ForCausalLM",),
+    modules=(("experts.", "experts.routed_experts."),),
+    on_every_stage=(EMBEDDING, NORM, HEAD),
+    placements={"per_layer.projection": by_rows()},
+    params=(
+        Param("{block}.self_attn.qkv_proj.weight", ("attn.q", "attn.k", "attn.v")),
+        Param("{block}.self_attn.qkv_proj.weight", ("attn.q", "attn.k", "attn.k"), unless="attn.v"),
+        Param("{block}.self_attn.q_proj.weight", ("attn.q",), unless="attn.k"),
+    ),
+    sends=("hidden_states", "per_layer_inputs"),
+)
+
+_OLMO = Described(
+    ("TransformersForCausalLM",),
+    placements={"attn.q_norm": None, "attn.k_norm": None},
+    sends=("hidden_states",),
+)
+
 DESCRIBED: Final[Mapping[str, Described]] = {
+    "Gemma3ForCausalLM": _GEMMA3,
+    "Gemma3ForConditionalGeneration": _inside(_GEMMA3, "Gemma3ForConditionalGeneration"),
+    "Gemma4ForCausalLM": _GEMMA4,
+    "Gemma4ForConditionalGeneration": _inside(_GEMMA4, "Gemma4ForConditionalGeneration"),
+    "GptOssForCausalLM": _GPT_OSS,
+    "Llama4ForCausalLM": _LLAMA4,
+    "Llama4ForConditionalGeneration": _inside(_LLAMA4, "Llama4ForConditionalGeneration"),
     "NemotronHForCausalLM": _NEMOTRON_H,
+    "Olmo2ForCausalLM": _OLMO,
+    "Olmo3ForCausalLM": _OLMO,
+    "Step3p5ForCausalLM": _STEP3,
     "Qwen3NextForCausalLM": replace(
         _QWEN3_5, classes=("Qwen3NextForCausalLM",), on_every_stage=(EMBEDDING, HEAD), obstacle=_qwen3_next
     ),

@@ -272,8 +272,8 @@ def write(planned: Planned, model: torch.nn.Module, options: Options, ring: Ring
     Raises:
         LoadError: a file changed, ended early or could not be read.
     """
-    params = dict(model.named_parameters(remove_duplicate=False))
-    tensors = {spec.name: params[name].detach() for spec, name in planned.params}
+    memory = _memory(model)
+    tensors = {spec.name: memory[name].detach() for spec, name in planned.params}
     device = next((t.device for t in tensors.values()), torch.device("cpu"))
     plan, rank = planned.plan, planned.rank
     readers, staging_bytes = options.num_readers, options.staging_bytes
@@ -298,7 +298,7 @@ def write(planned: Planned, model: torch.nn.Module, options: Options, ring: Ring
 def misfits(planned: Planned, model: torch.nn.Module, may_stay: Callable[[str], bool]) -> Iterator[str]:
     """Yield how a built model differs from its plan; ``may_stay`` says which parameters need not be written."""
     params = dict(model.named_parameters(remove_duplicate=False))
-    yield from _spec_misfits(planned.params, params)
+    yield from _spec_misfits(planned.params, _memory(model))
     yield from _expert_misfits(planned, model)
     filled = {id(params[name]) for _, name in planned.params if name in params}
     within = planned.plan.target.within
@@ -306,6 +306,12 @@ def misfits(planned: Planned, model: torch.nn.Module, may_stay: Callable[[str], 
     yield from (f"{name} is not in the plan" for name in others if not may_stay(name))
     if others and any(w.reason in {reason for _, reason in KV_CACHE_SCALES} for w in planned.plan.waivers):
         yield "scales of a quantised KV cache are stored"
+
+
+def _memory(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a model's parameters and buffers: a few stored tensors are buffers in vLLM (Gemma-4's ``layer_scalar``)."""
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    return {**buffers, **dict(model.named_parameters(remove_duplicate=False))}
 
 
 def _spec_misfits(planned: Iterable[tuple[ParamSpec, str]], params: Mapping[str, torch.Tensor]) -> Iterator[str]:
