@@ -14,6 +14,7 @@ from typing import Final
 from loadmaster.architectures import inkling_blocks as blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.deepseek import mlp_types
+from loadmaster.architectures.inkling_config import described, local_layers, sizes_of
 from loadmaster.architectures.model import require
 from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_columns, by_rows
 
@@ -34,10 +35,10 @@ _SUPPORTED: Final = {
 
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
-    c = blocks.described(c, _DEFAULTS)
+    c = described(c, _DEFAULTS)
     for key, supported in _SUPPORTED.items():
         require(c, key, supported)
-    local, mtp = blocks.local_layers(c), c.section("mtp_config")
+    local, mtp = local_layers(c), c.section("mtp_config")
     drafts = c.size("num_mtp_layers", mtp.size("num_nextn_predict_layers", 0, least=0), least=0)
     windows = c.sizes("mtp_local_layer_ids") or mtp.sizes("local_layer_ids")
     chained = c.flag("chain_hidden_post_norm", mtp.flag("chain_hidden_post_norm"))
@@ -60,7 +61,7 @@ def schema(c: Config) -> Schema:
 
 
 def _norms(c: Config, *, is_local: bool) -> tuple[Tensor, ...]:
-    hidden, head = c.size("hidden_size"), blocks.sizes_of(c, is_local=is_local)[2]
+    hidden, head = c.size("hidden_size"), sizes_of(c, is_local=is_local)[2]
     of = {"input_norm": hidden, "post_norm": hidden, "attn.q_norm": head, "attn.k_norm": head}
     return tuple(Tensor(name, (size,)) for name, size in of.items())
 

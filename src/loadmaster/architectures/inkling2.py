@@ -15,6 +15,7 @@ from typing import Final
 
 from loadmaster.architectures import inkling_blocks as blocks
 from loadmaster.architectures.config import Config
+from loadmaster.architectures.inkling_config import conv_width, described, local_layers, sizes_of
 from loadmaster.architectures.schema import Carried, Family, Param, Placement, Schema, Tensor, by_rows
 from loadmaster.architectures.spelling import packed
 from loadmaster.errors import ConfigError
@@ -41,12 +42,12 @@ def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
     is_looped = c.values["architectures"][0] in LOOPS
     formats = () if is_looped else ("mxfp8", "fp8")
-    c = blocks.described(c, {**_SIZES, **(_LOOPED if is_looped else _PLAIN)}, formats)
+    c = described(c, {**_SIZES, **(_LOOPED if is_looped else _PLAIN)}, formats)
     if (inner := c.optional_size("intermediate_size")) is not None:  # another name of the experts' width
         c = Config({**c.values, "moe_intermediate_size": inner})
     hidden, num_layers = c.size("hidden_size"), c.size("num_hidden_layers")
     every = c.size("n_layers_per_attn_res_block", 6)
-    local, looped = blocks.local_layers(c), _looped(c, num_layers, every) if is_looped else range(0)
+    local, looped = local_layers(c), _looped(c, num_layers, every) if is_looped else range(0)
     marks = {"window": local, "first": {0}, "looped": looped}
     layers = [", ".join(name for name, having in marks.items() if i in having) or "full" for i in range(num_layers)]
     first_of = {kind: layers.index(kind) for kind in dict.fromkeys(layers)}
@@ -77,8 +78,8 @@ def _query(name: str, hidden: int, count: int) -> Tensor:
 
 
 def _layer(c: Config, layer: int, *, is_local: bool, is_looped: bool) -> tuple[Tensor, ...]:
-    heads, kv_heads, head, _ = blocks.sizes_of(c, is_local=is_local)
-    hidden, width, clipped = c.size("hidden_size"), blocks.conv_width(c), {"q": head, "rel": c.size("d_rel")}
+    heads, kv_heads, head, _ = sizes_of(c, is_local=is_local)
+    hidden, width, clipped = c.size("hidden_size"), conv_width(c), {"q": head, "rel": c.size("d_rel")}
     attention, norms = blocks.attention(c, is_local=is_local), ["input_norm"]
     if not is_local:
         norms = ["q_input_norm", "k_input_norm", "v_input_norm"]
