@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from loadmaster.plan import build_plan
 from loadmaster.plan.needed import needed
 from loadmaster.testing import check_plans, described
 from tests.conftest import Tiny
+
+GOLDEN = Path(__file__).parents[1] / "loader" / "golden"
 
 
 def tensors_of(checkpoint: Checkpoint) -> dict[str, Signature]:
@@ -37,6 +40,45 @@ def test_a_draft_reads_what_the_table_reads(preset: str, tiny: Tiny, tmp_path: P
         ours, theirs = build_plan(drafted, layout), build_plan(checkpoint, layout)
         for rank in range(ours.num_ranks):
             assert needed(ours, rank) == needed(theirs, rank)
+
+
+FORMATS = {
+    "mlx-mixed": {f"mlx{bits}" for bits in (2, 3, 4, 5, 6, 8)},
+    "mlx-mxfp4": {"mlx_mxfp4"},
+    "bitsandbytes-nf4": {"bitsandbytes_nf4"},
+    "bitsandbytes-fp4": {"bitsandbytes_fp4"},
+    "bitsandbytes-int8": {"bitsandbytes_int8"},
+}
+
+
+@pytest.mark.parametrize("case", FORMATS)
+def test_so_does_one_of_weights_that_mlx_or_bitsandbytes_stored(case: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(GOLDEN / case)
+    draft = draft_of(checkpoint)
+    assert FORMATS[case] == {f for f in draft.formats if f not in ("BF16", "F32")}
+    assert not any("quantised, and the config" in q or "Headers do not" in q for q in draft.questions)
+    file = write_package(draft, case, checkpoint.config or {}, tmp_path / "out")
+    drafted, layout = described(checkpoint, load_family(file)), ParallelLayout(2, 2)
+    ours, theirs = (build_plan(c, layout, target="native-decoded") for c in (drafted, checkpoint))
+    for rank in range(ours.num_ranks):
+        assert needed(ours, rank) == needed(theirs, rank)
+    assert not {"quantization", "quantization_config"} & json.loads((file.parent / "tiny.json").read_text()).keys()
+
+
+def test_the_shape_of_a_run_of_codes_that_no_name_gives_is_a_question() -> None:
+    """128 × 384 codes, two a byte, under a name that no role has; and 96 codes, which are no rows of 64."""
+    checkpoint = open_checkpoint(GOLDEN / "bitsandbytes-nf4")
+    stored = tensors_of(checkpoint)
+    for module, count in (("mlp.riddle", 128 * 384 // 2), ("mlp.enigma", 48)):
+        like = "model.layers.0.mlp.up_proj.weight"
+        parts = {n: s for n, s in stored.items() if n.startswith(like)}
+        stored |= {n.replace("mlp.up_proj", module): s for n, s in parts.items()}
+        stored[f"model.layers.0.{module}.weight"] = Signature("U8", (count, 1))
+    asked = [q for q in draft_family(stored, checkpoint.config or {}).questions if "Headers do not" in q]
+    assert asked == [
+        "model.layers.0.mlp.riddle.weight: has it the shape [768, 64]? Headers do not say it",
+        "model.layers.0.mlp.enigma.weight: how many rows does it have? Headers do not say it, nor does the config",
+    ]
 
 
 def test_the_package_passes_the_kit(tiny: Tiny, tmp_path: Path) -> None:

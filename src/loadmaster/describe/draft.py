@@ -9,10 +9,12 @@ from typing import Any
 
 from loadmaster.architectures.aliases import architecture_of
 from loadmaster.architectures.config import Config
+from loadmaster.architectures.mlx import key_of_mlx
 from loadmaster.architectures.registry import LANGUAGE_SECTIONS
 from loadmaster.architectures.schema import Family, Schema
 from loadmaster.checkpoint.table import Signature
 from loadmaster.describe.dims import NAMES, Sizes
+from loadmaster.describe.encoded import decoded
 from loadmaster.describe.layers import Rule, find_rule
 from loadmaster.describe.roles import ROLES, TOP, Described, describe, module_of
 from loadmaster.describe.stored import Weight, formats_of, group
@@ -76,7 +78,8 @@ def draft_family(tensors: Mapping[str, Signature], config: Mapping[str, Any]) ->
         )
     section = _section(config)
     values = _reader(architecture, section).describe(config).values
-    sizes, questions = Sizes(values), list[str]()
+    sizes = Sizes(values)
+    tensors, questions = decoded(tensors, values, sizes)
     layers_key = sizes.key("layers")
     grouped = group(tensors, values[layers_key] if layers_key else None)
     if grouped is None:
@@ -145,7 +148,8 @@ def draft_family(tensors: Mapping[str, Signature], config: Mapping[str, Any]) ->
         )
     every = [*grouped.top, *(w for weights in stack.layers.values() for w in weights)]
     formats = formats_of(every)
-    if any(w.format for w in every) and not isinstance(values.get("quantization_config"), Mapping):
+    is_said = isinstance(values.get("quantization_config"), Mapping) or key_of_mlx(values) is not None
+    if any(w.format for w in every) and not is_said:
         questions.append("weights are quantised, and the config has no quantization_config: plan needs one")
     if switches := [k for k, v in values.items() if type(v) is bool and re.search("bias|norm|tie|gate|shared|use_", k)]:
         questions.append(

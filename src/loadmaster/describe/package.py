@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from loadmaster.architectures.config import Config
+from loadmaster.architectures.mlx import KEYS
 from loadmaster.architectures.schema import Family
 from loadmaster.checkpoint import Checkpoint, Signature
 from loadmaster.describe.dims import NAMES
@@ -147,13 +148,13 @@ def tiny_config(draft: Draft, config: Mapping[str, Any]) -> dict[str, Any]:
     Sizes that differ stay different, heads and experts divide over 4 ranks, and each kind of layer is there.
     """
     values = dict(config[draft.section]) if draft.section else dict(config)
-    values.pop("quantization_config", None)
+    for key in KEYS:
+        values.pop(key, None)
     hidden = next((values[k] for k in NAMES["hidden"] if type(values.get(k)) is int), 0)
     if hidden > 512:
         _shrink(values, draft)
     result = {**config, draft.section: values} if draft.section else values
-    result.pop("quantization_config", None)
-    return {k: v for k, v in result.items() if k != "transformers_version"}
+    return {k: v for k, v in result.items() if k not in ("transformers_version", *KEYS)}
 
 
 def _shrink(values: dict[str, Any], draft: Draft) -> None:

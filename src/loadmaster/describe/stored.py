@@ -13,6 +13,7 @@ from typing import Final
 
 from loadmaster.checkpoint.table import Signature
 from loadmaster.formats import (
+    BITSANDBYTES_INT8,
     FP4,
     FP8_CHANNEL,
     FP8_TENSOR,
@@ -51,6 +52,7 @@ FORMATS: Final[tuple[Format, ...]] = (
     FP8_TENSOR,
     *FP8_TENSOR_OTHERS,
     INT8_CHANNEL,
+    BITSANDBYTES_INT8,
 )
 """The formats that are looked for, in this order."""
 
@@ -71,6 +73,13 @@ class Weight:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded(Signature):
+    """A weight whose components were taken together already: its decoded shape, and the name of its number format."""
+
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stack:
     """The decoder layers: stored under ``prefix`` + number + ``.``, the weights of each in the order of their names."""
 
@@ -87,7 +96,17 @@ class Grouped:
     others: Mapping[str, int]
 
 
-_NUMBERED = re.compile(r"(.*?)\.(\d+)\.(.+)")
+NUMBERED = re.compile(r"(.*?)\.(\d+)\.(.+)")
+"""A name with the number of a layer: what precedes it, the number, and the layer's own name."""
+
+
+def with_experts(name: str) -> str:
+    """Return a name with ``{expert}`` in place of an expert's number.
+
+    >>> with_experts("mlp.experts.3.up_proj.weight")
+    'mlp.experts.{expert}.up_proj.weight'
+    """
+    return re.sub(r"(experts?)\.\d+\.", r"\1.{expert}.", name, count=1)
 
 
 def group(tensors: Mapping[str, Signature], num_layers: int | None) -> Grouped | None:
@@ -98,7 +117,7 @@ def group(tensors: Mapping[str, Signature], num_layers: int | None) -> Grouped |
     numbered: dict[str, dict[int, dict[str, Signature]]] = defaultdict(lambda: defaultdict(dict))
     alone: dict[str, Signature] = {}
     for name, signature in tensors.items():
-        if match := _NUMBERED.fullmatch(name):
+        if match := NUMBERED.fullmatch(name):
             numbered[match[1] + "."][int(match[2])][match[3]] = signature
         else:
             alone[name] = signature
@@ -159,16 +178,20 @@ def weights(names: Mapping[str, Signature]) -> tuple[Weight, ...]:
     found: dict[str, Signature] = {}
     counts: Counter[str] = Counter()
     for name, signature in names.items():
-        pattern, is_expert = re.subn(r"(experts?)\.\d+\.", r"\1.{expert}.", name, count=1)
+        pattern = with_experts(name)
         found.setdefault(pattern, signature)
-        counts[pattern] += is_expert
+        counts[pattern] += pattern != name
     taken: set[str] = set()
     result: list[Weight] = []
-    for name in found:
+    for name, signature in found.items():
+        if isinstance(signature, Encoded):
+            taken.add(name)
+            result.append(Weight(name, signature.shape, signature.dtype, signature.format, counts[name]))
+            continue
         for format_ in FORMATS:
             if (stem := _stem(name, format_.components[0])) is None:
                 continue
-            parts = {_joined(stem, c.suffix): c for c in format_.components if not c.zeros}
+            parts = {_joined(stem, c.suffix): c for c in format_.components if c.suffix != "bias"}
             fits = [p in found and _fits(found[p], c) for p, c in parts.items() if not c.optional]
             if all(fits) and _grid_fits(found, stem, format_):
                 taken |= parts.keys() & found.keys()
