@@ -27,6 +27,8 @@ NAME_BYTES = 4 * NAME_CHARACTERS.value
 """The longest name, in UTF-8."""
 CHUNK_BYTES = 2**22
 """How many bytes of names are laid side by side at once."""
+SCANNED_BYTES = 2**18
+"""How many bytes are searched at once: what is noted of each fits the caches."""
 _FACTORS = np.frombuffer(os.urandom(NAME_BYTES), dtype=np.uint64) | np.uint64(1)
 """Odd numbers, one for each 8 bytes of a name; others in each process, so that no file can be made of names that collide."""
 
@@ -38,8 +40,15 @@ def is_plain(text: bytes) -> bool:
 
 def places(text: Bytes, byte: int, begin: int, *, most: int) -> Positions:
     """Return where a byte stands in a text from ``begin`` on; nothing where it does more than ``most`` times."""
-    there = text[begin:] == byte
-    return np.flatnonzero(there) + begin if np.count_nonzero(there) <= most else np.zeros(0, dtype=np.int64)
+    parts, found = [np.zeros(0, dtype=np.int64)], 0
+    for at in range(begin, len(text), SCANNED_BYTES):
+        there = np.flatnonzero(text[at : at + SCANNED_BYTES] == byte)
+        there += at
+        found += len(there)
+        if found > most:
+            return parts[0]
+        parts.append(there)
+    return np.concatenate(parts)
 
 
 def rows(text: Bytes, begins: Positions, ends: Positions, width: int | None = None) -> Bytes:
@@ -97,10 +106,19 @@ class Names(Sequence[str]):
     """Names as slices ``[begins, ends)`` of one UTF-8 text, in order; each is at most `NAME_BYTES` long.
 
     A name's number is its place. ``ids`` gives the numbers of all names, as a dict that is made when it is first asked for.
+    ``matrix`` are the names as `rows`, where they have been laid so.
     """
 
-    def __init__(self, text: Bytes, begins: Positions, ends: Positions, prints: Fingerprints | None = None) -> None:
+    def __init__(
+        self,
+        text: Bytes,
+        begins: Positions,
+        ends: Positions,
+        prints: Fingerprints | None = None,
+        matrix: Bytes | None = None,
+    ) -> None:
         self.text, self.begins, self.ends = text, begins, ends
+        self._matrix = matrix
         self.prints = self._fingerprints() if prints is None else prints
 
     @classmethod
@@ -142,7 +160,12 @@ class Names(Sequence[str]):
 
     def take(self, numbers: npt.NDArray[np.integer]) -> Names:
         """Return some of the names, in the order of ``numbers``; they share this text."""
-        return Names(self.text, self.begins[numbers], self.ends[numbers], self.prints[numbers])
+        matrix = None if self._matrix is None else self._matrix[numbers]
+        return Names(self.text, self.begins[numbers], self.ends[numbers], self.prints[numbers], matrix)
+
+    def _rows(self, some: slice | Positions) -> Bytes:
+        """Return some of the names as `rows`."""
+        return rows(self.text, self.begins[some], self.ends[some]) if self._matrix is None else self._matrix[some]
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -164,7 +187,7 @@ class Names(Sequence[str]):
         return (slice(at, at + size) for at in range(0, len(self), size))
 
     def _fingerprints(self) -> Fingerprints:
-        parts = [fingerprints(rows(self.text, self.begins[c], self.ends[c])) for c in self._chunks()]
+        parts = [fingerprints(self._rows(c)) for c in self._chunks()]
         return np.concatenate([np.zeros(0, dtype=np.uint64), *parts])
 
     def find(self, wanted: Sequence[str]) -> Positions:
@@ -182,7 +205,9 @@ class Names(Sequence[str]):
         [-1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 1, 2, -1]
         """
         most = len(str(count))
-        width = max((len(before.encode()) + most + len(after.encode()) for before, after in around), default=0)
+        width = (
+            -(-max((len(before.encode()) + most + len(after.encode()) for before, after in around), default=1) // 8) * 8
+        )
         matrix = np.zeros((len(around), count, width), dtype=np.uint8)
         lengths = np.zeros((len(around), count), dtype=np.int64)
         for digits in range(1, most + 1):
@@ -196,7 +221,9 @@ class Names(Sequence[str]):
                 matrix[row, some, at : at + len(last)] = last
                 lengths[row, some] = at + len(last)
         begins = np.arange(lengths.size) * width
-        return self._find(Names(matrix.reshape(-1), begins, begins + lengths.reshape(-1))).reshape(lengths.shape)
+        ends = begins + lengths.reshape(-1)
+        wanted = Names(matrix.reshape(-1), begins, ends, matrix=matrix.reshape(-1, width))
+        return self._find(wanted).reshape(lengths.shape)
 
     def _find(self, wanted: Names) -> Positions:
         found = np.full(len(wanted), -1, dtype=np.int64)
@@ -219,8 +246,9 @@ class Names(Sequence[str]):
         same: npt.NDArray[np.bool_] = (a.ends - a.begins) == (b.ends - b.begins)
         for c in a._chunks():
             here = np.flatnonzero(same[c]) + c.start
-            x, y = rows(a.text, a.begins[here], a.ends[here]), rows(b.text, b.begins[here], b.ends[here])
-            same[here] = (x.view(np.uint64) == y.view(np.uint64)).all(axis=1)
+            x, y = a._rows(here).view(np.uint64), b._rows(here).view(np.uint64)
+            both = min(x.shape[1], y.shape[1])
+            same[here] = (x[:, :both] == y[:, :both]).all(axis=1)
         return same
 
     def matched(self, others: Names) -> Positions | None:
