@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -30,7 +31,11 @@ class Signature:
         return num_bytes(self.dtype, prod(self.shape))
 
 
-@dataclass(frozen=True, slots=True)
+FILE = 1 << 48
+"""More bytes than a file has."""
+
+
+@dataclass(frozen=True)
 class TensorTable:
     """Columns over all tensors. ``names`` are in file order (by file, then offset): a tensor's id is its position there.
 
@@ -52,6 +57,11 @@ class TensorTable:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @cached_property
+    def position(self) -> npt.NDArray[np.int64]:
+        """Where each tensor begins in all files, as one number: its file's times `FILE`, and the offset in the file."""
+        return self.file.astype(np.int64) * FILE + self.start
 
     @property
     def payload_bytes(self) -> int:

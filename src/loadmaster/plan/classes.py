@@ -42,6 +42,25 @@ class LayerClass:
         ids = self.ids[leaf.name]
         return ids if leaf.slice is None else ids[:, leaf.slice]
 
+    def gathered(self, leaves: tuple[Leaf, ...], rows: tuple[int, ...], members: tuple[int, ...] | None) -> Ids:
+        """Return the stored ids of leaves, ``[n, leaves]``, over some layers, or over ``members`` (experts) of each.
+
+        ``rows`` are places in ``layers``. Ranks that hold the same share one array.
+        """
+        key = leaves, rows, members
+        if (found := self._gathered.get(key)) is None:
+            which = np.array(rows) if members is None else np.ix_(rows, members)
+            columns = [self.ids_of(leaf)[which].reshape(-1, 1) for leaf in leaves]
+            count = len(rows) * (1 if members is None else len(members))
+            found = np.concatenate([np.empty((count, 0), dtype=np.int32), *columns], axis=1)
+            found.flags.writeable = False
+            self._gathered[key] = found
+        return found
+
+    @cached_property
+    def _gathered(self) -> dict[tuple[object, ...], Ids]:
+        return {}
+
     def spare(self) -> Iterator[tuple[int, Ids]]:
         """Yield for items whose stored tensors end with rows that the model does not have: these rows' bytes, and the ids."""
         for item in self.items:

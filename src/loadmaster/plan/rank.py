@@ -16,6 +16,7 @@ from loadmaster.architectures.cuts import crossing
 from loadmaster.architectures.schema import Param
 from loadmaster.arguments import expect, shown
 from loadmaster.checkpoint import TensorTable
+from loadmaster.checkpoint.table import FILE
 from loadmaster.errors import ArgumentError
 from loadmaster.plan.classes import LayerClass
 from loadmaster.plan.composition import PlannedParam
@@ -23,9 +24,6 @@ from loadmaster.plan.model import PlannedModel
 from loadmaster.plan.moves import I32, I64, Move, MoveGroup
 from loadmaster.plan.specs import ParamSpec, itemsize
 from loadmaster.plan.strided import StridedRun, strided_run
-
-_FILE = 1 << 48
-"""More bytes than a file has: what is added to a place for each file before it, to compare places in all files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +123,7 @@ class RankPlan:
         starts, ends = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for group in self.groups:
             for view, run in enumerate(group.runs):
-                file = self.table.file[group.tensors[:, view]].astype(np.int64)
-                starts.append(file * _FILE + group.starts(self.table, view))
+                starts.append(self.table.position[group.tensors[:, view]] + run.offset)
                 ends.append(starts[-1] + run.span)
         start, end = np.concatenate(starts), np.concatenate(ends)
         order = np.argsort(start, kind="stable")  # fast where they are nearly in order
@@ -134,7 +131,7 @@ class RankPlan:
         is_apart = start[1:] > reach[:-1]
         at = np.append(0, np.flatnonzero(is_apart) + 1)[: len(start)]
         start, end = start[at], np.append(reach[:-1][is_apart], reach[-1:])
-        return (start // _FILE).astype(np.int32), start % _FILE, end % _FILE
+        return (start // FILE).astype(np.int32), start % FILE, end % FILE
 
     def destination(self, group: MoveGroup) -> tuple[StridedRun, I64]:
         """Return the bytes of a group's destination in a parameter (or a slot of it), and where each place's begin."""
@@ -335,21 +332,17 @@ def _groups(
     composed: tuple[PlannedParam, ...], bound: LayerClass, rows: Sequence[int], bases: Sequence[int]
 ) -> Iterator[MoveGroup]:
     """Yield the groups of one class over some of its layers, whose specs begin at ``bases``."""
-    at, base = np.array(rows), np.array(bases, dtype=np.int32)
+    at, base = tuple(rows), np.array(bases, dtype=np.int32)
     for local, c in enumerate(composed):
         for move in c.moves:
             yield _group(move, bound, at, base + local)
 
 
-def _group(move: Move, bound: LayerClass, rows: np.ndarray, params: I32) -> MoveGroup:
+def _group(move: Move, bound: LayerClass, rows: tuple[int, ...], params: I32) -> MoveGroup:
     piece = move.piece
+    tensors = bound.gathered(tuple(v.leaf for v in move.views), rows, piece.ids)
     if piece.ids is None:
-        none = np.empty((len(rows), 0), dtype=np.int32)  # a constant has no views
-        columns = (bound.ids_of(v.leaf)[rows][:, None] for v in move.views)
-        tensors = np.concatenate([none, *columns], axis=1)
         return MoveGroup(piece, move.views, move.runs, tensors, params, np.zeros(len(rows), dtype=np.int32))
-    ids = np.array(piece.ids)
-    tensors = np.stack([bound.ids_of(v.leaf)[np.ix_(rows, ids)].reshape(-1) for v in move.views], axis=-1)
     first_slot = piece.box[0][0]
-    slots = np.tile(np.arange(first_slot, first_slot + len(ids), dtype=np.int32), len(rows))
-    return MoveGroup(piece, move.views, move.runs, tensors, np.repeat(params, len(ids)), slots)
+    slots = np.tile(np.arange(first_slot, first_slot + len(piece.ids), dtype=np.int32), len(rows))
+    return MoveGroup(piece, move.views, move.runs, tensors, np.repeat(params, len(piece.ids)), slots)
