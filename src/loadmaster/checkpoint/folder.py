@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,10 @@ from loadmaster.catalogue import ranked
 from loadmaster.checkpoint.causes import Causes
 from loadmaster.checkpoint.columns import Columns, ShardFile
 from loadmaster.checkpoint.config import read_config
-from loadmaster.checkpoint.index import INDEX_NAME, Index, as_stored, check_total, disagreements
+from loadmaster.checkpoint.index import INDEX_NAME, Index, IndexRead, as_stored, check_total, disagreements
 from loadmaster.checkpoint.listing import (
     Listing,
+    likely_shards,
     list_shards,
     refuse_foreign,
     report_missing,
@@ -100,17 +102,7 @@ def open_source(source: Source, only: str | None = None) -> Checkpoint:
 
 
 def _open(source: Source, only: str | None) -> Checkpoint:
-    index: Index | None = None
-    about_index: tuple[Finding, ...] = ()
-    if only is not None:
-        listing = Listing((only,))
-    else:
-        if source.has(INDEX_NAME):
-            index, about_index = source.index()
-        listing = list_shards(source, index)
-    columns = Columns()
-    for name, read in zip(listing.shards, source.headers(listing.shards, index), strict=True):
-        columns.add(name, read)
+    (index, about_index), listing, columns = _read(source, only)
     table = columns.table()
     of_file = _joined({f.file or "": f for f in report_missing(listing, index)} | columns.unread)
     unread, of_tensor = report_unread(source, listing, index, table) if listing.unread else ([], {})
@@ -137,6 +129,37 @@ def _open(source: Source, only: str | None) -> Checkpoint:
     causes = Causes(of_file, of_tensor | columns.dropped, index, next(iter(stale), None))
     files, digest = tuple(columns.files), columns.digest.hexdigest()
     return Checkpoint(source.path, files, table, config, index, ranked(findings), digest, causes, source.origin)
+
+
+def _read(source: Source, only: str | None) -> tuple[IndexRead, Listing, Columns]:
+    """Read the index, where there is one, and all headers.
+
+    A folder's headers are read while its index is, those that the index should name; if it names others, these are read then.
+    """
+    none: IndexRead = None, ()
+    if only is not None:
+        return none, Listing((only,)), _headers(source, (only,), None)
+    if not source.has(INDEX_NAME):
+        listing = list_shards(source, None)
+        return none, listing, _headers(source, listing.shards, None)
+    if not source.origin.is_local:
+        found = source.index()
+        listing = list_shards(source, found[0])
+        return found, listing, _headers(source, listing.shards, found[0])
+    with ThreadPoolExecutor(1) as beside:
+        reading = beside.submit(source.index)
+        likely = likely_shards(source)
+        columns = _headers(source, likely, None)
+        found = reading.result()
+    listing = list_shards(source, found[0])
+    return found, listing, columns if listing.shards == likely else _headers(source, listing.shards, found[0])
+
+
+def _headers(source: Source, shards: Sequence[str], index: Index | None) -> Columns:
+    columns = Columns()
+    for name, read in zip(shards, source.headers(shards, index), strict=True):
+        columns.add(name, read)
+    return columns
 
 
 def _joined(by_file: Mapping[str, Finding]) -> dict[str, Finding]:

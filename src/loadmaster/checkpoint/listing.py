@@ -71,9 +71,19 @@ def list_shards(source: Source, index: Index | None) -> Listing:
         shards = listed.intersection(names)
         missing = listed.difference(names)
     else:
-        shards = {n for n in names if not NOT_SHARDS.fullmatch(n)} or set(names)
+        shards = _likely(names)
         missing = set(_absent_numbers(shards))
     return Listing(_ordered(shards), _ordered(missing), _ordered(set(names) - shards), partial, unnamed)
+
+
+def likely_shards(source: Source) -> tuple[str, ...]:
+    """Return the shards that `list_shards` gives where an index names what is there; the index is not read."""
+    names = [n for n in source.names() if n.endswith(".safetensors") and not n.startswith(".") and n.isprintable()]
+    return _ordered(_likely(names)) if len(names) <= SHARDS.value else ()
+
+
+def _likely(names: Sequence[str]) -> set[str]:
+    return {n for n in names if not NOT_SHARDS.fullmatch(n)} or set(names)
 
 
 def base_model_of(source: Source) -> str | None:
