@@ -42,9 +42,56 @@ _KIMI: Final[dict[str, Any]] = {
     "moe_intermediate_size": 512,  # smaller shares of a rank are filled up
 }
 
+_HY4: Final[dict[str, Any]] = {
+    "layer_types": ["deepseek_sparse_attention"] * 6,
+    "indexer_types": ["full", "full", "shared", "full", "shared", "full"],  # a stage can begin in the middle
+    "num_attention_heads": 64,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "index_head_dim": 128,
+}
+
+_MINIMAX_M3: Final[dict[str, Any]] = {
+    "max_position_embeddings": 16384,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 5000000,
+    "rotary_dim": 64,
+    "partial_rotary_factor": 0.5,
+    "hidden_act": "swigluoai",
+    "scoring_func": "sigmoid",
+    "swiglu_alpha": 1.702,
+    "swiglu_limit": 7.0,
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "dense_intermediate_size": 256,
+    "shared_intermediate_size": 128,
+    "head_dim": 128,
+    "sparse_attention_config": {"sparse_index_dim": 128, "sparse_topk_blocks": 16, "sparse_block_size": 128},
+}
+
 RECENT: Final[dict[str, dict[str, Any]]] = {
     "deepseek-v4-flash": _DEEPSEEK_V4,
     "deepseek-v4-pro-0813": _DEEPSEEK_V4,
+    "hy4-preview": _HY4,
+    "minimax-m3-mxfp8": {
+        # vLLM fuses the indexer's keys with what is quantised
+        "quantization_config": {"quant_method": "mxfp8", "ignored_layers": ["lm_head"]},
+        "text_config": merged(PRESETS["minimax-m3-mxfp8"].config_of(tiny=True)["text_config"], _MINIMAX_M3),
+        "vision_config": {
+            "hidden_size": 64,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 1,
+            "intermediate_size": 64,
+            "patch_size": 14,
+            "image_size": 28,
+            "img_token_compression_config": {"spatial_merge_size": 2, "temporal_patch_size": 2},
+            "rope_theta": 10000.0,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-5,
+            "num_channels": 3,
+            "attention_dropout": 0.0,
+        },
+    },
     "kimi-linear": {**_KIMI, "hidden_act": "silu"},
     "kimi-k3": {
         "media_placeholder_token_id": 3,

@@ -46,7 +46,9 @@ def pretend() -> None:
     """
     from vllm.triton_utils import HAS_TRITON, triton
     from vllm.v1.attention.backends.mla.prefill.base import MLAPrefillBackend
+    from vllm.v1.worker.workspace import init_workspace_manager
 
+    init_workspace_manager(torch.device("meta"))  # what kernels compute in, which is never used
     if not HAS_TRITON:
         triton.Config = _config
     MLAPrefillBackend.validate_configuration = classmethod(lambda cls, *given: [])

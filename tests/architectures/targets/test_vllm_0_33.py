@@ -15,7 +15,7 @@ from loadmaster.architectures.targets import VLLM, newest_target, target_of_vllm
 from loadmaster.architectures.targets.vllm import Version
 from loadmaster.audit.case import ACCEPTED
 from loadmaster.checkpoint import open_checkpoint
-from loadmaster.errors import UnsupportedError
+from loadmaster.errors import LayoutError, UnsupportedError
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan, build_plan, prove
@@ -86,6 +86,7 @@ def test_sinks_of_attention_are_filled_up_to_a_number_of_heads_that_kernels_have
         ("deepseek-v4-flash", {"topk_method": "greedy"}, {}, "topk_method is 'greedy', not 'noaux_tc'"),
         ("deepseek-v4-flash", {"vision_n_layers": 2}, {}, "it has vision"),
         ("deepseek-v4-pro-0813", {}, {"num_draft_layers": 1}, "MTP layers are not described for vllm-0.33"),
+        ("hy4-preview", {"layer_types": None}, {}, "layer_types does not say that all layers are sparse"),
         ("kimi-linear", {"mla_use_output_gate": True}, {}, "mla_use_output_gate is true"),
         ("kimi-linear", {"tie_word_embeddings": True}, {}, "the head is tied to the embedding"),
         ("deepseek-v4-flash", {}, {"tensor_parallel_size": 4}, "a part that ends inside a block of scales"),
@@ -128,3 +129,33 @@ def test_dims_of_one_element_are_left_out_where_vllm_has_none(tmp_path: Path) ->
     ]
     assert whole.shape == (1, 1, 8, 1)
     assert torch.equal(decay, whole.flatten()[4:])
+
+
+def test_queries_and_keys_of_an_indexer_are_fused_where_a_layer_has_one(tmp_path: Path) -> None:
+    made = plan("minimax-m3-mxfp8", tmp_path)
+    assert prove(made).proven
+    specs = {s.name: s for s in made.rank(0).specs}
+    full, sparse = (specs[f"language_model.model.layers.{n}.self_attn.qkv_proj.weight"] for n in (1, 2))
+    assert full.shape == ((8 + 2 + 2) * 128, 128)
+    assert sparse.shape == ((8 + 2 + 2 + 2 + 1) * 128, 128)  # and the queries and keys of its indexer
+    assert specs[f"{sparse.name}_scale"].dtype == "U8"
+    assert not any("index_q_proj" in name for name in specs)
+
+
+def test_keys_of_an_indexer_that_are_not_quantised_are_not_described(tmp_path: Path) -> None:
+    """vLLM 0.33 would write them into a parameter with scales, without any."""
+    with pytest.raises(UnsupportedError, match=r"qkv_proj\.weight: parts of which only some are quantised"):
+        plan(
+            "minimax-m3-mxfp8",
+            tmp_path,
+            overrides={"quantization_config": PRESETS["minimax-m3-mxfp8"].config["quantization_config"]},
+        )
+
+
+def test_a_stage_of_hy4_begins_where_a_layer_selects_tokens_itself(tmp_path: Path) -> None:
+    """vLLM sends on the streams, and not a selection."""
+    made = plan("hy4-preview", tmp_path, 2)
+    assert prove(made).proven
+    assert {"model.hc_head.hc_head_fn.weight", "model.norm.weight"} <= {s.name for s in made.rank(1).specs}
+    with pytest.raises(LayoutError, match="no stage can begin at layer 4"):
+        plan("hy4-preview", tmp_path / "other", 2, layer_partition=(4, 2))

@@ -43,6 +43,8 @@ SINCE: Mapping[str, Mapping[str, tuple[Rank, ...]]] = {
     "vllm-0.33": {
         "deepseek-v4-flash": WHOLE + STAGES + CUT + SPREAD[1:],
         "deepseek-v4-pro-0813": STAGES[1:] + SPREAD[1:],
+        "hy4-preview": STAGES + CUT[1:] + SPREAD[1:],
+        "minimax-m3-mxfp8": STAGES + CUT[1:] + SPREAD[1:],
         "kimi-linear": WHOLE + STAGES + CUT[1:] + SPREAD[1:],
         "kimi-k3": STAGES + CUT[1:] + SPREAD[1:],
         **dict.fromkeys(("qwen3.8",), STAGES + CUT),

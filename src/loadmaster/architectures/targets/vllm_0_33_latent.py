@@ -1,6 +1,6 @@
 """vLLM 0.33's models with latent or compressed attention: architecture in config.json → how vLLM implements it (`vllm`).
 
-Sources: ``vllm/models/{deepseek_v4,kimi_k3}`` of 0.33.0.
+Sources: ``vllm/models/{deepseek_v4,kimi_k3,hy_v4}`` of 0.33.0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.schema import Held, Param
-from loadmaster.architectures.targets.vllm import Described
+from loadmaster.architectures.targets.vllm import EXPERTS, Described
 from loadmaster.architectures.targets.vllm_0_32 import untied
 
 
@@ -106,8 +106,41 @@ _KIMI_K3 = replace(
     obstacle=_kimi_k3,
 )
 
+
+def _hy_v4(c: Config) -> str | None:
+    """vLLM has indexers in layers that the config calls sparse."""
+    types = c.strings("layer_types")
+    if len(types) < c.size("num_hidden_layers") or not {*types} <= _SPARSE:
+        return "layer_types does not say that all layers are sparse"
+    return untied(c)
+
+
+_SPARSE = {"deepseek_sparse_attention", "sparse_attention", "sparse", "indexed_attention"}
+
+_HY_V4 = Described(
+    ("HYV4ForCausalLM",),
+    modules=(
+        EXPERTS,
+        ("mlp.gate.e_score_correction_bias", "mlp.expert_bias"),
+        ("self_attn.gate_proj.", "self_attn.linear_gate."),
+        ("self_attn.sinks", "self_attn.learnable_sink_param"),
+        *((f"hc_{of}.fn", f"hc_{of}_layer.hc_pre.hc_fn.weight") for of in ("attn", "mlp")),
+        *((f"hc_{of}.", f"hc_{of}_layer.hc_pre.hc_") for of in ("attn", "mlp")),
+    ),
+    top=(("hc_head.fn", "hc_head.hc_head_fn.weight"), ("hc_head.", "hc_head.hc_head_")),
+    keep=(
+        ("mlp.gate.weight", "F32"),
+        ("self_attn.learnable_sink_param", "F32"),
+        ("self_attn.indexer.k_norm.weight", "F32"),
+        ("self_attn.indexer.k_norm.bias", "F32"),
+    ),
+    sends=("hidden_states",),
+    obstacle=_hy_v4,
+)
+
 DESCRIBED: Final[Mapping[str, Described]] = {
     "DeepseekV4ForCausalLM": _DEEPSEEK_V4,
     "KimiLinearForCausalLM": _KIMI_LINEAR,
     "KimiK3ForConditionalGeneration": _KIMI_K3,
+    "HYV4ForCausalLM": _HY_V4,
 }

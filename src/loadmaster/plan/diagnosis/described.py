@@ -27,15 +27,14 @@ def check_described(target: Target, composed: Iterable[PlannedParam], dtype: str
     expected = {
         name: held.param[1]
         for c in different
-        for name, held in zip(_names(c), target.formats.get(c.spec.format or "", ()), strict=False)
+        for name, held in zip(c.spec.components, target.formats.get(c.spec.format or "", ())[1:], strict=False)
     }
-    scales = {c.spec.scale for c in different}
     params = {p.name: p for p in target.params}
     for c in different:
         param = params.get(c.spec.name)
         undescribed = next(_of_components(c, target, is_of_model=param is not None and param.stage is not None), None)
         if c.spec.dtype != expected.get(c.spec.name, c.spec.dtype):
-            undescribed = f"{'scales' if c.spec.name in scales else 'values'} in {c.spec.dtype}"
+            undescribed = f"scales in {c.spec.dtype}"
         undescribed = undescribed or next(
             _of_decoding(c, dtype, expected=param is not None and param.form == "decoded"), None
         )
@@ -44,19 +43,14 @@ def check_described(target: Target, composed: Iterable[PlannedParam], dtype: str
             raise UnsupportedError(f"{name}: {undescribed}, which is not described for {target.name}")
 
 
-def _names(c: PlannedParam) -> tuple[str, ...]:
-    """Return the names of a weight's components, the values first."""
-    return (c.spec.name, *c.spec.components)
-
-
 def _of_components(c: PlannedParam, target: Target, *, is_of_model: bool) -> Iterator[str]:
     """Yield what is not described for a weight that stays encoded."""
     assert target.formats is not None
     spec = c.spec
     if spec.format is None:
         return
-    suffixes = [held.param[0] for held in target.formats.get(spec.format, ())]
-    if len(_names(c)) != len(suffixes) or not all(map(str.endswith, spec.components, suffixes[1:])):
+    suffixes = [held.param[0] for held in target.formats.get(spec.format, ())[1:]]
+    if len(spec.components) != len(suffixes) or not all(map(str.endswith, spec.components, suffixes)):
         yield f"{spec.format} with {', '.join(n.rpartition('.')[2] for n in spec.components)}"
     if is_of_model:
         yield f"{spec.format} outside the layers"

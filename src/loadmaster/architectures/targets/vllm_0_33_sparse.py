@@ -1,0 +1,44 @@
+"""vLLM 0.33's mixtures with block-sparse attention: architecture in config.json → how vLLM implements it (`vllm`).
+
+Sources: ``vllm/models/minimax_m3`` of 0.33.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from loadmaster.architectures.config import Config
+from loadmaster.architectures.schema import Held, Param
+from loadmaster.architectures.targets.vllm import Described
+from loadmaster.architectures.targets.vllm_0_32 import untied
+
+
+def _minimax_m3(c: Config) -> str | None:
+    """vLLM sizes shared experts as routed ones, and has a correction bias only if the config says so."""
+    if c.size("shared_intermediate_size", 3072) != c.size("intermediate_size", 3072):
+        return "shared_intermediate_size is not intermediate_size"
+    return untied(c) if c.flag("use_routing_bias") else "use_routing_bias is not true"
+
+
+_QKV: Final = "{block}.self_attn.qkv_proj.weight"
+
+DESCRIBED: Final[Mapping[str, Described]] = {
+    "MiniMaxM3SparseForConditionalGeneration": Described(
+        ("MiniMaxM3SparseForConditionalGeneration",),
+        modules=(
+            ("mlp.experts.", "block_sparse_moe.experts.routed_experts."),
+            ("mlp.gate.e_score_correction_bias", "block_sparse_moe.e_score_correction_bias"),
+            ("mlp.gate.", "block_sparse_moe.gate."),
+            ("mlp.shared_experts.", "block_sparse_moe.shared_experts."),
+        ),
+        keep=(("block_sparse_moe.gate.weight", "F32"),),
+        params=(
+            Param(_QKV, ("attn.q", "attn.k", "attn.v"), unless="indexer.q_proj"),
+            Param(_QKV, ("attn.q", "attn.k", "attn.v", "indexer.q_proj", "indexer.k_proj")),
+        ),
+        within="language_model.",
+        formats={"mxfp8": (Held("weight", "F8_E4M3"), Held("weight_scale_inv", "U8", named="weight_scale"))},
+        obstacle=_minimax_m3,
+    ),
+}
