@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from loadmaster.architectures.mistral_large import LARGE4, MLA
+from loadmaster.architectures.mistral_large import MLA
+from loadmaster.architectures.mistral_large4 import FAMILY as LARGE4
 from loadmaster.architectures.registry import find_family
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import ConfigError, LayoutError

@@ -9,11 +9,9 @@ Sources: ``gemma4`` of transformers 5.24 and of ``vllm/model_executor/models``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.model import FULL, SLIDING, require, windows_by_type
+from loadmaster.architectures.model import FULL, SLIDING, require, windows_by_type, with_full_sizes
 from loadmaster.architectures.schema import (
     LANGUAGE_ONLY,
     Carried,
@@ -26,8 +24,10 @@ from loadmaster.architectures.schema import (
     joined,
     linear,
 )
+from loadmaster.architectures.shared_kv import last_sources
 from loadmaster.architectures.spelling import Spelling, packed, respelled
-from loadmaster.errors import ConfigError, UnsupportedError
+
+_OF_FULL = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
 
 
 def schema(c: Config) -> Schema:
@@ -37,8 +37,8 @@ def schema(c: Config) -> Schema:
     ple = c.size("hidden_size_per_layer_input", 256, least=0)
     types = [SLIDING if (layer + 1) % 6 else FULL for layer in range(num_layers - 1)] + [FULL]
     is_full = [window is None for window in windows_by_type(c, c.size("sliding_window", 512), types)]
-    sources = _sources(c, is_full)
-    c = _of_full_layers(c, is_full)
+    sources = last_sources(c, is_full)
+    c = with_full_sizes(c, is_full, _OF_FULL)
     layers = tuple(
         f"{'full' if full else 'sliding'}{', shared' if source < layer else ''}"
         for layer, (full, source) in enumerate(zip(is_full, sources, strict=True))
@@ -54,30 +54,6 @@ def schema(c: Config) -> Schema:
         joined=joined(sources, "the KV cache"),
         unread=((stored, "keys and values of another layer are used"),) if shared else (),
     )
-
-
-def _of_full_layers(c: Config, is_full: Sequence[bool]) -> Config:
-    """Return the config with the sizes of layers without a window, which transformers saves for each layer since 5.24."""
-    of_layers = c.section("per_layer_config")
-    given = [of_layers.section(str(layer)).values for layer, full in enumerate(is_full) if full]
-    if any(sizes != given[0] for sizes in given):
-        raise UnsupportedError("config.json: per_layer_config gives other sizes to some of the full_attention layers")
-    names = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
-    sizes = {names[key]: size for key, size in given[0].items() if key in names} if given else {}
-    return Config({**c.values, **sizes})
-
-
-def _sources(c: Config, is_full: Sequence[bool]) -> tuple[int, ...]:
-    """Return for each layer the layer whose KV cache it reads."""
-    own = len(is_full) - c.size("num_kv_shared_layers", 0, least=0)
-    last = {full: max((n for n in range(own) if is_full[n] == full), default=-1) for full in (True, False)}
-    sources = tuple(layer if layer < own else last[full] for layer, full in enumerate(is_full))
-    if min(sources) < 0:
-        raise ConfigError(
-            f"config.json: num_kv_shared_layers leaves {own} of {len(is_full)} layers with keys and values of their own",
-            hint="each type in layer_types needs one",
-        )
-    return sources
 
 
 def _per_layer(c: Config, num_layers: int, ple: int) -> tuple[Tensor, ...]:

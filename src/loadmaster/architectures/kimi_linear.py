@@ -1,9 +1,7 @@
 """Kimi-Linear and Kimi-K3's language model: Kimi Delta Attention, latent attention without rotation, routed experts.
 
-Kimi-K3 adds three things. Each attention and each MLP reads a mix of snapshots of the residual, one taken every
-``attn_res_block_size`` layers; a stage passes on the running sum (``hidden_states``) and all snapshots so far (``residual``),
-which grow with the cut. Experts read and yield a latent (``routed_expert_hidden_size``), and latent attention has a gate for its
-output. The lists of layers count from 1.
+Kimi-K3 adds three things: snapshots of the residual (`residual_bank`), experts that read and yield a latent
+(``routed_expert_hidden_size``), and a gate for the output of latent attention. The lists of layers count from 1.
 
 Sources: an inventory of Kimi-K3's headers, with the bytes of each kind of layer; ``modeling_kimi_linear.py`` of transformers;
 ``vllm/models/kimi_k3/nvidia``.
@@ -13,11 +11,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from loadmaster.architectures import blocks, kda, mla
+from loadmaster.architectures import blocks, kda, mla, residual_bank
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.deepseek import mlp_types
 from loadmaster.architectures.schema import (
-    Carried,
     Family,
     Param,
     Placement,
@@ -30,9 +27,6 @@ from loadmaster.architectures.schema import (
 from loadmaster.architectures.spelling import Spelling
 from loadmaster.errors import ConfigError, UnsupportedError
 
-MIXED = ("self_attention_res", "mlp_res")
-"""What reads a mix of snapshots in each layer; after the last layer, ``output_attn_res``."""
-
 
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
@@ -40,8 +34,8 @@ def schema(c: Config) -> Schema:
     for key, only in (("moe_layer_freq", 1), ("num_nextn_predict_layers", 0)):
         if c.size(key, only, least=0) != only:
             raise UnsupportedError(f"config.json: {key} other than {only} is not supported")
-    every = c.optional_size("attn_res_block_size")
-    mixed = tuple(tensor for name in MIXED for tensor in _mix(name, hidden)) if every else ()
+    has_bank = residual_bank.every(c) is not None
+    mixed = residual_bank.of_layer(hidden) if has_bank else ()
     attentions = {"linear": _linear_attention(c), "latent": _latent_attention(c)}
     mlps = {"dense": _plain(c, *blocks.gated_mlp(hidden, c.size("intermediate_size"))), "sparse": _experts(c)}
     layers = tuple(f"{mlp}/{kind}" for mlp, kind in zip(mlp_types(c, dense=1), _attention_kinds(c), strict=True))
@@ -50,22 +44,12 @@ def schema(c: Config) -> Schema:
         for mlp in mlps
         for kind in attentions
     }
-    banks = (
-        tuple((Carried("residual", (-(-layer // every), hidden)),) if layer else () for layer in range(num_layers))
-        if every
-        else ()
-    )
     return Schema(
-        top=(*embedding(c), *(_mix("output_attn_res", hidden) if every else ())),
+        top=(*embedding(c), *(residual_bank.of_model(hidden) if has_bank else ())),
         kinds=kinds,
         layers=layers,
-        carries=banks,
+        carries=residual_bank.carried(c, num_layers),
     )
-
-
-def _mix(name: str, hidden: int) -> tuple[Tensor, ...]:
-    """Return what weighs the snapshots before an attention, an MLP or the head."""
-    return (Tensor(f"{name}_norm", (hidden,)), Tensor(f"{name}_proj", (1, hidden)))
 
 
 def _attention_kinds(c: Config) -> tuple[str, ...]:
@@ -128,14 +112,10 @@ _LATENT = {
     "moe.latent_norm": "{mlp}.routed_expert_norm.weight",
     "moe.latent_up": "{mlp}.routed_expert_up_proj.weight",
 }
-_MIXES = {f"{name}_{part}": f"{name}_{part}.weight" for name in MIXED for part in ("norm", "proj")}
-_LAST = {f"output_attn_res_{part}": f"output_attn_res_{part}.weight" for part in ("norm", "proj")}
-
 SPELLING: Spelling = {
     **blocks.TOP_SPELLING,
-    **{logical: f"model.{stored}" for logical, stored in _LAST.items()},
+    **residual_bank.SPELLING,
     **blocks.NORMS_SPELLING,
-    **{logical: blocks.LAYER + stored for logical, stored in _MIXES.items()},
     **kda.kda_spelling(),
     **mla.SPELLING,
     **{logical: blocks.LAYER + stored.replace("{mlp}", "block_sparse_moe") for logical, stored in _LATENT.items()},
@@ -151,9 +131,8 @@ FAMILY = Family(
     spelling=SPELLING,
     native=(
         *blocks.TOP_NATIVE,
-        *(Param(stored, (logical,), stage="last") for logical, stored in _LAST.items()),
+        *residual_bank.NATIVE,
         *blocks.NORMS_NATIVE,
-        *(Param(f"{{block}}.{stored}", (logical,)) for logical, stored in _MIXES.items()),
         *kda.KDA_NATIVE,
         *mla.NATIVE,
         *(Param("{block}." + stored.replace("{mlp}", "mlp"), (logical,)) for logical, stored in _LATENT.items()),

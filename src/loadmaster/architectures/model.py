@@ -6,7 +6,7 @@ A family that runs reads them from the same `Config` as its schema (``read_model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -135,3 +135,19 @@ def windows_by_type(c: Config, window: int, default: Sequence[str]) -> tuple[int
     """
     types = c.types("layer_types", (SLIDING, FULL), c.size("num_hidden_layers", len(default)), default)
     return tuple(window if kind == SLIDING else None for kind in types)
+
+
+def with_full_sizes(c: Config, is_full: Sequence[bool], names: Mapping[str, str]) -> Config:
+    """Return the config with the sizes that ``per_layer_config`` gives to layers without a window, under other ``names``.
+
+    transformers saves them so, for each layer, since 5.24.
+
+    Raises:
+        UnsupportedError: these layers have different sizes.
+    """
+    of_layers = c.section("per_layer_config")
+    given = [of_layers.section(str(layer)).values for layer, full in enumerate(is_full) if full]
+    if any(sizes != given[0] for sizes in given):
+        raise UnsupportedError("config.json: per_layer_config gives other sizes to some of the full_attention layers")
+    sizes = {names[key]: size for key, size in given[0].items() if key in names} if given else {}
+    return Config({**c.values, **sizes})
