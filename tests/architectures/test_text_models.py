@@ -28,6 +28,7 @@ MLA: dict[str, Any] = {
 DENSE: dict[str, Any] = {k: v for k, v in TINY_DENSE.items() if not k.endswith("token_id")}
 PLAIN = derived(DENSE, head_dim=None)
 MOE: dict[str, Any] = {**DENSE, "moe_intermediate_size": 64}
+MAMBA2: dict[str, Any] = {"mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 12}
 OLD: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 8, "num_hidden_layers": 4, "vocab_size": 320}
 GPT: dict[str, Any] = {"n_embd": 128, "n_head": 8, "n_layer": 4, "vocab_size": 320, "n_positions": 64}
 
@@ -150,6 +151,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "MiniCPM3ForCausalLM": MLA,
     "MiniMaxForCausalLM": {**DENSE, "num_local_experts": 4},
     "MiniMaxText01ForCausalLM": {**DENSE, "num_local_experts": 4, "attn_type_list": [0, 0, 0, 1]},
+    "MambaForCausalLM": {**OLD, "state_size": 4, "expand": 2},
+    "FalconMambaForCausalLM": {**OLD, "state_size": 4, "intermediate_size": 192, "time_step_rank": 12},
+    "JambaForCausalLM": {**PLAIN, "num_experts": 4, "attn_layer_period": 4, "attn_layer_offset": 2, "mamba_d_state": 4},
+    "Mamba2ForCausalLM": {**OLD, "num_heads": 16, "head_dim": 16, "n_groups": 2, "state_size": 12},
+    "BambaForCausalLM": {**PLAIN, "attn_layer_indices": [1], **MAMBA2},
+    "FalconH1ForCausalLM": {**DENSE, **MAMBA2, "mamba_d_ssm": 64, "mamba_rms_norm": True},
+    "GraniteMoeHybridForCausalLM": {
+        **{**PLAIN, **MAMBA2, "num_local_experts": 4, "shared_intermediate_size": 96},
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
     "MptForCausalLM": {"d_model": 128, "n_heads": 8, "n_layers": 4, "vocab_size": 320},
 }
 """A tiny config of each architecture."""
@@ -186,7 +197,8 @@ def test_each_generation_of_falcon_is_that_of_transformers(changes: dict[str, An
         *("TeleChat2ForCausalLM", "DeciLMForCausalLM"),
         *("OPTForCausalLM", "PersimmonForCausalLM", "ExaoneForCausalLM", "GraniteSWAForCausalLM"),
         *("LagunaForCausalLM", "BeamForCausalLM", "HYV3ForCausalLM", "FlintForCausalLM", "MiniMaxForCausalLM"),
-        *("BailingMoeV2ForCausalLM", "PanguUltraMoEForCausalLM"),
+        *("BailingMoeV2ForCausalLM", "PanguUltraMoEForCausalLM", "JambaForCausalLM", "FalconH1ForCausalLM"),
+        *("MambaForCausalLM", "Mamba2ForCausalLM", "GraniteMoeHybridForCausalLM"),
     ],
 )
 def test_what_is_stored_unlike_a_llama_is_loaded_byte_for_byte(architecture: str, tmp_path: Path) -> None:
@@ -302,3 +314,25 @@ def test_heads_may_differ_from_layer_to_layer(tmp_path: Path) -> None:
     stored = DamagedCheckpoint(tmp_path / "laguna").change(r"layers\.2\.self_attn\.g_proj", lambda t: t.repeat(2, 1))
     (finding,) = prove(build_plan(open_checkpoint(stored.path))).findings
     assert (finding.code, finding.tensor) == ("shape-mismatch", "model.layers.2.self_attn.g_proj.weight")
+
+
+def test_a_state_space_layer_is_divided_by_channels_or_by_heads_and_groups(tmp_path: Path) -> None:
+    """Jamba has 256 channels; Falcon-H1 8 heads of 8 in 2 groups, of which two of four ranks have the same."""
+    for architecture, layer, expected in (
+        ("JambaForCausalLM", 0, {"in_proj": (128, 128), "x_proj": (16, 64), "dt_proj": (64, 8)}),
+        ("FalconH1ForCausalLM", 0, {"in_proj": (16 + 16 + 12 + 12 + 2, 128), "out_proj": (128, 16)}),
+    ):
+        config = {"architectures": [architecture], "dtype": "bfloat16", **MODELS[architecture]}
+        folder = tmp_path / architecture
+        write_checkpoint(find_family(config), config, folder)
+        proof = prove(build_plan(open_checkpoint(folder), ParallelLayout(1, 4)))
+        shapes = {s.name: s.shape for s in proof.plan.rank(1).specs}
+        assert proof.proven
+        assert {name: shapes[f"layers.{layer}.mamba.{name}.weight"] for name in expected} == expected
+        stored = DamagedCheckpoint(folder).drop(r"layers\.1\.mamba\.conv1d\.bias")
+        stored.change(r"layers\.3\.mamba\.A_log", lambda t: t[: len(t) // 2])
+        findings = prove(build_plan(open_checkpoint(folder))).findings
+        assert {(f.code, f.tensor) for f in findings} == {
+            ("tensor-missing", "model.layers.1.mamba.conv1d.bias"),
+            ("shape-mismatch", "model.layers.3.mamba.A_log"),
+        }

@@ -1,10 +1,9 @@
 """Nemotron-H and Nemotron-3: one mixer a layer, which is Mamba-2, attention, experts or an MLP, none of them with a gate.
 
-The pattern gives the mixer of each layer: ``M`` Mamba-2, ``*`` attention, ``E`` experts, ``-`` MLP. ``in_proj`` of Mamba-2 holds
-z, x, B, C and dt one after another: z, x and dt are divided by heads, B and C by groups, which are held several times where there
-are fewer of them than ranks. The experts of Nemotron-3 may work in a latent (Super: 1024 of 4096), between two projections that
-every rank holds. A draft is stored as several blocks, one for each letter of its pattern (``*E``): the first has the projection,
-the last the norm. It shares the model's embedding and head.
+The pattern gives the mixer of each layer: ``M`` Mamba-2, ``*`` attention, ``E`` experts, ``-`` MLP. The experts of Nemotron-3
+may work in a latent (Super: 1024 of 4096), between two projections that every rank holds. A draft is stored as several blocks,
+one for each letter of its pattern (``*E``): the first has the projection, the last the norm. It shares the model's embedding
+and head.
 
 Sources: the released config of Super, whose parameters are as published; ``modeling_nemotron_h.py`` of transformers;
 ``nemotron_h.py``, ``nemotron_h_mtp.py`` and ``mamba_mixer2.py`` in ``vllm/model_executor``.
@@ -15,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from loadmaster.architectures import blocks
+from loadmaster.architectures import blocks, mamba2
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import require
 from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_columns, by_rows, embedding, linear
@@ -60,23 +59,9 @@ def _pattern(c: Config, key: str, of_types: str) -> str:
 
 
 def _mamba(c: Config) -> tuple[Tensor, ...]:
-    hidden, heads, head = c.size("hidden_size"), c.size("mamba_num_heads"), c.size("mamba_head_dim")
-    state, width = c.size("ssm_state_size", 128), c.size("conv_kernel", 4)
-    inner, states = heads * head, c.size("n_groups", 8) * state
-    by_head, by_group = by_rows(head), by_rows(state, repeat=True)
-    channels = {"x": (inner, by_head), "b": (states, by_group), "c": (states, by_group)}
-    tensors = [
-        linear("mamba.z", inner, hidden, by_head),
-        *(linear(f"mamba.{name}", rows, hidden, cut) for name, (rows, cut) in channels.items()),
-        linear("mamba.dt", heads, hidden, by_rows()),
-        *(Tensor(f"mamba.conv_{name}", (rows, 1, width), cut) for name, (rows, cut) in channels.items()),
-        *(Tensor(f"mamba.{name}", (heads,), by_rows(), usual=("F32",)) for name in ("a_log", "d", "dt_bias")),
-        Tensor("mamba.norm", (inner,), by_head),
-        linear("mamba.out", hidden, inner, by_columns(head)),
-    ]
-    if c.flag("use_conv_bias", True):
-        tensors += [Tensor(f"mamba.conv_{name}_bias", (rows,), cut) for name, (rows, cut) in channels.items()]
-    return tuple(tensors)
+    heads, head, groups = c.size("mamba_num_heads"), c.size("mamba_head_dim"), c.size("n_groups", 8)
+    sizes = mamba2.Mamba2(heads, head, groups, c.size("ssm_state_size", 128), c.size("conv_kernel", 4))
+    return mamba2.tensors(c.size("hidden_size"), sizes, conv_bias=c.flag("use_conv_bias", True))
 
 
 def _experts(c: Config) -> tuple[Tensor, ...]:
@@ -98,14 +83,8 @@ _MIXERS: dict[str, Callable[[Config], tuple[Tensor, ...]]] = {
     "-": lambda c: blocks.plain_mlp(c.size("hidden_size"), c.size("intermediate_size")),
 }
 _LAYER = "backbone.layers.{layer}."
-_PACKED = {
-    "in_proj.weight": ("mamba.z", "mamba.x", "mamba.b", "mamba.c", "mamba.dt"),
-    "conv1d.weight": ("mamba.conv_x", "mamba.conv_b", "mamba.conv_c"),
-    "conv1d.bias": ("mamba.conv_x_bias", "mamba.conv_b_bias", "mamba.conv_c_bias"),
-}
 _ALONE = {
-    **{"mamba.a_log": "A_log", "mamba.d": "D", "mamba.dt_bias": "dt_bias", "mamba.norm": "norm.weight"},
-    **{"mamba.out": "out_proj.weight", "attn.o": "o_proj.weight"},
+    "attn.o": "o_proj.weight",
     **{"mlp.up": "up_proj.weight", "mlp.down": "down_proj.weight"},
     **{f"shared.{part}": f"shared_experts.{part}_proj.weight" for part in ("up", "down")},
     **{"moe.router": "gate.weight", "moe.router_bias": "gate.e_score_correction_bias"},
@@ -118,7 +97,7 @@ _TOP = {"embed": "backbone.embeddings.weight", "norm": "backbone.norm_f.weight",
 _MIXER = _LAYER + "mixer."
 _BLOCK: Spelling = {
     "input_norm": _LAYER + "norm.weight",
-    **{name: spelled for stored, parts in _PACKED.items() for name, spelled in packed(_MIXER + stored, *parts).items()},
+    **mamba2.spelling(_MIXER),
     **{name: _MIXER + stored for name, stored in _ALONE.items()},
     **{f"attn.{part}": f"{_MIXER}{part}_proj.weight" for part in "qkv"},
     **{f"moe.{part}": f"{_MIXER}experts.{{expert}}.{part}_proj.weight" for part in ("up", "down")},
@@ -141,7 +120,7 @@ FAMILY = Family(
         Param("{block}.mixer.qkv_proj.weight", ("attn.q", "attn.k", "attn.v")),
         Param("{block}.mixer.experts.w1_weight", ("moe.up",)),
         Param("{block}.mixer.experts.w2_weight", ("moe.down",)),
-        *(Param(f"{{block}}.mixer.{stored}", parts) for stored, parts in _PACKED.items()),
+        *mamba2.native("{block}.mixer."),
         *(Param(f"{{block}}.mixer.{stored}", (name,)) for name, stored in _ALONE.items()),
         *blocks.DRAFT_NATIVE,
     ),
