@@ -103,6 +103,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "TeleFLMForCausalLM": PLAIN,
     "VaultGemmaForCausalLM": DENSE,
     "HyperCLOVAXForCausalLM": {**DENSE, "pad_token_id": 0, "attention_bias": True},
+    "MuseGlimmerForCausalLM": DENSE,
     "GraniteSWAForCausalLM": {**PLAIN, "mlp_bias": True},
     "OlmoForCausalLM": {**PLAIN, "pad_token_id": 0, "attention_bias": True},
     "ApertusForCausalLM": {**PLAIN, "pad_token_id": 0, "attention_bias": True},

@@ -14,7 +14,7 @@ from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import ConfigError, UnsupportedError
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
-from loadmaster.synth import Preset
+from loadmaster.synth import PRESETS, Preset
 from loadmaster.synth.inventory import inventory
 from loadmaster.synth.models.latent import KIMI_K2
 from loadmaster.synth.quantised import QUANTISED
@@ -34,6 +34,14 @@ MLA = {
     "n_group": 1,
     "topk_group": 1,
     "num_nextn_predict_layers": 0,
+}
+GDN = {
+    **DENSE,
+    **{f"linear_{part}_head_dim": 16 for part in ("key", "value")},
+    **{"linear_num_key_heads": 4, "linear_num_value_heads": 8},
+}
+NEMOTRON = {k: v for k, v in PRESETS["nemotron-3-super"].config_of(tiny=True).items() if k != "architectures"} | {
+    "num_nextn_predict_layers": 0
 }
 
 TEXTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -62,6 +70,17 @@ TEXTS: dict[str, tuple[str, dict[str, Any]]] = {
     "VoxtralForConditionalGeneration": ("llama", DENSE),
     "LightOnOcrForConditionalGeneration": ("qwen3", DENSE),
     "Ovis2ForConditionalGeneration": ("qwen2", NO_HEAD),
+    "Exaone4_5_ForConditionalGeneration": ("exaone4", DENSE),
+    "MiniCPMV4_6ForConditionalGeneration": ("qwen3_5_text", GDN),
+    "MiniCPMV4_7ForConditionalGeneration": ("qwen3_5_text", GDN),
+    "MiniCPMOcrForConditionalGeneration": ("qwen3_5_text", GDN),
+    "MuseGlimmerForConditionalGeneration": ("muse_glimmer_text", DENSE),
+    "PaddleOCRVLForConditionalGeneration": ("paddleocr_vl_text", DENSE),
+    "GraniteSpeechForConditionalGeneration": ("granite", NO_HEAD),
+    "GraniteSpeechPlusForConditionalGeneration": ("granite", NO_HEAD),
+    "AudioFlamingo3ForConditionalGeneration": ("qwen2", NO_HEAD),
+    "GlmAsrForConditionalGeneration": ("llama", NO_HEAD),
+    "Qwen3ASRForConditionalGeneration": ("qwen3", DENSE),
 }
 """Wrappers that transformers has a class of: the model type of the language model, and its tiny config."""
 
@@ -77,6 +96,7 @@ OTHERS = {
     "KimiK3ForConditionalGeneration",  # counts and bytes are those of the release: test_kimi_linear.py
     "Qwen2_5OmniForConditionalGeneration",  # the section is in another one
     "Qwen2_5OmniModel",
+    "NemotronH_Omni_Reasoning_V3",  # compared apart
     "Qwen3OmniMoeForConditionalGeneration",  # transformers' default of its talker does not build
 }
 
@@ -90,6 +110,12 @@ def config_of(architecture: str) -> dict[str, Any]:
 def test_names_and_shapes_are_those_of_transformers(architecture: str) -> None:
     config = config_of(architecture)
     compare_with_transformers(find_family(config), {**config, "vision_config": SMALL, "audio_config": SMALL})
+
+
+def test_so_are_those_of_nemotron_omni_whose_sound_config_has_no_defaults() -> None:
+    config = {"architectures": ["NemotronH_Omni_Reasoning_V3"], "text_config": NEMOTRON}
+    tower = {**SMALL, "video_temporal_patch_size": 2}
+    compare_with_transformers(find_family(config), {**config, "vision_config": tower})
 
 
 def test_every_architecture_occurs_once_and_transformers_own_are_compared() -> None:

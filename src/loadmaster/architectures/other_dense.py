@@ -1,10 +1,11 @@
 """Dense models with parts that a Llama does not have, or under other names: a few lines each.
 
-HyperCLOVA X norms the outputs of attention and MLP too. Granite with windows has sinks. OLMo-1 has no norms at all. EXAONE-3
-and TeleChat2 have older names; TeleChat2 stores keys and values by head, and has biases where the outputs of parts are summed.
+HyperCLOVA X norms the outputs of attention and MLP too. Muse-Glimmer also has a gate in attention. Granite with windows has
+sinks. OLMo-1 has no norms at all. EXAONE-3 and TeleChat2 have older names; TeleChat2 stores keys and values by head, and has
+biases where the outputs of parts are summed.
 
-Sources: ``hyperclovax``, ``granite_swa`` and ``olmo`` of transformers 5.24; ``exaone.py`` and ``telechat2.py`` in
-``vllm/model_executor/models``.
+Sources: ``hyperclovax``, ``muse_glimmer``, ``granite_swa`` and ``olmo`` of transformers 5.24; ``exaone.py`` and
+``telechat2.py`` in ``vllm/model_executor/models``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Final
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.fused_qkv import modules
-from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_rows, embedding
+from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_rows, embedding, linear
 from loadmaster.architectures.spelling import packed, respelled
 
 
@@ -27,6 +28,9 @@ def schema(c: Config) -> Schema:
     more: tuple[Tensor, ...] = ()
     if name == "HyperCLOVAXForCausalLM" and c.flag("use_post_norm", True):
         more = tuple(Tensor(f"post_norm{i}", (hidden,)) for i in (1, 2))
+    elif name == "MuseGlimmerForCausalLM":
+        norms = (f"{when}_mlp_norm" for when in ("pre", "post"))
+        more = (linear("attn.gate", heads * head, hidden, by_rows(head)), *(Tensor(norm, (hidden,)) for norm in norms))
     elif name == "GraniteSWAForCausalLM":
         more = (Tensor("attn.sinks", (heads,), by_rows(), usual=("F32",)),)
     layer = (
@@ -63,6 +67,8 @@ _OF_VLLM: Final = "transformers has no class of it; its names are those of vLLM'
 _OWN: Final = {
     **{f"post_norm{i}": f"post_norm{i}.weight" for i in (1, 2)},
     "attn.sinks": "self_attn.sinks",
+    "attn.gate": "self_attn.gate_proj.weight",
+    **{f"{when}_mlp_norm": f"{when}_feedforward_layernorm.weight" for when in ("pre", "post")},
 }
 _NATIVE: Final = (
     *blocks.DECODER_NATIVE,
@@ -73,11 +79,12 @@ _TOP: Final = {"norm": "transformer.ln_f.weight", "head": "lm_head.weight"}
 
 FAMILY = Family(
     name="other_dense",
-    architectures=("HyperCLOVAXForCausalLM", "GraniteSWAForCausalLM", OLMO),
+    architectures=("HyperCLOVAXForCausalLM", "GraniteSWAForCausalLM", "MuseGlimmerForCausalLM", OLMO),
     schema=schema,
     spelling={**blocks.DECODER_SPELLING, **{name: blocks.LAYER + stored for name, stored in _OWN.items()}},
     native=_NATIVE,
     waived=(blocks.INV_FREQ,),
+    unchecked={"MuseGlimmerForCausalLM": "its names are those of transformers' class of the model with vision"},
 )
 EXAONE = Family(
     name="exaone3",

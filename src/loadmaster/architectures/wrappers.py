@@ -33,6 +33,8 @@ def _outside(*names: str) -> tuple[tuple[str, str], ...]:
 _VISION = _outside("vision_tower", "multi_modal_projector", "image_newline")
 _VISUAL = _outside("visual")
 _INTERN = _outside("vision_model", "mlp1")
+_MUSE_GLIMMER = _outside("vision_tower", "vision_adapter", "vision_projection")
+_NEMOTRON = _outside("vision_model", "mlp1", "sound_encoder", "sound_projection")
 _ORIGINAL_LLAVA = _outside("vision_tower", "mm_projector", "image_newline", "vision_resampler")
 
 _OF_VLLM: Final = "transformers has no class of it; its names are those of vLLM's loader"
@@ -83,6 +85,67 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
     ),
     Wrapper(("Glm5NextForConditionalGeneration",), "Glm5NextForCausalLM", (WITHIN, BESIDE), _VISUAL),
     Wrapper(
+        ("Exaone4_5_ForConditionalGeneration",),
+        "Exaone4ForCausalLM",
+        (WITHIN,),
+        (*_VISUAL, (r"mtp\..*", "the MTP layer of EXAONE-4.5 is not supported")),
+    ),
+    Wrapper(
+        (
+            "MiniCPMV4_6ForConditionalGeneration",
+            "MiniCPMV4_7ForConditionalGeneration",
+            "MiniCPMOcrForConditionalGeneration",
+        ),
+        "Qwen3_5ForCausalLM",
+        (WITHIN,),
+        _outside("vision_tower", "merger"),
+    ),
+    Wrapper(("MuseGlimmerForConditionalGeneration",), "MuseGlimmerForCausalLM", (WITHIN,), _MUSE_GLIMMER),
+    Wrapper(
+        ("PaddleOCRVLForConditionalGeneration",),
+        "Ernie4_5ForCausalLM",
+        (BESIDE, WITHIN),
+        _outside("visual", "mlp_AR"),
+        fixed={"tie_word_embeddings": False},
+    ),
+    Wrapper(
+        ("OpenPanguVLForConditionalGeneration",),
+        "PanguEmbeddedForCausalLM",
+        (WITHIN, BESIDE),
+        _VISUAL,
+        unchecked=_OF_VLLM,
+    ),
+    Wrapper(
+        ("BailingMoeV3VLForConditionalGeneration",),
+        "BailingMoeV3ForCausalLM",
+        (BESIDE,),
+        _outside("visual", "linear_proj"),
+        unchecked=_OF_VLLM,
+    ),
+    Wrapper(("LlavaOnevision2ForConditionalGeneration",), None, (WITHIN, BESIDE), _VISUAL, unchecked=_OF_VLLM),
+    Wrapper(
+        ("OpenCUAForConditionalGeneration",),
+        "Qwen2ForCausalLM",
+        (ABOVE, WITHIN),
+        _outside("visual", "vision_tower"),
+        unchecked=_OF_VLLM,
+    ),
+    Wrapper(
+        ("IsaacForConditionalGeneration",),
+        "Qwen3ForCausalLM",
+        (BESIDE, (("model.", "model.text_model."),)),
+        _outside("vision_embedding"),
+        unchecked=_OF_VLLM,
+    ),
+    Wrapper(("GLM4VForCausalLM",), "ChatGLMModel", (BESIDE,), _outside(r"transformer\.vision"), unchecked=_OF_VLLM),
+    Wrapper(
+        ("Phi4ForCausalLMV",),
+        "Phi3ForCausalLM",
+        (BESIDE,),
+        _outside("vision_tower", "mm_projector"),
+        unchecked=_OF_VLLM,
+    ),
+    Wrapper(
         ("Glm4vForConditionalGeneration", "Glm46VForConditionalGeneration"),
         "Glm4ForCausalLM",
         (WITHIN,),
@@ -116,10 +179,10 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
         unchecked=_OF_VLLM,
     ),
     Wrapper(
-        ("DeepseekOCRForCausalLM",),
+        ("DeepseekOCRForCausalLM", "DeepseekOCR2ForCausalLM", "UnlimitedOCRForCausalLM"),
         "DeepseekV2ForCausalLM",
         (BESIDE,),
-        _outside("sam_model", "vision_model", "projector", "image_newline", "view_seperator"),
+        _outside("sam_model", "vision_model", "qwen2_model", "projector", "image_newline", "view_seperator"),
         section="language_config",
         unchecked=_OF_VLLM,
     ),
@@ -206,8 +269,71 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
         section="thinker_config.text_config",
         unchecked="its names were read in transformers' code, and not compared with its class, whose defaults do not build",
     ),
+    Wrapper(("NemotronH_Omni_Reasoning_V3",), "NemotronHForCausalLM", (ABOVE,), _NEMOTRON),
     Wrapper(
-        ("Qwen2AudioForConditionalGeneration", "VoxtralForConditionalGeneration"),
+        ("NemotronH_Nano_VL_V2", "NemotronH_Nano_Omni_Reasoning_V3", "NemotronH_Super_Omni_Reasoning_V3"),
+        "NemotronHForCausalLM",
+        (ABOVE,),
+        _NEMOTRON,
+        section="llm_config",
+        unchecked=_OF_VLLM,
+    ),
+    Wrapper(
+        ("Ovis", "Ovis2_5", "Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"),
+        None,
+        ((("", "llm."),),),
+        _outside("visual_tokenizer", "vte"),
+        section="llm_config",
+        unchecked=_OF_VLLM,
+    ),
+    Wrapper(
+        ("KananaVForConditionalGeneration",), None, (ABOVE,), _outside("vision_model", "abstractor"), unchecked=_OF_VLLM
+    ),
+    Wrapper(("Eagle2_5_VLForConditionalGeneration",), None, (ABOVE,), _INTERN, unchecked=_OF_VLLM),
+    Wrapper(
+        ("BeeForConditionalGeneration", "RForConditionalGeneration"), None, (WITHIN, ABOVE), _VISION, unchecked=_OF_VLLM
+    ),
+    Wrapper(
+        ("HCXVisionV2ForCausalLM", "HCXVisionForCausalLM"),
+        None,
+        (ABOVE, (("", "model.language_model."),)),
+        _outside("vision_model", "mm_projector", "discrete_vision_model"),
+        unchecked=_OF_VLLM,
+    ),
+    Wrapper(
+        ("GraniteSpeechForConditionalGeneration", "GraniteSpeechPlusForConditionalGeneration"),
+        None,
+        (ABOVE,),
+        _outside("encoder", "projector"),
+    ),
+    Wrapper(
+        ("Qwen3ASRForConditionalGeneration", "Qwen3ASRRealtimeGeneration"),
+        "Qwen3ForCausalLM",
+        ((("", "thinker."),), WITHIN),
+        _outside(r"thinker\.audio_tower", "audio_tower", "multi_modal_projector", "talker", "code2wav"),
+        section="thinker_config.text_config",
+    ),
+    Wrapper(
+        ("MoonshotKimiaForCausalLM",),
+        "Qwen2ForCausalLM",
+        (BESIDE,),
+        _outside("encoder", "vq_adaptor", "audio_tower", "mimo_layers", "mimo_norm", "mimo_output"),
+        unchecked=_OF_VLLM,
+    ),
+    Wrapper(
+        ("MiDashengLMModel",),
+        "Qwen2ForCausalLM",
+        ((("", "decoder."),),),
+        _outside("audio_encoder", "audio_projector"),
+        unchecked=_OF_VLLM,
+    ),
+    Wrapper(
+        (
+            "Qwen2AudioForConditionalGeneration",
+            "VoxtralForConditionalGeneration",
+            "AudioFlamingo3ForConditionalGeneration",
+            "GlmAsrForConditionalGeneration",
+        ),
         None,
         (ABOVE, WITHIN),
         _outside("audio_tower", "multi_modal_projector"),
