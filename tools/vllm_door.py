@@ -71,6 +71,7 @@ DOOR: Final[Mapping[str, tuple[str, ...]]] = {
     "vllm.platforms": ("current_platform",),
     "vllm.triton_utils": ("HAS_TRITON", "triton"),
     "vllm.v1.attention.backends.mla.prefill.base:MLAPrefillBackend": ("validate_configuration",),
+    "vllm.v1.worker.workspace": ("init_workspace_manager",),
     "vllm.utils.torch_utils": ("set_default_torch_dtype",),
 }
 """Module, or module and class → the names in it."""

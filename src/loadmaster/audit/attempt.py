@@ -66,7 +66,7 @@ def attempt(
         )
     held = _Held(built.params, before, expected, _may_stay(built))
     if held.has_unknown and (by_name := named()) is not None:
-        held = _Held(built.params, before, by_name, _may_stay(built))
+        held = _Held(built.holding(by_name), before, by_name, _may_stay(built))
     gaps, differences = held.gaps(), held.differences()
     concerned = [*(g[0] for g in gaps), *(n for n, _ in differences)]
     return Attempt(
@@ -77,7 +77,7 @@ def attempt(
         loader=_loader_of(built.model, concerned[0] if concerned else ""),
         gaps=tuple(gaps),
         differences=tuple(differences),
-        num_params=len(built.params),
+        num_params=held.num_params,
         num_compared=held.num_compared,
         narrowed=held.narrowed,
     )
@@ -112,6 +112,7 @@ class _Held:
                 else:
                     self._unlike[name] = what
         self.num_compared = len(self._alike) + len(self._unlike)
+        self.num_params = len(params)
 
     @property
     def has_unknown(self) -> bool:

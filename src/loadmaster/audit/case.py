@@ -37,6 +37,19 @@ MINIMAX: Final[dict[str, Any]] = {
 }
 
 
+MIMO: Final[dict[str, Any]] = {
+    "model_type": "mimo_v2_flash",  # transformers has no class of the releases' type, which bring their own
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "moe_intermediate_size": 256,
+    "n_group": 1,
+    "norm_topk_prob": True,
+    "sliding_window_size": 128,
+    "swa_rope_theta": 10000,
+    "topk_group": 1,
+}
+
+
 def _text_only(preset: str, architecture: str, model: str) -> dict[str, Any]:
     """Return the changes that reduce a config to the language model; vLLM's towers may need missing packages."""
     config = PRESETS[preset].config_of(tiny=True)
@@ -73,8 +86,8 @@ ACCEPTED: Final[dict[str, dict[str, Any]]] = {
     "step-3.7-flash": _text_only("step-3.7-flash", "Step3p5ForCausalLM", "step3p5"),
     "gemma-4-26b-a4b": _text_only("gemma-4-26b-a4b", "Gemma4ForCausalLM", "gemma4_text"),
     "gemma-4-e2b": _text_only("gemma-4-e2b", "Gemma4ForCausalLM", "gemma4_text"),
-    "mimo-v2.5-pro": {"model_type": "mimo_v2_flash"},
-    "mimo-v2.6-pro": {"model_type": "mimo_v2_flash"},
+    "mimo-v2.5-pro": MIMO,
+    "mimo-v2.6-pro": MIMO,
     "gemma-3": _text_only("gemma-3", "Gemma3ForCausalLM", "gemma3_text"),
     "llama-4": _text_only("llama-4", "Llama4ForCausalLM", "llama4_text"),
     **RECENT,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,10 @@ class Built:
 
     def __post_init__(self) -> None:
         self.params = {n: p.data for n, p in self.model.named_parameters()}
+
+    def holding(self, names: Container[str]) -> dict[str, torch.Tensor]:
+        """Return the parameters, and those of ``names`` that are buffers: an engine holds some stored tensors so."""
+        return {**{n: b for n, b in self.model.named_buffers() if n in names}, **self.params}
 
     def current(self) -> Any:
         """Return the context in which vLLM works on the model."""

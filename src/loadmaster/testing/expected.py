@@ -83,7 +83,7 @@ class Expected:
     def _param(self, param: Param, name: str, layer: int) -> Iterator[tuple[str, Bits]]:
         """Yield the components of a parameter, its parts joined. Nothing where a part does not exist, or it holds more."""
         holders = {t.name: (t, item) for item in self._items(layer) for t in item.parts}
-        if not all(p in holders for p in param.parts) or param.sizes:
+        if param.unless in holders or not all(p in holders for p in param.parts) or param.sizes:
             return
         parts = [self._part(*holders[p], layer) for p in param.parts]
         if any(p is None or p.keys() != (parts[0] or {}).keys() for p in parts):

@@ -49,7 +49,7 @@ SINCE: Mapping[str, Mapping[str, tuple[Rank, ...]]] = {
         "kimi-k3": STAGES + CUT[1:] + SPREAD[1:],
         **dict.fromkeys(("qwen3.8",), STAGES + CUT),
         **dict.fromkeys(("qwen3-next", "qwen3-next-fp8", "qwen3.5-moe", "nemotron-3-super"), ONE_OF_EACH),
-        **dict.fromkeys(("gemma-4-26b-a4b", "gpt-oss-bf16", "llama-4"), ONE_OF_EACH),
+        **dict.fromkeys(("gemma-4-26b-a4b", "gpt-oss-bf16", "llama-4", "mistral-4"), ONE_OF_EACH),
         "step-3.7-flash": STAGES[1:] + CUT[1:] + SPREAD[1:],
         "gemma-4-e2b": WHOLE + CUT[1:],  # its layers cannot be divided evenly
         **dict.fromkeys(("gemma-3", "olmo-2", "olmo-3"), STAGES[:1] + CUT[1:]),
@@ -77,8 +77,7 @@ def write(preset: str, path: Path) -> Path:
 
 def held(built: Built) -> dict[str, torch.Tensor]:
     """Return a model's parameters, and the stored tensors that vLLM holds as buffers."""
-    buffers = {name: b for name, b in built.model.named_buffers() if name.endswith(".layer_scalar")}
-    return {**built.params, **buffers}
+    return built.holding({name for name, _ in built.model.named_buffers() if name.endswith(".layer_scalar")})
 
 
 def told(params: Mapping[str, torch.Tensor]) -> Parameters:

@@ -275,7 +275,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-UNDESCRIBED = ("gpt-oss-bf16", "GptOss") if TARGET == "vllm-0.32" else ("mistral-4", "Mistral4")
+UNDESCRIBED = ("gpt-oss-bf16", "GptOss") if TARGET == "vllm-0.32" else ("mimo-v2.5-pro", "MiMoV2")
 
 
 @pytest.mark.parametrize(

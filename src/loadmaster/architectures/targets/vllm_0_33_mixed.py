@@ -1,8 +1,10 @@
 """vLLM 0.33's models whose layers are of several kinds: architecture in config.json → how vLLM implements it (`vllm`).
 
 Sources: ``qwen3_next``, ``qwen3_5``, ``nemotron_h``, ``step3p5``, ``gemma3``, ``gemma4``, ``gpt_oss``, ``llama4`` and
-``transformers`` in ``vllm/model_executor/models``, and ``mamba_mixer2``, of 0.33.0. The model around Step-3.7's language model is
-not described: vLLM 0.33 does not read its config with transformers 5.17, so nothing could be compared.
+``transformers`` in ``vllm/model_executor/models``, and ``mamba_mixer2``, of 0.33.0. Not described are the model around Step-3.7's
+language model, whose config vLLM 0.33 does not read with transformers 5.17; MiMo-V2, whose packed q, k and v it pads, permutes or
+quantises anew, as the number of ranks wants it; Mistral-Large-3, whose releases it reads by Mistral's own config; and
+Mistral-Large-4, which it does not have.
 """
 
 from __future__ import annotations
@@ -109,6 +111,16 @@ _OLMO = Described(
     sends=("hidden_states",),
 )
 
+_MISTRAL4 = Described(
+    ("TransformersMoEForCausalLM",),
+    modules=(
+        EXPERTS,
+        ("mlp.gate.", "mlp.experts.gate."),
+        ("mlp.shared_experts.", "mlp.experts._shared_experts._layer.shared_experts."),
+    ),
+    sends=("hidden_states",),
+)
+
 DESCRIBED: Final[Mapping[str, Described]] = {
     "Gemma3ForCausalLM": _GEMMA3,
     "Gemma3ForConditionalGeneration": _inside(_GEMMA3, "Gemma3ForConditionalGeneration"),
@@ -117,6 +129,7 @@ DESCRIBED: Final[Mapping[str, Described]] = {
     "GptOssForCausalLM": _GPT_OSS,
     "Llama4ForCausalLM": _LLAMA4,
     "Llama4ForConditionalGeneration": _inside(_LLAMA4, "Llama4ForConditionalGeneration"),
+    "Mistral4ForCausalLM": _MISTRAL4,
     "NemotronHForCausalLM": _NEMOTRON_H,
     "Olmo2ForCausalLM": _OLMO,
     "Olmo3ForCausalLM": _OLMO,

@@ -165,7 +165,8 @@ def _needed_by(plan: Plan, bound: LayerClass, layer: int, key: str) -> Iterator[
     """Yield the parameters that an item is part of, and that are not complete."""
     inside = {t.name for item in bound.items if item.key == key for t in item.parts}
     for param in plan.target.params:
-        if inside.intersection(param.parts) and parts_of(param, bound) is None:
+        is_had = param.unless not in bound.item_of
+        if is_had and inside.intersection(param.parts) and parts_of(param, bound) is None:
             yield plan.named(param.name, layer) if layer != TOP else param.name
 
 
