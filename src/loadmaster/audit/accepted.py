@@ -69,9 +69,69 @@ _MINIMAX_M3: Final[dict[str, Any]] = {
     "sparse_attention_config": {"sparse_index_dim": 128, "sparse_topk_blocks": 16, "sparse_block_size": 128},
 }
 
+_V41: Final[dict[str, Any]] = {
+    **{k: v for k, v in _DEEPSEEK_V4.items() if k not in ("quantization_config", "compress_ratios")},
+    "head_dim": 512,
+    "rms_norm_eps": 1e-20,
+    "hc_eps": 1e-6,
+    "hc_sinkhorn_iters": 20,
+    "swiglu_limit": 10.0,
+    "sliding_window": 128,
+    "rope_theta": 10000,
+    "compress_rope_theta": 160000,
+    "rope_scaling": {"rope_type": "yarn", "factor": 16, "original_max_position_embeddings": 1024},
+    "scoring_func": "sqrtsoftplus",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.5,
+    "engram_compressed_vocab_size": 233,  # of the tokenizer of tiny models
+    "engram_pad_token_id": 2,
+    "candidate_source_layer_id": 5,
+    "candidate_topk_blocks": 16,
+    "candidate_block_size": 8,
+    "dspark_noise_token_id": 3,
+    "dspark_num_experts_per_tok": 2,
+}
+
+_GLM_53: Final[dict[str, Any]] = {
+    "mhc": True,
+    "mla_use_nope": True,
+    "indexer_rope_interleave": True,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "norm_topk_prob": True,
+    "num_experts_per_tok": 2,
+    "swiglu_limit": 10.0,
+    "max_position_embeddings": 16384,
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "moe_intermediate_size": 256,
+    "q_lora_rank": 128,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+    "index_head_dim": 128,
+    "linear_attn_config": {"head_dim": 32, "num_heads": 8, "short_conv_kernel_size": 4, "gate_lower_bound": -5.0},
+}
+
 RECENT: Final[dict[str, dict[str, Any]]] = {
     "deepseek-v4-flash": _DEEPSEEK_V4,
     "deepseek-v4-pro-0813": _DEEPSEEK_V4,
+    "deepseek-v4.1-flash": {
+        "quantization_config": {
+            "quant_method": "fp8",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [32, 32],
+            "scale_fmt": "ue8m0",
+            "expert_dtype": "fp4",
+        },
+        "image_token_id": 3,
+        "vision_config": {"model_type": "deepseek_v41_vision", "num_hidden_layers": 1},
+        "text_config": merged(PRESETS["deepseek-v4.1-flash"].config_of(tiny=True)["text_config"], _V41),
+    },
+    "glm-5.3-flash": {
+        "text_config": merged(PRESETS["glm-5.3-flash"].config_of(tiny=True)["text_config"], _GLM_53),
+        "vision_config": {"model_type": "glm5_next_vision", "hidden_size": 64, "depth": 1, "num_heads": 4},
+    },
     "hy4-preview": _HY4,
     "minimax-m3-mxfp8": {
         # vLLM fuses the indexer's keys with what is quantised

@@ -56,6 +56,7 @@ def pretend() -> None:
     cuda.Stream = cuda.Event = _Nothing
     cuda.current_stream = _Nothing
     cuda.current_device = lambda: 0
+    torch.accelerator.current_device_index = lambda: 0
     cuda.get_device_capability = lambda device=None: (H100.major, H100.minor)
     cuda.get_device_properties = lambda device=None: H100
 
@@ -83,4 +84,6 @@ class on_the_host(TorchFunctionMode):  # noqa: N801  # a context manager
         device = more.get("device")
         if isinstance(device, int) or str(device).startswith("cuda"):  # torch.cuda.current_device() is a number
             more["device"] = "cpu"
+        if more.get("pin_memory"):  # the driver would do that
+            more["pin_memory"] = False
         return func(*args, **more)

@@ -23,8 +23,7 @@ WRAPPED: dict[str, dict[str, Any]] = {
     "gemma-4-26b-a4b": {"vision_config": {"model_type": "gemma4_vision"}},
     "gemma-4-e2b": {"vision_config": {"model_type": "gemma4_vision"}},
     "llama-4": {},
-    "kimi-k3": OVERRIDES["kimi-k3"],
-    "minimax-m3-mxfp8": OVERRIDES["minimax-m3-mxfp8"],
+    **{preset: OVERRIDES[preset] for preset in ("kimi-k3", "minimax-m3-mxfp8", "deepseek-v4.1-flash", "glm-5.3-flash")},
 }
 """Models around a language model, and changes to their tiny configs. Towers have published sizes: vLLM leaves them out."""
 

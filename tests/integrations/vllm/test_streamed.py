@@ -1,0 +1,98 @@
+"""Families that no target describes, because vLLM 0.33 holds another form of what is stored: streamed, and compared in tests."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from loadmaster.audit.ranks import Rank, load
+from loadmaster.checkpoint import open_checkpoint
+from loadmaster.integrations.vllm.installed import find_vllm
+from loadmaster.loader import load_rank
+from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import build_plan, prove
+from tests.integrations.vllm.golden import write
+from tests.integrations.vllm.models import arguments_of
+
+INSTALLED = find_vllm()
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(
+        (INSTALLED and INSTALLED.target) != "vllm-0.33", reason="vLLM 0.33 has them: make test-vllm-cuda"
+    ),
+]
+
+SPREAD = Rank(tp=(1, 2), ep=True)
+CASES = [("deepseek-v4.1-flash", r) for r in (Rank((0, 2)), Rank((1, 2)), Rank(tp=(1, 2)), SPREAD)]
+CASES += [("glm-5.3-flash", r) for r in (Rank(), Rank(tp=(1, 2)), SPREAD)]  # vLLM does not divide it into stages
+
+
+def held(path: Path, preset: str, rank: Rank, **engine: object) -> dict[str, torch.Tensor]:
+    """Return the parameters of the language model; those of towers that are left out have no memory."""
+    params = load(path, rank, **arguments_of(preset), **engine).params
+    return {name: param for name, param in params.items() if param.device.type != "meta"}
+
+
+def raw(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+@pytest.mark.parametrize(("preset", "rank"), CASES, ids=str)
+def test_what_is_streamed_is_what_vllms_own_loader_makes(preset: str, rank: Rank, tmp_path: Path) -> None:
+    path = write(preset, tmp_path)
+    own, streamed = (held(path, preset, rank, load_format=way) for way in ("auto", "loadmaster"))
+    assert own.keys() == streamed.keys()
+    assert [name for name in own if not torch.equal(raw(own[name]), raw(streamed[name]))] == []
+
+
+@pytest.mark.parametrize("rank", [Rank(), Rank(tp=(1, 2)), SPREAD], ids=str)
+def test_vllm_holds_of_deepseek_v41_what_is_planned_and_repeats_factors_of_blocks_for_each_row(
+    rank: Rank, tmp_path: Path
+) -> None:
+    path = write("deepseek-v4.1-flash", tmp_path)
+    vllm = held(path, "deepseek-v4.1-flash", rank, load_format="auto")
+    plan = build_plan(open_checkpoint(path), ParallelLayout(1, rank.tp[1], enable_expert_parallel=rank.ep))
+    planned = in_vllms_form(load_rank(prove(plan).require_proven(), rank.tp[0]).tensors)
+    for name in [n for n in planned if n.endswith("attn_sink")]:  # filled up to a number of heads that kernels have
+        planned[name] = torch.cat([planned[name], torch.full((64 - len(planned[name]),), -torch.inf)])
+    assert planned.keys() == vllm.keys()
+    assert [
+        n for n in vllm if planned[n].shape != vllm[n].shape or not torch.equal(raw(planned[n]), raw(vllm[n]))
+    ] == []
+
+
+FUSED = (
+    (r"\.attn\.(wq_a|wkv)\.", ".attn.fused_wqa_wkv.", ("wq_a", "wkv")),
+    (r"\.compressor\.(wkv|wgate)\.", ".compressor.fused_wkv_wgate.", ("wkv", "wgate")),
+)
+RENAMED = (
+    (r"^(?!lm_head)", "model."),
+    (r"^", "language_model."),
+    (r"\.ffn\.experts\.", ".ffn.experts.routed_experts."),
+    (r"\.gate\.bias$", ".gate.e_score_correction_bias"),
+    (r"\.engram\.embed\.", ".engram.embed_tokens."),
+    (r"\.engram\.embed_tokens\.scale$", ".engram.embed_tokens.weight_scale_inv"),
+    (r"\.(w13|w2)_scale$", r".\1_weight_scale"),
+    (r"\.scale$", ".weight_scale"),
+)
+
+
+def in_vllms_form(params: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return native parameters as vLLM 0.33 names and holds them."""
+    made: dict[str, torch.Tensor] = {}
+    for name, tensor in params.items():
+        is_scale = tensor.dtype == torch.float8_e8m0fnu
+        of_block = is_scale and name.endswith(".scale") and ".engram.embed." not in name
+        form = tensor.view(torch.uint8) if is_scale or tensor.dtype == torch.int8 else tensor
+        renamed = name
+        for old, new in RENAMED:
+            renamed = re.sub(old, new, renamed)
+        made[renamed] = form.repeat_interleave(32, 0) if of_block else form
+    for pattern, fused, (first, second) in FUSED:
+        for name in [n for n in made if re.search(pattern, n) and f".{first}." in n]:
+            parts = [made.pop(n) for n in (name, name.replace(f".{first}.", f".{second}.")) if n in made]
+            made[re.sub(pattern, fused, name)] = torch.cat(parts)
+    return made
