@@ -35,6 +35,7 @@ DOOR: Final[Mapping[str, tuple[str, ...]]] = {
     "vllm.config.offload:OffloadConfig": ("uva", "prefetch"),
     "vllm.config.offload:PrefetchOffloadConfig": ("offload_group_size",),
     "vllm.config.offload:UVAOffloadConfig": ("cpu_offload_gb",),
+    "vllm.config.parallel:EPLBConfig": ("num_redundant_experts",),
     "vllm.config.parallel:ParallelConfig": _PARALLEL,
     "vllm.config.vllm": ("set_current_vllm_config",),
     "vllm.config.vllm:VllmConfig": (

@@ -34,6 +34,7 @@ def configs(**changes: Any) -> tuple[Any, Any]:
     """Return vLLM's config and that of the model, as far as they are read; ``changes`` by name, wherever it stands."""
     parallel = {
         "enable_eplb": False,
+        "eplb_config": None,
         "prefill_context_parallel_size": 1,
         "decode_context_parallel_size": 1,
         "enable_expert_parallel": False,
@@ -71,7 +72,6 @@ def configs(**changes: Any) -> tuple[Any, Any]:
         ({"runner_type": "pooling"}, "a model for pooling"),
         ({"runner_type": "draft"}, "a draft of Qwen3ForCausalLM is not described"),
         ({"lora_config": object()}, "LoRA"),
-        ({"enable_eplb": True}, "EPLB"),
         ({"decode_context_parallel_size": 2}, "decode_context_parallel_size"),
         ({"hf_overrides": {"num_hidden_layers": 1}}, "hf_overrides"),
         ({"hf_config_path": "elsewhere"}, "hf_config_path"),
@@ -105,6 +105,14 @@ def test_ranks_are_numbered_as_vllm_numbers_them() -> None:
     assert layout == ParallelLayout(2, 4, True, layer_partition=(3, 2), data_parallel_size=2)
     at = layout.coordinate(rank)
     assert (at.dp_rank, at.pp_rank, at.tp_rank) == (1, 1, 3)
+
+
+def test_copies_of_experts_are_planned_where_vllm_balances_experts() -> None:
+    copies = SimpleNamespace(num_redundant_experts=2)
+    for balanced, planned in ((True, 2), (False, 0)):
+        vllm, _ = configs(enable_expert_parallel=True, enable_eplb=balanced, eplb_config=copies)
+        layout, _ = layout_of(vllm, [4], (0, 1), (0, 2))
+        assert layout.num_redundant_experts == planned
 
 
 def test_a_draft_is_planned_with_its_model_on_the_last_stage_and_has_only_its_own_layer(tmp_path: Path) -> None:
@@ -270,7 +278,7 @@ def with_experts(model: torch.nn.Module, held: list[int] | None, share: tuple[in
     parallel = SimpleNamespace(tp_rank=share[0], tp_size=share[1])
     for name, module in model.named_modules():
         if name.endswith("routed_experts"):
-            module.moe_config = SimpleNamespace(num_experts=8, moe_parallel_config=parallel)
+            module.moe_config = SimpleNamespace(num_experts=8, num_logical_experts=8, moe_parallel_config=parallel)
             slots = None if held is None else torch.tensor([held.index(i) if i in held else -1 for i in range(8)])
             module.expert_map_manager = SimpleNamespace(expert_map=slots)
     return model

@@ -46,9 +46,9 @@ def test_a_name_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 class Experts(torch.nn.Module):
     """Has of vLLM's module of experts what says which experts it holds."""
 
-    def __init__(self, slots: list[int] | None, num_experts: int) -> None:
+    def __init__(self, slots: list[int] | None, num_experts: int, num_copies: int = 0) -> None:
         super().__init__()
-        self.moe_config = type("", (), {"num_experts": num_experts})
+        self.moe_config = type("", (), {"num_experts": num_experts + num_copies, "num_logical_experts": num_experts})
         self.expert_map_manager = type("", (), {"expert_map": None if slots is None else torch.tensor(slots)})
 
 
@@ -57,6 +57,7 @@ def test_a_modules_experts_are_in_the_order_of_its_slots() -> None:
     assert held_experts(Experts([-1, -1, 0, 1], 4)) == (2, 3)
     assert held_experts(Experts([1, -1, 0, -1], 4)) == (2, 0)
     assert held_experts(Experts([0, 1, -1, -1, 2], 4)) == (0, 1)  # the fifth is a fused shared expert
+    assert held_experts(Experts([-1, -1, -1, 0, 1, 2], 4, 2)) == (3, 0, 1)  # two copies follow the experts
 
 
 @pytest.mark.vllm

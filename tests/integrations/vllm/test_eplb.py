@@ -1,4 +1,4 @@
-"""Redundant experts: under EPLB vLLM holds copies of experts in more slots, and streaming fills them as its own loader does."""
+"""Redundant experts: under EPLB vLLM holds copies of experts in more slots; all ways to load fill them as its own loader does."""
 
 from __future__ import annotations
 
@@ -41,13 +41,18 @@ def raw(built: Built, name: str) -> torch.Tensor:
     return built.params[name].detach().contiguous().reshape(-1).view(torch.uint8)
 
 
-@pytest.mark.parametrize("preset", ["qwen3-moe", "deepseek-v3"])
+@pytest.mark.parametrize("preset", ["qwen3-moe", "deepseek-v3", "glm-5.1-fp8"])
 @pytest.mark.parametrize("slot", [0, 1])
-def test_experts_with_copies_are_streamed_and_equal(preset: str, slot: int, eplb: None, tmp_path: Path) -> None:
+def test_copies_of_experts_are_equal(preset: str, slot: int, eplb: None, tmp_path: Path) -> None:
     write_tiny(PRESETS[preset], tmp_path / preset, overrides=ACCEPTED.get(preset, {}))
     rank = Rank(tp=(slot, 2), ep=True)
-    own, ours = (load(tmp_path / preset, rank, load_format=name) for name in ("auto", "loadmaster"))
+    own = load(tmp_path / preset, rank, load_format="auto")
+    ours = {
+        direct: load(tmp_path / preset, rank, load_format="loadmaster", model_loader_extra_config={"direct": direct})
+        for direct in (True, False)
+    }
     experts = next(name for name in own.params if name.endswith("w13_weight"))
     assert len(own.params[experts]) == (8 + REDUNDANT) // 2  # slots of this rank, copies included
-    assert ours.loader.offered  # streamed through vLLM's own loader
-    assert [name for name in own.params if not torch.equal(raw(own, name), raw(ours, name))] == []
+    assert ours[False].loader.offered  # streamed through vLLM's own loader
+    for built in ours.values():
+        assert [name for name in own.params if not torch.equal(raw(own, name), raw(built, name))] == []

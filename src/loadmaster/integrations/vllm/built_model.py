@@ -79,11 +79,13 @@ def _experts(model: torch.nn.Module) -> Iterator[tuple[str, frozenset[int]]]:
 def held_experts(module: Any) -> tuple[int, ...]:
     """Return the numbers of the experts that one of vLLM's modules of experts holds, in the order of its slots.
 
-    Its manager maps an expert's number to its slot on this rank, or to -1; it has no map if the rank holds all experts.
+    Its manager maps an expert's number to its slot on this rank, or to -1; it has no map if the rank holds all experts. Under
+    EPLB copies are numbered after the experts, and are at first those of the first experts.
     """
-    num_experts = int(module.moe_config.num_experts)
+    num_experts, num_logical = int(module.moe_config.num_experts), int(module.moe_config.num_logical_experts)
     expert_map = module.expert_map_manager.expert_map
     if expert_map is None:
-        return tuple(range(num_experts))
+        return tuple(i % num_logical for i in range(num_experts))
     slots: list[int] = expert_map[:num_experts].tolist()  # fused shared experts follow
-    return tuple(sorted((i for i, slot in enumerate(slots) if slot >= 0), key=slots.__getitem__))
+    held = sorted((i for i, slot in enumerate(slots) if slot >= 0), key=slots.__getitem__)
+    return tuple(i % num_logical for i in held)

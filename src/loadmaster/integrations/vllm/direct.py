@@ -136,8 +136,6 @@ def _unfit(vllm_config: Any, model: Any, checkpoint: Checkpoint, model_class: ty
         yield f"a model for {model.runner_type}"
     if vllm_config.lora_config is not None:
         yield "LoRA"
-    if parallel.enable_eplb:
-        yield "EPLB"
     for name in ("prefill_context_parallel_size", "decode_context_parallel_size"):
         if getattr(parallel, name, 1) > 1:
             yield name
@@ -193,6 +191,7 @@ def layout_of(
             num_draft_layers=int(is_draft),
             data_parallel_size=parallel.data_parallel_size,
             expert_placement=parallel.expert_placement_strategy if spread else "linear",
+            num_redundant_experts=parallel.eplb_config.num_redundant_experts if parallel.enable_eplb else 0,
         )
     except LayoutError as error:
         raise Unfit(error.message) from error
@@ -347,7 +346,7 @@ def _expert_misfits(planned: Planned, model: torch.nn.Module) -> Iterator[str]:
         moe = getattr(module, "moe_config", None)
         if moe is None or getattr(module, "expert_map_manager", None) is None:
             continue
-        slots = layout.expert_slots(moe.num_experts)
+        slots = layout.expert_slots(moe.num_logical_experts)
         share = (stage_slot, layout.stage_size)
         if layout.enable_expert_parallel:
             slots, share = slots[slice(*layout.held_slots(len(slots), stage_slot))], (0, 1)
