@@ -162,6 +162,24 @@ MODELS: dict[str, dict[str, Any]] = {
         **{**PLAIN, **MAMBA2, "num_local_experts": 4, "shared_intermediate_size": 96},
         "layer_types": ["linear_attention", "full_attention"] * 2,
     },
+    "MolmoForCausalLM": {
+        **PLAIN,
+        "embedding_size": 320,
+        "vocab_size": 300,
+        "qkv_bias": True,
+        "attention_layer_norm": True,
+    },
+    "Gemma3nForCausalLM": {
+        **DENSE,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 1,
+        "intermediate_size": [256, 192, 256, 256],
+        "activation_sparsity_pattern": [0.0] * 4,
+        "hidden_size_per_layer_input": 12,
+        "vocab_size_per_layer_input": 300,
+        "laurel_rank": 8,
+        "altup_num_inputs": 3,
+    },
     "MptForCausalLM": {"d_model": 128, "n_heads": 8, "n_layers": 4, "vocab_size": 320},
 }
 """A tiny config of each architecture."""
@@ -199,7 +217,7 @@ def test_each_generation_of_falcon_is_that_of_transformers(changes: dict[str, An
         *("OPTForCausalLM", "PersimmonForCausalLM", "ExaoneForCausalLM", "GraniteSWAForCausalLM"),
         *("LagunaForCausalLM", "BeamForCausalLM", "HYV3ForCausalLM", "FlintForCausalLM", "MiniMaxForCausalLM"),
         *("BailingMoeV2ForCausalLM", "PanguUltraMoEForCausalLM", "JambaForCausalLM", "FalconH1ForCausalLM"),
-        *("MambaForCausalLM", "Mamba2ForCausalLM", "GraniteMoeHybridForCausalLM"),
+        *("MambaForCausalLM", "Mamba2ForCausalLM", "GraniteMoeHybridForCausalLM", "MolmoForCausalLM"),
     ],
 )
 def test_what_is_stored_unlike_a_llama_is_loaded_byte_for_byte(architecture: str, tmp_path: Path) -> None:
