@@ -297,7 +297,9 @@ class Target:
 
     ``layer`` and ``draft`` are the names of the blocks of decoder layers and of MTP layers, with their stored number
     (``layer``), or counted from 0 (``{}``). Where an MTP layer contains a block, ``{draft}`` is the name of the whole
-    layer, in the form of a decoder layer's name. An engine without ``draft`` is not described with MTP layers. ``formats``
+    layer, in the form of a decoder layer's name. An engine without ``draft`` is not described with MTP layers. Where they are a
+    model of their own in the engine, ``draft_names`` are its names of parameters: (beginning in the layer, beginning in that
+    model), the first that matches, and what matches none has the planned name. ``formats``
     are the quantised formats whose parameters are described, each with its components, the values first (None: all formats, held
     as they are stored).
 
@@ -319,6 +321,7 @@ class Target:
     params: tuple[Param, ...]
     layer: str = "layers.{layer}"
     draft: str | None = "mtp.{}"
+    draft_names: tuple[tuple[str, str], ...] = ()
     formats: Mapping[str, tuple[Held, ...]] | None = None
     fixed: bool = False
     dtypes: Mapping[str, str] = field(default_factory=dict)

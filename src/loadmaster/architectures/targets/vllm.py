@@ -3,8 +3,8 @@
 The differences in vLLM: blocks and the model's own parameters are under ``model.``, in a model around a language model with a
 prefix before it; experts have their own module, a vocabulary is always padded to a multiple of 64, and a plain parameter has the
 model's dtype whatever is stored. Some models hold embedding, norm or head on every stage. MTP layers are a separate draft model,
-whose layer numbers continue those of the model (`DRAFT_EMBEDDING` has none); here they are planned with the model, on its last
-stage.
+whose layer numbers continue those of the model or begin with 0 (`Target.draft_names`); here they are planned with the model, on
+its last stage.
 
 A version is a table of architectures (`vllm_0_32`), the next one a difference to it. ``tests/integrations/vllm`` compares all
 of it with what vLLM's own loader writes.
@@ -34,9 +34,6 @@ EMBEDDING, NORM, HEAD = "embed_tokens.weight", "norm.weight", "lm_head.weight"
 EXPERTS: Final = ("mlp.experts.", "mlp.experts.routed_experts.")
 """Experts have a module of their own."""
 
-DRAFT_EMBEDDING: Final = ("{draft}.embed_tokens.weight", "model.embed_tokens.weight")
-"""The name of a draft model's embedding in the plan, and its name in the draft model."""
-
 
 FP8_BLOCK: Final[Mapping[str, tuple[Held, ...]]] = {
     "fp8_block": (Held("weight", "F8_E4M3"), Held("weight_scale_inv", "F32")),
@@ -49,7 +46,8 @@ class Described:
     """How vLLM implements an architecture.
 
     ``classes`` are vLLM's classes for it, and ``drafts`` those for its MTP layers; ``drafted`` says whether those of a config
-    are described. ``modules`` are modules of a block with another name in vLLM, as (native name, vLLM's name); the first that
+    are described. ``draft_block`` is the module of a draft's layer that is like a decoder layer, and ``draft_names`` are those
+    of `Target`. ``modules`` are modules of a block with another name in vLLM, as (native name, vLLM's name); the first that
     matches is renamed. ``top`` are the same outside the blocks. ``on_every_stage`` are the model's own parameters that all
     stages hold, by native name. ``keep`` are parameters of a block with a fixed dtype, by vLLM's name; ``computed`` are those
     that vLLM computes while it loads. ``placements`` are those of logical tensors that vLLM divides otherwise. ``params``,
@@ -61,6 +59,8 @@ class Described:
 
     classes: tuple[str, ...]
     drafts: tuple[str, ...] = ()
+    draft_block: str = ".mtp_block"
+    draft_names: tuple[tuple[str, str], ...] = (("embed_tokens.", "model.embed_tokens."),)
     modules: tuple[tuple[str, str], ...] = (EXPERTS,)
     top: tuple[tuple[str, str], ...] = ()
     on_every_stage: tuple[str, ...] = ()
@@ -106,7 +106,8 @@ class Version:
             self.name,
             tuple(p for p in (*native, *known.params) if has_drafts or not _is_of_draft(p)),
             layer=f"{known.within}model.layers.{{layer}}",
-            draft=f"{known.within}model.layers.{{layer}}.mtp_block" if has_drafts else None,
+            draft=f"{known.within}model.layers.{{layer}}{known.draft_block}" if has_drafts else None,
+            draft_names=known.draft_names if has_drafts else (),
             formats=known.formats,
             fixed=True,
             dtypes={"F32": "BF16"},  # unless F32 is requested

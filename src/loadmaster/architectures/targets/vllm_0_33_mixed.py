@@ -34,11 +34,22 @@ def _qwen3_next(c: Config) -> str | None:
 
 def _inside(described: Described, wrapper: str, within: str = "language_model.") -> Described:
     """Return how vLLM implements a model around a language model, which has the prefix ``within`` there."""
-    return replace(described, classes=(wrapper,), drafts=(), within=within)
+    return replace(described, classes=(wrapper,), within=within)
 
 
 _QWEN3_5 = Described(
     ("Qwen3_5ForCausalLM",),
+    drafts=("Qwen3_5MTP", "Qwen3_5MoeMTP"),
+    draft_block="",
+    draft_names=(
+        ("eh_proj.", "model.fc."),
+        ("enorm.", "model.pre_fc_norm_embedding."),
+        ("hnorm.", "model.pre_fc_norm_hidden."),
+        ("shared_head.norm.", "model.norm."),
+        ("embed_tokens.", "model.embed_tokens."),
+        ("", "model.layers.0."),
+    ),
+    placements={"mtp.eh_proj": by_rows()},
     on_every_stage=(EMBEDDING,),
     keep=(("linear_attn.A_log", "F32"),),
     obstacle=_qwen3_5,
@@ -135,7 +146,7 @@ DESCRIBED: Final[Mapping[str, Described]] = {
     "Olmo3ForCausalLM": _OLMO,
     "Step3p5ForCausalLM": _STEP3,
     "Qwen3NextForCausalLM": replace(
-        _QWEN3_5, classes=("Qwen3NextForCausalLM",), on_every_stage=(EMBEDDING, HEAD), obstacle=_qwen3_next
+        _QWEN3_5, classes=("Qwen3NextForCausalLM",), drafts=(), on_every_stage=(EMBEDDING, HEAD), obstacle=_qwen3_next
     ),
     "Qwen3_5ForCausalLM": _QWEN3_5,
     "Qwen3_5MoeForCausalLM": replace(_QWEN3_5, classes=("Qwen3_5MoeForCausalLM",)),

@@ -28,7 +28,6 @@ import torch
 
 from loadmaster.architectures.registry import find_family
 from loadmaster.architectures.targets import VLLM, newest_target, target_of_vllm
-from loadmaster.architectures.targets.vllm import DRAFT_EMBEDDING
 from loadmaster.checkpoint import Checkpoint, LocalStore
 from loadmaster.errors import InputError, LayoutError, PlanError
 from loadmaster.findings import Finding, errors
@@ -78,10 +77,19 @@ class Planned:
         if not self.is_draft:
             return tuple((s, s.name) for s in self.derived.specs)
         (layer,) = self.derived.draft_layers
-        planned, called = (n.format(draft=self.plan.target.layer.format(layer=layer)) for n in DRAFT_EMBEDDING)
-        within = self.plan.named("{draft}.", layer)
+        within, renamed = self.plan.named("{draft}.", layer), self.plan.target.draft_names
+
+        def called(name: str) -> str:
+            inside = name.removeprefix(within)
+            return next((new + inside.removeprefix(old) for old, new in renamed if inside.startswith(old)), name)
+
         drafted = (s for s in self.derived.specs if s.alias is None and s.name.startswith(within))
-        return tuple((s, called if s.name == planned else s.name) for s in drafted)
+        return tuple((s, called(s.name)) for s in drafted)
+
+    @property
+    def within(self) -> str:
+        """The prefix of all parameters of the planned model in vLLM's; a draft model has no others."""
+        return "" if self.is_draft else self.plan.target.within
 
     @cached_property
     def computed(self) -> frozenset[str]:
@@ -103,7 +111,7 @@ class Planned:
         """
         derived, plan = self.derived, self.plan
         computed = [b for b in derived.groups if derived.specs[b.params[0]].name in self.computed]
-        has_more = any(not name.startswith(plan.target.within) for name, _ in model.named_parameters())
+        has_more = any(not name.startswith(self.within) for name, _ in model.named_parameters())
         outside = [re.compile(pattern) for pattern in plan.family.outside] if has_more else []
         beside = (i for name, i in plan.checkpoint.table.ids.items() if any(p.fullmatch(name) for p in outside))
         return sorted({*_ascending(computed), *beside})
@@ -159,8 +167,6 @@ def _unfit(vllm_config: Any, model: Any, checkpoint: Checkpoint, model_class: ty
         yield f"{f'a draft of {architectures[0]}' if is_draft else architectures[0]} is not described for {target}"
     elif model_class.__name__ not in classes or not model_class.__module__.startswith("vllm."):
         yield f"{architectures[0]} is built as {model_class.__module__}.{model_class.__name__}"
-    if is_draft and config.get("num_nextn_predict_layers") != 1:
-        yield "a draft model that does not have exactly one layer"
     stored = find_family(config).describe(config).values.get("quantization_config") if described else None
     method = stored.get("quant_method") if isinstance(stored, Mapping) else None
     if model.quantization != (described.methods.get(str(method), method) if described else method):
@@ -300,8 +306,7 @@ def misfits(planned: Planned, model: torch.nn.Module, may_stay: Callable[[str], 
     yield from _spec_misfits(planned.params, _memory(model))
     yield from _expert_misfits(planned, model)
     filled = {id(params[name]) for _, name in planned.params if name in params}
-    within = planned.plan.target.within
-    others = [name for name, p in params.items() if id(p) not in filled and name.startswith(within)]
+    others = [name for name, p in params.items() if id(p) not in filled and name.startswith(planned.within)]
     yield from (f"{name} is not in the plan" for name in others if not may_stay(name))
     if others and any(w.reason in {reason for _, reason in KV_CACHE_SCALES} for w in planned.plan.waivers):
         yield "scales of a quantised KV cache are stored"

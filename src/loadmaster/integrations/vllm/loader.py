@@ -123,6 +123,8 @@ class Loader(BaseModelLoader):
             layout, rank = layout_here(vllm_config, model_config, is_draft=is_draft)
             target = target_of_vllm(vllm.__version__)
             proven = prove_layout(checkpoint, layout, model_config.dtype, self.options.waive, target=target)
+            if is_draft and len(proven.schema.drafts) != 1:
+                raise Unfit("a draft model that does not have exactly one layer")
             return Planned(proven, rank, is_draft)
         except Unfit as why:
             self._stream_because(str(why))
