@@ -410,6 +410,21 @@ def split(e: Stored, dim: int, sizes: tuple[int, ...]) -> Stored:
     )
 
 
+def with_ones(e: Stored, before: int, after: int) -> Stored:
+    """Return the view with dims of one element added before and after its own.
+
+    >>> with_ones(stored(Leaf("a_log", "F32", (8,))), 2, 1).shape
+    (1, 1, 8, 1)
+    """
+    count, one = len(e.factors), (0, 1)
+    return Stored(
+        e.leaf,
+        (*(1,) * before, *e.factors, *(1,) * after),
+        (*(one,) * before, *e.box, *(one,) * after),
+        (*range(before), *(d + before for d in e.order), *range(before + count, before + count + after)),
+    )
+
+
 def leaves(e: Expression) -> Iterator[Stored]:
     """Yield the views of stored tensors under ``e``, left to right."""
     match e:

@@ -41,7 +41,8 @@ def obstacle(schema: Schema, target: Target, layer: int) -> str | None:
     for needed in schema.carried_into(layer):
         if needed.name not in target.sends:
             of = "" if needed.source is None else f" of layer {needed.source}"
-            return f"layer {layer} needs {needed.name}{of}, and {target.name} passes only {', '.join(target.sends)}"
+            passed = f"only {', '.join(target.sends)}" if target.sends else "nothing"
+            return f"layer {layer} needs {needed.name}{of}, and {target.name} passes {passed}"
     return None
 
 

@@ -250,8 +250,8 @@ class Param:
     ``otherwise`` is a parameter of the model itself that is used where the parts do not exist: the same memory where the
     rank has it, a copy where it doesn't. ``unless`` is a logical tensor: layers that have it do not have the parameter.
     ``stage`` places the parameters of the model itself. ``keep`` is the parameter's format, whatever is stored. ``sizes``: on
-    each rank, its first dim is filled up with ``filler`` to the next of these, or to a multiple of the last. ``flat``: dims
-    of one element are left out.
+    each rank, its first dim is filled up with ``filler`` to the next of these, or to a multiple of the last. ``ones``:
+    how many dims of one element it has before and after its others (None: those of its part).
     """
 
     name: str
@@ -263,7 +263,7 @@ class Param:
     keep: str | None = None
     sizes: tuple[int, ...] = ()
     filler: float = 0.0
-    flat: bool = False
+    ones: tuple[int, int] | None = None
 
     def is_on(self, stage: int, num_stages: int) -> bool:
         """Return whether a parameter of the model itself is on a stage."""

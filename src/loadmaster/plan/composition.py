@@ -38,6 +38,7 @@ from loadmaster.architectures.algebra import (
     restrict,
     stored,
     whole,
+    with_ones,
 )
 from loadmaster.architectures.items import Item
 from loadmaster.architectures.lower import Piece, pieces
@@ -172,7 +173,7 @@ class UnplacedParam:
         name, parts = self.param.name, self.param.parts
         division = divide(self.expression, len(parts), self.experts, coordinates)
         if not self.is_encoded:
-            e = _filled_up(_flat(e) if self.param.flat else e, self.param)
+            e = _filled_up(_with_ones(e, self.expression.shape, self.param.ones), self.param)
             yield PlannedParam(ParamSpec(name, e.shape, e.dtype, division=division, host=self.host), parts, pieces(e))
             return
         format_ = format_of(e)
@@ -205,14 +206,16 @@ def _held(format_: Format, stored: Sequence[str], engine: Sequence[Held]) -> lis
     return [h.param for h in engine] if as_stored == [(h.suffix, h.dtype) for h in engine] else as_stored
 
 
-def _flat(e: Expression) -> Expression:
-    """Return a localised tensor without its dims of one element."""
+def _with_ones(e: Expression, shape: tuple[int, ...], ones: tuple[int, int] | None) -> Expression:
+    """Return what a rank holds of a tensor of ``shape`` with other dims of one element: so many before and after the others."""
+    if ones is None:
+        return e
     if isinstance(e, Cast):
-        return replace(e, operand=_flat(e.operand))
-    assert isinstance(e, Stored), "only plain tensors have dims of one element"
-    for dim in reversed(range(len(e.shape))):
-        e = pick(e, dim, 0) if e.shape[dim] == 1 else e
-    return e
+        return replace(e, operand=_with_ones(e.operand, shape, ones))
+    assert isinstance(e, Stored), "only plain tensors have other dims of one element"
+    for dim in reversed(range(len(shape))):
+        e = pick(e, dim, 0) if shape[dim] == 1 else e
+    return with_ones(e, *ones)
 
 
 def _filled_up(e: Expression, param: Param) -> Expression:

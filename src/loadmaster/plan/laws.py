@@ -90,16 +90,28 @@ def top_reads(plan: Plan, rank: RankPlan) -> Reads:
 
 
 def _boxes(view: Stored, ids: tuple[int, ...] | None) -> Iterator[Region]:
-    assert view.factors == view.leaf.shape, "views of split dims need a common refinement"
+    box = _of_leaf(view)
     if not view.leaf.member:
-        yield view.box
+        yield box
         return
     assert ids is not None
     start = 0
     for i in range(1, len(ids) + 1):
         if i == len(ids) or ids[i] != ids[i - 1] + 1:
-            yield ((ids[start], ids[i - 1] + 1), *view.box)
+            yield ((ids[start], ids[i - 1] + 1), *box)
             start = i
+
+
+def _of_leaf(view: Stored) -> Region:
+    """Return a view's box in the dims of its leaf, of which it may have others of one element."""
+    if view.factors == view.leaf.shape:
+        return view.box
+    longer = [(n, box) for n, box in zip(view.factors, view.box, strict=True) if n > 1]
+    assert [n for n, _ in longer] == [n for n in view.leaf.shape if n > 1], (
+        "views of split dims need a common refinement"
+    )
+    boxes = iter(box for _, box in longer)
+    return tuple(next(boxes) if n > 1 else (0, 1) for n in view.leaf.shape)
 
 
 def _holders(tensor: Tensor, plan: Plan, expert: int | None) -> int:

@@ -86,6 +86,7 @@ def test_sinks_of_attention_are_filled_up_to_a_number_of_heads_that_kernels_have
         ("deepseek-v4-flash", {"topk_method": "greedy"}, {}, "topk_method is 'greedy', not 'noaux_tc'"),
         ("deepseek-v4-flash", {"vision_n_layers": 2}, {}, "it has vision"),
         ("deepseek-v4-pro-0813", {}, {"num_draft_layers": 1}, "MTP layers are not described for vllm-0.33"),
+        ("glm-5.3-flash", {"tie_word_embeddings": True}, {}, "the head is tied to the embedding"),
         ("hy4-preview", {"layer_types": None}, {}, "layer_types does not say that all layers are sparse"),
         ("kimi-linear", {"mla_use_output_gate": True}, {}, "mla_use_output_gate is true"),
         ("kimi-linear", {"tie_word_embeddings": True}, {}, "the head is tied to the embedding"),
@@ -121,14 +122,38 @@ def test_kimi_k3_as_published_is_planned_under_the_names_of_its_wrapper(tmp_path
     assert specs["language_model.model.embed_tokens.weight"] == ("BF16", (163840 // 8, 7168))
 
 
-def test_dims_of_one_element_are_left_out_where_vllm_has_none(tmp_path: Path) -> None:
-    made = plan("kimi-linear", tmp_path, 1, 2)
-    decay = load_rank(prove(made).require_proven(), 1).tensors["model.layers.0.self_attn.A_log"]
+@pytest.mark.parametrize(
+    ("preset", "stored", "held"), [("kimi-linear", (1, 1, 8, 1), (4,)), ("glm-5.3-flash", (8,), (1, 1, 4, 1))]
+)
+def test_dims_of_one_element_are_those_of_vllm(
+    preset: str, stored: tuple[int, ...], held: tuple[int, ...], tmp_path: Path
+) -> None:
+    made = plan(preset, tmp_path, 1, 2)
+    prefix = "language_model." if preset == "glm-5.3-flash" else ""
+    decay = load_rank(prove(made).require_proven(), 1).tensors[f"{prefix}model.layers.0.self_attn.A_log"]
     whole = load_rank(prove(build_plan(open_checkpoint(tmp_path))).require_proven(), 0).tensors[
         "layers.0.self_attn.A_log"
     ]
-    assert whole.shape == (1, 1, 8, 1)
-    assert torch.equal(decay, whole.flatten()[4:])
+    assert (whole.shape, decay.shape) == (stored, held)
+    assert torch.equal(decay.flatten(), whole.flatten()[4:])
+
+
+def test_a_rank_with_one_head_keeps_the_dim_of_heads(tmp_path: Path) -> None:
+    made = plan("kimi-linear", tmp_path, 1, 8)
+    assert {s.name: s.shape for s in made.rank(3).specs}["model.layers.0.self_attn.A_log"] == (1,)
+
+
+def test_glm_53_has_no_stages_and_its_latent_attention_is_decoded(tmp_path: Path) -> None:
+    with pytest.raises(LayoutError, match=r"layer 3 needs hidden_states, and vllm-0\.33 passes nothing"):
+        plan("glm-5.3-flash", tmp_path, 2)
+    made = build_plan(open_checkpoint(tmp_path), target="vllm-0.33")
+    assert prove(made).proven
+    specs = {s.name: s.dtype for s in made.rank(0).specs}
+    layer = "language_model.model.layers.3."
+    assert {
+        specs[f"{layer}self_attn.{of}.weight"] for of in ("fused_qkv_a_proj", "q_b_proj", "kv_b_proj", "o_proj")
+    } == {"BF16"}
+    assert specs[f"{layer}mlp.shared_experts.down_proj.weight"] == "F8_E4M3"
 
 
 def test_queries_and_keys_of_an_indexer_are_fused_where_a_layer_has_one(tmp_path: Path) -> None:

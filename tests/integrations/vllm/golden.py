@@ -43,6 +43,7 @@ SINCE: Mapping[str, Mapping[str, tuple[Rank, ...]]] = {
     "vllm-0.33": {
         "deepseek-v4-flash": WHOLE + STAGES + CUT + SPREAD[1:],
         "deepseek-v4-pro-0813": STAGES[1:] + SPREAD[1:],
+        "glm-5.3-flash": WHOLE + CUT[1:] + (Rank(tp=(1, 2), ep=True),),  # vLLM does not divide it into stages
         "hy4-preview": STAGES + CUT[1:] + SPREAD[1:],
         "minimax-m3-mxfp8": STAGES + CUT[1:] + SPREAD[1:],
         "kimi-linear": WHOLE + STAGES + CUT[1:] + SPREAD[1:],

@@ -27,7 +27,6 @@ pytestmark = [
 
 SPREAD = Rank(tp=(1, 2), ep=True)
 CASES = [("deepseek-v4.1-flash", r) for r in (Rank((0, 2)), Rank((1, 2)), Rank(tp=(1, 2)), SPREAD)]
-CASES += [("glm-5.3-flash", r) for r in (Rank(), Rank(tp=(1, 2)), SPREAD)]  # vLLM does not divide it into stages
 
 
 def held(path: Path, preset: str, rank: Rank, **engine: object) -> dict[str, torch.Tensor]:

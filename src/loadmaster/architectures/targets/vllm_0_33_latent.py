@@ -1,6 +1,6 @@
 """vLLM 0.33's models with latent or compressed attention: architecture in config.json → how vLLM implements it (`vllm`).
 
-Sources: ``vllm/models/{deepseek_v4,kimi_k3,hy_v4}`` of 0.33.0.
+Sources: ``vllm/models/{deepseek_v4,kimi_k3,glm5next,hy_v4}`` of 0.33.0.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ _KIMI_LINEAR = Described(
         Param(
             "{block}.self_attn.in_proj_qkvgfab.weight", ("linear.q", "linear.k", "linear.v", "linear.b", "linear.f_a")
         ),
-        Param("{block}.self_attn.A_log", ("linear.a_log",), flat=True),
+        Param("{block}.self_attn.A_log", ("linear.a_log",), ones=(0, 0)),
     ),
     obstacle=_kimi_linear,
 )
@@ -115,6 +115,41 @@ def _hy_v4(c: Config) -> str | None:
     return untied(c)
 
 
+def _glm5_next(c: Config) -> str | None:
+    """vLLM fills up keys that are not rotated, and its latent attention has compressed queries."""
+    if c.size("qk_rope_head_dim", 0, least=0) or c.optional_size("q_lora_rank") is None:
+        return "latent attention has rotated keys, or no compressed queries"
+    return untied(c)
+
+
+_GLM5_NEXT = Described(
+    ("Glm5NextForConditionalGeneration",),
+    keep=(
+        *((f"hc_{of}_fn", "F32") for of in ("attn", "ffn")),
+        ("self_attn.indexer.index_kpool_compress_ape", "F32"),
+        ("self_attn.indexer.k_norm.weight", "F32"),
+        ("self_attn.indexer.k_norm.bias", "F32"),
+    ),
+    params=(
+        Param(
+            "{block}.self_attn.in_proj_qkvbfg_a.weight",
+            ("linear.q", "linear.k", "linear.v", "linear.b", "linear.f_a", "linear.g_a"),
+        ),
+        *(
+            Param(f"{{block}}.self_attn.{of}_conv1d.weight", (f"linear.conv_{of}",), keep="F32")
+            for of in ("q", "k", "v")
+        ),
+        Param("{block}.self_attn.A_log", ("linear.a_log",), ones=(2, 1)),
+        # latent attention is BF16, whatever is stored
+        Param("{block}.self_attn.fused_qkv_a_proj.weight", ("attn.q_a", "attn.kv_a"), "decoded"),
+        Param("{block}.self_attn.q_b_proj.weight", ("attn.q_b",), "decoded"),
+        Param("{block}.self_attn.o_proj.weight", ("attn.o",), "decoded"),
+    ),
+    within="language_model.",
+    sends=(),  # vLLM does not divide it into stages
+    obstacle=_glm5_next,
+)
+
 _SPARSE = {"deepseek_sparse_attention", "sparse_attention", "sparse", "indexed_attention"}
 
 _HY_V4 = Described(
@@ -143,4 +178,5 @@ DESCRIBED: Final[Mapping[str, Described]] = {
     "KimiLinearForCausalLM": _KIMI_LINEAR,
     "KimiK3ForConditionalGeneration": _KIMI_K3,
     "HYV4ForCausalLM": _HY_V4,
+    "Glm5NextForConditionalGeneration": _GLM5_NEXT,
 }
