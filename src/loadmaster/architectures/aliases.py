@@ -124,6 +124,7 @@ MODEL_TYPES: Final[Mapping[str, str]] = {
     "olmo": "OlmoForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
+    "olmo_hybrid": "OlmoHybridForCausalLM",
     "opt": "OPTForCausalLM",
     "orion": "OrionForCausalLM",
     "persimmon": "PersimmonForCausalLM",

@@ -14,8 +14,8 @@ from typing import Final
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.deepseek import mlp_types
-from loadmaster.architectures.schema import Family, Schema, embedding
-from loadmaster.architectures.spelling import packed
+from loadmaster.architectures.schema import Family, Schema, Tensor, embedding
+from loadmaster.architectures.spelling import Spelling, packed
 
 _NEWER: Final = ("SarvamMoEForCausalLM", "Param2MoEForCausalLM")
 
@@ -25,9 +25,6 @@ def schema(c: Config) -> Schema:
     hidden, heads, kv_heads, head = blocks.heads_of(c)
     is_newer, bias = c.values["architectures"][0] in _NEWER, c.flag("use_bias")
     norm = head if c.flag("use_qk_norm", is_newer) else 0
-    inner, count = c.size("moe_intermediate_size"), c.size("num_experts", c.optional_size("n_routed_experts"))
-    shared = c.size("num_shared_experts", c.size("n_shared_experts", 1 if is_newer else 0, least=0), least=0)
-    width = c.size("moe_shared_expert_intermediate_size", inner) * shared
     layer = (
         *blocks.norms(hidden),
         *blocks.attention(
@@ -41,51 +38,69 @@ def schema(c: Config) -> Schema:
             k_norm=norm,
         ),
     )
-    sparse = (
-        *layer,
-        *blocks.experts(hidden, inner, count, router_bias=c.flag("moe_router_enable_expert_bias", is_newer)),
-        *(blocks.gated_mlp(hidden, width, logical="shared", bias=bias) if shared else ()),
-    )
-    num_layers, num_drafts = c.size("num_hidden_layers"), c.size("num_nextn_predict_layers", 0, least=0)
-    drafts = rf"model\.layers\.({'|'.join(str(num_layers + i) for i in range(num_drafts))})\..*"
+    mlps = feed_forward(c, shared=int(is_newer), corrected=is_newer)
     return Schema(
         top=embedding(c),
-        kinds={"dense": (*layer, *blocks.gated_mlp(hidden, c.size("intermediate_size"), bias=bias)), "sparse": sparse},
-        layers=mlp_types(c, dense=1 if is_newer else 0),
-        unread=((drafts, "the MTP layers of this family are not supported"),) if num_drafts else (),
+        kinds={mlp: (*layer, *tensors) for mlp, tensors in mlps.items()},
+        layers=mlp_types(c, dense=int(is_newer)),
+        unread=without_drafts(c),
     )
+
+
+def feed_forward(c: Config, *, shared: int, corrected: bool) -> dict[str, tuple[Tensor, ...]]:
+    """Return the MLPs of dense and of sparse layers; ``shared`` and ``corrected`` are what holds where the config is silent."""
+    hidden, inner, bias = c.size("hidden_size"), c.size("moe_intermediate_size"), c.flag("use_bias")
+    count = c.size("num_experts", c.optional_size("n_routed_experts"))
+    shared = c.size("num_shared_experts", c.size("n_shared_experts", shared, least=0), least=0)
+    width = c.size("moe_shared_expert_intermediate_size", inner) * shared
+    corrected = c.flag("moe_router_enable_expert_bias", corrected)
+    return {
+        "dense": blocks.gated_mlp(hidden, c.size("intermediate_size"), bias=bias),
+        "sparse": (
+            *blocks.experts(hidden, inner, count, router_bias=corrected),
+            *(blocks.gated_mlp(hidden, width, logical="shared", bias=bias) if shared else ()),
+        ),
+    }
+
+
+def without_drafts(c: Config) -> tuple[tuple[str, str], ...]:
+    """Return the waiver of MTP layers, which are stored after the decoder layers."""
+    num_layers, num_drafts = c.size("num_hidden_layers"), c.size("num_nextn_predict_layers", 0, least=0)
+    drafts = "|".join(str(num_layers + i) for i in range(num_drafts))
+    return ((rf"model\.layers\.({drafts})\..*", "the MTP layers of this family are not supported"),) if drafts else ()
 
 
 _ATTENTION: Final = blocks.LAYER + "attention."
 _PARTS: Final = ("attn.q", "attn.k", "attn.v")
 
+SPELLING: Final[Spelling] = {
+    **blocks.TOP_SPELLING,
+    "embed": "model.word_embeddings.weight",
+    **blocks.NORMS_SPELLING,
+    **packed(_ATTENTION + "query_key_value.weight", *_PARTS),
+    **packed(_ATTENTION + "query_key_value.bias", *(f"{part}_bias" for part in _PARTS)),
+    "attn.q_norm": _ATTENTION + "query_layernorm.weight",
+    "attn.k_norm": _ATTENTION + "key_layernorm.weight",
+    "attn.o": _ATTENTION + "dense.weight",
+    "attn.o_bias": _ATTENTION + "dense.bias",
+    **blocks.gated_mlp_spelling(),
+    **blocks.experts_spelling(),
+    "moe.router_bias": blocks.LAYER + "mlp.gate.expert_bias",
+    **blocks.gated_mlp_spelling("mlp.shared_experts", logical="shared"),
+}
+NATIVE: Final = (
+    *blocks.DECODER_NATIVE,
+    *blocks.EXPERTS_NATIVE,
+    *blocks.gated_mlp_native("mlp.shared_experts", logical="shared"),
+)
+UNCHECKED: Final = "transformers has no class of it; its names are those of vLLM's loader"
+
 FAMILY = Family(
     name="bailing_moe",
     architectures=("BailingMoeForCausalLM", "BailingMoeV2ForCausalLM", *_NEWER),
     schema=schema,
-    spelling={
-        **blocks.TOP_SPELLING,
-        "embed": "model.word_embeddings.weight",
-        **blocks.NORMS_SPELLING,
-        **packed(_ATTENTION + "query_key_value.weight", *_PARTS),
-        **packed(_ATTENTION + "query_key_value.bias", *(f"{part}_bias" for part in _PARTS)),
-        "attn.q_norm": _ATTENTION + "query_layernorm.weight",
-        "attn.k_norm": _ATTENTION + "key_layernorm.weight",
-        "attn.o": _ATTENTION + "dense.weight",
-        "attn.o_bias": _ATTENTION + "dense.bias",
-        **blocks.gated_mlp_spelling(),
-        **blocks.experts_spelling(),
-        "moe.router_bias": blocks.LAYER + "mlp.gate.expert_bias",
-        **blocks.gated_mlp_spelling("mlp.shared_experts", logical="shared"),
-    },
-    native=(
-        *blocks.DECODER_NATIVE,
-        *blocks.EXPERTS_NATIVE,
-        *blocks.gated_mlp_native("mlp.shared_experts", logical="shared"),
-    ),
+    spelling=SPELLING,
+    native=NATIVE,
     waived=(blocks.INV_FREQ,),
-    unchecked=dict.fromkeys(
-        ("BailingMoeForCausalLM", "BailingMoeV2ForCausalLM", *_NEWER),
-        "transformers has no class of it; its names are those of vLLM's loader",
-    ),
+    unchecked=dict.fromkeys(("BailingMoeForCausalLM", "BailingMoeV2ForCausalLM", *_NEWER), UNCHECKED),
 )

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from loadmaster.architectures import (
     bailing_hybrid,
+    bailing_linear,
     bailing_moe,
     deepseek,
     deepseek_v4,
@@ -51,6 +52,7 @@ from loadmaster.architectures import (
     nemotron_h,
     nemotron_nas,
     olmo,
+    olmo_hybrid,
     opt,
     other_dense,
     other_mla,
@@ -59,12 +61,14 @@ from loadmaster.architectures import (
     phi,
     phi3,
     plain_mlp,
+    plamo,
     qwen3_5,
     qwen3_next,
     qwen4_exp,
     qwen_moe,
     sparse,
     step3,
+    step3_text,
 )
 from loadmaster.architectures.aliases import MODEL_TYPES, architecture_of
 from loadmaster.architectures.config import Config
@@ -135,10 +139,14 @@ FAMILIES: tuple[Family, ...] = (
     *sparse.FAMILIES,
     granite_moe.SWA,
     bailing_moe.FAMILY,
+    bailing_linear.FAMILY,
     other_mla.FAMILY,
     other_mla.PANGU,
     other_mla.MINICPM3,
     minimax_text.FAMILY,
+    olmo_hybrid.FAMILY,
+    plamo.FAMILY,
+    step3_text.FAMILY,
     molmo.MOLMO,
     molmo.MOLMO2,
     mamba.PURE,

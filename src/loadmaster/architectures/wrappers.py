@@ -83,6 +83,13 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
         (BESIDE, WITHIN),
         _outside("vision_model", "vit_large_projector", "multi_modal_projector"),
     ),
+    Wrapper(
+        ("Step3VLForConditionalGeneration",),
+        "Step3TextForCausalLM",
+        (BESIDE, WITHIN),
+        _outside("vision_model", "vit_downsampler", "vit_downsampler2", "vit_large_projector"),
+        unchecked=_OF_VLLM,
+    ),
     Wrapper(("Glm5NextForConditionalGeneration",), "Glm5NextForCausalLM", (WITHIN, BESIDE), _VISUAL),
     Wrapper(
         ("Exaone4_5_ForConditionalGeneration",),
