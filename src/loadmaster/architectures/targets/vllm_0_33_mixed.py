@@ -47,7 +47,7 @@ _QWEN3_5 = Described(
         ("hnorm.", "model.pre_fc_norm_hidden."),
         ("shared_head.norm.", "model.norm."),
         ("embed_tokens.", "model.embed_tokens."),
-        ("", "model.layers.0."),
+        ("", "model.layers.{number}."),
     ),
     placements={"mtp.eh_proj": by_rows()},
     on_every_stage=(EMBEDDING,),
@@ -57,6 +57,13 @@ _QWEN3_5 = Described(
 
 _NEMOTRON_H = Described(
     ("NemotronHForCausalLM",),
+    drafts=("NemotronHMTP",),
+    draft_block="",
+    draft_names=(
+        ("shared_head.norm.", "model.layers.{number}.final_layernorm."),
+        ("", "model.layers.{number}."),
+    ),
+    placements={"mtp.eh_proj": by_rows()},
     modules=(
         ("mixer.experts.w1_weight", "mixer.experts.routed_experts.w13_weight"),
         ("mixer.experts.", "mixer.experts.routed_experts."),
@@ -71,6 +78,7 @@ _NEMOTRON_H = Described(
 
 _STEP3 = Described(
     ("Step3p5ForCausalLM",),
+    drafts=("Step3p5MTP",),
     modules=(
         ("mlp.experts.", "moe.experts.routed_experts."),
         ("mlp.gate.e_score_correction_bias", "moe.router_bias"),

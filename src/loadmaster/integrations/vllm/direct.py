@@ -72,19 +72,24 @@ class Planned:
     def params(self) -> tuple[tuple[ParamSpec, str], ...]:
         """The parameters that are written, each with its name in vLLM's model.
 
-        A draft model has only its own layer; vLLM adds what it shares with the model later.
+        A draft model has only its own layers; vLLM adds what it shares with the model later.
         """
         if not self.is_draft:
             return tuple((s, s.name) for s in self.derived.specs)
-        (layer,) = self.derived.draft_layers
-        within, renamed = self.plan.named("{draft}.", layer), self.plan.target.draft_names
+        held = [s for s in self.derived.specs if s.alias is None]
+        return tuple(
+            (s, self._called(s.name.removeprefix(within), number) or s.name)
+            for number, layer in enumerate(self.derived.draft_layers)
+            for within in (self.plan.named("{draft}.", layer),)
+            for s in held
+            if s.name.startswith(within)
+        )
 
-        def called(name: str) -> str:
-            inside = name.removeprefix(within)
-            return next((new + inside.removeprefix(old) for old, new in renamed if inside.startswith(old)), name)
-
-        drafted = (s for s in self.derived.specs if s.alias is None and s.name.startswith(within))
-        return tuple((s, called(s.name)) for s in drafted)
+    def _called(self, inside: str, number: int) -> str | None:
+        """Return the name in the draft model of a parameter of its layer ``number``; None: the planned one."""
+        renamed = self.plan.target.draft_names
+        begins = ((old, new.format(number=number)) for old, new in renamed if inside.startswith(old))
+        return next((new + inside.removeprefix(old) for old, new in begins), None)
 
     @property
     def within(self) -> str:

@@ -123,8 +123,9 @@ class Loader(BaseModelLoader):
             layout, rank = layout_here(vllm_config, model_config, is_draft=is_draft)
             target = target_of_vllm(vllm.__version__)
             proven = prove_layout(checkpoint, layout, model_config.dtype, self.options.waive, target=target)
-            if is_draft and len(proven.schema.drafts) != 1:
-                raise Unfit("a draft model that does not have exactly one layer")
+            if is_draft and (num_drafts := proven.schema.num_drafts) > 1:  # vLLM builds all of them
+                layout = replace(layout, num_draft_layers=num_drafts)
+                proven = prove_layout(checkpoint, layout, model_config.dtype, self.options.waive, target=target)
             return Planned(proven, rank, is_draft)
         except Unfit as why:
             self._stream_because(str(why))
