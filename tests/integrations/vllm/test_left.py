@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from shutil import copytree
 
 import pytest
 import torch
@@ -15,12 +14,12 @@ from loadmaster.integrations.vllm.installed import find_vllm
 from loadmaster.synth import PRESETS, write_tiny
 from tests.conftest import Tiny
 from tests.failures.damaged import DamagedCheckpoint
-from tests.integrations.vllm.golden import told, write
+from tests.integrations.vllm.golden import told
 from tests.integrations.vllm.test_direct import built, planned, put, reasons
 
 INSTALLED = find_vllm()
 DIRECT = {"model_loader_extra_config": {"direct": True}}
-VISION = {
+QWEN = {
     "depth": 1,
     "hidden_size": 64,
     "intermediate_size": 64,
@@ -28,6 +27,16 @@ VISION = {
     "num_position_embeddings": 16,
     "out_hidden_size": 128,
     "patch_size": 4,
+}
+GEMMA = {
+    "model_type": "gemma4_vision",
+    "head_dim": 32,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "num_key_value_heads": 2,
+    "position_embedding_size": 16,
 }
 
 needs_0_33 = pytest.mark.skipif(
@@ -55,41 +64,57 @@ def test_towers_are_left_where_the_model_has_any(tiny: Tiny) -> None:
     assert reasons(made, model) == ["language_model.model.extra is not in the plan"]
 
 
-@pytest.fixture(scope="module")
-def with_tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def of_qwen() -> dict[str, tuple[int, ...]]:
+    """Return the tensors of a tower, by stored name."""
     from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5VisionConfig
     from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5VisionModel
 
+    tower = Qwen3_5VisionModel(Qwen3_5VisionConfig(**QWEN))
+    return {f"model.visual.{name}": tuple(t.shape) for name, t in tower.state_dict().items()}
+
+
+def of_gemma() -> dict[str, tuple[int, ...]]:
+    """Return the tensors of a tower, and what projects its output, by stored name."""
+    from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
+    from transformers.models.gemma4.modeling_gemma4 import Gemma4VisionModel
+
+    tower = Gemma4VisionModel(Gemma4VisionConfig(**GEMMA))
+    stored = {f"model.vision_tower.{name}": tuple(t.shape) for name, t in tower.state_dict().items()}
+    return {**stored, "model.embed_vision.embedding_projection.weight": (96, 64)}
+
+
+def with_tower(preset: str, path: Path) -> Path:
+    tensors, vision = (of_qwen, QWEN) if preset == "qwen3.8" else (of_gemma, GEMMA)
     with torch.device("meta"):
-        tower = Qwen3_5VisionModel(Qwen3_5VisionConfig(**VISION))
-    extra = {f"model.visual.{name}": ("BF16", tuple(t.shape)) for name, t in tower.state_dict().items()}
-    path = tmp_path_factory.mktemp("tower")
-    write_tiny(replace(PRESETS["qwen3.8"], extra=extra), path, overrides={"vision_config": VISION})
+        extra = {name: ("BF16", shape) for name, shape in tensors().items()}
+    write_tiny(replace(PRESETS[preset], extra=extra), path, overrides={"vision_config": vision})
     return path
 
 
 @needs_0_33
 @pytest.mark.vllm
-@pytest.mark.parametrize("rank", [Rank(), Rank(tp=(1, 2)), Rank((1, 2))], ids=str)
-def test_a_language_model_is_written_directly_and_its_tower_streamed(rank: Rank, with_tower: Path) -> None:
-    direct = load(with_tower, rank, **DIRECT).params
-    assert "visual.pos_embed.weight" in direct
-    assert told(direct) == told(load(with_tower, rank, load_format="auto").params)
+@pytest.mark.parametrize(
+    ("preset", "rank", "of_tower"),
+    [
+        ("qwen3.8", Rank(), "visual.pos_embed.weight"),
+        ("qwen3.8", Rank(tp=(1, 2)), "visual.pos_embed.weight"),
+        ("qwen3.8", Rank((1, 2)), "visual.pos_embed.weight"),
+        ("gemma-4-26b-a4b", Rank(tp=(1, 2)), "embed_vision.embedding_projection.weight"),
+    ],
+    ids=str,
+)
+def test_a_language_model_is_written_directly_and_its_tower_streamed(
+    preset: str, rank: Rank, of_tower: str, tmp_path: Path
+) -> None:
+    path = with_tower(preset, tmp_path)
+    direct = load(path, rank, **DIRECT).params
+    assert of_tower in direct
+    assert told(direct) == told(load(path, rank, load_format="auto").params)
 
 
 @needs_0_33
 @pytest.mark.vllm
-@pytest.mark.parametrize("preset", ["mimo-v2.5-pro", "mimo-v2.6-pro"])
-def test_what_vllm_puts_into_another_order_is_streamed_as_its_own_loader_does(preset: str, tmp_path: Path) -> None:
-    """vLLM pads, permutes or quantises anew the rows of MiMo-V2's packed q, k and v, as the number of ranks wants it."""
-    path = write(preset, tmp_path)
-    for rank in (Rank((1, 2)), Rank(tp=(1, 2), ep=True)):
-        assert told(load(path, rank).params) == told(load(path, rank, load_format="auto").params)
-
-
-@needs_0_33
-@pytest.mark.vllm
-def test_a_tower_that_is_not_all_stored_is_refused(with_tower: Path, tmp_path: Path) -> None:
-    path = DamagedCheckpoint(Path(copytree(with_tower, tmp_path / "copy"))).drop(r"visual\.merger\.norm\.weight").path
+def test_a_tower_that_is_not_all_stored_is_refused(tmp_path: Path) -> None:
+    path = DamagedCheckpoint(with_tower("qwen3.8", tmp_path)).drop(r"visual\.merger\.norm\.weight").path
     with pytest.raises(LoadError, match=r"1 parameter was not written(.|\n)*visual\.merger\.norm\.weight"):
         load(path, **DIRECT)
