@@ -113,9 +113,40 @@ _GLM_53: Final[dict[str, Any]] = {
     "linear_attn_config": {"head_dim": 32, "num_heads": 8, "short_conv_kernel_size": 4, "gate_lower_bound": -5.0},
 }
 
+_MUSE_SPARK: Final[dict[str, Any]] = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "num_shared_experts": 0,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    "layer_types": [*["sliding_attention"] * 3, "full_attention"],
+    "layer_rope_theta": [500000.0, 500000.0, 500000.0, 0],
+    "sliding_window": 128,
+    "final_logit_softcapping": 20.0,
+    "qk_scale_factor": 5.473,
+    "output_multiplier": 0.17678,
+    "post_norm_eps": 1e-8,
+    "rms_norm_eps": 1e-5,
+    "residual_gate_temperature": 0.3,
+    "routed_scaling_factor": 1.0,
+    "max_position_embeddings": 16384,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.02,
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "moe_intermediate_size": 128,
+    "moe_hidden_size": 128,
+    "head_dim": 64,
+}
+
 RECENT: Final[dict[str, dict[str, Any]]] = {
     "deepseek-v4-flash": _DEEPSEEK_V4,
     "deepseek-v4-pro-0813": _DEEPSEEK_V4,
+    "hy4-preview": _HY4,
+    "kimi-linear": {**_KIMI, "hidden_act": "silu"},
+}
+"""Preset → changes to its tiny config."""
+
+WRAPPED: Final[dict[str, dict[str, Any]]] = {
     "deepseek-v4.1-flash": {
         "quantization_config": {
             "quant_method": "fp8",
@@ -132,7 +163,6 @@ RECENT: Final[dict[str, dict[str, Any]]] = {
         "text_config": merged(PRESETS["glm-5.3-flash"].config_of(tiny=True)["text_config"], _GLM_53),
         "vision_config": {"model_type": "glm5_next_vision", "hidden_size": 64, "depth": 1, "num_heads": 4},
     },
-    "hy4-preview": _HY4,
     "minimax-m3-mxfp8": {
         # vLLM fuses the indexer's keys with what is quantised
         "quantization_config": {"quant_method": "mxfp8", "ignored_layers": ["lm_head"]},
@@ -152,7 +182,6 @@ RECENT: Final[dict[str, dict[str, Any]]] = {
             "attention_dropout": 0.0,
         },
     },
-    "kimi-linear": {**_KIMI, "hidden_act": "silu"},
     "kimi-k3": {
         "media_placeholder_token_id": 3,
         "text_config": merged(
@@ -167,5 +196,44 @@ RECENT: Final[dict[str, dict[str, Any]]] = {
             },
         ),
     },
+    "muse-spark-nvfp4": {
+        "quantization_config": None,  # in NVFP4, vLLM expects two factors for the gate and up of an expert
+        "text_config": merged(PRESETS["muse-spark-nvfp4"].config_of(tiny=True)["text_config"], _MUSE_SPARK),
+        "vision_config": {
+            "model_type": "muse_spark_vision",
+            "patch_size": 14,
+            "pos_emb_height": 4,
+            "pos_emb_width": 4,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "hidden_act": "gelu",
+            "rope_parameters": {"rope_theta": 10000.0, "rope_type": "axial"},
+            "patch_temporal": 2,
+            "merge_size": 2,
+            "max_position_embeddings": 1024,
+            "layer_norm_eps": 1e-5,
+            "layer_types": ["window_attention", "full_attention"],
+        },
+        "audio_config": {
+            "model_type": "muse_spark_audio",
+            "patch_sizes": [16, 6, 5, 4],
+            "hidden_sizes": [16, 16, 16, 16],
+            "depths": [1, 1, 1, 1],
+            "num_hidden_layers": 4,
+            "mlp_ratio": 4.0,
+            "conv_kernel_size": 7,
+            "hidden_act": "gelu",
+            "rms_norm_eps": 1e-6,
+            "out_hidden_size": 256,
+        },
+        "projector_hidden_size": 64,
+        "out_hidden_size": 256,
+        "projector_hidden_act": "gelu",
+        "image_token_id": 3,
+        "video_token_id": 4,
+        "audio_token_id": 5,
+    },
 }
-"""Preset → changes to its tiny config."""
+"""The same of models around a language model. Tests load the language model alone, so towers are as small as vLLM allows."""

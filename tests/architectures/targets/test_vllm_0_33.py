@@ -13,6 +13,7 @@ import torch
 from loadmaster.architectures.schema import Target
 from loadmaster.architectures.targets import VLLM, newest_target, target_of_vllm, vllm_0_32, vllm_0_33
 from loadmaster.architectures.targets.vllm import Version
+from loadmaster.audit.accepted import RECENT, WRAPPED
 from loadmaster.audit.case import ACCEPTED
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import LayoutError, UnsupportedError
@@ -50,7 +51,7 @@ def test_the_newest_version_is_the_default_and_an_installed_one_has_its_own() ->
 
 
 def plan(preset: str, path: Path, *sizes: int, overrides: dict[str, Any] | None = None, **layout: Any) -> Plan:
-    write_tiny(PRESETS[preset], path, overrides={**ACCEPTED[preset], **(overrides or {})})
+    write_tiny(PRESETS[preset], path, overrides={**(RECENT | WRAPPED)[preset], **(overrides or {})})
     return build_plan(open_checkpoint(path), ParallelLayout(*sizes, **layout), target="vllm-0.33")
 
 
@@ -184,3 +185,13 @@ def test_a_stage_of_hy4_begins_where_a_layer_selects_tokens_itself(tmp_path: Pat
     assert {"model.hc_head.hc_head_fn.weight", "model.norm.weight"} <= {s.name for s in made.rank(1).specs}
     with pytest.raises(LayoutError, match="no stage can begin at layer 4"):
         plan("hy4-preview", tmp_path / "other", 2, layer_partition=(4, 2))
+
+
+def test_muse_spark_in_nvfp4_is_not_described_but_in_bf16(tmp_path: Path) -> None:
+    made = plan("muse-spark-nvfp4", tmp_path / "bf16", 2)
+    specs = {s.name: s.shape for s in made.rank(1).specs}
+    assert specs["model.layers.3.self_attn.qkv_proj.weight"] == ((8 + 4 + 4 + 8) * 64, 256)  # the gate too
+    assert specs["model.layers.3.feed_forward.expert_bias"] == (8,)
+    stored = {"quantization_config": PRESETS["muse-spark-nvfp4"].config["quantization_config"]}
+    with pytest.raises(UnsupportedError, match="nvfp4_modelopt with"):
+        plan("muse-spark-nvfp4", tmp_path / "nvfp4", overrides=stored)

@@ -44,6 +44,7 @@ SINCE: Mapping[str, Mapping[str, tuple[Rank, ...]]] = {
         "deepseek-v4-flash": WHOLE + STAGES + CUT + SPREAD[1:],
         "deepseek-v4-pro-0813": STAGES[1:] + SPREAD[1:],
         "glm-5.3-flash": WHOLE + CUT[1:] + (Rank(tp=(1, 2), ep=True),),  # vLLM does not divide it into stages
+        "muse-spark-nvfp4": STAGES + CUT[1:] + SPREAD[1:],
         "hy4-preview": STAGES + CUT[1:] + SPREAD[1:],
         "minimax-m3-mxfp8": STAGES + CUT[1:] + SPREAD[1:],
         "kimi-linear": WHOLE + STAGES + CUT[1:] + SPREAD[1:],
@@ -76,9 +77,13 @@ def write(preset: str, path: Path) -> Path:
     return path
 
 
+STORED_BUFFERS = (".layer_scalar", ".expert_bias")
+"""Endings of buffers of vLLM that are stored."""
+
+
 def held(built: Built) -> dict[str, torch.Tensor]:
     """Return a model's parameters, and the stored tensors that vLLM holds as buffers."""
-    return built.holding({name for name, _ in built.model.named_buffers() if name.endswith(".layer_scalar")})
+    return built.holding({name for name, _ in built.model.named_buffers() if name.endswith(STORED_BUFFERS)})
 
 
 def told(params: Mapping[str, torch.Tensor]) -> Parameters:

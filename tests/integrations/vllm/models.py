@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from loadmaster.audit import accepted
 from loadmaster.audit.case import ACCEPTED as OVERRIDES
 
 FIRST = ("llama", "qwen3", "smollm2", "qwen3-moe", "deepseek-v3", "glm-5.1-fp8")
@@ -23,7 +24,7 @@ WRAPPED: dict[str, dict[str, Any]] = {
     "gemma-4-26b-a4b": {"vision_config": {"model_type": "gemma4_vision"}},
     "gemma-4-e2b": {"vision_config": {"model_type": "gemma4_vision"}},
     "llama-4": {},
-    **{preset: OVERRIDES[preset] for preset in ("kimi-k3", "minimax-m3-mxfp8", "deepseek-v4.1-flash", "glm-5.3-flash")},
+    **accepted.WRAPPED,
 }
 """Models around a language model, and changes to their tiny configs. Towers have published sizes: vLLM leaves them out."""
 

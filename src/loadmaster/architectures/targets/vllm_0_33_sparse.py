@@ -1,6 +1,6 @@
-"""vLLM 0.33's mixtures with block-sparse attention: architecture in config.json → how vLLM implements it (`vllm`).
+"""vLLM 0.33's mixtures with block-sparse or sliding attention: architecture in config.json → how vLLM implements it (`vllm`).
 
-Sources: ``vllm/models/minimax_m3`` of 0.33.0.
+Sources: ``vllm/models/{minimax_m3,muse_spark}`` of 0.33.0.
 """
 
 from __future__ import annotations
@@ -40,5 +40,29 @@ DESCRIBED: Final[Mapping[str, Described]] = {
         within="language_model.",
         formats={"mxfp8": (Held("weight", "F8_E4M3"), Held("weight_scale_inv", "U8", named="weight_scale"))},
         obstacle=_minimax_m3,
+    ),
+    "MuseSparkForConditionalGeneration": Described(
+        ("MuseSparkForConditionalGeneration",),
+        modules=(
+            ("input_layernorm.", "self_attn.pre_qkv_proj_norm."),
+            ("post_attention_residual_gate.", "add_attn."),
+            ("post_feedforward_residual_gate.", "add_ffn."),
+            ("pre_feedforward_layernorm.", "pre_ffn_norm."),
+            ("post_feedforward_layernorm.", "post_ffn_norm."),
+            ("mlp.experts.post_expert_norm.", "feed_forward.post_expert_norm."),
+            ("mlp.experts.", "feed_forward.experts.routed_experts."),
+            ("mlp.gate.e_score_correction_bias", "feed_forward.expert_bias"),
+            ("mlp.gate.", "feed_forward.router."),
+            ("mlp.pre_expert_proj.", "feed_forward.pooler."),
+            ("mlp.post_expert_proj.", "feed_forward.unpooler."),
+            ("mlp.", "feed_forward."),
+        ),
+        keep=(("feed_forward.router.weight", "F32"),),
+        params=(Param(_QKV, ("attn.q", "attn.k", "attn.v", "attn.gate")),),
+        # rows of queries and keys in the order of the rotary embedding; the router times the multiplier of outputs
+        computed=("self_attn.qkv_proj.weight", "feed_forward.router.weight"),
+        formats={},
+        sends=("hidden_states",),
+        obstacle=untied,
     ),
 }
