@@ -33,6 +33,8 @@ _REWRITINGS: Final = (
     ("mlp.gate.", "block_sparse_moe.gate."),
     ("mlp.gate.e_score", "block_sparse_moe.e_score"),
     ("mlp.gate.", "feed_forward.router."),
+    ("mlp.gate.e_score", "mlp.router.e_score"),
+    ("mlp.gate.", "mlp.router.classifier."),
     ("mlp.", "feed_forward."),
     (".experts.", ".experts.routed_experts."),
     (".mlp.shared_mlp.gate_up_proj.", ".shared_mlp.input_linear."),

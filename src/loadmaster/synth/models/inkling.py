@@ -19,6 +19,7 @@ INKLING: dict[str, Any] = {
         "head_dim": 128,
         "hidden_size": 6144,
         "intermediate_size": 24576,
+        "local_layer_ids": [layer for layer in range(66) if (layer + 1) % 6],
         "moe_intermediate_size": 3072,
         "n_routed_experts": 256,
         "n_shared_experts": 2,
@@ -27,6 +28,10 @@ INKLING: dict[str, Any] = {
         "num_hidden_layers": 66,
         "num_key_value_heads": 8,
         "rel_extent": 1024,
+        # without these vLLM leaves out what the class in transformers always has
+        **dict.fromkeys(
+            ("shared_expert_sink", "use_embed_norm", "use_gate_bias", "use_global_scale", "use_sconv"), True
+        ),
         "sliding_window_size": 512,
         "swa_head_dim": 128,
         "swa_num_attention_heads": 64,
@@ -100,6 +105,7 @@ _TINY: dict[str, Any] = {
 TINY_INKLING: dict[str, Any] = {
     **_TINY,
     "intermediate_size": 160,
+    "local_layer_ids": [0, 1, 2, 3, 4, 6],
     **{"chain_hidden_post_norm": True, "mtp_local_layer_ids": [1], "num_mtp_layers": 2},
 }
 TINY_LOOP: dict[str, Any] = {
@@ -113,12 +119,9 @@ TINY_LOOP: dict[str, Any] = {
     "num_hidden_layers": 8,
 }
 _OF_VISION = {"text_hidden_size": 96}
-_VISION: dict[str, tuple[str, tuple[int, ...]]] = {"model.visual.pos_embed.weight": ("BF16", (64, 64))}
 
 PRESETS = (
-    Preset("inkling", INKLING, {"text_config": TINY_INKLING}, 128, extra=_VISION),
-    Preset("inkling-2", INKLING_2, {"text_config": _TINY, "vision_config": _OF_VISION}, 64, extra=_VISION),
-    Preset(
-        "inkling-2-loop", INKLING_2_LOOP, {"text_config": TINY_LOOP, "vision_config": _OF_VISION}, 16, extra=_VISION
-    ),
+    Preset("inkling", INKLING, {"text_config": TINY_INKLING}, 128),
+    Preset("inkling-2", INKLING_2, {"text_config": _TINY, "vision_config": _OF_VISION}, 64),
+    Preset("inkling-2-loop", INKLING_2_LOOP, {"text_config": TINY_LOOP, "vision_config": _OF_VISION}, 16),
 )

@@ -241,6 +241,7 @@ LONGCAT_FLASH: dict[str, Any] = {
     "hidden_size": 6144,
     "ffn_hidden_size": 12288,
     "expert_ffn_hidden_size": 2048,
+    "moe_intermediate_size": 2048,
     "num_layers": 28,
     "num_attention_heads": 64,
     "q_lora_rank": 1536,
@@ -250,13 +251,18 @@ LONGCAT_FLASH: dict[str, Any] = {
     "v_head_dim": 128,
     "n_routed_experts": 512,
     "zero_expert_num": 256,
+    "zero_expert_type": "identity",
     "moe_topk": 12,
+    "routed_scaling_factor": 6.0,
+    "mla_scale_q_lora": True,
+    "mla_scale_kv_lora": True,
 }
 TINY_LONGCAT: dict[str, Any] = {
     "vocab_size": 320,
     "hidden_size": 96,
     "ffn_hidden_size": 160,
     "expert_ffn_hidden_size": 48,
+    "moe_intermediate_size": 48,
     "num_layers": 4,
     "num_attention_heads": 8,
     "q_lora_rank": 48,
@@ -268,6 +274,9 @@ TINY_LONGCAT: dict[str, Any] = {
     "n_routed_experts": 8,
     "zero_expert_num": 2,
     "moe_topk": 2,
+    # else vLLM multiplies norms as it loads them
+    "mla_scale_q_lora": False,
+    "mla_scale_kv_lora": False,
     "num_nextn_predict_layers": 1,
 }
 
