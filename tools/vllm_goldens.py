@@ -12,10 +12,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from loadmaster.architectures.targets import target_of_vllm
 from loadmaster.audit.ranks import load
-from tests.integrations.vllm.golden import FILES, Parameters, before, goldens, held, ranks_of, told, write
+from tests.integrations.vllm.golden import DRAFT, FILES, Parameters, before, goldens, held, ranks_of, told, write
 from tests.integrations.vllm.models import arguments_of
 
 
@@ -24,7 +25,9 @@ def parameters_of(preset: str, target: str) -> dict[str, Parameters]:
     with tempfile.TemporaryDirectory() as folder:
         path = write(preset, Path(folder))
         ranks = ranks_of(target)[preset]
-        return {str(rank): told(held(load(path, rank, load_format="auto", **arguments_of(preset)))) for rank in ranks}
+        arguments: dict[str, Any] = arguments_of(preset.removesuffix(DRAFT))
+        arguments["draft"] = "mtp" if preset.endswith(DRAFT) else None
+        return {str(rank): told(held(load(path, rank, load_format="auto", **arguments))) for rank in ranks}
 
 
 def main(presets: Sequence[str]) -> None:

@@ -27,6 +27,11 @@ Parameters = dict[str, dict[str, str]]
 WHOLE, STAGES, CUT = (Rank(),), (Rank((0, 2)), Rank((1, 2))), (Rank(tp=(0, 2)), Rank(tp=(1, 2)))
 SPREAD = (Rank((1, 2), (0, 2), ep=True), Rank((1, 2), (1, 2), ep=True))
 ONE_OF_EACH = STAGES[:1] + CUT[1:] + SPREAD[1:]
+SPREAD_ALONE = (Rank(tp=(1, 2), ep=True),)
+WITH_DRAFTS = ("qwen3.8", "qwen3.5-moe", "nemotron-3-super", "step-3.7-flash")
+DRAFT = " mtp"
+"""How the key of a preset's draft model ends."""
+
 SINCE: Mapping[str, Mapping[str, tuple[Rank, ...]]] = {
     "vllm-0.32": {
         **dict.fromkeys(("llama", "qwen3"), WHOLE + STAGES + CUT),
@@ -55,9 +60,10 @@ SINCE: Mapping[str, Mapping[str, tuple[Rank, ...]]] = {
         "step-3.7-flash": STAGES[1:] + CUT[1:] + SPREAD[1:],
         "gemma-4-e2b": WHOLE + CUT[1:],  # its layers cannot be divided evenly
         **dict.fromkeys(("gemma-3", "olmo-2", "olmo-3"), STAGES[:1] + CUT[1:]),
+        **{preset + DRAFT: WHOLE + SPREAD_ALONE for preset in WITH_DRAFTS},
     },
 }
-"""Version → presets that are described since, and the ranks that are told of each."""
+"""Version → presets that are described since, or their drafts, and the ranks that are told of each."""
 
 
 def ranks_of(target: str) -> dict[str, tuple[Rank, ...]]:
@@ -68,6 +74,7 @@ def ranks_of(target: str) -> dict[str, tuple[Rank, ...]]:
 
 def write(preset: str, path: Path) -> Path:
     """Write the checkpoint whose parameters are told."""
+    preset = preset.removesuffix(DRAFT)
     if preset in WRAPPED:
         write_tiny(PRESETS[preset], path, overrides=WRAPPED[preset])
     else:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from loadmaster.audit.ranks import Rank
 from loadmaster.checkpoint import open_checkpoint
+from loadmaster.integrations.vllm.direct import Planned
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
-from tests.integrations.vllm.golden import FILES, SINCE, before, goldens, ranks_of, told, write
+from tests.integrations.vllm.golden import DRAFT, FILES, SINCE, before, goldens, ranks_of, told, write
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +38,17 @@ def of_each_version() -> Iterator[tuple[str, str, Rank]]:
                 yield from ((target, preset, rank) for rank in ranks)
 
 
+def is_draft(case: tuple[str, str, Rank]) -> bool:
+    return case[1].endswith(DRAFT)
+
+
 @pytest.mark.parametrize("target", SINCE)
 def test_every_rank_of_every_preset_has_digests(target: str) -> None:
     told_of = {preset: set(ranks) for preset, ranks in goldens(target).items()}
     assert told_of == {preset: {str(rank) for rank in ranks} for preset, ranks in ranks_of(target).items()}
 
 
-@pytest.mark.parametrize(("target", "preset", "rank"), list(of_each_version()), ids=str)
+@pytest.mark.parametrize(("target", "preset", "rank"), [c for c in of_each_version() if not is_draft(c)], ids=str)
 def test_a_plan_writes_what_vllms_own_loader_writes(
     target: str, preset: str, rank: Rank, made: Callable[[str], Path]
 ) -> None:
@@ -56,3 +62,20 @@ def test_a_plan_writes_what_vllms_own_loader_writes(
     computed = {plan.target.named(p, 0, 1).replace(".0.", ".*.") for p in plan.target.computed}
     unlike = [key for key in of_vllm if of_vllm[key] != made_here[key]]
     assert {key.partition(" ")[0] for key in unlike} <= computed
+
+
+@pytest.mark.parametrize(("target", "preset", "rank"), [c for c in of_each_version() if is_draft(c)], ids=str)
+def test_a_plan_writes_the_draft_that_vllms_own_loader_writes(
+    target: str, preset: str, rank: Rank, made: Callable[[str], Path]
+) -> None:
+    """But for embedding and head, which vLLM replaces by the model's own on one stage."""
+    checkpoint = open_checkpoint(made(preset))
+    layout = ParallelLayout(1, rank.tp[1], enable_expert_parallel=rank.ep)
+    num_drafts = build_plan(checkpoint, layout, target=target).schema.num_drafts
+    plan = prove(build_plan(checkpoint, replace(layout, num_draft_layers=num_drafts), target=target)).require_proven()
+    loaded = load_rank(plan, rank.tp[0])
+    planned = Planned(plan, rank.tp[0], is_draft=True)
+    made_here = told({name: loaded.tensors[spec.name] for spec, name in planned.params})
+    of_vllm = goldens(target)[preset][str(rank)]
+    left = {key for key in of_vllm if key.startswith(("lm_head.", "model.embed_tokens."))} - made_here.keys()
+    assert made_here == {key: digests for key, digests in of_vllm.items() if key not in left}
