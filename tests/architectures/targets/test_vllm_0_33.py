@@ -70,6 +70,19 @@ def test_deepseek_v4_pro_as_published_is_planned_for_sixteen_ranks(tmp_path: Pat
     assert not any(name.startswith("mtp.") or ".layers.61." in name for name in last)
 
 
+def test_the_mtp_layer_of_deepseek_v4_has_the_names_of_vllms_draft(tmp_path: Path) -> None:
+    made = plan("deepseek-v4-flash", tmp_path, 2, num_draft_layers=1)
+    assert prove(made).findings == ()
+    layer = "model.layers.6."
+    first, last = ({s.name for s in made.rank(r).specs if s.name.startswith(layer)} for r in (0, 1))
+    assert not first
+    beside = {n.removeprefix(layer) for n in last if "mtp_block" not in n}
+    projections = {f"{n}.weight{scale}" for n in ("e_proj", "h_proj") for scale in ("", "_scale_inv")}
+    norms = {f"{n}.weight" for n in ("enorm", "hnorm", "shared_head.norm")}
+    assert beside == projections | norms | {"hc_head_fn", "hc_head_base", "hc_head_scale"}
+    assert f"{layer}mtp_block.ffn.experts.routed_experts.w13_weight_scale" in last
+
+
 def test_sinks_of_attention_are_filled_up_to_a_number_of_heads_that_kernels_have(tmp_path: Path) -> None:
     made = plan("deepseek-v4-flash", tmp_path, 1, 2)
     sink = load_rank(prove(made).require_proven(), 1).tensors["model.layers.0.attn.attn_sink"]
@@ -109,6 +122,7 @@ def test_scales_that_vllm_would_hold_in_another_format_are_not_described(tmp_pat
         build_plan(open_checkpoint(tmp_path), target="vllm-0.33")
 
 
+@pytest.mark.slow
 def test_kimi_k3_as_published_is_planned_under_the_names_of_its_wrapper(tmp_path: Path) -> None:
     write_full_size(PRESETS["kimi-k3"], tmp_path)
     made = build_plan(open_checkpoint(tmp_path), ParallelLayout(2, 8, enable_expert_parallel=True), target="vllm-0.33")

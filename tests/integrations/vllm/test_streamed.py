@@ -1,4 +1,4 @@
-"""Families that no target describes, because vLLM 0.33 holds another form of what is stored: streamed, and compared in tests."""
+"""What no target describes, because vLLM 0.33 holds another form of what is stored, and drafts: streamed, and compared here."""
 
 from __future__ import annotations
 
@@ -44,6 +44,15 @@ def raw(tensor: torch.Tensor) -> torch.Tensor:
 def test_what_is_streamed_is_what_vllms_own_loader_makes(preset: str, rank: Rank, tmp_path: Path) -> None:
     path = write(preset, tmp_path)
     own, streamed = (held(path, preset, rank, load_format=way) for way in ("auto", "loadmaster"))
+    assert own.keys() == streamed.keys()
+    assert [name for name in own if not torch.equal(raw(own[name]), raw(streamed[name]))] == []
+
+
+@pytest.mark.parametrize("rank", [Rank(), SPREAD], ids=str)
+def test_a_draft_of_glm_53_is_streamed_as_vllms_own_loader_loads_it(rank: Rank, tmp_path: Path) -> None:
+    path = write("glm-5.3-flash", tmp_path)
+    own, streamed = (held(path, "glm-5.3-flash", rank, load_format=way, draft="mtp") for way in ("auto", "loadmaster"))
+    assert "model.layers.5.mtp_block.mlp.experts.routed_experts.w13_weight" in own
     assert own.keys() == streamed.keys()
     assert [name for name in own if not torch.equal(raw(own[name]), raw(streamed[name]))] == []
 
