@@ -86,6 +86,9 @@ ACCEPTED: Final[dict[str, dict[str, Any]]] = {
     "step-3.7-flash": _text_only("step-3.7-flash", "Step3p5ForCausalLM", "step3p5"),
     "gemma-4-26b-a4b": _text_only("gemma-4-26b-a4b", "Gemma4ForCausalLM", "gemma4_text"),
     "gemma-4-e2b": _text_only("gemma-4-e2b", "Gemma4ForCausalLM", "gemma4_text"),
+    "mistral-large-3": {
+        "quantization_config": {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]},
+    },
     "mimo-v2.5-pro": MIMO,
     "mimo-v2.6-pro": MIMO,
     "gemma-3": _text_only("gemma-3", "Gemma3ForCausalLM", "gemma3_text"),

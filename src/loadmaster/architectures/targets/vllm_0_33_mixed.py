@@ -3,8 +3,8 @@
 Sources: ``qwen3_next``, ``qwen3_5``, ``nemotron_h``, ``step3p5``, ``gemma3``, ``gemma4``, ``gpt_oss``, ``llama4`` and
 ``transformers`` in ``vllm/model_executor/models``, and ``mamba_mixer2``, of 0.33.0. Not described are the model around Step-3.7's
 language model, whose config vLLM 0.33 does not read with transformers 5.17; MiMo-V2, whose packed q, k and v it pads, permutes or
-quantises anew, as the number of ranks wants it; Mistral-Large-3, whose releases it reads by Mistral's own config; and
-Mistral-Large-4, which it does not have.
+quantises anew, as the number of ranks wants it; Mistral-Large-3, whose releases it reads by Mistral's own config, and of
+whose experts it keeps one factor of activations for two matrices; and Mistral-Large-4, which it does not have.
 """
 
 from __future__ import annotations
