@@ -1,5 +1,7 @@
 """PLaMo-3: layers under ``model.layers.layers.``, with q, k and v in one tensor, gate and up in another, and four norms.
 
+vLLM adds a constant to each norm as it loads it; here norms stay as stored.
+
 Sources: ``plamo3.py`` in ``vllm/model_executor/models``.
 """
 
