@@ -97,7 +97,7 @@ bench: $(VENV)/.test  ## every benchmark; results go to benchmarks/results
 fuzz: $(VENV)/.fuzz  ## damage checkpoints and headers by the thousand, and judge what is said of them: a quarter of an hour
 	$(BIN)/python -m tools.fuzz --runs $(RUNS) $(if $(RESULTS),--results $(RESULTS))
 
-mutants: $(VENV)/.test  ## change verifier, algebra, placement in one place at a time: does a test notice? ten minutes
+mutants: $(VENV)/.test  ## change verifier, algebra, placement in one place at a time: does a test notice? twenty minutes
 	$(BIN)/python -m tools.mutants $(if $(RESULTS),--results $(RESULTS))
 
 clean:  ## remove the environment and every cache, the demo's checkpoints included

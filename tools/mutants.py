@@ -47,6 +47,11 @@ TARGETS = {
     ],
     "loadmaster.architectures.lower": ["tests/architectures/test_algebra.py", "tests/plan/test_plan.py"],
     "loadmaster.architectures.algebra": ["tests/architectures/test_algebra.py", *LAWS],
+    "loadmaster.architectures.cuts": ["tests/architectures/test_cuts.py", "tests/plan/test_stages.py"],
+    "loadmaster.sizing.cuts": ["tests/sizing/test_cuts.py"],
+    "loadmaster.plan.stages": ["tests/plan/test_stages.py", "tests/sizing/test_cuts.py"],
+    "loadmaster.plan.towers": ["tests/plan/test_towers.py"],
+    "loadmaster.plan.needed": ["tests/plan/test_needed.py"],
     "loadmaster.plan.laws": LAWS,
     "loadmaster.plan.proof": (*LAWS, "tests/failures/test_memory.py"),
 }

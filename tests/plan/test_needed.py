@@ -13,7 +13,7 @@ from loadmaster.checkpoint.partial import merged
 from loadmaster.errors import ArgumentError
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
-from loadmaster.plan import Plan, build_plan, needed, prove, shard_ranges
+from loadmaster.plan import NeededTensor, Plan, build_plan, needed, prove, shard_ranges
 from tests.conftest import Tiny
 
 LAYOUTS = {
@@ -36,6 +36,8 @@ def test_the_ranges_of_all_tensors_are_what_the_rank_reads_of_the_shards(preset:
         for tensor in needed(plan, rank).values():
             spans[tensor.shard] += tensor.ranges
         assert {shard: merged(of_shard) for shard, of_shard in spans.items()} == shard_ranges(plan, [rank])
+        places = [(tensor.shard, tensor.start) for tensor in needed(plan, rank).values()]
+        assert places == sorted(places)
 
 
 @pytest.mark.parametrize("preset", LAYOUTS)
@@ -90,3 +92,12 @@ def test_a_rank_that_the_layout_lacks_is_refused(tiny: Tiny) -> None:
     plan = planned(tiny("llama"), ParallelLayout(2))
     with pytest.raises(ArgumentError, match="rank is 2, expected 0 to 1"):
         needed(plan, 2)
+    with pytest.raises(ArgumentError, match="expected a plan, as build_plan returns"):
+        needed("plan", 0)  # type: ignore[arg-type]
+
+
+def test_the_rows_of_a_tensor_that_is_cut_and_of_a_number() -> None:
+    cut = NeededTensor("w", "a.safetensors", "BF16", (4, 3), 100, 24, ((106, 112), (112, 117)))
+    assert cut.rows == (1, 3)  # rows of six bytes: one whole, and a part of the next
+    number = NeededTensor("s", "a.safetensors", "F32", (), 100, 4, ((100, 104),))
+    assert number.rows == (0, 1)

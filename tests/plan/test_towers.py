@@ -118,3 +118,24 @@ def test_running_a_model_with_its_tower_is_refused(tiny_copy: Tiny) -> None:
 def test_the_command_plans_towers(sighted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(sighted), "--multimodal", "-pp", "2"]) == 0
     assert "tower-unchecked" in capsys.readouterr().out
+
+
+def test_a_number_without_dims_in_a_tower_is_refused_by_name(sighted: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(sighted, tmp_path / "model")
+    scale = "model.visual.logit_scale"
+    DamagedCheckpoint(path).each(r"^model\.visual\.window_index$", lambda n, t: {n: t, scale: torch.tensor(2.0)})
+    with pytest.raises(UnsupportedError, match=f"{scale} is a number without dims"):
+        plan(path)
+    assert plan(path, multimodal=False).findings == ()
+
+
+def test_four_towers_are_named_and_more_are_hinted_at(tmp_path: Path) -> None:
+    write_tiny(PRESETS["gemma-4-e2b"], tmp_path / "gemma")
+    towers = ["audio_tower", "embed_audio", "embed_vision", "multi_modal_projector", "vision_tower"]
+    for number, more in ((4, ""), (5, ", …")):
+        path = shutil.copytree(tmp_path / "gemma", tmp_path / str(number))
+        parts = {f"{root}.weight": torch.zeros(2) for root in towers[:number]}
+        damaged = DamagedCheckpoint(path).drop(r"(model\.)?(vision|audio|embed_vision|embed_audio|multi_modal).*")
+        damaged.each(r".*language_model\.norm\.weight$", lambda n, t, parts=parts: {n: t, **parts})
+        (found,) = (f for f in prove(plan(path)).findings if f.code == "tower-unchecked")
+        assert f"({', '.join(towers[:4])}{more}: {number} tensors, {8 * number} bytes)" in found.message

@@ -43,3 +43,13 @@ def test_both_sides_are_what_two_stages_hold_and_the_ends_are_refused(tiny: Tiny
     assert (cuts[2].bytes_before, cuts[2].bytes_after) == tuple(plan.rank(r).resident_bytes for r in (0, 1))
     assert [bool(c.refused) for c in cuts] == [True, *(False,) * 5, True]
     assert "MTP layers stay" in str(cuts[-1].refused)
+
+
+def test_beyond_either_end_one_side_holds_all_and_the_other_nothing(tiny: Tiny) -> None:
+    checkpoint = open_checkpoint(tiny("deepseek-v3"))
+    whole = build_plan(checkpoint, ParallelLayout(num_draft_layers=1))
+    first, *_, last = list_boundaries(whole)
+    held = whole.rank(0).resident_bytes
+    assert (first.bytes_before, first.bytes_after) == (0, held)
+    assert (last.bytes_before, last.bytes_after) == (held, 0)
+    assert not (first.crosses or last.crosses or first.carries or last.carries)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from loadmaster.arguments import expect, expect_integer
+from loadmaster.arguments import expect
 from loadmaster.checkpoint.partial import Span, merged
-from loadmaster.errors import ArgumentError
 from loadmaster.plan.plan import Plan
 
 
@@ -56,8 +55,6 @@ def needed(plan: Plan, rank: int) -> dict[str, NeededTensor]:
         ArgumentError: an argument has the wrong type, or the layout has no such rank.
     """
     expect("plan", plan, Plan, "a plan, as build_plan returns")
-    if not 0 <= expect_integer("rank", rank) < plan.num_ranks:
-        raise ArgumentError(f"rank is {rank}, expected 0 to {plan.num_ranks - 1}")
     table = plan.checkpoint.table
     spans: dict[int, list[Span]] = defaultdict(list)
     for group in plan.rank(rank).groups:

@@ -15,7 +15,6 @@ from loadmaster.architectures.targets import NATIVE, engine_of
 from loadmaster.checkpoint import TensorTable
 from loadmaster.errors import LayoutError, UnsupportedError
 from loadmaster.findings import Finding
-from loadmaster.limits import TENSORS
 
 LOGICAL = "tower."
 """How the logical names of towers' tensors begin; the stored name follows."""
@@ -49,8 +48,6 @@ def with_towers(family: Family, schema: Schema, target: Target, table: TensorTab
             hint="leave out --multimodal",
             code="tower-missing",
         )
-    if len(ids) > TENSORS.value:
-        raise LayoutError(f"--multimodal: towers of {TENSORS.exceeded(len(ids))}", hint=TENSORS.hint)
     tensors = tuple(_tensors(table, ids))
     stored = {t.name: t.name.removeprefix(LOGICAL).replace("{", "{{").replace("}", "}}") for t in tensors}
     params = tuple(Param(t.name.removeprefix(LOGICAL), (t.name,), stage="first") for t in tensors)
