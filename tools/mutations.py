@@ -46,6 +46,8 @@ def mutants(source: str) -> Iterator[Mutant]:
 
     >>> [m.what for m in mutants("def f(a):\\n    return a < 1")]
     ['return None', '< becomes <=', '1 becomes 2']
+    >>> list(mutants("def f():\\n    return None"))
+    []
     """
     tree = ast.parse(source)
     for number, node in enumerate(_nodes(tree)):
@@ -98,6 +100,8 @@ def _changes(node: ast.AST) -> list[tuple[str, ast.AST]]:
         case ast.Call(func=ast.Name(id=name)) if name in CALLS:
             call = ast.Call(ast.Name(CALLS[name], ast.Load()), node.args, [] if name == "sorted" else node.keywords)
             made.append((f"{name} becomes {CALLS[name]}", call))
+        case ast.Return(value=ast.Constant(value=None)):
+            pass  # it is that already
         case ast.Return(value=ast.AST()):
             made.append(("return None", ast.Return(ast.Constant(None))))
         case ast.Expr(value=ast.Constant()):
