@@ -236,4 +236,18 @@ WRAPPED: Final[dict[str, dict[str, Any]]] = {
         "audio_token_id": 5,
     },
 }
-"""The same of models around a language model. Tests load the language model alone, so towers are as small as vLLM allows."""
+"""The same of models around a language model, which is loaded alone: towers are as small as vLLM allows."""
+
+BESIDE: Final[dict[str, dict[str, Any]]] = {
+    "kimi-k3": {
+        "preprocessor_config.json": {
+            "media_proc_cfg": {
+                "merge_kernel_size": 2,
+                "temporal_merge_kernel_size": 4,
+                "image_mean": [0.5, 0.5, 0.5],
+                "image_std": [0.5, 0.5, 0.5],
+            }
+        }
+    }
+}
+"""Preset → JSON files that vLLM reads beside the config, even where the towers are left out."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from loadmaster.audit.accepted import RECENT
+from loadmaster.audit.accepted import BESIDE, RECENT, WRAPPED
 from loadmaster.audit.damage import Damage
 from loadmaster.audit.ranks import Rank
 from loadmaster.parallel import ParallelLayout
@@ -94,6 +95,7 @@ ACCEPTED: Final[dict[str, dict[str, Any]]] = {
     "gemma-3": _text_only("gemma-3", "Gemma3ForCausalLM", "gemma3_text"),
     "llama-4": _text_only("llama-4", "Llama4ForCausalLM", "llama4_text"),
     **RECENT,
+    **{name: changes for name, changes in WRAPPED.items() if changes.get("quantization_config", 1) is not None},
 }
 """Changes to the tiny configs of presets that vLLM would not accept unchanged (None removes a value)."""
 
@@ -148,6 +150,11 @@ class Case:
         return {key: value for key, value in config.items() if value is not None}
 
     @property
+    def engine(self) -> dict[str, Any]:
+        """vLLM's arguments: of a model around a language model, the language model is loaded alone."""
+        return {"language_model_only": True} if self.preset in WRAPPED else {}
+
+    @property
     def written(self) -> Preset:
         """The preset that writes it: with this config, in the family's spelling."""
         preset, config = PRESETS[self.preset], self.config
@@ -180,6 +187,8 @@ class Case:
     def write(self, path: Path) -> None:
         """Write the sound checkpoint."""
         write_tiny(self.written, path, num_shards=self.shards)
+        for name, values in BESIDE.get(self.preset, {}).items():
+            (path / name).write_text(json.dumps(values), encoding="utf-8")
         if self.preset == "mixtral-fp8-static":
             alike_inputs(DamagedCheckpoint(path))
 

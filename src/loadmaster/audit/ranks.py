@@ -59,7 +59,10 @@ class Group:
 
 @dataclass
 class Built:
-    """A rank's model, its parameters, the loader that writes them, and the configs of both."""
+    """A rank's model, its parameters, the loader that writes them, and the configs of both.
+
+    Parameters without memory are those of towers that were left out (``language_model_only``).
+    """
 
     model: Any
     loader: Any
@@ -68,7 +71,7 @@ class Built:
     params: dict[str, torch.Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.params = {n: p.data for n, p in self.model.named_parameters()}
+        self.params = {n: p.data for n, p in self.model.named_parameters() if not p.is_meta}
 
     def holding(self, names: Container[str]) -> dict[str, torch.Tensor]:
         """Return the parameters, and those of ``names`` that are buffers: an engine holds some stored tensors so."""

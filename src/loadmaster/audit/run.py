@@ -26,7 +26,7 @@ from loadmaster.audit.ranks import QUIET
 from loadmaster.audit.recorded import Recorded, Row
 from loadmaster.audit.verdict import NO_KERNEL, Judgement, Verdict, judge
 from loadmaster.checkpoint import open_checkpoint
-from loadmaster.errors import InputError, UnsupportedError
+from loadmaster.errors import InputError, LayoutError, UnsupportedError
 from loadmaster.findings import Finding, errors
 from loadmaster.parallel import ParallelLayout
 from loadmaster.payload import survey_payload, verify_payload
@@ -284,10 +284,11 @@ class Audit:
                 engine = find_vllm()
                 try:
                     return expected(engine.target) if engine and engine.target and not case.draft else None
-                except UnsupportedError:
-                    return None  # it is not described
+                except (LayoutError, UnsupportedError):
+                    return None  # it is not described, or not on such a layout
 
-            made = attempt(path, case.rank, load_format, expected(), named=named, draft=case.draft, **how)
+            how_to = {**case.engine, **how}
+            made = attempt(path, case.rank, load_format, expected(), named=named, draft=case.draft, **how_to)
             return made.as_json()
 
         return Loading(work, self.limit_s)

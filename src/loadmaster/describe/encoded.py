@@ -37,10 +37,10 @@ def decoded(
         if not is_known:
             questions.append(f"{name}: has it the shape {list(shape)}? Headers do not say it")
         found.append((name, shape, format_))
-    for name, shape, format_ in found:
+    for name, whole, format_ in found:
         for component in format_.components[1:]:
             result.pop(f"{name.removesuffix('weight')}{component.suffix}", None)
-        result[name] = Encoded(tensors[name].dtype, shape, format_.name)
+        result[name] = Encoded(tensors[name].dtype, whole, format_.name)
     return result, questions
 
 

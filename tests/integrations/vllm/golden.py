@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 
 from loadmaster.architectures.targets import VLLM
+from loadmaster.audit.accepted import BESIDE
 from loadmaster.audit.case import Case
 from loadmaster.audit.ranks import Built, Rank
 from loadmaster.synth import PRESETS, write_tiny
-from tests.integrations.vllm.models import BESIDE, WRAPPED
+from tests.integrations.vllm.models import WRAPPED
 
 FILES = {target: Path(__file__).with_name(f"{target.replace('-', '_').replace('.', '_')}.json") for target in VLLM}
 """Target → the file of its version, the oldest first."""

@@ -28,20 +28,6 @@ WRAPPED: dict[str, dict[str, Any]] = {
 }
 """Models around a language model, and changes to their tiny configs. Towers have published sizes: vLLM leaves them out."""
 
-BESIDE: dict[str, dict[str, Any]] = {
-    "kimi-k3": {
-        "preprocessor_config.json": {
-            "media_proc_cfg": {
-                "merge_kernel_size": 2,
-                "temporal_merge_kernel_size": 4,
-                "image_mean": [0.5, 0.5, 0.5],
-                "image_std": [0.5, 0.5, 0.5],
-            }
-        }
-    }
-}
-"""Preset → JSON files that vLLM reads beside the config, even where the towers are left out."""
-
 
 def arguments_of(preset: str) -> dict[str, Any]:
     """Return vLLM's arguments for a preset."""
