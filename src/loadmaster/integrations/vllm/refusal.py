@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 
 from loadmaster.errors import LoadError
 from loadmaster.integrations.vllm.built_model import held_experts
@@ -37,6 +36,8 @@ def refusal(rank: str, gaps: list[Gap], stored: list[str], model: torch.nn.Modul
 
 
 def _missing_experts(gap: Gap, model: torch.nn.Module, stored: list[str]) -> list[str]:
+    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+
     module = model.get_submodule(gap.param.rpartition(".")[0])
     if not isinstance(module, RoutedExperts):
         return []
