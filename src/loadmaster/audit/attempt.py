@@ -233,5 +233,10 @@ def _loader_of(model: Any, name: str) -> str:
 
 
 def _location(file: str, qualified: str) -> str:
-    _, is_vllm, rest = file.rpartition("/site-packages/vllm/")
-    return f"vllm/{rest}: {qualified.replace('.<locals>', '')}" if is_vllm else ""
+    """Return where a function of vLLM is; nothing for one of another package."""
+    import vllm
+
+    path, package = Path(file), Path(vllm.__file__).parent
+    if not path.is_relative_to(package):
+        return ""
+    return f"vllm/{path.relative_to(package).as_posix()}: {qualified.replace('.<locals>', '')}"
