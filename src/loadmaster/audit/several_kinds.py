@@ -82,7 +82,10 @@ def _linear_attention_cases() -> Iterator[Case]:
     )
     yield from cases_of(
         "kimi-k3",
-        ("A_log-short", d.changed("shape-small", L1 + r"self_attn\.A_log$", half_rows, "A_log has half its numbers")),
+        (
+            "A_log-short",  # the tiny model has fewer heads than half of what is stored
+            d.changed("shape-small", L1 + r"self_attn\.A_log$", half_rows, "A_log is filled up to half", harmless=True),
+        ),
         ("mix-missing", d.missing(L2 + r"mlp_res_proj\.", "the weights of residuals are missing")),
     )
     yield from cases_of(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loadmaster.audit.notes import Note, read_again, read_changes, read_notes
+from loadmaster.audit.notes import Note, further_cases, read_again, read_changes, read_notes
 from loadmaster.audit.places import GONE
 from loadmaster.audit.recorded import read_recorded
 from loadmaster.audit.verdict import Verdict
@@ -42,6 +42,11 @@ def test_notes_of_another_version_hold_where_the_code_is_the_same_or_was_read_ag
     inherited = [note for stem, note in NOTES if stem == "vllm-0.32"]
     changed = {place for note in inherited for place in note.where if before[place] != after[place]}
     assert changed == set(read_again("vllm-0.33"))
+
+
+def test_further_cases_are_those_of_an_inherited_note() -> None:
+    titles = {note.title for note in read_notes("vllm-0.32", "0.32.0")}
+    assert further_cases("vllm-0.33").keys() <= titles and not further_cases("vllm-0.32")
 
 
 def test_a_note_is_for_one_verdict_alone() -> None:

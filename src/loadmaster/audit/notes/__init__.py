@@ -1,13 +1,14 @@
 """The causes of an audit's findings and changes, as reading the engine's code showed them: one data file a version.
 
 A new version needs a new ``ENGINE-VERSION.toml`` next to this module, and no code. ``notes_of`` names the version whose notes
-hold for it too, after its own: the code at their places is the same, or was read again (``read_again``).
+hold for it too, after its own: the code at their places is the same, or was read again (``read_again``). ``more`` has globs of
+further cases that such a note explains, by its title.
 """
 
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import resources
 from typing import Any
@@ -71,7 +72,9 @@ def read_notes(stem: str, version: str) -> tuple[Note, ...]:
     own = tuple(map(_note, values.get("note", ())))
     if (other := values.get("notes_of")) is None:
         return own
-    return own + read_notes(other, _values(other)["read_in"])
+    more = further_cases(stem)
+    inherited = read_notes(other, _values(other)["read_in"])
+    return own + tuple(replace(note, cases=(*note.cases, *more.get(note.title, ()))) for note in inherited)
 
 
 def read_changes(stem: str, before: str, after: str) -> tuple[ChangeNote, ...]:
@@ -89,6 +92,11 @@ def read_changes(stem: str, before: str, after: str) -> tuple[ChangeNote, ...]:
 def read_again(stem: str) -> tuple[str, ...]:
     """Return the places whose code is not that of the version in ``notes_of``, and was read again."""
     return tuple(_values(stem).get("read_again", ()))
+
+
+def further_cases(stem: str) -> dict[str, tuple[str, ...]]:
+    """Return the globs of ``more``, by the title of the note that explains them."""
+    return {title: tuple(globs) for title, globs in _values(stem).get("more", {}).items()}
 
 
 def noted_places() -> tuple[str, ...]:
