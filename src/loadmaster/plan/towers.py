@@ -41,7 +41,7 @@ def with_towers(family: Family, schema: Schema, target: Target, table: TensorTab
         raise UnsupportedError(
             f"--multimodal: towers are not described for {target.name}", hint="leave out --multimodal"
         )
-    ids = [i for i, name in enumerate(table.names) if any(re.fullmatch(p, name) for p in family.outside)]
+    ids = ids_outside(family, table)
     if not ids:
         raise LayoutError(
             "--multimodal asks for vision and audio, and nothing is stored outside the language model",
@@ -61,6 +61,12 @@ def with_towers(family: Family, schema: Schema, target: Target, table: TensorTab
         replace(target, params=(*target.params, *params)),
         _finding(table, ids),
     )
+
+
+def ids_outside(family: Family, table: TensorTable) -> list[int]:
+    """Return the ids of the stored tensors that ``family`` knows to be outside its language model, ascending."""
+    outside = [re.compile(pattern) for pattern in family.outside]
+    return [i for i, name in enumerate(table.names) if any(p.fullmatch(name) for p in outside)] if outside else []
 
 
 def _tensors(table: TensorTable, ids: Sequence[int]) -> Iterator[Tensor]:

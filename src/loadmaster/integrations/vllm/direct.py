@@ -16,7 +16,6 @@ This module reads vLLM's configs and modules, but does not import vLLM.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +39,7 @@ from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import ParamSpec, Plan, ProvenPlan, RankPlan, WaiverRequest, build_plan, prove
 from loadmaster.plan.claims import KV_CACHE_SCALES
 from loadmaster.plan.moves import MoveGroup
+from loadmaster.plan.towers import ids_outside
 from loadmaster.torch_dtypes import TORCH
 
 DEFECTS: Final = frozenset({"layer-missing", "expert-incomplete", "tensor-missing", "scale-missing", "shape-mismatch"})
@@ -117,8 +117,7 @@ class Planned:
         derived, plan = self.derived, self.plan
         computed = [b for b in derived.groups if derived.specs[b.params[0]].name in self.computed]
         has_more = any(not name.startswith(self.within) for name, _ in model.named_parameters())
-        outside = [re.compile(pattern) for pattern in plan.family.outside] if has_more else []
-        beside = (i for name, i in plan.checkpoint.table.ids.items() if any(p.fullmatch(name) for p in outside))
+        beside = ids_outside(plan.family, plan.checkpoint.table) if has_more else ()
         return sorted({*_ascending(computed), *beside})
 
 
