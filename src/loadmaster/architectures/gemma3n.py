@@ -26,7 +26,7 @@ from loadmaster.architectures.schema import (
     joined,
     linear,
 )
-from loadmaster.architectures.shared_kv import last_sources
+from loadmaster.architectures.shared_kv import last_sources, unread
 from loadmaster.architectures.spelling import respelled
 from loadmaster.errors import ConfigError
 
@@ -51,14 +51,13 @@ def schema(c: Config) -> Schema:
     }
     carried = (Carried("hidden_states", (streams, hidden)), Carried("per_layer_inputs", (num_layers, ple)))
     shared = [layer for layer, source in enumerate(sources) if source < layer]
-    stored = rf"(.*\.)?layers\.({'|'.join(map(str, shared))})\.self_attn\.([kv]_proj|k_norm)\..*"
     return Schema(
         top=(*embedding(c, tied=True), *_top(c, num_layers, ple, streams)),
         kinds=kinds,
         layers=tuple(f"MLP of {w}{', shared' if i in shared else ''}" for i, w in enumerate(widths)),
         carries=((), *(carried,) * (num_layers - 1)),
         joined=joined(sources, "the KV cache"),
-        unread=((stored, "keys and values of another layer are used"),) if shared else (),
+        unread=unread(sources, "([kv]_proj|k_norm)"),
     )
 
 

@@ -24,7 +24,7 @@ from loadmaster.architectures.schema import (
     joined,
     linear,
 )
-from loadmaster.architectures.shared_kv import last_sources
+from loadmaster.architectures.shared_kv import last_sources, unread
 from loadmaster.architectures.spelling import Spelling, packed, respelled
 
 _OF_FULL = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
@@ -44,15 +44,13 @@ def schema(c: Config) -> Schema:
         for layer, (full, source) in enumerate(zip(is_full, sources, strict=True))
     )
     per_layer = Carried("per_layer_inputs", (num_layers, ple)) if ple else None
-    shared = "|".join(str(layer) for layer, source in enumerate(sources) if source < layer)
-    stored = rf"(.*\.)?layers\.({shared})\.self_attn\.[kv]_(proj|norm)\..*"
     return Schema(
         top=(*embedding(c, tied=True, hidden=2304, vocab=262_144), *(_per_layer(c, num_layers, ple) if ple else ())),
         kinds={kind: _layer(c, is_full="full" in kind, is_shared="shared" in kind, ple=ple) for kind in set(layers)},
         layers=layers,
         carries=((), *((per_layer,),) * (num_layers - 1)) if per_layer else (),
         joined=joined(sources, "the KV cache"),
-        unread=((stored, "keys and values of another layer are used"),) if shared else (),
+        unread=unread(sources, "[kv]_(proj|norm)"),
     )
 
 

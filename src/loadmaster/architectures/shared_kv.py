@@ -8,6 +8,16 @@ from loadmaster.architectures.config import Config
 from loadmaster.errors import ConfigError
 
 
+def unread(sources: Sequence[int], stored: str) -> tuple[tuple[str, str], ...]:
+    """Return the pattern of what layers store that read the cache of another layer, with the reason; nothing without such layers.
+
+    ``stored`` is a pattern of these modules' names in attention.
+    """
+    layers = "|".join(str(layer) for layer, source in enumerate(sources) if source < layer)
+    pattern = rf"(.*\.)?layers\.({layers})\.self_attn\.{stored}\..*"
+    return ((pattern, "keys and values of another layer are used"),) if layers else ()
+
+
 def given_sources(c: Config, num_layers: int) -> tuple[int, ...]:
     """Return for each layer the layer whose KV cache it reads, as ``kv_source_layers`` gives them.
 

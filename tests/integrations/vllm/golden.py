@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 
 from loadmaster.architectures.targets import VLLM
-from loadmaster.audit.accepted import BESIDE
-from loadmaster.audit.case import Case
+from loadmaster.audit.case import Case, write_beside
 from loadmaster.audit.ranks import Built, Rank
 from loadmaster.synth import PRESETS, write_tiny
 from tests.integrations.vllm.models import WRAPPED
@@ -78,10 +77,9 @@ def write(preset: str, path: Path) -> Path:
     preset = preset.removesuffix(DRAFT)
     if preset in WRAPPED:
         write_tiny(PRESETS[preset], path, overrides=WRAPPED[preset])
+        write_beside(preset, path)
     else:
         Case(preset, preset).write(path)
-    for name, values in BESIDE.get(preset, {}).items():
-        (path / name).write_text(json.dumps(values))
     return path
 
 
