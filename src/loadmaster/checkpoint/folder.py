@@ -136,21 +136,19 @@ def _read(source: Source, only: str | None) -> tuple[IndexRead, Listing, Columns
 
     A folder's headers are read while its index is, those that the index should name; if it names others, these are read then.
     """
-    none: IndexRead = None, ()
+    found: IndexRead = None, ()
     if only is not None:
-        return none, Listing((only,)), _headers(source, (only,), None)
-    if not source.has(INDEX_NAME):
-        listing = list_shards(source, None)
-        return none, listing, _headers(source, listing.shards, None)
-    if not source.origin.is_local:
+        return found, Listing((only,)), _headers(source, (only,), None)
+    likely: tuple[str, ...] = ()
+    columns = Columns()
+    if source.has(INDEX_NAME) and source.origin.is_local:
+        with ThreadPoolExecutor(1) as beside:
+            reading = beside.submit(source.index)
+            likely = likely_shards(source)
+            columns = _headers(source, likely, None)
+            found = reading.result()
+    elif source.has(INDEX_NAME):
         found = source.index()
-        listing = list_shards(source, found[0])
-        return found, listing, _headers(source, listing.shards, found[0])
-    with ThreadPoolExecutor(1) as beside:
-        reading = beside.submit(source.index)
-        likely = likely_shards(source)
-        columns = _headers(source, likely, None)
-        found = reading.result()
     listing = list_shards(source, found[0])
     return found, listing, columns if listing.shards == likely else _headers(source, listing.shards, found[0])
 

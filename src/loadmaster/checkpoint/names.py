@@ -60,13 +60,18 @@ def rows(text: Bytes, begins: Positions, ends: Positions, width: int | None = No
     b'a\\x00\\x00\\x00\\x00\\x00\\x00\\x00bcd\\x00\\x00\\x00\\x00\\x00'
     """
     lengths = ends - begins
-    width = width or max(8, -(-int(lengths.max(initial=0)) // 8) * 8)
+    width = width or _width(int(lengths.max(initial=0)))
     if int(begins.max(initial=0)) + width > len(text):
         text = np.append(text, np.zeros(width, dtype=np.uint8))
     windows = np.ndarray((len(text) - width + 1,), f"V{width}", np.ascontiguousarray(text).data, strides=(1,))
     words = windows[begins].view(np.uint64).reshape(-1, width // 8)
     words &= _masks(width).take(lengths, axis=0)
     return words.view(np.uint8)
+
+
+def _width(longest: int) -> int:
+    """Return how wide rows are: the next multiple of 8, and at least that."""
+    return max(8, -(-longest // 8) * 8)
 
 
 @lru_cache
@@ -205,9 +210,7 @@ class Names(Sequence[str]):
         [-1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 1, 2, -1]
         """
         most = len(str(count))
-        width = (
-            -(-max((len(before.encode()) + most + len(after.encode()) for before, after in around), default=1) // 8) * 8
-        )
+        width = _width(max((len(before.encode()) + most + len(after.encode()) for before, after in around), default=0))
         matrix = np.zeros((len(around), count, width), dtype=np.uint8)
         lengths = np.zeros((len(around), count), dtype=np.int64)
         for digits in range(1, most + 1):

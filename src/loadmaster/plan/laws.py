@@ -217,8 +217,8 @@ class SourceLaws:
 
     def _uses(self, part: str) -> int:
         """Return how often a parameter of this class has a part: twice where keys serve as values too."""
-        params = (p for p in self.plan.target.params if part in p.parts and parts_of(p, self.bound))
-        return max((p.parts.count(part) for p in params), default=1)
+        uses = ((p.parts.count(part), p) for p in self.plan.target.params)
+        return max((count for count, p in uses if count > 1 and parts_of(p, self.bound)), default=1)
 
     def _check_leaf(
         self, leaf: Leaf, declared: list[tuple[Region, int]], readers: Sequence[Reads], repeated: list[int]
