@@ -51,6 +51,8 @@ DOOR: Final[Mapping[str, tuple[str, ...]]] = {
     "vllm.logger": ("init_logger",),
     f"{_FUSED_MOE}.config:FusedMoEConfig": (
         *("num_experts", "num_logical_experts", "moe_parallel_config", "has_bias"),
+        *("hidden_dim", "hidden_dim_unpadded"),
+        *("intermediate_size_per_partition", "intermediate_size_per_partition_unpadded"),
     ),
     f"{_FUSED_MOE}.config:FusedMoEParallelConfig": ("tp_rank", "tp_size", "enable_eplb"),
     f"{_FUSED_MOE}.expert_map_manager:ExpertMapManager": ("expert_map", "num_fused_shared_experts"),

@@ -275,6 +275,7 @@ class Held:
     """How an engine holds a component of a quantised format that is stored in ``dtype`` under a name that ends in ``suffix``.
 
     ``named`` is the ending of the parameter's name, and ``held`` what the engine calls the same bits, where they differ.
+    ``joined``: what is stored as blocks of words has one dim for both.
 
     >>> Held("scale", "F8_E8M0", named="weight_scale", held="U8").param
     ('weight_scale', 'U8')
@@ -284,6 +285,7 @@ class Held:
     dtype: str
     named: str | None = None
     held: str | None = None
+    joined: bool = False
 
     @property
     def param(self) -> tuple[str, str]:
@@ -354,7 +356,8 @@ class Target:
             p = t.placement
             if t.table is not None and not self.has_tables:
                 t = replace(t, table=None)
-            return t if p is None or p.pad is None or not self.fixed else replace(t, placement=replace(p, always=True))
+            is_vocabulary = p is not None and p.pad is not None and not t.experts
+            return replace(t, placement=replace(p, always=True)) if p and is_vocabulary and self.fixed else t
 
         kinds = {kind: tuple(map(placed, tensors)) for kind, tensors in schema.kinds.items()}
         return replace(schema, top=tuple(map(placed, schema.top)), kinds=kinds)

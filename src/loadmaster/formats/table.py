@@ -64,6 +64,16 @@ class Component:
         sizes = (prod(logical) if g.dim == EVERY else logical[g.dim] for g in self.grains)
         return tuple(g.span if g.kind == "inner" else g.length(n) for g, n in zip(self.grains, sizes, strict=True))
 
+    def with_words(self) -> Component:
+        """Return the component with its last two dims, blocks and the words of each, as one: the same bytes.
+
+        >>> MXFP4.components[0].shape((4, 64)), MXFP4.components[0].with_words().shape((4, 64))
+        ((4, 2, 16), (4, 32))
+        """
+        *others, blocks, words = self.grains
+        assert words.kind == "inner" and blocks.kind == "exact", "its last dim is not one of words"
+        return replace(self, grains=(*others, replace(blocks, span=blocks.span // words.span)))
+
     def shape(self, logical: tuple[int, ...]) -> tuple[int, ...]:
         """Return the stored shape for a weight of ``logical`` shape: its dims, where they are not joined.
 
@@ -281,7 +291,7 @@ def _e2m1(name: str, values: tuple[str, str], scale: str, scale_dtypes: tuple[st
     """
     suffix, dtype = values
     powers = Component(scale, scale_dtypes, (OUT, Grain(1, 32, "cover")))
-    return Format(name, (Component(suffix, (dtype,), (OUT, Grain(1, 2))), powers))
+    return Format(name, (Component(suffix, (dtype,), (OUT, Grain(1, 2))), powers), zero_filled=True)
 
 
 MXFP4_PACKED = _e2m1("mxfp4_packed", ("weight_packed", "U8"), "weight_scale", ("U8", "F8_E8M0"))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from loadmaster.architectures.algebra import Leaf
 from loadmaster.architectures.items import Item
+from loadmaster.architectures.schema import Held
 from loadmaster.dtypes import num_bytes
 from loadmaster.plan.forms import StoredForm
 
@@ -36,6 +37,13 @@ class LayerClass:
     forms: Mapping[str, tuple[StoredForm, ...]]
     ids: Mapping[str, Ids]
     draft: bool = False
+
+    def held_as(self, formats: Mapping[str, Sequence[Held]]) -> LayerClass:
+        """Return the class as an engine sees it, which has two stored dims as one in some of its ``formats``."""
+        known = {f: f.held_as(formats) for forms in self.forms.values() for f in forms}
+        if all(f is held for f, held in known.items()):
+            return self
+        return replace(self, forms={key: tuple(known[f] for f in forms) for key, forms in self.forms.items()})
 
     def ids_of(self, leaf: Leaf) -> Ids:
         """Return the stored ids of a leaf: ``[layers]`` or ``[layers, experts]``."""

@@ -18,12 +18,9 @@ from math import lcm
 
 from loadmaster.architectures.algebra import (
     Cast,
-    Concat,
     Coordinates,
-    Decode,
     Each,
     Expression,
-    Fill,
     Leaf,
     Shard,
     Stored,
@@ -48,6 +45,7 @@ from loadmaster.formats import Component, Format
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan.classes import LayerClass
 from loadmaster.plan.division import divide, first_copies
+from loadmaster.plan.filling import ExpertSizes, next_size, with_room, with_zeros
 from loadmaster.plan.forms import StoredForm
 from loadmaster.plan.grids import scale_grids
 from loadmaster.plan.moves import Move, move_of
@@ -56,11 +54,16 @@ from loadmaster.plan.specs import ParamSpec
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """The model's dtype, why plain weights are cast to it (None: not cast), and how the engine holds formats (`Target`)."""
+    """The model's dtype, why plain weights are cast to it (None: not cast), and how the engine holds formats (`Target`).
+
+    ``expert_sizes`` are the hidden and inner elements that an engine's kernels have of each expert on a rank, where they are
+    not those of the plan.
+    """
 
     model_dtype: str
     cast: str | None
     held: Mapping[str, tuple[Held, ...]] = field(default_factory=dict)
+    expert_sizes: ExpertSizes | None = None
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ class UnplacedParam:
         name, parts = self.param.name, self.param.parts
         division = divide(self.expression, len(parts), self.experts, coordinates)
         if not self.is_encoded:
-            e = _filled_up(_with_ones(e, self.expression.shape, self.param.ones), self.param)
+            e = next_size(_with_ones(e, self.expression.shape, self.param.ones), self.param)
             yield PlannedParam(ParamSpec(name, e.shape, e.dtype, division=division, host=self.host), parts, pieces(e))
             return
         format_ = format_of(e)
@@ -216,13 +219,6 @@ def _with_ones(e: Expression, shape: tuple[int, ...], ones: tuple[int, int] | No
     for dim in reversed(range(len(shape))):
         e = pick(e, dim, 0) if shape[dim] == 1 else e
     return with_ones(e, *ones)
-
-
-def _filled_up(e: Expression, param: Param) -> Expression:
-    """Return what a rank holds of a parameter, filled up to the next of its sizes, or to a multiple of the last."""
-    rows = e.shape[0]
-    more = next((size - rows for size in param.sizes if size >= rows), -rows % param.sizes[-1] if param.sizes else 0)
-    return Concat(0, (e, Fill((more, *e.shape[1:]), e.dtype, param.filler))) if more else e
 
 
 def component_name(name: str, suffix: str) -> str:
@@ -331,13 +327,15 @@ def _placed(part: Part, form: StoredForm, numerics: Numerics, dtype: str | None,
     e = view(part.item, form, tensor)
     if dtype is not None and e.dtype != dtype:
         e = Cast(e, dtype, None if widens(e.dtype, dtype) else _reason(form, numerics))
-    if placement is None or (tensor.experts and layout.enable_expert_parallel):
-        return e
-    dim = placement.dim + (1 if part.item.stacked else 0)
-    axis, unit = axis_of(tensor, layout), unit_of(tensor, form, part.words)
-    if can_pad(tensor, form) and (more := placement.padding(e.shape[dim], layout.axes(0)[axis][1], unit)):
-        e = Concat(dim, (e, _zeros(e, dim, more)))
-    return Shard(e, dim, axis, unit, placement.repeat, sections=placement.sections)
+    lead, shares = (1 if part.item.stacked else 0), 1
+    if placement is not None and not (tensor.experts and layout.enable_expert_parallel):
+        dim = placement.dim + lead
+        axis, unit = axis_of(tensor, layout), unit_of(tensor, form, part.words)
+        shares = layout.axes(0)[axis][1]
+        if can_pad(tensor, form) and (more := placement.padding(e.shape[dim], shares, unit)):
+            e = with_zeros(e, dim, more)
+        e = Shard(e, dim, axis, unit, placement.repeat, sections=placement.sections)
+    return with_room(e, tensor, lead, shares, numerics.expert_sizes) if tensor.experts else e
 
 
 def axis_of(tensor: Tensor, layout: ParallelLayout) -> str:
@@ -366,17 +364,6 @@ def can_pad(tensor: Tensor, form: StoredForm) -> bool:
     """Return whether a placed tensor can be padded with zeros as stored: padding is declared, and its format has zeros."""
     padded = tensor.placement is not None and tensor.placement.pad is not None
     return padded and (form.format is None or form.format.zero_filled)
-
-
-def _zeros(e: Expression, dim: int, size: int) -> Expression:
-    """Return ``size`` zeros to put after ``e`` along ``dim``; encoded where ``e`` is encoded."""
-    shape = (*e.shape[:dim], size, *e.shape[dim + 1 :])
-    if not isinstance(e, Decode):
-        return Fill(shape, e.dtype, 0.0)
-    operands = zip(e.format.components, e.operands, strict=True)
-    fills = tuple(Fill(component.shape(shape), operand.dtype, 0.0) for component, operand in operands)
-    origin = tuple(o + (n if d == dim else 0) for d, (o, n) in enumerate(zip(e.origin, e.shape, strict=True)))
-    return Decode(e.format, fills, shape, origin)
 
 
 def _reason(form: StoredForm, numerics: Numerics) -> str:

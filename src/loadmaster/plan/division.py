@@ -29,7 +29,7 @@ def divide(e: Expression, num_parts: int, experts: Sequence[int], coordinates: C
         e = e.parts[0]  # runs of experts, which are all cut alike
     if isinstance(e, Each):
         e, out_dim = e.member, 0
-    parts = e.parts if num_parts > 1 and isinstance(e, Concat) else (e,)
+    parts = tuple(map(_planned, e.parts if num_parts > 1 and isinstance(e, Concat) else (e,)))
     assert len(parts) == num_parts, (len(parts), num_parts)
     is_cut = any(isinstance(p, Shard) and p.dim == out_dim + 1 and coordinates[p.axis][1] > 1 for p in parts)
     return Division(tuple(_rows(p, out_dim, coordinates) for p in parts), is_dealt or is_cut, tuple(experts))
@@ -50,6 +50,15 @@ def _rows(e: Expression, dim: int, coordinates: Coordinates) -> Rows:
     index, count = coordinates[e.axis]
     held = cut(e.shape[dim], e.unit, count, index, repeat=e.repeat, sections=e.sections)
     return Rows(held.start, held.stop - held.start, _real(e.operand, dim), count // held.replicas)
+
+
+def _planned(e: Expression) -> Expression:
+    """Return a part without what it is filled up with on each rank (`with_room`)."""
+    return _planned(e.parts[0]) if isinstance(e, Concat) and _is_fill(e.parts[-1]) and _is_placed(e) else e
+
+
+def _is_placed(e: Expression) -> bool:
+    return isinstance(e, Shard) or (isinstance(e, Concat) and _is_placed(e.parts[0]))
 
 
 def _real(e: Expression, dim: int) -> int:

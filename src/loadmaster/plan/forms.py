@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loadmaster.architectures.items import Item
+from loadmaster.architectures.schema import Held
 from loadmaster.checkpoint import Signature
 from loadmaster.formats import Component, Format
 
@@ -29,6 +30,14 @@ class StoredForm:
     def quantised(self) -> bool:
         """Whether it is stored in a quantised format."""
         return self.format is not None
+
+    def held_as(self, formats: Mapping[str, Sequence[Held]]) -> StoredForm:
+        """Return the form with two stored dims as one, where an engine holds its format so (`Held.joined`)."""
+        if self.format is None or not any(h.joined for h in formats.get(self.format.name, ())):
+            return self
+        joined = {h.suffix for h in formats[self.format.name] if h.joined}
+        components = (c.with_words() if c.suffix in joined else c for c in self.format.components)
+        return replace(self, format=replace(self.format, components=tuple(components)))
 
 
 @dataclass(frozen=True, slots=True)

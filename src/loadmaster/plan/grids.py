@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from loadmaster.architectures.algebra import Concat, Decode, Each, Expression, Fill, encoded
+from loadmaster.architectures.algebra import Concat, Decode, Each, Expression, Fill, encoded, format_of
 from loadmaster.plan.specs import Grid
 
 
@@ -23,11 +23,9 @@ def _grids(e: Expression) -> Iterator[Grid]:
             yield _grid(e)
         case Concat() if e.dim == len(e.shape) - 3:  # runs of experts
             yield from _grids(e.parts[0])
-        case Concat(
-            parts=(Decode() as sound, Decode(operands=(Fill(), *_)))
-        ):  # padded: one grid covers the padding too
-            grid, scale_shape = _grid(sound), encoded(e, 1).shape
-            along = sound.format.scale_dim(len(e.shape) - 2)
+        case Concat(parts=(sound, Decode(operands=(Fill(), *_)))):  # padded: one grid covers the padding too
+            (grid,), scale_shape = _grids(sound), encoded(e, 1).shape
+            along = format_of(sound).scale_dim(len(e.shape) - 2)
             yield replace(grid, rows=(0, e.shape[-2]), scale_rows=(0, 1 if along is None else scale_shape[along]))
         case Concat():
             row = scale_row = 0

@@ -38,6 +38,7 @@ from loadmaster.plan.diagnosis.divide import check_divisible
 from loadmaster.plan.diagnosis.fusions import unlike
 from loadmaster.plan.diagnosis.sizes import odd_sizes
 from loadmaster.plan.diagnosis.unchecked import unchecked
+from loadmaster.plan.filling import ExpertSizes
 from loadmaster.plan.hash import PLAN_VERSION, hash_plan
 from loadmaster.plan.model import PlannedModel, compose_model
 from loadmaster.plan.rank import RankPlan, derive_rank
@@ -62,6 +63,7 @@ class Plan(PlannedModel):
     waivers: tuple[Waiver, ...]
     explicit_dtype: str | None = None
     waive: tuple[WaiverRequest, ...] = ()
+    expert_sizes: ExpertSizes | None = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.hash == other.hash
@@ -77,7 +79,7 @@ class Plan(PlannedModel):
     @property
     def numerics(self) -> Numerics:
         """The model's dtype, and why plain weights are cast to it."""
-        return _numerics(self.target, self.dtype, self.explicit_dtype)
+        return _numerics(self.target, self.dtype, self.explicit_dtype, self.expert_sizes)
 
     @property
     def model_path(self) -> Path:
@@ -112,6 +114,7 @@ class Plan(PlannedModel):
                 "target": self.target.name,
                 "dtype": self.explicit_dtype,
                 **({"waive": [[w.pattern, w.reason] for w in self.waive]} if self.waive else {}),
+                **({"expert_sizes": self.expert_sizes} if self.expert_sizes else {}),
                 "files": [[f.name, f.size, f.header_bytes, f.mtime_ns] for f in c.files],
                 "signatures": [[s.dtype, s.shape] for s in t.signatures],
                 "tensors": {
@@ -162,9 +165,10 @@ class Plan(PlannedModel):
             layout = ParallelLayout.from_json(v["layout"])
             dtype, target = v["dtype"], v.get("target", NATIVE)
             waive = [WaiverRequest(pattern, reason) for pattern, reason in v.get("waive", ())]
+            sizes = tuple(v["expert_sizes"]) if v.get("expert_sizes") else None
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise PlanError(f"not a plan: {type(error).__name__}: {error}") from error
-        plan = build_plan(checkpoint, layout, dtype=dtype, target=target, waive=waive)
+        plan = build_plan(checkpoint, layout, dtype=dtype, target=target, waive=waive, expert_sizes=sizes)
         if plan.hash != v["hash"]:
             raise PlanError(
                 f"the plan's hash is {v['hash'][:16]}, and this version plans {plan.hash[:16]} from the same inputs",
@@ -180,13 +184,15 @@ def build_plan(
     dtype: str | None = None,
     target: str = NATIVE,
     waive: Sequence[WaiverRequest] = (),
+    expert_sizes: ExpertSizes | None = None,
 ) -> Plan:
     """Plan ``checkpoint`` on ``layout``.
 
     ``dtype`` (a safetensors name such as ``F32``) is the dtype that the user asks unquantised weights to be cast to;
     None keeps them as stored, and decodes into the config's dtype. ``target`` says whose parameters are filled: those of
     this package's runtime (``native``), or another engine's (``vllm-0.32``). ``waive`` asks for waivers: stored tensors
-    that no parameter needs, and that are left unread for the reason given instead of being an error.
+    that no parameter needs, and that are left unread for the reason given instead of being an error. ``expert_sizes`` are
+    the hidden and inner elements of each expert on a rank where an engine's kernels need more than the model has: zeros follow.
 
     Raises:
         ArgumentError: an argument is not of its kind, or ``dtype`` or ``target`` is not known.
@@ -199,8 +205,10 @@ def build_plan(
     if dtype is not None and dtype not in PLAIN:
         raise ArgumentError(f"dtype is {shown(dtype)}, expected one of {', '.join(PLAIN)}, or None")
     expect("target", target, str, "the name of a target")
+    if expert_sizes is not None:
+        expert_sizes = _two_sizes(expert_sizes)
     try:
-        return _build(checkpoint, layout or ParallelLayout(), dtype, target, requests(waive))
+        return _build(checkpoint, layout or ParallelLayout(), dtype, target, requests(waive), expert_sizes)
     except InputError as error:
         if checkpoint.findings and not error.findings:
             finding = Finding(error.code, "error", error.message, hint=error.hint)
@@ -208,8 +216,21 @@ def build_plan(
         raise
 
 
+def _two_sizes(sizes: ExpertSizes) -> ExpertSizes:
+    """Return the sizes of experts, checked."""
+    if not isinstance(sizes, tuple) or len(sizes) != 2:
+        raise ArgumentError(f"expert_sizes is {shown(sizes)}, expected (hidden, inner) elements of an expert, or None")
+    hidden, inner = (expect_int("expert_sizes", n, 1) for n in sizes)
+    return hidden, inner
+
+
 def _build(
-    checkpoint: Checkpoint, layout: ParallelLayout, dtype: str | None, engine: str, waive: tuple[WaiverRequest, ...]
+    checkpoint: Checkpoint,
+    layout: ParallelLayout,
+    dtype: str | None,
+    engine: str,
+    waive: tuple[WaiverRequest, ...],
+    sizes: ExpertSizes | None,
 ) -> Plan:
     if checkpoint.config is None:
         raise ConfigError("the checkpoint has no readable config.json", findings=checkpoint.findings)
@@ -234,8 +255,10 @@ def _build(
     layout, stages = divided.layout, divided.stages
     binding = bind(checkpoint, family, schema, claims, num_blocks=len(schema.drafted(layout.num_draft_layers)))
     diagnosis = diagnose(checkpoint, binding, claims, len(schema.layers), waive)
+    top_class, *classes = (c.held_as(target.formats or {}) for c in binding.all_classes)
+    binding = replace(binding, top=top_class, classes=tuple(classes))
     check_divisible(binding.all_classes, schema, layout)
-    numerics = _numerics(target, claims.model_dtype, dtype)
+    numerics = _numerics(target, claims.model_dtype, dtype, sizes)
     composed, top = compose_model(target, binding, layout, numerics)
     of_model = (c for by_name in top.values() for params in by_name.values() for c in params)
     check_described(target, chain(of_model, *composed.values()), numerics.model_dtype)
@@ -267,6 +290,7 @@ def _build(
         waivers=diagnosis.waivers,
         explicit_dtype=dtype,
         waive=waive,
+        expert_sizes=sizes,
     )
     return replace(plan, hash=_hash(plan))
 
@@ -285,6 +309,7 @@ def _hash(plan: Plan) -> str:
         "dtype": plan.dtype,
         "explicit_dtype": plan.explicit_dtype,
         "waive": [[w.pattern, w.reason] for w in plan.waive],
+        **({"expert_sizes": plan.expert_sizes} if plan.expert_sizes else {}),
     }
     return hash_plan(inputs, plan)
 
@@ -307,11 +332,11 @@ def _check_columns(checkpoint: Checkpoint) -> None:
             raise ValueError(f"tensors.{name} has a value outside its range")
 
 
-def _numerics(target: Target, configured: str, asked: str | None) -> Numerics:
+def _numerics(target: Target, configured: str, asked: str | None, sizes: ExpertSizes | None) -> Numerics:
     if asked is not None:
-        return Numerics(asked, f"--dtype {asked}", target.formats or {})
+        return Numerics(asked, f"--dtype {asked}", target.formats or {}, sizes)
     dtype = target.dtypes.get(configured, configured)
-    return Numerics(dtype, f"{target.name} has it in {dtype}" if target.fixed else None, target.formats or {})
+    return Numerics(dtype, f"{target.name} has it in {dtype}" if target.fixed else None, target.formats or {}, sizes)
 
 
 def _commonest_plain(table: TensorTable) -> str:

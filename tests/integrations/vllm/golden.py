@@ -53,7 +53,8 @@ SINCE: Mapping[str, Mapping[str, tuple[Rank, ...]]] = {
         "hy4-preview": STAGES + CUT[1:] + SPREAD[1:],
         "minimax-m3-mxfp8": STAGES + CUT[1:] + SPREAD[1:],
         "kimi-linear": WHOLE + STAGES + CUT[1:] + SPREAD[1:],
-        "kimi-k3": STAGES + CUT[1:] + SPREAD[1:],
+        "kimi-k3": STAGES + CUT[1:] + SPREAD[1:] + (Rank(tp=(1, 4)),),
+        "gpt-oss": WHOLE + STAGES[1:] + CUT + SPREAD[1:],
         **dict.fromkeys(("qwen3.8",), STAGES + CUT),
         **dict.fromkeys(("qwen3-next", "qwen3-next-fp8", "qwen3.5-moe", "nemotron-3-super"), ONE_OF_EACH),
         **dict.fromkeys(("gemma-4-26b-a4b", "gpt-oss-bf16", "llama-4", "mistral-4"), ONE_OF_EACH),
@@ -64,6 +65,18 @@ SINCE: Mapping[str, Mapping[str, tuple[Rank, ...]]] = {
     },
 }
 """Version → presets that are described since, or their drafts, and the ranks that are told of each."""
+
+ROOM: Mapping[tuple[str, int], tuple[int, int]] = {
+    ("gpt-oss", 1): (128, 192),  # a multiple of 64, as Triton's kernel wants it
+    ("gpt-oss", 2): (128, 128),
+    ("kimi-k3", 4): (256, 256),  # at least 256 on a rank
+}
+"""Hidden and inner elements of an expert where vLLM has more than the model: by preset, and ranks that divide an expert."""
+
+
+def room_of(preset: str, rank: Rank) -> tuple[int, int] | None:
+    """Return what `loadmaster.integrations.vllm.built_model.expert_sizes` reads off the model."""
+    return ROOM.get((preset, 1 if rank.ep else rank.tp[1]))
 
 
 def ranks_of(target: str) -> dict[str, tuple[Rank, ...]]:

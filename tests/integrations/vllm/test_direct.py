@@ -12,8 +12,10 @@ import torch
 
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import LayoutError, PlanError
-from loadmaster.integrations.vllm.direct import Planned, Unfit, check_fit, layout_of, misfits, prove_layout, write
+from loadmaster.integrations.vllm.built_model import expert_sizes
+from loadmaster.integrations.vllm.direct import Planned, Unfit, check_fit, layout_of, misfits, write
 from loadmaster.integrations.vllm.options import Options
+from loadmaster.integrations.vllm.proving import prove_layout, with_room
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.synth import PRESETS, write_tiny
@@ -294,3 +296,43 @@ def test_experts_are_those_of_the_plan(tiny: Tiny) -> None:
     assert first == f"{name} holds the experts 0, 2, 4, 6 in the model and 0, 1, 2, 3 in the plan"
     (first, *_) = reasons(cut, with_experts(built(cut), None, (1, 2)))
     assert first == f"{name} is share 1 of 2 in the model and 0 of 2 in the plan"
+
+
+def test_a_plan_is_made_again_with_the_room_that_kernels_want(tiny: Tiny) -> None:
+    made = planned(tiny("qwen3-moe"), 1, 2)
+    wanted = with_room(made, (128, 256))
+    assert with_room(made, None) is made
+    name = "model.layers.0.mlp.experts.routed_experts.w2_weight"
+    shapes = [next(s.shape for s, _ in p.params if s.name == name) for p in (made, wanted)]
+    assert shapes == [(8, 128, 32), (8, 128, 256)]
+    with pytest.raises(Unfit, match="room for 16"):
+        with_room(made, (128, 16))
+
+
+def sized(*sizes: tuple[int, int, int, int]) -> torch.nn.Module:
+    """Return a model with modules of experts: hidden and inner elements, then those without what kernels add."""
+    model = torch.nn.Module()
+    names = ("hidden_dim", "intermediate_size_per_partition")
+    for number, values in enumerate(sizes):
+        experts: Any = torch.nn.Module()
+        experts.expert_map_manager = object()
+        experts.moe_config = SimpleNamespace(
+            **dict(zip((*names, *(f"{n}_unpadded" for n in names)), values, strict=True))
+        )
+        model.register_module(str(number), experts)
+    return model
+
+
+def test_the_sizes_of_experts_are_those_that_all_modules_agree_on() -> None:
+    assert expert_sizes(sized((128, 192, 128, 160), (128, 192, 128, 160))) == (128, 192)
+    assert expert_sizes(sized((256, 160, 128, 160))) == (256, 160)
+    assert expert_sizes(sized((128, 160, 128, 160))) is None
+    assert expert_sizes(sized((128, 192, 128, 160), (128, 64, 128, 64))) is None
+    assert expert_sizes(torch.nn.Module()) is None
+
+
+def test_what_vllm_computes_is_what_is_stored_of_a_parameter(tiny: Tiny) -> None:
+    made = with_room(planned(tiny("gpt-oss"), 1, 2), (256, 128))
+    bias = torch.arange(8 * 256).reshape(8, 256)
+    stored = made.stored_part("model.layers.3.mlp.experts.routed_experts.w2_bias", bias)
+    assert torch.equal(stored, bias[:, :128])

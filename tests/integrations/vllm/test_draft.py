@@ -10,7 +10,8 @@ import torch
 from loadmaster.audit.ranks import Rank, load
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import UnsupportedError
-from loadmaster.integrations.vllm.direct import Planned, prove_layout
+from loadmaster.integrations.vllm.direct import Planned
+from loadmaster.integrations.vllm.proving import prove_layout
 from loadmaster.parallel import ParallelLayout
 from tests.conftest import Tiny
 from tests.integrations.vllm.golden import told, write

@@ -14,7 +14,7 @@ from loadmaster.integrations.vllm.direct import Planned
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
-from tests.integrations.vllm.golden import DRAFT, FILES, SINCE, before, goldens, ranks_of, told, write
+from tests.integrations.vllm.golden import DRAFT, FILES, SINCE, before, goldens, ranks_of, room_of, told, write
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,8 @@ def test_a_plan_writes_what_vllms_own_loader_writes(
 ) -> None:
     (pp, stages), (tp, cuts) = rank.pp, rank.tp
     layout = ParallelLayout(stages, cuts, enable_expert_parallel=rank.ep)
-    plan = prove(build_plan(open_checkpoint(made(preset)), layout, target=target)).require_proven()
+    checkpoint, room = open_checkpoint(made(preset)), room_of(preset, rank)
+    plan = prove(build_plan(checkpoint, layout, target=target, expert_sizes=room)).require_proven()
     loaded = load_rank(plan, pp * cuts + tp)
     params = {s.name: loaded.tensors[s.name] for s in loaded.specs if s.alias is None}
     made_here, of_vllm = told(params), goldens(target)[preset][str(rank)]

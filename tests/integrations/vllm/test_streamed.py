@@ -105,3 +105,24 @@ def in_vllms_form(params: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             parts = [made.pop(n) for n in (name, name.replace(f".{first}.", f".{second}.")) if n in made]
             made[re.sub(pattern, fused, name)] = torch.cat(parts)
     return made
+
+
+def test_experts_of_kimi_linear_are_written_where_vllm_has_room_for_more(tmp_path: Path) -> None:
+    """vLLM clears that room after loading only (``_zero_intermediate_padding``)."""
+    rank = Rank(tp=(1, 4))
+    path = write("kimi-linear", tmp_path)
+    own, ours = (held(path, "kimi-linear", rank, load_format=way) for way in ("auto", "loadmaster"))
+    inner, room = 512 // 4, 256
+    assert own.keys() == ours.keys()
+    for name, param in ours.items():
+        parts = [(param, own[name])]
+        if name.endswith(".routed_experts.w13_weight"):
+            assert param.shape[1] == 2 * room
+            halves = zip(param.split(room, 1), own[name].split(room, 1), strict=True)
+            parts = [(ours_half[:, :inner], own_half[:, :inner]) for ours_half, own_half in halves]
+            assert not any(half[:, inner:].any() for half in param.split(room, 1))
+        if name.endswith(".routed_experts.w2_weight"):
+            assert param.shape[2] == room
+            parts = [(param[:, :, :inner], own[name][:, :, :inner])]
+            assert not param[:, :, inner:].any()
+        assert all(torch.equal(raw(a), raw(b)) for a, b in parts), name

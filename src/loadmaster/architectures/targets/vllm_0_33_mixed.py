@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Final
 
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Param, by_rows
+from loadmaster.architectures.schema import Held, Param, by_rows
 from loadmaster.architectures.targets.vllm import EMBEDDING, EXPERTS, HEAD, NORM, Described
 from loadmaster.architectures.targets.vllm_0_32 import untied
 
@@ -98,6 +98,10 @@ _GPT_OSS = Described(
     top=(("embed_tokens.", "embedding."),),
     on_every_stage=(EMBEDDING, NORM, HEAD),
     computed=("mlp.experts.routed_experts.w2_bias",),  # zeros on all ranks but the first, whose sum is taken
+    formats={
+        "mxfp4": (Held("_blocks", "U8", named="weight", joined=True), Held("_scales", "U8", named="weight_scale"))
+    },
+    methods={"mxfp4": "gpt_oss_mxfp4"},
     obstacle=untied,
 )
 

@@ -27,8 +27,9 @@ def register() -> None:
     from loadmaster.architectures.targets import target_of_vllm
     from loadmaster.checkpoint import open_checkpoint
     from loadmaster.integrations.filter import needed_by_shard
-    from loadmaster.integrations.vllm.direct import Unfit, prove_layout
+    from loadmaster.integrations.vllm.direct import Unfit
     from loadmaster.integrations.vllm.loader import layout_here
+    from loadmaster.integrations.vllm.proving import prove_layout
 
     class FilteredLoader(DefaultModelLoader):  # type: ignore[misc]
         """vLLM's loader, whose tensors come from a plan."""

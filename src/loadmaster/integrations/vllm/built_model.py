@@ -89,3 +89,20 @@ def held_experts(module: Any) -> tuple[int, ...]:
     slots: list[int] = expert_map[:num_experts].tolist()  # fused shared experts follow
     held = sorted((i for i, slot in enumerate(slots) if slot >= 0), key=slots.__getitem__)
     return tuple(i % num_logical for i in held)
+
+
+def expert_sizes(model: torch.nn.Module) -> tuple[int, int] | None:
+    """Return the hidden and inner elements of each expert, where its kernel has more of them than this rank has of the model.
+
+    vLLM rounds both up before it makes parameters (``maybe_roundup_sizes``), as its kernel for this format and GPU wants it;
+    Kimi's model does so too. None: they are as they are, or not the same in all layers.
+    """
+    modules: list[Any] = [m for m in model.modules() if getattr(m, "expert_map_manager", None) is not None]
+    configs = [m.moe_config for m in modules]
+    is_filled = any(
+        c.hidden_dim != c.hidden_dim_unpadded
+        or c.intermediate_size_per_partition != c.intermediate_size_per_partition_unpadded
+        for c in configs
+    )
+    sizes = {(int(c.hidden_dim), int(c.intermediate_size_per_partition)) for c in configs}
+    return sizes.pop() if is_filled and len(sizes) == 1 else None

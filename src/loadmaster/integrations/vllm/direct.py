@@ -19,31 +19,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 
 from loadmaster.architectures.registry import find_family
-from loadmaster.architectures.targets import VLLM, newest_target, target_of_vllm
+from loadmaster.architectures.targets import VLLM, target_of_vllm
 from loadmaster.checkpoint import Checkpoint, LocalStore
-from loadmaster.errors import InputError, LayoutError, PlanError
-from loadmaster.findings import Finding, errors
+from loadmaster.errors import LayoutError
 from loadmaster.integrations.vllm.built_model import held_experts
 from loadmaster.integrations.vllm.options import Options
 from loadmaster.loader import LoadReport, load_rank, load_ranks
 from loadmaster.loader.cuda.ring import Ring
 from loadmaster.loader.memory import misfit
 from loadmaster.parallel import ParallelLayout
-from loadmaster.plan import ParamSpec, Plan, ProvenPlan, RankPlan, WaiverRequest, build_plan, prove
+from loadmaster.plan import ParamSpec, ProvenPlan, RankPlan
 from loadmaster.plan.claims import KV_CACHE_SCALES
 from loadmaster.plan.moves import MoveGroup
 from loadmaster.plan.towers import ids_outside
-from loadmaster.torch_dtypes import TORCH
-
-DEFECTS: Final = frozenset({"layer-missing", "expert-incomplete", "tensor-missing", "scale-missing", "shape-mismatch"})
-"""Findings that are refused if there are no others: no model of vLLM loads such a checkpoint correctly."""
 
 
 class Unfit(Exception):  # noqa: N818  # not a failure: parameters are streamed instead
@@ -108,6 +102,12 @@ class Planned:
     def tensors(self) -> list[int]:
         """The ids of the stored tensors that are read, ascending."""
         return _ascending(self.derived.only({spec.name for spec, _ in self.params}).groups)
+
+    def stored_part(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the part of a parameter that is planned from stored tensors, without constants."""
+        number = next(i for i, s in enumerate(self.derived.specs) if s.name == name)
+        of_it = (g for g in self.derived.groups if number in g.params and not g.is_fill)
+        return tensor[tuple(slice(*side) for side in next(of_it).piece.box)]
 
     def left(self, model: torch.nn.Module) -> list[int]:
         """Return the ids of the stored tensors that are left to vLLM's own loader, ascending.
@@ -206,73 +206,6 @@ def layout_of(
     except LayoutError as error:
         raise Unfit(error.message) from error
     return layout, (parallel.data_parallel_rank * pp[1] + pp[0]) * tp[1] + tp[0]
-
-
-def prove_layout(
-    checkpoint: Checkpoint,
-    layout: ParallelLayout,
-    dtype: torch.dtype,
-    waive: Sequence[WaiverRequest] = (),
-    *,
-    target: str | None = None,
-) -> ProvenPlan:
-    """Return the proven plan of vLLM's parameters; ``waive`` requests waivers, ``target`` names a version of vLLM.
-
-    Raises:
-        Unfit: nothing can be planned, or vLLM may judge a finding differently.
-        PlanError: the checkpoint is certainly defective.
-    """
-    names = {torch_dtype: name for name, torch_dtype in TORCH.items()}
-    try:
-        proof = prove(
-            build_plan(checkpoint, layout, dtype=names[dtype], target=target or newest_target("vllm"), waive=waive)
-        )
-    except InputError as error:
-        if error.code == "layout-cut":
-            raise _impossible(error, checkpoint.path) from error
-        raise Unfit(error.message) from error
-    failed = errors(proof.findings)
-    if doubtful := next((f for f in failed if not _is_defect(f)), None):
-        raise Unfit(f"{doubtful.code}: {doubtful.summary}")
-    if failed and layout.num_draft_layers:
-        raise Unfit(f"{failed[0].code}: {failed[0].summary}")  # a draft model's checkpoint may have nothing else
-    if failed and (strays := _num_strays(proof.plan)):
-        # vLLM may rename them
-        raise Unfit(f"{failed[0].code}: {failed[0].summary}; and no parameter needs {strays:,} stored tensors")
-    if failed:
-        raise PlanError(
-            listed(f"{checkpoint.path}: the plan is not proven; nothing was allocated", failed),
-            findings=failed,
-            hint='`loadmaster plan --engine vllm` reports the same; {"direct": false} loads with vLLM\'s own loader',
-        )
-    return proof.require_proven()
-
-
-def _impossible(error: InputError, path: Path) -> LayoutError:
-    """Return the refusal of a layout whose stages begin where vLLM does not pass on what they need: it would not notice."""
-    hint = (error.hint or "").replace("--layer-partition ", "VLLM_PP_LAYER_PARTITION=")
-    return LayoutError(f"{path}: {error.message}; nothing was allocated", hint=hint, code=error.code)
-
-
-def _num_strays(plan: Plan) -> int:
-    """Return the number of stored tensors that are neither needed nor waived."""
-    bound = [ids.reshape(-1) for c in plan.all_classes for ids in c.ids.values()]
-    used = np.unique(np.concatenate(bound))
-    waived = sum(w.num_tensors for w in plan.waivers if not w.partly)
-    return len(plan.checkpoint.table) - int((used >= 0).sum()) - waived
-
-
-def _is_defect(f: Finding) -> bool:
-    """Whether it is a defect for vLLM too. Not for biases: which config keys decide on them differs by model."""
-    return f.code in DEFECTS and not (f.tensor or "").endswith("bias")
-
-
-def listed(first: str, findings: Iterable[Finding]) -> str:
-    """Return a message of several lines: a sentence, then each finding as ``loadmaster plan`` prints it."""
-    lines = [first]
-    for f in findings:
-        lines += ["", f"  {f.code}  {f.summary}", *([f"  hint: {f.hint}"] if f.hint else [])]
-    return "\n".join(lines)
 
 
 def write(planned: Planned, model: torch.nn.Module, options: Options, ring: Ring | None = None) -> LoadReport:

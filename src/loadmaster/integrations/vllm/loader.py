@@ -36,19 +36,18 @@ from loadmaster.architectures.targets import target_of_vllm
 from loadmaster.checkpoint import Checkpoint, LocalStore, open_checkpoint, resolve_model
 from loadmaster.errors import CheckpointError, LoadError, LoadmasterError, UnsupportedError
 from loadmaster.findings import errors, gib
-from loadmaster.integrations.vllm.built_model import outline_of
+from loadmaster.integrations.vllm.built_model import expert_sizes, outline_of
 from loadmaster.integrations.vllm.direct import (
     Planned,
     Unfit,
     check_fit,
     layout_of,
-    listed,
     misfits,
-    prove_layout,
     write,
 )
 from loadmaster.integrations.vllm.needs import Outline, Skip, reason_to_skip
 from loadmaster.integrations.vllm.options import read_options
+from loadmaster.integrations.vllm.proving import listed, prove_layout, with_room
 from loadmaster.integrations.vllm.refusal import refusal
 from loadmaster.integrations.vllm.reload import Signatures, check_found, remember, remembered
 from loadmaster.integrations.vllm.stream import stream_tensors
@@ -168,6 +167,12 @@ class Loader(BaseModelLoader):
         stays = may_stay(model, model_config)
         planned, self.planned = self.planned, None  # of the model that was just built
         opened, self._checkpoint = self._checkpoint, None
+        if planned is not None:
+            try:
+                planned = with_room(planned, expert_sizes(model))
+            except Unfit as why:
+                self._stream_because(str(why))
+                planned = None
         if planned is not None and (reason := _reason(misfits(planned, model, stays))):
             self._stream_because(reason)
             planned = None
@@ -205,7 +210,7 @@ class Loader(BaseModelLoader):
         if self.offered:
             for name, param in model.named_parameters():
                 if name in planned.computed:
-                    write_pattern(param.data)  # what vLLM makes of them is proven to be written
+                    write_pattern(planned.stored_part(name, param.data))  # it is proven that vLLM writes them
             self._stream_all(model)
 
     def _stream_all(self, model: Any) -> None:
