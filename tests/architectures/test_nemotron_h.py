@@ -30,6 +30,19 @@ BY_TYPES = TINY | {
     "mtp_hybrid_override_pattern": None,
     "mtp_layers_block_type": ["attention", "moe"],
 }
+WIDE = {"block_type": "moe", "moe_intermediate_size": 56, "n_routed_experts": 8, "moe_latent_size": None}
+NARROW = {**WIDE, "moe_intermediate_size": 24, "n_routed_experts": 4, "moe_latent_size": 32}
+PUZZLE = {
+    k: v for k, v in TINY.items() if "pattern" not in k and k not in ("moe_intermediate_size", "n_routed_experts")
+} | {
+    "architectures": ["NemotronHPuzzleForCausalLM"],
+    "model_type": "nemotron_h_puzzle",
+    "block_configs": [
+        *({"block_type": "mamba"}, WIDE, {"block_type": "attention"}, {"block_type": "mlp", "intermediate_size": 80}),
+        *({"block_type": "mamba", "ssm_state_size": 20}, NARROW),
+    ],
+    "mtp_block_configs": [{"block_type": "attention"}, {**WIDE, "moe_intermediate_size": 48}],
+}
 LAYER = "backbone.layers."
 
 
@@ -61,6 +74,75 @@ def test_a_list_of_types_means_the_same_as_a_pattern() -> None:
 def test_names_and_shapes_are_those_of_transformers() -> None:
     compare_with_transformers(FAMILY, TINY)
     compare_with_transformers(FAMILY, TINY | {"moe_latent_size": None, "use_conv_bias": False})
+
+
+def test_blocks_that_are_alike_mean_the_same_as_a_pattern() -> None:
+    names = {"M": "mamba", "*": "attention", "E": "moe", "-": "mlp"}
+    sizes = {"moe_intermediate_size": 40, "n_routed_experts": 8}
+    patterns = {"block_configs": "ME*-ME", "mtp_block_configs": "*E"}
+    alike = {key: [{"block_type": names[k], **(sizes if k == "E" else {})} for k in p] for key, p in patterns.items()}
+    assert schema_of(PUZZLE | alike) == schema_of(TINY)
+
+
+def test_each_block_of_a_puzzle_has_its_own_sizes() -> None:
+    """A size that a block gives as null is the model's: both layers with experts have a latent."""
+    schema = schema_of(PUZZLE)
+    assert schema.layers == ("M", "E", "*", "-", "M2", "E2")
+    sizes = {
+        (name, t.name): (*t.shape, *((t.experts,) if t.experts else ()))
+        for name, tensors in schema.kinds.items()
+        for t in tensors
+        if t.name in ("moe.up", "mlp.up", "mamba.b")
+    }
+    assert sizes == {
+        ("M", "mamba.b"): (48, 96),
+        ("E", "moe.up"): (56, 64, 8),
+        ("-", "mlp.up"): (80, 96),
+        ("M2", "mamba.b"): (80, 96),
+        ("E2", "moe.up"): (24, 32, 4),
+        ("mtp 1 E", "moe.up"): (48, 64, 8),
+    }
+
+
+def test_every_rank_of_a_puzzle_gets_its_bytes(tmp_path: Path) -> None:
+    layouts = [
+        ParallelLayout(2, 2, num_draft_layers=1),
+        ParallelLayout(1, 4, enable_expert_parallel=True),
+    ]
+    assert check_loading(FAMILY, PUZZLE, tmp_path, layouts=layouts) > 900
+
+
+@pytest.mark.parametrize(
+    ("pattern", "change", "code", "tensor"),
+    [
+        (
+            r"layers\.5\.mixer\.experts\.3\.up_proj",
+            lambda t: t.repeat(3, 1)[:56],  # as wide as those of layer 1
+            "shape-mismatch",
+            f"{LAYER}5.mixer.experts.3.up_proj.weight",
+        ),
+        (
+            r"layers\.1\.mixer\.experts\.7\.down_proj",  # an expert that layer 5 does not have
+            None,
+            "tensor-missing",
+            f"{LAYER}1.mixer.experts.7.down_proj.weight",
+        ),
+    ],
+)
+def test_a_defect_of_a_puzzle_is_one_finding(
+    pattern: str, change: Change | None, code: str, tensor: str, tmp_path: Path
+) -> None:
+    write_checkpoint(FAMILY, PUZZLE, tmp_path / "sound")
+    path = damaged_copy(tmp_path / "sound", tmp_path / "damaged", pattern, change)
+    found = prove(build_plan(open_checkpoint(path), ParallelLayout(2, 2))).findings
+    assert [(f.code, f.tensor) for f in found if f.severity == "error"] == [(code, tensor)]
+
+
+def test_a_plan_of_a_puzzle_says_that_its_table_was_not_checked(tmp_path: Path) -> None:
+    write_checkpoint(FAMILY, PUZZLE, tmp_path / "sound")
+    proof = prove(build_plan(open_checkpoint(tmp_path / "sound"), ParallelLayout(2)))
+    assert proof.proven
+    assert [f.code for f in proof.findings] == ["family-unchecked"]
 
 
 def test_every_rank_gets_its_bytes(tmp_path: Path) -> None:
@@ -161,6 +243,17 @@ def test_what_is_not_described_is_refused_by_name() -> None:
             "mtp_hybrid_override_pattern is supported with * and E",
         ),
         ({"n_routed_experts": None}, ConfigError, "n_routed_experts"),
+        (
+            {"block_configs": [{"block_type": "moe"}, "mlp"]},
+            ConfigError,
+            "block_configs is [{'block_type': 'moe'}, 'mlp']",
+        ),
+        ({"block_configs": [{"block_type": "conv"}]}, ConfigError, "the blocks of block_configs their names"),
+        (
+            {"block_configs": [*PUZZLE["block_configs"][:5], {"block_type": "moe", "moe_intermediate_size": 0}]},
+            ConfigError,
+            "config.json, block_configs[5]: moe_intermediate_size is 0",
+        ),
     ):
         with pytest.raises(error) as refused:
             schema_of(TINY | changes)

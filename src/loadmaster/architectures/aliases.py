@@ -38,10 +38,12 @@ MODEL_TYPES: Final[Mapping[str, str]] = {
     "cohere2": "Cohere2ForCausalLM",
     "cohere2_moe": "Cohere2MoeForCausalLM",
     "cwm": "CwmForCausalLM",
+    "dbrx": "DbrxForCausalLM",
     "deepseek": "DeepseekForCausalLM",
     "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
     "deepseek_v32": "DeepseekV32ForCausalLM",
+    "dory": "DoryForCausalLM",
     "dots1": "Dots1ForCausalLM",
     "ernie4_5": "Ernie4_5ForCausalLM",
     "ernie4_5_moe": "Ernie4_5_MoeForCausalLM",
@@ -75,6 +77,7 @@ MODEL_TYPES: Final[Mapping[str, str]] = {
     "granitemoe_swa": "GraniteMoeSWAForCausalLM",
     "granitemoehybrid": "GraniteMoeHybridForCausalLM",
     "granitemoeshared": "GraniteMoeSharedForCausalLM",
+    "hrm_text": "HrmTextForCausalLM",
     "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
     "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM",
     "hy_v3": "HYV3ForCausalLM",
@@ -121,6 +124,7 @@ MODEL_TYPES: Final[Mapping[str, str]] = {
     "muse_spark": "MuseSparkForConditionalGeneration",
     "nemotron": "NemotronForCausalLM",
     "nemotron_h": "NemotronHForCausalLM",
+    "nemotron_h_puzzle": "NemotronHPuzzleForCausalLM",
     "olmo": "OlmoForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
@@ -151,6 +155,7 @@ MODEL_TYPES: Final[Mapping[str, str]] = {
     "step3p5": "Step3p5ForCausalLM",
     "step3p7": "Step3p7ForConditionalGeneration",
     "vaultgemma": "VaultGemmaForCausalLM",
+    "zamba2": "Zamba2ForCausalLM",
 }
 """``model_type`` → the architecture that is meant where a config names none."""
 

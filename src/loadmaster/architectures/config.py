@@ -96,6 +96,13 @@ class Config:
             raise ConfigError(f"{self.where}: {key} is {_short(value)}, expected an object")
         return Config(value, f"{self.where}, {key}")
 
+    def objects(self, key: str) -> tuple[Config, ...]:
+        """Return a list of objects within the config, of layers mostly; absent or null is empty."""
+        value = self.values.get(key) or []
+        if not isinstance(value, list) or not all(isinstance(v, Mapping) for v in value):
+            raise ConfigError(f"{self.where}: {key} is {_short(value)}, expected a list of objects")
+        return tuple(Config(v, f"{self.where}, {key}[{number}]") for number, v in enumerate(value))
+
     @property
     def dtype(self) -> str | None:
         """The model's number format (``dtype``, or ``torch_dtype`` in older configs) by its safetensors name."""

@@ -125,7 +125,7 @@ def _placement_faults(t: Tensor, p: Placement) -> Iterator[str]:
 
 
 def _cut_faults(schema: Schema) -> Iterator[str]:
-    for name, given in (("carries", schema.carries), ("joined", schema.joined)):
+    for name, given in (("carries", schema.carries), ("joined", schema.joined), ("passes", schema.passes)):
         if given and len(given) != len(schema.layers):
             yield f"schema: {name} is given for {len(given)} layers, and there are {len(schema.layers)}"
     if strange := [f for fields in schema.carries for f in fields if not isinstance(f, Carried)]:
@@ -198,6 +198,8 @@ def _packed_faults(
         yield f"{t.name} is stored in slices, and packed into {spelled.name}: it is one or the other"
     if spelled.stacked and not t.experts:
         yield f"{t.name} is stacked in {spelled.name}, and has no experts"
+    if spelled.flat and (not spelled.stacked or len(spelled.parts) > 1):
+        yield f"{t.name} is spelled flat in {spelled.name}, which only a stack of one tensor's experts can be"
     if t.name != spelled.parts[0]:
         if spelled.parts[0] not in tensors:
             yield f"{spelled.name} begins with {spelled.parts[0]}, and {_of(kind)} has {t.name} without it"

@@ -24,7 +24,7 @@ class Item:
     ``key`` names it (the logical name, joined by ``+`` where it holds several), ``name`` is its stored name with
     ``{layer}``, and ``{expert}`` or ``{slice}``, ``parts`` are the logical tensors in it, in order along their out dim.
     ``origin`` is the layer that its names call 0. With ``groups``, the parts alternate: the first group of rows of each, then
-    the second …; ``apart``: each group is encoded as a tensor by itself.
+    the second …; ``apart``: each group is encoded as a tensor by itself. ``flat``: a stack of experts without a dim for them.
     """
 
     key: str
@@ -35,6 +35,7 @@ class Item:
     origin: int = 0
     groups: int = 1
     apart: bool = False
+    flat: bool = False
 
     @property
     def first(self) -> Tensor:
@@ -60,6 +61,8 @@ class Item:
         if first.quantised and first.formats is not None:
             return first.formats
         allowed = claimed if first.quantised else [f for f in claimed if f.everywhere and len(first.shape) == 2]
+        if self.flat:
+            return ()
         in_parts = self.stacked or self.apart or first.slices
         return [f for f in allowed if not f.is_run] if in_parts else allowed
 
@@ -85,7 +88,17 @@ class Item:
 
     @property
     def plain_shape(self) -> tuple[int, ...]:
-        """The stored shape of a plain weight: its logical shape, with the last two dims exchanged where it is transposed."""
+        """The stored shape of a plain weight: its dims, or where the stack is flat, the first two joined.
+
+        >>> Item("down", "w2", (Tensor("down", (8, 6), experts=4),), stacked=True, transposed=True, flat=True).plain_shape
+        (24, 8)
+        """
+        dims = self.plain_dims
+        return (dims[0] * dims[1], *dims[2:]) if self.flat else dims
+
+    @property
+    def plain_dims(self) -> tuple[int, ...]:
+        """The dims of a stored plain weight: those of its logical shape, the last two exchanged where it is transposed."""
         shape = self.tensor_shape
         return (*shape[:-2], shape[-1], shape[-2]) if self.is_transposed else shape
 
@@ -216,7 +229,14 @@ def _items(tensors: dict[str, Tensor], spelling: Spelling, origin: int) -> Itera
                 parts = tuple(tensors[p] for p in spelled.parts)
                 key, groups = "+".join(spelled.parts), tensor.groups if spelled.by_group else 1
                 counted = origin + spelled.first
-                form = (spelled.stacked, spelled.transposed, counted, groups, spelled.apart and groups > 1)
+                form = (
+                    spelled.stacked,
+                    spelled.transposed,
+                    counted,
+                    groups,
+                    spelled.apart and groups > 1,
+                    spelled.flat,
+                )
                 yield Item(key, spelled.name, parts, *form)
         else:
             yield Item(tensor.name, spelled, (tensor,), origin=origin)

@@ -3,16 +3,18 @@
 The pattern gives the mixer of each layer: ``M`` Mamba-2, ``*`` attention, ``E`` experts, ``-`` MLP. The experts of Nemotron-3
 may work in a latent (Super: 1024 of 4096), between two projections that every rank holds. A draft is stored as several blocks,
 one for each letter of its pattern (``*E``): the first has the projection, the last the norm. It shares the model's embedding
-and head.
+and head. In Puzzle, which was pruned from Super, ``block_configs`` give each layer its own sizes, and ``mtp_block_configs``
+each block of the draft.
 
 Sources: the released config of Super, whose parameters are as published; ``modeling_nemotron_h.py`` of transformers;
-``nemotron_h.py``, ``nemotron_h_mtp.py`` and ``mamba_mixer2.py`` in ``vllm/model_executor``.
+``nemotron_h.py``, ``nemotron_h_mtp.py`` and ``mamba_mixer2.py`` in ``vllm/model_executor``; for Puzzle, whose config class only
+its releases have, Megatron-Bridge's ``nemotronh`` as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeAlias
 
 from loadmaster.architectures import blocks, mamba2
 from loadmaster.architectures.config import Config
@@ -21,41 +23,60 @@ from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_co
 from loadmaster.architectures.spelling import Spelling, packed, respelled
 from loadmaster.errors import ConfigError, UnsupportedError
 
+PUZZLE: Final = "NemotronHPuzzleForCausalLM"
 TYPES: Final = {"mamba": "M", "linear_attention": "M", "attention": "*", "full_attention": "*", "moe": "E", "mlp": "-"}
 """The names in lists of types, older and newer, and the letters that patterns have for them."""
+
+Tensors: TypeAlias = tuple[Tensor, ...]
 
 
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
     for key in ("attention_bias", "mlp_bias", "use_bias"):
         require(c, key, False)
-    layers = _pattern(c, "hybrid_override_pattern", "layers_block_type")
+    layers = _layers(c, "block_configs", "hybrid_override_pattern", "layers_block_type")
     if (count := c.size("num_hidden_layers", len(layers))) != len(layers):
         raise ConfigError(f"config.json: num_hidden_layers is {count}, and the pattern gives {len(layers)} layers")
     num_drafts, hidden = c.size("num_nextn_predict_layers", 0, least=0), c.size("hidden_size")
-    step = _pattern(c, "mtp_hybrid_override_pattern", "mtp_layers_block_type") if num_drafts else ""
-    if not {*step} <= {*"*E"}:
+    step = _layers(c, "mtp_block_configs", "mtp_hybrid_override_pattern", "mtp_layers_block_type") if num_drafts else ()
+    if not {letter for letter, _ in step} <= {*"*E"}:
         raise UnsupportedError("config.json: mtp_hybrid_override_pattern is supported with * and E only")
-    mixers = {kind: (Tensor("input_norm", (hidden,)), *_MIXERS[kind](c)) for kind in dict.fromkeys(layers + step)}
+    mixers = {(k, own): (Tensor("input_norm", (hidden,)), *_MIXERS[k](own)) for k, own in dict.fromkeys(layers + step)}
+    names = _named({mixers[layer]: layer[0] for layer in layers})
     first = (linear("mtp.eh_proj", hidden, 2 * hidden), *(Tensor(f"mtp.{n}", (hidden,)) for n in ("enorm", "hnorm")))
-    blocks_of_draft = {f"mtp {number} {kind}": mixers[kind] for number, kind in enumerate(step)}
+    blocks_of_draft = {f"mtp {number} {block[0]}": mixers[block] for number, block in enumerate(step)}
     for place, more in ((0, first), (-1, (Tensor("mtp.norm", (hidden,)),))) if step else ():
         blocks_of_draft[[*blocks_of_draft][place]] += more
     return Schema(
         top=embedding(c),
-        kinds={**{kind: mixers[kind] for kind in dict.fromkeys(layers)}, **blocks_of_draft},
-        layers=tuple(layers),
+        kinds={**{name: tensors for tensors, name in names.items()}, **blocks_of_draft},
+        layers=tuple(names[mixers[layer]] for layer in layers),
         drafts=tuple(blocks_of_draft) * num_drafts,
         blocks_a_draft=len(step) or 1,
     )
 
 
-def _pattern(c: Config, key: str, of_types: str) -> str:
-    """Return the letter of each layer's mixer, from the pattern or the list of types."""
-    letters = c.values.get(key) or [TYPES.get(name, name) for name in c.strings(of_types)]
-    if not isinstance(letters, str | list) or not letters or not {*letters} <= {*_MIXERS}:
-        raise ConfigError(f"config.json: {key} must give M, *, E or - for each layer, or {of_types} their names")
-    return "".join(letters)
+def _named(letters: Mapping[Tensors, str]) -> dict[Tensors, str]:
+    """Return a name for each kind of layer: its letter, and a number where several have the same."""
+    names: dict[Tensors, str] = {}
+    for tensors, letter in letters.items():
+        alike = sum(name.startswith(letter) for name in names.values())
+        names[tensors] = f"{letter}{alike + 1}" if alike else letter
+    return names
+
+
+def _layers(c: Config, of_blocks: str, pattern: str, of_types: str) -> tuple[tuple[str, Config], ...]:
+    """Return the letter of each layer's mixer and the layer's config: by block, by the pattern, or by the list of types."""
+    own = c.objects(of_blocks)
+    names = [str(block.values.get("block_type")) for block in own] or c.values.get(pattern) or c.strings(of_types)
+    letters = [TYPES.get(str(n), str(n)) for n in names] if isinstance(names, str | Sequence) else []
+    if not letters or not {*letters} <= {*_MIXERS}:
+        raise ConfigError(
+            f"config.json: {pattern} must give M, *, E or - for each layer, or {of_types} or the blocks of {of_blocks} "
+            "their names"
+        )
+    configs = [Config({**c.values, **{k: v for k, v in b.values.items() if v is not None}}, b.where) for b in own]
+    return tuple(zip(letters, configs or (c,) * len(letters), strict=True))
 
 
 def _mamba(c: Config) -> tuple[Tensor, ...]:
@@ -109,10 +130,11 @@ _STACKED |= packed(_INSIDE_EXPERTS + "down_proj", "moe.down", stacked=True)
 
 FAMILY = Family(
     name="nemotron_h",
-    architectures=("NemotronHForCausalLM",),
+    architectures=("NemotronHForCausalLM", PUZZLE),
     schema=schema,
     spelling={**_TOP, **_BLOCK},
     variants=(_INSIDE, {**_INSIDE, **_STACKED}),
+    unchecked={PUZZLE: "transformers has no class of it; its names are those of NemotronHForCausalLM"},
     drafts=(respelled({**_BLOCK, **{n: _LAYER + s for n, s in _STEP.items()}}, ("backbone.", "mtp.")),),
     native=(
         *blocks.TOP_NATIVE,

@@ -8,8 +8,6 @@ Sources: ``nemotron_nas.py`` in ``vllm/model_executor/models``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.schema import Family, Schema, Tensor, embedding
@@ -18,12 +16,11 @@ from loadmaster.errors import ConfigError, UnsupportedError
 
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
-    given, num_layers = c.values.get("block_configs"), c.size("num_hidden_layers")
-    if not isinstance(given, list) or len(given) != num_layers or not all(isinstance(b, Mapping) for b in given):
+    given, num_layers = c.objects("block_configs"), c.size("num_hidden_layers")
+    if len(given) != num_layers:
         raise ConfigError(f"config.json: block_configs must have an object for each of {num_layers} layers")
     layers, kinds = [], {}
-    for number, block in enumerate(given):
-        of = Config(block, f"config.json, block_configs[{number}]")
+    for of in given:
         heads_a_key, inner = _attention(of.section("attention")), _inner(of.section("ffn"), c.size("hidden_size"))
         kind = f"{heads_a_key or 'no'} heads a key, MLP of {inner or 'none'}"
         layers.append(kind)

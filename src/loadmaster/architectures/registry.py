@@ -15,10 +15,12 @@ from loadmaster.architectures import (
     bailing_hybrid,
     bailing_linear,
     bailing_moe,
+    dbrx,
     deepseek,
     deepseek_v4,
     deepseek_v41,
     dense,
+    dory,
     falcon,
     gemma3,
     gemma3n,
@@ -38,6 +40,7 @@ from loadmaster.architectures import (
     llama,
     llama4,
     longcat_flash,
+    looped,
     mamba,
     mamba_hybrids,
     mimo,
@@ -69,6 +72,7 @@ from loadmaster.architectures import (
     sparse,
     step3,
     step3_text,
+    zamba2,
 )
 from loadmaster.architectures.aliases import MODEL_TYPES, architecture_of
 from loadmaster.architectures.config import Config
@@ -154,6 +158,11 @@ FAMILIES: tuple[Family, ...] = (
     mamba_hybrids.PURE,
     mamba_hybrids.HYBRID,
     mamba_hybrids.GRANITE_HYBRID,
+    zamba2.FAMILY,
+    dbrx.FAMILY,
+    looped.HRM_TEXT,
+    looped.LOOP_CODER,
+    dory.FAMILY,
     hunyuan.FAMILY,
     lfm2.FAMILY,
 )

@@ -183,7 +183,8 @@ class Schema:
     states, which are ``[hidden_size]`` for each token; a field named ``hidden_states`` replaces these. ``joined`` gives
     for each layer why no stage can begin there; empty where one can. Without them all cuts are alike, and possible.
 
-    ``unread`` are anchored patterns of stored names that this config makes unnecessary, with the reason.
+    ``unread`` are anchored patterns of stored names that this config makes unnecessary, with the reason. ``passes`` gives for
+    each layer how many times it runs, each with its own keys and values; empty: all run once.
     """
 
     top: tuple[Tensor, ...]
@@ -194,6 +195,7 @@ class Schema:
     joined: tuple[str, ...] = ()
     unread: tuple[tuple[str, str], ...] = ()
     blocks_a_draft: int = 1
+    passes: tuple[int, ...] = ()
 
     @property
     def num_drafts(self) -> int:

@@ -16,7 +16,7 @@ class Packed:
 
     ``by_group``: the first group of rows of every part, then the second of every part, and so on (`Tensor.groups` has their
     number). ``apart``: each group is encoded as a tensor by itself, so quantisation blocks begin anew in each. ``first`` is the
-    layer that the name calls 0.
+    layer that the name calls 0. ``flat``: the stack has no dim for the experts, so the rows of one follow those of another.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Packed:
     by_group: bool = False
     apart: bool = False
     first: int = 0
+    flat: bool = False
 
 
 Spelling = Mapping[str, "str | Packed"]
@@ -40,13 +41,14 @@ def packed(
     by_group: bool = False,
     apart: bool = False,
     first: int = 0,
+    flat: bool = False,
 ) -> dict[str, Packed]:
     """Return the spelling of all ``parts`` of one stored tensor, to be merged into a `Spelling`.
 
     >>> sorted(packed("model.layers.{layer}.self_attn.qkv_proj.weight", "attn.q", "attn.k", "attn.v"))
     ['attn.k', 'attn.q', 'attn.v']
     """
-    return dict.fromkeys(parts, Packed(name, parts, stacked, transposed, by_group, apart, first))
+    return dict.fromkeys(parts, Packed(name, parts, stacked, transposed, by_group, apart, first, flat))
 
 
 def respelled(spelling: Spelling, *changes: tuple[str, str]) -> dict[str, str | Packed]:

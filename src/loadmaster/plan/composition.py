@@ -274,8 +274,8 @@ def view(item: Item, form: StoredForm, part: Tensor) -> Expression:
     Where the item is a stack of experts, so is the result.
     """
     if form.format is None:
-        leaf = Leaf(f"{item.key}/weight", form.dtype, item.plain_shape, item.by_expert)
-        dims = range(len(item.plain_shape))
+        leaf = Leaf(f"{item.key}/weight", form.dtype, item.plain_dims, item.by_expert)
+        dims = range(len(item.plain_dims))
         e = permute(stored(leaf), (*dims[:-2], dims[-1], dims[-2])) if item.is_transposed else _rows(item, leaf)
         return _part_of(item, e, part)
     format_ = form.format.stacked() if item.stacked else form.format

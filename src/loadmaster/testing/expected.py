@@ -153,6 +153,8 @@ class Expected:
         if len(sound) < len(arrays):
             return None
         array = np.stack(sound) if item.by_expert else np.concatenate(sound) if len(sound) > 1 else sound[0]
+        if item.flat:
+            array = array.reshape(item.first.experts, -1, *array.shape[1:])
         if item.stacked:
             array = array[list(slots)]
         if component.joined is not None:
