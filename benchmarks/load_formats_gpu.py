@@ -113,12 +113,15 @@ def load(folder: str, name: str, port: int, answer: Any) -> None:
 
 
 def digest(model: Any, leave_out: Collection[str] = ()) -> tuple[str, int]:
-    """Return a digest of all parameters, by sums of their bytes that depend on the place, and their size."""
+    """Return a digest of all parameters, by sums of their bytes that depend on the place, and their size.
+
+    Parameters without memory, of towers that vLLM left out, are left out too.
+    """
     import torch
 
     whole, num_bytes = hashlib.sha256(), 0
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, parameter in sorted((n, p) for n, p in parameters.items() if n not in leave_out):
+    for name, parameter in sorted((n, p) for n, p in parameters.items() if n not in leave_out and not p.is_meta):
         raw = parameter.detach().contiguous().reshape(-1).view(torch.uint8)
         sums = []
         for part in raw.split(2**24):

@@ -1,6 +1,6 @@
 """Running engines of vLLM on a GPU: the tokens of tiny models by vLLM's own load format, and by loadmaster's.
 
-    python -m benchmarks.vllm_tokens_gpu FOLDER [--models NAME …] [--limit SECONDS] [--results FILE]
+    python -m benchmarks.vllm_tokens_gpu FOLDER [--models NAME …] [--recent] [--limit SECONDS] [--results FILE]
 
 Needs vLLM and a GPU. vLLM is imported once; every rank of an engine is a process forked from there, in which vLLM builds the
 model, loads it, and answers three prompts greedily, twice. Each model is run by ``auto`` and by loadmaster, written directly and
@@ -11,7 +11,9 @@ the same. One request runs at a time: with several, vLLM's tokens depend on how 
 Engines of several ranks are vLLM's ``external_launcher``. Where the machine has fewer GPUs than ranks, they share the first one:
 NCCL takes them for ranks of different hosts (NCCL_HOSTID) and speaks through sockets, which is slow and changes no value.
 
-The models' sizes are the least that vLLM's kernels for these families take.
+The models' sizes are the least that vLLM's kernels for these families take (`vllm_models`). ``--recent`` runs those that only
+vLLM 0.33 is described for. What fails is kept with its reason, and the others run: ``FAILED (parameters equal)`` where every
+format loaded the same before. ``--formats`` leaves formats out where time is short.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from benchmarks.load_formats_gpu import digest
+from benchmarks.vllm_models import RECENT, RUNS, make
 
 FORMATS: dict[str, dict[str, Any]] = {
     "auto": {"load_format": "auto"},
@@ -48,76 +52,11 @@ ENGINE = {
     "enforce_eager": True,
     "disable_log_stats": True,
 }
-PP2, TP2 = {"pipeline_parallel_size": 2}, {"tensor_parallel_size": 2}
-EP2 = {**TP2, "enable_expert_parallel": True}
-EPLB = {**EP2, "enable_eplb": True, "eplb_config": {"num_redundant_experts": 2}}
-MTP = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}}
-FLASH_MLA = {"attention_backend": "FLASHMLA_SPARSE"}
-"""What needs nothing beside vLLM: its first choice on Hopper is compiled by nvidia-cutlass-dsl."""
-LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
-SPARSE = {
-    **LATENT,
-    "qk_nope_head_dim": 192,
-    "v_head_dim": 256,
-    "qk_head_dim": 256,
-    "head_dim": 64,
-    "hidden_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 64,
-    "index_head_dim": 128,
-    "index_n_heads": 32,
-    "index_topk": 2048,
-}
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen3": ("qwen3", {"head_dim": 128}),
-    "qwen3-moe-fp8": ("qwen3-moe-fp8", {"head_dim": 128, "hidden_size": 256, "moe_intermediate_size": 256}),
-    "deepseek-v3": ("deepseek-v3", {**LATENT, "max_position_embeddings": 4096}),
-    "glm-5.1-fp8": ("glm-5.1-fp8", {**SPARSE, "max_position_embeddings": 4096}),
-}
-"""Name → preset, and changes to its tiny config."""
-RUNS: dict[str, tuple[str, dict[str, Any], str | None]] = {
-    "qwen3": ("qwen3", {}, None),
-    "qwen3, reload": ("qwen3", {}, "reload"),
-    "qwen3, sleep": ("qwen3", {"enable_sleep_mode": True}, "sleep"),
-    "qwen3-moe-fp8": ("qwen3-moe-fp8", {}, None),
-    "deepseek-v3": ("deepseek-v3", {}, None),
-    "deepseek-v3, mtp": ("deepseek-v3", MTP, None),
-    "glm-5.1-fp8": ("glm-5.1-fp8", FLASH_MLA, None),
-    "glm-5.1-fp8, mtp": ("glm-5.1-fp8", {**FLASH_MLA, **MTP}, None),
-    "qwen3, pp 2": ("qwen3", PP2, None),
-    "qwen3, tp 2": ("qwen3", TP2, None),
-    "qwen3, pp 2, reload": ("qwen3", PP2, "reload"),
-    "qwen3, tp 2, sleep": ("qwen3", {**TP2, "enable_sleep_mode": True}, "sleep"),
-    "qwen3-moe-fp8, pp 2": ("qwen3-moe-fp8", PP2, None),
-    "qwen3-moe-fp8, tp 2": ("qwen3-moe-fp8", TP2, None),
-    "qwen3-moe-fp8, ep 2": ("qwen3-moe-fp8", EP2, None),
-    "qwen3-moe-fp8, eplb 2": ("qwen3-moe-fp8", EPLB, None),
-    "deepseek-v3, pp 2": ("deepseek-v3", PP2, None),
-    "deepseek-v3, mtp, tp 2": ("deepseek-v3", {**TP2, **MTP}, None),
-    "deepseek-v3, mtp, ep 2": ("deepseek-v3", {**EP2, **MTP}, None),
-    "glm-5.1-fp8, pp 2": ("glm-5.1-fp8", {**FLASH_MLA, **PP2}, None),
-    "glm-5.1-fp8, mtp, pp 2": ("glm-5.1-fp8", {**FLASH_MLA, **MTP, **PP2}, None),
-    "glm-5.1-fp8, mtp, tp 2": ("glm-5.1-fp8", {**FLASH_MLA, **MTP, **TP2}, None),
-    "glm-5.1-fp8, mtp, ep 2": ("glm-5.1-fp8", {**FLASH_MLA, **MTP, **EP2}, None),
-}
-"""Name → model, arguments of the engine, and what is done while it runs."""
 
 
 def num_ranks(engine: dict[str, Any]) -> int:
     """Return the number of ranks of an engine."""
     return int(engine.get("pipeline_parallel_size", 1) * engine.get("tensor_parallel_size", 1))
-
-
-def make(folder: Path, name: str) -> Path:
-    """Write a model, unless it is there."""
-    from loadmaster.audit.case import ACCEPTED
-    from loadmaster.synth import PRESETS, write_tiny
-
-    preset, changes = MODELS[name]
-    if not (folder / name).exists():
-        write_tiny(PRESETS[preset], folder / name, overrides={**ACCEPTED.get(preset, {}), **changes})
-    return folder / name
 
 
 def _replaced(draft: Any) -> set[str]:
@@ -248,9 +187,9 @@ def _of_all(found: list[dict[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def compare(found: dict[str, dict[str, Any]]) -> str:
-    """Return what differs between the formats of one run; ``equal`` where all have run and nothing does."""
-    if missing := FORMATS.keys() - found.keys():
+def compare(found: dict[str, dict[str, Any]], formats: Sequence[str]) -> str:
+    """Return what differs between the formats of one run; ``equal`` where all of ``formats`` have run and nothing does."""
+    if missing := set(formats) - found.keys():
         return f"NOT COMPARED: {', '.join(sorted(missing))} did not run"
     if failed := {name: f["error"] for name, f in found.items() if "error" in f}:
         loaded = {tuple(f.get("digests", ())) for f in found.values()}
@@ -268,7 +207,9 @@ def compare(found: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--models", nargs="+", choices=list(RUNS), default=list(RUNS))
+    parser.add_argument("--models", nargs="+", choices=[*RUNS, *RECENT], help="by default those without --recent")
+    parser.add_argument("--recent", action="store_true", help="the models that only vLLM 0.33 is described for")
+    parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=list(FORMATS))
     parser.add_argument("--limit", type=float, default=float("inf"), help="begin no engine after so many seconds")
     parser.add_argument("--each", type=float, default=150, help="seconds that an engine may take")
     parser.add_argument("--results", type=Path, help="a file of an earlier call keeps its other runs")
@@ -276,8 +217,9 @@ def main() -> None:
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_WORKER_MULTIPROC_METHOD": "fork"}
     begin = time.monotonic()
     args.folder.mkdir(parents=True, exist_ok=True)
-    for name in args.models:
-        make(args.folder, RUNS[name][0])
+    chosen = {**RUNS, **RECENT}
+    names = args.models or list(RECENT if args.recent else RUNS)
+    models = {chosen[name][0]: make(args.folder, chosen[name][0]) for name in names}
     import torch
     import vllm
     import vllm.v1.engine.llm_engine
@@ -291,18 +233,19 @@ def main() -> None:
         if any(earlier[key] != report[key] for key in ("versions", "gpus")):
             raise SystemExit(f"{args.results} is of other versions or GPUs")
         report["runs"] = earlier["runs"]
-    for name in args.models:
-        model, engine, then = RUNS[name]
+    for name in names:
+        model, engine, then = chosen[name]
+        path, needed = models[model]
         found: dict[str, dict[str, Any]] = {}
-        for way, options in FORMATS.items():
+        for way in args.formats:
             if time.monotonic() - begin > args.limit:
                 print(f"{name}, {way}: left out for time", flush=True)
                 continue
             at = time.monotonic()
             log = args.folder / f"{name}, {way}.log"
-            found[way] = launch(str(args.folder / model), {**engine, **options}, then, log, args.each)
+            found[way] = launch(str(path), {**needed, **engine, **FORMATS[way]}, then, log, args.each)
             print(f"{name}, {way}: {time.monotonic() - at:.0f} s {found[way].get('error', '')}", flush=True)
-        verdict = compare(found)
+        verdict = compare(found, args.formats)
         report["runs"][name] = {"verdict": verdict, "formats": found}
         print(f"{name}: {verdict}", flush=True)
     if args.results:
