@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from loadmaster.architectures.algebra import Cast, Concat, Decode, Each, Expression, Fill, Shard, Stored
+from loadmaster.architectures.algebra import Cast, Concat, Decode, Each, Expression, Fill, Reorder, Shard, Stored
 
 Leaves = Mapping[str, np.ndarray]
 """Leaf name → array; a leaf over experts has the expert as first dim."""
@@ -32,6 +32,10 @@ def evaluate(e: Expression, arrays: Leaves, expert: int | None = None) -> np.nda
             return weight.astype(np.float32) * scale[np.ix_(i, j)]
         case Cast():
             return evaluate(e.operand, arrays, expert)
+        case Reorder():
+            values = evaluate(e.operand, arrays, expert)
+            before, after = values.shape[: e.dim], values.shape[e.dim + 1 :]
+            return values.reshape(*before, -1, *e.grid, *after).swapaxes(e.dim + 1, e.dim + 2).reshape(values.shape)
         case Fill():
             return np.full(e.shape, e.value)
         case Shard():

@@ -15,6 +15,7 @@ from loadmaster.architectures.algebra import (
     Fill,
     Leaf,
     Region,
+    Reorder,
     Shard,
     Stored,
     axes,
@@ -23,14 +24,13 @@ from loadmaster.architectures.algebra import (
     encoded,
     leaves,
     localise,
-    permute,
-    pick,
+    reorder,
     restrict,
-    split,
     stored,
     whole,
 )
 from loadmaster.architectures.lower import coverage, edges, multiplicity, num_elements, pieces, tiles
+from loadmaster.architectures.views import permute, pick, split
 from loadmaster.errors import LayoutError
 from loadmaster.formats import FP8_CHANNEL, Component, Format, Grain, fp8_block, gptq
 from tests.architectures.evaluate import evaluate
@@ -148,6 +148,42 @@ def test_localised_operands_tile_the_operand_with_the_declared_multiplicity(
         boxes = [v.box for v in views]
         counts = multiplicity(edges(boxes, views[0].factors), boxes)
         assert (counts == replicas).all()
+
+
+@given(heads=st.integers(1, 4), pairs=st.integers(1, 3), columns=st.integers(1, 4), data=st.data())
+def test_rows_of_heads_that_are_reordered_are_cut_by_whole_heads_and_fill_their_rows(
+    heads: int, pairs: int, columns: int, data: st.DataObject
+) -> None:
+    head = 2 * pairs
+    operand, arrays = data.draw(operands(heads * head, columns, "t"))
+    e = reorder(operand, 0, (pairs, 2))
+    first, last = data.draw(regions((heads,)))[0]
+    rows = ((first * head, last * head), (0, columns))
+    order = [h * head + row for h in range(heads) for row in (*range(0, head, 2), *range(1, head, 2))]
+    whole_values = evaluate(operand, arrays)[order]
+    assert np.array_equal(evaluate(e, arrays), whole_values)
+    assert np.array_equal(evaluate(restrict(e, rows), arrays), whole_values[rows[0][0] : rows[0][1]])
+    assert restrict(restrict(e, rows), whole(restrict(e, rows).shape)) == restrict(e, rows)
+    assert reorder(e, 0, (2, pairs)) == operand
+    parts = [localise(Shard(e, 0, "tp", head), {"tp": (i, heads)}) for i in range(heads)]
+    assert np.array_equal(np.concatenate([evaluate(p, arrays) for p in parts]), whole_values)
+    (piece,) = pieces(restrict(e, rows))
+    assert [v.leaf for v in leaves(piece.source)] == [v.leaf for v in leaves(operand)]
+
+
+def test_a_factor_of_a_row_moves_with_it_and_one_of_whole_heads_stays() -> None:
+    """Four heads of 6 rows: a factor for each row, or for two heads."""
+    values, by_row, by_block = Leaf("w", "F8_E4M3", (24, 8)), Leaf("s", "F32", (24, 1)), Leaf("s", "F32", (2, 1))
+    e = reorder(decode(FP8_CHANNEL, (stored(values), stored(by_row)), (24, 8)), 0, (3, 2))
+    assert [encoded(e, i) for i in range(2)] == [Reorder(stored(leaf), 0, (3, 2)) for leaf in (values, by_row)]
+    e = reorder(decode(fp8_block((12, 8)), (stored(values), stored(by_block)), (24, 8)), 0, (3, 2))
+    assert encoded(restrict(e, ((12, 24), (0, 8))), 1) == restrict(stored(by_block), ((1, 2), (0, 1)))
+    assert [f.can_reorder(0, 6) for f in (FP8_CHANNEL, fp8_block((12, 8)), fp8_block((4, 8)), gptq(8))] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_cut_inside_a_block_keeps_the_grid_of_the_whole_tensor() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from loadmaster.architectures.algebra import Concat, Decode, Each, Fill, Leaf, Shard, decode, permute, restrict, stored
+from loadmaster.architectures.algebra import Concat, Decode, Each, Fill, Leaf, Shard, decode, reorder, restrict, stored
 from loadmaster.architectures.notation import Notation, box, view
+from loadmaster.architectures.views import permute
 from loadmaster.formats import FP8_TENSOR, fp8_block
 
 W = stored(Leaf("w", "F8_E4M3", (256, 256)))
@@ -53,3 +54,10 @@ def test_padding_is_a_constant() -> None:
 def test_a_box_shows_what_is_whole() -> None:
     assert box(((0, 4), (2, 4)), (4, 8)) == "[:, 2:4]"
     assert box(((0, 4), (2, 4))) == "[0:4, 2:4]"
+
+
+def test_rows_of_heads_in_another_order_are_written_with_the_grid_that_is_read_by_column() -> None:
+    """256 rows in heads of 64: 32 pairs. A factor for blocks of 128 rows holds for two heads, and is not reordered."""
+    e = Shard(reorder(WEIGHT, 0, (32, 2)), 0, "tp")
+    assert Notation().write(e, 0) == "Shard(Reorder(w, dim=0, 32x2), dim=0, axis=tp)"
+    assert Notation().write(e, 1) == "Shard(w_scale, dim=0, axis=tp)"

@@ -19,6 +19,7 @@ from loadmaster.architectures import (
     blocks,
     by_columns,
     by_rows,
+    packed,
 )
 from loadmaster.testing import FamilyFaults, check_tables, unreached
 from tests.testing.sample import CONFIG, FAMILY, LAYER, schema
@@ -124,7 +125,19 @@ WRONG: list[tuple[Family, str]] = [
         replace(FAMILY, schema=lambda c: Schema((), {}, ("x",) * c.size("depth"))),
         "schema: it refuses this config: config.json has no 'depth'",
     ),
+    (
+        with_tensor("attn.q", lambda t: replace(t, head=24)),
+        "schema: attn.q [64, 64] has heads of 24 rows, divided in units of 16; only a tensor",
+    ),
     # the spelling
+    (
+        _variant(FAMILY.spelling | packed(LAYER + "gain", "gain", pairs=True)),
+        "model.layers.{layer}.gain is stored pair by pair, and none of its parts has heads",
+    ),
+    (
+        _variant(FAMILY.spelling | packed(LAYER + "q.weight", "attn.q", transposed=True, pairs=True)),
+        "model.layers.{layer}.q.weight is stored pair by pair, which is not supported by group",
+    ),
     (spelled(gain=None), "spelling: gain (the kind 'dense') has no stored name"),
     (
         _variant(FAMILY.spelling | {"gain": LAYER + "input_layernorm.weight"}),

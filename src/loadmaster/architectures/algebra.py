@@ -10,6 +10,7 @@ above them is the few operations that have to run (decode, cast).
     Concat     parts one after another: the node that gives positions
     Decode     stored components -> values: dequantisation
     Cast       another number format, with the reason where precision is lost
+    Reorder    rows of each head in another order
     Fill       a constant
     Shard      placement over an axis of the layout; removed by `localise`
 
@@ -146,6 +147,39 @@ class Cast:
 
 
 @dataclass(frozen=True, slots=True)
+class Reorder:
+    """``operand`` with the elements of ``dim`` in another order: each ``a * b`` of them, seen as ``a`` rows, read by column.
+
+    ``grid`` is ``(a, b)``. With ``(n, 2)``, the first elements of n pairs come before all the second ones; ``(2, n)`` is the way
+    back. No cut divides what is reordered together.
+    """
+
+    operand: Expression
+    dim: int
+    grid: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The operand's shape."""
+        return self.operand.shape
+
+    @property
+    def dtype(self) -> str:
+        """The operand's number format."""
+        return self.operand.dtype
+
+    @property
+    def width(self) -> int:
+        """How many elements are reordered together."""
+        return prod(self.grid)
+
+    def along(self, component: int) -> int | None:
+        """Return the dim of a component of an encoded operand that is reordered with the values; None where one factor holds."""
+        grains = enumerate(format_of(self.operand).components[component].grains)
+        return next((d for d, g in grains if g.dim == self.dim and g.span == 1 and g.kind != "inner"), None)
+
+
+@dataclass(frozen=True, slots=True)
 class Fill:
     """A constant."""
 
@@ -181,7 +215,7 @@ class Shard:
         return self.operand.dtype
 
 
-Expression: TypeAlias = Stored | Each | Concat | Decode | Cast | Fill | Shard
+Expression: TypeAlias = Stored | Each | Concat | Decode | Cast | Reorder | Fill | Shard
 Coordinates: TypeAlias = Mapping[str, tuple[int, int]]
 """Axis -> (index, size)."""
 
@@ -194,6 +228,18 @@ def stored(leaf: Leaf) -> Stored:
 def decode(format_: Format, operands: tuple[Expression, ...], shape: tuple[int, ...]) -> Decode:
     """Return the decoding of whole components."""
     return Decode(format_, operands, shape, (0,) * len(shape))
+
+
+def reorder(e: Expression, dim: int, grid: tuple[int, int]) -> Expression:
+    """Return ``e`` reordered (`Reorder`); what is put back into the order before is as it was.
+
+    >>> pairs = stored(Leaf("q", "BF16", (8, 4)))
+    >>> reorder(reorder(pairs, 0, (4, 2)), 0, (2, 4)) == pairs
+    True
+    """
+    if isinstance(e, Reorder) and (e.dim, e.grid) == (dim, grid[::-1]):
+        return e.operand
+    return Reorder(e, dim, grid)
 
 
 def whole(shape: tuple[int, ...]) -> Region:
@@ -239,6 +285,9 @@ def restrict(e: Expression, region: Region) -> Expression:
             return _restrict_decode(e, region)
         case Cast():
             return Cast(restrict(e.operand, region), e.dtype, e.reason)
+        case Reorder():
+            assert not any(edge % e.width for edge in region[e.dim]), "a cut inside what is reordered together"
+            return Reorder(restrict(e.operand, region), e.dim, e.grid)
         case Fill():
             return Fill(tuple(b - a for a, b in region), e.dtype, e.value)
         case Shard():
@@ -315,6 +364,8 @@ def localise(e: Expression, coordinates: Coordinates) -> Expression:
             return Decode(e.format, tuple(localise(o, coordinates) for o in e.operands), e.shape, e.origin)
         case Cast():
             return Cast(localise(e.operand, coordinates), e.dtype, e.reason)
+        case Reorder():
+            return Reorder(localise(e.operand, coordinates), e.dim, e.grid)
         case Shard():
             operand = localise(e.operand, coordinates)
             index, count = coordinates[e.axis]
@@ -334,7 +385,8 @@ def encoded(e: Expression, component: int) -> Expression:
 
     ``Concat(Decode(w, s), Decode(v, t))`` becomes ``Concat(w, v)`` for component 0 and ``Concat(s, t)`` for 1, along the
     component's dim that corresponds to the concatenated one. A component without such a dim (one number for each
-    tensor, ``g_idx``) has one value, or run of values, for each part; in a stack, for each part of each expert.
+    tensor, ``g_idx``) has one value, or run of values, for each part; in a stack, for each part of each expert. What is
+    reordered is so in each component, but for factors that hold for all that is reordered together.
     """
     match e:
         case Decode():
@@ -346,6 +398,9 @@ def encoded(e: Expression, component: int) -> Expression:
             return Concat(along, tuple(encoded(p, component) for p in e.parts))
         case Each():
             return Each(encoded(e.member, component), e.ids)
+        case Reorder():
+            dim, operand = e.along(component), encoded(e.operand, component)
+            return operand if dim is None else Reorder(operand, dim, e.grid)
         case _:
             raise AssertionError(f"{type(e).__name__} is not encoded")
 
@@ -359,6 +414,8 @@ def format_of(e: Expression) -> Format:
             return format_of(e.parts[0])
         case Each():
             return format_of(e.member).stacked()
+        case Reorder():
+            return format_of(e.operand)
         case _:
             raise AssertionError(f"{type(e).__name__} is not encoded")
 
@@ -374,55 +431,10 @@ def axes(e: Expression) -> frozenset[str]:
             return frozenset().union(*(axes(o) for o in e.operands))
         case Each():
             return axes(e.member)
-        case Cast():
+        case Cast() | Reorder():
             return axes(e.operand)
         case Stored() | Fill():
             return frozenset()
-
-
-# Views of stored tensors ----------------------------------------------------------------------------------------------
-
-
-def permute(e: Stored, order: tuple[int, ...]) -> Stored:
-    """Return the view with its dims in another order."""
-    return Stored(e.leaf, e.factors, e.box, tuple(e.order[d] for d in order))
-
-
-def pick(e: Stored, dim: int, index: int) -> Stored:
-    """Return the view at ``index`` of ``dim``, which disappears."""
-    d = e.order[dim]
-    first = e.box[d][0]
-    box = (*e.box[:d], (first + index, first + index + 1), *e.box[d + 1 :])
-    return Stored(e.leaf, e.factors, box, (*e.order[:dim], *e.order[dim + 1 :]))
-
-
-def split(e: Stored, dim: int, sizes: tuple[int, ...]) -> Stored:
-    """Return the view with a whole, uncut dim seen as several (interleaved rows: ``[2I, H]`` as ``[I, 2, H]``)."""
-    d = e.order[dim]
-    assert e.box[d] == (0, e.factors[d]) and prod(sizes) == e.factors[d], "only a whole dim can be split"
-    more = len(sizes) - 1
-    moved = tuple(o + more if o > d else o for o in e.order)
-    return Stored(
-        e.leaf,
-        (*e.factors[:d], *sizes, *e.factors[d + 1 :]),
-        (*e.box[:d], *whole(sizes), *e.box[d + 1 :]),
-        (*moved[:dim], *range(d, d + len(sizes)), *moved[dim + 1 :]),
-    )
-
-
-def with_ones(e: Stored, before: int, after: int) -> Stored:
-    """Return the view with dims of one element added before and after its own.
-
-    >>> with_ones(stored(Leaf("a_log", "F32", (8,))), 2, 1).shape
-    (1, 1, 8, 1)
-    """
-    count, one = len(e.factors), (0, 1)
-    return Stored(
-        e.leaf,
-        (*(1,) * before, *e.factors, *(1,) * after),
-        (*(one,) * before, *e.box, *(one,) * after),
-        (*range(before), *(d + before for d in e.order), *range(before + count, before + count + after)),
-    )
 
 
 def leaves(e: Expression) -> Iterator[Stored]:
@@ -438,7 +450,7 @@ def leaves(e: Expression) -> Iterator[Stored]:
         case Decode():
             for operand in e.operands:
                 yield from leaves(operand)
-        case Cast() | Shard():
+        case Cast() | Reorder() | Shard():
             yield from leaves(e.operand)
         case Fill():
             return

@@ -59,10 +59,17 @@ def attention(
     v_head = v_head or head
     kv, rows = by_rows(head, repeat=True), by_rows(v_head, repeat=True)
     parts = [("q", heads * head, by_rows(head)), ("k", kv_heads * head, kv), ("v", kv_heads * v_head, rows)]
-    tensors = [replace(linear(f"attn.{part}", size, hidden, cut), groups=groups) for part, size, cut in parts]
+    rows_of = {"q": head, "k": head}
+    tensors = [
+        replace(linear(f"attn.{part}", size, hidden, cut), groups=groups, head=rows_of.get(part, 0))
+        for part, size, cut in parts
+    ]
     tensors.append(linear("attn.o", hidden, heads * v_head, by_columns(v_head)))
     if bias:
-        tensors += [Tensor(f"attn.{part}_bias", (size,), cut, groups=groups) for part, size, cut in parts]
+        tensors += [
+            Tensor(f"attn.{part}_bias", (size,), cut, groups=groups, head=rows_of.get(part, 0))
+            for part, size, cut in parts
+        ]
     if out_bias:
         tensors.append(Tensor("attn.o_bias", (hidden,)))
     if q_norm:

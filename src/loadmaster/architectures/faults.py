@@ -97,8 +97,19 @@ def _tensor_faults(t: Tensor, kind: str) -> Iterator[str]:
         yield f"schema: {t.name} has {t.spare} spare rows; only a tensor that is not quantised and has no experts may have some"
     if t.slices:
         yield from _slice_faults(t)
+    if t.head:
+        yield from _head_faults(t)
     if t.placement is not None:
         yield from _placement_faults(t, t.placement)
+
+
+def _head_faults(t: Tensor) -> Iterator[str]:
+    unit = t.placement.unit if t.placement and t.placement.dim == 0 else t.head
+    if t.head < 0 or t.shape[0] % t.head or unit % t.head or t.experts or t.spare or t.slices:
+        yield (
+            f"schema: {t.name} {list(t.shape)} has heads of {t.head} rows, divided in units of {unit}; only a tensor without "
+            "experts, spare rows and slices may have heads, of which no unit divides one"
+        )
 
 
 def _slice_faults(t: Tensor) -> Iterator[str]:
@@ -223,6 +234,10 @@ def _packed_faults(
         if part in tensors and (tensors[part].groups < 1 or tensors[part].shape[0] % tensors[part].groups):
             rows = tensors[part].shape[0]
             yield f"{spelled.name} is packed by group, and the {rows} rows of {part} are not {tensors[part].groups} equal groups"
+    if spelled.pairs and (spelled.by_group or spelled.transposed or spelled.stacked):
+        yield f"{spelled.name} is stored pair by pair, which is not supported by group, of stacked experts, or stored (in, out)"
+    if spelled.pairs and not any(part in tensors and tensors[part].head for part in spelled.parts):
+        yield f"{spelled.name} is stored pair by pair, and none of its parts has heads (`Tensor.head`)"
     if spelled.apart and not spelled.by_group:
         yield f"{spelled.name} is encoded apart in each group, and is not packed by group"
 

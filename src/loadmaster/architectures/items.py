@@ -25,6 +25,7 @@ class Item:
     ``{layer}``, and ``{expert}`` or ``{slice}``, ``parts`` are the logical tensors in it, in order along their out dim.
     ``origin`` is the layer that its names call 0. With ``groups``, the parts alternate: the first group of rows of each, then
     the second …; ``apart``: each group is encoded as a tensor by itself. ``flat``: a stack of experts without a dim for them.
+    ``pairs``: the rows of heads are stored pair by pair.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Item:
     groups: int = 1
     apart: bool = False
     flat: bool = False
+    pairs: bool = False
 
     @property
     def first(self) -> Tensor:
@@ -236,6 +238,7 @@ def _items(tensors: dict[str, Tensor], spelling: Spelling, origin: int) -> Itera
                     groups,
                     spelled.apart and groups > 1,
                     spelled.flat,
+                    spelled.pairs,
                 )
                 yield Item(key, spelled.name, parts, *form)
         else:

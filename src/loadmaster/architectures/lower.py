@@ -20,6 +20,7 @@ from loadmaster.architectures.algebra import (
     Expression,
     Fill,
     Region,
+    Reorder,
     Stored,
     compose,
     concat,
@@ -32,8 +33,9 @@ from loadmaster.architectures.algebra import (
 class Piece:
     """One source and its destination.
 
-    ``source`` is a `Stored` view (a plain copy), or a `Cast`, `Decode` or `Fill` to be computed. ``box`` is where it goes
-    in the parameter. With ``ids``, ``box`` covers ``len(ids)`` slots of the first dim and ``source`` fills one slot.
+    ``source`` is a `Stored` view (a plain copy), or a `Cast`, `Decode`, `Reorder` or `Fill` to be computed. ``box`` is
+    where it goes in the parameter. With ``ids``, ``box`` covers ``len(ids)`` slots of the first dim and ``source`` fills one
+    slot.
     """
 
     source: Expression
@@ -62,7 +64,7 @@ def _pieces(e: Expression, box: Region, ids: tuple[int, ...] | None) -> Iterator
             yield from _pieces(e.member, box, e.ids)
         case Decode(operands=(Concat() as values, *_)) | Cast(operand=Decode(operands=(Concat() as values, *_))):
             yield from _pieces(_by_slices(e, values), box, ids)
-        case Stored() | Decode() | Cast() | Fill():
+        case Stored() | Decode() | Cast() | Reorder() | Fill():
             yield Piece(e, box, ids)
         case _:
             raise AssertionError(f"{type(e).__name__} cannot be lowered: localise first")

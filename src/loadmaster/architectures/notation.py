@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from loadmaster.architectures.algebra import Cast, Concat, Decode, Each, Expression, Fill, Leaf, Shard, Stored
+from loadmaster.architectures.algebra import Cast, Concat, Decode, Each, Expression, Fill, Leaf, Reorder, Shard, Stored
 
 MOST_RUNS = 6
 """Up to this many runs of experts, or slices of rows, are written; of more, the first ones and the last."""
@@ -60,6 +60,10 @@ class Notation:
                 return f"Decode({', '.join([e.format.name, *map(self.write, e.operands)])})"
             case Cast():
                 return f"Cast({self.write(e.operand, component)}, {e.dtype})"
+            case Reorder():
+                operand = self.write(e.operand, component)
+                dim = e.dim if component is None else e.along(component)
+                return operand if dim is None else f"Reorder({operand}, dim={dim}, {e.grid[0]}x{e.grid[1]})"
             case Fill():
                 return f"Fill({e.value:g}, {list(e.shape)})"
             case Shard():
@@ -132,7 +136,7 @@ def _dim_of(e: Expression, dim: int, component: int) -> int | None:
             return None if along is None else along + 1
         case Concat():
             return _dim_of(e.parts[0], dim, component)
-        case Shard():
+        case Shard() | Reorder():
             return _dim_of(e.operand, dim, component)
         case Decode():
             grains = enumerate(e.format.components[component].grains)

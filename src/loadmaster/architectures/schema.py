@@ -64,7 +64,8 @@ class Tensor:
     tensor for each expert. ``optional`` names a group of tensors: a layer stores all of them or none. ``spare`` rows of zeros
     follow it in its stored tensor, beyond those that the model has; they are left unread. ``groups``: how many equal groups of
     rows it has where it is packed with others by group (`Packed`). ``slices`` > 0: its rows are in so many stored tensors, one
-    after another, each with equally many.
+    after another, each with equally many. ``head`` > 0: the rows of one head, whose order a spelling or an engine may change
+    (`Packed.pairs`, `Param.rotary`).
 
     ``table``: of its rows each token reads a few, so it may be in the memory of the host; the value says where it usually is.
     ``formats`` are the quantised formats that it may be stored in, where they are not those that the config gives to the rest.
@@ -83,6 +84,7 @@ class Tensor:
     spare: int = 0
     groups: int = 1
     slices: int = 0
+    head: int = 0
     table: Memory | None = None
     formats: tuple[Format, ...] | None = None
 
@@ -253,7 +255,9 @@ class Param:
     rank has it, a copy where it doesn't. ``unless`` is a logical tensor: layers that have it do not have the parameter.
     ``stage`` places the parameters of the model itself. ``keep`` is the parameter's format, whatever is stored. ``sizes``: on
     each rank, its first dim is filled up with ``filler`` to the next of these, or to a multiple of the last. ``ones``:
-    how many dims of one element it has before and after its others (None: those of its part).
+    how many dims of one element it has before and after its others (None: those of its part). ``rotary`` is the order in which
+    an engine holds the rows of each head (`Tensor.head`) where the family has the other one: ``pairs``, as rotary embeddings
+    turn them, or ``halves``, the first rows of all pairs before the second ones.
     """
 
     name: str
@@ -266,6 +270,7 @@ class Param:
     sizes: tuple[int, ...] = ()
     filler: float = 0.0
     ones: tuple[int, int] | None = None
+    rotary: Literal["pairs", "halves"] | None = None
 
     def is_on(self, stage: int, num_stages: int) -> bool:
         """Return whether a parameter of the model itself is on a stage."""

@@ -17,6 +17,8 @@ class Packed:
     ``by_group``: the first group of rows of every part, then the second of every part, and so on (`Tensor.groups` has their
     number). ``apart``: each group is encoded as a tensor by itself, so quantisation blocks begin anew in each. ``first`` is the
     layer that the name calls 0. ``flat``: the stack has no dim for the experts, so the rows of one follow those of another.
+    ``pairs``: the rows of each head (`Tensor.head`) are stored pair by pair, where the model has the
+    first rows of all pairs before the second ones.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Packed:
     apart: bool = False
     first: int = 0
     flat: bool = False
+    pairs: bool = False
 
 
 Spelling = Mapping[str, "str | Packed"]
@@ -42,13 +45,14 @@ def packed(
     apart: bool = False,
     first: int = 0,
     flat: bool = False,
+    pairs: bool = False,
 ) -> dict[str, Packed]:
     """Return the spelling of all ``parts`` of one stored tensor, to be merged into a `Spelling`.
 
     >>> sorted(packed("model.layers.{layer}.self_attn.qkv_proj.weight", "attn.q", "attn.k", "attn.v"))
     ['attn.k', 'attn.q', 'attn.v']
     """
-    return dict.fromkeys(parts, Packed(name, parts, stacked, transposed, by_group, apart, first, flat))
+    return dict.fromkeys(parts, Packed(name, parts, stacked, transposed, by_group, apart, first, flat, pairs))
 
 
 def respelled(spelling: Spelling, *changes: tuple[str, str]) -> dict[str, str | Packed]:

@@ -156,6 +156,17 @@ class Format:
         """Return the largest packed word along a logical dim: cuts of it must be multiples."""
         return max((g.span for c in self.components for g in c.grains if g.dim == dim and g.kind == "exact"), default=1)
 
+    def can_reorder(self, dim: int, width: int) -> bool:
+        """Return whether runs of ``width`` elements of a logical dim can be reordered while they stay encoded.
+
+        Each element must have stored elements of its own along the dim, or a factor that holds for whole runs.
+
+        >>> [fp8_block().can_reorder(0, width) for width in (64, 128, 192)]
+        [True, True, False]
+        """
+        along = [(g.span, g.kind) for c in self.components for g in c.grains if g.dim == dim and g.kind != "inner"]
+        return not self.is_run and all(n == 1 or (kind == "cover" and n % width == 0) for n, kind in along)
+
 
 OUT, IN = Grain(0), Grain(1)
 

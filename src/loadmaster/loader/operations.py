@@ -14,6 +14,7 @@ from loadmaster.architectures.algebra import (
     Expression,
     Fill,
     Region,
+    Reorder,
     Stored,
     leaves,
     restrict,
@@ -64,6 +65,10 @@ def evaluate(e: Expression, operands: Iterator[torch.Tensor]) -> torch.Tensor:
             return evaluate(e.operand, operands).to(TORCH[e.dtype])
         case Decode():
             return dequantise(e.format, [evaluate(o, operands) for o in e.operands], e.shape, e.origin)
+        case Reorder():
+            values = evaluate(e.operand, operands)
+            apart = values.view(*e.shape[: e.dim], -1, *e.grid, *e.shape[e.dim + 1 :])
+            return apart.transpose(e.dim + 1, e.dim + 2).reshape(e.shape)
         case Fill():
             return torch.full(e.shape, e.value, dtype=TORCH[e.dtype])
         case _:
@@ -156,10 +161,13 @@ def slabs(source: Expression, limit: int) -> Iterator[tuple[Region, Expression]]
 
 
 def _words(source: Expression) -> tuple[int, ...]:
-    """Return for each dim the packed words that must not be split."""
+    """Return for each dim how many elements must not be split: a packed word, or what is reordered together."""
     match source:
         case Cast():
             return _words(source.operand)
+        case Reorder():
+            words = _words(source.operand)
+            return (*words[: source.dim], source.width, *words[source.dim + 1 :])
         case Decode():
             return tuple(source.format.exact_span(d) for d in range(len(source.shape)))
         case _:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from math import lcm
+from typing import Literal
 
 from loadmaster.architectures.algebra import (
     Cast,
@@ -30,17 +31,17 @@ from loadmaster.architectures.algebra import (
     encoded,
     format_of,
     localise,
-    permute,
-    pick,
+    reorder,
     restrict,
     stored,
     whole,
-    with_ones,
 )
 from loadmaster.architectures.items import Item
 from loadmaster.architectures.lower import Piece, pieces
 from loadmaster.architectures.schema import Held, Param, Tensor
+from loadmaster.architectures.views import permute, pick, with_ones
 from loadmaster.dtypes import join, widens
+from loadmaster.errors import ConfigError
 from loadmaster.formats import Component, Format
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan.classes import LayerClass
@@ -102,6 +103,13 @@ class Part:
     forms: tuple[StoredForm, ...]
     words: int = 1
     """Elements of the divided dim that one packed word of their consumer takes (`Placement.feeds`)."""
+    rotary: Literal["pairs", "halves"] | None = None
+    """The order of its heads' rows in the parameter (`Param.rotary`)."""
+
+    @property
+    def is_reordered(self) -> bool:
+        """Whether the rows of its heads are stored in another order than the parameter has."""
+        return self.tensor.head > 0 and self.item.pairs != (self.rotary is not None)
 
 
 def parts_of(param: Param, bound: LayerClass) -> list[Part] | None:
@@ -110,7 +118,7 @@ def parts_of(param: Param, bound: LayerClass) -> list[Part] | None:
     if param.unless in holders or not all(p in holders and holders[p].key in bound.forms for p in param.parts):
         return None
     return [
-        Part(t, holders[p], bound.forms[holders[p].key], words_fed(t, bound))
+        Part(t, holders[p], bound.forms[holders[p].key], words_fed(t, bound), param.rotary)
         for p in param.parts
         for t in holders[p].parts
         if t.name == p
@@ -119,7 +127,10 @@ def parts_of(param: Param, bound: LayerClass) -> list[Part] | None:
 
 def stays_encoded(part: Part) -> bool:
     """Return whether a quantised part can stay so in a parameter: its format can, and it is a weight that may be quantised."""
-    return part.tensor.quantised and not any(f.format and f.format.transient for f in part.forms)
+    formats = [f.format for f in part.forms if f.format]
+    if part.is_reordered and not all(f.can_reorder(0, part.tensor.head) for f in formats):
+        return False
+    return part.tensor.quantised and not any(f.transient for f in formats)
 
 
 def compose(param: Param, bound: LayerClass, numerics: Numerics, layout: ParallelLayout) -> UnplacedParam | None:
@@ -271,8 +282,24 @@ def _runs(slots: Sequence[int]) -> Iterator[tuple[int, int]]:
 def view(item: Item, form: StoredForm, part: Tensor) -> Expression:
     """Return one logical tensor as it is stored: decoded where it is quantised, and not placed.
 
-    Where the item is a stack of experts, so is the result.
+    Where the item is a stack of experts, so is the result. Rows of heads that are stored pair by pair are in the model's order.
     """
+    e = _stored_part(item, form, part)
+    return reorder(e, 0, (_pairs(part), 2)) if item.pairs and part.head else e
+
+
+def _pairs(tensor: Tensor) -> int:
+    """Return how many pairs of rows a head has.
+
+    Raises:
+        ConfigError: the number of its rows is odd.
+    """
+    if tensor.head % 2:
+        raise ConfigError(f"config.json: heads of {tensor.name} have {tensor.head} rows, which are no pairs")
+    return tensor.head // 2
+
+
+def _stored_part(item: Item, form: StoredForm, part: Tensor) -> Expression:
     if form.format is None:
         leaf = Leaf(f"{item.key}/weight", form.dtype, item.plain_dims, item.by_expert)
         dims = range(len(item.plain_dims))
@@ -325,6 +352,9 @@ def _placed(part: Part, form: StoredForm, numerics: Numerics, dtype: str | None,
     """Return one logical tensor with its placement; ``dtype`` None leaves it as it is stored."""
     tensor, placement = part.tensor, part.tensor.placement
     e = view(part.item, form, tensor)
+    if part.rotary and tensor.head:
+        pairs = _pairs(tensor)
+        e = reorder(e, 0, (pairs, 2) if part.rotary == "halves" else (2, pairs))
     if dtype is not None and e.dtype != dtype:
         e = Cast(e, dtype, None if widens(e.dtype, dtype) else _reason(form, numerics))
     lead, shares = (1 if part.item.stacked else 0), 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from loadmaster.architectures.algebra import Concat, Decode, Each, Expression, Fill, encoded, format_of
+from loadmaster.architectures.algebra import Concat, Decode, Each, Expression, Fill, Reorder, encoded, format_of
 from loadmaster.plan.specs import Grid
 
 
@@ -21,6 +21,8 @@ def _grids(e: Expression) -> Iterator[Grid]:
             yield from _grids(e.member)
         case Decode():
             yield _grid(e)
+        case Reorder():  # a factor holds for one row, or for all that are reordered together
+            yield from _grids(e.operand)
         case Concat() if e.dim == len(e.shape) - 3:  # runs of experts
             yield from _grids(e.parts[0])
         case Concat(parts=(sound, Decode(operands=(Fill(), *_)))):  # padded: one grid covers the padding too

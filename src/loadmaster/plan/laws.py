@@ -17,7 +17,7 @@ from itertools import groupby
 
 import numpy as np
 
-from loadmaster.architectures.algebra import Cast, Expression, Leaf, Region, Stored, leaves
+from loadmaster.architectures.algebra import Cast, Expression, Leaf, Region, Reorder, Stored, leaves
 from loadmaster.architectures.items import Item
 from loadmaster.architectures.lower import coverage, edges, multiplicity, num_elements, tiles
 from loadmaster.architectures.schema import Tensor
@@ -49,11 +49,11 @@ def check_destinations(by_slot: Iterable[Sequence[PlannedParam]]) -> Iterator[Fi
 
 
 def _casts(e: Expression, param: str) -> Iterator[Finding]:
-    if isinstance(e, Cast):
-        if e.reason is None and not widens(e.operand.dtype, e.dtype):
-            yield Finding(
-                "law-cast", "error", f"{e.operand.dtype} would be narrowed to {e.dtype} without a reason", param=param
-            )
+    if isinstance(e, Cast) and e.reason is None and not widens(e.operand.dtype, e.dtype):
+        yield Finding(
+            "law-cast", "error", f"{e.operand.dtype} would be narrowed to {e.dtype} without a reason", param=param
+        )
+    if isinstance(e, (Cast, Reorder)):
         yield from _casts(e.operand, param)
 
 

@@ -6,7 +6,7 @@ Bytes are compared, so values are read as unsigned integers of their width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from math import lcm, prod
 from typing import TypeAlias
@@ -85,7 +85,7 @@ class Expected:
         holders = {t.name: (t, item) for item in self._items(layer) for t in item.parts}
         if param.unless in holders or not all(p in holders for p in param.parts) or param.sizes:
             return
-        parts = [self._part(*holders[p], layer) for p in param.parts]
+        parts = [self._part(*holders[p], layer, param.rotary) for p in param.parts]
         if any(p is None or p.keys() != (parts[0] or {}).keys() for p in parts):
             return
         if len({self._format(holders[p][1], layer) for p in param.parts}) > 1:
@@ -102,8 +102,10 @@ class Expected:
             joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=lead + (along or 0))
             yield component_name(name, suffix) if component is not PLAIN else name, joined
 
-    def _part(self, t: Tensor, item: Item, layer: int) -> Mapping[str, tuple[Component, Bits]] | None:
-        """Return the components of one logical tensor on this rank: its experts, its rows and columns."""
+    def _part(
+        self, t: Tensor, item: Item, layer: int, rotary: str | None = None
+    ) -> Mapping[str, tuple[Component, Bits]] | None:
+        """Return the components of one logical tensor on this rank: its experts, rows and columns, heads in ``rotary`` order."""
         format_ = self._format(item, layer)
         if format_ is not None and format_.transient:
             return None  # its parameters are computed
@@ -115,7 +117,10 @@ class Expected:
             array = self._whole(item, component, layer, t)
             if array is None:
                 return None
-            parts[component.suffix] = (component, self._placed(array, component, t, item, layer))
+            placed = self._placed(array, component, t, item, layer)
+            if t.head and (order := _order(t.head, stored_in_pairs=item.pairs, rotary=rotary)):
+                placed = _in_order(placed, component, t.head, order)
+            parts[component.suffix] = (component, placed)
         return parts or None
 
     def _format(self, item: Item, layer: int) -> Format | None:
@@ -240,6 +245,23 @@ class Expected:
             else:
                 stored += dict.fromkeys((group * step + row) // span for row in rows)
         return np.take(array, stored, axis=along)
+
+
+def _order(head: int, *, stored_in_pairs: bool, rotary: str | None) -> list[int]:
+    """Return which stored row of a head each row of the parameter is; nothing where they are as stored."""
+    half = head // 2
+    if rotary == "halves" or (stored_in_pairs and rotary is None):
+        return [*range(0, head, 2), *range(1, head, 2)]
+    return [] if stored_in_pairs or rotary is None else [row for i in range(half) for row in (i, half + i)]
+
+
+def _in_order(array: Bits, component: Component, head: int, order: Sequence[int]) -> Bits:
+    """Return a component with the rows of each head taken in ``order``; factors that hold for whole heads stay."""
+    along = next((d for d, g in enumerate(component.grains) if g.dim == 0 and g.span == 1 and g.kind != "inner"), None)
+    if along is None:
+        return array
+    rows = [first + row for first in range(0, array.shape[along], head) for row in order]
+    return np.take(array, rows, axis=along)
 
 
 def _lengthened(array: Bits, component: Component, t: Tensor, more: int) -> Bits:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from loadmaster.architectures.algebra import Cast, Decode, Expression
+from loadmaster.architectures.algebra import Cast, Decode, Expression, Reorder
 from loadmaster.architectures.schema import Target
 from loadmaster.errors import UnsupportedError
 from loadmaster.plan.composition import PlannedParam
@@ -74,4 +74,4 @@ def _of_decoding(c: PlannedParam, dtype: str, *, expected: bool) -> Iterator[str
 
 
 def _decode(e: Expression) -> Decode | None:
-    return _decode(e.operand) if isinstance(e, Cast) else e if isinstance(e, Decode) else None
+    return _decode(e.operand) if isinstance(e, (Cast, Reorder)) else e if isinstance(e, Decode) else None

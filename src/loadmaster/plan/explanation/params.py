@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from loadmaster.architectures.algebra import Cast, Decode, Expression, Fill, Leaf, Region
+from loadmaster.architectures.algebra import Cast, Decode, Expression, Fill, Leaf, Region, Reorder
 from loadmaster.architectures.items import Item
 from loadmaster.architectures.notation import Notation
 from loadmaster.plan.classes import TOP, LayerClass
@@ -216,9 +216,13 @@ def _operation(group: MoveGroup) -> Operation:
         case Decode():
             return "decode"
         case Cast():
-            return "decode" if isinstance(source.operand, Decode) else "cast"
+            return "decode" if _decodes(source.operand) else "cast"
         case _:
-            return "permute"
+            return "decode" if _decodes(source) else "permute"
+
+
+def _decodes(e: Expression) -> bool:
+    return isinstance(e, Decode) or (isinstance(e, Reorder) and isinstance(e.operand, Decode))
 
 
 def _namer(bound: LayerClass, layer: int) -> Callable[[Leaf], str]:
