@@ -1,4 +1,4 @@
-"""Llama and its dense relatives: Llama, SmolLM2, Mistral, Qwen2, Qwen3.
+"""Llama and its dense relatives: Llama, SmolLM2, Mistral (in its own names too), Qwen2, Qwen3.
 
 Sources: the released configs and ``modeling_llama.py``, ``modeling_qwen2.py``, ``modeling_qwen3.py`` and
 ``modeling_mistral.py`` of transformers.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loadmaster.architectures import blocks
+from loadmaster.architectures import blocks, mistral_names
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import AttentionSpec, Model, require
 from loadmaster.architectures.rope import read_rope
@@ -54,6 +54,7 @@ def schema(c: Config) -> Schema:
 def read_model(c: Config) -> LlamaModel:
     """Return what computing the model needs."""
     require(c, "hidden_act", "silu")
+    require(c, "llama_4_scaling", None)
     _, heads, kv_heads, head = blocks.heads_of(c)
     norm_eps = c.number("rms_norm_eps")
     return LlamaModel(
@@ -102,6 +103,7 @@ FAMILY = Family(
     architectures=("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"),
     schema=schema,
     spelling=blocks.DECODER_SPELLING,
+    variants=({**blocks.DECODER_SPELLING, **mistral_names.DENSE},),
     native=blocks.DECODER_NATIVE,
     waived=(blocks.INV_FREQ,),
     runs=True,

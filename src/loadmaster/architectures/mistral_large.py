@@ -12,34 +12,23 @@ from __future__ import annotations
 from typing import Final
 
 from loadmaster.architectures import blocks, deepseek
-from loadmaster.architectures.schema import LANGUAGE_ONLY, Family
+from loadmaster.architectures.mistral_names import COMMON, LAYER, VISION, gated_mlp
+from loadmaster.architectures.schema import Family
 from loadmaster.architectures.spelling import Spelling
 
-LAYER: Final = "layers.{layer}."
-_MLPS: Final = {"mlp": "feed_forward", "moe": "experts.{expert}", "shared": "shared_experts"}
 _ATTENTION: Final = {
     **{"attn.q_direct": "wq", "attn.kv_direct": "wkv_a_with_mqa", "attn.kv_a": "wkv_a_with_mqa", "attn.o": "wo"},
     **{f"attn.{name}": name for name in ("q_a_norm", "kv_a_norm")},
     **{f"attn.{name}": f"w{name}" for name in ("q_a", "q_b", "kv_b")},
 }
 NAMES: Final[Spelling] = {
-    "embed": "tok_embeddings.weight",
-    "norm": "norm.weight",
-    "head": "output.weight",
-    "input_norm": LAYER + "attention_norm.weight",
-    "post_norm": LAYER + "ffn_norm.weight",
+    **COMMON,
     **{name: f"{LAYER}attention.{stored}.weight" for name, stored in _ATTENTION.items()},
     "moe.router": LAYER + "gate.weight",
-    **{f"{logical}.gate": f"{LAYER}{stored}.w1.weight" for logical, stored in _MLPS.items()},
-    **{f"{logical}.down": f"{LAYER}{stored}.w2.weight" for logical, stored in _MLPS.items()},
-    **{f"{logical}.up": f"{LAYER}{stored}.w3.weight" for logical, stored in _MLPS.items()},
+    **gated_mlp("moe", "experts.{expert}"),
+    **gated_mlp("shared", "shared_experts"),
 }
-"""Mistral's own names."""
-
-VISION: Final = (
-    r"(vision_encoder|vision_language_adapter|patch_merger|pre_mm_projector_norm)\..*",
-    LANGUAGE_ONLY,
-)
+"""Mistral's own names, with latent attention and routed experts."""
 
 MLA = Family(
     name="mistral_large",

@@ -13,7 +13,8 @@ from typing import Final
 
 from loadmaster.architectures import blocks, deepseek, mla
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.mistral_large import LAYER, NAMES, VISION
+from loadmaster.architectures.mistral_large import NAMES
+from loadmaster.architectures.mistral_names import LAYER, VISION
 from loadmaster.architectures.schema import (
     Family,
     Param,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
 
-from loadmaster.architectures import blocks
+from loadmaster.architectures import blocks, mistral_names
 from loadmaster.architectures.schema import LANGUAGE_ONLY
 from loadmaster.architectures.spelling import packed
 from loadmaster.architectures.wrapper import Prefixes, Wrapper
@@ -226,6 +226,13 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
             ("LlavaMistralForCausalLM", "MistralForCausalLM"),
             ("LlavaQwenForCausalLM", "Qwen2ForCausalLM"),
         )
+    ),
+    Wrapper(
+        ("PixtralForConditionalGeneration",),
+        "MistralForCausalLM",
+        (BESIDE,),
+        (mistral_names.VISION,),
+        unchecked=_OF_VLLM,
     ),
     Wrapper(
         ("Mistral3ForConditionalGeneration", "Lfm2VlForConditionalGeneration"),

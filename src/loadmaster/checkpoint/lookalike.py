@@ -54,8 +54,8 @@ def recognise(names: Collection[str], base: str | None = None) -> Lookalike | No
     if PUBLISHERS in names:
         return Lookalike(
             f"a model in its publisher's own layout ({PUBLISHERS})",
-            f"give the same model in the layout of transformers, with {CONFIG}; of {PUBLISHERS}, only Mistral's with latent "
-            "attention and shared experts is read (Mistral-Large-3), in a folder on disk",
+            f"give the same model in the layout of transformers, with {CONFIG}; of {PUBLISHERS}, only Mistral's is read, "
+            "of dense models and of those with latent attention and shared experts (Mistral-Large-3), in a folder on disk",
         )
     return None
 
