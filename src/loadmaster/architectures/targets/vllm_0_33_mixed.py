@@ -112,7 +112,7 @@ _LLAMA4 = Described(
         ("mlp.gate.", "feed_forward.router."),
         ("mlp.", "feed_forward."),
     ),
-    computed=("self_attn.qkv_proj.weight",),  # queries and keys in the order of the rotary embedding
+    params=(Param("{block}.self_attn.qkv_proj.weight", ("attn.q", "attn.k", "attn.v"), rotary="halves"),),
 )
 
 _GEMMA4 = Described(

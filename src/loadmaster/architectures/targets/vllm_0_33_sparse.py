@@ -58,9 +58,8 @@ DESCRIBED: Final[Mapping[str, Described]] = {
             ("mlp.", "feed_forward."),
         ),
         keep=(("feed_forward.router.weight", "F32"),),
-        params=(Param(_QKV, ("attn.q", "attn.k", "attn.v", "attn.gate")),),
-        # rows of queries and keys in the order of the rotary embedding; the router times the multiplier of outputs
-        computed=("self_attn.qkv_proj.weight", "feed_forward.router.weight"),
+        params=(Param(_QKV, ("attn.q", "attn.k", "attn.v", "attn.gate"), rotary="pairs"),),
+        computed=("feed_forward.router.weight",),  # times the multiplier of outputs
         formats={},
         sends=("hidden_states",),
         obstacle=untied,

@@ -27,6 +27,7 @@ import torch
 from loadmaster.architectures.registry import find_family
 from loadmaster.architectures.targets import VLLM, target_of_vllm
 from loadmaster.checkpoint import Checkpoint, LocalStore
+from loadmaster.checkpoint.lookalike import CONFIG
 from loadmaster.errors import LayoutError
 from loadmaster.integrations.vllm.built_model import held_experts
 from loadmaster.integrations.vllm.options import Options
@@ -158,7 +159,8 @@ def _unfit(vllm_config: Any, model: Any, checkpoint: Checkpoint, model_class: ty
         yield "hf_overrides"
     if model.hf_config_path is not None:
         yield "hf_config_path"
-    if model.config_format not in ("auto", "hf"):
+    read = ("auto", "hf") if (checkpoint.path / CONFIG).exists() else ("auto", "mistral")
+    if model.config_format not in read:
         yield f"a config in the format {model.config_format}"
     architectures = config.get("architectures")
     used = list(getattr(model.hf_config, "architectures", None) or [])
