@@ -51,7 +51,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "MinistralForCausalLM": DENSE,
     "CwmForCausalLM": DENSE,
     "Ernie4_5ForCausalLM": {**DENSE, "use_bias": True},
-    "Exaone4ForCausalLM": PLAIN,
+    "Exaone4ForCausalLM": {**PLAIN, "num_nextn_predict_layers": 1},
     "InternLMForCausalLM": PLAIN,
     "InternLM3ForCausalLM": {**DENSE, "qkv_bias": True, "bias": True},
     "MiniCPMForCausalLM": PLAIN,
@@ -117,7 +117,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1,
         "prefix_dense_intermediate_size": 192,
     },
-    "ExaoneMoeForCausalLM": {**MOE, "num_experts": 4, "pad_token_id": 0},
+    "ExaoneMoeForCausalLM": {**MOE, "num_experts": 4, "pad_token_id": 0, "num_nextn_predict_layers": 1},
     "FlexOlmoForCausalLM": {**PLAIN, "num_experts": 4, "pad_token_id": 0},
     "FlintForCausalLM": {**MOE, "num_experts": 4, "shared_expert_intermediate_size": 96},
     "HYV3ForCausalLM": {**MOE, "num_experts": 4, "pad_token_id": 0, "num_nextn_predict_layers": 1},
@@ -142,6 +142,7 @@ MODELS: dict[str, dict[str, Any]] = {
             "group_norm_size": 4,
             "moe_router_enable_expert_bias": True,
             "n_shared_experts": None,
+            "num_nextn_predict_layers": 1,
         },
     },
     "SarvamMoEForCausalLM": {**MOE, "num_experts": 4},
@@ -210,6 +211,34 @@ MODELS: dict[str, dict[str, Any]] = {
         **{**DENSE, "num_hidden_layers": 8, "layer_types": ["sliding_attention", "mlp", "full_attention", "mlp"] * 2},
         **{"n_input_layers": 2, "n_recurrent_layers": 4, "n_output_layers": 2},
     },
+    "AliceAIForCausalLM": {
+        **{**MOE, "num_experts": 4, "shared_expert_intermediate_size": 96, "block_attn_res_block_size": 2},
+        **{"linear_num_key_heads": 8, "linear_key_head_dim": 16, "linear_conv_kernel_dim": 4},
+        "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    },
+    "DomynEdgeForCausalLM": {**DENSE, "per_layer_config": {"1": {"head_dim": 32}, "3": {"head_dim": 24}}},
+    "K2HorizonForCausalLM": {
+        **{**MOE, "num_experts": 4, "num_shared_experts": 1, "mova_num_experts": 3, "moe_gate_bias": True},
+        **{"mlp_only_layers": [0], "query_key_norm": True, "attention_gate_func": "sigmoid", "attention_bias": True},
+    },
+    "Step5ForCausalLM": {
+        **{
+            **derived(MOE, num_key_value_heads=None),
+            "num_attention_groups": 4,
+            "moe_num_experts": 4,
+        },
+        **{"share_expert_dim": 96, "use_head_wise_attn_gate": True, "num_nextn_predict_layers": 1},
+        "layer_types": ["full_attention", *["sliding_attention"] * 3, "full_attention"],
+        "sparse_config": {"proxy_dim": 32, "sparse_indexer_num_heads": 8, "num_provider_groups": 4},
+    },
+    "HfMoondream": {
+        "config": {
+            "text": {
+                **{"dim": 128, "ff_dim": 256, "n_layers": 4, "vocab_size": 320, "n_heads": 8, "n_kv_heads": 8},
+                "moe": {"start_layer": 2, "n_experts": 4, "expert_inner_dim": 64},
+            }
+        }
+    },
     "MptForCausalLM": {"d_model": 128, "n_heads": 8, "n_layers": 4, "vocab_size": 320},
 }
 """A tiny config of each architecture."""
@@ -252,6 +281,8 @@ def test_each_generation_of_falcon_is_that_of_transformers(changes: dict[str, An
         *("BailingMoeV2ForCausalLM", "PanguUltraMoEForCausalLM", "JambaForCausalLM", "FalconH1ForCausalLM"),
         *("MambaForCausalLM", "Mamba2ForCausalLM", "GraniteMoeHybridForCausalLM", "MolmoForCausalLM"),
         *("OlmoHybridForCausalLM", "Plamo3ForCausalLM", "Step3TextForCausalLM", "BailingMoeV2_5ForCausalLM"),
+        *("Exaone4ForCausalLM", "ExaoneMoeForCausalLM"),
+        *("AliceAIForCausalLM", "DomynEdgeForCausalLM", "K2HorizonForCausalLM", "Step5ForCausalLM", "HfMoondream"),
     ],
 )
 def test_what_is_stored_unlike_a_llama_is_loaded_byte_for_byte(architecture: str, tmp_path: Path) -> None:

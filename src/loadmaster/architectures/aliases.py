@@ -120,6 +120,7 @@ MODEL_TYPES: Final[Mapping[str, str]] = {
     "mistral_large4": "MistralLarge4ForConditionalGeneration",
     "mixtral": "MixtralForCausalLM",
     "molmo2": "Molmo2ForConditionalGeneration",
+    "moondream3": "Moondream3ForCausalLM",
     "mpt": "MptForCausalLM",
     "muse_spark": "MuseSparkForConditionalGeneration",
     "nemotron": "NemotronForCausalLM",
@@ -154,6 +155,7 @@ MODEL_TYPES: Final[Mapping[str, str]] = {
     "stablelm": "StableLmForCausalLM",
     "step3p5": "Step3p5ForCausalLM",
     "step3p7": "Step3p7ForConditionalGeneration",
+    "step5": "Step5ForCausalLM",
     "vaultgemma": "VaultGemmaForCausalLM",
     "zamba2": "Zamba2ForCausalLM",
 }

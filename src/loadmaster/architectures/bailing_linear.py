@@ -1,9 +1,11 @@
 """Ling-2.5 and Ring-2.5 (Bailing MoE 2.5): lightning attention, latent attention in the last layer of each group, experts.
 
 Lightning attention holds q, k and v in one tensor, and its output has a gate and a norm of ``group_norm_size`` groups, which are
-never divided. Both attentions call their last matrix ``dense``. MTP layers are not described.
+never divided. Both attentions call their last matrix ``dense``. MTP layers, stored after the others, have latent attention and
+experts; they share the model's embedding and head.
 
-Sources: ``bailing_moe_linear.py`` in ``vllm/model_executor/models`` and ``bailing_linear_attn.py`` in its layers.
+Sources: ``bailing_moe_linear.py`` and ``bailing_moe_mtp.py`` in ``vllm/model_executor/models``; ``bailing_linear_attn.py`` in its
+layers.
 """
 
 from __future__ import annotations
@@ -30,12 +32,9 @@ def schema(c: Config) -> Schema:
     mlps = bailing_moe.feed_forward(c, shared=0, corrected=False)
     kinds = {f"{m}/{a}": (*blocks.norms(hidden), *attentions[a], *mlps[m]) for m in mlps for a in attentions}
     types = (LATENT if (layer + 1) % group == 0 else LINEAR for layer in range(num_layers))
-    return Schema(
-        top=embedding(c),
-        kinds=kinds,
-        layers=tuple(f"{mlp}/{attention}" for mlp, attention in zip(mlp_types(c), types, strict=True)),
-        unread=(*bailing_moe.without_drafts(c), (r"model\.mtp.*", "the MTP layers of this family are not supported")),
-    )
+    layers = tuple(f"{mlp}/{attention}" for mlp, attention in zip(mlp_types(c), types, strict=True))
+    unread = ((r"model\.mtp.*", "MTP modules under this name are not supported, in vLLM either"),)
+    return bailing_moe.with_drafts(c, Schema(embedding(c), kinds, layers, unread=unread), f"sparse/{LATENT}")
 
 
 def _lightning(c: Config) -> tuple[Tensor, ...]:

@@ -1,7 +1,8 @@
 """Ling 1 and 2 (Bailing MoE), Sarvam-30B and Param-2: q, k and v in one tensor, routed and shared experts.
 
-The first layers may be dense. Ling 2 and the others norm queries and keys, and correct the scores of the router. MTP layers of
-Ling 2 are not described. Ling 1 may norm its head (``norm_head``), which vLLM does as it loads; here the head stays as stored.
+The first layers may be dense. Ling 2 and the others norm queries and keys, and correct the scores of the router. Ling 1 may
+norm its head (``norm_head``), which vLLM does as it loads; here the head stays as stored. MTP layers of Ling 2 are stored after
+the decoder layers, and share embedding and head; vLLM 0.33 does not have them, and their names are those of its authors' code.
 
 Sources: ``bailing_moe.py``, ``sarvam.py`` and ``param2moe.py`` in ``vllm/model_executor/models``; ``conversion_mapping.py`` of
 transformers 5.24.
@@ -9,6 +10,7 @@ transformers 5.24.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from loadmaster.architectures import blocks
@@ -38,13 +40,15 @@ def schema(c: Config) -> Schema:
             k_norm=norm,
         ),
     )
-    mlps = feed_forward(c, shared=int(is_newer), corrected=is_newer)
-    return Schema(
-        top=embedding(c),
-        kinds={mlp: (*layer, *tensors) for mlp, tensors in mlps.items()},
-        layers=mlp_types(c, dense=int(is_newer)),
-        unread=without_drafts(c),
-    )
+    kinds = {m: (*layer, *ts) for m, ts in feed_forward(c, shared=int(is_newer), corrected=is_newer).items()}
+    return with_drafts(c, Schema(embedding(c), kinds, mlp_types(c, dense=int(is_newer))), "sparse")
+
+
+def with_drafts(c: Config, made: Schema, kind: str) -> Schema:
+    """Return a schema with its MTP layers: layers of a ``kind`` with what a draft has besides."""
+    more = tuple(t for t in blocks.draft(c) if t.optional is None)
+    drafts = ("mtp",) * c.size("num_nextn_predict_layers", 0, least=0)
+    return replace(made, kinds={**made.kinds, "mtp": (*made.kinds[kind], *more)}, drafts=drafts) if drafts else made
 
 
 def feed_forward(c: Config, *, shared: int, corrected: bool) -> dict[str, tuple[Tensor, ...]]:
@@ -61,13 +65,6 @@ def feed_forward(c: Config, *, shared: int, corrected: bool) -> dict[str, tuple[
             *(blocks.gated_mlp(hidden, width, logical="shared", bias=bias) if shared else ()),
         ),
     }
-
-
-def without_drafts(c: Config) -> tuple[tuple[str, str], ...]:
-    """Return the waiver of MTP layers, which are stored after the decoder layers."""
-    num_layers, num_drafts = c.size("num_hidden_layers"), c.size("num_nextn_predict_layers", 0, least=0)
-    drafts = "|".join(str(num_layers + i) for i in range(num_drafts))
-    return ((rf"model\.layers\.({drafts})\..*", "the MTP layers of this family are not supported"),) if drafts else ()
 
 
 _ATTENTION: Final = blocks.LAYER + "attention."
@@ -87,11 +84,14 @@ SPELLING: Final[Spelling] = {
     **blocks.experts_spelling(),
     "moe.router_bias": blocks.LAYER + "mlp.gate.expert_bias",
     **blocks.gated_mlp_spelling("mlp.shared_experts", logical="shared"),
+    **{name: s for name, s in blocks.DRAFT_SPELLING.items() if name in ("mtp.eh_proj", "mtp.enorm", "mtp.hnorm")},
+    "mtp.norm": blocks.LAYER + "final_layernorm.weight",
 }
 NATIVE: Final = (
     *blocks.DECODER_NATIVE,
     *blocks.EXPERTS_NATIVE,
     *blocks.gated_mlp_native("mlp.shared_experts", logical="shared"),
+    *blocks.DRAFT_NATIVE,
 )
 UNCHECKED: Final = "transformers has no class of it; its names are those of vLLM's loader"
 

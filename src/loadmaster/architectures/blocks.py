@@ -10,8 +10,18 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import LANGUAGE_ONLY, Param, Tensor, by_columns, by_rows, by_vocabulary, linear
-from loadmaster.architectures.spelling import Packed, packed
+from loadmaster.architectures.schema import (
+    LANGUAGE_ONLY,
+    Param,
+    Schema,
+    Tensor,
+    by_columns,
+    by_rows,
+    by_vocabulary,
+    linear,
+)
+from loadmaster.architectures.spelling import Packed, Spelling, packed, respelled
+from loadmaster.errors import UnsupportedError
 
 LAYER = "model.layers.{layer}."
 
@@ -287,6 +297,41 @@ DRAFT_SPELLING = {
     "mtp.embed": LAYER + "embed_tokens.weight",
     "mtp.head": LAYER + "shared_head.head.weight",
 }
+
+
+def draft_apart(hidden: int) -> tuple[Tensor, ...]:
+    """Return what an MTP layer that is stored apart has in addition to a decoder layer, without embedding and head."""
+    return (
+        Tensor("mtp.eh_proj", (hidden, 2 * hidden)),
+        *(Tensor(f"mtp.{norm}", (hidden,)) for norm in ("enorm", "hnorm", "norm")),
+    )
+
+
+def with_draft_apart(c: Config, made: Schema, kind: str) -> Schema:
+    """Return a schema with the MTP layer that is stored apart: a layer of a ``kind``. Where the config has none, it is unread.
+
+    Raises:
+        UnsupportedError: it has several, of which the names are not known.
+    """
+    count = c.size("num_nextn_predict_layers", 0, least=0)
+    if count > 1:
+        raise UnsupportedError(f"config.json: num_nextn_predict_layers {count} is not supported; supported: 0 and 1")
+    if not count:
+        return replace(made, unread=(*made.unread, (r"mtp\..*", "config.json says nothing of MTP layers")))
+    draft_layer = (*made.kinds[kind], *draft_apart(c.size("hidden_size")))
+    return replace(made, kinds={**made.kinds, "mtp": draft_layer}, drafts=("mtp",))
+
+
+def draft_apart_spelling(of_layer: Spelling) -> dict[str, str | Packed]:
+    """Return the spelling of one MTP layer that is stored under ``mtp.``, whose layer is spelled as ``of_layer``."""
+    return {
+        **respelled({n: s for n, s in of_layer.items() if n not in TOP_SPELLING}, ("model.layers.", "mtp.layers.")),
+        "mtp.eh_proj": "mtp.fc.weight",
+        "mtp.enorm": "mtp.pre_fc_norm_embedding.weight",
+        "mtp.hnorm": "mtp.pre_fc_norm_hidden.weight",
+        "mtp.norm": "mtp.norm.weight",
+    }
+
 
 DRAFT_NATIVE = (
     Param("{block}.eh_proj.weight", ("mtp.eh_proj",)),

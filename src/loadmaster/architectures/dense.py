@@ -1,6 +1,6 @@
 """Dense models that store what a Llama stores, but for biases, norms and a tied head: a line each.
 
-Granite, Gemma 1 and 2, Cohere, StableLM, Seed-OSS, SmolLM3, Ministral, Ernie-4.5, EXAONE-4, InternLM, MiniCPM, Orion, openPangu
+Granite, Gemma 1 and 2, Cohere, StableLM, Seed-OSS, SmolLM3, Ministral, Ernie-4.5, InternLM, MiniCPM, Orion, openPangu
 Embedded, Rnj-1, Solar, Step-1, TeleFLM, VaultGemma. Their computation differs from Llama's (scales, soft caps, windows), so
 they are planned and loaded, not run.
 
@@ -60,7 +60,6 @@ STYLES: Final[Mapping[str, Style]] = {
     "Ministral3ForCausalLM": _NONE,
     "MinistralForCausalLM": _NONE,
     "Ernie4_5ForCausalLM": Style(("use_bias",), ("use_bias",), ("use_bias",), tied=True, head_dim=128),
-    "Exaone4ForCausalLM": Style((), (), (), norms=("post_norm", "post_mlp_norm"), head_norms=True),
     "CwmForCausalLM": _NONE,
     "InternLMForCausalLM": Style(_ALL, _ALL, (), bias_default=True),
     "InternLM3ForCausalLM": Style(("qkv_bias",), _ALL, _ALL),
@@ -78,7 +77,11 @@ STYLES: Final[Mapping[str, Style]] = {
 
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
-    style = STYLES[c.values["architectures"][0]]
+    return of_style(c, STYLES[c.values["architectures"][0]])
+
+
+def of_style(c: Config, style: Style) -> Schema:
+    """Return the logical tensors of a model that differs from Llama as ``style`` says."""
     for key in style.refused:
         if c.values.get(key):
             raise UnsupportedError(f"config.json: {key} {c.values[key]!r} is not supported")
@@ -107,11 +110,8 @@ def schema(c: Config) -> Schema:
         *blocks.gated_mlp(hidden, c.size("intermediate_size"), bias=has(style.mlp_bias)),
     )
     last = blocks.norm_biases(hidden, "norm") if style.norm_bias else ()
-    return Schema(
-        top=(*embedding(c, tied=style.tied), *last),
-        kinds={"dense": layer},
-        layers=("dense",) * c.size("num_hidden_layers"),
-    )
+    top = (*embedding(c, tied=style.tied), *last)
+    return Schema(top, {"dense": layer}, ("dense",) * c.size("num_hidden_layers"))
 
 
 def _norms_of_heads(heads: int, kv_heads: int, head: int) -> tuple[Tensor, ...]:

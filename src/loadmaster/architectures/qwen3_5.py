@@ -37,7 +37,7 @@ def schema(c: Config) -> Schema:
         kinds={
             LINEAR: (*blocks.norms(hidden), *linear_attention(c), *mlp),
             FULL: full,
-            "mtp": (*full, *_draft(hidden)),
+            "mtp": (*full, *blocks.draft_apart(hidden)),
         },
         layers=layer_types(c),
         drafts=("mtp",) * num_drafts,
@@ -66,13 +66,6 @@ def linear_attention(c: Config) -> tuple[Tensor, ...]:
         Tensor("linear.a_log", (value_heads,), by_head, usual=("F32",)),
         Tensor("linear.norm", (value,), usual=("F32",)),
         linear("linear.out", hidden, values, by_columns(share * value)),
-    )
-
-
-def _draft(hidden: int) -> tuple[Tensor, ...]:
-    return (
-        Tensor("mtp.eh_proj", (hidden, 2 * hidden)),
-        *(Tensor(f"mtp.{norm}", (hidden,)) for norm in ("enorm", "hnorm", "norm")),
     )
 
 
@@ -106,14 +99,7 @@ _WITHIN = ("model.", "model.language_model.")
 
 def _drafts(body: Spelling) -> Spelling:
     """Return the spelling of the MTP layer, whose full attention and experts are spelled as in ``body``."""
-    of_layer = {n: s for n, s in body.items() if not n.startswith("linear.") and n not in blocks.TOP_SPELLING}
-    return {
-        **respelled(of_layer, ("model.layers.", "mtp.layers.")),
-        "mtp.eh_proj": "mtp.fc.weight",
-        "mtp.enorm": "mtp.pre_fc_norm_embedding.weight",
-        "mtp.hnorm": "mtp.pre_fc_norm_hidden.weight",
-        "mtp.norm": "mtp.norm.weight",
-    }
+    return blocks.draft_apart_spelling({name: s for name, s in body.items() if not name.startswith("linear.")})
 
 
 FAMILY = Family(

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Final
 
 from loadmaster.architectures import (
+    alice_ai,
     bailing_hybrid,
     bailing_linear,
     bailing_moe,
@@ -20,7 +21,9 @@ from loadmaster.architectures import (
     deepseek_v4,
     deepseek_v41,
     dense,
+    domyn_edge,
     dory,
+    exaone4,
     falcon,
     gemma3,
     gemma3n,
@@ -35,6 +38,7 @@ from loadmaster.architectures import (
     hy_v4,
     inkling,
     inkling2,
+    k2_horizon,
     kimi_linear,
     lfm2,
     llama,
@@ -51,6 +55,7 @@ from loadmaster.architectures import (
     mistral_large4,
     mixtral,
     molmo,
+    moondream,
     muse_spark,
     nemotron_h,
     nemotron_nas,
@@ -72,6 +77,7 @@ from loadmaster.architectures import (
     sparse,
     step3,
     step3_text,
+    step5,
     zamba2,
 )
 from loadmaster.architectures.aliases import MODEL_TYPES, architecture_of
@@ -112,6 +118,7 @@ FAMILIES: tuple[Family, ...] = (
     granite_moe.FAMILY,
     olmo.FAMILY,
     dense.FAMILY,
+    exaone4.FAMILY,
     other_dense.FAMILY,
     other_dense.EXAONE,
     other_dense.TELECHAT2,
@@ -163,6 +170,11 @@ FAMILIES: tuple[Family, ...] = (
     looped.HRM_TEXT,
     looped.LOOP_CODER,
     dory.FAMILY,
+    alice_ai.FAMILY,
+    domyn_edge.FAMILY,
+    k2_horizon.FAMILY,
+    step5.FAMILY,
+    moondream.FAMILY,
     hunyuan.FAMILY,
     lfm2.FAMILY,
 )

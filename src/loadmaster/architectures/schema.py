@@ -438,5 +438,5 @@ class Family:
 _OF_THE_WHOLE = ("architectures", "quantization", "quantization_config", "tie_word_embeddings", "dtype", "torch_dtype")
 """Keys of a config that hold for the whole model, wherever its language model is described."""
 
-_WITHOUT_SECTION = ("eos_token_id", "mtp_config")
+_WITHOUT_SECTION = ("eos_token_id", "mtp_config", "num_nextn_predict_layers")
 """Keys that are read outside the section where the section leaves them out."""

@@ -1,10 +1,11 @@
 """Mixtures of experts in Llama's names, but for norms, a gate or sinks in attention, and the router: a few lines each.
 
 AFMoE, Beam, Command with experts (Cohere-2), EXAONE-MoE, Flex-OLMo, Flint, Hy3, Kolibri-1, Laguna, Mellum-2. The MTP layer of
-Hy3 is stored after the decoder layers: attention and experts; it shares the model's embedding and head. That of EXAONE-MoE is
-not described.
+Hy3 is stored after the decoder layers: attention and experts; that of EXAONE-MoE apart, with an MLP. Both share the model's
+embedding and head.
 
-Sources: the classes of transformers 5.24 and its ``conversion_mapping.py``; ``hy_v3_mtp.py`` in ``vllm/model_executor/models``.
+Sources: the classes of transformers 5.24 and its ``conversion_mapping.py``; ``hy_v3_mtp.py`` and ``exaone_moe_mtp.py``
+in ``vllm/model_executor/models``.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ STYLES: Final[Mapping[str, Style]] = {
         names={f"{when}_mlp_norm": f"{when}_feedforward_layernorm.weight" for when in ("pre", "post")},
     ),
     "Cohere2MoeForCausalLM": Style(norms=("input_norm",), qk_norm=None, router_bias=False, tied=True),
-    "ExaoneMoeForCausalLM": Style(dense=1, shared=1, names={"moe.router_bias": "mlp.e_score_correction_bias"}),
+    "ExaoneMoeForCausalLM": Style(
+        dense=1, shared=1, drafts="apart", names={"moe.router_bias": "mlp.e_score_correction_bias"}
+    ),
     "FlexOlmoForCausalLM": Style(
         norms=("post_norm", "post_mlp_norm"),
         qk_norm="all",
@@ -53,7 +56,7 @@ STYLES: Final[Mapping[str, Style]] = {
     "HYV3ForCausalLM": Style(
         dense=1,
         shared=1,
-        drafts=True,
+        drafts="after",
         names={
             **{"moe.router": "mlp.router.gate.weight", "moe.router_bias": "mlp.expert_bias"},
             "mtp.norm": "final_layernorm.weight",
@@ -84,7 +87,6 @@ _MORE: Final = {
     "attn.gate_bias": "self_attn.gate_bias",
     "attn.sinks": "self_attn.sinks",
 }
-_UNREAD: Final = {"ExaoneMoeForCausalLM": ((r"mtp\..*", "the MTP layer of EXAONE-MoE is not supported"),)}
 _SPELLING: Final[Spelling] = {
     **blocks.DECODER_SPELLING,
     **blocks.experts_spelling(),
@@ -107,7 +109,8 @@ FAMILIES: Final = tuple(
         schema=partial(schema, style=style),
         spelling={**_SPELLING, **{name: blocks.LAYER + stored for name, stored in style.names.items()}},
         native=_NATIVE,
-        waived=(blocks.INV_FREQ, *_UNREAD.get(architecture, ())),
+        waived=(blocks.INV_FREQ,),
+        drafts=(blocks.draft_apart_spelling(blocks.DECODER_SPELLING),) if style.drafts == "apart" else (),
     )
     for architecture, style in STYLES.items()
 )

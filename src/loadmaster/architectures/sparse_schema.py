@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from loadmaster.architectures import blocks
@@ -26,8 +26,9 @@ class Style:
     ``qk_norm``: queries and keys are normed, each head by itself or all together. ``gate``: attention has a gate for each
     ``head`` or ``element`` of its output, or as the config says. ``dense`` are the first layers that have no experts, and
     ``shared`` the shared experts, where the config does not say how many. ``mlp_only`` are layers without experts, where the
-    config has no ``mlp_only_layers``; None: it has no such key. ``drafts``: MTP layers are described. ``names`` are those under
-    which tensors are stored in a layer.
+    config has no ``mlp_only_layers``; None: it has no such key. ``drafts``: where MTP layers are stored, which have
+    experts ``after`` the decoder layers and an MLP ``apart``; None: they are not described. ``names`` are those under which
+    tensors are stored in a layer.
     """
 
     norms: tuple[str, ...] = TWO
@@ -40,7 +41,7 @@ class Style:
     shared: int = 0
     tied: bool = False
     mlp_only: tuple[int, ...] | None = None
-    drafts: bool = False
+    drafts: Literal["after", "apart"] | None = None
     names: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -66,10 +67,13 @@ def schema(c: Config, style: Style) -> Schema:
     kinds = {
         f"{mlp}, {n} heads": (*_attention(c, style, n), *mlps[mlp]) for mlp in mlps for n in dict.fromkeys(of_layers)
     }
+    made = Schema(top=embedding(c, tied=style.tied), kinds=kinds, layers=layers)
+    if style.drafts == "apart":
+        return blocks.with_draft_apart(c, made, f"dense, {heads} heads")
     drafts = ("mtp",) * c.size("num_nextn_predict_layers", 0, least=0) if style.drafts else ()
     if drafts:
         kinds["mtp"] = (*_attention(c, style, heads), *sparse, *(t for t in blocks.draft(c) if t.optional is None))
-    return Schema(top=embedding(c, tied=style.tied), kinds=kinds, layers=layers, drafts=drafts)
+    return replace(made, drafts=drafts)
 
 
 def _types(c: Config, style: Style) -> tuple[str, ...]:

@@ -91,12 +91,7 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
         unchecked=_OF_VLLM,
     ),
     Wrapper(("Glm5NextForConditionalGeneration",), "Glm5NextForCausalLM", (WITHIN, BESIDE), _VISUAL),
-    Wrapper(
-        ("Exaone4_5_ForConditionalGeneration",),
-        "Exaone4ForCausalLM",
-        (WITHIN,),
-        (*_VISUAL, (r"mtp\..*", "the MTP layer of EXAONE-4.5 is not supported")),
-    ),
+    Wrapper(("Exaone4_5_ForConditionalGeneration",), "Exaone4ForCausalLM", (WITHIN,), _VISUAL),
     Wrapper(
         (
             "MiniCPMV4_6ForConditionalGeneration",
