@@ -61,8 +61,7 @@ def schema(c: Config) -> Schema:
 def _mixer(c: Config, hidden: int) -> tuple[Tensor, ...]:
     inner, heads = c.size("mamba_expand", 2) * hidden, c.size("n_mamba_heads", 8)
     state = (c.size("mamba_ngroups", 1), c.size("mamba_d_state", 64), c.size("mamba_d_conv", 4))
-    sizes = mamba2.Mamba2(heads, inner // heads, *state)
-    return mamba2.tensors(hidden, sizes, conv_bias=True)
+    return mamba2.tensors(hidden, mamba2.Mamba2(heads, inner // heads, *state), conv_bias=True)
 
 
 def _block(c: Config, hidden: int, turns: range) -> Iterator[Tensor]:
