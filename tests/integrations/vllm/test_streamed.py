@@ -107,6 +107,17 @@ def in_vllms_form(params: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return made
 
 
+def test_experts_with_room_are_streamed_too_and_the_room_is_zero(tmp_path: Path) -> None:
+    path, rank = write("gpt-oss", tmp_path / "gpt-oss"), Rank(tp=(1, 2))
+    streaming = {"load_format": "loadmaster", "model_loader_extra_config": {"direct": False}}
+    own, streamed = (held(path, "gpt-oss", rank, **how) for how in ({"load_format": "auto"}, streaming))
+    assert own.keys() == streamed.keys()
+    assert [name for name in own if not torch.equal(raw(own[name]), raw(streamed[name]))] == []
+    path = write("kimi-linear", tmp_path / "kimi")
+    streamed = held(path, "kimi-linear", Rank(tp=(1, 4)), **streaming)
+    assert not streamed["model.layers.1.block_sparse_moe.experts.routed_experts.w2_weight"][:, :, 128:].any()
+
+
 def test_experts_of_kimi_linear_are_written_where_vllm_has_room_for_more(tmp_path: Path) -> None:
     """vLLM clears that room after loading only (``_zero_intermediate_padding``)."""
     rank = Rank(tp=(1, 4))

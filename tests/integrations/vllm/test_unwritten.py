@@ -148,3 +148,27 @@ def test_weights_of_before_are_no_weights_of_now() -> None:
     weight[: 2**15] = 1
     (gap,) = watch.gaps()
     assert gap.missing_bytes == gap.num_bytes // 2
+
+
+def test_zeros_that_are_written_are_told_from_zeros_that_were_there() -> None:
+    """As gpt-oss's second bias is on all ranks but the first."""
+    biases = torch.zeros(32, 2880, dtype=torch.bfloat16)
+    watch = Watch({"experts.w2_bias": biases}, never)
+    biases[:] = 0
+    assert watch.gaps() == []
+    (gap,) = Watch({"experts.w2_bias": biases}, never).gaps()
+    assert gap.missing_bytes == gap.num_bytes
+    assert not biases.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.uint8])
+def test_room_for_more_than_is_stored_is_zero_and_the_rest_must_be_written(dtype: torch.dtype) -> None:
+    with patterned():
+        weight = torch.empty(3, 8, 8).to(dtype)
+    watch = Watch({"experts.w13_weight": weight}, never, {"experts.w13_weight"})
+    weight[[0, 2], :5, :7] = 1
+    (gap,) = watch.gaps()
+    assert gap.slices == (1,)
+    weight[1, :5, :7] = 1
+    assert watch.gaps() == []
+    assert int(weight.sum()) == 3 * 5 * 7

@@ -94,15 +94,26 @@ def held_experts(module: Any) -> tuple[int, ...]:
 def expert_sizes(model: torch.nn.Module) -> tuple[int, int] | None:
     """Return the hidden and inner elements of each expert, where its kernel has more of them than this rank has of the model.
 
-    vLLM rounds both up before it makes parameters (``maybe_roundup_sizes``), as its kernel for this format and GPU wants it;
-    Kimi's model does so too. None: they are as they are, or not the same in all layers.
+    None: they are as they are, or not the same in all layers.
     """
-    modules: list[Any] = [m for m in model.modules() if getattr(m, "expert_map_manager", None) is not None]
-    configs = [m.moe_config for m in modules]
-    is_filled = any(
-        c.hidden_dim != c.hidden_dim_unpadded
-        or c.intermediate_size_per_partition != c.intermediate_size_per_partition_unpadded
-        for c in configs
-    )
+    configs = [m.moe_config for _, m in _modules_of_experts(model)]
     sizes = {(int(c.hidden_dim), int(c.intermediate_size_per_partition)) for c in configs}
-    return sizes.pop() if is_filled and len(sizes) == 1 else None
+    return sizes.pop() if any(map(_has_room, configs)) and len(sizes) == 1 else None
+
+
+def params_with_room(model: torch.nn.Module) -> frozenset[str]:
+    """Return the names of parameters that are larger than what is stored for them: experts whose kernel wants it so."""
+    modules = [(name, m) for name, m in _modules_of_experts(model) if _has_room(m.moe_config)]
+    return frozenset(f"{name}.{param}" for name, m in modules for param, _ in m.named_parameters(recurse=False))
+
+
+def _modules_of_experts(model: torch.nn.Module) -> list[tuple[str, Any]]:
+    return [(name, m) for name, m in model.named_modules() if getattr(m, "expert_map_manager", None) is not None]
+
+
+def _has_room(moe: Any) -> bool:
+    """Whether vLLM rounded sizes up before it made parameters: for its kernel (``maybe_roundup_sizes``), or in Kimi's model."""
+    return bool(
+        moe.hidden_dim != moe.hidden_dim_unpadded
+        or moe.intermediate_size_per_partition != moe.intermediate_size_per_partition_unpadded
+    )

@@ -36,7 +36,7 @@ from loadmaster.architectures.targets import target_of_vllm
 from loadmaster.checkpoint import Checkpoint, LocalStore, open_checkpoint, resolve_model
 from loadmaster.errors import CheckpointError, LoadError, LoadmasterError, UnsupportedError
 from loadmaster.findings import errors, gib
-from loadmaster.integrations.vllm.built_model import expert_sizes, outline_of
+from loadmaster.integrations.vllm.built_model import expert_sizes, outline_of, params_with_room
 from loadmaster.integrations.vllm.direct import (
     Planned,
     Unfit,
@@ -180,7 +180,8 @@ class Loader(BaseModelLoader):
         if planned and (left := set(planned.left(model))):
             first, *more = self._select(model, model_config, opened)
             self.offered = [replace(first, ids=[i for i in first.ids if i in left]), *more]
-        watch = Watch(dict(model.named_parameters()), stays) if self.options.verify else None
+        room = () if planned else params_with_room(model)
+        watch = Watch(dict(model.named_parameters()), stays, room) if self.options.verify else None
         ring, self._ring = self._ring, None
         with nullcontext() if ring is None else closing(ring):
             if planned is None:

@@ -9,7 +9,7 @@ may keep it. Nothing here depends on vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -174,25 +174,42 @@ class Gap:
 class Watch:
     """Compares parameters before and after loading.
 
-    ``may_stay`` says which parameters, by name, need not be written: a cache's scale, or what the engine replaces later.
+    ``may_stay`` says which parameters, by name, need not be written: a cache's scale, or what the engine replaces later. Those
+    ``with_room`` have more elements than are stored: zeros follow, and something of each slice must be written.
     """
 
-    def __init__(self, params: Mapping[str, torch.Tensor], may_stay: Callable[[str], bool]) -> None:
+    def __init__(
+        self, params: Mapping[str, torch.Tensor], may_stay: Callable[[str], bool], with_room: Collection[str] = ()
+    ) -> None:
         self._params = {n: p.detach() for n, p in params.items() if _has_bytes(p)}
         self._may_stay = may_stay
         self._defaults: dict[str, torch.Tensor] = {}
         self._constants: dict[str, torch.Tensor] = {}
+        self._rests: dict[str, torch.Tensor] = {}
         marked = glance({n: p for n, p in self._params.items() if p.is_cuda}, FIRST_BYTES)
         for name, param in self._params.items():
+            if name in with_room:
+                param.zero_()
+                self._clear(name, param)
+                continue
             if marked.get(name) or next(_search(param), None) is not None:
                 continue  # memory that was not initialised
             if param.numel() * param.element_size() <= SMALL_BYTES:
                 self._defaults[name] = param.clone()
                 write_pattern(param)
             elif _is_constant(param):
-                self._constants[name] = param.reshape(-1)[:1].clone()
+                self._clear(name, param)
             else:
                 write_pattern(param)  # old weights, which loading must replace
+
+    def _clear(self, name: str, param: torch.Tensor) -> None:
+        """Remember a parameter of one constant. The pattern replaces it where single elements show it, and what is left of it
+        becomes the constant again: a loader may write the constant itself."""
+        first = param.reshape(-1)[:1]
+        if _unit(param) == param.element_size():
+            self._rests[name] = first.clone()
+            write_pattern(param)
+        self._constants[name] = param.reshape(-1)[:1].clone()
 
     def gaps(self) -> list[Gap]:
         """Restore defaults that may stay, and return what was not written, in the parameters' order."""
@@ -203,6 +220,8 @@ class Watch:
     def _gap(self, name: str, param: torch.Tensor) -> Gap | None:
         constant = self._constants.get(name)
         missing, slices = _unwritten_slices(param) if constant is None else _unchanged_slices(param, constant)
+        if name in self._rests:
+            _fill_rest(param, self._rests[name])
         if not missing or self._stays(name, param):
             return None
         return Gap(
@@ -259,6 +278,14 @@ def _unchanged_slices(param: torch.Tensor, constant: torch.Tensor) -> tuple[int,
     parts = list(param) if param.ndim > 2 else [param]
     slices = tuple(i for i, part in enumerate(parts) if _is_constant(part, constant))
     return len(slices) * parts[0].numel() * param.element_size(), slices
+
+
+def _fill_rest(param: torch.Tensor, constant: torch.Tensor) -> None:
+    """Replace the elements that have the pattern."""
+    word = _WORDS[param.element_size()]
+    for part in param if param.ndim > 1 else [param]:
+        words = part.view(word)
+        part.masked_fill_(words == _value(words), constant[0])
 
 
 def _is_constant(param: torch.Tensor, constant: torch.Tensor | None = None) -> bool:
