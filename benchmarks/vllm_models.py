@@ -148,7 +148,8 @@ MODELS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
         "minimax-m3-mxfp8",
         _inside("minimax-m3-mxfp8", hidden_size=256, intermediate_size=256, shared_intermediate_size=256),
     ),
-    "muse-spark": ("muse-spark-nvfp4", _inside("muse-spark-nvfp4", head_dim=128)),
+    "muse-spark": ("muse-spark-nvfp4", {**_inside("muse-spark-nvfp4", head_dim=128), "quantization_config": None}),
+    "muse-spark-nvfp4": ("muse-spark-nvfp4", _inside("muse-spark-nvfp4", head_dim=128)),
 }
 """Name → preset, and changes to its tiny config."""
 

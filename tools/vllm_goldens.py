@@ -16,7 +16,18 @@ from typing import Any
 
 from loadmaster.architectures.targets import target_of_vllm
 from loadmaster.audit.ranks import load
-from tests.integrations.vllm.golden import DRAFT, FILES, Parameters, before, goldens, held, ranks_of, told, write
+from tests.integrations.vllm.golden import (
+    DRAFT,
+    FILES,
+    Parameters,
+    before,
+    goldens,
+    held,
+    preset_of,
+    ranks_of,
+    told,
+    write,
+)
 from tests.integrations.vllm.models import arguments_of
 
 
@@ -25,7 +36,7 @@ def parameters_of(preset: str, target: str) -> dict[str, Parameters]:
     with tempfile.TemporaryDirectory() as folder:
         path = write(preset, Path(folder))
         ranks = ranks_of(target)[preset]
-        arguments: dict[str, Any] = arguments_of(preset.removesuffix(DRAFT))
+        arguments: dict[str, Any] = arguments_of(preset_of(preset))
         arguments["draft"] = "mtp" if preset.endswith(DRAFT) else None
         return {str(rank): told(held(load(path, rank, load_format="auto", **arguments))) for rank in ranks}
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from loadmaster.architectures.muse_spark import FAMILY
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import UnsupportedError
+from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
 from loadmaster.sizing.cuts import list_boundaries
@@ -50,10 +52,31 @@ def test_scales_of_stacked_experts_follow_their_names(spark: Path) -> None:
     assert {stem, f"{stem}_weight_scale", f"{stem}_weight_scale_2", f"{stem}_input_scale"} <= names.keys()
 
 
+def test_every_rank_gets_its_bytes_of_experts_in_nvfp4(tmp_path: Path) -> None:
+    layouts = [ParallelLayout(2, 2), ParallelLayout(1, 4, enable_expert_parallel=True)]
+    assert check_loading(FAMILY, NVFP4, tmp_path, layouts=layouts) > 200
+
+
+def test_gate_and_up_of_an_expert_have_factors_of_their_own(spark: Path) -> None:
+    name = "layers.1.mlp.experts.{}_weight_scale_2"
+    (stored,) = (
+        DamagedCheckpoint(spark).tensor(n)
+        for n in DamagedCheckpoint(spark).names(r"\.1\..*gate_up_proj_weight_scale_2")
+    )
+    assert stored.shape == (8, 2)
+    assert not torch.equal(stored[:, 0], stored[:, 1])
+    layout = ParallelLayout(1, 2, enable_expert_parallel=True)
+    tensors = load_rank(prove(build_plan(open_checkpoint(spark), layout)).require_proven(), 1).tensors
+    assert torch.equal(tensors[name.format("w13")], stored[4:])
+    assert tensors[name.format("w2")].shape == (4, 1)
+
+
 @pytest.mark.parametrize(
     ("pattern", "change", "code"),
     [
         (r"layers\.1\.mlp\.experts\.gate_up_proj_weight_scale$", None, "scale-missing"),
+        (r"layers\.1\.mlp\.experts\.gate_up_proj_weight_scale_2", lambda t: t[:, 0].contiguous(), "shape-mismatch"),
+        (r"layers\.2\.mlp\.experts\.gate_up_proj_input_scale", lambda t: t[:, :1], "shape-mismatch"),
         (r"layers\.1\.mlp\.experts\.gate_up_proj$", lambda t: t[:, : t.shape[1] // 2], "shape-mismatch"),
         (r"layers\.2\.mlp\.experts\.post_expert_norm\.weight", lambda t: t[:48], "shape-mismatch"),
         (r"layers\.3\.post_attention_residual_gate\.gate", None, "tensor-missing"),

@@ -26,6 +26,7 @@ class Item:
     ``origin`` is the layer that its names call 0. With ``groups``, the parts alternate: the first group of rows of each, then
     the second …; ``apart``: each group is encoded as a tensor by itself. ``flat``: a stack of experts without a dim for them.
     ``pairs``: the rows of heads are stored pair by pair.
+    ``numbers_each``: what a format has once for a weight, it has for each part of each expert.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Item:
     apart: bool = False
     flat: bool = False
     pairs: bool = False
+    numbers_each: bool = False
 
     @property
     def first(self) -> Tensor:
@@ -67,6 +69,12 @@ class Item:
             return ()
         in_parts = self.stacked or self.apart or first.slices
         return [f for f in allowed if not f.is_run] if in_parts else allowed
+
+    def stored_in(self, format_: Format) -> Format:
+        """Return a format as this is stored in it: with a dim for the experts where they are stacked."""
+        if not self.stacked:
+            return format_
+        return format_.stacked(len(self.parts) if self.numbers_each else 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -239,6 +247,7 @@ def _items(tensors: dict[str, Tensor], spelling: Spelling, origin: int) -> Itera
                     spelled.apart and groups > 1,
                     spelled.flat,
                     spelled.pairs,
+                    spelled.numbers_each,
                 )
                 yield Item(key, spelled.name, parts, *form)
         else:

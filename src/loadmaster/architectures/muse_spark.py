@@ -2,7 +2,8 @@
 
 A projection that every rank holds makes the experts' inputs, and another one their outputs; the sum over ranks is between them.
 Residuals pass through gates without a ``.weight``. Hidden states stay F32 from layer to layer, and cross cuts so. The rows of q
-and k are stored with the even elements of each head before the odd ones.
+and k are stored with the even elements of each head before the odd ones. In NVFP4 gate and up of an expert have a factor each for
+the whole weight, ``[experts, 2]``, as vLLM takes them (``MuseSparkConsolidatedRoutedExperts`` in ``common/moe.py``).
 
 Sources: ``muse_spark`` of transformers 5.24; ``muse_spark/nvidia/model.py`` and ``common/omni.py`` in ``vllm/models``.
 """
@@ -26,7 +27,7 @@ from loadmaster.architectures.schema import (
     embedding,
     linear,
 )
-from loadmaster.architectures.spelling import Spelling, respelled
+from loadmaster.architectures.spelling import Spelling, packed, respelled
 
 _DEFAULTS: Final = {
     **{"hidden_size": 8192, "intermediate_size": 16384, "moe_intermediate_size": 4096, "moe_hidden_size": 4096},
@@ -92,6 +93,7 @@ _SPELLING: Final[Spelling] = {
     **blocks.ATTENTION_SPELLING,
     **blocks.gated_mlp_spelling(),
     **blocks.stacked_experts_spelling(),
+    **packed(_MLP + "experts.gate_up_proj", "moe.gate", "moe.up", stacked=True, numbers_each=True),
     **_NAMES,
 }
 

@@ -282,7 +282,7 @@ class Held:
     """How an engine holds a component of a quantised format that is stored in ``dtype`` under a name that ends in ``suffix``.
 
     ``named`` is the ending of the parameter's name, and ``held`` what the engine calls the same bits, where they differ.
-    ``joined``: what is stored as blocks of words has one dim for both.
+    ``joined``: what is stored as blocks of words has one dim for both. ``bare``: one number an expert has no other dim.
 
     >>> Held("scale", "F8_E8M0", named="weight_scale", held="U8").param
     ('weight_scale', 'U8')
@@ -293,6 +293,7 @@ class Held:
     named: str | None = None
     held: str | None = None
     joined: bool = False
+    bare: bool = False
 
     @property
     def param(self) -> tuple[str, str]:

@@ -19,6 +19,7 @@ class Packed:
     layer that the name calls 0. ``flat``: the stack has no dim for the experts, so the rows of one follow those of another.
     ``pairs``: the rows of each head (`Tensor.head`) are stored pair by pair, where the model has the
     first rows of all pairs before the second ones.
+    ``numbers_each``: what a format has once for a whole weight, a stack has for each part of each expert: ``[experts, parts]``.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Packed:
     first: int = 0
     flat: bool = False
     pairs: bool = False
+    numbers_each: bool = False
 
 
 Spelling = Mapping[str, "str | Packed"]
@@ -46,13 +48,16 @@ def packed(
     first: int = 0,
     flat: bool = False,
     pairs: bool = False,
+    numbers_each: bool = False,
 ) -> dict[str, Packed]:
     """Return the spelling of all ``parts`` of one stored tensor, to be merged into a `Spelling`.
 
     >>> sorted(packed("model.layers.{layer}.self_attn.qkv_proj.weight", "attn.q", "attn.k", "attn.v"))
     ['attn.k', 'attn.q', 'attn.v']
     """
-    return dict.fromkeys(parts, Packed(name, parts, stacked, transposed, by_group, apart, first, flat, pairs))
+    return dict.fromkeys(
+        parts, Packed(name, parts, stacked, transposed, by_group, apart, first, flat, pairs, numbers_each)
+    )
 
 
 def respelled(spelling: Spelling, *changes: tuple[str, str]) -> dict[str, str | Packed]:

@@ -197,7 +197,14 @@ WRAPPED: Final[dict[str, dict[str, Any]]] = {
         ),
     },
     "muse-spark-nvfp4": {
-        "quantization_config": None,  # in NVFP4, vLLM expects two factors for the gate and up of an expert
+        "quantization_config": {  # vLLM renames what stays plain, but not patterns
+            "quant_method": "modelopt",
+            "quant_algo": "NVFP4",
+            "ignore": [
+                *("lm_head", "*self_attn*", "*pre_expert_proj", "*post_expert_proj", "*pooler", "*unpooler"),
+                *(f"*{mlp}.{of}_proj" for mlp in ("mlp", "feed_forward") for of in ("gate", "up", "gate_up", "down")),
+            ],
+        },
         "text_config": merged(PRESETS["muse-spark-nvfp4"].config_of(tiny=True)["text_config"], _MUSE_SPARK),
         "vision_config": {
             "model_type": "muse_spark_vision",

@@ -136,13 +136,13 @@ class Format:
         )
         return replace(self, components=components, of=shape)
 
-    def stacked(self) -> Format:
+    def stacked(self, numbers: int = 1) -> Format:
         """Return the format of a stack of such weights: one more leading dim, logical and stored.
 
-        One number per tensor becomes a column, ``[experts, 1]``.
+        One number per tensor becomes a column, ``[experts, 1]``; or several, where each of ``numbers`` parts has its own.
         """
         assert not self.is_run, "nothing is stacked in a run"
-        lead, one = Grain(0), Grain(-1, 1, "inner")
+        lead, one = Grain(0), Grain(-1, numbers, "inner")
         components = tuple(
             replace(
                 c,

@@ -24,7 +24,6 @@ from loadmaster.architectures.algebra import (
     Expression,
     Leaf,
     Shard,
-    Stored,
     axes,
     concat,
     decode,
@@ -39,7 +38,7 @@ from loadmaster.architectures.algebra import (
 from loadmaster.architectures.items import Item
 from loadmaster.architectures.lower import Piece, pieces
 from loadmaster.architectures.schema import Held, Param, Tensor
-from loadmaster.architectures.views import permute, pick, with_ones
+from loadmaster.architectures.views import permute
 from loadmaster.dtypes import join, widens
 from loadmaster.errors import ConfigError
 from loadmaster.formats import Component, Format
@@ -49,6 +48,7 @@ from loadmaster.plan.division import divide, first_copies
 from loadmaster.plan.filling import ExpertSizes, next_size, with_room, with_zeros
 from loadmaster.plan.forms import StoredForm
 from loadmaster.plan.grids import scale_grids
+from loadmaster.plan.held import held_by, in_dims
 from loadmaster.plan.moves import Move, move_of
 from loadmaster.plan.specs import ParamSpec
 
@@ -187,18 +187,18 @@ class UnplacedParam:
         name, parts = self.param.name, self.param.parts
         division = divide(self.expression, len(parts), self.experts, coordinates)
         if not self.is_encoded:
-            e = next_size(_with_ones(e, self.expression.shape, self.param.ones), self.param)
+            e = next_size(in_dims(e, self.expression.shape, self.param.ones), self.param)
             yield PlannedParam(ParamSpec(name, e.shape, e.dtype, division=division, host=self.host), parts, pieces(e))
             return
         format_ = format_of(e)
         components = [encoded(e, i) for i in range(len(format_.components))]
-        held = _held(format_, [c.dtype for c in components], self.held.get(format_.name, ()))
-        names = [component_name(name, suffix) for suffix, _ in held]
+        held = held_by(self.held.get(format_.name, ()), format_, components)
+        names = [component_name(name, h.suffix) for h in held]
         yield PlannedParam(
             ParamSpec(
                 names[0],
-                components[0].shape,
-                held[0][1],
+                held[0].values.shape,
+                held[0].dtype,
                 scale=names[1],
                 grids=scale_grids(e),
                 format=format_.name,
@@ -207,29 +207,11 @@ class UnplacedParam:
                 host=self.host,
             ),
             parts,
-            pieces(components[0]),
+            pieces(held[0].values),
         )
-        for component_of, component, (_, dtype) in zip(names[1:], components[1:], held[1:], strict=True):
-            spec = ParamSpec(component_of, component.shape, dtype, host=self.host)
-            yield PlannedParam(spec, parts, pieces(component))
-
-
-def _held(format_: Format, stored: Sequence[str], engine: Sequence[Held]) -> list[tuple[str, str]]:
-    """Return the ending of each component's name, and its dtype: the engine's where all are stored as it expects."""
-    as_stored = [(c.suffix, dtype) for c, dtype in zip(format_.components, stored, strict=True)]
-    return [h.param for h in engine] if as_stored == [(h.suffix, h.dtype) for h in engine] else as_stored
-
-
-def _with_ones(e: Expression, shape: tuple[int, ...], ones: tuple[int, int] | None) -> Expression:
-    """Return what a rank holds of a tensor of ``shape`` with other dims of one element: so many before and after the others."""
-    if ones is None:
-        return e
-    if isinstance(e, Cast):
-        return replace(e, operand=_with_ones(e.operand, shape, ones))
-    assert isinstance(e, Stored), "only plain tensors have other dims of one element"
-    for dim in reversed(range(len(shape))):
-        e = pick(e, dim, 0) if shape[dim] == 1 else e
-    return with_ones(e, *ones)
+        for component_of, h in zip(names[1:], held[1:], strict=True):
+            spec = ParamSpec(component_of, h.values.shape, h.dtype, host=self.host)
+            yield PlannedParam(spec, parts, pieces(h.values))
 
 
 def component_name(name: str, suffix: str) -> str:
@@ -305,12 +287,15 @@ def _stored_part(item: Item, form: StoredForm, part: Tensor) -> Expression:
         dims = range(len(item.plain_dims))
         e = permute(stored(leaf), (*dims[:-2], dims[-1], dims[-2])) if item.is_transposed else _rows(item, leaf)
         return _part_of(item, e, part)
-    format_ = form.format.stacked() if item.stacked else form.format
+    format_ = item.stored_in(form.format)
     leaves = (
         (c, Leaf(f"{item.key}/{c.suffix}", dtype, item.component_dims(c), item.by_expert))
         for c, dtype in zip(format_.components, form.dtypes, strict=True)
     )
     operands = tuple(stored(leaf) if c.is_scalar else _rows(item, leaf) for c, leaf in leaves)
+    if item.numbers_each and item.stacked:
+        operands = _with_numbers_of(part, item, form.format, operands)
+        format_ = form.format.stacked()
     if not item.apart:
         return _part_of(item, decode(format_, operands, item.shape), part)
     groups = (decode(format_, _of_group(item, format_, operands, g), item.group) for g in range(item.groups))
@@ -332,6 +317,19 @@ def _part_of(item: Item, e: Expression, part: Tensor) -> Expression:
     along = 1 if item.stacked else 0
     before, after = whole(e.shape[:along]), whole(e.shape[along + 1 :])
     return concat(along, tuple(restrict(e, (*before, rows, *after)) for rows in item.runs(part.name)))
+
+
+def _with_numbers_of(
+    part: Tensor, item: Item, format_: Format, operands: Sequence[Expression]
+) -> tuple[Expression, ...]:
+    """Return the components of a stack with the numbers of one part, where each part has its own."""
+    number = next(i for i, t in enumerate(item.parts) if t.name == part.name)
+
+    def own(component: Component, operand: Expression) -> Expression:
+        region = (*whole(operand.shape[:-1]), (number, number + 1))
+        return restrict(operand, region) if component.is_scalar else operand
+
+    return tuple(own(c, o) for c, o in zip(format_.components, operands, strict=True))
 
 
 def _of_group(item: Item, format_: Format, operands: Sequence[Expression], group: int) -> tuple[Expression, ...]:

@@ -93,7 +93,7 @@ def judge(
 
 def _fit(item: Item, format_: Format, stored: Mapping[str, Signature]) -> tuple[int, int]:
     """Return how many components of a format are stored, and how many of them in the shape that it gives them."""
-    shaped = format_.stacked() if item.stacked else format_
+    shaped = item.stored_in(format_)
     there = [c for c in shaped.components if c.suffix in stored]
     return len(there), sum(stored[c.suffix].shape == item.component_shape(c) for c in there)
 
@@ -104,7 +104,7 @@ def _encoded(item: Item, format_: Format, stored: Mapping[str, Signature]) -> St
     format_ = format_.for_weight(item.shape, {suffix: s.shape for suffix, s in stored.items()})
     if fault := _in_run(item, format_):
         return fault
-    shaped = format_.stacked() if item.stacked else format_
+    shaped = item.stored_in(format_)
     for component, alone in zip(shaped.components, format_.components, strict=True):
         signature, expected = stored.get(component.suffix), item.component_shape(component)
         if signature is None:
@@ -119,7 +119,8 @@ def _encoded(item: Item, format_: Format, stored: Mapping[str, Signature]) -> St
                 shape=expected,
                 of_all=alone.is_scalar,
             )
-        if signature.shape != expected and not (alone.is_scalar and signature.shape == expected[:-1]):
+        is_column = alone.is_scalar and expected[-1] == 1  # for experts, or a weight, alone
+        if signature.shape != expected and not (is_column and signature.shape == expected[:-1]):
             of = "" if component.suffix == values else f", for {{values}} in {format_.name}"
             return FormDefect("shape-mismatch", component.suffix, _shapes(expected, signature.shape) + of, values)
         if signature.dtype not in component.dtypes:
@@ -177,8 +178,8 @@ def _missing(item: Item, stored: Mapping[str, Signature], formats: Sequence[Form
     suffix = values.suffix if values else "weight"
     plain = [] if suffix != "weight" else [*item.first.dtypes]
     dtypes = [*plain, *(values.dtypes if values else ())]
-    if values and item.stacked:
-        values = others[0].stacked().components[0]
+    if values:
+        values = item.stored_in(others[0]).components[0]
     shape = item.component_shape(values) if values else item.plain_shape
     message = f"expected {' or '.join(dtypes)} {list(shape)}, in no shard"
     return FormDefect("tensor-missing", suffix, message, shape=shape)

@@ -63,7 +63,7 @@ def _entries(preset: Preset, claims: Claims, item: Item, layer: int) -> Iterator
         if format_ is None:
             yield Entry(item.stored_name("weight", layer, member), Signature(dtype, item.plain_shape), item)
             continue
-        shaped = format_.stacked() if item.stacked else format_
+        shaped = item.stored_in(format_)
         written = (
             (c, unstacked)
             for c, unstacked in zip(shaped.components, format_.components, strict=True)
@@ -76,7 +76,7 @@ def _entries(preset: Preset, claims: Claims, item: Item, layer: int) -> Iterator
             if preset.e8m0 and "F8_E8M0" in component.dtypes:
                 component_dtype = "F8_E8M0"
             shape = item.component_shape(component)
-            if item.stacked and unstacked.is_scalar:
+            if item.stacked and unstacked.is_scalar and shape[-1] == 1:
                 shape = shape[:-1]  # one number for each expert
             signature = Signature(component_dtype, shape)
             yield Entry(name, signature, item, format_, component, number)

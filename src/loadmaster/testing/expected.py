@@ -136,7 +136,7 @@ class Expected:
         """Return whether components have the shapes that a format gives them, which tells those of other bits apart."""
         if not format_.everywhere:
             return True
-        shaped = format_.stacked() if item.stacked else format_
+        shaped = item.stored_in(format_)
         ids = ((c, self._id(item, c.suffix, layer)) for c in shaped.components)
         table = self.table
         return all(n is None or table.signatures[table.signature[n]].shape == item.component_shape(c) for c, n in ids)
@@ -162,6 +162,8 @@ class Expected:
             array = array.reshape(item.first.experts, -1, *array.shape[1:])
         if item.stacked:
             array = array[list(slots)]
+            if item.numbers_each and component.is_scalar:
+                array = array[:, [p.name for p in item.parts].index(t.name)]
         if component.joined is not None:
             array = array.reshape(*array.shape[: 1 if t.experts else 0], *component.dims(item.shape[-2:]))
         return np.swapaxes(array, -1, -2) if item.is_transposed and component is PLAIN else array

@@ -201,11 +201,14 @@ def test_a_stage_of_hy4_begins_where_a_layer_selects_tokens_itself(tmp_path: Pat
         plan("hy4-preview", tmp_path / "other", 2, layer_partition=(4, 2))
 
 
-def test_muse_spark_in_nvfp4_is_not_described_but_in_bf16(tmp_path: Path) -> None:
-    made = plan("muse-spark-nvfp4", tmp_path / "bf16", 2)
+def test_muse_spark_in_nvfp4_has_one_number_for_each_matrix_of_an_expert(tmp_path: Path) -> None:
+    made = plan("muse-spark-nvfp4", tmp_path, 2)
     specs = {s.name: s.shape for s in made.rank(1).specs}
     assert specs["model.layers.3.self_attn.qkv_proj.weight"] == ((8 + 4 + 4 + 8) * 64, 256)  # the gate too
     assert specs["model.layers.3.feed_forward.expert_bias"] == (8,)
-    stored = {"quantization_config": PRESETS["muse-spark-nvfp4"].config["quantization_config"]}
-    with pytest.raises(UnsupportedError, match="nvfp4_modelopt with"):
-        plan("muse-spark-nvfp4", tmp_path / "nvfp4", overrides=stored)
+    stem = "model.layers.3.feed_forward.experts.routed_experts."
+    numbers = {
+        name.removeprefix(stem): shape for name, shape in specs.items() if name.startswith(stem) and len(shape) < 3
+    }
+    of_w13, of_w2 = dict.fromkeys(("w13_weight_scale_2", "w13_input_scale"), (8, 2)), (8,)
+    assert numbers == {**of_w13, **dict.fromkeys(("w2_weight_scale_2", "w2_input_scale"), of_w2)}

@@ -29,8 +29,8 @@ SPREAD = (Rank((1, 2), (0, 2), ep=True), Rank((1, 2), (1, 2), ep=True))
 ONE_OF_EACH = STAGES[:1] + CUT[1:] + SPREAD[1:]
 SPREAD_ALONE = (Rank(tp=(1, 2), ep=True),)
 WITH_DRAFTS = ("qwen3.8", "qwen3.5-moe", "nemotron-3-super", "step-3.7-flash")
-DRAFT = " mtp"
-"""How the key of a preset's draft model ends."""
+DRAFT, PLAIN = " mtp", " plain"
+"""How the keys of a preset's draft model, and of its model without a quantised format, end."""
 
 SINCE: Mapping[str, Mapping[str, tuple[Rank, ...]]] = {
     "vllm-0.32": {
@@ -49,7 +49,7 @@ SINCE: Mapping[str, Mapping[str, tuple[Rank, ...]]] = {
         "deepseek-v4-flash": WHOLE + STAGES + CUT + SPREAD[1:],
         "deepseek-v4-pro-0813": STAGES[1:] + SPREAD[1:],
         "glm-5.3-flash": WHOLE + CUT[1:] + (Rank(tp=(1, 2), ep=True),),  # vLLM does not divide it into stages
-        "muse-spark-nvfp4": STAGES + CUT[1:] + SPREAD[1:],
+        **dict.fromkeys(("muse-spark-nvfp4", "muse-spark-nvfp4 plain"), STAGES + CUT[1:] + SPREAD[1:]),
         "hy4-preview": STAGES + CUT[1:] + SPREAD[1:],
         "minimax-m3-mxfp8": STAGES + CUT[1:] + SPREAD[1:],
         "kimi-linear": WHOLE + STAGES + CUT[1:] + SPREAD[1:],
@@ -85,11 +85,17 @@ def ranks_of(target: str) -> dict[str, tuple[Rank, ...]]:
     return {preset: ranks for v in versions[: versions.index(target) + 1] for preset, ranks in SINCE[v].items()}
 
 
+def preset_of(key: str) -> str:
+    """Return the preset of a key."""
+    return key.removesuffix(DRAFT).removesuffix(PLAIN)
+
+
 def write(preset: str, path: Path) -> Path:
     """Write the checkpoint whose parameters are told."""
-    preset = preset.removesuffix(DRAFT)
+    preset, is_plain = preset_of(preset), preset.endswith(PLAIN)
     if preset in WRAPPED:
-        write_tiny(PRESETS[preset], path, overrides=WRAPPED[preset])
+        changes = {"quantization_config": None} if is_plain else {}
+        write_tiny(PRESETS[preset], path, overrides={**WRAPPED[preset], **changes})
         write_beside(preset, path)
     else:
         Case(preset, preset).write(path)

@@ -60,7 +60,15 @@ DESCRIBED: Final[Mapping[str, Described]] = {
         keep=(("feed_forward.router.weight", "F32"),),
         params=(Param(_QKV, ("attn.q", "attn.k", "attn.v", "attn.gate"), rotary="pairs"),),
         computed=("feed_forward.router.weight",),  # times the multiplier of outputs
-        formats={},
+        formats={
+            "nvfp4_modelopt": (
+                Held("weight", "U8"),
+                Held("weight_scale", "F8_E4M3"),
+                Held("weight_scale_2", "F32", bare=True),
+                Held("input_scale", "F32", bare=True),
+            )
+        },
+        methods={"modelopt": "modelopt_fp4"},
         sends=("hidden_states",),
         obstacle=untied,
     ),

@@ -1,0 +1,56 @@
+"""How an engine holds what is stored: under which names, in which dtypes, with which dims of one element."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from loadmaster.architectures.algebra import Cast, Concat, Each, Expression, Stored
+from loadmaster.architectures.schema import Held
+from loadmaster.architectures.views import pick, with_ones
+from loadmaster.formats import Format
+
+
+@dataclass(frozen=True, slots=True)
+class HeldComponent:
+    """A component of a parameter's format: the ending of its name, its dtype, and what it is made of."""
+
+    suffix: str
+    dtype: str
+    values: Expression
+
+
+def held_by(engine: Sequence[Held], format_: Format, stored: Sequence[Expression]) -> list[HeldComponent]:
+    """Return the components as the engine holds them; as they are stored, where these are not those that it expects."""
+    as_stored = [HeldComponent(c.suffix, e.dtype, e) for c, e in zip(format_.components, stored, strict=True)]
+    if [(h.suffix, h.dtype) for h in as_stored] != [(h.suffix, h.dtype) for h in engine]:
+        return as_stored
+    return [
+        HeldComponent(*h.param, _bare(e) if h.bare and e.shape[-1:] == (1,) else e)
+        for h, e in zip(engine, stored, strict=True)
+    ]
+
+
+def in_dims(e: Expression, shape: tuple[int, ...], ones: tuple[int, int] | None) -> Expression:
+    """Return what a rank holds of a tensor of ``shape`` with other dims of one element: so many before and after the others."""
+    if ones is None:
+        return e
+    if isinstance(e, Cast):
+        return replace(e, operand=in_dims(e.operand, shape, ones))
+    assert isinstance(e, Stored), "only plain tensors have other dims of one element"
+    for dim in reversed(range(len(shape))):
+        e = pick(e, dim, 0) if shape[dim] == 1 else e
+    return with_ones(e, *ones)
+
+
+def _bare(e: Expression) -> Expression:
+    """Return one number for each expert without the dim that it has alone."""
+    match e:
+        case Stored():
+            return pick(e, len(e.shape) - 1, 0)
+        case Each():
+            return Each(_bare(e.member), e.ids)
+        case Concat() if e.dim < len(e.shape) - 1:
+            return Concat(e.dim, tuple(map(_bare, e.parts)))
+        case _:
+            raise AssertionError(f"{type(e).__name__} is no column of numbers")
