@@ -159,7 +159,7 @@ class Format:
     def can_reorder(self, dim: int, width: int) -> bool:
         """Return whether runs of ``width`` elements of a logical dim can be reordered while they stay encoded.
 
-        Each element must have stored elements of its own along the dim, or a factor that holds for whole runs.
+        Each element must have separate stored elements along the dim, or a factor that holds for whole runs.
 
         >>> [fp8_block().can_reorder(0, width) for width in (64, 128, 192)]
         [True, True, False]
