@@ -1,10 +1,11 @@
 """Loading inside vLLM on a GPU, one load format after another: seconds, memory of the device, and whether all are equal.
 
     python -m benchmarks.load_formats_gpu FOLDER --make [--preset qwen3]       write the checkpoint: full width, random bytes
-    python -m benchmarks.load_formats_gpu FOLDER [--formats NAME …] [--rounds 3] [--cold] [--results FILE]
+    python -m benchmarks.load_formats_gpu FOLDER [--formats NAME …] [-pp 2 | -tp 2] [--rounds 3] [--cold] [--results FILE]
 
 Needs vLLM and a GPU. vLLM is imported once; every load is a process forked from there, which builds the model and loads it
-as vLLM's worker does. ``seconds`` are those of the loader's ``load_weights``, which is where the formats differ, until the
+as vLLM's worker does; with ``-pp`` or ``-tp`` a process for each rank, each on its GPU, which begin to load together, and the
+last one counts. ``seconds`` are those of the loader's ``load_weights``, which is where the formats differ, until the
 device has nothing left to do. ``extra_bytes`` are the most that the device has in use meanwhile beyond what it has before,
 as the driver says: parameters exist by then, so this is what the format takes besides. Every parameter's bytes are summed up
 before vLLM processes them; all formats must have the same sums. The formats take turns, in one order and in the other. With
@@ -71,8 +72,11 @@ def make(folder: Path, preset_name: str) -> None:
     write_noise(folder, preset, preset.config_of(tiny=False))
 
 
-def load(folder: str, name: str, port: int, answer: Any) -> None:
-    """Build and load the model in this process, and send what was measured."""
+def load(folder: str, name: str, sizes: tuple[int, int], rank: int, port: int, answer: Any) -> None:
+    """Build and load a rank of the model in this process, and send what was measured; ``sizes`` are those of pp and tp."""
+    pp, tp = sizes
+    world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": pp * tp, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in world.items()} if pp * tp > 1 else {})
     way = FORMATS[name]
     os.environ.update(way.environment)
     import torch
@@ -84,21 +88,29 @@ def load(folder: str, name: str, port: int, answer: Any) -> None:
     from loadmaster.integrations.vllm import register
 
     register()
-    torch.cuda.set_device(0)
+    torch.cuda.set_device(rank)
     arguments = {"model": folder, "dtype": "bfloat16", "max_model_len": 512, "enforce_eager": True}
+    if pp * tp > 1:
+        parallel = {"pipeline_parallel_size": pp, "tensor_parallel_size": tp}
+        arguments |= {
+            **parallel,
+            "distributed_executor_backend": "external_launcher",
+            "disable_custom_all_reduce": True,
+        }
     config = EngineArgs(
         **arguments, use_tqdm_on_load=False, skip_tokenizer_init=True, **way.engine
     ).create_engine_config()
     found: dict[str, Any] = {}
     with set_current_vllm_config(config):
-        parallel_state.init_distributed_environment(1, 0, f"tcp://127.0.0.1:{port}", 0, "nccl")
-        parallel_state.initialize_model_parallel(1, 1)
+        parallel_state.init_distributed_environment(pp * tp, rank, f"tcp://127.0.0.1:{port}", rank, "nccl")
+        parallel_state.initialize_model_parallel(tp, pp)
         loader = get_model_loader(config.load_config)
         write = loader.load_weights
 
         def timed(model: Any, model_config: Any) -> None:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
+            torch.distributed.barrier()
             allocated, found["begin"] = torch.cuda.memory_allocated(), time.monotonic()
             write(model, model_config)
             torch.cuda.synchronize()
@@ -132,38 +144,51 @@ def digest(model: Any, leave_out: Collection[str] = ()) -> tuple[str, int]:
     return whole.hexdigest()[:16], num_bytes
 
 
-def measure(folder: str, name: str, number: int) -> dict[str, Any]:
-    """Load once in a forked process, and watch the device's memory meanwhile."""
+def measure(folder: str, name: str, sizes: tuple[int, int], number: int) -> dict[str, Any]:
+    """Load once in forked processes, one for each rank, and watch the memory of their devices meanwhile."""
     import pynvml
 
-    device = pynvml.nvmlDeviceGetHandleByIndex(0)
+    ranks = range(sizes[0] * sizes[1])
+    devices = [pynvml.nvmlDeviceGetHandleByIndex(rank) for rank in ranks]
     context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=load, args=(folder, name, 29_000 + number, sender))
-    used: list[tuple[float, int]] = []
+    started = []
+    for rank in ranks:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=load, args=(folder, name, sizes, rank, 29_000 + number, sender))
+        process.start()
+        sender.close()
+        started.append((process, receiver))
+    used: list[tuple[float, list[int]]] = []
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(EVERY_S):
-            used.append((time.monotonic(), pynvml.nvmlDeviceGetMemoryInfo(device).used))
+            used.append((time.monotonic(), [pynvml.nvmlDeviceGetMemoryInfo(device).used for device in devices]))
 
-    process.start()
-    sender.close()
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        found: dict[str, Any] = receiver.recv()
+        answers: list[dict[str, Any]] = [receiver.recv() for _, receiver in started]
     except EOFError:
-        raise SystemExit(f"{name}: the process that loads has ended; its error is above") from None
+        for process, _ in started:
+            process.kill()
+        raise SystemExit(f"{name}: a process that loads has ended; its error is above") from None
     finally:
         over.set()
         watcher.join()
-        process.join()
-    begin, end = found.pop("begin"), found.pop("end")
+        for process, _ in started:
+            process.join()
+    begin, end = min(a["begin"] for a in answers), max(a["end"] for a in answers)
     before = [memory for at, memory in used if at <= begin][-1]
-    found["seconds"] = end - begin
-    found["extra_bytes"] = max([memory for at, memory in used if begin <= at <= end], default=before) - before
-    return found
+    while_loading = [memory for at, memory in used if begin <= at <= end] or [before]
+    extra = [max(memory[rank] for memory in while_loading) - before[rank] for rank in ranks]
+    return {
+        "torch_extra_bytes": max(a["torch_extra_bytes"] for a in answers),
+        "digest": " ".join(a["digest"] for a in answers),
+        "parameter_bytes": sum(a["parameter_bytes"] for a in answers),
+        "seconds": end - begin,
+        "extra_bytes": max(extra),
+    }
 
 
 def main() -> None:
@@ -172,6 +197,8 @@ def main() -> None:
     parser.add_argument("--make", action="store_true")
     parser.add_argument("--preset", default="qwen3")
     parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=list(FORMATS))
+    parser.add_argument("-pp", "--pipeline-parallel-size", type=int, default=1)
+    parser.add_argument("-tp", "--tensor-parallel-size", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--limit", type=float, default=float("inf"), help="begin no load after so many seconds")
@@ -193,6 +220,7 @@ def main() -> None:
     if not args.cold:
         for file in args.folder.glob("*.safetensors"):
             file.read_bytes()
+    sizes = (args.pipeline_parallel_size, args.tensor_parallel_size)
     runs: dict[str, list[dict[str, Any]]] = {n: [] for n in formats}
     loads = [n for turn in range(args.rounds) for n in (formats, formats[::-1])[turn % 2]]
     for number, name in enumerate(loads):
@@ -201,7 +229,7 @@ def main() -> None:
             break
         if args.cold:
             drop(args.folder)
-        runs[name].append(measure(str(args.folder), name, number))
+        runs[name].append(measure(str(args.folder), name, sizes, number))
         print(f"{name:26s} {runs[name][-1]}", flush=True)
     digests = {run["digest"] for of_format in runs.values() for run in of_format}
     table = {n: summary(of_format) for n, of_format in runs.items() if of_format}
@@ -215,6 +243,8 @@ def main() -> None:
         versions = {"vllm": vllm.__version__, "torch": torch.__version__}
         report = {
             "device": device,
+            "pp": sizes[0],
+            "tp": sizes[1],
             "versions": versions,
             "cold": args.cold,
             "equal": len(digests) == 1,
