@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from loadmaster.testing import check_loading, compare_with_transformers
 from loadmaster.testing.damaged import DamagedCheckpoint
 from loadmaster.testing.modelling import has_model
 from loadmaster.testing.plans import described, write_checkpoint
+from tests.architectures.test_text_models import MODELS
 
 DENSE = {k: v for k, v in TINY_DENSE.items() if not k.endswith("token_id")}
 NO_HEAD = derived(DENSE, head_dim=None)
@@ -35,6 +37,15 @@ MLA = {
     "topk_group": 1,
     "num_nextn_predict_layers": 0,
 }
+OPT = {
+    **{"hidden_size": 128, "num_attention_heads": 8, "num_hidden_layers": 4, "vocab_size": 320, "ffn_dim": 256},
+    **{"max_position_embeddings": 64, "word_embed_proj_dim": 128},
+}
+COMPASS = {
+    **{**DENSE, "layer_types": ["full_attention"] * 4},
+    "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}},
+}
+GEMMA = PRESETS["gemma-4-26b-a4b"].config_of(tiny=True)["text_config"]
 GDN = {
     **DENSE,
     **{f"linear_{part}_head_dim": 16 for part in ("key", "value")},
@@ -81,8 +92,20 @@ TEXTS: dict[str, tuple[str, dict[str, Any]]] = {
     "AudioFlamingo3ForConditionalGeneration": ("qwen2", NO_HEAD),
     "GlmAsrForConditionalGeneration": ("llama", NO_HEAD),
     "Qwen3ASRForConditionalGeneration": ("qwen3", DENSE),
+    "Blip2ForConditionalGeneration": ("opt", OPT),
+    "CohereCompassForConditionalGeneration": ("cohere_compass_text", COMPASS),
+    "Gemma4UnifiedForConditionalGeneration": ("gemma4_unified_text", {**GEMMA, "enable_moe_block": False}),
+    "GlmOcrForConditionalGeneration": ("glm_ocr_text", {**DENSE, "pad_token_id": 0}),
+    "Granite4VisionForConditionalGeneration": ("granite4_vision_text", NO_HEAD),
+    "MossTranscribeDiarizeForConditionalGeneration": ("qwen3", DENSE),
+    "QianfanOCRForConditionalGeneration": ("qwen3", DENSE),
 }
 """Wrappers that transformers has a class of: the model type of the language model, and its tiny config."""
+
+BESIDE: dict[str, dict[str, Any]] = {
+    "Granite4VisionForConditionalGeneration": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "4/8"}
+}
+"""What a config must say beside its sections."""
 
 SMALL = dict.fromkeys(("num_hidden_layers", "depth", "vt_num_hidden_layers", "encoder_layers"), 1)
 """Keys of the depth of a tower: each class reads its own."""
@@ -109,7 +132,8 @@ def config_of(architecture: str) -> dict[str, Any]:
 @pytest.mark.parametrize("architecture", TEXTS)
 def test_names_and_shapes_are_those_of_transformers(architecture: str) -> None:
     config = config_of(architecture)
-    compare_with_transformers(find_family(config), {**config, "vision_config": SMALL, "audio_config": SMALL})
+    towers = {"vision_config": SMALL, "audio_config": SMALL, **BESIDE.get(architecture, {})}
+    compare_with_transformers(find_family(config), {**config, **towers})
 
 
 def test_so_are_those_of_nemotron_omni_whose_sound_config_has_no_defaults() -> None:
@@ -208,6 +232,96 @@ def test_a_tower_is_waived_with_its_reason_and_the_language_model_is_proven(kimi
         ("only the language model is loaded", 1)
     ]
     assert isinstance(proof.plan.family, WrappedFamily)
+
+
+UNCHECKED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "Alpamayo2Super": (
+        {"vlm_config": {"text_config": DENSE}},
+        "vlm.model.language_model.layers.1.mlp.down_proj.weight",
+        "vlm.model.visual.patch_embed.proj.weight",
+    ),
+    "DeepseekV4ForConditionalGeneration": (
+        PRESETS["deepseek-v4-flash"].config_of(tiny=True),
+        "layers.1.attn.wq_a.weight",
+        "image_newline",
+    ),
+    "FireRedASR2ForConditionalGeneration": (DENSE, "llm.lm_head.weight", "encoder_projector.linear1.weight"),
+    "FunASRForConditionalGeneration": (DENSE, "llm.model.norm.weight", "audio_adaptor.linear1.weight"),
+    "FunAudioChatForConditionalGeneration": (
+        {"text_config": DENSE},
+        "language_model.model.norm.weight",
+        "continuous_audio_tower.conv1.weight",
+    ),
+    "InternS2PreviewForConditionalGeneration": (
+        {"text_config": {**GDN, "num_experts": 8, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 96}},
+        "model.language_model.layers.3.self_attn.q_proj.weight",
+        "model.time_series.encoder.norm.weight",
+    ),
+    "MossAudioModel": (
+        {"language_config": DENSE},
+        "language_model.layers.2.self_attn.k_norm.weight",
+        "audio_adapter.gate_proj.weight",
+    ),
+    "OpenVLAForActionPrediction": (
+        {"text_config": {**NO_HEAD, "model_type": "llama"}},
+        "language_model.model.layers.1.mlp.up_proj.weight",
+        "vision_backbone.featurizer.norm.weight",
+    ),
+    "Phi3VForCausalLM": (
+        NO_HEAD,
+        "model.layers.1.self_attn.qkv_proj.weight",
+        "model.vision_embed_tokens.img_projection.0.weight",
+    ),
+    "StepVLForConditionalGeneration": (
+        {"text_config": {**DENSE, "model_type": "qwen3"}},
+        "model.layers.1.self_attn.q_norm.weight",
+        "vit_large_projector.weight",
+    ),
+    "Step5ForConditionalGeneration": (
+        {"text_config": MODELS["Step5ForCausalLM"]},
+        "model.layers.0.self_attn.sparse_indexer_q.weight",
+        "vision_model.ln_pre.weight",
+    ),
+    "UltravoxModel": (
+        {"text_config": {**NO_HEAD, "model_type": "llama"}},
+        "language_model.lm_head.weight",
+        "multi_modal_projector.ln_pre.weight",
+    ),
+}
+"""Wrappers that only vLLM has a class of: a tiny config, a name of their language model, and one outside."""
+
+
+@pytest.mark.parametrize("architecture", UNCHECKED)
+def test_of_a_wrapper_of_vllm_the_language_model_is_planned_and_the_rest_waived(
+    architecture: str, tmp_path: Path
+) -> None:
+    config, inside, outside = UNCHECKED[architecture]
+    config = {"dtype": "bfloat16", **config, "architectures": [architecture]}
+    write_checkpoint(find_family(config), config, tmp_path / "tiny")
+    names = set(open_checkpoint(tmp_path / "tiny").table.names)
+    assert inside in names
+    DamagedCheckpoint(tmp_path / "tiny").copy(f"^{re.escape(inside)}$", outside)
+    proof = prove(build_plan(open_checkpoint(tmp_path / "tiny"), ParallelLayout(1, 2)))
+    assert proof.proven and [f.code for f in proof.findings] == ["family-unchecked"]
+    waived = [(w.reason, w.num_tensors) for w in proof.waivers if w.reason != "mtp not enabled"]
+    assert waived == [("only the language model is loaded", 1)]
+
+
+def test_matrices_of_phi4_multimodal_are_stored_under_adapters_which_are_left_unread(tmp_path: Path) -> None:
+    config = {"architectures": ["Phi4MMForCausalLM"], "dtype": "bfloat16", **NO_HEAD}
+    family = find_family(config)
+    assert check_loading(family, config, tmp_path / "loaded", layouts=[ParallelLayout(2, 2)]) > 40
+    write_checkpoint(family, config, tmp_path / "tiny")
+    stored, matrix = DamagedCheckpoint(tmp_path / "tiny"), "model.layers.1.self_attn.qkv_proj."
+    stored.copy(f"^{re.escape(matrix)}base_layer.weight$", f"{matrix}lora_A.vision.weight")
+    proof = prove(build_plan(open_checkpoint(tmp_path / "tiny")))
+    assert proof.proven
+    assert [(w.reason, w.num_tensors) for w in proof.waivers] == [("adapters for images and speech are not applied", 1)]
+    stored.rename(f"^{re.escape(matrix)}base_layer.weight$", f"{matrix}weight")
+    found = build_plan(open_checkpoint(tmp_path / "tiny")).findings
+    assert [(f.code, f.tensor) for f in found if f.severity == "error"] == [
+        ("tensor-missing", f"{matrix}base_layer.weight")
+    ]
 
 
 def test_another_engine_is_not_given_the_language_models_names(kimi: Path) -> None:

@@ -1,7 +1,8 @@
 """Models around a language model that is known by itself: vision or audio in front of a Llama, a Qwen, a DeepSeek.
 
 A `Wrapper` says where such a model has its language model: under which prefix in the files, in which section of the config,
-and what else is stored. Everything about the language model itself stays in its own family. `wrappers.py` has the table.
+and what else is stored. Everything about the language model itself stays in its own family. `vision_wrappers.py` and
+`audio_wrappers.py` have the tables.
 
 Parts outside the language model are left unread, with a reason, or held by the first stage as they are stored
 (`loadmaster.plan.towers`).
@@ -11,16 +12,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from loadmaster.architectures.aliases import architecture_of
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Family
+from loadmaster.architectures.schema import LANGUAGE_ONLY, Family
 from loadmaster.architectures.spelling import Spelling, respelled
 from loadmaster.errors import ConfigError
 
 Prefixes: TypeAlias = tuple[tuple[str, str], ...]
 """How the names of the language model by itself change: (old beginning, new); the first that matches is applied."""
+
+ABOVE: Final[Prefixes] = (("", "language_model."),)
+"""``language_model.model.layers…`` and ``language_model.lm_head``: the whole language model is a module of the wrapper."""
+
+WITHIN: Final[Prefixes] = (("model.language_model.", "model.language_model."), ("model.", "model.language_model."))
+"""``model.language_model.layers…`` and ``lm_head`` at the top: the layout of transformers since 4.52."""
+
+BESIDE: Final[Prefixes] = ()
+"""The language model's own names; the other parts stand beside it."""
+
+OF_VLLM: Final = "transformers has no class of it; its names are those of vLLM's loader"
+NO_DRAFTS: Final = {"num_nextn_predict_layers": 0}
+
+
+def outside(*names: str) -> tuple[tuple[str, str], ...]:
+    """Return the waiver of modules, or single tensors, with and without ``model.`` before them."""
+    return ((rf"(model\.)?({'|'.join(names)})(\..*)?", LANGUAGE_ONLY),)
 
 
 @dataclass(frozen=True, slots=True)
