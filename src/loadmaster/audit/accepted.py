@@ -138,7 +138,30 @@ _MUSE_SPARK: Final[dict[str, Any]] = {
     "head_dim": 64,
 }
 
+_QWEN4_EXP: Final[dict[str, Any]] = {
+    "head_dim": 64,
+    "rope_parameters": {"mrope_section": [3, 3, 2]},  # half of a quarter of a head
+    "indexer_head_dim": 64,
+    "hc_lowrank": 28,  # 32 rows with the 4 streams: vLLM fills up others to a multiple of 16, and does not write the rest
+}
+
+_LING_3: Final[dict[str, Any]] = {
+    "auto_map": {"AutoConfig": "configuration_bailing_moe_v3.BailingMoeV3Config"},
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 600000,
+    "max_position_embeddings": 4096,
+    "use_bias": False,
+    "use_qkv_bias": False,
+    "score_function": "sigmoid",
+    "moe_router_enable_expert_bias": True,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "moe_shared_expert_intermediate_size": 64,
+}
+
 RECENT: Final[dict[str, dict[str, Any]]] = {
+    "ling-3.0-flash": _LING_3,
     "deepseek-v4-flash": _DEEPSEEK_V4,
     "deepseek-v4-pro-0813": _DEEPSEEK_V4,
     "hy4-preview": _HY4,
@@ -162,6 +185,9 @@ WRAPPED: Final[dict[str, dict[str, Any]]] = {
     "glm-5.3-flash": {
         "text_config": merged(PRESETS["glm-5.3-flash"].config_of(tiny=True)["text_config"], _GLM_53),
         "vision_config": {"model_type": "glm5_next_vision", "hidden_size": 64, "depth": 1, "num_heads": 4},
+    },
+    "qwen3.8-flash-next": {
+        "text_config": merged(PRESETS["qwen3.8-flash-next"].config_of(tiny=True)["text_config"], _QWEN4_EXP),
     },
     "minimax-m3-mxfp8": {
         # vLLM fuses the indexer's keys with what is quantised
@@ -244,6 +270,18 @@ WRAPPED: Final[dict[str, dict[str, Any]]] = {
     },
 }
 """The same of models around a language model, which is loaded alone: towers are as small as vLLM allows."""
+
+CODE: Final[dict[str, dict[str, str]]] = {
+    "ling-3.0-flash": {
+        "configuration_bailing_moe_v3.py": """from transformers import PretrainedConfig
+
+
+class BailingMoeV3Config(PretrainedConfig):
+    model_type = "bailing_hybrid"
+"""
+    }
+}
+"""Preset → the code of its config, which its releases bring and transformers does not have."""
 
 BESIDE: Final[dict[str, dict[str, Any]]] = {
     "kimi-k3": {

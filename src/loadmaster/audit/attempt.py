@@ -18,6 +18,7 @@ import torch
 from loadmaster.audit.observed import NOWHERE, Attempt
 from loadmaster.audit.ranks import Built, Rank, build
 from loadmaster.audit.reference import Expected, difference, engine_name, raw
+from loadmaster.integrations.vllm.built_model import expert_sizes
 from loadmaster.integrations.vllm.unwritten import is_default, unwritten
 
 Params: TypeAlias = dict[str, torch.Tensor]
@@ -29,16 +30,16 @@ def attempt(
     load_format: str,
     expected: Expected,
     *,
-    named: Callable[[], Expected | None] = lambda: None,
+    named: Callable[[tuple[int, int] | None], Expected | None] = lambda sizes: None,
     draft: str | None,
     process: bool = False,
     **engine: Any,
 ) -> Attempt:
     """Load a checkpoint on one rank, and compare every parameter with that of the sound checkpoint.
 
-    ``named`` returns what is expected by the engine's names, where its parameters are described; it is asked if ``expected``
-    has names that the engine does not have. With ``process`` the engine also processes the weights, which may raise; the
-    parameters are then meaningless.
+    ``named`` returns what is expected by the engine's names, where its parameters are described, given the sizes of experts that
+    its kernels want (`build_plan`); it is asked if ``expected`` has names that the engine does not have. With ``process`` the
+    engine also processes the weights, which may raise; the parameters are then meaningless.
     """
     built: Built | None = None
     counted = _Counted()
@@ -65,7 +66,7 @@ def attempt(
             num_params=len(built.params) if built else 0,
         )
     held = _Held(built.params, before, expected, _may_stay(built))
-    if held.has_unknown and (by_name := named()) is not None:
+    if held.has_unknown and (by_name := named(expert_sizes(built.model))) is not None:
         held = _Held(built.holding(by_name), before, by_name, _may_stay(built))
     gaps, differences = held.gaps(), held.differences()
     concerned = [*(g[0] for g in gaps), *(n for n, _ in differences)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from loadmaster.audit.accepted import BESIDE, RECENT, WRAPPED
+from loadmaster.audit.accepted import BESIDE, CODE, RECENT, WRAPPED
 from loadmaster.audit.damage import Damage
 from loadmaster.audit.ranks import Rank
 from loadmaster.parallel import ParallelLayout
@@ -105,7 +105,6 @@ _LANGUAGE_ALONE: Final = "the audit describes the language model alone"
 _ACTIVATIONS: Final = "the preset stores scales of activations, which vLLM does not take with its config"
 _ROUTERS: Final = "its config does not say that routers are plain, and vLLM follows the config"
 UNJUDGED: Final[dict[str, str]] = {
-    "gpt-oss": "vLLM pads and renames what it stores in MXFP4, in a way that the audit does not describe",
     "gemma-3-w4a16": _LANGUAGE_ALONE,
     "gemma-3-fp8-channel": _LANGUAGE_ALONE,
     "llama-fp8-channel": _ACTIVATIONS,
@@ -152,8 +151,9 @@ class Case:
 
     @property
     def engine(self) -> dict[str, Any]:
-        """vLLM's arguments: of a model around a language model, the language model is loaded alone."""
-        return {"language_model_only": True} if self.preset in WRAPPED else {}
+        """vLLM's arguments: of a model around a language model, the language model is loaded alone; code beside it is run."""
+        alone = {"language_model_only": True} if self.preset in WRAPPED else {}
+        return {**alone, **({"trust_remote_code": True} if self.preset in CODE else {})}
 
     @property
     def written(self) -> Preset:
@@ -197,6 +197,8 @@ def write_beside(preset: str, path: Path) -> None:
     """Write what vLLM reads beside the config of a preset's checkpoint."""
     for name, values in BESIDE.get(preset, {}).items():
         (path / name).write_text(json.dumps(values), encoding="utf-8")
+    for name, code in CODE.get(preset, {}).items():
+        (path / name).write_text(code, encoding="utf-8")
 
 
 def alike_inputs(m: DamagedCheckpoint) -> None:

@@ -143,6 +143,7 @@ def build(path: Path, rank: Rank, *, load_format: str, draft: str | None = None,
     parallel.enable_expert_parallel = rank.ep
     utils._model_to_pp_missing_layer_names.clear()  # a cache by id(model), which a later model may reuse
     parallel_state._PP, parallel_state._TP = Group(pp, *rank.pp), Group(tp, *rank.tp)
+    parallel_state._ETP = parallel_state._TP  # of tables of n-grams
     parallel_state._EP = Group(tp, *(rank.tp if rank.ep else (0, 1)))
     model_config = config.speculative_config.draft_model_config if draft else config.model_config
     with _current(config, model_config):

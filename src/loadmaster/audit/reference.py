@@ -1,8 +1,9 @@
 """The parameters that a rank must have, made from the sound checkpoint without the engine, and compared byte by byte.
 
 Copied bytes come from `loadmaster.testing.expected`, which reads whole tensors and cuts them with numpy, by the families'
-tables. The few computed parameters (a dequantised part of a fused one) come from this package's own loader. A few rewriting
-rules give the engine's names; a wrong rule would show as a difference.
+tables. The few computed parameters (a dequantised part of a fused one), and experts with zeros behind them for an engine's
+kernels, come from this package's own loader. A few rewriting rules give the engine's names; a wrong rule would show as a
+difference.
 """
 
 from __future__ import annotations
@@ -54,24 +55,27 @@ def expected_params(plan: Plan, rank: int, spelling: Spelling, *, draft: bool = 
     expected = {
         n: torch.from_numpy(a.copy()).view(torch.uint8).view(TORCH[specs[n].dtype]).reshape(a.shape)
         for n, a in copies.items()
-        if n in specs
+        if n in specs and a.size * a.itemsize == specs[n].num_bytes
     }
+    expected = {n: t.reshape(specs[n].shape) for n, t in expected.items()}
     computed = [n for n in specs if n not in expected]
     if computed:
         loaded = load_rank(prove(plan).require_proven(), rank).tensors
         expected |= {n: loaded[n].clone() for n in computed}
     if plan.layout.coordinate(rank).tp_rank and not plan.layout.enable_expert_parallel:
         # vLLM adds a row-parallel bias of experts on the first rank alone, and holds zeros on the others
-        expected |= {n: torch.zeros_like(t) for n, t in expected.items() if n.endswith(".experts.w2_bias")}
+        expected |= {n: torch.zeros_like(t) for n, t in expected.items() if n.endswith("experts.w2_bias")}
     return _draft(expected, len(plan.schema.layers)) if draft else expected
 
 
 def _held_otherwise(plan: Plan) -> tuple[str, ...]:
     """Return endings of parameters that vLLM stores differently on purpose, so that they cannot be compared.
 
-    It permutes Llama-4's queries and keys for its rotary embedding, holds -exp(A_log) of Mamba-2, and keeps OLMo's norms of all
-    heads whole on every rank.
+    It permutes Llama-4's queries and keys for its rotary embedding, holds -exp(A_log) of Mamba-2, keeps OLMo's norms of all
+    heads whole on every rank, and multiplies Muse-Spark's routers.
     """
+    if plan.family.name == "muse_spark":
+        return (".mlp.gate.weight", ".feed_forward.router.weight")
     if plan.family.name == "nemotron_h":
         return (".mixer.A_log",)
     if plan.family.name == "llama4":

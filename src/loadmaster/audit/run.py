@@ -275,15 +275,15 @@ class Audit:
             from loadmaster.audit.reference import Expected, expected_params
             from loadmaster.integrations.vllm.installed import find_vllm
 
-            def expected(target: str = NATIVE) -> Expected:
-                plan = build_plan(open_checkpoint(sound), case.layout, target=target)
+            def expected(target: str = NATIVE, sizes: tuple[int, int] | None = None) -> Expected:
+                plan = build_plan(open_checkpoint(sound), case.layout, target=target, expert_sizes=sizes)
                 spelling = case.written.family_of(case.config).spelling
                 return expected_params(plan, case.rank_number, spelling, draft=bool(case.draft))
 
-            def named() -> Expected | None:
+            def named(sizes: tuple[int, int] | None) -> Expected | None:
                 engine = find_vllm()
                 try:
-                    return expected(engine.target) if engine and engine.target and not case.draft else None
+                    return expected(engine.target, sizes) if engine and engine.target and not case.draft else None
                 except (LayoutError, UnsupportedError):
                     return None  # it is not described, or not on such a layout
 

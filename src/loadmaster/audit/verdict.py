@@ -154,6 +154,11 @@ def says_what(text: str) -> bool:
 
 
 def first_line(message: str, most: int = 240) -> str:
-    """Return the first line of a message that is not empty, cut if it is long."""
-    line = next((text.strip() for text in message.splitlines() if text.strip()), "")
+    """Return the first line of a message that is not empty, cut if it is long; pydantic's count of errors is none.
+
+    >>> first_line("1 validation error for ModelConfig\\n  Value error, unknown model type")
+    'Value error, unknown model type'
+    """
+    lines = (text.strip() for text in message.splitlines() if text.strip())
+    line = next((text for text in lines if not re.fullmatch(r"\d+ validation errors? for \w+", text)), "")
     return line if len(line) <= most else line[: most - 1] + "…"

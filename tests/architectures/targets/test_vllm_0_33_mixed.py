@@ -16,7 +16,7 @@ from loadmaster.errors import UnsupportedError
 from loadmaster.loader import LoadedRank, load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
-from loadmaster.synth import PRESETS
+from loadmaster.synth import PRESETS, write_tiny
 
 
 def config_of(preset: str) -> dict[str, Any]:
@@ -100,3 +100,30 @@ def test_what_vllm_computes_has_the_shape_and_format_that_it_has_there(tmp_path:
     made = loaded("nemotron-3-super", tmp_path, 1, 2, rank=1).tensors["model.layers.0.mixer.A"]
     assert (made.shape, made.dtype) == ((4,), torch.float32)
     assert target("nemotron-3-super").computed == ("{block}.mixer.A",)
+
+
+def test_mixers_of_qwen4_exp_have_a_multiple_of_16_rows_and_indexers_are_beside_the_keys(tmp_path: Path) -> None:
+    preset = PRESETS["qwen3.8-flash-next"]  # 24 rows and 4 streams
+    write_tiny(preset, tmp_path)
+    plan = build_plan(open_checkpoint(tmp_path), ParallelLayout(1, 2), target="vllm-0.33")
+    held = load_rank(prove(plan).require_proven(), 1).tensors
+    block = "language_model.model.layers.3."
+    mixer = held[f"{block}mlp_hyper_connection.input_mix_weight_down_block_inject.weight"]
+    assert mixer.shape == (32, 256)
+    assert mixer[27].any() and not mixer[28:].any()
+    heads, keys, head, indexer = 2 * 8 // 2, 2 // 2, 16, (4 + 1) * 16  # queries with gates; every rank has the indexer
+    assert held[f"{block}self_attn.qkv_proj.weight"].shape == ((heads + 2 * keys) * head + indexer, 64)
+
+
+def test_ling_3_is_described_without_compressed_queries(tmp_path: Path) -> None:
+    held = loaded("ling-3.0-flash", tmp_path, 1, 2, rank=1).tensors
+    linear, latent = "model.layers.0.self_attn.", "model.layers.1.self_attn."
+    assert held[f"{linear}A_log"].shape == (1, 1, 4, 1)
+    assert held[f"{linear}qkvb_proj.weight"].shape == (3 * 64 + 4, 96)
+    assert held[f"{linear}k_conv1d.weight"].dtype == held["model.layers.1.mlp.gate.weight"].dtype == torch.float32
+    assert {f"{linear}o_proj.weight", f"{latent}dense.weight"} <= held.keys()
+    preset = PRESETS["ling-3.0-flash"]
+    config = config_of("ling-3.0-flash") | {"q_lora_rank": 48}
+    family = preset.family_of(config)
+    with pytest.raises(UnsupportedError, match="queries are compressed"):
+        VERSION.target(family, family.describe(config))

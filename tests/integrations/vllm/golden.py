@@ -16,6 +16,7 @@ import torch
 from loadmaster.architectures.targets import VLLM
 from loadmaster.audit.case import Case, write_beside
 from loadmaster.audit.ranks import Built, Rank
+from loadmaster.integrations.vllm.unwritten import unwritten
 from loadmaster.synth import PRESETS, write_tiny
 from tests.integrations.vllm.models import WRAPPED
 
@@ -52,7 +53,8 @@ SINCE: Mapping[str, Mapping[str, tuple[Rank, ...]]] = {
         **dict.fromkeys(("muse-spark-nvfp4", "muse-spark-nvfp4 plain"), STAGES + CUT[1:] + SPREAD[1:]),
         "hy4-preview": STAGES + CUT[1:] + SPREAD[1:],
         "minimax-m3-mxfp8": STAGES + CUT[1:] + SPREAD[1:],
-        "kimi-linear": WHOLE + STAGES + CUT[1:] + SPREAD[1:],
+        "kimi-linear": WHOLE + STAGES + CUT[1:] + SPREAD[1:] + (Rank(tp=(1, 4)),),
+        **dict.fromkeys(("qwen3.8-flash-next", "ling-3.0-flash"), STAGES + CUT[1:] + SPREAD[1:]),
         "kimi-k3": STAGES + CUT[1:] + SPREAD[1:] + (Rank(tp=(1, 4)),),
         "gpt-oss": WHOLE + STAGES[1:] + CUT + SPREAD[1:],
         **dict.fromkeys(("qwen3.8",), STAGES + CUT),
@@ -70,6 +72,7 @@ ROOM: Mapping[tuple[str, int], tuple[int, int]] = {
     ("gpt-oss", 1): (128, 192),  # a multiple of 64, as Triton's kernel wants it
     ("gpt-oss", 2): (128, 128),
     ("kimi-k3", 4): (256, 256),  # at least 256 on a rank
+    ("kimi-linear", 4): (96, 256),
 }
 """Hidden and inner elements of an expert where vLLM has more than the model: by preset, and ranks that divide an expert."""
 
@@ -107,8 +110,15 @@ STORED_BUFFERS = (".layer_scalar", ".expert_bias")
 
 
 def held(built: Built) -> dict[str, torch.Tensor]:
-    """Return a model's parameters, and the stored tensors that vLLM holds as buffers."""
-    return built.holding({name for name, _ in built.model.named_buffers() if name.endswith(STORED_BUFFERS)})
+    """Return a model's parameters, and the stored tensors that vLLM holds as buffers; zero is what it has not written.
+
+    It clears the room that kernels want only later, as of Kimi's experts.
+    """
+    made = built.holding({name for name, _ in built.model.named_buffers() if name.endswith(STORED_BUFFERS)})
+    for tensor in made.values():
+        if tensor.is_floating_point() and tensor.element_size() > 1 and (missing := unwritten(tensor)).any():
+            tensor.view(-1).view(torch.uint8)[missing] = 0
+    return made
 
 
 def told(params: Mapping[str, torch.Tensor]) -> Parameters:

@@ -31,4 +31,5 @@ WRAPPED: dict[str, dict[str, Any]] = {
 
 def arguments_of(preset: str) -> dict[str, Any]:
     """Return vLLM's arguments for a preset."""
-    return {"language_model_only": True} if preset in WRAPPED else {}
+    alone = {"language_model_only": True} if preset in WRAPPED else {}
+    return {**alone, **({"trust_remote_code": True} if preset in accepted.CODE else {})}

@@ -1,6 +1,6 @@
 """vLLM 0.33's models with latent or compressed attention: architecture in config.json → how vLLM implements it (`vllm`).
 
-Sources: ``vllm/models/{deepseek_v4,kimi_k3,glm5next,hy_v4}`` of 0.33.0.
+Sources: ``vllm/models/{deepseek_v4,kimi_k3,glm5next,hy_v4}`` and ``bailing_moe_v3`` in ``vllm/model_executor/models``, of 0.33.0.
 """
 
 from __future__ import annotations
@@ -150,6 +150,30 @@ _GLM5_NEXT = Described(
     obstacle=_glm5_next,
 )
 
+
+def _ling_3(c: Config) -> str | None:
+    """vLLM fuses compressed queries with latents, and always has a correction bias."""
+    return "queries are compressed" if c.values.get("q_lora_rank") is not None else untied(c)
+
+
+_LING_3 = Described(
+    ("BailingMoeV3ForCausalLM",),
+    modules=(EXPERTS, ("mlp.gate.e_score_correction_bias", "mlp.gate.expert_bias")),
+    top=(("embed_tokens.", "word_embeddings."),),
+    keep=(("mlp.gate.weight", "F32"),),
+    params=(
+        Param("{block}.self_attn.qkvb_proj.weight", ("linear.q", "linear.k", "linear.v", "linear.b")),
+        *(
+            Param(f"{{block}}.self_attn.{of}_conv1d.weight", (f"linear.conv_{of}",), keep="F32")
+            for of in ("q", "k", "v")
+        ),
+        Param("{block}.self_attn.A_log", ("linear.a_log",), ones=(2, 1)),
+        Param("{block}.self_attn.dense.weight", ("attn.o",)),
+    ),
+    formats={},
+    obstacle=_ling_3,
+)
+
 _SPARSE = {"deepseek_sparse_attention", "sparse_attention", "sparse", "indexed_attention"}
 
 _HY_V4 = Described(
@@ -178,5 +202,6 @@ DESCRIBED: Final[Mapping[str, Described]] = {
     "KimiLinearForCausalLM": _KIMI_LINEAR,
     "KimiK3ForConditionalGeneration": _KIMI_K3,
     "HYV4ForCausalLM": _HY_V4,
+    "BailingMoeV3ForCausalLM": _LING_3,
     "Glm5NextForConditionalGeneration": _GLM5_NEXT,
 }

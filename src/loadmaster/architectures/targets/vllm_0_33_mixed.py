@@ -1,10 +1,11 @@
 """vLLM 0.33's models whose layers are of several kinds: architecture in config.json → how vLLM implements it (`vllm`).
 
-Sources: ``qwen3_next``, ``qwen3_5``, ``nemotron_h``, ``step3p5``, ``gemma3``, ``gemma4``, ``gpt_oss``, ``llama4`` and
-``transformers`` in ``vllm/model_executor/models``, and ``mamba_mixer2``, of 0.33.0. Not described are the model around Step-3.7's
-language model, whose config vLLM 0.33 does not read with transformers 5.17; MiMo-V2, whose packed q, k and v it pads, permutes or
-quantises anew, as the number of ranks wants it; Mistral-Large-3, whose releases it reads by Mistral's own config, and of
-whose experts it keeps one factor of activations for two matrices; and Mistral-Large-4, which it does not have.
+Sources: ``vllm/models/qwen4_exp``, and ``qwen3_next``, ``qwen3_5``, ``nemotron_h``, ``step3p5``, ``gemma3``, ``gemma4``,
+``gpt_oss``, ``llama4`` and ``transformers`` in ``vllm/model_executor/models``, and ``mamba_mixer2``, of 0.33.0. Not described
+are the model around Step-3.7's language model, whose config vLLM 0.33 does not read with transformers 5.17; MiMo-V2, whose
+packed q, k and v it pads, permutes or quantises anew, as the number of ranks wants it; Mistral-Large-3, whose releases it
+reads by Mistral's own config, and of whose experts it keeps one factor of activations for two matrices; and Mistral-Large-4
+and Inkling-2, which it does not have.
 """
 
 from __future__ import annotations
@@ -128,6 +129,29 @@ _GEMMA4 = Described(
     sends=("hidden_states", "per_layer_inputs"),
 )
 
+_QKV: Final = "{block}.self_attn.qkv_proj.weight"
+_QWEN4_EXP = replace(
+    _QWEN3_5,
+    classes=("Qwen4ExpForCausalLM",),
+    drafts=(),
+    on_every_stage=(EMBEDDING, HEAD),
+    params=(
+        Param(_QKV, ("attn.q", "attn.k", "attn.v"), unless="indexer.qk"),
+        Param(_QKV, ("attn.q", "attn.k", "attn.v", "indexer.qk")),
+        *(
+            Param(
+                f"{{block}}.{of}_hyper_connection.input_mix_weight_down_block_inject.weight",
+                tuple(f"{of}.hc.{part}" for part in ("input_mix_weight_down", "block_inject_weight")),
+                sizes=(16,),
+            )
+            for of in ("attn", "mlp")
+        ),
+    ),
+    formats={},
+    sends=("hidden_states",),
+    obstacle=untied,
+)
+
 _OLMO = Described(
     ("TransformersForCausalLM",),
     placements={"attn.q_norm": None, "attn.k_norm": None},
@@ -161,6 +185,8 @@ DESCRIBED: Final[Mapping[str, Described]] = {
         _QWEN3_5, classes=("Qwen3NextForCausalLM",), drafts=(), on_every_stage=(EMBEDDING, HEAD), obstacle=_qwen3_next
     ),
     "Qwen3_5ForCausalLM": _QWEN3_5,
+    "Qwen4ExpForCausalLM": _QWEN4_EXP,
+    "Qwen4ExpForConditionalGeneration": _inside(_QWEN4_EXP, "Qwen4ExpForConditionalGeneration"),
     "Qwen3_5MoeForCausalLM": replace(_QWEN3_5, classes=("Qwen3_5MoeForCausalLM",)),
     **{
         wrapper: _inside(_QWEN3_5, wrapper)

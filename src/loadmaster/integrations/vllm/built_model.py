@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -102,9 +102,17 @@ def expert_sizes(model: torch.nn.Module) -> tuple[int, int] | None:
 
 
 def params_with_room(model: torch.nn.Module) -> frozenset[str]:
-    """Return the names of parameters that are larger than what is stored for them: experts whose kernel wants it so."""
+    """Return the names of parameters that are larger than what is stored for them, because a kernel wants it so.
+
+    These are experts, and the matrix in Qwen4Exp's mixers that is filled up to 16 rows (``GatedResidual.pad_size``).
+    """
     modules = [(name, m) for name, m in _modules_of_experts(model) if _has_room(m.moe_config)]
-    return frozenset(f"{name}.{param}" for name, m in modules for param, _ in m.named_parameters(recurse=False))
+    experts = (f"{name}.{param}" for name, m in modules for param, _ in m.named_parameters(recurse=False))
+    mixers = (name for name, m in model.named_modules() if hasattr(m, _MIXED) and getattr(m, "pad_size", False))
+    return frozenset((*experts, *(f"{name}.{_MIXED}.weight" for name in mixers)))
+
+
+_MIXED: Final = "input_mix_weight_down_block_inject"
 
 
 def _modules_of_experts(model: torch.nn.Module) -> list[tuple[str, Any]]:
