@@ -24,7 +24,7 @@ Formats are those in which `loadmaster synth` makes models of the family, as pub
 in any family: the headers decide."""
 
 
-KNOWN: Final = {"_TEXT_GENERATION_MODELS": (123, 124), "_MULTIMODAL_MODELS": (113, 127)}
+KNOWN: Final = {"_TEXT_GENERATION_MODELS": (123, 124), "_MULTIMODAL_MODELS": (116, 127)}
 """Table of vLLM 0.33's registry → how many of its architectures are known, and how many it has. A test counts where vLLM is."""
 
 COUNTED = f"""\

@@ -1,4 +1,4 @@
-"""AliceAI, Domyn-Edge, K2-Horizon, Step-5 and Moondream-3: what crosses their cuts, how ranks divide them, and defects."""
+"""AliceAI, Domyn-Edge, K2-Horizon, Step-5, Moondream-3, Intern-S1-Pro, Aria, Bagel: cuts, how ranks divide them, defects."""
 
 from __future__ import annotations
 
@@ -91,6 +91,61 @@ def test_a_step5_draft_has_an_indexer_where_its_layer_has_full_attention(written
     names = {s.name for s in proof.plan.rank(0).specs}
     assert proof.proven
     assert {n.partition(".self")[0] for n in names if n.endswith("sparse_indexer_w.weight")} == {"layers.0", "mtp.0"}
+
+
+def test_every_stage_of_an_intern_s1_pro_has_the_coefficients_of_its_heads(tmp_path: Path) -> None:
+    """4 heads of keys over 2 ranks of each of 2 stages, 6 frequencies each."""
+    config = config_of("InternS1ProForCausalLM")
+    write_checkpoint(find_family(config), config, tmp_path / "tiny")
+    stored = DamagedCheckpoint(tmp_path / "tiny").tensor("model.rotary_emb.sin_coef")
+    for rank in range(4):
+        tensors = held(tmp_path / "tiny", ParallelLayout(2, 2), rank)
+        assert torch.equal(tensors["rotary_emb.sin_coef"], stored[rank % 2 * 2 : rank % 2 * 2 + 2])
+    assert stored.shape == (4, 6, 6)
+
+
+def test_frequencies_that_are_not_given_are_those_whose_wave_fits_into_the_positions() -> None:
+    """Of heads of 16: 8 frequencies 1, 10^-0.5, 0.1 …; those above 2 pi / 512 = 0.0123 are 4."""
+    schema = schema_of(config_of("InternS1ProForCausalLM", rope_scaling=None, rope_theta=10_000))
+    assert {t.name: t.shape for t in schema.top if t.name.startswith("rope.")} == {
+        "rope.sin_coef": (4, 4, 4),
+        "rope.cos_coef": (4, 4, 4),
+    }
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pattern", "change", "tensor"),
+    [
+        ("InternS1ProForCausalLM", r"rotary_emb\.cos_coef", lambda t: t[:2], "model.rotary_emb.cos_coef"),
+        (
+            "AriaTextForCausalLM",
+            r"layers\.1\.mlp\.experts\.fc2\.weight",
+            lambda t: t.transpose(1, 2),
+            "model.layers.1.mlp.experts.fc2.weight",
+        ),
+    ],
+)
+def test_a_tensor_in_another_shape_is_one_finding(
+    architecture: str, pattern: str, change: Change, tensor: str, tmp_path: Path
+) -> None:
+    config = config_of(architecture)
+    write_checkpoint(find_family(config), config, tmp_path / "sound")
+    path = damaged_copy(tmp_path / "sound", tmp_path / "damaged", pattern, change)
+    found = prove(build_plan(open_checkpoint(path), ParallelLayout(2, 2))).findings
+    assert [(f.code, f.tensor) for f in found if f.code != "family-unchecked"] == [("shape-mismatch", tensor)]
+
+
+def test_what_makes_images_in_a_bagel_is_left_unread(tmp_path: Path) -> None:
+    llm = {**MODELS["SolarForCausalLM"], "qk_norm": True}
+    config = {"architectures": ["BagelForConditionalGeneration"], "dtype": "bfloat16", "llm_config": llm}
+    family = find_family(config)
+    write_checkpoint(family, config, tmp_path / "bagel")
+    inside = "language_model.model.layers.1.self_attn."
+    DamagedCheckpoint(tmp_path / "bagel").copy(rf"^{inside}q_proj\.weight$", f"{inside}q_proj_moe_gen.weight")
+    proof = prove(build_plan(open_checkpoint(tmp_path / "bagel"), ParallelLayout(1, 2)))
+    assert proof.proven
+    assert [(w.reason, w.num_tensors) for w in proof.waivers] == [("it generates images, which is not supported", 1)]
+    assert "layers.1.self_attn.q_norm.weight" in {s.name for s in proof.plan.rank(0).specs}
 
 
 def test_a_moondream_without_a_config_has_the_sizes_of_its_class() -> None:

@@ -239,6 +239,11 @@ MODELS: dict[str, dict[str, Any]] = {
             }
         }
     },
+    "AriaTextForCausalLM": {
+        **{**PLAIN, "intermediate_size": 64, "moe_num_experts": 4, "moe_topk": 2},
+        **{"moe_num_shared_experts": 3, "attention_bias": True, "mlp_bias": True},
+    },
+    "InternS1ProForCausalLM": {**MOE, "num_experts": 4, "rope_scaling": {"num_inv_freq": 6}},
     "MptForCausalLM": {"d_model": 128, "n_heads": 8, "n_layers": 4, "vocab_size": 320},
 }
 """A tiny config of each architecture."""
@@ -282,6 +287,7 @@ def test_each_generation_of_falcon_is_that_of_transformers(changes: dict[str, An
         *("MambaForCausalLM", "Mamba2ForCausalLM", "GraniteMoeHybridForCausalLM", "MolmoForCausalLM"),
         *("OlmoHybridForCausalLM", "Plamo3ForCausalLM", "Step3TextForCausalLM", "BailingMoeV2_5ForCausalLM"),
         *("Exaone4ForCausalLM", "ExaoneMoeForCausalLM"),
+        *("AriaTextForCausalLM", "InternS1ProForCausalLM"),
         *("AliceAIForCausalLM", "DomynEdgeForCausalLM", "K2HorizonForCausalLM", "Step5ForCausalLM", "HfMoondream"),
     ],
 )

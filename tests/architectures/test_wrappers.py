@@ -92,6 +92,7 @@ TEXTS: dict[str, tuple[str, dict[str, Any]]] = {
     "AudioFlamingo3ForConditionalGeneration": ("qwen2", NO_HEAD),
     "GlmAsrForConditionalGeneration": ("llama", NO_HEAD),
     "Qwen3ASRForConditionalGeneration": ("qwen3", DENSE),
+    "AriaForConditionalGeneration": ("aria_text", MODELS["AriaTextForCausalLM"]),
     "Blip2ForConditionalGeneration": ("opt", OPT),
     "CohereCompassForConditionalGeneration": ("cohere_compass_text", COMPASS),
     "Gemma4UnifiedForConditionalGeneration": ("gemma4_unified_text", {**GEMMA, "enable_moe_block": False}),
@@ -235,6 +236,16 @@ def test_a_tower_is_waived_with_its_reason_and_the_language_model_is_proven(kimi
 
 
 UNCHECKED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "BagelForConditionalGeneration": (
+        {"llm_config": {**NO_HEAD, "qk_norm": True}},
+        "language_model.model.layers.1.self_attn.q_norm.weight",
+        "vit_model.vision_model.post_layernorm.weight",
+    ),
+    "InternS1ProForConditionalGeneration": (
+        {"text_config": MODELS["InternS1ProForCausalLM"]},
+        "model.language_model.rotary_emb.sin_coef",
+        "model.time_series.encoder.norm.weight",
+    ),
     "Alpamayo2Super": (
         {"vlm_config": {"text_config": DENSE}},
         "vlm.model.language_model.layers.1.mlp.down_proj.weight",

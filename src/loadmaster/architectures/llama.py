@@ -29,7 +29,7 @@ def schema(c: Config) -> Schema:
     hidden, heads, kv_heads, head = blocks.heads_of(c)
     architecture = c.values["architectures"][0]
     bias = c.flag("attention_bias")  # Qwen2 has biases on q, k and v, and no key for them; Llama's flag includes o
-    qk_norm = head if architecture == "Qwen3ForCausalLM" else 0
+    qk_norm = head if architecture == "Qwen3ForCausalLM" or c.flag("qk_norm") else 0  # the flag is Bagel's
     layer = (
         *blocks.norms(hidden),
         *blocks.attention(
@@ -53,6 +53,7 @@ def schema(c: Config) -> Schema:
 
 def read_model(c: Config) -> LlamaModel:
     """Return what computing the model needs."""
+    require(c, "qk_norm", False)
     require(c, "hidden_act", "silu")
     require(c, "llama_4_scaling", None)
     _, heads, kv_heads, head = blocks.heads_of(c)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from loadmaster.architectures import (
     alice_ai,
+    aria,
     bailing_hybrid,
     bailing_linear,
     bailing_moe,
@@ -38,6 +39,7 @@ from loadmaster.architectures import (
     hy_v4,
     inkling,
     inkling2,
+    interns1_pro,
     k2_horizon,
     kimi_linear,
     lfm2,
@@ -175,6 +177,8 @@ FAMILIES: tuple[Family, ...] = (
     k2_horizon.FAMILY,
     step5.FAMILY,
     moondream.FAMILY,
+    aria.FAMILY,
+    interns1_pro.FAMILY,
     hunyuan.FAMILY,
     lfm2.FAMILY,
 )

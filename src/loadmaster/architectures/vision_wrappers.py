@@ -19,6 +19,13 @@ _INTERN = outside("vision_model", "mlp1")
 _MUSE_GLIMMER = outside("vision_tower", "vision_adapter", "vision_projection")
 _ORIGINAL_LLAVA = outside("vision_tower", "mm_projector", "image_newline", "vision_resampler")
 
+_BAGELS_PAINTER: Final = (
+    (
+        r"(.*_moe_gen|latent_pos_embed|llm2vae|vae2llm|time_embedder|encoder|decoder)\..*",
+        "it generates images, which is not supported",
+    ),
+)
+
 _OF_AUTHORS: Final = "transformers and vLLM have no class of it; its names are those of its authors' code"
 
 _EXPERTS = blocks.LAYER + "mlp.experts."
@@ -305,6 +312,15 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
         section="vlm_config.text_config",
         unchecked=OF_VLLM,
     ),
+    Wrapper(("AriaForConditionalGeneration",), "AriaTextForCausalLM", (ABOVE, WITHIN), _VISION),
+    Wrapper(
+        ("BagelForConditionalGeneration",),
+        "Qwen2ForCausalLM",
+        (ABOVE,),
+        (*outside("vit_model", "connector", "vit_pos_embed"), *_BAGELS_PAINTER),
+        section="llm_config",
+        unchecked=OF_VLLM,
+    ),
     Wrapper(
         ("Blip2ForConditionalGeneration",),
         None,
@@ -331,6 +347,13 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
         "GraniteForCausalLM",
         (WITHIN,),
         outside("vision_tower", "layerwise_projectors", "spatial_projectors", "image_newline"),
+    ),
+    Wrapper(
+        ("InternS1ProForConditionalGeneration",),
+        "InternS1ProForCausalLM",
+        (WITHIN,),
+        outside("visual", "time_series"),
+        unchecked=OF_VLLM,
     ),
     Wrapper(
         ("InternS2PreviewForConditionalGeneration",),
