@@ -23,6 +23,7 @@ QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_KIMI_K3_GEMM_AR": "0",  # a kernel of several GPUs, which needs more packages
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # that of a draft, likewise
 }
 """Environment variables for vLLM, unless they are set already."""
 

@@ -57,6 +57,19 @@ def test_a_draft_of_glm_53_is_streamed_as_vllms_own_loader_loads_it(rank: Rank, 
     assert [name for name in own if not torch.equal(raw(own[name]), raw(streamed[name]))] == []
 
 
+@pytest.mark.parametrize("preset", ["deepseek-v4-pro-0813", "deepseek-v4.1-flash"])
+def test_dspark_s_drafts_are_streamed_as_vllms_own_loader_loads_them(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM joins keys of all three blocks in one matrix; only its second runner of models, which needs Triton, runs them."""
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    path = write(preset, tmp_path)
+    own, streamed = (held(path, preset, SPREAD, load_format=way, draft="dspark") for way in ("auto", "loadmaster"))
+    assert {"model.main_proj.weight", "model.markov_head.markov_w1.weight"} <= own.keys()
+    assert own.keys() == streamed.keys()
+    assert [name for name in own if not torch.equal(raw(own[name]), raw(streamed[name]))] == []
+
+
 @pytest.mark.parametrize("rank", [Rank(), Rank(tp=(1, 2)), SPREAD], ids=str)
 def test_vllm_holds_of_deepseek_v41_what_is_planned_and_repeats_factors_of_blocks_for_each_row(
     rank: Rank, tmp_path: Path

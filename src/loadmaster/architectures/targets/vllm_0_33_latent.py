@@ -178,8 +178,10 @@ _SPARSE = {"deepseek_sparse_attention", "sparse_attention", "sparse", "indexed_a
 
 _HY_V4 = Described(
     ("HYV4ForCausalLM",),
+    drafts=("HYV4MTP",),
     modules=(
         EXPERTS,
+        ("shared_head.norm.", "final_layernorm."),
         ("mlp.gate.e_score_correction_bias", "mlp.expert_bias"),
         ("self_attn.gate_proj.", "self_attn.linear_gate."),
         ("self_attn.sinks", "self_attn.learnable_sink_param"),
