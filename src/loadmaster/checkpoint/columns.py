@@ -9,6 +9,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -67,8 +68,9 @@ Read = HeaderText | HeaderError
 def read_headers(paths: PartialPaths, names: Sequence[str]) -> Iterator[Read]:
     """Yield each file's header text, in order; ``paths`` says where a file is.
 
-    Threads read, hash and decode ahead: nearly all of it is without the GIL.
+    Threads read ahead. One at a time hashes and decodes what it read: several would wait for the GIL, and for memory.
     """
+    decoding = Lock()
 
     def read(name: str, most: int = AHEAD_BYTES) -> Read | None:
         try:
@@ -82,9 +84,11 @@ def read_headers(paths: PartialPaths, names: Sequence[str]) -> Iterator[Read]:
                     return None
                 whole = 8 + length <= len(first)
                 text = first[8 : 8 + length] if whole else os.pread(descriptor, length, 8)
-                digest = hashlib.sha256(f"{name}\0{stat.st_size}\0".encode())
-                digest.update(text)
-                return HeaderText(text, *paths.stamp(name, stat), digest.digest(), read_canonical(text))
+                with decoding:
+                    digest = hashlib.sha256(f"{name}\0{stat.st_size}\0".encode())
+                    digest.update(text)
+                    canonical = read_canonical(text)
+                return HeaderText(text, *paths.stamp(name, stat), digest.digest(), canonical)
             finally:
                 os.close(descriptor)
         except HeaderError as error:

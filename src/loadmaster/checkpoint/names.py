@@ -25,10 +25,8 @@ Fingerprints = npt.NDArray[np.uint64]
 
 NAME_BYTES = 4 * NAME_CHARACTERS.value
 """The longest name, in UTF-8."""
-CHUNK_BYTES = 2**22
-"""How many bytes of names are laid side by side at once."""
-SCANNED_BYTES = 2**18
-"""How many bytes are searched at once: what is noted of each fits the caches."""
+CHUNK_BYTES = 2**18
+"""How many bytes are searched, or laid side by side, at once: what is noted of each fits the caches."""
 _FACTORS = np.frombuffer(os.urandom(NAME_BYTES), dtype=np.uint64) | np.uint64(1)
 """Odd numbers, one for each 8 bytes of a name; others in each process, so that no file can be made of names that collide."""
 
@@ -41,14 +39,20 @@ def is_plain(text: bytes) -> bool:
 def places(text: Bytes, byte: int, begin: int, *, most: int) -> Positions:
     """Return where a byte stands in a text from ``begin`` on; nothing where it does more than ``most`` times."""
     parts, found = [np.zeros(0, dtype=np.int64)], 0
-    for at in range(begin, len(text), SCANNED_BYTES):
-        there = np.flatnonzero(text[at : at + SCANNED_BYTES] == byte)
+    for at in range(begin, len(text), CHUNK_BYTES):
+        there = np.flatnonzero(text[at : at + CHUNK_BYTES] == byte)
         there += at
         found += len(there)
         if found > most:
             return parts[0]
         parts.append(there)
     return np.concatenate(parts)
+
+
+def count_controls(text: Bytes) -> int:
+    """Return how many control characters a text has."""
+    chunks = (text[at : at + CHUNK_BYTES] for at in range(0, len(text), CHUNK_BYTES))
+    return sum(int(np.count_nonzero(chunk < 0x20)) for chunk in chunks)
 
 
 def rows(text: Bytes, begins: Positions, ends: Positions, width: int | None = None) -> Bytes:
@@ -72,6 +76,12 @@ def rows(text: Bytes, begins: Positions, ends: Positions, width: int | None = No
 def _width(longest: int) -> int:
     """Return how wide rows are: the next multiple of 8, and at least that."""
     return max(8, -(-longest // 8) * 8)
+
+
+def _chunks(lengths: Positions) -> Iterator[slice]:
+    """Yield slices of names of these lengths, of which each takes at most `CHUNK_BYTES` as rows."""
+    size = max(1, CHUNK_BYTES // (int(lengths.max(initial=1)) + 8))
+    return (slice(at, at + size) for at in range(0, len(lengths), size))
 
 
 @lru_cache
@@ -186,13 +196,8 @@ class Names(Sequence[str]):
     def _sorted(self) -> Fingerprints:
         return self.prints[self._order]
 
-    def _chunks(self) -> Iterator[slice]:
-        longest = int((self.ends - self.begins).max(initial=1))
-        size = max(1, CHUNK_BYTES // (longest + 8))
-        return (slice(at, at + size) for at in range(0, len(self), size))
-
     def _fingerprints(self) -> Fingerprints:
-        parts = [fingerprints(self._rows(c)) for c in self._chunks()]
+        parts = [fingerprints(self._rows(c)) for c in _chunks(self.ends - self.begins)]
         return np.concatenate([np.zeros(0, dtype=np.uint64), *parts])
 
     def find(self, wanted: Sequence[str]) -> Positions:
@@ -245,11 +250,11 @@ class Names(Sequence[str]):
 
     def _are_same(self, mine: Positions, others: Names, theirs: Positions) -> npt.NDArray[np.bool_]:
         """Return which of my names are the same as others, one by one."""
-        a, b = self.take(mine), others.take(theirs)
-        same: npt.NDArray[np.bool_] = (a.ends - a.begins) == (b.ends - b.begins)
-        for c in a._chunks():
+        lengths = self.ends[mine] - self.begins[mine]
+        same: npt.NDArray[np.bool_] = lengths == others.ends[theirs] - others.begins[theirs]
+        for c in _chunks(lengths):
             here = np.flatnonzero(same[c]) + c.start
-            x, y = a._rows(here).view(np.uint64), b._rows(here).view(np.uint64)
+            x, y = self._rows(mine[here]).view(np.uint64), others._rows(theirs[here]).view(np.uint64)
             both = min(x.shape[1], y.shape[1])
             same[here] = (x[:, :both] == y[:, :both]).all(axis=1)
         return same

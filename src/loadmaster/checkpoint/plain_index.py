@@ -12,7 +12,7 @@ import re
 import numpy as np
 import numpy.typing as npt
 
-from loadmaster.checkpoint.names import Bytes, Names, Positions, distinct, is_plain, places, rows
+from loadmaster.checkpoint.names import Bytes, Names, Positions, count_controls, distinct, is_plain, places, rows
 from loadmaster.limits import NAME_CHARACTERS, TENSORS
 
 WeightMap = tuple[Names, npt.NDArray[np.int32], tuple[str, ...]]
@@ -49,8 +49,8 @@ def read_plain(text: bytes) -> tuple[WeightMap, bytes] | None:
         return None
     longest = max(int((name_ends - name_begins).max()), int((file_ends - file_begins).max()))
     between = ((colon, count), (comma or b"", count - 1))
-    controls = sum(_controls(np.frombuffer(mark, dtype=np.uint8)) * times for mark, times in between)
-    if longest > NAME_CHARACTERS.value or _controls(array[first : int(file_ends[-1])]) != controls:
+    controls = sum(count_controls(np.frombuffer(mark, dtype=np.uint8)) * times for mark, times in between)
+    if longest > NAME_CHARACTERS.value or count_controls(array[first : int(file_ends[-1])]) != controls:
         return None
     files = distinct(rows(array, file_begins, file_ends)) if longest * count < 4 * len(text) else None
     if files is None:
@@ -66,8 +66,3 @@ def _between(array: Bytes, begins: Positions, ends: Positions) -> bytes | None:
         return None
     words = rows(array, begins, ends).view(np.uint64)
     return array[begins[0] : ends[0]].tobytes() if (words == words[0]).all() else None
-
-
-def _controls(array: Bytes) -> int:
-    """Return the number of control characters of a text."""
-    return int(np.count_nonzero(array < 0x20))

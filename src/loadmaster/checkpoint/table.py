@@ -31,8 +31,10 @@ class Signature:
         return num_bytes(self.dtype, prod(self.shape))
 
 
-FILE = 1 << 48
-"""More bytes than a file has."""
+FILE_BITS = 48
+"""A file has fewer than 2^48 bytes."""
+OFFSET = 2**FILE_BITS - 1
+"""The bits of a `TensorTable.position` that are the offset in the file."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class TensorTable:
 
     @cached_property
     def position(self) -> npt.NDArray[np.int64]:
-        """Where each tensor begins in all files, as one number: its file's times `FILE`, and the offset in the file."""
-        return self.file.astype(np.int64) * FILE + self.start
+        """Where each tensor begins in all files, as one number: its file's, then `FILE_BITS` bits of the offset in it."""
+        return (self.file.astype(np.int64) << FILE_BITS) + self.start
 
     @property
     def payload_bytes(self) -> int:

@@ -149,10 +149,12 @@ def prove(plan: Plan, *, capacity_bytes: int | None = None, staging_bytes: int =
         findings += found
     findings += check_destinations([c for by_name in plan.top.values() for c in by_name.values()])
 
-    derived = [plan.rank(rank) for rank in range(plan.num_ranks)]
-    figures = [_figures(plan, rank, replicas, staging_bytes) for rank in derived]
+    figures, reads = [], []
+    for derived in map(plan.rank, range(plan.num_ranks)):  # one at a time: a rank has an array of all it reads
+        figures.append(_figures(plan, derived, replicas, staging_bytes))
+        reads.append(top_reads(plan, derived))
     stages = {name: len(on) for name, on in declared_stages(plan).items()}
-    found, top_replicas = SourceLaws(plan.top_class, plan, stages).check([top_reads(plan, rank) for rank in derived])
+    found, top_replicas = SourceLaws(plan.top_class, plan, stages).check(reads)
     findings += found
     ranks = tuple(
         replace(f, replica_bytes=f.replica_bytes + more) for f, more in zip(figures, top_replicas, strict=True)

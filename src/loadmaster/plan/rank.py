@@ -16,7 +16,7 @@ from loadmaster.architectures.cuts import crossing
 from loadmaster.architectures.schema import Param
 from loadmaster.arguments import expect, shown
 from loadmaster.checkpoint import TensorTable
-from loadmaster.checkpoint.table import FILE
+from loadmaster.checkpoint.table import FILE_BITS, OFFSET
 from loadmaster.errors import ArgumentError
 from loadmaster.plan.classes import LayerClass
 from loadmaster.plan.composition import PlannedParam
@@ -120,18 +120,18 @@ class RankPlan:
         A row-parallel cut is hundreds of bytes apart: a reader takes its whole span and keeps what it needs, so what is
         fetched can be more than what is needed.
         """
-        starts, ends = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for group in self.groups:
-            for view, run in enumerate(group.runs):
-                starts.append(self.table.position[group.tensors[:, view]] + run.offset)
-                ends.append(starts[-1] + run.span)
-        start, end = np.concatenate(starts), np.concatenate(ends)
+        runs = [run for group in self.groups for run in group.runs]
+        tensors = [group.tensors[:, view] for group in self.groups for view in range(len(group.runs))]
+        counts = [len(ids) for ids in tensors]
+        start = self.table.position.take(np.concatenate([np.empty(0, np.int32), *tensors]))
+        start += np.repeat(np.array([run.offset for run in runs], dtype=np.int64), counts)
+        end = start + np.repeat(np.array([run.span for run in runs], dtype=np.int64), counts)
         order = np.argsort(start, kind="stable")  # fast where they are nearly in order
         start, reach = start[order], np.maximum.accumulate(end[order])
         is_apart = start[1:] > reach[:-1]
-        at = np.append(0, np.flatnonzero(is_apart) + 1)[: len(start)]
-        start, end = start[at], np.append(reach[:-1][is_apart], reach[-1:])
-        return (start // FILE).astype(np.int32), start % FILE, end % FILE
+        edge = np.ones(min(1, len(start)), dtype=np.bool_)
+        start, end = start[np.append(edge, is_apart)], reach[np.append(is_apart, edge)]
+        return (start >> FILE_BITS).astype(np.int32), start & OFFSET, end & OFFSET
 
     def destination(self, group: MoveGroup) -> tuple[StridedRun, I64]:
         """Return the bytes of a group's destination in a parameter (or a slot of it), and where each place's begin."""
