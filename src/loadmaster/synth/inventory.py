@@ -58,25 +58,27 @@ def _entries(preset: Preset, claims: Claims, item: Item, layer: int) -> Iterator
         format_ = claims.modules.get(sample.rpartition(".")[0], formats[0])
     if format_ is not None and (suffix := state_of(format_)) is not None:
         format_ = format_.for_weight(item.shape, {suffix: (len(write_state(format_, item.shape)),)})
-    dtype = first.keep or ("F32" if first.name in preset.f32 else claims.model_dtype)
-    for member in range(item.members) if item.members else (None,):
-        if format_ is None:
-            yield Entry(item.stored_name("weight", layer, member), Signature(dtype, item.plain_shape), item)
-            continue
-        shaped = item.stored_in(format_)
-        written = (
-            (c, unstacked)
-            for c, unstacked in zip(shaped.components, format_.components, strict=True)
-            if not c.optional or c.suffix in STORED_OPTIONS
-            if not (first.slices and c.is_scalar and member)  # one for all slices, beside the first
-        )
-        for number, (component, unstacked) in enumerate(written):
+    members = range(item.members) if item.members else (None,)
+    if format_ is None:
+        dtype = first.keep or ("F32" if first.name in preset.f32 else claims.model_dtype)
+        signature = Signature(dtype, item.plain_shape)
+        for member in members:
+            yield Entry(item.stored_name("weight", layer, member), signature, item)
+        return
+    components = [(c, s) for c, s in _components(preset, item, format_) if not c.optional or c.suffix in STORED_OPTIONS]
+    for member in members:
+        written = ((c, s) for c, s in components if not (first.slices and c.is_scalar and member))  # one for all slices
+        for number, (component, signature) in enumerate(written):
             name = item.stored_name(component.suffix, layer, None if first.slices and component.is_scalar else member)
-            component_dtype = component.dtypes[0]
-            if preset.e8m0 and "F8_E8M0" in component.dtypes:
-                component_dtype = "F8_E8M0"
-            shape = item.component_shape(component)
-            if item.stacked and unstacked.is_scalar and shape[-1] == 1:
-                shape = shape[:-1]  # one number for each expert
-            signature = Signature(component_dtype, shape)
             yield Entry(name, signature, item, format_, component, number)
+
+
+def _components(preset: Preset, item: Item, format_: Format) -> Iterator[tuple[Component, Signature]]:
+    """Yield the components of a format, and how a preset stores them of an item."""
+    shaped = item.stored_in(format_)
+    for component, unstacked in zip(shaped.components, format_.components, strict=True):
+        shape = item.component_shape(component)
+        if item.stacked and unstacked.is_scalar and shape[-1] == 1:
+            shape = shape[:-1]  # one number for each expert
+        e8m0 = preset.e8m0 and "F8_E8M0" in component.dtypes
+        yield component, Signature("F8_E8M0" if e8m0 else component.dtypes[0], shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -203,7 +204,7 @@ def write_shard(
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, dtype, shape in tensors:
-        size = num_bytes(dtype, int(np.prod(shape, dtype=np.int64)))
+        size = num_bytes(dtype, prod(shape))
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = orjson.dumps(header)
