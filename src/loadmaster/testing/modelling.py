@@ -32,13 +32,15 @@ def compare_with_transformers(family: Family, config: Mapping[str, Any]) -> None
     model = build_model(config)
     waived = (*family.waived, *family.schema(family.describe(config)).waived)
     theirs = [_without(waived, names) for names in (names_saved(model), names_inside(model))]
-    candidates: list[tuple[str, ...]] = [
-        tuple(_differences(label, stored_shapes(family, config, number, drafts=False), names))
-        for number, label in enumerate(spelling_labels(family))
-        for names in theirs
-    ]
-    fewest = min(len(faults) for faults in candidates)
-    expect_none(family.name, next(faults for faults in candidates if len(faults) == fewest))
+    candidates: list[tuple[str, ...]] = []
+    for number, label in enumerate(spelling_labels(family)):
+        ours = stored_shapes(family, config, number, drafts=False)
+        for names in theirs:
+            if ours == names:
+                return
+            candidates.append(tuple(_differences(label, ours, names)))
+    closest = min(candidates, key=len)
+    expect_none(family.name, closest)
 
 
 def has_model(config: Mapping[str, Any]) -> bool:

@@ -49,20 +49,20 @@ def stored_shapes(family: Family, config: Mapping[str, Any], spelling: int = 0, 
     ``spelling`` is the number of one of the family's spellings; 0 is the usual one. ``drafts``: include MTP layers.
     """
     schema = family.schema(family.describe(config))
-    return {
-        item.stored_name("weight", layer, expert): item.plain_shape
-        for layer, expert, item in _stored(family, schema, spelling)
-        if drafts or layer < len(schema.layers)
-    }
+    shapes: Shapes = {}
+    for layer, item, names in _stored(family, schema, spelling):
+        if drafts or layer < len(schema.layers):
+            shapes.update(dict.fromkeys(names, item.plain_shape))
+    return shapes
 
 
-def _stored(family: Family, schema: Schema, spelling: int) -> Iterator[tuple[int, int | None, Item]]:
-    """Yield layer (-1: none), expert and item of every stored tensor."""
+def _stored(family: Family, schema: Schema, spelling: int) -> Iterator[tuple[int, Item, list[str]]]:
+    """Yield layer (-1: none) and item of every stored tensor, with its names: one, or one for each expert or slice."""
     body, drafts = family.spellings[spelling], family.draft_spelling(spelling)
     for layer in range(-1, len(schema.layers) + len(schema.drafts)):
         for item in items(schema.top, body) if layer < 0 else layer_items(schema, layer, body, drafts):
-            for expert in range(item.members) if item.members else (None,):
-                yield layer, expert, item
+            members = range(item.members) if item.members else (None,)
+            yield layer, item, [item.stored_name("weight", layer, member) for member in members]
 
 
 def _faults(family: Family, config: Mapping[str, Any]) -> Iterator[str]:
@@ -132,12 +132,16 @@ def _parts(t: Tensor, dim: int) -> int | None:
 
 def _shared_names(family: Family, schema: Schema, spelling: int) -> Iterator[str]:
     """Yield the first stored name that two tensors share."""
-    holders: dict[str, str] = {}
-    for layer, expert, item in _stored(family, schema, spelling):
-        name = item.stored_name("weight", layer, expert)
-        owner = "the model itself" if layer < 0 else f"layer {layer}"
-        holder = f"{item.key} of {owner}" + (f", expert {expert}" if expert is not None else "")
-        if name in holders:
-            yield f"{holders[name]} and {holder} are both stored as {name}"
-            return
-        holders[name] = holder
+    holders: dict[str, tuple[int, Item, int]] = {}
+    for layer, item, names in _stored(family, schema, spelling):
+        for member, name in enumerate(names):
+            holder = layer, item, member
+            if name in holders:
+                yield f"{_named(*holders[name])} and {_named(*holder)} are both stored as {name}"
+                return
+            holders[name] = holder
+
+
+def _named(layer: int, item: Item, member: int) -> str:
+    owner = "the model itself" if layer < 0 else f"layer {layer}"
+    return f"{item.key} of {owner}" + (f", expert {member}" if item.members else "")
