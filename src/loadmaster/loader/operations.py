@@ -142,19 +142,27 @@ def operands_of(part: Expression, group: MoveGroup, place: int, table: TensorTab
 
 
 def slabs(source: Expression, limit: int) -> Iterator[tuple[Region, Expression]]:
-    """Cut a source into regions whose operands take at most ``limit`` bytes of staging each, halving the first dims."""
+    """Cut a source into regions whose operands take at most ``limit`` bytes of staging each.
 
-    def cut(region: Region) -> Iterator[tuple[Region, Expression]]:
-        part = restrict(source, region)
-        if span_bytes(tuple(leaves(part))) <= limit:
-            yield region, part
-            return
-        dim = next((d for d, (a, b) in enumerate(region) if b - a > words[d]), None)
-        assert dim is not None, "one element is larger than the staging memory"
+    A region is halved along the dim that makes the spans shortest: the first, or the last of what is stored transposed.
+    """
+
+    def halves(region: Region, dim: int) -> tuple[Region, Region]:
         a, b = region[dim]
         middle = a + -(-(b - a) // (2 * words[dim])) * words[dim]
-        yield from cut((*region[:dim], (a, middle), *region[dim + 1 :]))
-        yield from cut((*region[:dim], (middle, b), *region[dim + 1 :]))
+        return (*region[:dim], (a, middle), *region[dim + 1 :]), (*region[:dim], (middle, b), *region[dim + 1 :])
+
+    def num_bytes(region: Region) -> int:
+        return span_bytes(tuple(leaves(restrict(source, region))))
+
+    def cut(region: Region) -> Iterator[tuple[Region, Expression]]:
+        if num_bytes(region) <= limit:
+            yield region, restrict(source, region)
+            return
+        divisible = [halves(region, d) for d, (a, b) in enumerate(region) if b - a > words[d]]
+        assert divisible, "one element is larger than the staging memory"
+        for half in min(divisible, key=lambda two: num_bytes(two[0])):
+            yield from cut(half)
 
     words = _words(source)
     yield from cut(whole(source.shape))
