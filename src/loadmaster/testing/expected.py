@@ -40,6 +40,8 @@ class Expected:
         config = plan.family.describe(plan.config)
         self.formats = read_claims(config, plan.dtype).formats
         self.model_params = {p.name: p for p in plan.target.params if p.stage is not None}
+        self._of_layer: dict[int, dict[str, tuple[Tensor, Item]]] = {}
+        self._formats: dict[tuple[int, str], Format | None] = {}
 
     def arrays(self) -> dict[str, Bits]:
         """Return every parameter that is a copy of stored bytes, by name."""
@@ -76,13 +78,18 @@ class Expected:
             return components
         return self._model_param(self.model_params[param.otherwise], name)
 
-    def _items(self, layer: int) -> tuple[Item, ...]:
-        schema = self.plan.schema
-        return items(schema.top, self.spelling) if layer < 0 else layer_items(schema, layer, self.spelling, self.drafts)
+    def _holders(self, layer: int) -> Mapping[str, tuple[Tensor, Item]]:
+        """Return logical name -> tensor and the stored item that holds it."""
+        if layer not in self._of_layer:
+            schema, drafts = self.plan.schema, self.drafts
+            of_model = layer < 0
+            stored = items(schema.top, self.spelling) if of_model else layer_items(schema, layer, self.spelling, drafts)
+            self._of_layer[layer] = {t.name: (t, item) for item in stored for t in item.parts}
+        return self._of_layer[layer]
 
     def _param(self, param: Param, name: str, layer: int) -> Iterator[tuple[str, Bits]]:
         """Yield the components of a parameter, its parts joined. Nothing where a part does not exist, or it holds more."""
-        holders = {t.name: (t, item) for item in self._items(layer) for t in item.parts}
+        holders = self._holders(layer)
         if param.unless in holders or not all(p in holders for p in param.parts) or param.sizes:
             return
         parts = [self._part(*holders[p], layer, param.rotary) for p in param.parts]
@@ -124,6 +131,12 @@ class Expected:
         return parts or None
 
     def _format(self, item: Item, layer: int) -> Format | None:
+        key = layer, item.key
+        if key not in self._formats:
+            self._formats[key] = self._find_format(item, layer)
+        return self._formats[key]
+
+    def _find_format(self, item: Item, layer: int) -> Format | None:
         for f in item.formats(self.formats):
             number = self._id(item, f.components[0].suffix, layer)
             if number is not None:
@@ -191,11 +204,9 @@ class Expected:
         assert p is not None
         format_ = self._format(item, layer)
         unit = lcm(p.unit, format_.exact_span(p.dim) if format_ else 1)
-        for fed in self._items(layer):
-            for consumer in fed.parts:
-                fed_format = self._format(fed, layer)
-                if consumer.name == p.feeds and fed_format:
-                    unit = lcm(unit, t.shape[p.dim] // consumer.shape[1] * fed_format.exact_span(1))
+        consumer, fed = self._holders(layer).get(p.feeds or "", (None, None))
+        if consumer is not None and fed is not None and (fed_format := self._format(fed, layer)):
+            unit = lcm(unit, t.shape[p.dim] // consumer.shape[1] * fed_format.exact_span(1))
         return unit
 
     def _placed(self, array: Bits, component: Component, t: Tensor, item: Item, layer: int) -> Bits:
