@@ -6,6 +6,7 @@ import contextlib
 import doctest
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from tests.docs.markdown import Block
 
 LIMIT_S = 900
 """How long one block may take."""
+TOO_LONG = f"still running after {LIMIT_S} s"
+INTERPRETER = Path(__file__).with_name("interpreter.py")
 
 AFTER = "\x1e"  # on the line between the output of one console command and the next
 
@@ -28,13 +31,16 @@ class BlockError(Exception):
 class Session:
     """One working folder, one environment: ``loadmaster`` on PATH, no network, no terminal.
 
-    Each block is a process of its own: files last from block to block, shell variables don't. A server may be started
-    with ``&`` and its output sent to a file; whatever still runs when the document ends is ended then.
+    Each ``bash`` or ``console`` block is a process of its own: files last from block to block, shell variables don't. Blocks of
+    Python run in one process, each with an empty namespace (`tests.docs.interpreter`). A server may be started with ``&`` and
+    its output sent to a file; whatever still runs when the document ends is ended then.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._groups: list[int] = []
+        self._interpreter: subprocess.Popen[str] | None = None
+        self._printed = tempfile.TemporaryFile()  # by the interpreter  # noqa: SIM115
         nowhere = "http://127.0.0.1:9"  # the discard port
         self._env = os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -56,6 +62,9 @@ class Session:
             for group in session._groups:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(group, signal.SIGKILL)
+            session._printed.close()
+            if session._interpreter is not None:
+                session._interpreter.communicate()
 
     def run(self, block: Block) -> None:
         """Run a block.
@@ -77,7 +86,36 @@ class Session:
             flags = ("-o", "ELLIPSIS", "-o", "NORMALIZE_WHITESPACE")
             self._expect_success([sys.executable, "-m", "doctest", *flags, script.name])
         else:
-            self._expect_success([sys.executable, "-c", block.text])
+            self._python(block)
+
+    def _python(self, block: Block) -> None:
+        if self._interpreter is None:
+            self._interpreter = subprocess.Popen(
+                [sys.executable, "-P", str(INTERPRETER)],
+                cwd=self._folder,
+                env=self._env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._printed,
+                start_new_session=True,
+                text=True,
+            )
+            self._groups.append(self._interpreter.pid)
+        process = self._interpreter
+        assert process.stdin is not None
+        assert process.stdout is not None
+        script = self._folder / f".block-{block.line}.py"
+        script.write_text(block.text, encoding="utf-8")
+        before = self._printed.seek(0, os.SEEK_END)
+        process.stdin.write(f"{script}\n")
+        process.stdin.flush()
+        in_time = bool(select.select([process.stdout], [], [], LIMIT_S)[0])
+        status = process.stdout.readline().strip() if in_time else ""
+        if status != "0":
+            self._printed.seek(before)
+            printed = self._printed.read().decode(errors="replace")
+            why = f"exit status {status}" if status else "it ended the process" if in_time else TOO_LONG
+            raise BlockError(f"{why}\n{printed}")
 
     def _expect_success(self, command: list[str]) -> None:
         status, output = self._process(command)
@@ -121,7 +159,7 @@ class Session:
             output.seek(0)
             text = output.read().decode(errors="replace")
         if status == -1:
-            raise BlockError(f"still running after {LIMIT_S} s\n{text}")
+            raise BlockError(f"{TOO_LONG}\n{text}")
         return status, text
 
 

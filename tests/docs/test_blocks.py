@@ -52,6 +52,8 @@ def test_a_block_cannot_escape_by_its_spelling() -> None:
     [
         ("bash", "false\ntrue\n"),
         ("python", "raise SystemExit(3)\n"),
+        ("python", "raise ValueError\n"),
+        ("python", "import os\nos._exit(0)\n"),
         ("python", ">>> 1 + 1\n3\n"),
         ("console", "$ echo one\ntwo\n"),
         ("console", "$ false\n"),
@@ -62,6 +64,17 @@ def test_a_block_cannot_escape_by_its_spelling() -> None:
 def test_a_block_that_does_otherwise_than_shown_fails(language: str, text: str, tmp_path: Path) -> None:
     with Session.open(tmp_path) as session, pytest.raises(BlockError):
         session.run(Block(language, text, line=1, reason=None))
+
+
+def test_blocks_of_python_share_nothing_but_files(tmp_path: Path) -> None:
+    with Session.open(tmp_path) as session:
+        for language, text in (
+            ("bash", "echo 'SIZE = 1' > sizes.py; mkdir inside\n"),
+            ("python", "import os, sizes\nassert sizes.SIZE == 1\nos.chdir('inside')\n"),
+            ("bash", "echo 'SIZE = 22' > sizes.py\n"),
+            ("python", "from sizes import SIZE\nassert SIZE == 22\nassert 'os' not in globals()\n"),
+        ):
+            session.run(Block(language, text, line=1, reason=None))
 
 
 def test_blocks_share_a_folder_and_a_server_lasts_until_the_end(tmp_path: Path) -> None:
