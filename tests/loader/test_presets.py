@@ -56,7 +56,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 DENSE = ("pp 3", "tp 4", "tp 8", "pp 2 tp 2 dp 2")
 SPARSE = ("tp 8", "pp 2 tp 2 dp 2", "tp 2 dp 2 ep, in turns", "pp 2 tp 4 ep, redundant")
-"""What every change is tested on; the rest is for the long run."""
+"""What every change is tested on of each family; the rest is for the long run."""
+OF_FORMATS = ("tp 8", "tp 2 dp 2 ep, in turns")
+"""What it is tested on of a family's other presets, which differ in sizes or format: the finest cuts, and whole experts."""
 
 TP = [name for name, layout in LAYOUTS.items() if "tensor_parallel_size" in layout]
 DEEPSEEK_V4 = {"tp 8": "4 unit(s) of 16"}  # groups of the output
@@ -84,9 +86,13 @@ REFUSED: dict[str, dict[str, str]] = {
 
 
 def _cases() -> Iterator[Any]:
+    seen: set[str] = set()
     for preset in PRESETS:
-        has_experts = "experts" in repr(PRESETS[preset].config_of(tiny=True))
-        fast = SPARSE if has_experts else DENSE
+        config = PRESETS[preset].config_of(tiny=True)
+        has_experts = "experts" in repr(config)
+        family = PRESETS[preset].family_of(config).name
+        fast = OF_FORMATS if family in seen else SPARSE if has_experts else DENSE
+        seen.add(family)
         for name, layout in LAYOUTS.items():
             if has_experts or "enable_expert_parallel" not in layout:
                 marks = () if name in fast else (pytest.mark.slow,)
