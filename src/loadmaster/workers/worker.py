@@ -9,6 +9,7 @@ connections than the pipe and the sockets that it inherits, and listens on none.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import select
@@ -73,8 +74,11 @@ def main(fd: int) -> None:
     pipe = Pipe(Connection(fd))
     phase: type[LoadmasterError] = LoadError
     try:
+        gc.disable()  # importing torch makes a million objects that stay: looking at them took a tenth of its time
         import torch
 
+        gc.freeze()
+        gc.enable()
         torch.set_num_threads(job.num_threads)
         pipeline, mesh = _join(job)
         stage = _load(job, pipeline, mesh, pipe)
