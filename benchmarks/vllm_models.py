@@ -120,6 +120,20 @@ MODELS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
         "kimi-k3",
         _inside("kimi-k3", **LATENT, hidden_size=256, linear_attn_config=_delta("kimi-k3")),
     ),
+    "qwen3.8-flash-next": (
+        "qwen3.8-flash-next",
+        _inside(
+            "qwen3.8-flash-next",
+            **{**_RECURRENT, **_EXPERTS},
+            rope_parameters={"mrope_section": [6, 5, 5]},  # half of a quarter of a head
+            indexer_head_dim=128,
+        ),
+    ),
+    "ling-3": (
+        "ling-3.0-flash",
+        {**LATENT, "head_dim": 128, "hidden_size": 256, "intermediate_size": 256, "moe_intermediate_size": 128}
+        | {"moe_shared_expert_intermediate_size": 128},
+    ),
     "deepseek-v4": (
         "deepseek-v4-flash",
         {
