@@ -111,7 +111,7 @@ def test_two_packages_with_one_architecture_are_both_named(site: Path) -> None:
             "def schema(c):\n"
             "    made = LLAMA.schema(c)\n"
             "    return replace(made, top=(*made.top, Tensor('gain', (8,))))\n",
-            r"is wrong: spelling: gain \(the model itself\) has no stored name \(and 1 more\)",
+            r"is wrong: spelling: gain \(the model itself\) has no stored name \(and 2 more\)",
         ),
     ],
 )

@@ -26,7 +26,9 @@ pytestmark = [
 ]
 
 SPREAD = Rank(tp=(1, 2), ep=True)
-CASES = [(p, r) for p in ("mimo-v2.5-pro", "mimo-v2.6-pro", "mistral-large-3", "inkling") for r in (Rank((1, 2)), SPREAD)]
+CASES = [
+    (p, r) for p in ("mimo-v2.5-pro", "mimo-v2.6-pro", "mistral-large-3", "inkling") for r in (Rank((1, 2)), SPREAD)
+]
 CASES += [("deepseek-v4.1-flash", r) for r in (Rank((0, 2)), Rank((1, 2)), Rank(tp=(1, 2)), SPREAD)]
 
 
