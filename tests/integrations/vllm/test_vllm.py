@@ -21,7 +21,7 @@ from loadmaster.errors import CheckpointError, LoadError, PlanError, Unsupported
 from loadmaster.integrations.vllm.installed import find_vllm
 from loadmaster.synth import PRESETS, write_tiny
 from tests.failures.damaged import DamagedCheckpoint
-from tests.integrations.vllm.golden import DRAFT, SINCE, goldens, held, ranks_of, told, write
+from tests.integrations.vllm.golden import DRAFT, SINCE, goldens, held, preset_of, ranks_of, told, write
 from tests.integrations.vllm.models import ACCEPTED, OTHERS, arguments_of
 from tools.vllm_goldens import parameters_of
 
@@ -108,7 +108,7 @@ def test_what_is_written_directly_or_streamed_has_the_digests(
     preset: str, rank: Rank, made: Callable[[str], Path]
 ) -> None:
     for way in (DIRECT, STREAMED):
-        loaded = load(made(preset), rank, **way, **arguments_of(preset))
+        loaded = load(made(preset), rank, **way, **arguments_of(preset_of(preset)))
         assert told(held(loaded)) == goldens(TARGET)[preset][str(rank)]
 
 
