@@ -8,7 +8,7 @@ parameter does not allow, with the layer it belongs to; `loadmaster.plan.diagnos
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -197,12 +197,12 @@ def _draft_spelling(table: TensorTable, family: Family, schema: Schema) -> Spell
 def _fit(table: TensorTable, stored: Sequence[Item], layer: int) -> int:
     """Return how well items fit what is stored of a layer: a point for each name, and one for each shape."""
     points = 0
-    for suffix in ("weight", "weight_packed", "_blocks", "qweight"):
-        numbers = table.names.find([item.stored_name(suffix, layer, 0) for item in stored])
-        for item, number in zip(stored, numbers.tolist(), strict=True):
-            if number >= 0:
-                signature = table.signatures[table.signature[number]]
-                points += 2 if signature.shape == item.plain_shape else 1
+    wanted = [(item, suffix) for suffix in ("weight", "weight_packed", "_blocks", "qweight") for item in stored]
+    numbers = table.names.find([item.stored_name(suffix, layer, 0) for item, suffix in wanted])
+    for (item, _), number in zip(wanted, numbers.tolist(), strict=True):
+        if number >= 0:
+            signature = table.signatures[table.signature[number]]
+            points += 2 if signature.shape == item.plain_shape else 1
     return points
 
 
@@ -253,18 +253,20 @@ class _Binder:
         )
         own = {item.name for item in stored}
         ids: dict[str, Ids] = {}
-        for item in stored:
-            for suffix in _suffixes(item.formats(self.claims.formats)):
-                if suffix in self.zeros and item.named(suffix) in own:
-                    continue  # the model has this tensor
-                found = self._look_up(item, suffix, layers)
-                if suffix in self.zeros:
-                    values = ids.get(f"{item.key}/{self.zeros[suffix]}")
-                    found = np.full_like(found, -1) if values is None else np.where(values >= 0, found, -1)
-                there = found[found >= 0]
-                self.used[there] = True
-                if len(there):
-                    ids[f"{item.key}/{suffix}"] = found
+        wanted = [
+            (item, suffix)
+            for item in stored
+            for suffix in _suffixes(item.formats(self.claims.formats))
+            if suffix not in self.zeros or item.named(suffix) not in own  # else the model has this tensor
+        ]
+        for (item, suffix), found in zip(wanted, self._look_up(wanted, layers), strict=True):
+            if suffix in self.zeros:
+                values = ids.get(f"{item.key}/{self.zeros[suffix]}")
+                found = np.full_like(found, -1) if values is None else np.where(values >= 0, found, -1)
+            there = found[found >= 0]
+            self.used[there] = True
+            if len(there):
+                ids[f"{item.key}/{suffix}"] = found
         signatures = {leaf: self.padded[i] for leaf, i in ids.items()}
         groups: dict[bytes, list[int]] = defaultdict(list)
         for row in range(len(layers)):
@@ -274,24 +276,31 @@ class _Binder:
             for rows in groups.values()
         ]
 
-    def _look_up(self, item: Item, suffix: str, layers: tuple[int, ...]) -> Ids:
+    def _look_up(self, wanted: Sequence[tuple[Item, str]], layers: tuple[int, ...]) -> Iterator[Ids]:
+        """Yield for each item and suffix the ids over all layers. Of experts and slices, the first and the last are looked for.
+
+        All these names are found at once: where layers are few, most of the time would be spent on beginning to look.
+        """
+        ends = [(item, suffix, (0, item.members - 1) if item.members else (None,)) for item, suffix in wanted]
+        names = [item.stored_name(suffix, layer, e) for item, suffix, of in ends for layer in layers for e in of]
+        found = self.table.names.find(names).astype(np.int32)
+        at = 0
+        for item, suffix, of in ends:
+            some = found[at : at + len(layers) * len(of)]
+            at += len(some)
+            yield self._members(item, suffix, layers, some.reshape(-1, 2)) if item.members else some
+
+    def _members(self, item: Item, suffix: str, layers: tuple[int, ...], ends: Ids) -> Ids:
+        """Return the ids of experts or slices, ``[layers, n]``, of which ``ends`` are the first and the last."""
         names = self.table.names
-
-        def whole() -> Ids:
-            return names.find([item.stored_name(suffix, layer) for layer in layers]).astype(np.int32)
-
-        if not item.members:
-            return whole()
         rows = np.full((len(layers), item.members), -1, dtype=np.int32)
-        around = [item.around_member(suffix, layer) for layer in layers]
-        ends = names.find([f"{before}{e}{after}" for before, after in around for e in (0, item.members - 1)])
-        there = np.logical_or((ends.reshape(-1, 2) >= 0).any(axis=1), not self.glance).tolist()
+        there = np.logical_or((ends >= 0).any(axis=1), not self.glance).tolist()
         self.glanced |= not all(there)
-        rows[there] = names.find_numbered(
-            [a for a, is_there in zip(around, there, strict=True) if is_there], item.members
-        )
+        around = [item.around_member(suffix, layer) for layer, is_there in zip(layers, there, strict=True) if is_there]
+        if around:
+            rows[there] = names.find_numbered(around, item.members)
         if item.first.slices and not (rows >= 0).any():  # one for all slices
-            return whole()
+            return names.find([item.stored_name(suffix, layer) for layer in layers]).astype(np.int32)
         return rows
 
     def _class(
