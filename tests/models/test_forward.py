@@ -51,13 +51,14 @@ def test_logits_and_greedy_tokens_are_those_of_transformers_at_any_number_of_sta
         expected = model(torch.tensor([PROMPT]), use_cache=False).logits[0]
     tokens = greedy(model, PROMPT, 16)
     one = None
-    for partition in partitions(family):
+    for turn, partition in enumerate(partitions(family)):
+        count = 16 if turn == 0 else 6  # a cache of few tokens shows what is cut wrong
         made = stages(path, partition)
         logits = Pipeline(made).step(PROMPT, all_logits=True)
         assert (logits - expected).abs().max() < 1e-4
         one = logits if one is None else one
         assert torch.equal(logits, one), partition  # the same bits, wherever the cuts are
-        assert Pipeline(made).greedy(PROMPT, 16) == tokens, partition
+        assert Pipeline(made).greedy(PROMPT, count) == tokens[:count], partition
     preempted = Pipeline(made, scattered=True).preempted(PROMPT)
     assert (preempted - expected).abs().max() < 1e-4
 
