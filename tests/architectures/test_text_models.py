@@ -243,6 +243,7 @@ MODELS: dict[str, dict[str, Any]] = {
         **{**PLAIN, "intermediate_size": 64, "moe_num_experts": 4, "moe_topk": 2},
         **{"moe_num_shared_experts": 3, "attention_bias": True, "mlp_bias": True},
     },
+    "OlmoeForCausalLM": {**PLAIN, "num_experts": 4, "pad_token_id": 0, "attention_bias": True},
     "InternS1ProForCausalLM": {**MOE, "num_experts": 4, "rope_scaling": {"num_inv_freq": 6}},
     "MptForCausalLM": {"d_model": 128, "n_heads": 8, "n_layers": 4, "vocab_size": 320},
 }

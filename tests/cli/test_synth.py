@@ -18,8 +18,8 @@ from loadmaster.plan import build_plan, prove
 from loadmaster.synth import PRESETS
 from loadmaster.testing import stored_shapes
 from tests.architectures.packages import install
-from tests.testing.packages.loadmaster_olmoe import FAMILY as OLMOE
-from tests.testing.test_olmoe import PUBLISHED, SOURCE, loadmaster
+from tests.testing.packages.loadmaster_solar_open import FAMILY as SOLAR_OPEN
+from tests.testing.test_solar_open import PUBLISHED, SOURCE, loadmaster
 
 MAIN = ("synth", "--full-size")
 
@@ -45,13 +45,13 @@ def test_a_published_config_gives_the_checkpoint_of_its_preset(
 
 
 def test_a_family_of_another_package_is_made_planned_and_refused_for_vllm_with_the_reason(tmp_path: Path) -> None:
-    install(tmp_path / "site", "loadmaster_olmoe", SOURCE.read_text(), "loadmaster_olmoe:FAMILY")
-    (tmp_path / "olmoe.json").write_text(json.dumps(PUBLISHED))
-    out = tmp_path / "olmoe"
-    made = loadmaster(tmp_path / "site", *MAIN, "--config", tmp_path / "olmoe.json", out)
+    install(tmp_path / "site", "loadmaster_solar_open", SOURCE.read_text(), "loadmaster_solar_open:FAMILY")
+    (tmp_path / "solar_open.json").write_text(json.dumps(PUBLISHED))
+    out = tmp_path / "solar_open"
+    made = loadmaster(tmp_path / "site", *MAIN, "--config", tmp_path / "solar_open.json", out)
     assert made.returncode == 0, made.stderr
-    names = set(stored_shapes(OLMOE, PUBLISHED))
-    assert f"{len(names):,} tensors in 3 file(s), 13,838,323,712 bytes" in made.stdout
+    names = set(stored_shapes(SOLAR_OPEN, PUBLISHED))
+    assert f"{len(names):,} tensors in 42 file(s), 205,303,611,392 bytes" in made.stdout
     assert set(open_checkpoint(out).table.ids) == names
     assert sum(f.stat().st_blocks for f in out.iterdir()) * 512 < 2**22  # the bodies are sparse
     planned = loadmaster(tmp_path / "site", "plan", out, "-tp", 8, "--json")
@@ -63,7 +63,7 @@ def test_a_family_of_another_package_is_made_planned_and_refused_for_vllm_with_t
         "except UnsupportedError as error: print(error.message)\n"
     )
     refused = python(tmp_path / "site", "-c", program, out)
-    assert "OlmoeForCausalLM is not described for vllm-0.32: its family is from another package" in refused.stdout
+    assert "SolarOpenForCausalLM is not described for vllm-0.32: its family is from another package" in refused.stdout
     assert "prove it for the native target, and stream it" in refused.stdout
 
 

@@ -14,8 +14,8 @@ from loadmaster.synth import PRESETS
 from loadmaster.testing import Compared, FamilyFaults, check_tables, compare_placements
 from loadmaster.testing.modelling import has_model
 from loadmaster.testing.placements import plans_of
-from tests.testing.packages.loadmaster_olmoe import FAMILY as OLMOE
-from tests.testing.test_olmoe import CONFIG as OLMOE_CONFIG
+from tests.testing.packages.loadmaster_solar_open import FAMILY as SOLAR_OPEN
+from tests.testing.test_solar_open import CONFIG as SOLAR_OPEN_CONFIG
 from tests.versions import TRANSFORMERS
 
 WITHOUT_A_PLAN = (
@@ -114,20 +114,20 @@ def test_what_the_names_do_not_tell_transformers_does() -> None:
     def renamed(name: str) -> str:
         return name.replace("attn.o", "attn.dense")
 
-    own = with_tensors(OLMOE, lambda t: replace(t, name=renamed(t.name)))
+    own = with_tensors(SOLAR_OPEN, lambda t: replace(t, name=renamed(t.name)))
     own = replace(
         own,
-        spelling={renamed(name): spelled for name, spelled in OLMOE.spelling.items()},
-        native=tuple(replace(p, parts=tuple(map(renamed, p.parts))) for p in OLMOE.native),
+        spelling={renamed(name): spelled for name, spelled in SOLAR_OPEN.spelling.items()},
+        native=tuple(replace(p, parts=tuple(map(renamed, p.parts))) for p in SOLAR_OPEN.native),
     )
-    assert "attn.dense" in compare_placements(own, OLMOE_CONFIG).tensors
+    assert "attn.dense" in compare_placements(own, SOLAR_OPEN_CONFIG).tensors
     wrong = placed(own, attn__dense=by_rows())
-    check_tables(wrong, OLMOE_CONFIG)
+    check_tables(wrong, SOLAR_OPEN_CONFIG)
     with pytest.raises(FamilyFaults) as caught:
-        compare_placements(wrong, OLMOE_CONFIG)
+        compare_placements(wrong, SOLAR_OPEN_CONFIG)
     assert caught.value.faults == (
         "schema: attn.dense is divided along its out dim, but in transformers layers.*.self_attn.o_proj is divided along "
-        "its in dim (rowwise_split_input)",
+        "its in dim (rowwise)",
     )
 
 

@@ -130,6 +130,7 @@ MODEL_TYPES: Final[Mapping[str, str]] = {
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
     "olmo_hybrid": "OlmoHybridForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
     "opt": "OPTForCausalLM",
     "orion": "OrionForCausalLM",
     "persimmon": "PersimmonForCausalLM",

@@ -1,7 +1,7 @@
 """Mixtures of experts in Llama's names, but for norms, a gate or sinks in attention, and the router: a few lines each.
 
-AFMoE, Beam, Command with experts (Cohere-2), EXAONE-MoE, Flex-OLMo, Flint, Hy3, Kolibri-1, Laguna, Mellum-2. The MTP layer of
-Hy3 is stored after the decoder layers: attention and experts; that of EXAONE-MoE apart, with an MLP. Both share the model's
+AFMoE, Beam, Command with experts (Cohere-2), EXAONE-MoE, Flex-OLMo, Flint, Hy3, Kolibri-1, Laguna, Mellum-2, OLMoE. The MTP layer
+of Hy3 is stored after the decoder layers: attention and experts; that of EXAONE-MoE apart, with an MLP. Both share the model's
 embedding and head.
 
 Sources: the classes of transformers 5.24 and its ``conversion_mapping.py``; ``hy_v3_mtp.py`` and ``exaone_moe_mtp.py``
@@ -77,6 +77,7 @@ STYLES: Final[Mapping[str, Style]] = {
         },
     ),
     "MellumForCausalLM": Style(router_bias=False),
+    "OlmoeForCausalLM": Style(qk_norm="all", router_bias=False),
 }
 """Architecture → how it differs."""
 

@@ -1,4 +1,4 @@
-"""OLMoE as another package would bring it, made by the guide alone: tables, kit, entry point, commands."""
+"""Solar-Open as another package would bring it, made by the guide alone: tables, kit, entry point, commands."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loadmaster.architectures import Config, Family, Schema, Tensor, blocks, by_rows
+from loadmaster.architectures import Config, Schema, Tensor, blocks, by_rows
 from loadmaster.testing import (
     FamilyFaults,
     check_family,
@@ -23,36 +22,35 @@ from loadmaster.testing import (
     write_checkpoint,
 )
 from tests.architectures.packages import install
-from tests.testing.packages.loadmaster_olmoe import FAMILY, schema
+from tests.testing.packages.loadmaster_solar_open import FAMILY, schema
 
-SOURCE = Path(__file__).parent / "packages" / "loadmaster_olmoe.py"
+SOURCE = Path(__file__).parent / "packages" / "loadmaster_solar_open.py"
 PUBLISHED: dict[str, Any] = {
-    "architectures": ["OlmoeForCausalLM"],
-    "model_type": "olmoe",
+    "architectures": ["SolarOpenForCausalLM"],
+    "model_type": "solar_open",
     "attention_bias": False,
-    "clip_qkv": None,
-    "eos_token_id": 50279,
-    "hidden_size": 2048,
-    "intermediate_size": 1024,
-    "max_position_embeddings": 4096,
-    "num_attention_heads": 16,
-    "num_experts": 64,
+    "head_dim": 128,
+    "hidden_size": 4096,
+    "max_position_embeddings": 131072,
+    "moe_intermediate_size": 1280,
+    "n_routed_experts": 128,
+    "n_shared_experts": 1,
+    "num_attention_heads": 64,
     "num_experts_per_tok": 8,
-    "num_hidden_layers": 16,
-    "num_key_value_heads": 16,
-    "pad_token_id": 1,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 8,
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
-    "vocab_size": 50304,
+    "vocab_size": 196608,
 }
 CONFIG: dict[str, Any] = {
     **PUBLISHED,
-    "eos_token_id": 257,
+    "head_dim": 16,
     "hidden_size": 64,
-    "intermediate_size": 96,
     "max_position_embeddings": 256,
+    "moe_intermediate_size": 96,
+    "n_routed_experts": 8,
     "num_attention_heads": 4,
-    "num_experts": 8,
     "num_experts_per_tok": 2,
     "num_hidden_layers": 3,
     "num_key_value_heads": 2,
@@ -72,34 +70,33 @@ def test_the_tables_are_right(change: dict[str, Any], tmp_path: Path) -> None:
 def test_the_published_size_is_that_of_transformers() -> None:
     compare_with_transformers(FAMILY, PUBLISHED)
     left = unreached(FAMILY, PUBLISHED, CONFIG | {"attention_bias": True})
-    assert left == {"moe.router_bias", *blocks.gated_mlp_spelling()}
+    assert left == {
+        *blocks.gated_mlp_spelling(),
+        *(f"shared.{part}_bias" for part in ("gate", "up", "down")),
+        *("attn.q_norm", "attn.k_norm", "attn.o_bias"),
+    }
 
 
-def with_norms(size: Callable[[Config], int]) -> Family:
-    """OLMoE with key norms of another size, held by all."""
-
-    def change(c: Config) -> Schema:
+def test_keys_of_one_head_are_not_what_transformers_has() -> None:
+    def narrow(c: Config) -> Schema:
         made = schema(c)
-        other = Tensor("attn.k_norm", (size(c),))
+        other = Tensor("attn.k", (16, 64), by_rows(16, repeat=True), quantised=True)
         return replace(
             made, kinds={k: tuple(other if t.name == other.name else t for t in ts) for k, ts in made.kinds.items()}
         )
 
-    return replace(FAMILY, schema=change)
-
-
-def test_a_norm_over_one_head_is_not_what_transformers_has() -> None:
-    wrong = with_norms(lambda c: 16)
-    with pytest.raises(FamilyFaults, match=r"layers.0.self_attn.k_norm.weight is \[16\], but \[32\] in transformers"):
-        compare_with_transformers(wrong, CONFIG)
+    with pytest.raises(FamilyFaults, match=r"layers.0.self_attn.k_proj.weight is \[16, 64\], but \[32, 64\] in transf"):
+        compare_with_transformers(replace(FAMILY, schema=narrow), CONFIG)
 
 
 def test_a_tensor_that_the_schema_forgets_is_what_transformers_has_more() -> None:
     def forget(c: Config) -> Schema:
         made = schema(c)
-        return replace(made, kinds={k: tuple(t for t in ts if t.name != "attn.q_norm") for k, ts in made.kinds.items()})
+        return replace(
+            made, kinds={k: tuple(t for t in ts if t.name != "moe.router_bias") for k, ts in made.kinds.items()}
+        )
 
-    with pytest.raises(FamilyFaults, match=r"transformers has model.layers.0.self_attn.q_norm.weight \[64\], but no"):
+    with pytest.raises(FamilyFaults, match=r"has model.layers.0.mlp.gate.e_score_correction_bias \[8\], but no table"):
         compare_with_transformers(replace(FAMILY, schema=forget), CONFIG)
 
 
@@ -136,9 +133,9 @@ def test_the_commands_find_it_once_its_package_is_installed(tmp_path: Path) -> N
     write_checkpoint(FAMILY, CONFIG, tmp_path / "tiny")
     before = loadmaster(tmp_path / "site", "plan", tmp_path / "tiny")
     assert before.returncode == 1
-    assert "'OlmoeForCausalLM' is not known" in before.stderr
+    assert "'SolarOpenForCausalLM' is not known" in before.stderr
 
-    install(tmp_path / "site", "loadmaster_olmoe", SOURCE.read_text(), "loadmaster_olmoe:FAMILY")
+    install(tmp_path / "site", "loadmaster_solar_open", SOURCE.read_text(), "loadmaster_solar_open:FAMILY")
     done = loadmaster(tmp_path / "site", "plan", tmp_path / "tiny", "-pp", 3, "-tp", 2, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["proven"]
@@ -146,4 +143,4 @@ def test_the_commands_find_it_once_its_package_is_installed(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     done = loadmaster(tmp_path / "site", "generate", tmp_path / "tiny", "--prompt", "Hello")
     assert done.returncode == 1
-    assert "OlmoeForCausalLM is of the family olmoe" in " ".join(done.stderr.split())
+    assert "SolarOpenForCausalLM is of the family solar_open" in " ".join(done.stderr.split())
