@@ -44,6 +44,7 @@ _REWRITINGS: Final = (
     (".embed_tokens.", ".embedding."),
     ("model.norm.", "model.norm_f."),
     (".w1_weight", ".w13_weight"),
+    (".self_attn.sinks", ".self_attn.attention_sink_bias"),
 )
 
 
@@ -72,8 +73,10 @@ def _held_otherwise(plan: Plan) -> tuple[str, ...]:
     """Return endings of parameters that vLLM stores differently on purpose, so that they cannot be compared.
 
     It permutes Llama-4's queries and keys for its rotary embedding, holds -exp(A_log) of Mamba-2, keeps OLMo's norms of all
-    heads whole on every rank, and multiplies Muse-Spark's routers.
+    heads whole on every rank, multiplies Muse-Spark's routers, and pads and rearranges MiMo-V2's packed q, k and v in FP8.
     """
+    if plan.family.name == "mimo_v2":
+        return (".qkv_proj.weight", ".qkv_proj.weight_scale_inv")
     if plan.family.name == "muse_spark":
         return (".mlp.gate.weight", ".feed_forward.router.weight")
     if plan.family.name == "nemotron_h":

@@ -272,6 +272,7 @@ class Audit:
 
         def work() -> dict[str, Any]:
             from loadmaster.audit.attempt import attempt
+            from loadmaster.audit.forms import FORMS
             from loadmaster.audit.reference import Expected, expected_params
             from loadmaster.integrations.vllm.installed import find_vllm
 
@@ -284,8 +285,9 @@ class Audit:
                 engine = find_vllm()
                 try:
                     return expected(engine.target, sizes) if engine and engine.target and not case.draft else None
-                except (LayoutError, UnsupportedError):
-                    return None  # it is not described, or not on such a layout
+                except (LayoutError, UnsupportedError):  # it is not described, or not on such a layout
+                    made = FORMS.get(case.family)
+                    return made(expected()) if made else None
 
             how_to = {**case.engine, **how}
             made = attempt(path, case.rank, load_format, expected(), named=named, draft=case.draft, **how_to)

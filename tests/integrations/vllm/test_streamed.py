@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from loadmaster.audit.forms import deepseek_v41
 from loadmaster.audit.ranks import Rank, load
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.integrations.vllm.installed import find_vllm
@@ -79,47 +79,11 @@ def test_vllm_holds_of_deepseek_v41_what_is_planned_and_repeats_factors_of_block
     path = write("deepseek-v4.1-flash", tmp_path)
     vllm = held(path, "deepseek-v4.1-flash", rank, load_format="auto")
     plan = build_plan(open_checkpoint(path), ParallelLayout(1, rank.tp[1], enable_expert_parallel=rank.ep))
-    planned = in_vllms_form(load_rank(prove(plan).require_proven(), rank.tp[0]).tensors)
-    for name in [n for n in planned if n.endswith("attn_sink")]:  # filled up to a number of heads that kernels have
-        planned[name] = torch.cat([planned[name], torch.full((64 - len(planned[name]),), -torch.inf)])
+    planned = deepseek_v41(load_rank(prove(plan).require_proven(), rank.tp[0]).tensors)
     assert planned.keys() == vllm.keys()
     assert [
         n for n in vllm if planned[n].shape != vllm[n].shape or not torch.equal(raw(planned[n]), raw(vllm[n]))
     ] == []
-
-
-FUSED = (
-    (r"\.attn\.(wq_a|wkv)\.", ".attn.fused_wqa_wkv.", ("wq_a", "wkv")),
-    (r"\.compressor\.(wkv|wgate)\.", ".compressor.fused_wkv_wgate.", ("wkv", "wgate")),
-)
-RENAMED = (
-    (r"^(?!lm_head)", "model."),
-    (r"^", "language_model."),
-    (r"\.ffn\.experts\.", ".ffn.experts.routed_experts."),
-    (r"\.gate\.bias$", ".gate.e_score_correction_bias"),
-    (r"\.engram\.embed\.", ".engram.embed_tokens."),
-    (r"\.engram\.embed_tokens\.scale$", ".engram.embed_tokens.weight_scale_inv"),
-    (r"\.(w13|w2)_scale$", r".\1_weight_scale"),
-    (r"\.scale$", ".weight_scale"),
-)
-
-
-def in_vllms_form(params: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return native parameters as vLLM 0.33 names and holds them."""
-    made: dict[str, torch.Tensor] = {}
-    for name, tensor in params.items():
-        is_scale = tensor.dtype == torch.float8_e8m0fnu
-        of_block = is_scale and name.endswith(".scale") and ".engram.embed." not in name
-        form = tensor.view(torch.uint8) if is_scale or tensor.dtype == torch.int8 else tensor
-        renamed = name
-        for old, new in RENAMED:
-            renamed = re.sub(old, new, renamed)
-        made[renamed] = form.repeat_interleave(32, 0) if of_block else form
-    for pattern, fused, (first, second) in FUSED:
-        for name in [n for n in made if re.search(pattern, n) and f".{first}." in n]:
-            parts = [made.pop(n) for n in (name, name.replace(f".{first}.", f".{second}.")) if n in made]
-            made[re.sub(pattern, fused, name)] = torch.cat(parts)
-    return made
 
 
 def test_experts_with_room_are_streamed_too_and_the_room_is_zero(tmp_path: Path) -> None:
