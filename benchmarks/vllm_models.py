@@ -2,8 +2,9 @@
 
 `MODELS` are those that every run has; `RECENT` are the families that only vLLM 0.33 is described for. Heads have 64 or 128
 elements, latent attention the sizes that FlashMLA has, and matrices whole blocks of 128. vLLM 0.33 builds them all, with
-the kernels that it chooses for an H100 without packages beside it. To run, DeepSeek-V4 and GLM-5.3-Flash need tilelang and
-nvidia-cutlass-dsl, and MiniMax-M3 flashinfer-python, which vLLM requires too.
+the kernels that it chooses for an H100 without packages beside it. To run, Qwen3-Next and
+Qwen3.5 need flashinfer-python, Gemma-4, Kimi-Linear, DeepSeek-V4 and GLM-5.3-Flash nvidia-cutlass-dsl or tilelang, and MiniMax-M3
+flashinfer-python, which vLLM requires too.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ MODELS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "gemma-3": ("gemma-3", {"head_dim": 128, "hidden_size": 256}),
     "gemma-4": ("gemma-4-26b-a4b", {**_GEMMA_4, "moe_intermediate_size": 128}),
     "gemma-4-e2b": ("gemma-4-e2b", {**_GEMMA_4, "hidden_size_per_layer_input": 64}),
-    "llama-4": ("llama-4", {"head_dim": 128, "hidden_size": 256}),
+    "llama-4": ("llama-4", {"head_dim": 128, "hidden_size": 256, "num_experts_per_tok": 1}),
     "mistral-4": (
         "mistral-4",
         {
@@ -104,9 +105,9 @@ MODELS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
             "intermediate_size": 256,
             "moe_intermediate_size": 128,
             "q_lora_rank": 128,
-            "kv_lora_rank": 128,
+            "kv_lora_rank": 512,
             "qk_rope_head_dim": 64,
-            "qk_nope_head_dim": 64,
+            "qk_nope_head_dim": 128,
             "v_head_dim": 128,
         },
     ),
