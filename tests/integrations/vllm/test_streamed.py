@@ -14,6 +14,7 @@ from loadmaster.integrations.vllm.installed import find_vllm
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
+from loadmaster.synth import PRESETS, write_tiny
 from tests.integrations.vllm.golden import write
 from tests.integrations.vllm.models import arguments_of
 
@@ -95,6 +96,18 @@ def test_experts_with_room_are_streamed_too_and_the_room_is_zero(tmp_path: Path)
     path = write("kimi-linear", tmp_path / "kimi")
     streamed = held(path, "kimi-linear", Rank(tp=(1, 4)), **streaming)
     assert not streamed["model.layers.1.block_sparse_moe.experts.routed_experts.w2_weight"][:, :, 128:].any()
+
+
+@pytest.mark.parametrize("rank", [Rank(), Rank(tp=(1, 2)), SPREAD], ids=str)
+def test_experts_are_written_directly_where_a_kernel_wants_wider_hidden_states_too(rank: Rank, tmp_path: Path) -> None:
+    """Marlin: multiples of 256 and 128."""
+    write_tiny(PRESETS["gpt-oss"], tmp_path, overrides={"hidden_size": 160})
+    direct = {"load_format": "loadmaster", "model_loader_extra_config": {"direct": True}}
+    ways = ({"load_format": "auto"}, direct)
+    own, written = (held(tmp_path, "gpt-oss", rank, moe_backend="marlin", **way) for way in ways)
+    assert written["model.layers.1.mlp.experts.routed_experts.w2_weight"].shape[1] == 256
+    assert own.keys() == written.keys()
+    assert [name for name in own if not torch.equal(raw(own[name]), raw(written[name]))] == []
 
 
 def test_experts_of_kimi_linear_are_written_where_vllm_has_room_for_more(tmp_path: Path) -> None:
