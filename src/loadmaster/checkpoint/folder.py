@@ -139,17 +139,18 @@ def _read(source: Source, only: str | None) -> tuple[IndexRead, Listing, Columns
     found: IndexRead = None, ()
     if only is not None:
         return found, Listing((only,)), _headers(source, (only,), None)
+    names = source.names()
     likely: tuple[str, ...] = ()
     columns = Columns()
     if source.has(INDEX_NAME) and source.origin.is_local:
         with ThreadPoolExecutor(1) as beside:
             reading = beside.submit(source.index)
-            likely = likely_shards(source)
+            likely = likely_shards(names)
             columns = _headers(source, likely, None)
             found = reading.result()
     elif source.has(INDEX_NAME):
         found = source.index()
-    listing = list_shards(source, found[0])
+    listing = list_shards(source, names, found[0])
     return found, listing, columns if listing.shards == likely else _headers(source, listing.shards, found[0])
 
 

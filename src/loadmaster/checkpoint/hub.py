@@ -271,7 +271,7 @@ def _missing(folder: Path) -> tuple[str, ...]:
     source = LocalFolder(folder)
     index, _ = source.index() if (folder / INDEX_NAME).is_file() else (None, ())
     try:
-        listing = list_shards(source, index)
+        listing = list_shards(source, source.names(), index)
     except CheckpointError:
         return (*config, "all shards")
     gone = (n for n in listing.shards if not (folder / n).exists())  # links to blobs that were removed

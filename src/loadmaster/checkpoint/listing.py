@@ -44,14 +44,14 @@ class Listing:
     unnamed: tuple[str, ...] = ()
 
 
-def list_shards(source: Source, index: Index | None) -> Listing:
-    """List the files of ``source``: by the index where there is one, else by the numbers in the shards' names.
+def list_shards(source: Source, every: Sequence[str], index: Index | None) -> Listing:
+    """List ``every`` file of ``source``: by the index where there is one, else by the numbers in the shards' names.
 
     Raises:
-        CheckpointError: the folder does not exist, or has no safetensors file; says what it holds.
+        CheckpointError: there is no safetensors file; says what there is.
     """
     folder = source.path if source.origin.is_local else None
-    files = [n for n in source.names() if not n.startswith(".")]
+    files = [n for n in every if not n.startswith(".")]
     names = [n for n in files if n.endswith(".safetensors")]
     partial = _partial(folder, files)
     if not names and index is None:
@@ -76,9 +76,9 @@ def list_shards(source: Source, index: Index | None) -> Listing:
     return Listing(_ordered(shards), _ordered(missing), _ordered(set(names) - shards), partial, unnamed)
 
 
-def likely_shards(source: Source) -> tuple[str, ...]:
+def likely_shards(every: Sequence[str]) -> tuple[str, ...]:
     """Return the shards that `list_shards` gives where an index names what is there; the index is not read."""
-    names = [n for n in source.names() if n.endswith(".safetensors") and not n.startswith(".") and n.isprintable()]
+    names = [n for n in every if n.endswith(".safetensors") and not n.startswith(".") and n.isprintable()]
     return _ordered(_likely(names)) if len(names) <= SHARDS.value else ()
 
 
