@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from loadmaster.architectures import blocks, kda, mla, residual_streams
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.deepseek import dense, experts, indexer_types, mlp_types
+from loadmaster.architectures.deepseek import dense, experts, mlp_types
+from loadmaster.architectures.indexers import indexer_types
 from loadmaster.architectures.schema import Family, Param, Schema, Tensor, embedding
 from loadmaster.architectures.spelling import Spelling
 from loadmaster.errors import ConfigError, UnsupportedError

@@ -14,6 +14,7 @@ from typing import Final
 
 from loadmaster.architectures import blocks, deepseek, mla, residual_streams
 from loadmaster.architectures.config import Config
+from loadmaster.architectures.indexers import indexer_types, selections
 from loadmaster.architectures.model import require
 from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_rows, embedding, linear
 from loadmaster.architectures.spelling import Spelling, respelled
@@ -39,8 +40,8 @@ def schema(c: Config) -> Schema:
         for mlp, parts in mlps.items()
         for kind in ("full", "shared")
     }
-    types = deepseek.indexer_types(c)
-    selections = deepseek.selections(c, types)
+    types = indexer_types(c)
+    taken = selections(c, types)
     head = residual_streams.head_shapes(c)
     return Schema(
         top=(*embedding(c), *(Tensor(f"hc_head.{name}", shape, keep="F32") for name, shape in head.items())),
@@ -48,7 +49,7 @@ def schema(c: Config) -> Schema:
         | {"mtp": (*kinds["sparse/full"], *blocks.draft(c))},
         layers=tuple(f"{mlp}/{kind}" for mlp, kind in zip(deepseek.mlp_types(c), types, strict=True)),
         drafts=("mtp",) * c.size("num_nextn_predict_layers", 0, least=0),
-        carries=((), *((residual_streams.carried(c), *more) for more in selections[1:])),
+        carries=((), *((residual_streams.carried(c), *more) for more in taken[1:])),
     )
 
 

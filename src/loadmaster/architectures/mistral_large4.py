@@ -13,6 +13,7 @@ from typing import Final
 
 from loadmaster.architectures import blocks, deepseek, mla
 from loadmaster.architectures.config import Config
+from loadmaster.architectures.indexers import indexer_types, selections
 from loadmaster.architectures.mistral_large import NAMES
 from loadmaster.architectures.mistral_names import LAYER, VISION
 from loadmaster.architectures.schema import (
@@ -47,7 +48,7 @@ def schema(c: Config) -> Schema:
         "dense": deepseek.dense(c),
         "sparse": (*blocks.experts(hidden, inner, c.size("n_routed_experts")), *shared),
     }
-    sources, indexers = given_sources(c, num_layers), deepseek.indexer_types(c)
+    sources, indexers = given_sources(c, num_layers), indexer_types(c)
     rotary = c.sizes("no_rope_layers") or tuple((layer + 1) % 4 for layer in range(num_layers))
     if len(rotary) < num_layers:
         raise ConfigError(f"config.json: no_rope_layers must give 0 or 1 for each of {num_layers} layers")
@@ -62,7 +63,7 @@ def schema(c: Config) -> Schema:
         top=(*embedding(c), Tensor("rotary.alpha", (c.size("qk_rope_head_dim") // 2,), usual=("F32",))),
         kinds={k: (*_attention(c, p), *mlps[k.partition(",")[0]]) for k, p in zip(layers, parts, strict=True)},
         layers=layers,
-        carries=deepseek.selections(c, indexers),
+        carries=selections(c, indexers),
         joined=joined(sources, "the KV cache"),
     )
 

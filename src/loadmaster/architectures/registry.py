@@ -19,6 +19,7 @@ from loadmaster.architectures import (
     bailing_moe,
     dbrx,
     deepseek,
+    deepseek_model,
     deepseek_v4,
     deepseek_v41,
     dense,
@@ -184,7 +185,7 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 MODELS: dict[str, Callable[[Config], Model]] = {
-    "deepseek": deepseek.read_model,
+    "deepseek": deepseek_model.read_model,
     "llama": llama.read_model,
     "qwen_moe": qwen_moe.read_model,
     "mixtral": mixtral.read_model,

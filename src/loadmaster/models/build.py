@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loadmaster.architectures.deepseek import DeepseekModel
+from loadmaster.architectures.deepseek_model import DeepseekModel
 from loadmaster.architectures.gemma3 import Gemma3Model
 from loadmaster.architectures.glm4_moe import Glm4MoeModel
 from loadmaster.architectures.gpt_oss import GptOssModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 
-from loadmaster.architectures.deepseek import DeepseekModel
+from loadmaster.architectures.deepseek_model import DeepseekModel
 from loadmaster.layers.kv_cache import CacheKey, KVCache, Remembered
 from loadmaster.layers.mla import LatentAttention
 from loadmaster.layers.mlp import GatedMLP
