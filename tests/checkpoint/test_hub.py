@@ -9,12 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save
 
+from loadmaster.architectures.llama import FAMILY
 from loadmaster.checkpoint import resolve_model
 from loadmaster.cli.main import build_parser, main
 from loadmaster.cli.planning import prove_to_load
 from loadmaster.errors import CheckpointError, PlanError
 from loadmaster.plan import Proof
+from loadmaster.testing import write_checkpoint
+from tests.architectures.test_mistral_names import CONFIG as MISTRAL
+from tests.architectures.test_mistral_names import PARAMS
 from tests.checkpoint.standin import Commit, StandIn, folder_files
 from tests.conftest import Tiny
 
@@ -290,7 +295,7 @@ def test_a_connection_dropped_in_the_middle_leaves_no_model_and_the_next_run_end
         (["model-Q4.gguf"], ["no .safetensors file", "GGUF"]),
         (["config.json", "original/model.safetensors"], ["no .safetensors file"]),
         (["tokenizer.json"], ["a tokenizer, but no weights"]),
-        (["params.json", "consolidated.safetensors"], ["its publisher's own layout"]),
+        (["params.json", "consolidated.00.pth"], ["its publisher's own layout"]),
     ],
 )
 @pytest.mark.parametrize("download", [False, True])
@@ -301,6 +306,23 @@ def test_what_is_no_model_is_refused_before_a_byte_of_it_is_downloaded(
     said = refusal(download=download)
     assert all(s in said for s in says), said
     assert not hub.sent
+
+
+def test_a_model_in_mistrals_own_form_is_planned_and_downloaded(
+    hub: StandIn, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    write_checkpoint(FAMILY, MISTRAL, tmp_path / "m", spelling=1)
+    tensors = {n: t for file in sorted((tmp_path / "m").glob("*.safetensors")) for n, t in load_file(file).items()}
+    files = {"params.json": json.dumps(PARAMS).encode(), "consolidated.safetensors": save(tensors)}
+    hub.publish(MODEL, {**files, "tekken.json": b"{}"})
+    assert main(["plan", MODEL, "-pp", "2"]) == 0
+    assert cached(cache) == {"params.json"}
+    assert main(["verify", MODEL, "--download"]) == 0
+    assert cached(cache) == {*files, "tekken.json"}
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert main(["verify", MODEL]) == 0
 
 
 def test_an_unasked_download_is_one_object_with_json(published: Commit, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from itertools import count
 from math import isinf
 from typing import Any
@@ -51,6 +51,16 @@ def read_config(source: Source) -> tuple[dict[str, Any] | None, tuple[Finding, .
     if quantisation["quant_algo"] is None:  # only the KV cache is quantised
         return config, ()
     return {**config, "quantization_config": {"quant_method": "modelopt", **quantisation}}, ()
+
+
+def config_files(names: Container[str]) -> tuple[str, ...]:
+    """Return those of a checkpoint's files that its config is read from.
+
+    >>> config_files({"config.json", "params.json"}), config_files({"params.json"})
+    (('config.json',), ('params.json',))
+    """
+    read = (CONFIG,) if CONFIG in names else (PUBLISHERS,)
+    return tuple(n for n in (*read, QUANTISATION) if n in names)
 
 
 def _publishers(source: Source) -> tuple[dict[str, Any] | None, tuple[Finding, ...]]:

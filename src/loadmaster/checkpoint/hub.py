@@ -17,7 +17,7 @@ from loadmaster.arguments import expect, expect_function
 from loadmaster.checkpoint.hub_errors import HubError, hub_errors
 from loadmaster.checkpoint.index import INDEX_NAME
 from loadmaster.checkpoint.listing import list_shards
-from loadmaster.checkpoint.lookalike import ADAPTER, CONFIG, instead, printable, recognise, some
+from loadmaster.checkpoint.lookalike import ADAPTER, CONFIG, PUBLISHERS, instead, printable, recognise, some
 from loadmaster.checkpoint.repository import COMMIT, HubFile, Repository
 from loadmaster.checkpoint.source import LocalFolder
 from loadmaster.errors import CheckpointError
@@ -209,9 +209,10 @@ def _storage(model: str, cache_dir: str | None) -> Path:
 def _refuse_lookalike(repository: Repository) -> None:
     """Refuse a repository that is not a model before anything is downloaded."""
     names = [n for n in repository.files if "/" not in n and not n.startswith(".")]
-    lookalike = recognise(names) if CONFIG not in names or ADAPTER in names else None
+    has_config = CONFIG in names or (PUBLISHERS in names and bool(repository.weights))
+    lookalike = recognise(names) if not has_config or ADAPTER in names else None
     only_adapters = all(n.startswith("adapter") for n in repository.weights)
-    if lookalike is not None and (CONFIG not in names or only_adapters):
+    if lookalike is not None and (not has_config or only_adapters):
         raise CheckpointError(f"{repository.name} is {lookalike.what}", hint=lookalike.remedy)
     if not repository.weights:
         raise CheckpointError(f"{repository.name} has no .safetensors file in its top folder", hint=instead(names))
@@ -267,7 +268,7 @@ def _cached(model: str, revision: str | None, cache_dir: str | None) -> Path | N
 
 def _missing(folder: Path) -> tuple[str, ...]:
     """Return what is missing in a snapshot: the config, and shards that its index or the shards' numbers name."""
-    config = () if (folder / CONFIG).is_file() else (CONFIG,)
+    config = () if any((folder / name).is_file() for name in (CONFIG, PUBLISHERS)) else (CONFIG,)
     source = LocalFolder(folder)
     index, _ = source.index() if (folder / INDEX_NAME).is_file() else (None, ())
     try:

@@ -55,7 +55,7 @@ def recognise(names: Collection[str], base: str | None = None) -> Lookalike | No
         return Lookalike(
             f"a model in its publisher's own layout ({PUBLISHERS})",
             f"give the same model in the layout of transformers, with {CONFIG}; of {PUBLISHERS}, only Mistral's is read, "
-            "of dense models and of those with latent attention and shared experts (Mistral-Large-3), in a folder on disk",
+            "of dense models and of those with latent attention and shared experts (Mistral-Large-3), on disk or on the hub",
         )
     return None
 

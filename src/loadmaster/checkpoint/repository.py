@@ -14,10 +14,9 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 
-from loadmaster.checkpoint.config import QUANTISATION
+from loadmaster.checkpoint.config import config_files
 from loadmaster.checkpoint.index import INDEX_NAME, IndexRead, read_index
 from loadmaster.checkpoint.listing import NOT_SHARDS, NUMBERED
-from loadmaster.checkpoint.lookalike import CONFIG
 from loadmaster.checkpoint.source import LocalFolder
 from loadmaster.findings import gib
 
@@ -92,7 +91,7 @@ class Repository:
     @property
     def planned(self) -> tuple[str, ...]:
         """The files that a plan reads (only the headers of the shards)."""
-        return (*(n for n in (CONFIG, QUANTISATION, INDEX_NAME) if n in self.files), *self.weights)
+        return (*config_files(self.files), *((INDEX_NAME,) if INDEX_NAME in self.files else ()), *self.weights)
 
     @property
     def needed(self) -> tuple[str, ...]:

@@ -12,10 +12,9 @@ from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from loadmaster.checkpoint.config import QUANTISATION
+from loadmaster.checkpoint.config import config_files
 from loadmaster.checkpoint.hub_errors import HubError, hub_errors
 from loadmaster.checkpoint.index import INDEX_NAME, IndexRead, read_index
-from loadmaster.checkpoint.lookalike import CONFIG
 from loadmaster.checkpoint.origin import Origin
 from loadmaster.checkpoint.regular import read_regular
 from loadmaster.checkpoint.remote.files import ChangedFileError, MissingFileError, Part, RemoteFile
@@ -55,7 +54,8 @@ class HubFiles:
 
     def listing(self) -> Mapping[str, RemoteFile]:
         """Return the files that a model needs; for this the index is downloaded, with the configs, to the cache."""
-        small = [n for n in (INDEX_NAME, CONFIG, QUANTISATION) if n in self._repository.files]
+        files = self._repository.files
+        small = [*config_files(files), *((INDEX_NAME,) if INDEX_NAME in files else ())]
         had_index = not self._repository.absent((INDEX_NAME,)) if INDEX_NAME in small else True
         with ThreadPoolExecutor(len(small) or 1) as pool:
             list(pool.map(self._cached, small))

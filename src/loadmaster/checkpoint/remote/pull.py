@@ -10,10 +10,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from loadmaster.checkpoint.config import QUANTISATION
+from loadmaster.checkpoint.config import config_files
 from loadmaster.checkpoint.folder import Checkpoint
 from loadmaster.checkpoint.index import INDEX_NAME
-from loadmaster.checkpoint.lookalike import CONFIG
 from loadmaster.checkpoint.partial import Span
 from loadmaster.checkpoint.remote.files import CONNECTIONS, ChangedFileError, MissingFileError, RemoteFiles
 from loadmaster.checkpoint.remote.folder import RemoteFolder
@@ -146,7 +145,7 @@ def save_small(source: RemoteFolder, copy: LocalCopy) -> None:
             new.write_bytes(content)
             new.replace(copy.folder / name)
 
-    planned = [n for n in (CONFIG, QUANTISATION, INDEX_NAME) if source.has(n)]
+    planned = [n for n in (*config_files(source.names()), INDEX_NAME) if source.has(n)]
     with not_written(copy.folder, copy.option), ThreadPoolExecutor(CONNECTIONS) as pool:
         try:
             list(pool.map(save, [*planned, *source.files.running()]))
