@@ -12,7 +12,7 @@ def parts() -> Iterator[str]:
     """Yield the page's parts."""
     yield (
         "A checkpoint comes from strangers. A few bytes of a config, or a file of zeros, could ask for more time and memory "
-        "than the machine has, so the files and the config have limits that no published model comes near. What is beyond is "
+        "than the machine has, so the files and the config have limits. No published model comes near, except Kimi-K3 with its tensors. What is beyond is "
         "refused with a finding (`limit-exceeded`, or `config-invalid` for what the config describes), never cut short."
     )
     yield (

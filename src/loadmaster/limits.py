@@ -2,8 +2,9 @@
 
 A checkpoint is not trusted. Without limits a few bytes of a config, or a file of zeros, could ask for more time and memory
 than the machine has. Within them a command that reads only headers ends within 5 seconds and 500 MiB on an ordinary
-machine. No published model comes near. Larger values are refused, never truncated. ``docs/reference/limits.md`` is
-generated from this table.
+machine. No published model comes near, except Kimi-K3, which has nearly as many tensors as are allowed; a million that no
+family knows would take 9 seconds. Larger values are refused, never truncated. ``docs/reference/limits.md`` is generated from
+this table.
 """
 
 from __future__ import annotations
