@@ -12,8 +12,9 @@ def parts() -> Iterator[str]:
     """Yield the page's parts."""
     yield (
         "A checkpoint comes from strangers. A few bytes of a config, or a file of zeros, could ask for more time and memory "
-        "than the machine has, so the files and the config have limits. No published model comes near, except Kimi-K3 with its tensors. What is beyond is "
-        "refused with a finding (`limit-exceeded`, or `config-invalid` for what the config describes), never cut short."
+        "than the machine has, so the files and the config have limits. No published model comes near, except Kimi-K3 with its "
+        "tensors. What is beyond is refused with a finding (`limit-exceeded`, or `config-invalid` for what the config "
+        "describes), never cut short."
     )
     yield (
         "Within the limits `inspect` and `plan` take up to 5 seconds of computing and 500 MiB. Only regular files are read, "
