@@ -59,8 +59,11 @@ def test_pairs_of_rows_blocks_and_their_exponents_are_filled_up_alike(tiny: Tiny
     assert torch.equal(filled["layers.0.mlp.experts.w2_bias"], as_is["layers.0.mlp.experts.w2_bias"])
 
 
-def test_rows_that_are_filled_up_belong_to_no_rank_s_share(tiny: Tiny) -> None:
-    plans = (planned(tiny("qwen3-moe"), sizes, tensor_parallel_size=2) for sizes in (None, (128, 96)))
+@pytest.mark.parametrize("is_spread", [False, True])
+@pytest.mark.parametrize("sizes", [(128, 96), (160, 96)])
+def test_rows_that_are_filled_up_belong_to_no_rank_s_share(sizes: tuple[int, int], is_spread: bool, tiny: Tiny) -> None:
+    layout = {"tensor_parallel_size": 2, "enable_expert_parallel": is_spread}
+    plans = (planned(tiny("qwen3-moe"), given, **layout) for given in (None, sizes))
     as_is, filled = ({s.name: s.division for s in plan.rank(1).specs} for plan in plans)
     assert as_is == filled
 

@@ -53,12 +53,8 @@ def _rows(e: Expression, dim: int, coordinates: Coordinates) -> Rows:
 
 
 def _planned(e: Expression) -> Expression:
-    """Return a part without what it is filled up with on each rank (`with_room`)."""
-    return _planned(e.parts[0]) if isinstance(e, Concat) and _is_fill(e.parts[-1]) and _is_placed(e) else e
-
-
-def _is_placed(e: Expression) -> bool:
-    return isinstance(e, Shard) or (isinstance(e, Concat) and _is_placed(e.parts[0]))
+    """Return a part without what it is filled up with on each rank (`with_room`). What divides it is under a `Shard`."""
+    return _planned(e.parts[0]) if isinstance(e, Concat) and _is_fill(e.parts[-1]) else e
 
 
 def _real(e: Expression, dim: int) -> int:
