@@ -148,6 +148,12 @@ def test_what_makes_images_in_a_bagel_is_left_unread(tmp_path: Path) -> None:
     assert "layers.1.self_attn.q_norm.weight" in {s.name for s in proof.plan.rank(0).specs}
 
 
+@pytest.mark.parametrize("theta", [0, -10_000])
+def test_a_base_of_frequencies_that_has_no_powers_is_refused(theta: int) -> None:
+    with pytest.raises(ConfigError, match=f"rope_theta is {theta}, expected a number above 0"):
+        schema_of(config_of("InternS1ProForCausalLM", rope_scaling=None, rope_theta=theta))
+
+
 def test_a_moondream_without_a_config_has_the_sizes_of_its_class() -> None:
     schema = schema_of({"architectures": ["HfMoondream"], "config": {}})
     shapes = {(kind, t.name): t.shape for kind, tensors in schema.kinds.items() for t in tensors}

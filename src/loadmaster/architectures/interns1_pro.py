@@ -36,7 +36,7 @@ def _frequencies(c: Config, head: int) -> int:
     given = scaling.optional_size("num_inv_freq") or rope.optional_size("num_inv_freq")
     if given is not None:
         return given
-    theta = c.number("rope_theta", rope.number("rope_theta", 1e4))
+    theta = c.number("rope_theta", rope.number("rope_theta", 1e4, above=0), above=0)
     positions = c.size("max_position_embeddings")
     return sum(theta ** (-number / head) > 2 * pi / positions for number in range(0, head, 2))
 
