@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import lcm
 
 import torch
 
@@ -175,7 +176,7 @@ def _words(source: Expression) -> tuple[int, ...]:
             return _words(source.operand)
         case Reorder():
             words = _words(source.operand)
-            return (*words[: source.dim], source.width, *words[source.dim + 1 :])
+            return (*words[: source.dim], lcm(words[source.dim], source.width), *words[source.dim + 1 :])
         case Decode():
             return tuple(source.format.exact_span(d) for d in range(len(source.shape)))
         case _:
