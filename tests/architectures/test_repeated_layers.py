@@ -17,8 +17,11 @@ from loadmaster.errors import ConfigError, LayoutError, UnsupportedError
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
+from loadmaster.sizing import MemoryOptions
+from loadmaster.sizing.auto import costs_of
 from loadmaster.sizing.cache import plan_cache
 from loadmaster.sizing.cuts import list_boundaries
+from loadmaster.sizing.weights import WeightSizes
 from loadmaster.testing import check_loading, check_tables, compare_with_transformers, published_shapes, stored_shapes
 from loadmaster.testing.damaged import DamagedCheckpoint
 from loadmaster.testing.plans import write_checkpoint
@@ -153,6 +156,14 @@ def test_layers_that_run_twice_have_two_caches(tmp_path: Path) -> None:
     assert [layer.token_bytes for layer in cache.layers] == [
         2 * 2 * 4 * 16 * 2
     ] * 4  # twice keys and values, 4 heads of 16
+
+
+def test_layers_that_run_twice_are_computed_twice(tmp_path: Path) -> None:
+    """Of a Dory, attention and MLPs alternate, and layers 2 to 5 run twice."""
+    write_checkpoint(find_family(DORY), DORY, tmp_path / "dory")
+    plan = build_plan(open_checkpoint(tmp_path / "dory"))
+    compute = costs_of(plan, WeightSizes(plan).at(plan.layout), "native", MemoryOptions()).compute
+    assert [compute[n] / compute[n % 2] for n in range(8)] == [1, 1, 2, 2, 2, 2, 1, 1]
 
 
 @pytest.mark.parametrize("architecture", ["Zamba2ForCausalLM", "HrmTextForCausalLM", "IQuestLoopCoderForCausalLM"])

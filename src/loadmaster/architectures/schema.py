@@ -216,6 +216,15 @@ class Schema:
         """Return the kinds of all blocks by stored number: those of the decoder layers, then those of ``num_drafts`` drafts."""
         return (*self.layers, *self.drafted(num_drafts))
 
+    def num_passes(self, layer: int) -> int:
+        """Return how many times a block runs, by stored number: those of drafts once.
+
+        >>> looped = Schema((), {}, ("mlp",) * 2, drafts=("mtp",), passes=(1, 4))
+        >>> [looped.num_passes(layer) for layer in range(3)]
+        [1, 4, 1]
+        """
+        return self.passes[layer] if layer < len(self.passes) else 1
+
     @property
     def tied(self) -> bool:
         """Whether the head is the embedding: there is no ``head`` among the model's own tensors."""

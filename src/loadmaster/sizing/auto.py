@@ -61,7 +61,7 @@ def costs_of(plan: Plan, weights: Weights, engine: Engine, options: MemoryOption
     )
     return Costs(
         memory=tuple(float(w + c) for w, c in zip(weights.layers, cache, strict=False)),
-        compute=tuple(float(compute[kind]) for kind in schema.layers),
+        compute=tuple(float(compute[kind] * schema.num_passes(n)) for n, kind in enumerate(schema.layers)),
         memory_beside=(float(weights.first), float(weights.last + sum(cache[num_layers:]))),
         compute_beside=(0.0, float((1 + num_drafts) * head + of_drafts)),
         carried=tuple(float(sum(size for _, size in crossing(plan, n))) for n in range(num_layers)),

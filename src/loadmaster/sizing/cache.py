@@ -183,6 +183,5 @@ def plan_cache(plan: Plan, *, block_size: int = PAGE_TOKENS) -> Cache:
         kind: layer_rows(schema.kinds[kind], layout.tensor_parallel_size, num_bytes(plan.dtype, 1))
         for kind in dict.fromkeys(kinds)
     }
-    passes = (*(schema.passes or (1,) * len(schema.layers)), *(1 for _ in kinds[len(schema.layers) :]))
-    layers = tuple(LayerCache(rows[kind] * times) for kind, times in zip(kinds, passes, strict=True))
+    layers = tuple(LayerCache(rows[kind] * schema.num_passes(layer)) for layer, kind in enumerate(kinds))
     return Cache(layers, len(schema.layers), block_size, (Group(tuple(range(len(layers)))),))
