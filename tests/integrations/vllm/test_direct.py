@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import LayoutError, PlanError
@@ -173,6 +175,14 @@ def test_what_vllm_may_see_otherwise_is_left_to_it(
         prove_layout(open_checkpoint(path), ParallelLayout(), torch.bfloat16)
 
 
+def test_a_checkpoint_of_which_nothing_is_needed_is_refused_with_what_it_lacks(tiny: Tiny, tmp_path: Path) -> None:
+    """Rotary frequencies are waived: no layer has a tensor."""
+    shutil.copy(tiny("qwen3") / "config.json", tmp_path)
+    save_file({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}, tmp_path / "model.safetensors")
+    with pytest.raises(PlanError, match="layer-missing"):
+        prove_layout(open_checkpoint(tmp_path), ParallelLayout(), torch.bfloat16)
+
+
 def test_what_a_draft_s_checkpoint_lacks_is_left_to_vllm(tmp_path: Path) -> None:
     """It may be the draft's alone."""
     write_tiny(PRESETS["glm-5.1-fp8"], tmp_path, overrides=ACCEPTED["glm-5.1-fp8"])
@@ -334,5 +344,14 @@ def test_the_sizes_of_experts_are_those_that_all_modules_agree_on() -> None:
 def test_what_vllm_computes_is_what_is_stored_of_a_parameter(tiny: Tiny) -> None:
     made = with_room(planned(tiny("gpt-oss"), 1, 2), (256, 128))
     bias = torch.arange(8 * 256).reshape(8, 256)
-    stored = made.stored_part("model.layers.3.mlp.experts.routed_experts.w2_bias", bias)
-    assert torch.equal(stored, bias[:, :128])
+    stored = made.stored_parts("model.layers.3.mlp.experts.routed_experts.w2_bias", bias)
+    assert [part.tolist() for part in stored] == [bias[:, :128].tolist()]
+
+
+def test_copies_of_experts_are_stored_parts_too(tiny: Tiny) -> None:
+    """8 experts and 2 copies of the first over 2 ranks: the second has experts 5, 6, 7, then 0 and 1."""
+    layout = ParallelLayout(1, 2, enable_expert_parallel=True, num_redundant_experts=2)
+    made = Planned(prove_layout(open_checkpoint(tiny("gpt-oss")), layout, torch.bfloat16), 1, is_draft=False)
+    bias = torch.arange(5 * 128).reshape(5, 128)
+    stored = made.stored_parts("model.layers.3.mlp.experts.routed_experts.w2_bias", bias)
+    assert [part.tolist() for part in stored] == [bias[:3].tolist(), bias[3:].tolist()]

@@ -104,11 +104,11 @@ class Planned:
         """The ids of the stored tensors that are read, ascending."""
         return _ascending(self.derived.only({spec.name for spec, _ in self.params}).groups)
 
-    def stored_part(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the part of a parameter that is planned from stored tensors, without constants."""
+    def stored_parts(self, name: str, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Return the parts of a parameter that are planned from stored tensors: all but constants."""
         number = next(i for i, s in enumerate(self.derived.specs) if s.name == name)
-        of_it = (g for g in self.derived.groups if number in g.params and not g.is_fill)
-        return tensor[tuple(slice(*side) for side in next(of_it).piece.box)]
+        boxes = [g.piece.box for g in self.derived.groups if number in g.params and not g.is_fill]
+        return [tensor[tuple(slice(*side) for side in box)] for box in boxes]
 
     def left(self, model: torch.nn.Module) -> list[int]:
         """Return the ids of the stored tensors that are left to vLLM's own loader, ascending.

@@ -211,7 +211,8 @@ class Loader(BaseModelLoader):
         if self.offered:
             for name, param in model.named_parameters():
                 if name in planned.computed:
-                    write_pattern(planned.stored_part(name, param.data))  # it is proven that vLLM writes them
+                    for part in planned.stored_parts(name, param.data):  # it is proven that vLLM writes them
+                        write_pattern(part)
             self._stream_all(model)
 
     def _stream_all(self, model: Any) -> None:

@@ -99,7 +99,7 @@ def _impossible(error: InputError, path: Path) -> LayoutError:
 def _num_strays(plan: Plan) -> int:
     """Return the number of stored tensors that are neither needed nor waived."""
     bound = [ids.reshape(-1) for c in plan.all_classes for ids in c.ids.values()]
-    used = np.unique(np.concatenate(bound))
+    used = np.unique(np.concatenate([np.empty(0, np.int32), *bound]))
     waived = sum(w.num_tensors for w in plan.waivers if not w.partly)
     return len(plan.checkpoint.table) - int((used >= 0).sum()) - waived
 
