@@ -161,6 +161,7 @@ def test_rows_of_heads_that_are_reordered_are_cut_by_whole_heads_and_fill_their_
     rows = ((first * head, last * head), (0, columns))
     order = [h * head + row for h in range(heads) for row in (*range(0, head, 2), *range(1, head, 2))]
     whole_values = evaluate(operand, arrays)[order]
+    assert (e.shape, e.dtype) == (operand.shape, operand.dtype)
     assert np.array_equal(evaluate(e, arrays), whole_values)
     assert np.array_equal(evaluate(restrict(e, rows), arrays), whole_values[rows[0][0] : rows[0][1]])
     assert restrict(restrict(e, rows), whole(restrict(e, rows).shape)) == restrict(e, rows)
