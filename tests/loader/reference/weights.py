@@ -107,6 +107,9 @@ class Nvfp4(Weight):
         self.packed = next(iter(stored))
         self.rows = {self.packed: (-2, 1), "weight_scale": (-2, 1)}
         self.columns = {self.packed: (-1, 2), "weight_scale": (-1, 16)}
+        of_parts = {n: t for n, t in stored.items() if n in ("weight_scale_2", "input_scale") and t.dim() == 2}
+        rows = stored[self.packed].shape[-2]  # a number for each part of each expert: all rows of the part
+        self.rows |= {n: (-1, rows // t.shape[-1]) for n, t in of_parts.items() if t.shape[-1] > 1}
 
     def values(self) -> torch.Tensor:
         factor = self.stored["weight_scale"].float()
