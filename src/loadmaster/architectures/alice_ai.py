@@ -14,7 +14,7 @@ from loadmaster.architectures import blocks, kda, residual_bank
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.qwen3_next import FULL, LINEAR, gated_attention
 from loadmaster.architectures.qwen_moe import shared_expert
-from loadmaster.architectures.schema import Family, Schema, embedding
+from loadmaster.architectures.schema import OF_VLLM, Family, Schema, embedding
 from loadmaster.errors import ConfigError
 
 ALICE: Final = "AliceAIForCausalLM"
@@ -73,5 +73,5 @@ FAMILY = Family(
         *blocks.SHARED_EXPERT_NATIVE,
     ),
     waived=(blocks.INV_FREQ, (r"mtp\..*", "the MTP module of AliceAI is not supported")),
-    unchecked={ALICE: "transformers has no class of it; its names are those of vLLM's loader"},
+    unchecked={ALICE: OF_VLLM},
 )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from loadmaster.architectures.wrapper import ABOVE, BESIDE, OF_VLLM, WITHIN, Wrapper, outside
+from loadmaster.architectures.schema import OF_VLLM
+from loadmaster.architectures.wrapper import ABOVE, BESIDE, WITHIN, Wrapper, outside
 
 _NEMOTRON = outside("vision_model", "mlp1", "sound_encoder", "sound_projection")
 

@@ -16,7 +16,17 @@ from loadmaster.architectures import bailing_moe, blocks, mla
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.deepseek import mlp_types
 from loadmaster.architectures.model import require
-from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_columns, by_rows, embedding, linear
+from loadmaster.architectures.schema import (
+    OF_VLLM,
+    Family,
+    Param,
+    Schema,
+    Tensor,
+    by_columns,
+    by_rows,
+    embedding,
+    linear,
+)
 from loadmaster.architectures.spelling import Spelling, packed
 from loadmaster.errors import ConfigError
 
@@ -81,5 +91,5 @@ FAMILY = Family(
         *(Param(f"{{block}}.self_attn.{stored}", (name,)) for name, stored in _ALONE.items()),
     ),
     waived=(blocks.INV_FREQ,),
-    unchecked={"BailingMoeV2_5ForCausalLM": bailing_moe.UNCHECKED},
+    unchecked={"BailingMoeV2_5ForCausalLM": OF_VLLM},
 )

@@ -16,7 +16,7 @@ from typing import Final
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.deepseek import mlp_types
-from loadmaster.architectures.schema import Family, Schema, Tensor, embedding
+from loadmaster.architectures.schema import OF_VLLM, Family, Schema, Tensor, embedding
 from loadmaster.architectures.spelling import Spelling, packed
 
 _NEWER: Final = ("SarvamMoEForCausalLM", "Param2MoEForCausalLM")
@@ -93,7 +93,6 @@ NATIVE: Final = (
     *blocks.gated_mlp_native("mlp.shared_experts", logical="shared"),
     *blocks.DRAFT_NATIVE,
 )
-UNCHECKED: Final = "transformers has no class of it; its names are those of vLLM's loader"
 
 FAMILY = Family(
     name="bailing_moe",
@@ -102,5 +101,5 @@ FAMILY = Family(
     spelling=SPELLING,
     native=NATIVE,
     waived=(blocks.INV_FREQ,),
-    unchecked=dict.fromkeys(("BailingMoeForCausalLM", "BailingMoeV2ForCausalLM", *_NEWER), UNCHECKED),
+    unchecked=dict.fromkeys(("BailingMoeForCausalLM", "BailingMoeV2ForCausalLM", *_NEWER), OF_VLLM),
 )

@@ -15,7 +15,7 @@ from __future__ import annotations
 from loadmaster.architectures import blocks, mla
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.indexers import draft_indexer, indexer_types, selections
-from loadmaster.architectures.schema import Family, Schema, Tensor, embedding
+from loadmaster.architectures.schema import OF_VLLM, Family, Schema, Tensor, embedding
 from loadmaster.errors import UnsupportedError
 
 
@@ -129,5 +129,5 @@ FAMILY = Family(
     native=NATIVE,
     waived=(blocks.INV_FREQ,),
     runs=True,
-    unchecked={"DeepseekForCausalLM": "transformers has no class of it; its names are those of vLLM's loader"},
+    unchecked={"DeepseekForCausalLM": OF_VLLM},
 )

@@ -15,7 +15,7 @@ from typing import Final
 
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_rows, embedding
+from loadmaster.architectures.schema import OF_VLLM, Family, Param, Schema, Tensor, by_rows, embedding
 from loadmaster.errors import UnsupportedError
 
 NORMS: Final = ("input_norm", "post_norm")
@@ -126,7 +126,6 @@ _WITHOUT_A_CLASS: Final = (
     *("InternLMForCausalLM", "InternLM3ForCausalLM", "MiniCPMForCausalLM", "OrionForCausalLM", "SolarForCausalLM"),
     *("PanguEmbeddedForCausalLM", "Rnj1ForCausalLM", "Step1ForCausalLM", "TeleFLMForCausalLM"),
 )
-_OF_VLLM: Final = "transformers has no class of it; its names are those of vLLM's loader"
 
 FAMILY = Family(
     name="dense",
@@ -145,5 +144,5 @@ FAMILY = Family(
         Param("{block}.post_feedforward_layernorm.weight", ("post_mlp_norm",)),
     ),
     waived=(blocks.INV_FREQ,),
-    unchecked=dict.fromkeys(_WITHOUT_A_CLASS, _OF_VLLM),
+    unchecked=dict.fromkeys(_WITHOUT_A_CLASS, OF_VLLM),
 )

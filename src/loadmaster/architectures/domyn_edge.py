@@ -12,7 +12,7 @@ from typing import Final
 
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Family, Param, Schema, Tensor, embedding
+from loadmaster.architectures.schema import OF_VLLM, Family, Param, Schema, Tensor, embedding
 from loadmaster.architectures.spelling import respelled
 
 DOMYN: Final = "DomynEdgeForCausalLM"
@@ -55,5 +55,5 @@ FAMILY = Family(
         *blocks.gated_mlp_native(),
     ),
     waived=(blocks.INV_FREQ,),
-    unchecked={DOMYN: "transformers has no class of it; its names are those of vLLM's loader"},
+    unchecked={DOMYN: OF_VLLM},
 )

@@ -14,7 +14,7 @@ from typing import Final
 
 from loadmaster.architectures import blocks, qwen_moe
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_rows
+from loadmaster.architectures.schema import OF_VLLM, Family, Param, Schema, Tensor, by_rows
 
 INTERN: Final = "InternS1ProForCausalLM"
 COEFFICIENTS: Final = ("sin_coef", "cos_coef")
@@ -58,5 +58,5 @@ FAMILY = Family(
         *(Param(f"rotary_emb.{name}", (f"rope.{name}",), stage="every") for name in COEFFICIENTS),
     ),
     waived=(blocks.INV_FREQ,),
-    unchecked={INTERN: "transformers has no class of it; its names are those of vLLM's loader"},
+    unchecked={INTERN: OF_VLLM},
 )

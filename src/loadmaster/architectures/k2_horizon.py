@@ -13,7 +13,7 @@ from typing import Final
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.qwen_moe import sparse_layers
-from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_rows, embedding, linear
+from loadmaster.architectures.schema import OF_VLLM, Family, Param, Schema, Tensor, by_rows, embedding, linear
 from loadmaster.errors import UnsupportedError
 
 HORIZON: Final = "K2HorizonForCausalLM"
@@ -100,5 +100,5 @@ FAMILY = Family(
         *blocks.gated_mlp_native("mlp.shared_experts", logical="shared"),
     ),
     waived=(blocks.INV_FREQ,),
-    unchecked={HORIZON: "transformers has no class of it; its names are those of vLLM's loader"},
+    unchecked={HORIZON: OF_VLLM},
 )

@@ -17,7 +17,7 @@ from typing import Final
 
 from loadmaster.architectures import blocks, mla
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_vocabulary, embedding, linear
+from loadmaster.architectures.schema import OF_VLLM, Family, Param, Schema, Tensor, by_vocabulary, embedding, linear
 from loadmaster.errors import UnsupportedError
 
 _TABLES: Final = 64
@@ -141,6 +141,6 @@ FAMILY = Family(
     waived=(blocks.INV_FREQ,),
     unchecked={
         "LongcatFlashForCausalLM": "names and shapes are those of transformers' class, those of the MTP layer of vLLM's loader",
-        "LongcatFlashNgramForCausalLM": "transformers has no class of it; its names are those of vLLM's loader",
+        "LongcatFlashNgramForCausalLM": OF_VLLM,
     },
 )

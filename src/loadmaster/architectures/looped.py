@@ -16,7 +16,7 @@ from typing import Final
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import require
-from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_rows, embedding, linear
+from loadmaster.architectures.schema import OF_VLLM, Family, Param, Schema, Tensor, by_rows, embedding, linear
 from loadmaster.architectures.spelling import packed
 
 CODER: Final = "IQuestLoopCoderForCausalLM"
@@ -108,5 +108,5 @@ LOOP_CODER = Family(
         Param("{block}.loop_gate.bias", ("loop.gate_bias",)),
     ),
     waived=(blocks.INV_FREQ,),
-    unchecked={CODER: "transformers has no class of it; its names are those of vLLM's loader"},
+    unchecked={CODER: OF_VLLM},
 )

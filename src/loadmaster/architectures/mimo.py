@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Family, Schema, Tensor, embedding
+from loadmaster.architectures.schema import OF_VLLM, Family, Schema, Tensor, embedding
 from loadmaster.architectures.spelling import respelled
 
 
@@ -49,5 +49,5 @@ FAMILY = Family(
     ),
     native=(*blocks.DECODER_NATIVE, *blocks.DRAFT_NATIVE),
     waived=(blocks.INV_FREQ,),
-    unchecked={"MiMoForCausalLM": "transformers has no class of it; its names are those of vLLM's loader"},
+    unchecked={"MiMoForCausalLM": OF_VLLM},
 )

@@ -13,7 +13,7 @@ from typing import Final
 
 from loadmaster.architectures import blocks, deepseek
 from loadmaster.architectures.mistral_names import COMMON, LAYER, VISION, gated_mlp
-from loadmaster.architectures.schema import Family
+from loadmaster.architectures.schema import OF_VLLM, Family
 from loadmaster.architectures.spelling import Spelling
 
 _ATTENTION: Final = {
@@ -38,5 +38,5 @@ MLA = Family(
     variants=(deepseek.SPELLING, NAMES),
     native=deepseek.NATIVE,
     waived=(blocks.INV_FREQ, VISION),
-    unchecked={"MistralLarge3ForCausalLM": "transformers has no class of it; its names are those of vLLM's loader"},
+    unchecked={"MistralLarge3ForCausalLM": OF_VLLM},
 )

@@ -13,7 +13,7 @@ from typing import Final
 
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import LANGUAGE_ONLY, Family, Param, Schema, Tensor, embedding
+from loadmaster.architectures.schema import LANGUAGE_ONLY, OF_VLLM, Family, Param, Schema, Tensor, embedding
 from loadmaster.architectures.spelling import Spelling, packed
 from loadmaster.errors import ConfigError
 
@@ -88,7 +88,7 @@ MOLMO = Family(
     spelling=_spelling("model.transformer.ff_out.weight"),
     native=_NATIVE,
     waived=_TOWER,
-    unchecked={"MolmoForCausalLM": "transformers has no class of it; its names are those of vLLM's loader"},
+    unchecked={"MolmoForCausalLM": OF_VLLM},
 )
 MOLMO2 = Family(
     name="molmo2",

@@ -14,6 +14,7 @@ from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.schema import (
     LANGUAGE_ONLY,
+    OF_VLLM,
     Family,
     Param,
     Schema,
@@ -102,5 +103,5 @@ FAMILY = Family(
         *blocks.EXPERTS_NATIVE,
     ),
     waived=((r"model\.(vision|region)\..*", LANGUAGE_ONLY),),
-    unchecked=dict.fromkeys(NAMES, "transformers has no class of it; its names are those of vLLM's loader"),
+    unchecked=dict.fromkeys(NAMES, OF_VLLM),
 )

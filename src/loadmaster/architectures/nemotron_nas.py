@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Family, Schema, Tensor, embedding
+from loadmaster.architectures.schema import OF_VLLM, Family, Schema, Tensor, embedding
 from loadmaster.errors import ConfigError, UnsupportedError
 
 
@@ -72,5 +72,5 @@ FAMILY = Family(
     spelling=blocks.DECODER_SPELLING,
     native=blocks.DECODER_NATIVE,
     waived=(blocks.INV_FREQ,),
-    unchecked={"DeciLMForCausalLM": "transformers has no class of it; its names are those of vLLM's loader"},
+    unchecked={"DeciLMForCausalLM": OF_VLLM},
 )

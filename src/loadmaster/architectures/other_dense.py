@@ -16,7 +16,7 @@ from typing import Final
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.fused_qkv import modules
-from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_rows, embedding, linear
+from loadmaster.architectures.schema import OF_VLLM, Family, Param, Schema, Tensor, by_rows, embedding, linear
 from loadmaster.architectures.spelling import packed, respelled
 
 
@@ -63,7 +63,6 @@ def telechat2(c: Config) -> Schema:
 
 
 OLMO: Final = "OlmoForCausalLM"
-_OF_VLLM: Final = "transformers has no class of it; its names are those of vLLM's loader"
 _OWN: Final = {
     **{f"post_norm{i}": f"post_norm{i}.weight" for i in (1, 2)},
     "attn.sinks": "self_attn.sinks",
@@ -100,7 +99,7 @@ EXAONE = Family(
     },
     native=_NATIVE,
     waived=(blocks.INV_FREQ,),
-    unchecked={"ExaoneForCausalLM": _OF_VLLM},
+    unchecked={"ExaoneForCausalLM": OF_VLLM},
 )
 TELECHAT2 = Family(
     name="telechat2",
@@ -116,5 +115,5 @@ TELECHAT2 = Family(
     },
     native=_NATIVE,
     waived=(blocks.INV_FREQ,),
-    unchecked={"TeleChat2ForCausalLM": _OF_VLLM},
+    unchecked={"TeleChat2ForCausalLM": OF_VLLM},
 )

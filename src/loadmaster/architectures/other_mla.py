@@ -14,7 +14,7 @@ from typing import Final
 from loadmaster.architectures import blocks, deepseek, mla
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import require
-from loadmaster.architectures.schema import Family, Param, Schema, Tensor, embedding
+from loadmaster.architectures.schema import OF_VLLM, Family, Param, Schema, Tensor, embedding
 
 AXK1: Final = "AXK1ForCausalLM"
 _PANGU: Final = ("PanguUltraMoEForCausalLM", "PanguProMoEV2ForCausalLM")
@@ -70,7 +70,7 @@ FAMILY = Family(
     spelling=_SPELLING,
     native=_NATIVE,
     waived=(blocks.INV_FREQ,),
-    unchecked={"SarvamMLAForCausalLM": "transformers has no class of it; its names are those of vLLM's loader"},
+    unchecked={"SarvamMLAForCausalLM": OF_VLLM},
 )
 PANGU = Family(
     name="openpangu_moe",
@@ -80,7 +80,7 @@ PANGU = Family(
     variants=(_SPELLING,),
     native=_NATIVE,
     waived=(blocks.INV_FREQ,),
-    unchecked=dict.fromkeys(_PANGU, "transformers has no class of it; its names are those of vLLM's loader"),
+    unchecked=dict.fromkeys(_PANGU, OF_VLLM),
 )
 MINICPM3 = Family(
     name="minicpm3",

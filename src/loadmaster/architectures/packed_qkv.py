@@ -8,16 +8,12 @@ Sources: ``qwen.py``, ``chatglm.py``, ``baichuan.py`` and ``internlm2.py`` in ``
 
 from __future__ import annotations
 
-from typing import Final
-
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.fused_qkv import modules, packed_qkv
 from loadmaster.architectures.model import require
-from loadmaster.architectures.schema import Family, Schema, Tensor, embedding
+from loadmaster.architectures.schema import OF_VLLM, Family, Schema, Tensor, embedding
 from loadmaster.architectures.spelling import packed
-
-_OF_VLLM: Final = "transformers has no class of it; its names are those of vLLM's loader"
 
 
 def _model(c: Config, num_layers: int, hidden: int, inner: int, attention: tuple[Tensor, ...]) -> Schema:
@@ -85,7 +81,7 @@ QWEN = Family(
     waived=(
         (r"transformer\.(h\.\d+\.attn\.)?rotary_emb\.inv_freq|transformer\.h\.\d+\.attn\.masked_bias", "computed"),
     ),
-    unchecked={"QWenLMHeadModel": _OF_VLLM},
+    unchecked={"QWenLMHeadModel": OF_VLLM},
 )
 _GLM = "transformer.encoder.layers."
 CHATGLM = Family(
@@ -108,7 +104,7 @@ CHATGLM = Family(
     },
     native=_NATIVE,
     waived=((r"transformer\.rotary_pos_emb\.inv_freq", blocks.INV_FREQ[1]),),
-    unchecked=dict.fromkeys(("ChatGLMModel", "ChatGLMForConditionalGeneration"), _OF_VLLM),
+    unchecked=dict.fromkeys(("ChatGLMModel", "ChatGLMForConditionalGeneration"), OF_VLLM),
 )
 BAICHUAN = Family(
     name="baichuan",
@@ -117,7 +113,7 @@ BAICHUAN = Family(
     spelling={**blocks.DECODER_SPELLING, **packed_qkv(blocks.LAYER + "self_attn.W_pack")},
     native=_NATIVE,
     waived=(blocks.INV_FREQ,),
-    unchecked=dict.fromkeys(("BaichuanForCausalLM", "BaiChuanForCausalLM"), _OF_VLLM),
+    unchecked=dict.fromkeys(("BaichuanForCausalLM", "BaiChuanForCausalLM"), OF_VLLM),
 )
 INTERNLM2 = Family(
     name="internlm2",
@@ -140,5 +136,5 @@ INTERNLM2 = Family(
     },
     native=_NATIVE,
     waived=(blocks.INV_FREQ,),
-    unchecked={"InternLM2ForCausalLM": _OF_VLLM},
+    unchecked={"InternLM2ForCausalLM": OF_VLLM},
 )

@@ -11,7 +11,7 @@ from typing import Final
 
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Family, Param, Schema, Tensor, embedding
+from loadmaster.architectures.schema import OF_VLLM, Family, Param, Schema, Tensor, embedding
 from loadmaster.architectures.spelling import packed
 
 
@@ -52,5 +52,5 @@ FAMILY = Family(
         *blocks.gated_mlp_native(),
     ),
     waived=(blocks.INV_FREQ,),
-    unchecked={"Plamo3ForCausalLM": "transformers has no class of it; its names are those of vLLM's loader"},
+    unchecked={"Plamo3ForCausalLM": OF_VLLM},
 )

@@ -380,6 +380,9 @@ class Target:
         return replace(schema, top=tuple(map(placed, schema.top)), kinds=kinds)
 
 
+OF_VLLM: Final = "transformers has no class of it; its names are those of vLLM's loader"
+"""Why the names of a class are `unchecked` in a `Family`, where vLLM alone has the class."""
+
 LANGUAGE_ONLY: Final = "only the language model is loaded"
 """Why vision, audio and projectors are left unread, unless `ParallelLayout.multimodal` wants them."""
 

@@ -14,7 +14,17 @@ from typing import Final
 from loadmaster.architectures import blocks
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import require
-from loadmaster.architectures.schema import Family, Param, Schema, Tensor, by_columns, by_rows, embedding, linear
+from loadmaster.architectures.schema import (
+    OF_VLLM,
+    Family,
+    Param,
+    Schema,
+    Tensor,
+    by_columns,
+    by_rows,
+    embedding,
+    linear,
+)
 from loadmaster.architectures.spelling import packed
 from loadmaster.errors import ConfigError
 
@@ -88,5 +98,5 @@ FAMILY = Family(
         *blocks.gated_mlp_native("mlp.shared_experts", logical="shared"),
     ),
     waived=(blocks.INV_FREQ,),
-    unchecked={"Step3TextForCausalLM": "transformers has no class of it; its names are those of vLLM's loader"},
+    unchecked={"Step3TextForCausalLM": OF_VLLM},
 )

@@ -16,7 +16,7 @@ from loadmaster.architectures import step3
 from loadmaster.architectures.blocks import LAYER
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.model import FULL
-from loadmaster.architectures.schema import Param, Schema, Tensor, by_rows, linear
+from loadmaster.architectures.schema import OF_VLLM, Param, Schema, Tensor, by_rows, linear
 from loadmaster.errors import ConfigError
 
 STEP5: Final = "Step5ForCausalLM"
@@ -77,5 +77,5 @@ FAMILY = replace(
     spelling={**step3.FAMILY.spelling, **_SPELLING},
     variants=tuple({**spelling, **_SPELLING} for spelling in step3.FAMILY.variants),
     native=(*step3.FAMILY.native, *(Param(f"{{block}}.{stored}", (name,)) for name, stored in _STORED.items())),
-    unchecked={STEP5: "transformers has no class of it; its names are those of vLLM's loader"},
+    unchecked={STEP5: OF_VLLM},
 )

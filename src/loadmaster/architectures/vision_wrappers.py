@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from loadmaster.architectures import blocks, mistral_names
+from loadmaster.architectures.schema import OF_VLLM
 from loadmaster.architectures.spelling import Spelling, packed
-from loadmaster.architectures.wrapper import ABOVE, BESIDE, NO_DRAFTS, OF_VLLM, WITHIN, Wrapper, outside
+from loadmaster.architectures.wrapper import ABOVE, BESIDE, NO_DRAFTS, WITHIN, Wrapper, outside
 
 _VISION = outside("vision_tower", "multi_modal_projector", "image_newline")
 _VISUAL = outside("visual")

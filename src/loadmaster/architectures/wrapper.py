@@ -32,7 +32,6 @@ WITHIN: Final[Prefixes] = (("model.language_model.", "model.language_model."), (
 BESIDE: Final[Prefixes] = ()
 """The language model's own names; the other parts stand beside it."""
 
-OF_VLLM: Final = "transformers has no class of it; its names are those of vLLM's loader"
 NO_DRAFTS: Final = {"num_nextn_predict_layers": 0}
 
 
