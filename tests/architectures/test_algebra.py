@@ -21,7 +21,6 @@ from loadmaster.architectures.algebra import (
     axes,
     compose,
     decode,
-    encoded,
     leaves,
     localise,
     reorder,
@@ -29,6 +28,7 @@ from loadmaster.architectures.algebra import (
     stored,
     whole,
 )
+from loadmaster.architectures.components import encoded
 from loadmaster.architectures.lower import coverage, edges, multiplicity, num_elements, pieces, tiles
 from loadmaster.architectures.views import permute, pick, split
 from loadmaster.errors import LayoutError

@@ -8,7 +8,8 @@ from itertools import product
 import pytest
 
 from loadmaster.architectures.cuts import crossing, legal_starts, obstacle
-from loadmaster.architectures.schema import Carried, Schema, Target, Tensor, joined
+from loadmaster.architectures.schema import Carried, Schema, Tensor, joined
+from loadmaster.architectures.target import Target
 from loadmaster.errors import LayoutError
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan.stages import divide_layers

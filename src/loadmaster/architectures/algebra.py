@@ -173,11 +173,6 @@ class Reorder:
         """How many elements are reordered together."""
         return prod(self.grid)
 
-    def along(self, component: int) -> int | None:
-        """Return the dim of a component of an encoded operand that is reordered with the values; None where one factor holds."""
-        grains = enumerate(format_of(self.operand).components[component].grains)
-        return next((d for d, g in grains if g.dim == self.dim and g.span == 1 and g.kind != "inner"), None)
-
 
 @dataclass(frozen=True, slots=True)
 class Fill:
@@ -378,46 +373,6 @@ def localise(e: Expression, coordinates: Coordinates) -> Expression:
                 part = cut(operand.shape[e.dim], e.unit, count, index, repeat=e.repeat, sections=e.sections)
                 region[e.dim] = (part.start, part.stop)
             return restrict(operand, tuple(region))
-
-
-def encoded(e: Expression, component: int) -> Expression:
-    """Return one stored component of a localised expression whose values are all encoded alike.
-
-    ``Concat(Decode(w, s), Decode(v, t))`` becomes ``Concat(w, v)`` for component 0 and ``Concat(s, t)`` for 1, along the
-    component's dim that corresponds to the concatenated one. A component without such a dim (one number for each
-    tensor, ``g_idx``) has one value, or run of values, for each part; in a stack, for each part of each expert. What is
-    reordered is so in each component, but for factors that hold for all that is reordered together.
-    """
-    match e:
-        case Decode():
-            return e.operands[component]
-        case Concat():
-            format_ = format_of(e)
-            grains = format_.components[component].grains
-            along = next((d for d, g in enumerate(grains) if g.dim == e.dim and g.kind != "inner"), format_.stack)
-            return Concat(along, tuple(encoded(p, component) for p in e.parts))
-        case Each():
-            return Each(encoded(e.member, component), e.ids)
-        case Reorder():
-            dim, operand = e.along(component), encoded(e.operand, component)
-            return operand if dim is None else Reorder(operand, dim, e.grid)
-        case _:
-            raise AssertionError(f"{type(e).__name__} is not encoded")
-
-
-def format_of(e: Expression) -> Format:
-    """Return the format of an encoded expression; a stack of experts has one more leading dim than its member."""
-    match e:
-        case Decode():
-            return e.format
-        case Concat():
-            return format_of(e.parts[0])
-        case Each():
-            return format_of(e.member).stacked()
-        case Reorder():
-            return format_of(e.operand)
-        case _:
-            raise AssertionError(f"{type(e).__name__} is not encoded")
 
 
 def axes(e: Expression) -> frozenset[str]:

@@ -7,7 +7,8 @@ Two tables decide. The schema says what the layers need from earlier ones: tenso
 
 from __future__ import annotations
 
-from loadmaster.architectures.schema import Carried, Schema, Target
+from loadmaster.architectures.schema import Carried, Schema
+from loadmaster.architectures.target import Target
 
 
 def crossing(schema: Schema, target: Target, layer: int) -> tuple[Carried, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from loadmaster.architectures.algebra import Cast, Concat, Decode, Each, Expression, Fill, Leaf, Reorder, Shard, Stored
+from loadmaster.architectures.components import reordered_dim
 
 MOST_RUNS = 6
 """Up to this many runs of experts, or slices of rows, are written; of more, the first ones and the last."""
@@ -62,7 +63,7 @@ class Notation:
                 return f"Cast({self.write(e.operand, component)}, {e.dtype})"
             case Reorder():
                 operand = self.write(e.operand, component)
-                dim = e.dim if component is None else e.along(component)
+                dim = e.dim if component is None else reordered_dim(e, component)
                 return operand if dim is None else f"Reorder({operand}, dim={dim}, {e.grid[0]}x{e.grid[1]})"
             case Fill():
                 return f"Fill({e.value:g}, {list(e.shape)})"

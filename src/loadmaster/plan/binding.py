@@ -25,6 +25,7 @@ from loadmaster.limits import UNMET
 from loadmaster.plan.claims import KV_CACHE_SCALES, Claims
 from loadmaster.plan.classes import TOP, Ids, LayerClass
 from loadmaster.plan.forms import FormDefect, StoredForm, judge
+from loadmaster.plan.spellings import draft_spelling_of, spelling_of
 from loadmaster.plan.waivers import Waiver, waive_names
 
 NOT_ENABLED = "mtp not enabled"
@@ -133,7 +134,8 @@ def bind(checkpoint: Checkpoint, family: Family, schema: Schema, claims: Claims,
     Raises:
         ConfigError: so much is missing or differs from the config that it belongs to another model.
     """
-    spelling, drafts = _spelling(checkpoint.table, family, schema), _draft_spelling(checkpoint.table, family, schema)
+    spelling = spelling_of(checkpoint.table, family, schema)
+    drafts = draft_spelling_of(checkpoint.table, family, schema)
     for glance in (True, False):
         binder = _Binder(checkpoint, schema, spelling, drafts, claims, glance=glance)
         top, classes, unwanted = _classes(binder, schema, num_blocks)
@@ -168,42 +170,6 @@ def _classes(binder: _Binder, schema: Schema, num_blocks: int) -> tuple[LayerCla
         bound = binder.classes(kind, (layer,), draft=True)
         (classes if i < num_blocks else unwanted).extend(bound)
     return top, classes, unwanted
-
-
-def _spelling(table: TensorTable, family: Family, schema: Schema) -> Spelling:
-    """Return the spelling that names, and gives the shape of, most of what a first layer of each kind stores.
-
-    Where none does, it is the usual one. Shapes tell stacks of experts that are stored (in, out) from those (out, in).
-    """
-    if not family.variants:
-        return family.spelling
-    firsts = [schema.layers.index(kind) for kind in dict.fromkeys(schema.layers)]
-
-    def score(spelling: Spelling) -> int:
-        of_layers = (_fit(table, layer_items(schema, layer, spelling), layer) for layer in firsts)
-        return _fit(table, items(schema.top, spelling), TOP) + sum(of_layers)
-
-    return max(family.spellings, key=score)
-
-
-def _draft_spelling(table: TensorTable, family: Family, schema: Schema) -> Spelling | None:
-    """Return the spelling of MTP layers that fits best; None where they are spelled as the others."""
-    if len(family.drafts) < 2 or not schema.drafts:
-        return family.draft_spelling()
-    layer = len(schema.layers)
-    return max(family.drafts, key=lambda s: _fit(table, layer_items(schema, layer, family.spelling, s), layer))
-
-
-def _fit(table: TensorTable, stored: Sequence[Item], layer: int) -> int:
-    """Return how well items fit what is stored of a layer: a point for each name, and one for each shape."""
-    points = 0
-    wanted = [(item, suffix) for suffix in ("weight", "weight_packed", "_blocks", "qweight") for item in stored]
-    numbers = table.names.find([item.stored_name(suffix, layer, 0) for item, suffix in wanted])
-    for (item, _), number in zip(wanted, numbers.tolist(), strict=True):
-        if number >= 0:
-            signature = table.signatures[table.signature[number]]
-            points += 2 if signature.shape == item.plain_shape else 1
-    return points
 
 
 class _Binder:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from loadmaster.architectures.algebra import Leaf
 from loadmaster.architectures.items import Item
-from loadmaster.architectures.schema import Held
+from loadmaster.architectures.target import Held
 from loadmaster.dtypes import num_bytes
 from loadmaster.plan.forms import StoredForm
 

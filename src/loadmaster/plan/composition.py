@@ -11,7 +11,7 @@ What a fused parameter becomes follows from the forms of its parts:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from math import lcm
@@ -22,26 +22,20 @@ from loadmaster.architectures.algebra import (
     Coordinates,
     Each,
     Expression,
-    Leaf,
     Shard,
     axes,
     concat,
-    decode,
-    encoded,
-    format_of,
     localise,
     reorder,
     restrict,
-    stored,
     whole,
 )
+from loadmaster.architectures.components import encoded, format_of
 from loadmaster.architectures.items import Item
 from loadmaster.architectures.lower import Piece, pieces
-from loadmaster.architectures.schema import Held, Param, Tensor
-from loadmaster.architectures.views import permute
+from loadmaster.architectures.schema import Param, Tensor
+from loadmaster.architectures.target import Held
 from loadmaster.dtypes import join, widens
-from loadmaster.errors import ConfigError
-from loadmaster.formats import Component, Format
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan.classes import LayerClass
 from loadmaster.plan.division import divide, first_copies
@@ -49,6 +43,7 @@ from loadmaster.plan.filling import ExpertSizes, next_size, with_room, with_zero
 from loadmaster.plan.forms import StoredForm
 from loadmaster.plan.grids import scale_grids
 from loadmaster.plan.held import held_by, in_dims
+from loadmaster.plan.logical import pairs_of, view
 from loadmaster.plan.moves import Move, move_of
 from loadmaster.plan.specs import ParamSpec
 
@@ -261,97 +256,12 @@ def _runs(slots: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield run[0], run[-1]
 
 
-def view(item: Item, form: StoredForm, part: Tensor) -> Expression:
-    """Return one logical tensor as it is stored: decoded where it is quantised, and not placed.
-
-    Where the item is a stack of experts, so is the result. Rows of heads that are stored pair by pair are in the model's order.
-    """
-    e = _stored_part(item, form, part)
-    return reorder(e, 0, (_pairs(part), 2)) if item.pairs and part.head else e
-
-
-def _pairs(tensor: Tensor) -> int:
-    """Return how many pairs of rows a head has.
-
-    Raises:
-        ConfigError: the number of its rows is odd.
-    """
-    if tensor.head % 2:
-        raise ConfigError(f"config.json: heads of {tensor.name} have {tensor.head} rows, which are no pairs")
-    return tensor.head // 2
-
-
-def _stored_part(item: Item, form: StoredForm, part: Tensor) -> Expression:
-    if form.format is None:
-        leaf = Leaf(f"{item.key}/weight", form.dtype, item.plain_dims, item.by_expert)
-        dims = range(len(item.plain_dims))
-        e = permute(stored(leaf), (*dims[:-2], dims[-1], dims[-2])) if item.is_transposed else _rows(item, leaf)
-        return _part_of(item, e, part)
-    format_ = item.stored_in(form.format)
-    leaves = (
-        (c, Leaf(f"{item.key}/{c.suffix}", dtype, item.component_dims(c), item.by_expert))
-        for c, dtype in zip(format_.components, form.dtypes, strict=True)
-    )
-    operands = tuple(stored(leaf) if c.is_scalar else _rows(item, leaf) for c, leaf in leaves)
-    if item.numbers_each and item.stacked:
-        operands = _with_numbers_of(part, item, form.format, operands)
-        format_ = form.format.stacked()
-    if not item.apart:
-        return _part_of(item, decode(format_, operands, item.shape), part)
-    groups = (decode(format_, _of_group(item, format_, operands, g), item.group) for g in range(item.groups))
-    rows = (item.rows(part.name), *whole(item.group[1:]))
-    return concat(0, tuple(restrict(group, rows) for group in groups))
-
-
-def _rows(item: Item, leaf: Leaf) -> Expression:
-    """Return all rows of a stored tensor, or of the slices that it is stored in, one after another."""
-    if not item.first.slices:
-        return stored(leaf)
-    return concat(0, tuple(stored(replace(leaf, slice=number)) for number in range(item.first.slices)))
-
-
-def _part_of(item: Item, e: Expression, part: Tensor) -> Expression:
-    """Return the rows of an item that a part takes; where there are groups, those of each, one after another."""
-    if not item.is_cut(part.name):
-        return e
-    along = 1 if item.stacked else 0
-    before, after = whole(e.shape[:along]), whole(e.shape[along + 1 :])
-    return concat(along, tuple(restrict(e, (*before, rows, *after)) for rows in item.runs(part.name)))
-
-
-def _with_numbers_of(
-    part: Tensor, item: Item, format_: Format, operands: Sequence[Expression]
-) -> tuple[Expression, ...]:
-    """Return the components of a stack with the numbers of one part, where each part has its own."""
-    number = next(i for i, t in enumerate(item.parts) if t.name == part.name)
-
-    def own(component: Component, operand: Expression) -> Expression:
-        region = (*whole(operand.shape[:-1]), (number, number + 1))
-        return restrict(operand, region) if component.is_scalar else operand
-
-    return tuple(own(c, o) for c, o in zip(format_.components, operands, strict=True))
-
-
-def _of_group(item: Item, format_: Format, operands: Sequence[Expression], group: int) -> tuple[Expression, ...]:
-    """Return the components of one of the groups that are encoded apart: those without an out dim hold for all groups."""
-
-    def share(component: Component, operand: Expression) -> Expression:
-        region = list(whole(operand.shape))
-        for d, grain in enumerate(component.grains):
-            if grain.dim == 0:
-                rows = operand.shape[d] // item.groups
-                region[d] = (group * rows, (group + 1) * rows)
-        return restrict(operand, tuple(region))
-
-    return tuple(share(c, o) for c, o in zip(format_.components, operands, strict=True))
-
-
 def _placed(part: Part, form: StoredForm, numerics: Numerics, dtype: str | None, layout: ParallelLayout) -> Expression:
     """Return one logical tensor with its placement; ``dtype`` None leaves it as it is stored."""
     tensor, placement = part.tensor, part.tensor.placement
     e = view(part.item, form, tensor)
     if part.rotary and tensor.head:
-        pairs = _pairs(tensor)
+        pairs = pairs_of(tensor)
         e = reorder(e, 0, (pairs, 2) if part.rotary == "halves" else (2, pairs))
     if dtype is not None and e.dtype != dtype:
         e = Cast(e, dtype, None if widens(e.dtype, dtype) else _reason(form, numerics))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loadmaster.architectures.items import Item
-from loadmaster.architectures.schema import Held
+from loadmaster.architectures.target import Held
 from loadmaster.checkpoint import Signature
 from loadmaster.formats import Component, Format
 

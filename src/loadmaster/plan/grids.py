@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from loadmaster.architectures.algebra import Concat, Decode, Each, Expression, Fill, Reorder, encoded, format_of
+from loadmaster.architectures.algebra import Concat, Decode, Each, Expression, Fill, Reorder
+from loadmaster.architectures.components import encoded, format_of
 from loadmaster.plan.specs import Grid
 
 

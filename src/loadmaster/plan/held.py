@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from loadmaster.architectures.algebra import Cast, Concat, Each, Expression, Stored
-from loadmaster.architectures.schema import Held
+from loadmaster.architectures.target import Held
 from loadmaster.architectures.views import pick, with_ones
 from loadmaster.formats import Format
 

@@ -25,8 +25,9 @@ from loadmaster.dtypes import widens
 from loadmaster.findings import Finding
 from loadmaster.parallel import ParallelLayout, cut
 from loadmaster.plan.classes import LayerClass
-from loadmaster.plan.composition import PlannedParam, axis_of, parts_of, view
+from loadmaster.plan.composition import PlannedParam, axis_of, parts_of
 from loadmaster.plan.forms import StoredForm
+from loadmaster.plan.logical import view
 from loadmaster.plan.plan import Plan
 from loadmaster.plan.rank import RankPlan
 from loadmaster.plan.specs import itemsize

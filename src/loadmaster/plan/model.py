@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from loadmaster.architectures.schema import Param, Schema, Target
+from loadmaster.architectures.schema import Param, Schema
+from loadmaster.architectures.target import Target
 from loadmaster.arguments import expect, expect_int
 from loadmaster.checkpoint import TensorTable
 from loadmaster.parallel import ParallelLayout, stage_of

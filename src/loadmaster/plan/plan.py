@@ -19,7 +19,8 @@ import orjson
 
 from loadmaster.architectures.items import check_size
 from loadmaster.architectures.registry import find_family
-from loadmaster.architectures.schema import Family, Target
+from loadmaster.architectures.schema import Family
+from loadmaster.architectures.target import Target
 from loadmaster.architectures.targets import NATIVE, find_target
 from loadmaster.arguments import expect, expect_int, shown
 from loadmaster.catalogue import ranked

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from loadmaster.architectures.cuts import legal_starts, obstacle
-from loadmaster.architectures.schema import Schema, Target
+from loadmaster.architectures.schema import Schema
+from loadmaster.architectures.target import Target
 from loadmaster.architectures.targets import engine_of
 from loadmaster.errors import LayoutError
 from loadmaster.findings import Finding, ranges

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from loadmaster.architectures.schema import Family, Param, Schema, Target, Tensor
+from loadmaster.architectures.schema import Family, Param, Schema, Tensor
+from loadmaster.architectures.target import Target
 from loadmaster.architectures.targets import NATIVE, engine_of
 from loadmaster.checkpoint import TensorTable
 from loadmaster.errors import LayoutError, UnsupportedError

@@ -10,7 +10,8 @@ from typing import Any
 from loadmaster.architectures.cuts import legal_starts
 from loadmaster.architectures.faults import spelling_labels
 from loadmaster.architectures.registry import DescribedConfig
-from loadmaster.architectures.schema import Family, Schema, Target
+from loadmaster.architectures.schema import Family, Schema
+from loadmaster.architectures.target import Target
 from loadmaster.architectures.targets import NATIVE
 from loadmaster.checkpoint import Checkpoint, open_checkpoint
 from loadmaster.errors import InputError, LayoutError

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from loadmaster.architectures.schema import Target
+from loadmaster.architectures.target import Target
 from loadmaster.architectures.targets import VLLM, newest_target, target_of_vllm, vllm_0_32, vllm_0_33
 from loadmaster.architectures.targets.vllm import Version
 from loadmaster.audit.accepted import RECENT, WRAPPED

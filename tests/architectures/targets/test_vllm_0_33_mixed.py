@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from loadmaster.architectures.schema import Target
+from loadmaster.architectures.target import Target
 from loadmaster.architectures.targets.vllm_0_33 import VERSION
 from loadmaster.audit.case import ACCEPTED, Case
 from loadmaster.checkpoint import open_checkpoint

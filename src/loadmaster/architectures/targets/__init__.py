@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Final, Literal, TypeAlias
 
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Family, Target
+from loadmaster.architectures.schema import Family
+from loadmaster.architectures.target import Target
 from loadmaster.architectures.targets import vllm_0_32, vllm_0_33
 from loadmaster.architectures.targets.vllm import Version
 from loadmaster.errors import UnsupportedError

@@ -18,7 +18,8 @@ from typing import Final
 
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.registry import FAMILIES
-from loadmaster.architectures.schema import Family, Held, Param, Placement, Target
+from loadmaster.architectures.schema import Family, Param, Placement
+from loadmaster.architectures.target import Held, Target
 from loadmaster.architectures.wrapper import WrappedFamily
 from loadmaster.errors import UnsupportedError
 

@@ -11,7 +11,8 @@ from math import inf
 from typing import Final
 
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Held, Param
+from loadmaster.architectures.schema import Param
+from loadmaster.architectures.target import Held
 from loadmaster.architectures.targets.vllm import EXPERTS, Described
 from loadmaster.architectures.targets.vllm_0_32 import untied
 

@@ -15,7 +15,8 @@ from dataclasses import replace
 from typing import Final
 
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Held, Param, by_rows
+from loadmaster.architectures.schema import Param, by_rows
+from loadmaster.architectures.target import Held
 from loadmaster.architectures.targets.vllm import EMBEDDING, EXPERTS, HEAD, NORM, Described
 from loadmaster.architectures.targets.vllm_0_32 import untied
 

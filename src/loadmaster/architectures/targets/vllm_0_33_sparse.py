@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.schema import Held, Param
+from loadmaster.architectures.schema import Param
+from loadmaster.architectures.target import Held
 from loadmaster.architectures.targets.vllm import Described
 from loadmaster.architectures.targets.vllm_0_32 import untied
 

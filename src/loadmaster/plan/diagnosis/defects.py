@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from loadmaster.architectures.schema import Schema, Target
+from loadmaster.architectures.schema import Schema
+from loadmaster.architectures.target import Target
 from loadmaster.findings import Finding, joined, ranges
 from loadmaster.parallel import ParallelLayout, stage_of
 from loadmaster.plan.binding import Defect

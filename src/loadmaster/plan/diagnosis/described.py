@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from loadmaster.architectures.algebra import Cast, Decode, Expression, Reorder
-from loadmaster.architectures.schema import Target
+from loadmaster.architectures.target import Target
 from loadmaster.errors import UnsupportedError
 from loadmaster.plan.composition import PlannedParam
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from loadmaster.architectures.items import Item
-from loadmaster.architectures.schema import Target
+from loadmaster.architectures.target import Target
 from loadmaster.findings import Finding
 from loadmaster.plan.binding import Defect
 from loadmaster.plan.classes import TOP, LayerClass
