@@ -244,7 +244,7 @@ def test_a_defect_is_one_finding(
     [
         (NAMES[0], {"linear_num_value_heads": 16}, ConfigError, "linear_num_value_heads is 16, expected 8, as of keys"),
         (NAMES[0], {"block_attn_res_block_size": None}, ConfigError, "block_attn_res_block_size"),
-        (NAMES[2], {"mova_num_experts": 65}, UnsupportedError, "mova_num_experts is 65; supported: 64"),
+        (NAMES[2], {"mova_num_experts": 65}, UnsupportedError, "mova_num_experts is 65; supported: up to 64"),
         (
             NAMES[3],
             {"sparse_config": {"sparse_indexer_num_heads": 6, "index_tp_size": 4}},

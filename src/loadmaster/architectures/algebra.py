@@ -148,10 +148,10 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Reorder:
-    """``operand`` with the elements of ``dim`` in another order: each ``a * b`` of them, seen as ``a`` rows, read by column.
+    """``operand`` with the elements of ``dim`` in another order.
 
-    ``grid`` is ``(a, b)``. With ``(n, 2)``, the first elements of n pairs come before all the second ones; ``(2, n)`` is the way
-    back. No cut divides what is reordered together.
+    ``grid`` is ``(a, b)``: each run of ``a * b`` elements is seen as a matrix of ``a`` rows, and read column by column. With
+    ``(n, 2)``, the first elements of n pairs come before all the second ones; ``(2, n)`` is the way back. No cut divides a run.
     """
 
     operand: Expression
@@ -170,7 +170,7 @@ class Reorder:
 
     @property
     def width(self) -> int:
-        """How many elements are reordered together."""
+        """The elements of a run, which are reordered together."""
         return prod(self.grid)
 
 
@@ -226,7 +226,7 @@ def decode(format_: Format, operands: tuple[Expression, ...], shape: tuple[int, 
 
 
 def reorder(e: Expression, dim: int, grid: tuple[int, int]) -> Expression:
-    """Return ``e`` reordered (`Reorder`); what is put back into the order before is as it was.
+    """Return ``e`` reordered (`Reorder`); a second `reorder` that undoes the first leaves ``e`` itself.
 
     >>> pairs = stored(Leaf("q", "BF16", (8, 4)))
     >>> reorder(reorder(pairs, 0, (4, 2)), 0, (2, 4)) == pairs

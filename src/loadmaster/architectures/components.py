@@ -11,8 +11,8 @@ def encoded(e: Expression, component: int) -> Expression:
 
     ``Concat(Decode(w, s), Decode(v, t))`` becomes ``Concat(w, v)`` for component 0 and ``Concat(s, t)`` for 1, along the
     component's dim that corresponds to the concatenated one. A component without such a dim (one number for each
-    tensor, ``g_idx``) has one value, or run of values, for each part; in a stack, for each part of each expert. What is
-    reordered is so in each component, but for factors that hold for all that is reordered together.
+    tensor, ``g_idx``) has one value, or run of values, for each part; in a stack, for each part of each expert. A `Reorder`
+    applies to every component, except to factors that hold for everything that it reorders together.
     """
     match e:
         case Decode():

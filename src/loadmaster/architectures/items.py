@@ -24,9 +24,8 @@ class Item:
     ``key`` names it (the logical name, joined by ``+`` where it holds several), ``name`` is its stored name with
     ``{layer}``, and ``{expert}`` or ``{slice}``, ``parts`` are the logical tensors in it, in order along their out dim.
     ``origin`` is the layer that its names call 0. With ``groups``, the parts alternate: the first group of rows of each, then
-    the second …; ``apart``: each group is encoded as a tensor by itself. ``flat``: a stack of experts without a dim for them.
-    ``pairs``: the rows of heads are stored pair by pair.
-    ``numbers_each``: what a format has once for a weight, it has for each part of each expert.
+    the second …; ``apart``: each group is encoded as a tensor by itself. ``flat``, ``pairs`` and ``numbers_each`` are those of
+    `Packed`.
     """
 
     key: str
@@ -59,14 +58,15 @@ class Item:
     def formats(self, claimed: Sequence[Format]) -> Sequence[Format]:
         """Return the quantised formats that it may be in: its own, or those that the config claims.
 
-        What is no weight of a linear layer may be in those that are `Format.everywhere`. A run of numbers is one weight.
+        What is no weight of a linear layer may be in those that are `Format.everywhere`. A run of numbers is one weight. A flat
+        stack is not quantised in any.
         """
+        if self.flat:
+            return ()
         first = self.first
         if first.quantised and first.formats is not None:
             return first.formats
         allowed = claimed if first.quantised else [f for f in claimed if f.everywhere and len(first.shape) == 2]
-        if self.flat:
-            return ()
         in_parts = self.stacked or self.apart or first.slices
         return [f for f in allowed if not f.is_run] if in_parts else allowed
 

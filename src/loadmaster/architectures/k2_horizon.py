@@ -61,7 +61,7 @@ def _attention(c: Config) -> tuple[Tensor, ...]:
 def _with_values(c: Config, attention: tuple[Tensor, ...], count: int, *, bias: bool) -> tuple[Tensor, ...]:
     """Return attention whose values are made by experts, each of which has no bias."""
     if count > MOST_VALUES:
-        raise UnsupportedError(f"config.json: mova_num_experts is {count}; supported: {MOST_VALUES}")
+        raise UnsupportedError(f"config.json: mova_num_experts is {count}; supported: up to {MOST_VALUES}")
     hidden, _, kv_heads, head = blocks.heads_of(c)
     return (
         *(t for t in attention if t.name not in ("attn.v", "attn.v_bias")),

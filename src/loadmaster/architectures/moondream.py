@@ -31,12 +31,8 @@ NAMES: Final = ("Moondream3ForCausalLM", "HfMoondream")
 def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
     c = c.section("config").section("text")
-    hidden, heads, moe, vocab = (
-        c.size("dim", 2048),
-        c.size("n_heads", 32),
-        c.section("moe"),
-        c.size("vocab_size", 51200),
-    )
+    hidden, heads, vocab = c.size("dim", 2048), c.size("n_heads", 32), c.size("vocab_size", 51200)
+    moe = c.section("moe")
     kv_heads, head, num_layers = c.size("n_kv_heads", 32), hidden // heads, c.size("n_layers", 24)
     every = (heads + 2 * kv_heads) * head
     common = (

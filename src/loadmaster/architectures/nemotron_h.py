@@ -69,7 +69,7 @@ def _layers(c: Config, of_blocks: str, pattern: str, of_types: str) -> tuple[tup
     """Return the letter of each layer's mixer and the layer's config: by block, by the pattern, or by the list of types."""
     own = c.objects(of_blocks)
     names = [str(block.values.get("block_type")) for block in own] or c.values.get(pattern) or c.strings(of_types)
-    letters = [TYPES.get(str(n), str(n)) for n in names] if isinstance(names, str | Sequence) else []
+    letters = [TYPES.get(str(n), str(n)) for n in names] if isinstance(names, Sequence) else []
     if not letters or not {*letters} <= {*_MIXERS}:
         raise ConfigError(
             f"config.json: {pattern} must give M, *, E or - for each layer, or {of_types} or the blocks of {of_blocks} "

@@ -17,9 +17,9 @@ class Packed:
     ``by_group``: the first group of rows of every part, then the second of every part, and so on (`Tensor.groups` has their
     number). ``apart``: each group is encoded as a tensor by itself, so quantisation blocks begin anew in each. ``first`` is the
     layer that the name calls 0. ``flat``: the stack has no dim for the experts, so the rows of one follow those of another.
-    ``pairs``: the rows of each head (`Tensor.head`) are stored pair by pair, where the model has the
-    first rows of all pairs before the second ones.
-    ``numbers_each``: what a format has once for a whole weight, a stack has for each part of each expert: ``[experts, parts]``.
+    ``pairs``: the rows of each head (`Tensor.head`) are stored pair by pair, where the model has the first rows of all pairs
+    before the second ones. ``numbers_each``: what a format has once for a whole weight (NVFP4's second factor), a stack has for
+    each part of each expert, ``[experts, parts]``.
     """
 
     name: str

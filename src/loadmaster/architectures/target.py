@@ -16,7 +16,8 @@ class Held:
     """How an engine holds a component of a quantised format that is stored in ``dtype`` under a name that ends in ``suffix``.
 
     ``named`` is the ending of the parameter's name, and ``held`` what the engine calls the same bits, where they differ.
-    ``joined``: what is stored as blocks of words has one dim for both. ``bare``: one number an expert has no other dim.
+    ``flat``: the engine has one dim where blocks and the words of each are stored as two. ``bare``: it has one number for each
+    expert as ``[experts]``, and not as ``[experts, 1]``.
 
     >>> Held("scale", "F8_E8M0", named="weight_scale", held="U8").param
     ('weight_scale', 'U8')
@@ -26,7 +27,7 @@ class Held:
     dtype: str
     named: str | None = None
     held: str | None = None
-    joined: bool = False
+    flat: bool = False
     bare: bool = False
 
     @property

@@ -35,7 +35,7 @@ def schema(c: Config) -> Schema:
     types = c.types("layers_block_type", (*MAMBA, "hybrid"), num_layers)
     users = [layer for layer, kind in enumerate(types) if kind == "hybrid"]
     if len(users) > MOST_ADAPTERS:
-        raise UnsupportedError(f"config.json: {len(users)} layers use shared blocks; supported: {MOST_ADAPTERS}")
+        raise UnsupportedError(f"config.json: {len(users)} layers use shared blocks; supported: up to {MOST_ADAPTERS}")
     first = {layer: users[turn % num_blocks] for turn, layer in enumerate(users)}
     mixer = (Tensor("input_norm", (hidden,)), *_mixer(c, hidden))
     decoder = (linear("linear", hidden, hidden), *(replace(t, name=f"decoder.{t.name}") for t in mixer))

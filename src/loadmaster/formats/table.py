@@ -64,10 +64,10 @@ class Component:
         sizes = (prod(logical) if g.dim == EVERY else logical[g.dim] for g in self.grains)
         return tuple(g.span if g.kind == "inner" else g.length(n) for g, n in zip(self.grains, sizes, strict=True))
 
-    def with_words(self) -> Component:
-        """Return the component with its last two dims, blocks and the words of each, as one: the same bytes.
+    def flat(self) -> Component:
+        """Return the component with one dim for its last two, blocks and the words of each: the same bytes.
 
-        >>> MXFP4.components[0].shape((4, 64)), MXFP4.components[0].with_words().shape((4, 64))
+        >>> MXFP4.components[0].shape((4, 64)), MXFP4.components[0].flat().shape((4, 64))
         ((4, 2, 16), (4, 32))
         """
         *others, blocks, words = self.grains

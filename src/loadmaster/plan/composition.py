@@ -52,8 +52,7 @@ from loadmaster.plan.specs import ParamSpec
 class Numerics:
     """The model's dtype, why plain weights are cast to it (None: not cast), and how the engine holds formats (`Target`).
 
-    ``expert_sizes`` are the hidden and inner elements that an engine's kernels have of each expert on a rank, where they are
-    not those of the plan.
+    ``expert_sizes`` are the sizes to which an engine's kernels want experts filled up; None: as they are.
     """
 
     model_dtype: str

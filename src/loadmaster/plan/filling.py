@@ -10,7 +10,7 @@ from loadmaster.architectures.schema import Param, Tensor
 from loadmaster.errors import UnsupportedError
 
 ExpertSizes: TypeAlias = tuple[int, int]
-"""The hidden and the inner elements of each expert on a rank, zeros that follow those of the model included."""
+"""The hidden and the inner elements of each expert on a rank, including the zeros after those of the model."""
 
 
 def next_size(e: Expression, param: Param) -> Expression:
@@ -28,11 +28,11 @@ def with_zeros(e: Expression, dim: int, size: int) -> Expression:
 def with_room(e: Expression, tensor: Tensor, lead: int, shares: int, sizes: ExpertSizes | None) -> Expression:
     """Return a tensor of experts, filled up with zeros to ``sizes`` on each rank.
 
-    Of a dim that is divided over the ranks in ``shares``, or would be if experts were not, a rank has ``inner`` units; all
-    others are hidden. ``lead`` dims of ``e`` come before those of ``tensor``.
+    A dim with a placement becomes ``inner`` units, whether ``shares`` ranks divide it or each rank has whole experts
+    (``shares`` is 1); every other dim becomes ``hidden`` elements. ``lead`` dims of ``e`` come before those of ``tensor``.
 
     Raises:
-        UnsupportedError: it is larger, or its format has no zeros to put there.
+        UnsupportedError: a dim is larger than its size, or zeros cannot follow in the tensor's format.
     """
     if sizes is None:
         return e

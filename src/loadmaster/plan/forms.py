@@ -32,11 +32,11 @@ class StoredForm:
         return self.format is not None
 
     def held_as(self, formats: Mapping[str, Sequence[Held]]) -> StoredForm:
-        """Return the form with two stored dims as one, where an engine holds its format so (`Held.joined`)."""
-        if self.format is None or not any(h.joined for h in formats.get(self.format.name, ())):
+        """Return the form with two stored dims as one, where an engine holds its format so (`Held.flat`)."""
+        if self.format is None or not any(h.flat for h in formats.get(self.format.name, ())):
             return self
-        joined = {h.suffix for h in formats[self.format.name] if h.joined}
-        components = (c.with_words() if c.suffix in joined else c for c in self.format.components)
+        flat = {h.suffix for h in formats[self.format.name] if h.flat}
+        components = (c.flat() if c.suffix in flat else c for c in self.format.components)
         return replace(self, format=replace(self.format, components=tuple(components)))
 
 

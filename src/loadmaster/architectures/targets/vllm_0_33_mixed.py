@@ -100,9 +100,7 @@ _GPT_OSS = Described(
     top=(("embed_tokens.", "embedding."),),
     on_every_stage=(EMBEDDING, NORM, HEAD),
     computed=("mlp.experts.routed_experts.w2_bias",),  # zeros on all ranks but the first, whose sum is taken
-    formats={
-        "mxfp4": (Held("_blocks", "U8", named="weight", joined=True), Held("_scales", "U8", named="weight_scale"))
-    },
+    formats={"mxfp4": (Held("_blocks", "U8", named="weight", flat=True), Held("_scales", "U8", named="weight_scale"))},
     methods={"mxfp4": "gpt_oss_mxfp4"},
     obstacle=untied,
 )

@@ -92,9 +92,9 @@ def held_experts(module: Any) -> tuple[int, ...]:
 
 
 def expert_sizes(model: torch.nn.Module) -> tuple[int, int] | None:
-    """Return the hidden and inner elements of each expert, where its kernel has more of them than this rank has of the model.
+    """Return the hidden and inner elements of each expert, where a kernel wants more than this rank has of the model.
 
-    None: they are as they are, or not the same in all layers.
+    None: no kernel wants more, or layers differ.
     """
     configs = [m.moe_config for _, m in _modules_of_experts(model)]
     sizes = {(int(c.hidden_dim), int(c.intermediate_size_per_partition)) for c in configs}
@@ -102,7 +102,7 @@ def expert_sizes(model: torch.nn.Module) -> tuple[int, int] | None:
 
 
 def params_with_room(model: torch.nn.Module) -> frozenset[str]:
-    """Return the names of parameters that are larger than what is stored for them, because a kernel wants it so.
+    """Return the names of parameters that are larger than what is stored for them, because a kernel wants more.
 
     These are experts, and the matrix in Qwen4Exp's mixers that is filled up to 16 rows (``GatedResidual.pad_size``).
     """

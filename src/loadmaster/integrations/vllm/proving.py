@@ -78,7 +78,7 @@ def with_room(planned: Planned, expert_sizes: tuple[int, int] | None) -> Planned
     """Return the plan with the sizes of a built model's experts, which are known only then: zeros follow those planned.
 
     Raises:
-        Unfit: their format has no such zeros.
+        Unfit: zeros cannot follow in the format of the experts.
     """
     if expert_sizes is None:
         return planned

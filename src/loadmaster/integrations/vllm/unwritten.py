@@ -203,8 +203,11 @@ class Watch:
                 write_pattern(param)  # old weights, which loading must replace
 
     def _clear(self, name: str, param: torch.Tensor) -> None:
-        """Remember a parameter of one constant. The pattern replaces it where single elements show it, and what is left of it
-        becomes the constant again: a loader may write the constant itself."""
+        """Remember a parameter that holds one constant.
+
+        If a single element can hold the pattern, the pattern replaces the constant: a loader may write the constant itself.
+        Elements that still have the pattern afterwards get the constant back (`_fill_rest`).
+        """
         first = param.reshape(-1)[:1]
         if _unit(param) == param.element_size():
             self._rests[name] = first.clone()
