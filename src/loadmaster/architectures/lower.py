@@ -8,7 +8,7 @@ experts keeps the list of ids.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -64,10 +64,24 @@ def _pieces(e: Expression, box: Region, ids: tuple[int, ...] | None) -> Iterator
             yield from _pieces(e.member, box, e.ids)
         case Decode(operands=(Concat() as values, *_)) | Cast(operand=Decode(operands=(Concat() as values, *_))):
             yield from _pieces(_by_slices(e, values), box, ids)
+        case Cast() | Reorder() if isinstance(by_part := _by_parts(e), Concat):
+            yield from _pieces(by_part, box, ids)
         case Stored() | Decode() | Cast() | Reorder() | Fill():
             yield Piece(e, box, ids)
         case _:
             raise AssertionError(f"{type(e).__name__} cannot be lowered: localise first")
+
+
+def _by_parts(e: Expression) -> Expression:
+    """Return what is cast or reordered so that each part of a concatenation is so alone (rows of groups that are packed)."""
+    if not isinstance(e, Cast | Reorder):
+        return e
+    values = _by_parts(e.operand)
+    if not isinstance(values, Concat):
+        return e
+    if isinstance(e, Reorder) and values.dim == e.dim:
+        assert not any(p.shape[e.dim] % e.width for p in values.parts), "a part ends inside what is reordered together"
+    return Concat(values.dim, tuple(replace(e, operand=part) for part in values.parts))
 
 
 def _by_slices(e: Decode | Cast, values: Concat) -> Expression:
