@@ -81,5 +81,5 @@ def test_a_matrix_of_experts_in_another_shape_is_one_finding(
 def test_only_a_stack_of_one_tensors_experts_is_flat() -> None:
     both = packed("transformer.blocks.{layer}.w13", "moe.gate", "moe.up", stacked=True, flat=True)
     faults = table_faults(replace(FAMILY, spelling={**FAMILY.spelling, **both}), FAMILY.schema(FAMILY.describe(TINY)))
-    says = "is spelled flat in transformer.blocks.{layer}.w13, which only a stack of one tensor's experts can be"
+    says = "is flat in transformer.blocks.{layer}.w13; only one tensor's experts, stacked, can be flat"
     assert any(says in fault for fault in faults)

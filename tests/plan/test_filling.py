@@ -72,7 +72,7 @@ def test_rows_that_are_filled_up_belong_to_no_rank_s_share(sizes: tuple[int, int
     ("preset", "sizes", "words"),
     [
         ("qwen3-moe-fp8", (256, 192), "zeros cannot follow"),
-        ("gpt-oss", (128, 176), "16 zeros cannot follow 160 elements in mxfp4"),
+        ("gpt-oss", (128, 176), "moe.down: 16 zeros cannot follow 160 elements in mxfp4"),
         ("qwen3-moe", (128, 48), "moe.gate has 64 elements of dim 0 on a rank, and room for 48"),
     ],
 )

@@ -127,7 +127,7 @@ WRONG: list[tuple[Family, str]] = [
     ),
     (
         with_tensor("attn.q", lambda t: replace(t, head=24)),
-        "schema: attn.q [64, 64] has heads of 24 rows, divided in units of 16; only a tensor",
+        "schema: attn.q [64, 64] has heads of 24 rows, divided in units of 16; its rows and units must be whole",
     ),
     # the spelling
     (
@@ -136,7 +136,7 @@ WRONG: list[tuple[Family, str]] = [
     ),
     (
         _variant(FAMILY.spelling | packed(LAYER + "q.weight", "attn.q", transposed=True, pairs=True)),
-        "model.layers.{layer}.q.weight is stored pair by pair, which is not supported by group",
+        "model.layers.{layer}.q.weight is stored pair by pair, which is not supported with by_group",
     ),
     (spelled(gain=None), "spelling: gain (the kind 'dense') has no stored name"),
     (

@@ -107,8 +107,8 @@ def _head_faults(t: Tensor) -> Iterator[str]:
     unit = t.placement.unit if t.placement and t.placement.dim == 0 else t.head
     if t.head < 0 or t.shape[0] % t.head or unit % t.head or t.experts or t.spare or t.slices:
         yield (
-            f"schema: {t.name} {list(t.shape)} has heads of {t.head} rows, divided in units of {unit}; only a tensor without "
-            "experts, spare rows and slices may have heads, of which no unit divides one"
+            f"schema: {t.name} {list(t.shape)} has heads of {t.head} rows, divided in units of {unit}; its rows and units must "
+            "be whole heads, and it must have no experts, spare rows or slices"
         )
 
 
@@ -210,7 +210,7 @@ def _packed_faults(
     if spelled.stacked and not t.experts:
         yield f"{t.name} is stacked in {spelled.name}, and has no experts"
     if spelled.flat and (not spelled.stacked or len(spelled.parts) > 1):
-        yield f"{t.name} is spelled flat in {spelled.name}, which only a stack of one tensor's experts can be"
+        yield f"{t.name} is flat in {spelled.name}; only one tensor's experts, stacked, can be flat"
     if t.name != spelled.parts[0]:
         if spelled.parts[0] not in tensors:
             yield f"{spelled.name} begins with {spelled.parts[0]}, and {_of(kind)} has {t.name} without it"
@@ -235,7 +235,7 @@ def _packed_faults(
             rows = tensors[part].shape[0]
             yield f"{spelled.name} is packed by group, and the {rows} rows of {part} are not {tensors[part].groups} equal groups"
     if spelled.pairs and (spelled.by_group or spelled.transposed or spelled.stacked):
-        yield f"{spelled.name} is stored pair by pair, which is not supported by group, of stacked experts, or stored (in, out)"
+        yield f"{spelled.name} is stored pair by pair, which is not supported with by_group, stacked or transposed"
     if spelled.pairs and not any(part in tensors and tensors[part].head for part in spelled.parts):
         yield f"{spelled.name} is stored pair by pair, and none of its parts has heads (`Tensor.head`)"
     if spelled.apart and not spelled.by_group:

@@ -1,8 +1,8 @@
 """Zamba2: Mamba-2 layers, into some of which one of a few shared transformer blocks feeds.
 
-A shared block, attention over the hidden states beside the embedding and a gated MLP, is stored once: with the first layer
-that uses it, together with the adapters that each such layer has for it (a block's layers take turns, so of two blocks the
-adapters are numbered 0, 2, 4 … and 1, 3, 5 …). Layers that use a block stay on the stage that holds it: a stage can begin only
+A shared block (attention over the hidden states beside the embedding, and a gated MLP) is stored once, with the first layer
+that uses it. The adapters of all layers that use it are stored there too. Layers take the blocks in turn: of two blocks, the
+adapters are numbered 0, 2, 4 … and 1, 3, 5 …. Layers that use a block stay on the stage that holds it: a stage can begin only
 where every block is used on one side alone. The embedding of each token passes from stage to stage as long as a block follows.
 
 Sources: ``modeling_zamba2.py`` of transformers 5.24; ``zamba2.py`` in ``vllm/model_executor/models``, which has no stages.

@@ -72,8 +72,8 @@ def expected_params(plan: Plan, rank: int, spelling: Spelling, *, draft: bool = 
 def _held_otherwise(plan: Plan) -> tuple[str, ...]:
     """Return endings of parameters that vLLM stores differently on purpose, so that they cannot be compared.
 
-    It permutes Llama-4's queries and keys for its rotary embedding, holds -exp(A_log) of Mamba-2, keeps OLMo's norms of all
-    heads whole on every rank, multiplies Muse-Spark's routers, and pads and rearranges MiMo-V2's packed q, k and v in FP8.
+    It permutes Llama-4's queries and keys for its rotary embedding, and holds -exp(A_log) of Mamba-2. It keeps OLMo's norms of
+    all heads whole on every rank. It multiplies Muse-Spark's routers, and pads and rearranges MiMo-V2's packed q, k and v in FP8.
     """
     if plan.family.name == "mimo_v2":
         return (".qkv_proj.weight", ".qkv_proj.weight_scale_inv")

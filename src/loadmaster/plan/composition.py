@@ -270,7 +270,7 @@ def _placed(part: Part, form: StoredForm, numerics: Numerics, dtype: str | None,
         axis, unit = axis_of(tensor, layout), unit_of(tensor, form, part.words)
         shares = layout.axes(0)[axis][1]
         if can_pad(tensor, form) and (more := placement.padding(e.shape[dim], shares, unit)):
-            e = with_zeros(e, dim, more)
+            e = with_zeros(e, tensor, dim, more)
         e = Shard(e, dim, axis, unit, placement.repeat, sections=placement.sections)
     return with_room(e, tensor, lead, shares, numerics.expert_sizes) if tensor.experts else e
 

@@ -20,9 +20,9 @@ def next_size(e: Expression, param: Param) -> Expression:
     return Concat(0, (e, Fill((more, *e.shape[1:]), e.dtype, param.filler))) if more else e
 
 
-def with_zeros(e: Expression, dim: int, size: int) -> Expression:
-    """Return ``e`` with ``size`` zeros after it along ``dim``; they are encoded where ``e`` is."""
-    return _followed(e, dim, size, e.shape)
+def with_zeros(e: Expression, tensor: Tensor, dim: int, size: int) -> Expression:
+    """Return ``e``, a view of ``tensor``, with ``size`` zeros after it along ``dim``; they are encoded where ``e`` is."""
+    return _followed(e, tensor.name, dim, size, e.shape)
 
 
 def with_room(e: Expression, tensor: Tensor, lead: int, shares: int, sizes: ExpertSizes | None) -> Expression:
@@ -48,13 +48,13 @@ def with_room(e: Expression, tensor: Tensor, lead: int, shares: int, sizes: Expe
                 f"{tensor.name} has {shape[dim + lead]} elements of dim {dim} on a rank, and room for {size}"
             )
         if more:
-            e = _followed(e, dim + lead, more, shape)
+            e = _followed(e, tensor.name, dim + lead, more, shape)
             shape[dim + lead] = size
     return e
 
 
-def _followed(e: Expression, dim: int, size: int, shape: Sequence[int]) -> Expression:
-    """Return ``e`` with zeros after it along ``dim``; ``shape`` is that of ``e`` on a rank."""
+def _followed(e: Expression, name: str, dim: int, size: int, shape: Sequence[int]) -> Expression:
+    """Return ``e`` with ``size`` zeros after it along ``dim``; ``shape`` is that of ``e`` on a rank."""
     filled = (*shape[:dim], size, *shape[dim + 1 :])
     encoded = _encoded(e)
     if encoded is None:
@@ -62,7 +62,7 @@ def _followed(e: Expression, dim: int, size: int, shape: Sequence[int]) -> Expre
     format_ = encoded.format
     spans = [g.span for c in format_.components for g in c.grains if g.dim == dim and g.kind != "inner"]
     if not format_.zero_filled or any(shape[dim] % span or size % span for span in spans):
-        raise UnsupportedError(f"{size} zeros cannot follow {shape[dim]} elements in {format_.name}")
+        raise UnsupportedError(f"{name}: {size} zeros cannot follow {shape[dim]} elements in {format_.name}")
     operands = zip(format_.components, encoded.operands, strict=True)
     fills = tuple(Fill(component.shape(filled), operand.dtype, 0.0) for component, operand in operands)
     origin = tuple(o + (n if d == dim else 0) for d, (o, n) in enumerate(zip(encoded.origin, shape, strict=True)))
