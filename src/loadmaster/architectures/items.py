@@ -255,11 +255,17 @@ def _items(tensors: dict[str, Tensor], spelling: Spelling, origin: int) -> Itera
 
 
 def check_size(schema: Schema, spelling: Spelling, drafts: Spelling | None = None) -> None:
-    """Check that the config's tensors are within the limits on their number and size.
+    """Check that the config's tensors have elements, and are within the limits on their number and size.
 
     Raises:
-        ConfigError: a limit is exceeded; names it.
+        ConfigError: a tensor has none, or a limit is exceeded; names it.
     """
+    every = (t for tensors in (schema.top, *schema.kinds.values()) for t in tensors)
+    if empty := next((t for t in every if min(t.shape, default=1) < 1), None):
+        raise ConfigError(
+            f"config.json describes {empty.name} without elements: {list(empty.shape)}",
+            hint="its sizes do not fit together, such as more heads than hidden elements",
+        )
     counts = Counter((*schema.layers, *schema.drafts))
     first = {kind: layer for layer, kind in reversed([*enumerate((*schema.layers, *schema.drafts))])}
     of_kinds = ((n, layer_items(schema, first[kind], spelling, drafts)) for kind, n in counts.items())
