@@ -260,9 +260,7 @@ def _placed(part: Part, form: StoredForm, numerics: Numerics, dtype: str | None,
     tensor, placement = part.tensor, part.tensor.placement
     e = view(part.item, form, tensor)
     if part.rotary and tensor.head:
-        assert not (part.item.pairs and part.rotary == "halves"), (
-            f"{tensor.name} has two orders in the model"
-        )
+        assert not (part.item.pairs and part.rotary == "halves"), f"{tensor.name} has two orders in the model"
         pairs = pairs_of(tensor)
         e = reorder(e, 0, (pairs, 2) if part.rotary == "halves" else (2, pairs))
     if dtype is not None and e.dtype != dtype:
