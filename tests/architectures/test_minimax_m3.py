@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from loadmaster.architectures.minimax_m3 import ATTENTIONS
 from loadmaster.architectures.registry import find_family
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import ConfigError, UnsupportedError
@@ -27,6 +28,7 @@ M3 = MINIMAX_M3
 TINY = merged(M3, TINY_MINIMAX_M3)
 MXFP8 = PRESETS["minimax-m3-mxfp8"].config_of(tiny=True)
 FAMILY = find_family(M3)
+FULL, SPARSE = ATTENTIONS
 
 
 def text(**changes: Any) -> dict[str, Any]:
@@ -127,7 +129,19 @@ def test_what_is_not_described_is_refused_by_name() -> None:
     for config, error, says in (
         (text(n_shared_experts=2), UnsupportedError, "n_shared_experts 2 is not supported"),
         (text(**sparse), UnsupportedError, "sparse_disable_index_value 0 of a sparse layer"),
+        (text(**sparse, layer_types=[SPARSE] * 3), UnsupportedError, "sparse_disable_index_value 0 of a sparse layer"),
         (text(moe_layer_freq=None), ConfigError, "mlp_layer_types must give dense or sparse for each of 3 layers"),
     ):
         with pytest.raises(error, match=says):
             FAMILY.schema(FAMILY.describe(config))
+
+
+def test_layer_types_can_stand_in_for_the_list_of_0_and_1() -> None:
+    """Where that is null, the list of what is disabled is of the layers that have such a type."""
+    named = text(layer_types=[FULL, FULL, SPARSE], sparse_attention_config={"sparse_attention_freq": None})
+    assert named["text_config"]["sparse_attention_config"].keys() > {"sparse_disable_index_value"}
+    assert [kind.split("/")[1] for kind in schema_layers(named)] == [FULL, FULL, SPARSE]
+
+
+def schema_layers(config: dict[str, Any]) -> tuple[str, ...]:
+    return FAMILY.schema(FAMILY.describe(config)).layers

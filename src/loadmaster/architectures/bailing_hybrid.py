@@ -61,7 +61,7 @@ def _latent_attention(c: Config) -> tuple[Tensor, ...]:
     heads, value, key = c.size("num_attention_heads"), c.size("v_head_dim"), "gated_attention_proj_granularity_type"
     gate = c.values.get(key, "head_wise" if c.values["architectures"][0] == "BailingHybridForCausalLM" else None)
     sizes = {None: 0, "head_wise": 1, "element_wise": value}
-    if gate not in sizes:
+    if not isinstance(gate, str | None) or gate not in sizes:
         raise ConfigError(f"config.json: {key} is {gate!r}, expected head_wise or element_wise")
     tensors = mla.latent_attention(c)
     if sizes[gate]:

@@ -25,7 +25,11 @@ def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
     num_layers, num_hash = c.size("num_hidden_layers"), c.size("num_hash_layers", 0, least=0)
     ratios = c.values.get("compress_ratios")
-    if not isinstance(ratios, list) or len(ratios) < num_layers or not {*ratios[:num_layers]} <= {0, 4, 128}:
+    if (
+        not isinstance(ratios, list)
+        or len(ratios) < num_layers
+        or not all(type(ratio) is int and ratio in (0, 4, 128) for ratio in ratios[:num_layers])
+    ):
         raise ConfigError(f"config.json: compress_ratios must give 0, 4 or 128 for each of {num_layers} layers")
     layers = [(ratio, layer < num_hash) for layer, ratio in enumerate(ratios[:num_layers])]
     drafts, kinds_of_drafts = _drafts(c)

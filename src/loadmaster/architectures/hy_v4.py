@@ -32,6 +32,7 @@ def schema(c: Config) -> Schema:
     """Return the logical tensors that ``c`` describes."""
     c = Config({**_DEFAULTS, **c.values})
     require(c, "enable_ihc", True)
+    c.size("index_topk")  # null would be a model without indexers, which no layer is a kind of
     hidden, streams = c.size("hidden_size"), residual_streams.num_streams(c)
     indexer = mla.indexer(c)
     mlps = {"dense": deepseek.dense(c), "sparse": deepseek.experts(c)}

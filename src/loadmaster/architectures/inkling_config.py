@@ -23,7 +23,7 @@ def described(c: Config, defaults: Mapping[str, Any], formats: Collection[str] =
     ``formats`` are the methods of quantisation whose names are known.
     """
     method = c.section("quantization_config").values.get("quant_method", "")
-    if c.values.get("quantization_config") is not None and method not in formats:
+    if c.values.get("quantization_config") is not None and not (isinstance(method, str) and method in formats):
         raise UnsupportedError(
             f"config.json: {c.values['architectures'][0]} quantised by {method or 'an unnamed method'} is not supported",
             hint=f"supported: {', '.join(('plain weights', *formats))}",

@@ -59,10 +59,12 @@ def _layers(c: Config) -> tuple[str, ...]:
     """Return the kind of each layer, from transformers' lists of types, or from MiniMax's lists of 0 and 1."""
     count, sparse = c.size("num_hidden_layers"), c.section("sparse_attention_config")
     freq, disabled = (sparse.marks(f"sparse_{of}", count) for of in ("attention_freq", "disable_index_value"))
-    if any(is_sparse and not off for is_sparse, off in zip(freq, disabled, strict=bool(disabled))):
-        raise UnsupportedError("config.json: sparse_disable_index_value 0 of a sparse layer is not supported")
     mlps = c.types("mlp_layer_types", MLPS, count, [MLPS[mark] for mark in c.marks("moe_layer_freq", count)])
     attentions = c.types("layer_types", ATTENTIONS, count, [ATTENTIONS[mark] for mark in freq])
+    if any(
+        kind == ATTENTIONS[1] and not off for kind, off in zip(attentions, disabled or count * (True,), strict=True)
+    ):
+        raise UnsupportedError("config.json: sparse_disable_index_value 0 of a sparse layer is not supported")
     return tuple(f"{mlp}/{attention}" for mlp, attention in zip(mlps, attentions, strict=True))
 
 
