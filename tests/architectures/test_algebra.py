@@ -17,7 +17,6 @@ from loadmaster.architectures.algebra import (
     Region,
     Reorder,
     Shard,
-    Stored,
     axes,
     compose,
     decode,
@@ -163,6 +162,7 @@ def test_rows_of_heads_that_are_reordered_are_cut_by_whole_heads_and_fill_their_
     whole_values = evaluate(operand, arrays)[order]
     assert (e.shape, e.dtype) == (operand.shape, operand.dtype)
     assert np.array_equal(evaluate(e, arrays), whole_values)
+    assert (e.shape, e.dtype) == (operand.shape, operand.dtype)
     assert np.array_equal(evaluate(restrict(e, rows), arrays), whole_values[rows[0][0] : rows[0][1]])
     assert restrict(restrict(e, rows), whole(restrict(e, rows).shape)) == restrict(e, rows)
     assert reorder(e, 0, (2, pairs)) == operand
@@ -208,11 +208,6 @@ def test_a_cut_inside_a_packed_word_is_refused_with_the_legal_step() -> None:
     assert restrict(e, ((0, 4), (8, 16))).operands[0].shape == (4, 1)
     with pytest.raises(LayoutError, match="splits a packed word of 8"):
         restrict(e, ((0, 4), (4, 16)))
-
-
-def test_interleaved_rows_are_a_box_in_the_factored_shape() -> None:
-    view = pick(split(stored(Leaf("gate_up", "F32", (8, 3))), 0, (4, 2)), 1, 1)
-    assert view == Stored(Leaf("gate_up", "F32", (8, 3)), (4, 2, 3), ((0, 4), (1, 2), (0, 3)), (0, 2))
 
 
 def test_tiling_notices_gaps_overlaps_and_overhang() -> None:
@@ -315,21 +310,6 @@ def test_components_of_concatenated_parts_follow_the_dim_that_runs_along() -> No
     assert encoded(Concat(1, (stacked, stacked)), 1).shape == (3, 2)
     assert encoded(restrict(stacked, ((1, 3), (0, 3), (0, 2))), 1).shape == (2, 1)
     assert restrict(one, ((1, 2), (0, 4))).operands[1] == one.operands[1]
-
-
-def test_dims_are_permuted_picked_and_split_in_the_order_of_the_view() -> None:
-    view = permute(stored(Leaf("a", "F32", (2, 6, 4))), (2, 0, 1))
-    assert view.shape == (4, 2, 6)
-    assert split(view, 2, (3, 2)).shape == (4, 2, 3, 2)
-    assert pick(split(view, 2, (3, 2)), 0, 3) == Stored(
-        view.leaf, (2, 3, 2, 4), ((0, 2), (0, 3), (0, 2), (3, 4)), (0, 1, 2)
-    )
-    assert split(split(view, 2, (3, 2)), 0, (2, 2)).order == (3, 4, 0, 1, 2)
-    half = restrict(view, ((1, 4), (0, 2), (0, 6)))
-    assert isinstance(half, Stored)
-    assert pick(half, 0, 1).box == ((0, 2), (0, 6), (2, 3))
-    with pytest.raises(AssertionError, match="whole dim"):
-        split(half, 0, (3, 1))
 
 
 def test_a_region_of_parts_along_an_inner_dim_keeps_the_dims_on_both_sides() -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from loadmaster.architectures.algebra import Concat, Decode, Fill, Leaf, decode, stored
+from loadmaster.architectures.schema import Param, by_rows, linear
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import ArgumentError, UnsupportedError
+from loadmaster.formats.table import MXFP4_PACKED
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan, build_plan, prove
+from loadmaster.plan.filling import next_size, with_room
 from tests.conftest import Tiny
 
 
@@ -86,6 +91,38 @@ def test_a_plan_s_json_keeps_the_sizes_and_its_hash_tells_them_apart(tiny: Tiny)
     assert plan.hash != planned(tiny("qwen3-moe")).hash
     again = Plan.from_json(plan.to_json())
     assert (again.hash, again.expert_sizes) == (plan.hash, (128, 96))
+
+
+@pytest.mark.parametrize(("rows", "filled"), [(5, 8), (8, 8), (9, 12), (12, 12), (13, 16), (17, 32), (33, 48)])
+def test_rows_are_filled_up_to_the_next_size_or_a_multiple_of_the_last(rows: int, filled: int) -> None:
+    e = stored(Leaf("sinks", "F32", (rows, 2)))
+    param = Param("sinks", ("attn.sinks",), sizes=(8, 12, 16), filler=-1.0)
+    more = Concat(0, (e, Fill((filled - rows, 2), "F32", -1.0)))
+    assert next_size(e, param) == (more if filled > rows else e)
+    assert next_size(e, replace(param, sizes=())) == e
+
+
+def test_zeros_along_a_second_dim_are_beside_those_along_the_first() -> None:
+    e = stored(Leaf("gate", "BF16", (4, 6)))
+    gate = linear("moe.gate", 4, 6, by_rows(), experts=2)
+    taller = Concat(0, (e, Fill((1, 6), "BF16", 0.0)))
+    assert with_room(e, gate, 0, 1, (8, 5)) == Concat(1, (taller, Fill((5, 2), "BF16", 0.0)))
+    assert with_room(e, gate, 0, 2, (6, 3)) == Concat(0, (e, Fill((1, 6), "BF16", 0.0)))  # each of two ranks has 2 rows
+    assert with_room(e, gate, 0, 1, None) == e
+
+
+def test_encoded_rows_are_followed_by_any_number_of_others_and_columns_by_whole_blocks() -> None:
+    """Four rows of 64 in blocks of 32: two nibbles in a byte, an exponent for each block."""
+    e = decode(MXFP4_PACKED, (stored(Leaf("w", "U8", (4, 32))), stored(Leaf("s", "U8", (4, 2)))), (4, 64))
+    up = linear("moe.up", 4, 64, by_rows(), experts=2)
+    zeros = Decode(MXFP4_PACKED, (Fill((1, 32), "U8", 0.0), Fill((1, 2), "U8", 0.0)), (1, 64), (4, 0))
+    assert with_room(e, up, 0, 1, (64, 5)) == Concat(0, (e, zeros))
+    beside = Decode(MXFP4_PACKED, (Fill((4, 16), "U8", 0.0), Fill((4, 1), "U8", 0.0)), (4, 32), (0, 64))
+    assert with_room(e, up, 0, 1, (96, 4)) == Concat(1, (e, beside))
+    below = Decode(MXFP4_PACKED, (Fill((5, 16), "U8", 0.0), Fill((5, 1), "U8", 0.0)), (5, 32), (0, 64))
+    assert with_room(e, up, 0, 1, (96, 5)) == Concat(1, (Concat(0, (e, zeros)), below))
+    with pytest.raises(UnsupportedError, match="16 zeros cannot follow 64 elements in mxfp4_packed"):
+        with_room(e, up, 0, 1, (80, 4))
 
 
 @pytest.mark.parametrize("sizes", [(128,), (128, 0), "128", (128, 9.5)])
