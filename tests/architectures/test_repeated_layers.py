@@ -116,6 +116,7 @@ def test_a_block_that_is_stored_with_every_layer_is_read_once(zamba: Path, tmp_p
             "shape-mismatch",
             "model.layers.1.shared_transformer.self_attn.o_proj.weight",
         ),
+        (r"layers\.1\.shared_transformer\.", None, "tensor-missing", "model.layers.1.shared_transformer.*"),
     ],
 )
 def test_a_defect_is_one_finding(
@@ -195,6 +196,51 @@ def test_a_dory_is_transformers_with_two_layers_for_one() -> None:
     assert ours == published_shapes(DORY)
 
 
-def test_layers_of_a_dory_that_do_not_add_up_are_refused() -> None:
-    with pytest.raises(ConfigError, match="must add up to 8 layers"):
-        schema_of(DORY | {"n_output_layers": 4})
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"n_output_layers": 4}, "must add up to 8 layers"),
+        ({"n_recurrent_layers": 8}, "must add up to 8 layers"),
+        ({"n_recurrent_loops": 0}, "n_recurrent_loops is 0, expected an integer of at least 1"),
+    ],
+)
+def test_layers_and_turns_of_a_dory_that_cannot_be_are_refused(changes: dict[str, int], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        schema_of(DORY | changes)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pattern", "change", "code", "tensor"),
+    [
+        ("DoryForCausalLM", r"layers\.4\.", None, "layer-missing", "backbone.layers.4.*"),
+        (
+            "IQuestLoopCoderForCausalLM",
+            r"gate_projections\.1\.weight",
+            None,
+            "tensor-missing",
+            "model.gate_projections.1.weight",
+        ),
+        (
+            "IQuestLoopCoderForCausalLM",
+            r"gate_projections\.2\.bias",
+            lambda t: t[:-1],
+            "shape-mismatch",
+            "model.gate_projections.2.bias",
+        ),
+        (
+            "HrmTextForCausalLM",
+            r"H_module\.layers\.2\.attn\.gqkv_proj",
+            lambda t: t[:-1],
+            "shape-mismatch",
+            "model.H_module.layers.2.attn.gqkv_proj.weight",
+        ),
+    ],
+)
+def test_a_defect_of_layers_that_run_in_turn_is_one_finding(
+    architecture: str, pattern: str, change: Change | None, code: str, tensor: str, tmp_path: Path
+) -> None:
+    config = {"architectures": [architecture], "dtype": "bfloat16", **MODELS[architecture]}
+    write_checkpoint(find_family(config), config, tmp_path / "sound")
+    path = damaged_copy(tmp_path / "sound", tmp_path / "damaged", pattern, change)
+    found = prove(build_plan(open_checkpoint(path))).findings
+    assert [(f.code, f.tensor) for f in found if f.code != "family-unchecked"] == [(code, tensor)]
