@@ -22,8 +22,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from loadmaster.synth import PRESETS
-from tools.fuzz.bases import LAYOUTS, Bases
+from tools.fuzz.bases import LAYOUTS, MADE, Bases
 from tools.fuzz.judge import OracleError, judge
 from tools.fuzz.libfuzzer import fuzz_headers
 from tools.fuzz.mutations import KINDS, Mutation, mutate
@@ -31,7 +30,7 @@ from tools.fuzz.mutations import KINDS, Mutation, mutate
 BATCH = 500
 
 Case = tuple[str, int, tuple[Mutation, ...]]
-"""Preset, number of the layout, mutations."""
+"""Name of the model, number of the layout, mutations."""
 
 _number = st.integers(0, 2**16 - 1)
 
@@ -124,7 +123,7 @@ class Campaign:
             )
 
 
-def fuzz_checkpoints(runs: int, first_seed: int, presets: Iterable[str] = PRESETS) -> dict[str, Any]:
+def fuzz_checkpoints(runs: int, first_seed: int, presets: Iterable[str] = MADE) -> dict[str, Any]:
     """Run a campaign; return what it saw as JSON values. Cases that shrinking tries are counted as runs."""
     memory = Path("/dev/shm")
     root = Path(tempfile.mkdtemp(prefix="fuzz-", dir=memory if os.access(memory, os.W_OK) else None))
@@ -170,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--header-runs", type=int, default=1_000_000, help="headers")
     options.add_argument("--seed", type=int, default=0, help="of the first batch")
     options.add_argument("--results", type=Path, help="folder for fuzz.json")
-    options.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=sorted(PRESETS), metavar="NAME")
+    options.add_argument("--presets", nargs="+", choices=sorted(MADE), default=sorted(MADE), metavar="NAME")
     options.add_argument("--replay", help="one case, as a failure printed it")
     args = options.parse_args(argv)
     if args.replay:

@@ -1,4 +1,7 @@
-"""Sound checkpoints to be damaged: each preset's tiny one, kept in memory, and what it loads as on each layout."""
+"""Sound checkpoints to be damaged, tiny ones kept in memory, and what each loads as on each layout.
+
+There is one of each preset, of each text model that only the tests have a config of, and one in Mistral's own names.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,33 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
+from loadmaster.architectures.llama import FAMILY as LLAMA
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import InputError
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import Plan, build_plan, prove
-from loadmaster.synth import PRESETS, write_tiny
+from loadmaster.synth import PRESETS, Preset, write_tiny
+from tests.architectures.test_mistral_names import CONFIG
+from tests.architectures.test_text_models import MODELS
 from tools.fuzz.shards import INDEX, Array, Draft, unpack
+
+_OWN = replace(LLAMA, spelling=LLAMA.variants[0], variants=())
+MADE = {
+    **PRESETS,
+    **{
+        name: Preset(name, {"architectures": [name], "dtype": "bfloat16", **config}, {}, 1, tiny_shards=2)
+        for name, config in MODELS.items()
+    },
+    "mistral-own-names": Preset("mistral-own-names", CONFIG, {}, 1, tiny_shards=2, family=_OWN),
+}
+"""What is damaged, by name."""
 
 LAYOUTS = (
     ParallelLayout(),
@@ -67,11 +84,11 @@ class Sound:
 
 
 class Base:
-    """One preset's tiny checkpoint."""
+    """One model's tiny checkpoint."""
 
     def __init__(self, preset: str, folder: Path) -> None:
         self.preset, self.folder = preset, folder
-        write_tiny(PRESETS[preset], folder)
+        write_tiny(MADE[preset], folder)
         self.shards: dict[str, dict[str, Array]] = {}
         for file in sorted(folder.glob("*.safetensors")):
             tensors = unpack(file.read_bytes())
@@ -124,7 +141,7 @@ def made_of(plan: Plan, rank: int) -> dict[str, frozenset[str]]:
 
 
 class Bases:
-    """All presets, written when they are first asked for."""
+    """All of them, written when they are first asked for."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
