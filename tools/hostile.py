@@ -184,6 +184,34 @@ case("a million globs", "glm-5.1-fp8", PLANNING)(ignoring(*(f"*{i}*" for i in ra
 case("half a million names", "glm-5.1-fp8", MAY)(ignoring(*(f"module.{i}" for i in range(300_000))))
 
 
+def mistral(values: Mapping[str, Any]) -> Make:
+    """Return the damage that replaces the config by a ``params.json`` of these values, beside sizes of a small model."""
+    sizes = {"dim": 64, "n_layers": 4, "n_heads": 4, "head_dim": 16, "hidden_dim": 96, "vocab_size": 160}
+
+    def damage(folder: Path) -> None:
+        (folder / CONFIG).unlink()
+        (folder / "params.json").write_text(json.dumps({**sizes, **values}))
+
+    return damage
+
+
+case("a params.json of 10^9 layers with windows", commands=PLANNING)(
+    mistral({"n_layers": HUGE, "sliding_window": [4096, None]})
+)
+case("a params.json of 10^6 windows", commands=PLANNING)(
+    mistral({"n_layers": 1000, "sliding_window": [4096, None] * 500_000})
+)
+case("a params.json whose windows are negative layers", commands=PLANNING)(
+    mistral({"n_layers": -HUGE, "sliding_window": [4096, None]})
+)
+
+
+@case("a params.json of nested lists")
+def _(folder: Path) -> None:
+    (folder / CONFIG).unlink()
+    (folder / "params.json").write_text("[" * 10**6 + "]" * 10**6)
+
+
 @case("a config of 1 GB")
 def _(folder: Path) -> None:
     with (folder / CONFIG).open("r+b") as file:
