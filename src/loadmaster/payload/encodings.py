@@ -61,6 +61,21 @@ class Encoding:
         high, positive = int(codes.max()), int(codes.view(f"<i{self.size}").max())
         return positive >= self.top or high >= self.sign | self.top, positive <= 0 and high <= self.sign
 
+    def peek_each(self, tensors: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Return for each of many tensors, ``[tensors, bytes]``, what `peek` returns.
+
+        >>> FORMATS["BF16"].peek_each(np.array([[0x80, 0xFF], [0, 0x80]], dtype=np.uint8))  # -infinity, -0
+        (array([ True, False]), array([False,  True]))
+        """
+        codes = self.codes(tensors)
+        none = np.zeros(len(codes), dtype=np.bool_)
+        if self.top is None or self is FNUZ:
+            return none if self.top is None else np.any(codes == self.sign, axis=1), np.logical_not(
+                np.any(codes, axis=1)
+            )
+        high = (codes & (self.sign - 1) if self.signed else codes).max(axis=1)
+        return high >= self.top, high == 0 if self.zero else none
+
     def unsound(self, codes: Codes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Return where NaN is, and where infinity is."""
         none = np.zeros(codes.shape, dtype=np.bool_)

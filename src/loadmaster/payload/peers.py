@@ -61,8 +61,10 @@ def _is_zero(survey: Survey, number: int, sketch: Sketch) -> bool:
 
 
 def _all_zero(survey: Survey, sketches: Mapping[int, Sketch]) -> Finding | None:
-    weights = [i for i in sketches if survey.roles.column[i] == Role.WEIGHT and survey.signature(i).num_bytes]
-    if not weights or not all(_is_zero(survey, i, sketches[i]) for i in weights):
+    sizes = np.where(survey.roles.column == Role.WEIGHT, survey.checkpoint.table.nbytes, 0).tolist()
+    weights = [i for i in sketches if sizes[i]]
+    holes = (sketches[i].hole for i in weights)
+    if not weights or not all(hole is not None and hole[1] >= sizes[i] for i, hole in zip(weights, holes, strict=True)):
         return None
     message = (
         f"every value of all {len(weights):,} weights is zero: the files have a model's headers but not its values"

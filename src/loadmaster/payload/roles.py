@@ -139,10 +139,9 @@ def roles_of(checkpoint: Checkpoint) -> Roles:
     column[(column == Role.SCALE) & exponents] = Role.EXPONENT
     modules = modules_of(table)
     checked = np.isin(column, SCALES)
-    scales = [
-        i for i, s in enumerate(signatures) if not (planned[i] or checked[i]) and resembles_factor(table.names[i], s)
-    ]
-    encoded = [i for i, s in enumerate(signatures) if column[i] == Role.WEIGHT and is_encoded(table.names[i], s)]
+    named = list(zip(table.names, signatures, strict=True))
+    scales = [i for i in np.flatnonzero(~(planned | checked)).tolist() if resembles_factor(*named[i])]
+    encoded = [i for i in np.flatnonzero(column == Role.WEIGHT).tolist() if is_encoded(*named[i])]
     scaled = {m.values for m in modules.values() if any(checked[i] for i in m.factors)}
     unscaled = [i for i in encoded if not planned[i] and i not in scaled]
     return Roles(

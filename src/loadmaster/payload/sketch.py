@@ -74,6 +74,33 @@ class Sketch(NamedTuple):
     groups: Index | None = None
 
 
+def sketches_of(tensors: npt.NDArray[np.uint8], dtype: str) -> list[Sketch | None]:
+    """Return the sketches of small weights of one kind, ``[tensors, bytes]``, as `Samples` makes them one by one.
+
+    None for those that need a closer look: a value is not finite, or a part may be zeros.
+    """
+    count, size = tensors.shape
+    unsound, zero = encoding_of(dtype).peek_each(tensors)
+    samples = Samples(size, dtype, Role.WEIGHT)
+    padded = np.zeros((count, -(-size // samples.stride) * samples.stride), dtype=np.uint8)
+    padded[:, :size] = tensors
+    words = padded.view("<u8").reshape(count, -1, samples.stride // 8)[:, :, :_WORDS]
+    filled = np.all(np.any(words, axis=2), axis=1)
+    words = words.reshape(count, -1)
+    marks = (words * _SPREAD[: words.shape[1]]).sum(axis=1, dtype=np.uint64).tolist()
+    uniform = (words.min(axis=1) == words.max(axis=1)).tolist()
+    values = samples.amplitudes(words)
+    with np.errstate(invalid="ignore"):  # those that are not finite are left out below
+        means = [None] * count if values is None else values.sum(axis=1, dtype=np.float64) / values.shape[1]
+    closer = (unsound | ~(filled | zero)).tolist()
+    return [
+        None
+        if look
+        else Sketch(f"{mark:016x}", same, None if mean is None else float(mean), hole=(0, size) if none else None)
+        for look, mark, same, mean, none in zip(closer, marks, uniform, means, zero.tolist(), strict=True)
+    ]
+
+
 @dataclass(slots=True)
 class Samples:
     """Collects what a `Sketch` needs, part by part. ``groups`` is the number of groups of an index; 0: not known."""
@@ -196,21 +223,24 @@ class Samples:
         return Index(int(self._least), int(self._greatest), int(inside.min()), int(inside.max()), self._ordered)
 
     def _measure(self, words: npt.NDArray[Any], *, finite: bool) -> None:
-        kind = DTYPES[self.dtype].kind
         if self.role in SCALES:
-            values = decode(encoding_of(self.dtype).codes(words.view(np.uint8)), self.dtype)
-            values = values[np.isfinite(values) & (values > 0)]
-            if len(values):
-                self._sum += float(np.log2(values, dtype=np.float64).sum())
-                self._count += len(values)
+            factors = decode(encoding_of(self.dtype).codes(words.view(np.uint8)), self.dtype)
+            factors = factors[np.isfinite(factors) & (factors > 0)]
+            if len(factors):
+                self._sum += float(np.log2(factors, dtype=np.float64).sum())
+                self._count += len(factors)
             return
-        if kind == "float" and DTYPES[self.dtype].bits >= 8:
-            values = np.abs(decode(encoding_of(self.dtype).codes(words.view(np.uint8)), self.dtype))
-            if not finite:
-                values = values[np.isfinite(values)]
-        elif self.dtype == "I8":
-            values = np.abs(words.view(np.int8).astype(np.int16))
-        else:
+        values = self.amplitudes(words)
+        if values is None:
             return
+        if not finite:
+            values = values[np.isfinite(values)]
         self._sum += float(values.sum(dtype=np.float64))
         self._count += len(values)
+
+    def amplitudes(self, words: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+        """Return the |values| of words, whose last dim they are in; None for packed codes."""
+        if DTYPES[self.dtype].kind == "float" and DTYPES[self.dtype].bits >= 8:
+            values: npt.NDArray[Any] = np.abs(decode(encoding_of(self.dtype).codes(words.view(np.uint8)), self.dtype))
+            return values
+        return np.abs(words.view(np.int8).astype(np.int16)) if self.dtype == "I8" else None

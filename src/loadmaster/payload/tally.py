@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -155,7 +156,7 @@ def findings_of(
         faults = tally.faults[kind]
         return f"{faults.count:,} {what}, first at {indices_of(faults.first, signature)}"
 
-    total = int(np.prod(shape, dtype=np.int64))
+    total = prod(shape)
     if unsound := [say(k, w) for k, w in (("nan", "NaN"), ("infinite", "infinite")) if k in tally.faults]:
         message = f"of {total:,} values {signature.dtype}: {'; '.join(unsound)}"
         hint = "results computed with it become NaN: fetch the shard again, or convert the model again"

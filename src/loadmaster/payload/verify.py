@@ -26,8 +26,13 @@ from loadmaster.payload.copies import compare
 from loadmaster.payload.journal import Entry, Journal
 from loadmaster.payload.manifest import Manifest, differences, manifest_of
 from loadmaster.payload.peers import compare_peers
+from loadmaster.payload.roles import Role
+from loadmaster.payload.sketch import Sketch, sketches_of
 from loadmaster.payload.survey import CHUNK, FileTask, Survey
 from loadmaster.payload.tally import Tally, findings_of, state_findings
+
+FEWEST, MOST, SMALL = 64, 2**14, 2**10
+"""Weights of one kind are checked together, this many at least and at most, if each has no more bytes than that."""
 
 Advance = Callable[[int], None]
 Buffer = npt.NDArray[np.uint8]
@@ -196,6 +201,8 @@ class _File:
         self.sha256 = hashlib.sha256() if task.records else None
         self._twins = {n for t in survey.twins for n in (t.copy, t.original)}
         self._tallies: dict[int, Tally] = {}
+        self._small: dict[int, Sketch] = {}
+        self._alone = {*self._twins, *survey.roles.spare, *survey.roles.states}
         self._hashes = {int(i): hashlib.sha256() for i in task.ids} if survey.digesting else {}
         self._lock = threading.Lock()
         self._store = LocalStore(survey.checkpoint.path)
@@ -217,8 +224,11 @@ class _File:
             self.sha256.update(data.data)
         seen: dict[int, Tally] = {}
         table, column = self.survey.checkpoint.table, self.survey.roles.column
+        together = self._read_small(start, stop, data)
         for i, begin, end in self.task.parts(start, stop):
             number = int(self.task.ids[i])
+            if number in together:
+                continue
             tally = seen[number] = Tally(self.survey.samples(number))
             dtype = table.signatures[table.signature[number]].dtype
             offset = begin - int(self.task.start[i])
@@ -231,11 +241,37 @@ class _File:
             if number in self.survey.roles.states:
                 tally.text[offset] = part.tobytes()
         with self._lock:
+            self._small |= together
             for number, tally in seen.items():
                 if number in self._tallies:
                     self._tallies[number].merge(tally)
                 else:
                     self._tallies[number] = tally
+
+    def _read_small(self, start: int, stop: int, data: Buffer) -> dict[int, Sketch]:
+        """Return the sketches of small weights that lie in a chunk beside others of their kind: they are checked together."""
+        task, table, roles = self.task, self.survey.checkpoint.table, self.survey.roles
+        inside = np.flatnonzero((task.start >= start) & (task.stop <= stop) & (task.stop > task.start))
+        if self._hashes or len(inside) < FEWEST:
+            return {}
+        kind = table.signature[task.ids[inside]] * len(Role) + roles.column[task.ids[inside]]
+        ends = task.stop[inside][:-1] != task.start[inside][1:]
+        sketches: dict[int, Sketch] = {}
+        for run in np.split(inside, np.flatnonzero((kind[1:] != kind[:-1]) | ends) + 1):
+            first, last = int(task.start[run[0]]), int(task.stop[run[-1]])
+            numbers = task.ids[run].tolist()
+            if (
+                len(run) < FEWEST
+                or last - first > SMALL * len(run)
+                or roles.column[numbers[0]] != Role.WEIGHT
+                or not self._alone.isdisjoint(numbers)
+            ):
+                continue
+            tensors = data[first - start : last - start].reshape(len(run), -1)
+            dtype = self.survey.signature(numbers[0]).dtype
+            made = [s for at in range(0, len(run), MOST) for s in sketches_of(tensors[at : at + MOST], dtype)]
+            sketches |= {number: sketch for number, sketch in zip(numbers, made, strict=True) if sketch is not None}
+        return sketches
 
     def close(self) -> None:
         """Close the file."""
@@ -261,7 +297,10 @@ class _File:
         if stamp != (task.size, task.mtime_ns):
             raise LoadError(f"{task.name} changed while it was read", hint="verify again when nothing writes to it")
         findings: list[Finding] = []
-        sketches = {n: t.samples.sketch() for n, t in sorted(self._tallies.items()) if t.samples is not None}
+        sketches = self._small | {n: t.samples.sketch() for n, t in self._tallies.items() if t.samples is not None}
+        sketches = dict(sorted(sketches.items()))
+        for number in (n for n, sketch in self._small.items() if sketch.hole):
+            self._tallies[number] = Tally()  # of zeros alone
         for number in sorted(self._tallies):
             signature, role = self.survey.signature(number), int(self.survey.roles.column[number])
             tally, sketch = self._tallies[number], sketches.get(number)
