@@ -64,6 +64,10 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a name with half of a character, twice": (header(entries(2, "a\\ud800")), "header-duplicate-key"),
     "metadata with half of a character": (header(b'{"__metadata__":{"a":"\\ud800"}}', 0), "header-invalid"),
     "a name that is not UTF-8": (header(entries(1, "aX").replace(b"X", b"\xff")), "header-invalid"),
+    "100,001 dims without spaces": (
+        header(entries(1, shape="[" + "1," * 10**5 + "1]")),
+        "limit-exceeded",
+    ),
     "17 dims": (header(entries(1, shape=str([1] * 17))), "limit-exceeded"),
     "21,000 shapes": (header(entries(21_000, shape="[0,{}]", step=0), 0), "limit-exceeded"),
     "20,000 wrong extents": (header(entries(20_000, shape="[7]"), 80_000), "header-extent"),

@@ -27,6 +27,8 @@ _MARKS = 10
 """Quotation marks in an entry."""
 _WIDTH = 4
 """How many times the header's bytes its columns may take, which are as wide as the longest of each."""
+_LONGEST = 2**10
+"""The most bytes between a name and its offsets: more than any number format with as many dims as are allowed."""
 _POWERS = 10 ** np.arange(1, 19, dtype=np.int64)
 
 
@@ -89,7 +91,8 @@ def _forms(
     array: Bytes, begins: Positions, ends: Positions
 ) -> tuple[list[tuple[str, tuple[int, ...]]], npt.NDArray[np.int32]] | None:
     """Return the (dtype, shape) that occur, in order, and which each entry has."""
-    if len(begins) * int((ends - begins).max()) > _WIDTH * len(array):
+    longest = int((ends - begins).max())
+    if longest > _LONGEST or len(begins) * longest > _WIDTH * len(array):
         return None
     found = distinct(rows(array, begins, ends))
     forms = [_FORM.fullmatch(form) for form in found[0]] if found else []
