@@ -303,12 +303,12 @@ def _(folder: Path) -> None:
     write_shard(alone(folder), entries(10**6, "model.layers.{}.w"), 4 * 10**6)
 
 
-@case("4 * 10^5 tensors")
+@case("4 * 10^5 tensors", commands=PLANNING)
 def _(folder: Path) -> None:
     write_shard(alone(folder), entries(4 * 10**5), 16 * 10**5)
 
 
-@case("4 * 10^5 tensors, not as the published package writes them")
+@case("4 * 10^5 tensors, not as the published package writes them", commands=PLANNING)
 def _(folder: Path) -> None:
     write_shard(alone(folder), entries(4 * 10**5).replace(b",", b", "), 16 * 10**5)
 
