@@ -12,7 +12,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -40,12 +40,25 @@ OTHERS: dict[str, Preset] = {
 }
 """Text models without a preset, by architecture."""
 
+
+@dataclass(frozen=True)
+class Page:
+    """Where a table is written, its title, its models and what these are, and how one of them is made."""
+
+    path: Path
+    title: str
+    models: Mapping[str, Preset]
+    what: str
+    write: Callable[[Preset, Path], object]
+
+
+SYNTH = "Every model that `loadmaster synth` makes"
+TINY = "Text models that have no preset, by architecture, in the tiny sizes of the tests"
 PAGES = (
-    (GOLDEN, "Layouts of the tiny models", PRESETS, write_tiny),
-    (PAGE, "Layouts of the published models", PRESETS, write_full_size),
-    (OTHERS_PAGE, "Layouts of other text models, tiny", OTHERS, write_tiny),
+    Page(GOLDEN, "Layouts of the tiny models", PRESETS, SYNTH, write_tiny),
+    Page(PAGE, "Layouts of the published models", PRESETS, SYNTH, write_full_size),
+    Page(OTHERS_PAGE, "Layouts of other text models, tiny", OTHERS, TINY, write_tiny),
 )
-"""Where a table is written, its title, its models, and how they are made."""
 
 DRAFTED = "pp 4 with draft"
 LAYOUTS: dict[str, ParallelLayout] = {
@@ -65,11 +78,6 @@ LAYOUTS: dict[str, ParallelLayout] = {
 }
 
 NO_DRAFT, MOVED = "–", "layout-moved"
-EVERY = {
-    True: "Every model that `loadmaster synth` makes",
-    False: "Text models that have no preset, by architecture, in the tiny sizes of the tests",
-}
-"""What the models of a page are: presets or not."""
 LEGEND = f"""\
 | in the table | means |
 | --- | --- |
@@ -98,10 +106,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = options.parse_args(argv)
     GOLDEN.parent.mkdir(exist_ok=True)
-    for page, title, models, write in PAGES[: 3 if args.full else 1]:
-        kept = known(page.read_text(encoding="utf-8"), models) if args.only else {}
-        of_page = matrix(title, models, write, {n: kept[n] for n in kept if n not in args.only})
-        page.write_text(of_page, encoding="utf-8")
+    for page in PAGES if args.full else PAGES[:1]:
+        kept = known(page) if args.only else {}
+        page.path.write_text(matrix(page, {n: kept[n] for n in kept if n not in args.only}), encoding="utf-8")
     return 0
 
 
@@ -109,30 +116,25 @@ Lines: TypeAlias = tuple[tuple[str, ...], list[str]]
 """The row of a model in the table, and its reasons below."""
 
 
-def known(page: str, models: Mapping[str, Preset]) -> dict[str, Lines]:
-    """Return what a page says of each of ``models``."""
-    lines = page.splitlines()
+def known(page: Page) -> dict[str, Lines]:
+    """Return what a page, as it is written, says of each of its models."""
+    lines = page.path.read_text(encoding="utf-8").splitlines()
     rows = [tuple(line.strip("| ").split(" | ")) for line in lines if line.startswith("| `")]
     reasons = [line for line in lines if line.startswith("- `")]
-    told = {row[0]: row for row in rows if row[0].strip("`") in models}
+    told = {row[0]: row for row in rows if row[0].strip("`") in page.models}
     return {name.strip("`"): (row, [r for r in reasons if r.startswith(f"- {name}: ")]) for name, row in told.items()}
 
 
-def matrix(
-    title: str,
-    models: Mapping[str, Preset],
-    write: Callable[[Preset, Path], object],
-    kept: Mapping[str, Lines] | None = None,
-) -> str:
-    """Return the page of ``models``, each written by ``write`` and planned on every layout; ``kept`` are not planned."""
+def matrix(page: Page, kept: Mapping[str, Lines] | None = None) -> str:
+    """Return a page's text: each of its models is planned on every layout, except those that are ``kept``."""
     rows, reasons = [], []
-    for name, preset in models.items():
-        row, of_model = (kept or {}).get(name) or _planned(name, preset, write)
+    for name, preset in page.models.items():
+        row, of_model = (kept or {}).get(name) or _planned(name, preset, page.write)
         rows.append(row)
         reasons += of_model
     heading = table(("model", *LAYOUTS), rows)
-    introduction = f"{EVERY[models is PRESETS]}, planned on {len(LAYOUTS)} layouts.\n\n{LEGEND}"
-    return "\n\n".join([NOTICE, f"# {title}", introduction, heading, "## Reasons", "\n".join(reasons)]) + "\n"
+    introduction = f"{page.what}, planned on {len(LAYOUTS)} layouts.\n\n{LEGEND}"
+    return "\n\n".join([NOTICE, f"# {page.title}", introduction, heading, "## Reasons", "\n".join(reasons)]) + "\n"
 
 
 def _planned(name: str, preset: Preset, write: Callable[[Preset, Path], object]) -> Lines:

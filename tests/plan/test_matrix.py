@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-
 import pytest
 
 from loadmaster.architectures.registry import FAMILIES, find_family
-from loadmaster.synth import PRESETS, Preset
+from loadmaster.synth import PRESETS
 from tools import matrix
+
+pages = pytest.mark.parametrize("page", matrix.PAGES, ids=["tiny", "published", "others"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "title", "models", "write"), matrix.PAGES, ids=["tiny", "published", "others"])
-def test_the_models_plan_as_the_table_says(
-    page: Path, title: str, models: Mapping[str, Preset], write: Callable[..., object]
-) -> None:
-    assert matrix.matrix(title, models, write) == page.read_text(encoding="utf-8"), (
+@pages
+def test_the_models_plan_as_the_table_says(page: matrix.Page) -> None:
+    assert matrix.matrix(page) == page.path.read_text(encoding="utf-8"), (
         "run `python -m tools.matrix --full` and look at what changed"
     )
 
 
-@pytest.mark.parametrize(("page", "title", "models", "write"), matrix.PAGES, ids=["tiny", "published", "others"])
-def test_what_is_read_of_a_page_is_what_it_was_written_from(
-    page: Path, title: str, models: Mapping[str, Preset], write: Callable[..., object]
-) -> None:
-    said = matrix.known(page.read_text(encoding="utf-8"), models)
-    assert said.keys() == models.keys()
-    assert matrix.matrix(title, models, write, said) == page.read_text(encoding="utf-8")
+@pages
+def test_what_is_read_of_a_page_is_what_it_was_written_from(page: matrix.Page) -> None:
+    said = matrix.known(page)
+    assert said.keys() == page.models.keys()
+    assert matrix.matrix(page, said) == page.path.read_text(encoding="utf-8")
 
 
 def test_every_family_is_on_a_page() -> None:

@@ -239,17 +239,19 @@ def _items(tensors: dict[str, Tensor], spelling: Spelling, origin: int) -> Itera
                 parts = tuple(tensors[p] for p in spelled.parts)
                 key, groups = "+".join(spelled.parts), tensor.groups if spelled.by_group else 1
                 counted = origin + spelled.first
-                form = (
-                    spelled.stacked,
-                    spelled.transposed,
-                    counted,
-                    groups,
-                    spelled.apart and groups > 1,
-                    spelled.flat,
-                    spelled.pairs,
-                    spelled.numbers_each,
+                yield Item(
+                    key,
+                    spelled.name,
+                    parts,
+                    stacked=spelled.stacked,
+                    transposed=spelled.transposed,
+                    origin=counted,
+                    groups=groups,
+                    apart=spelled.apart and groups > 1,
+                    flat=spelled.flat,
+                    pairs=spelled.pairs,
+                    numbers_each=spelled.numbers_each,
                 )
-                yield Item(key, spelled.name, parts, *form)
         else:
             yield Item(tensor.name, spelled, (tensor,), origin=origin)
 
