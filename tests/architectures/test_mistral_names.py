@@ -15,6 +15,7 @@ from transformers.core_model_loading import PermuteForRope
 from loadmaster.architectures.llama import FAMILY, read_model
 from loadmaster.architectures.registry import find_family
 from loadmaster.checkpoint import open_checkpoint
+from loadmaster.checkpoint.params import as_config
 from loadmaster.errors import ConfigError, UnsupportedError
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
@@ -86,7 +87,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         heads = {"q_proj": 4, "k_proj": 2}.get(name.split(".")[-2])
         mine = back._permute_for_rope(tensor, Heads(heads)) if heads else tensor
         for theirs, own in NAMES.items():
-            name = ".".join(f".{name}.".replace(f".{theirs}.", f".{own}.").strip(".").split("."))
+            name = f".{name}.".replace(f".{theirs}.", f".{own}.").strip(".")
         tensors[name] = mine.contiguous()
     (folder / "own").mkdir()
     save_file(tensors, folder / "own" / "consolidated.safetensors", metadata={"format": "pt"})
@@ -174,7 +175,10 @@ def test_blocks_that_cross_heads_are_refused_for_an_engine_that_decodes_nothing(
 
 def test_heads_of_an_odd_number_of_rows_are_refused(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(FAMILY, CONFIG | {"head_dim": 15}, tmp_path / "m", spelling=1)
-    with pytest.raises(ConfigError, match=r"heads of attn\.q have 15 rows, which are no pairs"):
+    with pytest.raises(
+        ConfigError,
+        match=r"heads of attn\.q have 15 rows, expected an even number: rotary embeddings turn pairs of rows",
+    ):
         build_plan(checkpoint)
 
 
@@ -231,8 +235,6 @@ def test_a_scale_of_positions_that_is_not_computed_is_refused_only_to_be_run() -
 
 
 def config_of(params: dict[str, Any]) -> dict[str, Any]:
-    from loadmaster.checkpoint.params import as_config
-
     config = as_config(params)
     assert config is not None
     return config

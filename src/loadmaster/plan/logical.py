@@ -30,7 +30,10 @@ def pairs_of(tensor: Tensor) -> int:
         ConfigError: the number of its rows is odd.
     """
     if tensor.head % 2:
-        raise ConfigError(f"config.json: heads of {tensor.name} have {tensor.head} rows, which are no pairs")
+        raise ConfigError(
+            f"config.json: heads of {tensor.name} have {tensor.head} rows, expected an even number: rotary embeddings turn pairs "
+            "of rows"
+        )
     return tensor.head // 2
 
 
