@@ -1,6 +1,7 @@
 """Digests of what vLLM's own loader writes, anew: ``python -m tools.vllm_goldens [PRESET …]``, where vLLM is installed.
 
-Those of other presets than the named ones are left as they are. They are kept in ``tests/integrations/vllm``, so that plans of
+The cases of ``tests/integrations/vllm/text_models.py`` are named in the same way, and made with 0.33. Those of other presets and
+cases than the named ones are left as they are. They are kept in ``tests/integrations/vllm``, so that plans of
 vLLM's parameters are held against them where vLLM is not. A version's file has only what differs from the version before.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 from loadmaster.architectures.targets import target_of_vllm
 from loadmaster.audit.ranks import load
+from tests.integrations.vllm import text_models
 from tests.integrations.vllm.golden import (
     DRAFT,
     FILES,
@@ -41,12 +43,32 @@ def parameters_of(preset: str, target: str) -> dict[str, Parameters]:
         return {str(rank): told(held(load(path, rank, load_format="auto", **arguments))) for rank in ranks}
 
 
-def main(presets: Sequence[str]) -> None:
-    """Write the file of the installed version."""
+def text_digests(name: str) -> text_models.Digests:
+    """Return what vLLM's own loader makes of a case of `text_models`."""
+    case = text_models.CASES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        path = case.write(Path(folder))
+        return text_models.joined(
+            [
+                text_models.told(text_models.of_vllm(case, path, rank), text_models.planned(case, path, rank)[1])
+                for rank in case.ranks
+            ]
+        )
+
+
+def main(named: Sequence[str]) -> None:
+    """Write the files of the installed version."""
     import vllm
 
     target = target_of_vllm(vllm.__version__)
     assert target is not None, f"vLLM {vllm.__version__} is not described"
+    cases = [name for name in named or text_models.CASES if name in text_models.CASES]
+    if target == text_models.TARGET and cases:
+        text_models.keep({name: text_digests(name) for name in cases})
+        print(f"{text_models.FILE}: {text_models.FILE.stat().st_size:,} bytes")
+    presets = [name for name in named if name not in text_models.CASES]
+    if named and not presets:
+        return
     described, known = ranks_of(target), before(target)
     made = {preset: parameters_of(preset, target) for preset in presets or described}
     made = {preset: ranks for preset, ranks in (goldens(target) | made).items() if preset in described}

@@ -1,0 +1,56 @@
+"""A tiny text model that is no preset, whose parameters in vLLM are described: its config, and the ranks that are told of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loadmaster.architectures.registry import find_family
+from loadmaster.audit.ranks import Rank
+from loadmaster.testing.plans import write_checkpoint
+from tests.architectures.test_text_models import MODELS
+from tests.integrations.vllm.golden import CUT, SPREAD, STAGES, WHOLE
+
+EVERY = WHOLE + STAGES + CUT
+WITH_EXPERTS = (*EVERY, *SPREAD[1:])
+
+
+@dataclass(frozen=True)
+class TextCase:
+    """``config`` is written and planned; ``more`` is what vLLM wants in config.json besides, and ``engine`` vLLM's arguments.
+
+    ``ranks`` are told, of the draft model if it is a case of ``drafts``. ``room`` is that of experts on a rank, as in `golden`.
+    """
+
+    config: dict[str, Any]
+    more: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
+    ranks: tuple[Rank, ...] = EVERY
+    drafts: bool = False
+    room: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def write(self, path: Path) -> Path:
+        """Write the checkpoint."""
+        write_checkpoint(find_family(self.config), self.config, path)
+        file = path / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | self.more))
+        return path
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """vLLM's arguments."""
+        draft = {"draft": "mtp"} if self.drafts else {}
+        return {"skip_tokenizer_init": True, **draft, **self.engine}
+
+
+def text(architecture: str, model_type: str, **changes: Any) -> dict[str, Any]:
+    """Return the tiny config of an architecture with changes; None removes a value."""
+    own = {"dtype": "bfloat16", **MODELS.get(architecture, {}), **changes}
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        **{k: v for k, v in own.items() if v is not None},
+    }

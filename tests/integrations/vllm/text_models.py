@@ -1,0 +1,94 @@
+"""Text models that are no presets, and what vLLM 0.33's own loader writes of them, as digests.
+
+One digest tells all layers' parameters of a name and format: ``vllm_0_33_text.json`` has case → parameters → a digest for each
+rank of the case, in its order; ``-`` where a rank has none. A parameter with several names has the first of them in the alphabet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from loadmaster.audit.ranks import Built, Rank, load
+from loadmaster.checkpoint import open_checkpoint
+from loadmaster.integrations.vllm.direct import Planned
+from loadmaster.loader import load_rank
+from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import build_plan, prove
+from tests.integrations.vllm import text_dense
+from tests.integrations.vllm.golden import held
+from tests.integrations.vllm.text_case import TextCase
+
+TARGET: Final = "vllm-0.33"
+FILE: Final = Path(__file__).with_name("vllm_0_33_text.json")
+CASES: Final[Mapping[str, TextCase]] = {**text_dense.CASES}
+
+Digests = dict[str, str]
+Params = dict[str, torch.Tensor]
+
+
+def of_vllm(case: TextCase, path: Path, rank: Rank, load_format: str = "auto", **more: object) -> Params:
+    """Return what vLLM makes of a rank's parameters."""
+    return _of_built(load(path, rank, load_format=load_format, **case.arguments, **more))
+
+
+def _of_built(built: Built) -> Params:
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, param in built.model.named_parameters(remove_duplicate=False):
+        names[id(param)].append(name)
+    first = {same[0]: min(same) for same in names.values()}
+    return {first.get(name, name): tensor for name, tensor in held(built).items()}
+
+
+def planned(case: TextCase, path: Path, rank: Rank) -> tuple[Params, set[str]]:
+    """Return what a plan makes of a rank's parameters, and the names of those that vLLM computes from it."""
+    (pp, stages), (tp, cuts) = rank.pp, rank.tp
+    layout = ParallelLayout(stages, cuts, enable_expert_parallel=rank.ep, num_draft_layers=int(case.drafts))
+    plan = build_plan(open_checkpoint(path), layout, target=TARGET, expert_sizes=case.room.get(str(rank)))
+    proven, number = prove(plan).require_proven(), pp * cuts + tp
+    loaded, here = load_rank(proven, number), Planned(proven, number, is_draft=case.drafts)
+    names: dict[str, list[str]] = defaultdict(list)
+    for spec, name in here.params:
+        names[spec.alias or spec.name].append(name)
+    return {min(same): loaded.tensors[owner] for owner, same in names.items()}, set(here.computed)
+
+
+def told(params: Params, computed: set[str] | frozenset[str] = frozenset()) -> Digests:
+    """Return the digests of a rank's parameters, by name without numbers and format; of those that vLLM computes, the shapes'."""
+    made: dict[str, hashlib._Hash] = defaultdict(hashlib.sha256)
+    for name, tensor in sorted(params.items()):
+        key = f"{without_numbers(name)} {str(tensor.dtype).removeprefix('torch.')}"
+        made[key].update(f"{name} {tuple(tensor.shape)}".encode())
+        if name not in computed:
+            made[key].update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return {key: digest.hexdigest()[:10] for key, digest in made.items()}
+
+
+def without_numbers(name: str) -> str:
+    """Return a name with the numbers of modules as ``*``."""
+    return re.sub(r"(?<=[.])[0-9]+(?=[.])", "*", name)
+
+
+def joined(ranks: list[Digests]) -> Digests:
+    """Return the digests of all ranks of a case as they are kept."""
+    keys = sorted({key for rank in ranks for key in rank})
+    return {key: " ".join(rank.get(key, "-") for rank in ranks) for key in keys}
+
+
+def kept() -> dict[str, Digests]:
+    """Return what is kept, by case."""
+    made: dict[str, Digests] = json.loads(FILE.read_text())
+    return made
+
+
+def keep(made: Mapping[str, Digests]) -> None:
+    """Write the digests of cases; those of other cases stay, but for cases that are no more."""
+    cases = {name: digests for name, digests in sorted((kept() | dict(made)).items()) if name in CASES}
+    FILE.write_text(json.dumps(cases, indent=1) + "\n")
