@@ -125,15 +125,15 @@ class LocalStore:
             return 1.0
         with mmap.mmap(self.descriptor(name), size, mmap.MAP_SHARED, mmap.PROT_READ) as mapping:
             view = np.frombuffer(mapping, dtype=np.uint8)
-            flags = np.zeros(pages, dtype=np.uint8)
+            address, flags = view.ctypes.data, (ctypes.c_ubyte * pages)()
             held = total = 0
             for sample in range(samples):
                 at = (start + (stop - start) * sample // samples) // mmap.PAGESIZE * mmap.PAGESIZE
                 length = min(pages * mmap.PAGESIZE, size - at)
-                if mincore(view.ctypes.data + at, length, flags.ctypes.data):
+                if mincore(address + at, length, flags):
                     return 1.0
                 count = -(-length // mmap.PAGESIZE)
-                held, total = held + int((flags[:count] & 1).sum()), total + count
+                held, total = held + sum(flag & 1 for flag in flags[:count]), total + count
             del view
         return held / total
 

@@ -19,9 +19,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 
 from loadmaster.architectures.registry import find_family
@@ -123,8 +123,8 @@ class Planned:
 
 
 def _ascending(groups: Iterable[MoveGroup]) -> list[int]:
-    ids = [np.empty(0, np.int32), *(b.tensors.reshape(-1) for b in groups)]
-    return [int(i) for i in np.unique(np.concatenate(ids))]
+    ids = (b.tensors.reshape(-1).tolist() for b in groups)
+    return sorted(set(chain.from_iterable(ids)))
 
 
 def check_fit(vllm_config: Any, model_config: Any, checkpoint: Checkpoint, model_class: type, version: str) -> None:

@@ -6,10 +6,10 @@ Certain defects are refused, and what vLLM may judge differently is not (`Unfit`
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
 
 from loadmaster.architectures.targets import newest_target
@@ -98,10 +98,10 @@ def _impossible(error: InputError, path: Path) -> LayoutError:
 
 def _num_strays(plan: Plan) -> int:
     """Return the number of stored tensors that are neither needed nor waived."""
-    bound = [ids.reshape(-1) for c in plan.all_classes for ids in c.ids.values()]
-    used = np.unique(np.concatenate([np.empty(0, np.int32), *bound]))
+    bound = (ids.reshape(-1).tolist() for c in plan.all_classes for ids in c.ids.values())
+    used = set(chain.from_iterable(bound)) - {-1}
     waived = sum(w.num_tensors for w in plan.waivers if not w.partly)
-    return len(plan.checkpoint.table) - int((used >= 0).sum()) - waived
+    return len(plan.checkpoint.table) - len(used) - waived
 
 
 def _is_defect(f: Finding) -> bool:
