@@ -16,7 +16,7 @@ import torch
 from load_gpu import plan_of
 
 from loadmaster.loader import load_ranks
-from loadmaster.loader.cuda import conductor, job
+from loadmaster.loader.cuda import conductor
 from loadmaster.loader.cuda.ring import Ring, device_readers
 from loadmaster.plan import prove
 
@@ -35,7 +35,6 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--results", type=Path)
     args = parser.parse_args()
-    job.device_readers = lambda: args.readers
     plan = prove(plan_of(args.folder, args.layout)).require_proven()
     devices = {rank: f"cuda:{rank}" for rank in range(plan.num_ranks)}
     for device in devices.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-readers",
         type=positive,
         metavar="N",
-        help="reading threads (default: twice the cores, at most 16; onto GPUs the cores less two, at most 32)",
+        help="reading threads (default: twice the cores, at most 16; onto GPUs 12 each, at most the cores less two)",
     )
     parser.add_argument(
         "--staging",
@@ -75,7 +76,9 @@ def run(args: argparse.Namespace) -> int:
         return _load(args, None)
     from loadmaster.loader.schedule import ring_ahead
 
-    with ring_ahead(args.num_readers, args.staging) as ring:
+    sizes = (args.pipeline_parallel_size, args.tensor_parallel_size, args.data_parallel_size)
+    num_ranks = prod(sizes) if args.rank is None else 1
+    with ring_ahead(args.num_readers, args.staging, num_ranks) as ring:
         return _load(args, ring)
 
 

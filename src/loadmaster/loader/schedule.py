@@ -13,7 +13,7 @@ from loadmaster.host_memory import require_memory
 from loadmaster.loader.checksum import Manifest, checksums
 from loadmaster.loader.cuda.job import IO
 from loadmaster.loader.cuda.load import load_ranks, make_ring, num_devices
-from loadmaster.loader.cuda.ring import Ring
+from loadmaster.loader.cuda.ring import Ring, device_readers
 from loadmaster.loader.load import load_rank
 from loadmaster.loader.memory import MORE_RANKS
 from loadmaster.loader.report import LoadedRank
@@ -22,10 +22,17 @@ from loadmaster.plan.proof import STAGING_BYTES
 
 
 @contextmanager
-def ring_ahead(num_readers: int | None, staging_bytes: int | None) -> Iterator[Future[Ring]]:
-    """Page-lock memory in the background, while the headers are read and the plan is proven; free it at the end."""
+def ring_ahead(num_readers: int | None, staging_bytes: int | None, num_ranks: int) -> Iterator[Future[Ring]]:
+    """Page-lock memory in the background, while the headers are read and the plan is proven; free it at the end.
+
+    It suits as many GPUs at a time as ``num_ranks`` take.
+    """
+
+    def make() -> Ring:
+        return make_ring(num_readers or device_readers(min(num_ranks, num_devices())), staging_bytes)
+
     with ThreadPoolExecutor(1) as pool:
-        ring = pool.submit(make_ring, num_readers, staging_bytes)
+        ring = pool.submit(make)
         try:
             yield ring
         finally:

@@ -13,7 +13,7 @@ import torch
 from loadmaster.checkpoint import LocalStore, Store, TensorTable
 from loadmaster.errors import LoadError
 from loadmaster.loader.cuda.aio import is_available
-from loadmaster.loader.cuda.ring import Ring, device_readers
+from loadmaster.loader.cuda.ring import Ring
 from loadmaster.loader.cuda.windows import Windows, copies_of, joined, windows
 from loadmaster.loader.memory import DeviceArena
 from loadmaster.plan import Plan, RankPlan
@@ -98,7 +98,7 @@ def make_job(
         direct_bytes[rank] = int((rows.width * rows.height).sum())
         copies.append(rows)
     cut = windows(joined(copies), ring.slot_bytes)
-    is_conducted = type(store) is LocalStore and is_available(device_readers())
+    is_conducted = type(store) is LocalStore and is_available(num_readers)
     direct_files, io_choice = _choose_io(io, store, files, cut, is_conducted=is_conducted)
     return TransferJob(
         rank_plans=rank_plans,

@@ -103,7 +103,7 @@ def load_ranks(
     ``tensors`` gives existing memory for a rank's parameters, by name: only these parameters of that rank are loaded.
     ``ring`` is page-locked memory that `make_ring` allocated; without it, it is allocated and freed here.
     ``on_progress`` is called, from any reader, with bytes of the plan that are done; the calls sum to the
-    ``needed_bytes`` of all ranks. ``num_readers`` defaults to the cores but two, at most 32, each with two slots of 4
+    ``needed_bytes`` of all ranks. ``num_readers`` defaults to 12 a device, at most the cores but two, each with two slots of 4
     MiB; ``staging_bytes`` makes the slots smaller where that is less. ``io``: files are read through the page cache,
     with direct I/O, or (``auto``) with direct I/O where the cache does not hold them. ``plan`` and ``allow_unproven`` are as for
     `load_rank`.
@@ -121,7 +121,7 @@ def load_ranks(
         raise ArgumentError(f"io is {shown(io)}, expected one of {', '.join(get_args(IO))}")
     rank_plans, given = _rank_plans(plan, devices, tensors)
     targets = {rank: _device(device) for rank, device in devices.items()}
-    readers = num_readers or device_readers()
+    readers = num_readers or device_readers(len(set(targets.values())))
     with ExitStack() as stack:
         source = store or stack.enter_context(closing(LocalStore(plan.model_path)))
         if ring is None:

@@ -19,12 +19,13 @@ SLOT_BYTES: Final = 4 * 2**20
 SLOTS_PER_READER: Final = 2
 """One is filled while the other is copied."""
 
-MAX_READERS: Final = 32
+READERS_PER_DEVICE: Final = 12
+"""As many fill a link from the page cache; the slots of more fall out of the processor's cache (benchmarks/sweep_gpu.py)."""
 
 
-def device_readers() -> int:
-    """Return how many readers to use: one for each core, less two for other work."""
-    return max(min((os.cpu_count() or 1) - 2, MAX_READERS), 1)
+def device_readers(num_devices: int = 1) -> int:
+    """Return how many readers to use: 12 for each device, at most one for each core, less two for other work."""
+    return max(min((os.cpu_count() or 1) - 2, READERS_PER_DEVICE * num_devices), 1)
 
 
 class Ring:
