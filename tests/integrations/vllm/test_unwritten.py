@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loadmaster.integrations.vllm.unwritten import Watch, glance, patterned, unwritten, write_pattern
+from loadmaster.integrations.vllm.unwritten import Watch, glance, patterned, prepare, unwritten, write_pattern
 
 
 def never(name: str) -> bool:
@@ -172,3 +172,15 @@ def test_room_for_more_than_is_stored_is_zero_and_the_rest_must_be_written(dtype
     weight[1, :5, :7] = 1
     assert watch.gaps() == []
     assert int(weight.sum()) == 3 * 5 * 7
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float8_e4m3fn])
+def test_on_a_gpu_whole_parameters_get_the_pattern_and_what_no_one_wrote_is_named(dtype: torch.dtype) -> None:
+    prepare(torch.device("cuda"))
+    params = {name: torch.zeros(4, 256, 64, device="cuda").to(dtype) for name in ("written", "in part", "not")}
+    watch = Watch(params, never, whole=params)
+    params["written"][:] = torch.ones(256, 64, device="cuda").to(dtype)
+    params["in part"][1:] = torch.ones(256, 64, device="cuda").to(dtype)
+    gaps = {gap.param: gap.slices for gap in watch.gaps()}
+    assert gaps == {"in part": (0,), "not": (0, 1, 2, 3)}

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ from loadmaster.integrations.vllm.proving import listed, prove_layout, with_room
 from loadmaster.integrations.vllm.refusal import refusal
 from loadmaster.integrations.vllm.reload import Signatures, check_found, remember, remembered
 from loadmaster.integrations.vllm.stream import stream_tensors
-from loadmaster.integrations.vllm.unwritten import Watch, patterned, write_pattern
+from loadmaster.integrations.vllm.unwritten import Watch, patterned, prepare, write_pattern
 from loadmaster.loader import make_ring
 from loadmaster.loader.cuda.ring import Ring
 from loadmaster.loader.readers import default_readers
@@ -102,11 +103,17 @@ class Loader(BaseModelLoader):
             UnsupportedError: ``direct`` is true, but the parameters cannot be written directly.
         """
         self.planned = self._plan(vllm_config, model_config, prefix)
-        if self.planned is not None and torch.cuda.is_initialized():  # it is page-locked while the model is built
-            device = torch.device("cuda", torch.cuda.current_device())
-            self._ring = make_ring(self.options.num_readers, self.options.staging_bytes, device)
+        if torch.cuda.is_initialized():
+            self._prepare(torch.device("cuda", torch.cuda.current_device()))
         with patterned() if self.options.verify else nullcontext():
             return super().create_model(vllm_config, model_config, prefix)  # type: ignore[no-any-return]
+
+    def _prepare(self, device: torch.device) -> None:
+        """Begin what takes a GPU's driver its time, on threads: it is done when the model is built."""
+        if self.planned is not None:
+            self._ring = make_ring(self.options.num_readers, self.options.staging_bytes, device)
+        if self.options.verify:
+            Thread(target=prepare, args=(device,), name="prepare").start()
 
     def _plan(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str) -> Planned | None:
         """Return this rank's plan; None if its parameters must be streamed, and log why."""
@@ -181,7 +188,8 @@ class Loader(BaseModelLoader):
             first, *more = self._select(model, model_config, opened)
             self.offered = [replace(first, ids=[i for i in first.ids if i in left]), *more]
         room = () if planned else params_with_room(model)
-        watch = Watch(dict(model.named_parameters()), stays, room) if self.options.verify else None
+        whole = {name for _, name in planned.params} if planned else ()
+        watch = Watch(dict(model.named_parameters()), stays, room, whole) if self.options.verify else None
         ring, self._ring = self._ring, None
         with nullcontext() if ring is None else closing(ring):
             if planned is None:

@@ -1,7 +1,8 @@
 """Finds bytes of parameters that were not written, by a pattern that fills the memory before.
 
 The pattern is a NaN in every floating-point format of two or four bytes. No weight is NaN, so an element that still has the
-pattern was not written. In formats of one byte, and in integers, 64 bytes in a row must have it. Memory has the pattern from
+pattern was not written. It is also the largest integer of two bytes, so that a GPU finds it in one pass. In formats of one byte,
+and in integers, 64 bytes in a row must have it. Memory has the pattern from
 its allocation (`patterned`), which distinguishes what the model initialised (a padding of zeros, the default of a cache's
 scale) from memory that nothing wrote. Small initialised parameters get the pattern too, and get their default back if they
 may keep it. Nothing here depends on vLLM.
@@ -16,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch.overrides import TorchFunctionMode
 
-_WORD: Final = -91  # 0xFFA5 as a signed integer of two bytes
+_WORD: Final = 0x7FFF
 _BYTES: Final = _WORD.to_bytes(2, "little", signed=True)
 RUN_BYTES: Final = 64
 """Bytes in a row that must have the pattern, in formats where one element may have it by chance."""
@@ -27,6 +28,8 @@ FIRST_BYTES: Final = 2**20
 _CHUNK_BYTES: Final = 2**26
 _HOST_CHUNK_BYTES: Final = 2**20  # stays in the processor's cache
 _WORDS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_WATCHED: Final = (torch.bfloat16, torch.float32, torch.uint8)
+"""A format of each size of word."""
 _SENTINEL: Final = 1e30
 """Every default is smaller in magnitude: vLLM marks scales that must be loaded with the lowest float."""
 _FACTORIES: Final = (
@@ -130,9 +133,23 @@ def glance(tensors: Mapping[str, torch.Tensor], first_bytes: int | None = None) 
         unit = _unit(tensor)
         if flat.numel() % unit == 0:
             words = _words(flat, min(unit, 8))[:: max(unit // 8, 1)]  # the first word of each unit
-            parts = words.split(_CHUNK_BYTES // unit)
-            flags[name] = torch.stack([(part == _value(words)).any() for part in parts]).any()
+            flags[name] = _has_pattern(words)
     return dict(zip(flags, torch.stack([*flags.values()]).tolist(), strict=True)) if flags else {}
+
+
+def _has_pattern(words: torch.Tensor) -> torch.Tensor:
+    """Return whether a word is the pattern, as a boolean on the words' device."""
+    if words.dtype == torch.int16:
+        return words.max() == _WORD  # without the booleans that a comparison makes of each word
+    return torch.stack([(part == _value(words)).any() for part in words.split(_CHUNK_BYTES // 8)]).any()
+
+
+def prepare(device: torch.device) -> None:
+    """Have the device load the kernels that a `Watch` uses; the driver loads each at its first use, for 10 ms or more."""
+    tensors = {str(dtype): torch.zeros(RUN_BYTES, dtype=dtype, device=device) for dtype in _WATCHED}
+    for tensor in tensors.values():
+        write_pattern(tensor)
+    glance(tensors)
 
 
 def _value(words: torch.Tensor) -> int:
@@ -175,19 +192,27 @@ class Watch:
     """Compares parameters before and after loading.
 
     ``may_stay`` says which parameters, by name, need not be written: a cache's scale, or what the engine replaces later. Those
-    ``with_room`` have more elements than are stored: zeros follow, and something of each slice must be written.
+    ``with_room`` have more elements than are stored: zeros follow, and something of each slice must be written. Every
+    element of those in ``whole`` must be written, whatever the model initialised.
     """
 
     def __init__(
-        self, params: Mapping[str, torch.Tensor], may_stay: Callable[[str], bool], with_room: Collection[str] = ()
+        self,
+        params: Mapping[str, torch.Tensor],
+        may_stay: Callable[[str], bool],
+        with_room: Collection[str] = (),
+        whole: Collection[str] = (),
     ) -> None:
         self._params = {n: p.detach() for n, p in params.items() if _has_bytes(p)}
         self._may_stay = may_stay
         self._defaults: dict[str, torch.Tensor] = {}
         self._constants: dict[str, torch.Tensor] = {}
         self._rests: dict[str, torch.Tensor] = {}
-        marked = glance({n: p for n, p in self._params.items() if p.is_cuda}, FIRST_BYTES)
+        marked = glance({n: p for n, p in self._params.items() if p.is_cuda and n not in whole}, FIRST_BYTES)
         for name, param in self._params.items():
+            if name in whole and param.is_cuda:
+                write_pattern(param)  # which is quicker there than to look for it
+                continue
             if name in with_room:
                 param.zero_()
                 self._clear(name, param)
