@@ -165,7 +165,7 @@ class _Counted:
 
 
 def _may_stay(built: Built) -> Any:
-    from loadmaster.integrations.vllm.loader import may_stay
+    from loadmaster.integrations.vllm.built_model import may_stay
 
     return may_stay(built.model, built.model_config)
 

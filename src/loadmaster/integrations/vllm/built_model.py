@@ -125,3 +125,28 @@ def _has_room(moe: Any) -> bool:
         moe.hidden_dim != moe.hidden_dim_unpadded
         or moe.intermediate_size_per_partition != moe.intermediate_size_per_partition_unpadded
     )
+
+
+def may_stay(model: torch.nn.Module, model_config: Any) -> Callable[[str], bool]:
+    """Return a predicate on names: which parameters need not be written.
+
+    These are the scales of a quantised cache, which have defaults, and the parameters of a draft model that vLLM replaces
+    with those of the main model: always the head, and the embedding if both are on one stage. GPTQ makes biases of zeros for
+    experts of models that have none, because some exports store them, and drops those that nobody wrote.
+    """
+    from vllm.distributed import get_pp_group
+    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+    from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    is_draft = model_config.runner_type == "draft"
+    names: set[str] = set()
+    for name, module in model.named_modules():
+        is_head = isinstance(module, ParallelLMHead)
+        is_embedding = isinstance(module, VocabParallelEmbedding) and not is_head
+        replaced = is_draft and (is_head or (is_embedding and get_pp_group().world_size == 1))
+        if replaced or isinstance(getattr(module, "quant_method", None), BaseKVCacheMethod):
+            names.update(f"{name}.{param}" for param, _ in module.named_parameters())
+        if isinstance(module, RoutedExperts) and not module.moe_config.has_bias:
+            names.update((f"{name}.w13_bias", f"{name}.w2_bias"))
+    return names.__contains__

@@ -26,9 +26,6 @@ from vllm.config.load import LoadConfig
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from vllm.distributed.utils import get_pp_indices
 from vllm.logger import init_logger
-from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
-from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.model_executor.model_loader.utils import get_model_cls
 from vllm.model_executor.model_loader.weight_utils import maybe_download_from_modelscope
@@ -37,7 +34,8 @@ from loadmaster.architectures.targets import target_of_vllm
 from loadmaster.checkpoint import Checkpoint, LocalStore, open_checkpoint, resolve_model
 from loadmaster.errors import CheckpointError, LoadError, LoadmasterError, UnsupportedError
 from loadmaster.findings import errors, gib
-from loadmaster.integrations.vllm.built_model import expert_sizes, outline_of, params_with_room
+from loadmaster.integrations.vllm.box_copies import box_copies
+from loadmaster.integrations.vllm.built_model import expert_sizes, may_stay, outline_of, params_with_room
 from loadmaster.integrations.vllm.direct import (
     Planned,
     Unfit,
@@ -250,7 +248,8 @@ class Loader(BaseModelLoader):
                 yield name, tensor
 
         try:
-            model.load_weights(offer())
+            with box_copies() if _on_gpu(model) else nullcontext():
+                model.load_weights(offer())
         except LoadmasterError:
             raise
         except Exception as error:
@@ -296,7 +295,7 @@ class Loader(BaseModelLoader):
 
     def _stream(self, model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         """Return the offered tensors, read while they are used; nothing is read before the first is asked for."""
-        return self._streamed(page_locked=any(p.device.type == "cuda" for p in model.parameters()))
+        return self._streamed(page_locked=_on_gpu(model))
 
     def _streamed(self, *, page_locked: bool) -> Iterator[tuple[str, torch.Tensor]]:
         for selection in self.offered:
@@ -316,6 +315,10 @@ class Loader(BaseModelLoader):
         name = maybe_download_from_modelscope(model, revision) or model
         cache = self.load_config.download_dir
         return resolve_model(name, revision, cache_dir=cache, download=True, on_notice=logger.info)
+
+
+def _on_gpu(model: torch.nn.Module) -> bool:
+    return any(p.is_cuda for p in model.parameters())
 
 
 def _sound(checkpoint: Checkpoint) -> Checkpoint:
@@ -384,23 +387,3 @@ def _reason(misfits: Iterator[str]) -> str:
     every = list(misfits)
     more = f"; and {len(every) - 3:,} more" if len(every) > 3 else ""
     return "; ".join(every[:3]) + more
-
-
-def may_stay(model: torch.nn.Module, model_config: ModelConfig) -> Any:
-    """Return a predicate on names: which parameters need not be written.
-
-    These are the scales of a quantised cache, which have defaults, and the parameters of a draft model that vLLM replaces
-    with those of the main model: always the head, and the embedding if both are on one stage. GPTQ makes biases of zeros for
-    experts of models that have none, because some exports store them, and drops those that nobody wrote.
-    """
-    is_draft = model_config.runner_type == "draft"
-    names: set[str] = set()
-    for name, module in model.named_modules():
-        is_head = isinstance(module, ParallelLMHead)
-        is_embedding = isinstance(module, VocabParallelEmbedding) and not is_head
-        replaced = is_draft and (is_head or (is_embedding and get_pp_group().world_size == 1))
-        if replaced or isinstance(getattr(module, "quant_method", None), BaseKVCacheMethod):
-            names.update(f"{name}.{param}" for param, _ in module.named_parameters())
-        if isinstance(module, RoutedExperts) and not module.moe_config.has_bias:
-            names.update((f"{name}.w13_bias", f"{name}.w2_bias"))
-    return names.__contains__
