@@ -2,9 +2,8 @@
 
 `MODELS` are those that every run has; `RECENT` are the families that only vLLM 0.33 is described for. Heads have 64 or 128
 elements, latent attention the sizes that FlashMLA has, and matrices whole blocks of 128. vLLM 0.33 builds them all, with
-the kernels that it chooses for an H100 without packages beside it. To run, Qwen3-Next and
-Qwen3.5 need flashinfer-python, Gemma-4, Kimi-Linear, DeepSeek-V4 and GLM-5.3-Flash nvidia-cutlass-dsl or tilelang, and MiniMax-M3
-flashinfer-python, which vLLM requires too.
+the kernels that it chooses for an H100 without packages beside it. To run, Gemma-4, DeepSeek-V4 and GLM-5.3-Flash need
+nvidia-cutlass-dsl or tilelang, and MiniMax-M3 flashinfer-python, which vLLM requires too.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ PP2, TP2 = {"pipeline_parallel_size": 2}, {"tensor_parallel_size": 2}
 EP2 = {**TP2, "enable_expert_parallel": True}
 EPLB = {**EP2, "enable_eplb": True, "eplb_config": {"num_redundant_experts": 2}}
 MTP = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}}
+TRITON = {"gdn_prefill_backend": "triton", "kda_prefill_backend": "triton", "kda_decode_backend": "triton"}
+"""Kernels of recurrent layers that need nothing beside vLLM; its first choice on Hopper is flashinfer-python's."""
 FLASH_MLA = {"attention_backend": "FLASHMLA_SPARSE"}
 """What needs nothing beside vLLM: its first choice on Hopper is compiled by nvidia-cutlass-dsl."""
 LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
@@ -109,6 +110,7 @@ MODELS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
             "qk_rope_head_dim": 64,
             "qk_nope_head_dim": 128,
             "v_head_dim": 128,
+            "head_dim": 576,  # which vLLM takes for that of the cache
         },
     ),
     "olmo-2": ("olmo-2", {"hidden_size": 512}),  # heads of 64
@@ -197,9 +199,11 @@ RUNS: Final[dict[str, tuple[str, dict[str, Any], str | None]]] = {
 
 RECENT: Final[dict[str, tuple[str, dict[str, Any], str | None]]] = {
     **{name: (name, {}, None) for name in list(MODELS)[4:]},
+    **{name: (name, TRITON, None) for name in ("qwen3-next", "qwen3.8", "qwen3.5-moe", "qwen3.8-flash-next")},
+    **{name: (name, TRITON, None) for name in ("kimi-linear", "kimi-k3", "ling-3")},
     "glm-5.3-flash": ("glm-5.3-flash", FLASH_MLA, None),
     "gpt-oss, tp 2": ("gpt-oss", TP2, None),
-    "qwen3.8, mtp": ("qwen3.8", MTP, None),
+    "qwen3.8, mtp": ("qwen3.8", {**TRITON, **MTP}, None),
     "nemotron-3-super, mtp": ("nemotron-3-super", MTP, None),
     "step-3.5, mtp": ("step-3.5", MTP, None),
 }
