@@ -42,7 +42,8 @@ def is_pretended() -> bool:
 def pretend() -> None:
     """Let this process make streams and events and ask for its device, and let kernels accept heads of any size.
 
-    Without a device vLLM has a placeholder of Triton; kernels of Mamba ask its configs for their stages while they are imported.
+    Without a device vLLM has a placeholder of Triton; kernels of Mamba ask its configs for their stages while they are imported,
+    and layers of OLMo-Hybrid set its allocator.
     """
     from vllm.triton_utils import HAS_TRITON, triton
     from vllm.v1.attention.backends.mla.prefill.base import MLAPrefillBackend
@@ -50,7 +51,7 @@ def pretend() -> None:
 
     init_workspace_manager(torch.device("meta"))  # what kernels compute in, which is never used
     if not HAS_TRITON:
-        triton.Config = _config
+        triton.Config, triton.set_allocator = _config, _Nothing
     MLAPrefillBackend.validate_configuration = classmethod(lambda cls, *given: [])
     cuda: Any = torch.cuda
     cuda.Stream = cuda.Event = _Nothing

@@ -60,10 +60,6 @@ def of(architecture: str, model_type: str, **changes: Any) -> dict[str, Any]:
 DRAFT = {"draft": "mtp"}
 LANGUAGE_ONLY = {"language_model_only": True}
 CASES = {
-    "zamba2": Case(
-        of("Zamba2ForCausalLM", "zamba2", use_mem_rope=True, mamba_d_state=16),
-        otherwise=("mamba.A", "_list.#.A.weight"),  # -exp(A_log); gathered where it is used
-    ),
     "hrm-text": Case(of("HrmTextForCausalLM", "hrm_text")),
     "iquest-loopcoder": Case(of("IQuestLoopCoderForCausalLM", "qwen2"), {"rope_theta": 1e4}),
     "exaone-moe's draft": Case(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from loadmaster.integrations.vllm.installed import find_vllm
-from tests.integrations.vllm.text_models import CASES, TARGET, joined, kept, of_vllm, planned, told
+from tests.integrations.vllm.text_models import CASES, TARGET, joined, kept, of_vllm, planned, raw, told
 
 INSTALLED = find_vllm()
 
@@ -36,7 +36,3 @@ def test_written_directly_are_the_parameters_of_vllms_own_loader(name: str, tmp_
         direct = of_vllm(case, path, rank, "loadmaster", model_loader_extra_config={"direct": True})
         assert own.keys() == direct.keys()
         assert [n for n, t in own.items() if not torch.equal(raw(t), raw(direct[n]))] == []
-
-
-def raw(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

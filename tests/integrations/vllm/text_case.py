@@ -20,9 +20,10 @@ WITH_EXPERTS = (*EVERY, *SPREAD[1:])
 
 @dataclass(frozen=True)
 class TextCase:
-    """``config`` is written and planned; ``more`` is what vLLM wants in config.json besides, and ``engine`` vLLM's arguments.
+    """``config`` is written and planned. ``more`` is what vLLM wants in config.json besides, ``files`` what it wants beside it.
 
-    ``ranks`` are told, of the draft model if it is a case of ``drafts``. ``room`` is that of experts on a rank, as in `golden`.
+    ``engine`` are vLLM's arguments. ``ranks`` are told, of the draft model if it is a case of ``drafts``. ``room`` is that of
+    experts on a rank, as in `golden`.
     """
 
     config: dict[str, Any]
@@ -31,12 +32,15 @@ class TextCase:
     ranks: tuple[Rank, ...] = EVERY
     drafts: bool = False
     room: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, path: Path) -> Path:
         """Write the checkpoint."""
         write_checkpoint(find_family(self.config), self.config, path)
         file = path / "config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | self.more))
+        for name, content in self.files.items():
+            (path / name).write_text(content)
         return path
 
     @property

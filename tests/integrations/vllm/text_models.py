@@ -1,7 +1,7 @@
 """Text models that are no presets, and what vLLM 0.33's own loader writes of them, as digests.
 
 One digest tells all layers' parameters of a name and format: ``vllm_0_33_text.json`` has case → parameters → a digest for each
-rank of the case, in its order; ``-`` where a rank has none. A parameter with several names has the first of them in the alphabet.
+rank of the case, in its order; ``-`` where a rank has none. A parameter with several names has the shortest of them.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from loadmaster.integrations.vllm.direct import Planned
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
-from tests.integrations.vllm import text_dense
+from tests.integrations.vllm import text_dense, text_recurrent
 from tests.integrations.vllm.golden import held
 from tests.integrations.vllm.text_case import TextCase
 
 TARGET: Final = "vllm-0.33"
 FILE: Final = Path(__file__).with_name("vllm_0_33_text.json")
-CASES: Final[Mapping[str, TextCase]] = {**text_dense.CASES}
+CASES: Final[Mapping[str, TextCase]] = {**text_dense.CASES, **text_recurrent.CASES}
 
 Digests = dict[str, str]
 Params = dict[str, torch.Tensor]
@@ -43,8 +43,13 @@ def _of_built(built: Built) -> Params:
     names: dict[int, list[str]] = defaultdict(list)
     for name, param in built.model.named_parameters(remove_duplicate=False):
         names[id(param)].append(name)
-    first = {same[0]: min(same) for same in names.values()}
+    first = {same[0]: _shortest(same) for same in names.values()}
     return {first.get(name, name): tensor for name, tensor in held(built).items()}
+
+
+def _shortest(names: list[str]) -> str:
+    """Return the shortest name, the first in the alphabet of those that are equally long."""
+    return min(names, key=lambda name: (len(name), name))
 
 
 def planned(case: TextCase, path: Path, rank: Rank) -> tuple[Params, set[str]]:
@@ -57,7 +62,7 @@ def planned(case: TextCase, path: Path, rank: Rank) -> tuple[Params, set[str]]:
     names: dict[str, list[str]] = defaultdict(list)
     for spec, name in here.params:
         names[spec.alias or spec.name].append(name)
-    return {min(same): loaded.tensors[owner] for owner, same in names.items()}, set(here.computed)
+    return {_shortest(same): loaded.tensors[owner] for owner, same in names.items()}, set(here.computed)
 
 
 def told(params: Params, computed: set[str] | frozenset[str] = frozenset()) -> Digests:
@@ -67,7 +72,7 @@ def told(params: Params, computed: set[str] | frozenset[str] = frozenset()) -> D
         key = f"{without_numbers(name)} {str(tensor.dtype).removeprefix('torch.')}"
         made[key].update(f"{name} {tuple(tensor.shape)}".encode())
         if name not in computed:
-            made[key].update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            made[key].update(raw(tensor).numpy().tobytes())
     return {key: digest.hexdigest()[:10] for key, digest in made.items()}
 
 
@@ -92,3 +97,8 @@ def keep(made: Mapping[str, Digests]) -> None:
     """Write the digests of cases; those of other cases stay, but for cases that are no more."""
     cases = {name: digests for name, digests in sorted((kept() | dict(made)).items()) if name in CASES}
     FILE.write_text(json.dumps(cases, indent=1) + "\n")
+
+
+def raw(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bytes of a tensor."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

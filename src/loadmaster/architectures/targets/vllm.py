@@ -53,9 +53,10 @@ class Described:
     stages hold, by native name. ``keep`` are parameters of a block with a fixed dtype, by vLLM's name; ``computed`` are those
     that vLLM computes while it loads. ``placements`` are those of logical tensors that vLLM divides otherwise. ``params``,
     with vLLM's names, replace the native ones of the same parts, where vLLM fuses or places others. ``within`` is the prefix
-    of the language model in a model around it. ``formats`` are the quantised formats that are described, and ``methods``
-    vLLM's names for methods of config.json where they differ. ``sends`` is what a stage passes to the next
-    (``make_empty_intermediate_tensors``). ``obstacle`` returns why a config is not described; None if it is.
+    of the language model in a model around it, and ``model`` that of what is not the head. ``formats`` are the quantised
+    formats that are described, and ``methods`` vLLM's names for methods of config.json where they differ. ``sends`` is what a
+    stage passes to the next (``make_empty_intermediate_tensors``). ``obstacle`` returns why a config is not described; None if
+    it is.
     """
 
     classes: tuple[str, ...]
@@ -70,6 +71,7 @@ class Described:
     placements: Mapping[str, Placement | None] = field(default_factory=dict)
     params: tuple[Param, ...] = ()
     within: str = ""
+    model: str = "model."
     formats: Mapping[str, tuple[Held, ...]] = field(default_factory=lambda: FP8_BLOCK)
     methods: Mapping[str, str] = field(default_factory=dict)
     sends: tuple[str, ...] = ("hidden_states", "residual")
@@ -106,8 +108,8 @@ class Version:
         return Target(
             self.name,
             tuple(p for p in (*native, *known.params) if has_drafts or not _is_of_draft(p)),
-            layer=f"{known.within}model.layers.{{layer}}",
-            draft=f"{known.within}model.layers.{{layer}}{known.draft_block}" if has_drafts else None,
+            layer=f"{known.within}{known.model}layers.{{layer}}",
+            draft=f"{known.within}{known.model}layers.{{layer}}{known.draft_block}" if has_drafts else None,
             draft_names=known.draft_names if has_drafts else (),
             formats=known.formats,
             fixed=True,
@@ -135,7 +137,7 @@ def _is_of_draft(param: Param) -> bool:
 
 
 def _of_model(name: str, known: Described) -> str:
-    within = known.within if name.startswith("lm_head.") else f"{known.within}model."
+    within = known.within if name.startswith("lm_head.") else known.within + known.model
     return within + _moved(name, known.top)
 
 

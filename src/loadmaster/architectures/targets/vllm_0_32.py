@@ -54,7 +54,7 @@ def untied(c: Config) -> str | None:
 
 _EVERYTHING = (EMBEDDING, NORM, HEAD)
 
-_SPARSE_BLOCK = (
+SPARSE_BLOCK = (
     ("mlp.experts.", "block_sparse_moe.experts.routed_experts."),
     ("mlp.gate.e_score_correction_bias", "block_sparse_moe.e_score_correction_bias"),
     ("mlp.gate.", "block_sparse_moe.gate."),
@@ -70,7 +70,7 @@ _DEEPSEEK = Described(
 )
 
 _GRANITE = Described(
-    ("GraniteMoeForCausalLM",), modules=_SPARSE_BLOCK, on_every_stage=_EVERYTHING, sends=("hidden_states",)
+    ("GraniteMoeForCausalLM",), modules=SPARSE_BLOCK, on_every_stage=_EVERYTHING, sends=("hidden_states",)
 )
 
 VERSION: Final = Version(
@@ -83,10 +83,10 @@ VERSION: Final = Version(
         "Qwen3ForCausalLM": Described(("Qwen3ForCausalLM",)),
         "Qwen2MoeForCausalLM": Described(("Qwen2MoeForCausalLM",), on_every_stage=_EVERYTHING),
         "Qwen3MoeForCausalLM": Described(("Qwen3MoeForCausalLM",), on_every_stage=_EVERYTHING, obstacle=_qwen3_moe),
-        "MixtralForCausalLM": Described(("MixtralForCausalLM",), modules=_SPARSE_BLOCK, on_every_stage=_EVERYTHING),
+        "MixtralForCausalLM": Described(("MixtralForCausalLM",), modules=SPARSE_BLOCK, on_every_stage=_EVERYTHING),
         "MiniMaxM2ForCausalLM": Described(
             ("MiniMaxM2ForCausalLM",),
-            modules=_SPARSE_BLOCK,
+            modules=SPARSE_BLOCK,
             keep=(("block_sparse_moe.gate.weight", "F32"),),
             obstacle=_minimax,
         ),

@@ -12,6 +12,7 @@ from loadmaster.architectures.targets import (
     vllm_0_33_dense,
     vllm_0_33_latent,
     vllm_0_33_mixed,
+    vllm_0_33_recurrent,
     vllm_0_33_sparse,
 )
 from loadmaster.architectures.targets.vllm import Version
@@ -23,6 +24,7 @@ VERSION: Final = Version(
         **vllm_0_33_dense.DESCRIBED,
         **vllm_0_33_latent.DESCRIBED,
         **vllm_0_33_mixed.DESCRIBED,
+        **vllm_0_33_recurrent.DESCRIBED,
         **vllm_0_33_sparse.DESCRIBED,
     },
 )
