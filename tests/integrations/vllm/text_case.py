@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from loadmaster.architectures.registry import find_family
 from loadmaster.audit.ranks import Rank
+from loadmaster.testing.damaged import DamagedCheckpoint
 from loadmaster.testing.plans import write_checkpoint
 from tests.architectures.test_text_models import MODELS
 from tests.integrations.vllm.golden import CUT, SPREAD, STAGES, WHOLE
@@ -22,8 +24,9 @@ WITH_EXPERTS = (*EVERY, *SPREAD[1:])
 class TextCase:
     """``config`` is written and planned. ``more`` is what vLLM wants in config.json besides, ``files`` what it wants beside it.
 
-    ``engine`` are vLLM's arguments. ``ranks`` are told, of the draft model if it is a case of ``drafts``. ``room`` is that of
-    experts on a rank, as in `golden`.
+    ``engine`` are vLLM's arguments. ``beside`` are names of vectors of the hidden size that are stored, and held by vLLM, outside
+    the language model. ``ranks`` are told, of the draft model if it is a case of ``drafts``. ``room`` is that of experts on a
+    rank, as in `golden`.
     """
 
     config: dict[str, Any]
@@ -31,12 +34,16 @@ class TextCase:
     engine: dict[str, Any] = field(default_factory=dict)
     ranks: tuple[Rank, ...] = EVERY
     drafts: bool = False
+    beside: tuple[str, ...] = ()
     room: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, path: Path) -> Path:
         """Write the checkpoint."""
-        write_checkpoint(find_family(self.config), self.config, path)
+        stored = write_checkpoint(find_family(self.config), self.config, path).table.names
+        for name in self.beside:
+            norm = next(n for n in stored if n.endswith(".norm.weight"))
+            DamagedCheckpoint(path).copy(f"^{re.escape(norm)}$", name)
         file = path / "config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | self.more))
         for name, content in self.files.items():

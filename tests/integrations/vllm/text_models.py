@@ -22,21 +22,22 @@ from loadmaster.integrations.vllm.direct import Planned
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
-from tests.integrations.vllm import text_dense, text_recurrent
+from tests.integrations.vllm import text_around, text_dense, text_recurrent
 from tests.integrations.vllm.golden import held
 from tests.integrations.vllm.text_case import TextCase
 
 TARGET: Final = "vllm-0.33"
 FILE: Final = Path(__file__).with_name("vllm_0_33_text.json")
-CASES: Final[Mapping[str, TextCase]] = {**text_dense.CASES, **text_recurrent.CASES}
+CASES: Final[Mapping[str, TextCase]] = {**text_around.CASES, **text_dense.CASES, **text_recurrent.CASES}
 
 Digests = dict[str, str]
 Params = dict[str, torch.Tensor]
 
 
 def of_vllm(case: TextCase, path: Path, rank: Rank, load_format: str = "auto", **more: object) -> Params:
-    """Return what vLLM makes of a rank's parameters."""
-    return _of_built(load(path, rank, load_format=load_format, **case.arguments, **more))
+    """Return what vLLM makes of a rank's parameters, those beside a language model left out."""
+    made = _of_built(load(path, rank, load_format=load_format, **case.arguments, **more))
+    return {name: tensor for name, tensor in made.items() if name not in case.beside}
 
 
 def _of_built(built: Built) -> Params:

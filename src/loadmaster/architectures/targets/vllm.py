@@ -6,8 +6,9 @@ model's dtype whatever is stored. Some models hold embedding, norm or head on ev
 whose layer numbers continue those of the model or begin with 0 (`Target.draft_names`); here they are planned with the model, on
 its last stage.
 
-A version is a table of architectures (`vllm_0_32`), the next one a difference to it. ``tests/integrations/vllm`` compares all
-of it with what vLLM's own loader writes.
+A version is a table of architectures (`vllm_0_32`), the next one a difference to it. A model around a language model has the row
+of that one, with its own class and prefix (`Around`). ``tests/integrations/vllm`` compares all of it with what vLLM's own loader
+writes.
 """
 
 from __future__ import annotations
@@ -78,13 +79,40 @@ class Described:
     obstacle: Callable[[Config], str | None] = lambda c: None
     drafted: Callable[[Config], bool] = lambda c: True
 
+    def inside(self, name: str, within: str = "language_model.") -> Described:
+        """Return how the class ``name`` has this language model: with the prefix ``within``."""
+        return replace(self, classes=(name,), within=within)
+
+
+@dataclass(frozen=True)
+class Around:
+    """How vLLM has a model around any language model that is described: its class, and the prefix of the language model.
+
+    Its drafts are not described.
+    """
+
+    name: str
+    within: str = "language_model."
+
 
 @dataclass(frozen=True)
 class Version:
-    """A version of vLLM: the name of its target, and how it implements each architecture that is described."""
+    """A version of vLLM: the name of its target, and how it implements each architecture that is described.
+
+    ``around`` are models around a language model that have nothing of their own in it.
+    """
 
     name: str
     described: Mapping[str, Described]
+    around: Mapping[str, Around] = field(default_factory=dict)
+
+    def find(self, family: Family, architecture: str) -> Described | None:
+        """Return how an architecture of a family is implemented; None if it is not described."""
+        known, around = self.described.get(architecture), self.around.get(architecture)
+        if known is None and around is not None and isinstance(family, WrappedFamily):
+            language = self.described.get(family.language)
+            known = language and replace(language.inside(around.name, around.within), drafts=())
+        return known
 
     def target(self, family: Family, config: Config) -> Target:
         """Return the parameters of this version's model.
@@ -94,11 +122,11 @@ class Version:
         """
         is_inside = isinstance(family, WrappedFamily)
         architecture = family.architectures[0] if is_inside else config.values["architectures"][0]
-        known = self.described.get(architecture)
+        known = self.find(family, architecture)
         if known is None:
             raise UnsupportedError(
-                f"{architecture} is not described for {self.name}" + ("" if family in FAMILIES else NOT_OF_PLUGINS),
-                hint=f"described: {', '.join(self.described)}",
+                f"{architecture} is not described for {self.name}{self._why(family, architecture)}",
+                hint=f"described: {', '.join((*self.described, *self.around))}",
             )
         if obstacle := known.obstacle(config):
             raise UnsupportedError(f"{architecture} is not described for {self.name}: {obstacle}")
@@ -119,6 +147,11 @@ class Version:
             computed=tuple(f"{{block}}.{name}" for name in known.computed),
             placements=known.placements,
         )
+
+    def _why(self, family: Family, architecture: str) -> str:
+        if isinstance(family, WrappedFamily):
+            return f": {family.language} is not" if architecture in self.around else ""
+        return "" if family in FAMILIES else NOT_OF_PLUGINS
 
 
 def _renamed(param: Param, known: Described) -> Param:

@@ -9,6 +9,7 @@ from typing import Final
 
 from loadmaster.architectures.targets import (
     vllm_0_32,
+    vllm_0_33_around,
     vllm_0_33_dense,
     vllm_0_33_latent,
     vllm_0_33_mixed,
@@ -27,4 +28,5 @@ VERSION: Final = Version(
         **vllm_0_33_recurrent.DESCRIBED,
         **vllm_0_33_sparse.DESCRIBED,
     },
+    around=vllm_0_33_around.AROUND,
 )

@@ -34,11 +34,6 @@ def _qwen3_next(c: Config) -> str | None:
     return _qwen3_5(c) or untied(c)
 
 
-def _inside(described: Described, wrapper: str, within: str = "language_model.") -> Described:
-    """Return how vLLM implements a model around a language model, which has the prefix ``within`` there."""
-    return replace(described, classes=(wrapper,), within=within)
-
-
 _QWEN3_5 = Described(
     ("Qwen3_5ForCausalLM",),
     drafts=("Qwen3_5MTP", "Qwen3_5MoeMTP"),
@@ -169,12 +164,12 @@ _MISTRAL4 = Described(
 
 DESCRIBED: Final[Mapping[str, Described]] = {
     "Gemma3ForCausalLM": _GEMMA3,
-    "Gemma3ForConditionalGeneration": _inside(_GEMMA3, "Gemma3ForConditionalGeneration"),
+    "Gemma3ForConditionalGeneration": _GEMMA3.inside("Gemma3ForConditionalGeneration"),
     "Gemma4ForCausalLM": _GEMMA4,
-    "Gemma4ForConditionalGeneration": _inside(_GEMMA4, "Gemma4ForConditionalGeneration"),
+    "Gemma4ForConditionalGeneration": _GEMMA4.inside("Gemma4ForConditionalGeneration"),
     "GptOssForCausalLM": _GPT_OSS,
     "Llama4ForCausalLM": _LLAMA4,
-    "Llama4ForConditionalGeneration": _inside(_LLAMA4, "Llama4ForConditionalGeneration"),
+    "Llama4ForConditionalGeneration": _LLAMA4.inside("Llama4ForConditionalGeneration"),
     "Mistral4ForCausalLM": _MISTRAL4,
     "NemotronHForCausalLM": _NEMOTRON_H,
     "Olmo2ForCausalLM": _OLMO,
@@ -185,10 +180,10 @@ DESCRIBED: Final[Mapping[str, Described]] = {
     ),
     "Qwen3_5ForCausalLM": _QWEN3_5,
     "Qwen4ExpForCausalLM": _QWEN4_EXP,
-    "Qwen4ExpForConditionalGeneration": _inside(_QWEN4_EXP, "Qwen4ExpForConditionalGeneration"),
+    "Qwen4ExpForConditionalGeneration": _QWEN4_EXP.inside("Qwen4ExpForConditionalGeneration"),
     "Qwen3_5MoeForCausalLM": replace(_QWEN3_5, classes=("Qwen3_5MoeForCausalLM",)),
     **{
-        wrapper: _inside(_QWEN3_5, wrapper)
+        wrapper: _QWEN3_5.inside(wrapper)
         for wrapper in ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
     },
 }

@@ -28,7 +28,7 @@ from loadmaster.architectures.registry import find_family
 from loadmaster.architectures.targets import VLLM, target_of_vllm
 from loadmaster.checkpoint import Checkpoint, LocalStore
 from loadmaster.checkpoint.lookalike import CONFIG
-from loadmaster.errors import LayoutError
+from loadmaster.errors import ConfigError, LayoutError
 from loadmaster.integrations.vllm.built_model import held_experts
 from loadmaster.integrations.vllm.options import Options
 from loadmaster.loader import LoadReport, load_rank, load_ranks
@@ -167,13 +167,20 @@ def _unfit(vllm_config: Any, model: Any, checkpoint: Checkpoint, model_class: ty
     if not architectures or (used != architectures and not is_draft):
         yield "vLLM uses another architecture than config.json names"
         return
-    described = VLLM[target].described.get(architectures[0])
+    described, family = None, None
+    if architectures[0] in (*VLLM[target].described, *VLLM[target].around):
+        try:
+            family = find_family(config)
+        except ConfigError as error:
+            yield error.message  # of a language model inside another that is not known
+            return
+        described = VLLM[target].find(family, architectures[0])
     classes = () if described is None else described.drafts if is_draft else described.classes
     if not classes:
         yield f"{f'a draft of {architectures[0]}' if is_draft else architectures[0]} is not described for {target}"
     elif model_class.__name__ not in classes or not model_class.__module__.startswith("vllm."):
         yield f"{architectures[0]} is built as {model_class.__module__}.{model_class.__name__}"
-    stored = find_family(config).describe(config).values.get("quantization_config") if described else None
+    stored = family.describe(config).values.get("quantization_config") if family and described else None
     method = stored.get("quant_method") if isinstance(stored, Mapping) else None
     if model.quantization != (described.methods.get(str(method), method) if described else method):
         yield f"quantization is {model.quantization}, but {method} in config.json"

@@ -1,0 +1,48 @@
+"""vLLM 0.33's models around a language model: architecture in config.json → class and prefix (`vllm`).
+
+Sources: the classes' modules in ``vllm/model_executor/models``, of 0.33.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from loadmaster.architectures.targets.vllm import Around
+
+_AUDIO: Final = (
+    "AudioFlamingo3ForConditionalGeneration",
+    "GlmAsrForConditionalGeneration",
+    "GraniteSpeechForConditionalGeneration",
+    "Qwen2AudioForConditionalGeneration",
+    "Qwen3ASRForConditionalGeneration",
+)
+_VISION: Final = (
+    "Exaone4_5_ForConditionalGeneration",
+    "Glm4vForConditionalGeneration",
+    "Glm4vMoeForConditionalGeneration",
+    "GlmOcrForConditionalGeneration",
+    "KimiK25ForConditionalGeneration",
+    "KimiVLForConditionalGeneration",
+    "LlavaForConditionalGeneration",
+    "LlavaNextForConditionalGeneration",
+    "LlavaNextVideoForConditionalGeneration",
+    "LlavaOnevisionForConditionalGeneration",
+    "MiniCPMV4_6ForConditionalGeneration",
+    "Mistral3ForConditionalGeneration",
+    "Qwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration",
+    "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration",
+)
+_INTERN: Final = Around("InternS1ForConditionalGeneration")
+_QWEN_OMNI: Final = Around("Qwen2_5OmniThinkerForConditionalGeneration")
+
+AROUND: Final[Mapping[str, Around]] = {
+    **{name: Around(name) for name in (*_VISION, *_AUDIO)},
+    "InternVLForConditionalGeneration": _INTERN,
+    "InternS1ForConditionalGeneration": _INTERN,
+    "Qwen2_5OmniForConditionalGeneration": _QWEN_OMNI,
+    "Qwen2_5OmniModel": _QWEN_OMNI,
+    "Qwen3OmniMoeForConditionalGeneration": Around("Qwen3OmniMoeThinkerForConditionalGeneration"),
+}
