@@ -6,6 +6,7 @@ from typing import Final
 
 from tests.integrations.vllm.text_case import TextCase, text
 
+SCALES: Final = {"scale_emb": 1.0, "scale_depth": 1.0, "dim_model_base": 128}
 WINDOWS: Final = {"layer_types": ["sliding_attention", "full_attention"] * 2}
 
 CASES: Final[dict[str, TextCase]] = {
@@ -28,4 +29,60 @@ CASES: Final[dict[str, TextCase]] = {
     "pangu-embedded": TextCase(text("PanguEmbeddedForCausalLM", "llama")),
     "vaultgemma": TextCase(text("VaultGemmaForCausalLM", "vaultgemma")),
     "hyperclova-x": TextCase(text("HyperCLOVAXForCausalLM", "hyperclovax")),
+    "gemma": TextCase(text("GemmaForCausalLM", "gemma")),
+    "gemma-2": TextCase(text("Gemma2ForCausalLM", "gemma2", **WINDOWS)),
+    "cohere": TextCase(text("CohereForCausalLM", "cohere")),
+    "cohere-2": TextCase(text("Cohere2ForCausalLM", "cohere2", attention_bias=None, **WINDOWS)),
+    "exaone": TextCase(
+        text("ExaoneForCausalLM", "llama"),
+        {"num_hidden_layers": 4, "activation_function": "silu", "layer_norm_epsilon": 1e-5},
+    ),
+    "stablelm": TextCase(text("StableLmForCausalLM", "stablelm")),
+    "ernie-4.5": TextCase(text("Ernie4_5ForCausalLM", "ernie4_5", use_bias=None)),
+    "internlm-3": TextCase(text("InternLM3ForCausalLM", "llama", bias=False)),
+    "minicpm": TextCase(
+        text("MiniCPMForCausalLM", "llama", tie_word_embeddings=True),
+        SCALES,
+    ),
+    "minicpm-3": TextCase(
+        text("MiniCPM3ForCausalLM", "llama", tie_word_embeddings=True),
+        SCALES,
+    ),
+    "chatglm": TextCase(
+        text("ChatGLMModel", "chatglm"), {"original_rope": True, "seq_length": 512, "tie_word_embeddings": False}
+    ),
+    "falcon": TextCase(text("FalconForCausalLM", "falcon")),
+    "falcon-11b": TextCase(
+        text(
+            "FalconForCausalLM",
+            "falcon",
+            new_decoder_architecture=True,
+            num_kv_heads=4,
+            num_ln_in_parallel_attn=1,
+            tie_word_embeddings=False,
+        )
+    ),
+    "falcon-40b": TextCase(
+        text("FalconForCausalLM", "falcon", new_decoder_architecture=True, num_kv_heads=2, bias=True)
+    ),
+    "gpt-neox": TextCase(text("GPTNeoXForCausalLM", "gpt_neox")),
+    "gpt-2": TextCase(text("GPT2LMHeadModel", "gpt2", n_positions=512)),
+    "gpt-j": TextCase(text("GPTJForCausalLM", "gptj", n_positions=512)),
+    "opt": TextCase(text("OPTForCausalLM", "opt", max_position_embeddings=512)),
+    "apertus": TextCase(text("ApertusForCausalLM", "apertus")),
+    "orion": TextCase(text("OrionForCausalLM", "llama")),
+    "telechat-2": TextCase(
+        text("TeleChat2ForCausalLM", "llama"),
+        {
+            "num_attention_heads": 8,
+            "num_key_value_heads": 8,
+            "num_hidden_layers": 4,
+            "intermediate_size": 192,
+            "layer_norm_epsilon": 1e-5,
+        },
+    ),
+    "teleflm": TextCase(text("TeleFLMForCausalLM", "llama"), {"use_mup": False}),
+    "jais-2": TextCase(text("Jais2ForCausalLM", "jais2")),
+    "mimo": TextCase(text("MiMoForCausalLM", "qwen2")),
+    "hunyuan-dense": TextCase(text("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense")),
 }

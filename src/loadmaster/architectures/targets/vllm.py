@@ -33,6 +33,8 @@ NOT_OF_PLUGINS: Final = (
 EMBEDDING, NORM, HEAD = "embed_tokens.weight", "norm.weight", "lm_head.weight"
 """The native names of the parameters that nearly every model has outside its blocks."""
 
+_HEAD: Final = "lm_head."
+
 EXPERTS: Final = ("mlp.experts.", "mlp.experts.routed_experts.")
 """Experts have a module of their own."""
 
@@ -54,10 +56,10 @@ class Described:
     stages hold, by native name. ``keep`` are parameters of a block with a fixed dtype, by vLLM's name; ``computed`` are those
     that vLLM computes while it loads. ``placements`` are those of logical tensors that vLLM divides otherwise. ``params``,
     with vLLM's names, replace the native ones of the same parts, where vLLM fuses or places others. ``within`` is the prefix
-    of the language model in a model around it, and ``model`` that of what is not the head. ``formats`` are the quantised
-    formats that are described, and ``methods`` vLLM's names for methods of config.json where they differ. ``sends`` is what a
-    stage passes to the next (``make_empty_intermediate_tensors``). ``obstacle`` returns why a config is not described; None if
-    it is.
+    of the language model in a model around it, ``model`` that of what is not the head, and ``layers`` the list of layers. Without
+    ``has_head`` the embedding is used where others have a head. ``formats`` are the quantised formats that are described, and
+    ``methods`` vLLM's names for methods of config.json where they differ. ``sends`` is what a stage passes to the next
+    (``make_empty_intermediate_tensors``). ``obstacle`` returns why a config is not described; None if it is.
     """
 
     classes: tuple[str, ...]
@@ -73,6 +75,8 @@ class Described:
     params: tuple[Param, ...] = ()
     within: str = ""
     model: str = "model."
+    layers: str = "layers"
+    has_head: bool = True
     formats: Mapping[str, tuple[Held, ...]] = field(default_factory=lambda: FP8_BLOCK)
     methods: Mapping[str, str] = field(default_factory=dict)
     sends: tuple[str, ...] = ("hidden_states", "residual")
@@ -132,12 +136,13 @@ class Version:
             raise UnsupportedError(f"{architecture} is not described for {self.name}: {obstacle}")
         has_drafts = bool(known.drafts) and known.drafted(config)
         replaced = {part for p in known.params for part in p.parts}
-        native = (_renamed(p, known) for p in family.native if not replaced.issuperset(p.parts))
+        left = (p for p in family.native if known.has_head or not p.name.startswith(_HEAD))
+        native = (_renamed(p, known) for p in left if not replaced.issuperset(p.parts))
         return Target(
             self.name,
             tuple(p for p in (*native, *known.params) if has_drafts or not _is_of_draft(p)),
-            layer=f"{known.within}{known.model}layers.{{layer}}",
-            draft=f"{known.within}{known.model}layers.{{layer}}{known.draft_block}" if has_drafts else None,
+            layer=f"{known.within}{known.model}{known.layers}.{{layer}}",
+            draft=f"{known.within}{known.model}{known.layers}.{{layer}}{known.draft_block}" if has_drafts else None,
             draft_names=known.draft_names if has_drafts else (),
             formats=known.formats,
             fixed=True,
@@ -170,7 +175,7 @@ def _is_of_draft(param: Param) -> bool:
 
 
 def _of_model(name: str, known: Described) -> str:
-    within = known.within if name.startswith("lm_head.") else known.within + known.model
+    within = known.within if name.startswith(_HEAD) else known.within + known.model
     return within + _moved(name, known.top)
 
 

@@ -13,6 +13,7 @@ from loadmaster.architectures.targets import (
     vllm_0_33_dense,
     vllm_0_33_latent,
     vllm_0_33_mixed,
+    vllm_0_33_older,
     vllm_0_33_recurrent,
     vllm_0_33_sparse,
 )
@@ -25,6 +26,7 @@ VERSION: Final = Version(
         **vllm_0_33_dense.DESCRIBED,
         **vllm_0_33_latent.DESCRIBED,
         **vllm_0_33_mixed.DESCRIBED,
+        **vllm_0_33_older.DESCRIBED,
         **vllm_0_33_recurrent.DESCRIBED,
         **vllm_0_33_sparse.DESCRIBED,
     },

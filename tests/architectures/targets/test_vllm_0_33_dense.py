@@ -1,0 +1,40 @@
+"""Dense models that vLLM 0.33 has otherwise than their config says: they are not described."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from loadmaster.architectures.registry import find_family
+from loadmaster.architectures.targets import find_target
+from loadmaster.errors import UnsupportedError
+from tests.architectures.test_text_models import MODELS
+
+
+@pytest.mark.parametrize(
+    ("architecture", "change", "said"),
+    [
+        ("GemmaForCausalLM", {"attention_bias": True}, "attention_bias is true"),
+        ("Gemma2ForCausalLM", {"tie_word_embeddings": False}, "the head is not the embedding"),
+        ("CohereForCausalLM", {"attention_bias": True}, "attention_bias is true"),
+        ("Ernie4_5ForCausalLM", {"use_bias": True}, "use_bias is true"),
+        ("FalconForCausalLM", {"multi_query": False}, "each head of queries has its own keys"),
+        ("InternLM3ForCausalLM", {"bias": True}, "bias is true"),
+    ],
+)
+def test_what_vllm_has_otherwise_is_not_described(architecture: str, change: dict[str, Any], said: str) -> None:
+    plain = {k: v for k, v in MODELS[architecture].items() if "bias" not in k}
+    config = {"architectures": [architecture], **plain}
+    family = find_family(config)
+    assert find_target("vllm-0.33", family, family.describe(config)).params
+    with pytest.raises(UnsupportedError, match=rf"{architecture} is not described for vllm-0\.33: {said}"):
+        find_target("vllm-0.33", family, family.describe(config | change))
+
+
+def test_without_a_separate_head_every_stage_has_the_embedding() -> None:
+    config = {"architectures": ["Gemma2ForCausalLM"], **MODELS["Gemma2ForCausalLM"]}
+    family = find_family(config)
+    params = {p.name: p.stage for p in find_target("vllm-0.33", family, family.describe(config)).params}
+    assert params["model.embed_tokens.weight"] == params["model.norm.weight"] == "every"
+    assert "lm_head.weight" not in params
