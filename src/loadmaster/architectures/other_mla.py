@@ -1,7 +1,8 @@
 """Latent attention in DeepSeek's names, with other norms or MLPs: GLM-4.7-Flash, A.X K1, Sarvam-105B, openPangu Ultra, MiniCPM-3.
 
-A.X K1 norms the output of experts. openPangu norms the outputs of attention and MLP too (``sandwich_norm``), and stores the
-correction bias of the router beside it. MiniCPM-3 has no experts. MTP layers are DeepSeek's.
+A.X K1 norms the output of experts, and its releases store that norm in dense layers too. openPangu norms the outputs of
+attention and MLP (``sandwich_norm``), and stores the correction bias of the router beside it. MiniCPM-3 has no experts. MTP
+layers are DeepSeek's.
 
 Sources: ``glm4_moe_lite``, ``axk1`` and ``minicpm3`` of transformers 5.24; ``sarvam.py``, ``openpangu.py`` and
 ``openpangu_mtp.py`` in ``vllm/model_executor/models``.
@@ -9,6 +10,7 @@ Sources: ``glm4_moe_lite``, ``axk1`` and ``minicpm3`` of transformers 5.24; ``sa
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from loadmaster.architectures import blocks, deepseek, mla
@@ -26,7 +28,11 @@ def schema(c: Config) -> Schema:
     norms: dict[str, tuple[Tensor, ...]] = {"dense": (), "sparse": ()}
     corrected = True
     if name == AXK1:
-        norms["sparse"] = (Tensor("post_mlp_norm", (hidden,)),)
+        norm = Tensor("post_mlp_norm", (hidden,))
+        norms = {
+            "dense": (replace(norm, optional="the norm after the MLP, which dense layers do not use"),),
+            "sparse": (norm,),
+        }
     elif name in _PANGU:
         require(c, "param_sink_number", 0)
         corrected = c.flag("router_enable_expert_bias")

@@ -43,15 +43,18 @@ def unreached(family: Family, *configs: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(name for spelling in family.spellings for name in spelling if name not in described)
 
 
-def stored_shapes(family: Family, config: Mapping[str, Any], spelling: int = 0, *, drafts: bool = True) -> Shapes:
+def stored_shapes(
+    family: Family, config: Mapping[str, Any], spelling: int = 0, *, drafts: bool = True, optional: bool = True
+) -> Shapes:
     """Return every tensor of an unquantised checkpoint of ``config``, by the tables.
 
-    ``spelling`` is the number of one of the family's spellings; 0 is the usual one. ``drafts``: include MTP layers.
+    ``spelling`` is the number of one of the family's spellings; 0 is the usual one. ``drafts``: include MTP layers;
+    ``optional``: include tensors that a checkpoint may lack.
     """
     schema = family.schema(family.describe(config))
     shapes: Shapes = {}
     for layer, item, names in _stored(family, schema, spelling):
-        if drafts or layer < len(schema.layers):
+        if (drafts or layer < len(schema.layers)) and (optional or item.first.optional is None):
             shapes.update(dict.fromkeys(names, item.plain_shape))
     return shapes
 

@@ -105,7 +105,7 @@ def write(preset: str, path: Path) -> Path:
     return path
 
 
-STORED_BUFFERS = (".layer_scalar", ".expert_bias")
+STORED_BUFFERS = (".layer_scalar", ".expert_bias", ".experts.gate.e_score_correction_bias")
 """Endings of buffers of vLLM that are stored."""
 
 

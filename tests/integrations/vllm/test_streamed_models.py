@@ -62,13 +62,6 @@ LANGUAGE_ONLY = {"language_model_only": True}
 CASES = {
     "hrm-text": Case(of("HrmTextForCausalLM", "hrm_text")),
     "iquest-loopcoder": Case(of("IQuestLoopCoderForCausalLM", "qwen2"), {"rope_theta": 1e4}),
-    "exaone-moe's draft": Case(
-        of("ExaoneMoeForCausalLM", "exaone_moe", num_experts_per_tok=2, num_shared_experts=1),
-        {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0, "mlp_layer_types": ["dense", *["sparse"] * 3]}
-        | {"layer_types": ["full_attention"] * 4},
-        DRAFT,
-        otherwise=("model.fc.weight",),  # divided, and its output gathered
-    ),
     "exaone-4.5's draft": Case(
         of(
             "Exaone4_5_ForConditionalGeneration",

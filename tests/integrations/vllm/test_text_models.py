@@ -35,4 +35,5 @@ def test_written_directly_are_the_parameters_of_vllms_own_loader(name: str, tmp_
         own = of_vllm(case, path, rank)
         direct = of_vllm(case, path, rank, "loadmaster", model_loader_extra_config={"direct": True})
         assert own.keys() == direct.keys()
-        assert [n for n, t in own.items() if not torch.equal(raw(t), raw(direct[n]))] == []
+        unlike = {name for name, tensor in own.items() if not torch.equal(raw(tensor), raw(direct[name]))}
+        assert unlike == {name for name in own if case.lost and name.endswith(case.lost)}

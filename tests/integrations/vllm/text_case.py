@@ -26,7 +26,8 @@ class TextCase:
 
     ``engine`` are vLLM's arguments. ``beside`` are names of vectors of the hidden size that are stored, and held by vLLM, outside
     the language model. ``ranks`` are told, of the draft model if it is a case of ``drafts``. ``room`` is that of experts on a
-    rank, as in `golden`.
+    rank, as in `golden`. ``spelling`` is the number of the family's spelling that it is stored in. ``lost`` are endings of stored
+    parameters that vLLM's own loader leaves as they were.
     """
 
     config: dict[str, Any]
@@ -37,10 +38,12 @@ class TextCase:
     beside: tuple[str, ...] = ()
     room: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    spelling: int = 0
+    lost: tuple[str, ...] = ()
 
     def write(self, path: Path) -> Path:
         """Write the checkpoint."""
-        stored = write_checkpoint(find_family(self.config), self.config, path).table.names
+        stored = write_checkpoint(find_family(self.config), self.config, path, spelling=self.spelling).table.names
         for name in self.beside:
             norm = next(n for n in stored if n.endswith(".norm.weight"))
             DamagedCheckpoint(path).copy(f"^{re.escape(norm)}$", name)

@@ -16,45 +16,56 @@ from typing import Final
 
 import torch
 
-from loadmaster.audit.ranks import Built, Rank, load
+from loadmaster.audit.ranks import Rank, load
 from loadmaster.checkpoint import open_checkpoint
 from loadmaster.integrations.vllm.direct import Planned
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
-from tests.integrations.vllm import text_around, text_dense, text_recurrent
+from tests.integrations.vllm import text_around, text_dense, text_experts, text_recurrent
 from tests.integrations.vllm.golden import held
 from tests.integrations.vllm.text_case import TextCase
 
 TARGET: Final = "vllm-0.33"
 FILE: Final = Path(__file__).with_name("vllm_0_33_text.json")
-CASES: Final[Mapping[str, TextCase]] = {**text_around.CASES, **text_dense.CASES, **text_recurrent.CASES}
+CASES: Final[Mapping[str, TextCase]] = {
+    **text_around.CASES,
+    **text_dense.CASES,
+    **text_experts.CASES,
+    **text_recurrent.CASES,
+}
 
 Digests = dict[str, str]
 Params = dict[str, torch.Tensor]
 
 
 def of_vllm(case: TextCase, path: Path, rank: Rank, load_format: str = "auto", **more: object) -> Params:
-    """Return what vLLM makes of a rank's parameters, those beside a language model left out."""
-    made = _of_built(load(path, rank, load_format=load_format, **case.arguments, **more))
-    return {name: tensor for name, tensor in made.items() if name not in case.beside}
+    """Return what vLLM makes of a rank's parameters, by the planned name of those that have several.
 
-
-def _of_built(built: Built) -> Params:
+    Those beside a language model are left out.
+    """
+    known, built = planned(case, path, rank)[0], load(path, rank, load_format=load_format, **case.arguments, **more)
     names: dict[int, list[str]] = defaultdict(list)
     for name, param in built.model.named_parameters(remove_duplicate=False):
         names[id(param)].append(name)
-    first = {same[0]: _shortest(same) for same in names.values()}
-    return {first.get(name, name): tensor for name, tensor in held(built).items()}
+    called = {same[0]: next((name for name in same if name in known), same[0]) for same in names.values()}
+    made = {called.get(name, name): tensor for name, tensor in held(built).items()}
+    left = (n for n in made if n in case.beside or is_of_cache(n) or (case.drafts and is_shared(n)))
+    return {n: made[n] for n in made.keys() - {*left}}
 
 
-def _shortest(names: list[str]) -> str:
-    """Return the shortest name, the first in the alphabet of those that are equally long."""
-    return min(names, key=lambda name: (len(name), name))
+def is_of_cache(name: str) -> bool:
+    """Return whether a parameter is a scale of a quantised KV cache, which no checkpoint here has."""
+    return re.search(r"\.attn\.(q|k|v|prob)_scale$", name) is not None
+
+
+def is_shared(name: str) -> bool:
+    """Return whether a draft's parameter is replaced by the model's own on one stage."""
+    return name.startswith(("lm_head.", "model.embed_tokens.")) or ".shared_head.head." in name
 
 
 def planned(case: TextCase, path: Path, rank: Rank) -> tuple[Params, set[str]]:
-    """Return what a plan makes of a rank's parameters, and the names of those that vLLM computes from it."""
+    """Return what a plan makes of a rank's parameters, and the names of those that are other ones in vLLM."""
     (pp, stages), (tp, cuts) = rank.pp, rank.tp
     layout = ParallelLayout(stages, cuts, enable_expert_parallel=rank.ep, num_draft_layers=int(case.drafts))
     plan = build_plan(open_checkpoint(path), layout, target=TARGET, expert_sizes=case.room.get(str(rank)))
@@ -62,12 +73,14 @@ def planned(case: TextCase, path: Path, rank: Rank) -> tuple[Params, set[str]]:
     loaded, here = load_rank(proven, number), Planned(proven, number, is_draft=case.drafts)
     names: dict[str, list[str]] = defaultdict(list)
     for spec, name in here.params:
-        names[spec.alias or spec.name].append(name)
-    return {_shortest(same): loaded.tensors[owner] for owner, same in names.items()}, set(here.computed)
+        if not (case.drafts and is_shared(name)):
+            names[spec.alias or spec.name].append(name)
+    made = {min(sorted(same), key=len): loaded.tensors[owner] for owner, same in names.items()}
+    return made, {*here.computed, *(name for name in made if case.lost and name.endswith(case.lost))}
 
 
 def told(params: Params, computed: set[str] | frozenset[str] = frozenset()) -> Digests:
-    """Return the digests of a rank's parameters, by name without numbers and format; of those that vLLM computes, the shapes'."""
+    """Return the digests of a rank's parameters, by name without numbers and format; of ``computed`` ones, the shapes'."""
     made: dict[str, hashlib._Hash] = defaultdict(hashlib.sha256)
     for name, tensor in sorted(params.items()):
         key = f"{without_numbers(name)} {str(tensor.dtype).removeprefix('torch.')}"

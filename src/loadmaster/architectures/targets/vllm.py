@@ -38,11 +38,31 @@ _HEAD: Final = "lm_head."
 EXPERTS: Final = ("mlp.experts.", "mlp.experts.routed_experts.")
 """Experts have a module of their own."""
 
+CORRECTION: Final = "mlp.gate.e_score_correction_bias"
+
+F32_ROUTER: Final = (("mlp.gate.weight", "F32"),)
+"""Many routers compute in F32 (`Described.keep`)."""
+
+WHOLE_NORMS: Final = {"attn.q_norm": None, "attn.k_norm": None}
+"""Norms over all heads, which every rank holds whole (`Described.placements`)."""
+
 
 FP8_BLOCK: Final[Mapping[str, tuple[Held, ...]]] = {
     "fp8_block": (Held("weight", "F8_E4M3"), Held("weight_scale_inv", "F32")),
 }
 """DeepSeek-V3's FP8, which vLLM holds as it is stored."""
+
+TIED: Final = "tie_word_embeddings"
+BIAS: Final = "attention_bias"
+
+
+def without(*flags: str) -> Callable[[Config], str | None]:
+    """Return `Described.obstacle` for what vLLM does not have: flags that are true in a config."""
+
+    def obstacle(c: Config) -> str | None:
+        return next((f"{flag} is true" for flag in flags if c.flag(flag)), None)
+
+    return obstacle
 
 
 @dataclass(frozen=True)

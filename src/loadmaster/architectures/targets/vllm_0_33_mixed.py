@@ -2,10 +2,9 @@
 
 Sources: ``vllm/models/qwen4_exp``, and ``qwen3_next``, ``qwen3_5``, ``nemotron_h``, ``step3p5``, ``gemma3``, ``gemma4``,
 ``gpt_oss``, ``llama4`` and ``transformers`` in ``vllm/model_executor/models``, and ``mamba_mixer2``, of 0.33.0. Not described
-are the model around Step-3.7's language model, whose config vLLM 0.33 does not read with transformers 5.17; MiMo-V2, whose
-packed q, k and v it pads, permutes or quantises anew, as the number of ranks wants it; Mistral-Large-3, whose releases it
-reads by Mistral's own config, and of whose experts it keeps one factor of activations for two matrices; and Mistral-Large-4
-and Inkling-2, which it does not have.
+are the model around Step-3.7's language model, whose config vLLM 0.33 does not read with transformers 5.17; Mistral-Large-3,
+whose releases it reads by Mistral's own config, and of whose experts it keeps one factor of activations for two matrices; and
+Mistral-Large-4 and Inkling-2, which it does not have.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Final
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.schema import Param, by_rows
 from loadmaster.architectures.target import Held
-from loadmaster.architectures.targets.vllm import EMBEDDING, EXPERTS, HEAD, NORM, Described
+from loadmaster.architectures.targets.vllm import EMBEDDING, EXPERTS, HEAD, NORM, WHOLE_NORMS, Described
 from loadmaster.architectures.targets.vllm_0_32 import untied
 
 
@@ -34,18 +33,21 @@ def _qwen3_next(c: Config) -> str | None:
     return _qwen3_5(c) or untied(c)
 
 
+QWEN_DRAFT: Final = (
+    ("eh_proj.", "model.fc."),
+    ("enorm.", "model.pre_fc_norm_embedding."),
+    ("hnorm.", "model.pre_fc_norm_hidden."),
+    ("shared_head.norm.", "model.norm."),
+    ("embed_tokens.", "model.embed_tokens."),
+    ("", "model.layers.{number}."),
+)
+"""Names of a draft model with one layer, whose norms and projection are its own."""
+
 _QWEN3_5 = Described(
     ("Qwen3_5ForCausalLM",),
     drafts=("Qwen3_5MTP", "Qwen3_5MoeMTP"),
     draft_block="",
-    draft_names=(
-        ("eh_proj.", "model.fc."),
-        ("enorm.", "model.pre_fc_norm_embedding."),
-        ("hnorm.", "model.pre_fc_norm_hidden."),
-        ("shared_head.norm.", "model.norm."),
-        ("embed_tokens.", "model.embed_tokens."),
-        ("", "model.layers.{number}."),
-    ),
+    draft_names=QWEN_DRAFT,
     placements={"mtp.eh_proj": by_rows()},
     on_every_stage=(EMBEDDING,),
     keep=(("linear_attn.A_log", "F32"),),
@@ -148,17 +150,7 @@ _QWEN4_EXP = replace(
 
 _OLMO = Described(
     ("TransformersForCausalLM",),
-    placements={"attn.q_norm": None, "attn.k_norm": None},
-    sends=("hidden_states",),
-)
-
-_MISTRAL4 = Described(
-    ("TransformersMoEForCausalLM",),
-    modules=(
-        EXPERTS,
-        ("mlp.gate.", "mlp.experts.gate."),
-        ("mlp.shared_experts.", "mlp.experts._shared_experts._layer.shared_experts."),
-    ),
+    placements=WHOLE_NORMS,
     sends=("hidden_states",),
 )
 
@@ -170,7 +162,6 @@ DESCRIBED: Final[Mapping[str, Described]] = {
     "GptOssForCausalLM": _GPT_OSS,
     "Llama4ForCausalLM": _LLAMA4,
     "Llama4ForConditionalGeneration": _LLAMA4.inside("Llama4ForConditionalGeneration"),
-    "Mistral4ForCausalLM": _MISTRAL4,
     "NemotronHForCausalLM": _NEMOTRON_H,
     "Olmo2ForCausalLM": _OLMO,
     "Olmo3ForCausalLM": _OLMO,

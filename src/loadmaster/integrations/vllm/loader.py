@@ -55,6 +55,7 @@ from loadmaster.loader import make_ring
 from loadmaster.loader.cuda.ring import Ring
 from loadmaster.loader.readers import default_readers
 from loadmaster.parallel import ParallelLayout
+from loadmaster.plan import ProvenPlan
 
 logger = init_logger("vllm.loadmaster")
 
@@ -127,7 +128,7 @@ class Loader(BaseModelLoader):
             layout, rank = layout_here(vllm_config, model_config, is_draft=is_draft)
             target = target_of_vllm(vllm.__version__)
             proven = prove_layout(checkpoint, layout, model_config.dtype, self.options.waive, target=target)
-            if is_draft and (num_drafts := proven.schema.num_drafts) > 1:  # vLLM builds all of them
+            if is_draft and (num_drafts := _num_drafts(proven, model_config)) > 1:  # vLLM builds all of them
                 layout = replace(layout, num_draft_layers=num_drafts)
                 proven = prove_layout(checkpoint, layout, model_config.dtype, self.options.waive, target=target)
             return Planned(proven, rank, is_draft)
@@ -349,6 +350,12 @@ def _selection(checkpoint: Checkpoint, outline: Outline, prefix: str = "") -> Se
     return Selection(checkpoint, ids, skipped, prefix)
 
 
+def _num_drafts(plan: ProvenPlan, model_config: ModelConfig) -> int:
+    """Return how many drafts vLLM builds of those that a plan's model has."""
+    supported = getattr(model_config.hf_text_config, "n_predict", None)
+    return min(plan.schema.num_drafts, supported or plan.schema.num_drafts)
+
+
 def layout_here(
     vllm_config: VllmConfig, model_config: ModelConfig, *, is_draft: bool = False
 ) -> tuple[ParallelLayout, int]:
@@ -358,7 +365,8 @@ def layout_here(
         Unfit: plans do not support the layout.
     """
     pp, tp = _groups()
-    depth = int(model_config.hf_text_config.num_hidden_layers)
+    config = vllm_config.speculative_config.target_model_config if is_draft else model_config  # a draft's may have none
+    depth = int(config.get_total_num_hidden_layers())
     spans = [get_pp_indices(depth, stage, pp[1]) for stage in range(pp[1])]
     return layout_of(vllm_config, [end - first for first, end in spans], pp, tp, is_draft=is_draft)
 

@@ -1,0 +1,168 @@
+"""Mixtures of experts that are no presets, as vLLM has them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from loadmaster.audit.case import ACCEPTED
+from loadmaster.synth import PRESETS
+from tests.integrations.vllm.golden import CUT, SPREAD, SPREAD_ALONE, STAGES, WHOLE
+from tests.integrations.vllm.text_case import WITH_EXPERTS, TextCase, text
+
+TWO: Final = {"num_experts_per_tok": 2}
+GROUPED: Final = {**TWO, "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.0}
+ROPE: Final = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+BAILING: Final[dict[str, Any]] = {
+    **GROUPED,
+    **{"use_bias": False, "use_qkv_bias": False, "use_rmsnorm": True, "embedding_dropout": 0.0},
+    **{"router_dtype": "fp32", "score_function": "sigmoid", "first_k_dense_replace": 1},
+}
+SHARED: Final = {"moe_shared_expert_intermediate_size": 64}
+CORRECTED: Final = {"use_qk_norm": True, "num_shared_experts": 1, "moe_router_enable_expert_bias": True}
+REMOTE: Final = {"max_position_embeddings": 256, "rms_norm_eps": 1e-6, "hidden_act": "silu", "rope_theta": 1e4}
+FLASH: Final = {"architectures": ["MiMoV2FlashForCausalLM"], "attention_projection_layout": None}
+BLOCKS: Final = {"head_dim": 128, "swa_head_dim": 128, "v_head_dim": 64, "swa_v_head_dim": 64, "num_key_value_heads": 4}
+
+CLASS: Final = """from transformers import PretrainedConfig
+
+
+class RemoteConfig(PretrainedConfig):
+    model_type = "{model_type}"
+"""
+
+SOME: Final = (*STAGES[1:], *CUT[1:], *SPREAD[1:])
+DRAFT: Final = (*WHOLE, *SPREAD_ALONE)
+
+
+def preset(name: str, **changes: Any) -> dict[str, Any]:
+    """Return the tiny config of a preset with changes; None removes a value."""
+    own = PRESETS[name].config_of(tiny=True) | ACCEPTED.get(name, {}) | changes
+    return {key: value for key, value in own.items() if value is not None}
+
+
+def of(architecture: str, model_type: str, more: dict[str, Any] | None = None, **changes: Any) -> TextCase:
+    return TextCase(text(architecture, model_type, **changes), TWO if more is None else more, ranks=WITH_EXPERTS)
+
+
+def remote(case: TextCase) -> TextCase:
+    """Return a case whose config's class is in the release, and not in transformers."""
+    code = CLASS.format(model_type=case.config["model_type"])
+    more = case.more | {"auto_map": {"AutoConfig": "remote.RemoteConfig"}}
+    return replace(case, more=more, files={"remote.py": code}, engine={"trust_remote_code": True})
+
+
+def drafted(case: TextCase) -> TextCase:
+    return replace(case, ranks=DRAFT, drafts=True)
+
+
+MIMO: Final = TextCase(preset("mimo-v2.5-pro", **FLASH, quantization_config=None), ranks=WITH_EXPERTS, spelling=1)
+MIMO_FP8: Final = TextCase(preset("mimo-v2.5-pro", **FLASH, **BLOCKS, num_attention_heads=8), ranks=SOME, spelling=1)
+LING_25: Final = remote(
+    of("BailingMoeV2_5ForCausalLM", "bailing_hybrid", BAILING | REMOTE, first_k_dense_replace=1, **SHARED)
+)
+PANGU: Final = of("PanguUltraMoEForCausalLM", "deepseek_v3")
+EXAONE: Final = of(
+    "ExaoneMoeForCausalLM",
+    "exaone_moe",
+    {
+        **GROUPED,
+        "mlp_layer_types": ["dense", *["sparse"] * 3],
+        "layer_types": ["full_attention"] * 4,
+    },
+    num_shared_experts=1,
+)
+HY3: Final = of(
+    "HYV3ForCausalLM",
+    "hy_v3",
+    {
+        **TWO,
+        **{"first_k_dense_replace": 1, "expert_hidden_dim": 64, "qk_norm": True, "route_norm": True},
+        **{"num_shared_experts": 1, "router_scaling_factor": 1.0},
+    },
+)
+GLM_LITE: Final = of("Glm4MoeLiteForCausalLM", "glm4_moe_lite")
+
+CASES: Final[dict[str, TextCase]] = {
+    "mimo-v2-flash": MIMO,
+    "mimo-v2-flash, fp8": MIMO_FP8,
+    "mimo-v2-flash, mtp": drafted(MIMO_FP8),
+    "longcat-flash": TextCase(preset("longcat-flash"), ranks=WITH_EXPERTS),
+    "ernie-4.5": of(
+        "Ernie4_5_MoeForCausalLM",
+        "ernie4_5_moe",
+        {"moe_k": 2, "rope_theta": 1e4},
+        use_bias=False,
+        tie_word_embeddings=False,
+    ),
+    "dots.llm1": of("Dots1ForCausalLM", "dots1", GROUPED),
+    "glm-4.7-flash": GLM_LITE,
+    "glm-4.7-flash, mtp": drafted(GLM_LITE),
+    "ling": of(
+        "BailingMoeForCausalLM",
+        "qwen2",
+        BAILING | ROPE | {"score_function": None, "router_dtype": None, "first_k_dense_replace": 0},
+        **SHARED,
+    ),
+    "ling-2": of("BailingMoeV2ForCausalLM", "qwen2", BAILING | ROPE, num_nextn_predict_layers=0, **SHARED),
+    "ling-2.5": LING_25,
+    "ling-2.5, mtp": drafted(LING_25),
+    "sarvam-30b": of("SarvamMoEForCausalLM", "qwen2", BAILING | ROPE | CORRECTED, **SHARED),
+    "sarvam-105b": of(
+        "SarvamMLAForCausalLM",
+        "deepseek_v3",
+        {**TWO, "q_lora_rank": None, "num_experts": 8},
+        num_shared_experts=2,
+        n_shared_experts=None,
+        moe_shared_expert_intermediate_size=96,
+    ),
+    "param-2": remote(
+        of(
+            "Param2MoEForCausalLM",
+            "param2moe",
+            BAILING | REMOTE | CORRECTED | {"use_qkv_bias": True, "rope_scaling": None},
+            **SHARED,
+        ),
+    ),
+    "olmoe": of("OlmoeForCausalLM", "olmoe", attention_bias=False),
+    "flex-olmo": of("FlexOlmoForCausalLM", "flex_olmo"),
+    "phi-3.5-moe": of("PhimoeForCausalLM", "phimoe", lm_head_bias=False),
+    "phi-3.5-moe, its own name": replace(
+        of("PhimoeForCausalLM", "phimoe", architectures=["PhiMoEForCausalLM"]), ranks=SOME
+    ),
+    "afmoe": of("AfmoeForCausalLM", "afmoe", {**GROUPED, "score_func": "sigmoid", "route_norm": True}),
+    "hy3": HY3,
+    "hy3, mtp": drafted(HY3),
+    "laguna": replace(of("LagunaForCausalLM", "laguna"), lost=("e_score_correction_bias",)),
+    "cohere-2-moe": of("Cohere2MoeForCausalLM", "cohere2_moe"),
+    "exaone-moe": EXAONE,
+    "exaone-moe, mtp": drafted(EXAONE),
+    "hunyuan": of("HunYuanMoEV1ForCausalLM", "hunyuan_v1_moe"),
+    "pangu-ultra": PANGU,
+    "pangu-ultra, mtp": drafted(
+        remote(
+            of(
+                "PanguUltraMoEForCausalLM",
+                "pangu_ultra_moe",
+                GROUPED | REMOTE | {"rope_interleaved": True, "tie_word_embeddings": False},
+                router_enable_expert_bias=False,
+            ),
+        )
+    ),
+    "pangu-pro-v2": replace(of("PanguProMoEV2ForCausalLM", "deepseek_v3"), ranks=SOME),
+    "a.x-k1": of("AXK1ForCausalLM", "deepseek_v3", {**TWO, "topk_method": "noaux_tc"}, first_k_dense_replace=0),
+    "mellum-2": of("MellumForCausalLM", "mellum"),
+    "beam": of("BeamForCausalLM", "beam", {**TWO, "mlp_layer_types": [*["dense"] * 3, "sparse"]}),
+    "step-3": of("Step3TextForCausalLM", "step3_text", {"moe_top_k": 2, "tie_word_embeddings": False}),
+    "k2-horizon": of(
+        "K2HorizonForCausalLM",
+        "qwen2",
+        {
+            **TWO,
+            **ROPE,
+            **{"rope_head_dim": None, "layernorm_num_groups": 1, "router_score_func": "sigmoid"},
+            **{"router_scaling_factor": 1.0, "mova_num_experts_per_tok": 1, "norm_topk_prob": True},
+            "decoder_sparse_step": 1,
+        },
+    ),
+}
