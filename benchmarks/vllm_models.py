@@ -110,7 +110,6 @@ MODELS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
             "qk_rope_head_dim": 64,
             "qk_nope_head_dim": 128,
             "v_head_dim": 128,
-            "head_dim": 576,  # which vLLM takes for that of the cache
         },
     ),
     "olmo-2": ("olmo-2", {"hidden_size": 512}),  # heads of 64
