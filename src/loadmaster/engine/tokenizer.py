@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loadmaster.engine import tokenizer_class
 from loadmaster.engine.renderer_pool import RendererPool
 from loadmaster.engine.template import ChatTemplate
 from loadmaster.errors import CheckpointError, RequestError, RunError, clip
@@ -286,11 +287,8 @@ class Tokenizer:
                 f"{self._path} has no tokenizer, so a prompt cannot be text",
                 hint="give the prompt as token ids instead",
             )
-        from transformers import AutoTokenizer
-
         try:
-            # without trust_remote_code=False transformers would ask at a terminal whether to run the checkpoint's code
-            return AutoTokenizer.from_pretrained(str(self._path), local_files_only=True, trust_remote_code=False)
+            return tokenizer_class.load(self._path)
         except Exception as error:  # transformers raises many types
             raise CheckpointError(f"cannot load the tokenizer in {self._path}: {error}") from error
 
