@@ -44,7 +44,8 @@ class Target:
     (``layer``), or counted from 0 (``{}``). Where an MTP layer contains a block, ``{draft}`` is the name of the whole
     layer, in the form of a decoder layer's name. An engine without ``draft`` is not described with MTP layers. Where they are a
     model of their own in the engine, ``draft_names`` are its names of parameters: (beginning in the layer, beginning in that
-    model, with ``{number}`` of the layer), the first that matches, and what matches none has the planned name. ``formats``
+    model, with the ``{number}`` of the draft or of the stored ``{layer}``), the first that matches, and what matches none has
+    the planned name. ``formats``
     are the quantised formats whose parameters are described, each with its components, the values first (None: all formats, held
     as they are stored).
 

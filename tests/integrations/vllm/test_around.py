@@ -35,8 +35,17 @@ SAVED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "visual.patch_embed.proj.weight",
     ),
     "InternVLForConditionalGeneration": (INTERN, {"model_type": "qwen2"}, "multi_modal_projector.linear_1.weight"),
+    "SmolVLMForConditionalGeneration": (
+        {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1, "image_size": 28}
+        | {"patch_size": 14},
+        {"model_type": "llama"},
+        "model.connector.modality_projection.proj.weight",
+    ),
 }
 """Architecture → configs of its tower and its language model, and a parameter outside the language model."""
+
+DIVIDED = ("Qwen2_5_VLForConditionalGeneration", "InternVLForConditionalGeneration")
+"""Those that vLLM divides into stages."""
 
 
 def saved(architecture: str, path: Path) -> Path:
@@ -53,8 +62,10 @@ def saved(architecture: str, path: Path) -> Path:
 
 @needs_0_33
 @pytest.mark.vllm
-@pytest.mark.parametrize("rank", [Rank(tp=(1, 2)), Rank((1, 2))], ids=str)
-@pytest.mark.parametrize("architecture", SAVED)
+@pytest.mark.parametrize(
+    ("architecture", "rank"),
+    [*((name, Rank(tp=(1, 2))) for name in SAVED), *((name, Rank((1, 2))) for name in DIVIDED)],
+)
 def test_a_language_model_is_written_directly_and_its_tower_streamed(
     architecture: str, rank: Rank, tmp_path: Path
 ) -> None:

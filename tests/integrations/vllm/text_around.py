@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from loadmaster.audit.ranks import Rank
-from tests.architectures.test_wrappers import DENSE, MLA, MOE, NO_HEAD, TEXTS
-from tests.integrations.vllm.golden import CUT, SPREAD, STAGES
+from tests.architectures.test_wrappers import DENSE, GDN, MLA, MOE, NO_HEAD, TEXTS
+from tests.integrations.vllm.golden import CUT, SPREAD, STAGES, WHOLE
 from tests.integrations.vllm.text_case import TextCase
 
 SOME: Final = STAGES + CUT[1:]
@@ -21,6 +21,11 @@ QWEN3: Final = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
 DEEPSEEK: Final = {
     **{"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", **MLA},
     **{"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+}
+ALPAMAYO: Final = {**DENSE, "model_type": "qwen3_vl_text", "rope_parameters": IN_TURNS}
+TINY_EXPERTS: Final = {
+    **{"model_type": "qwen3_5_moe_text", "num_experts": 8, "num_experts_per_tok": 2},
+    **{"moe_intermediate_size": 64, "shared_expert_intermediate_size": 96},
 }
 
 
@@ -124,5 +129,37 @@ CASES: Final[dict[str, TextCase]] = {
     "glm-asr": around("GlmAsrForConditionalGeneration", "glmasr", **LLAMA),
     "granite-speech": around(
         "GraniteSpeechForConditionalGeneration", "granite_speech", architectures=["GraniteForCausalLM"]
+    ),
+    "paligemma": around("PaliGemmaForConditionalGeneration", "paligemma"),
+    "paddleocr-vl": around("PaddleOCRVLForConditionalGeneration", "paddleocr_vl", rope_parameters=ROPE),
+    "cohere-2-vision": around(
+        "Cohere2VisionForConditionalGeneration",
+        "cohere2_vision",
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    ),
+    "lightonocr": around(
+        "LightOnOCRForConditionalGeneration",
+        "lighton_ocr",
+        more={"vision_feature_layer": -1, "projector_hidden_act": "gelu", "multimodal_projector_bias": False},
+        **{**DENSE, **QWEN3},
+    ),
+    "qianfan-ocr": around(
+        "QianfanOCRForConditionalGeneration",
+        "qianfan_ocr",
+        more={"force_image_size": 28, "downsample_ratio": 0.5, "select_layer": -1, "ps_version": "v2"},
+    ),
+    "idefics-3": around("Idefics3ForConditionalGeneration", "idefics3", WHOLE + CUT),
+    "smolvlm": around("SmolVLMForConditionalGeneration", "smolvlm", WHOLE + CUT),
+    "intern-s2": around(
+        "InternS2PreviewForConditionalGeneration", "qwen3_5_moe", WITH_EXPERTS, **{**GDN, **TINY_EXPERTS}
+    ),
+    "alpamayo-2": TextCase(
+        {
+            **{"architectures": ["Alpamayo2Super"], "model_type": "alpamayo2_super", "dtype": "bfloat16"},
+            "vlm_config": {"text_config": ALPAMAYO},
+        },
+        {"vlm_config": {"text_config": ALPAMAYO, "vision_config": {"deepstack_visual_indexes": [0]}}},
+        {"language_model_only": True},
+        SOME,
     ),
 }

@@ -4,10 +4,43 @@ from __future__ import annotations
 
 from typing import Final
 
+from tests.integrations.vllm.golden import CUT, WHOLE
 from tests.integrations.vllm.text_case import TextCase, text
 
 SCALES: Final = {"scale_emb": 1.0, "scale_depth": 1.0, "dim_model_base": 128}
 WINDOWS: Final = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+
+TRITON: Final = {"attention_config": {"backend": "TRITON_ATTN"}}
+"""They ask for what other kernels do not have; it needs heads of at least 32."""
+
+NAS: Final = """
+from types import SimpleNamespace
+
+from transformers import LlamaConfig
+
+
+class NasConfig(LlamaConfig):
+    model_type = "nemotron-nas"
+
+    def __init__(self, block_configs=(), **more):
+        super().__init__(**more)
+        self.block_configs = [_read(of) for of in block_configs]
+
+    def to_dict(self):
+        return {k: v for k, v in super().to_dict().items() if k != "block_configs"}
+
+
+def _read(of):
+    return SimpleNamespace(**{k: _read(v) if isinstance(v, dict) else v for k, v in of.items() if v is not None})
+"""
+MIMO: Final = """
+from transformers import Qwen2Config
+
+
+class MiMoConfig(Qwen2Config):
+    model_type = "mimo"
+"""
+"""Code of repositories that reads their configs."""
 
 CASES: Final[dict[str, TextCase]] = {
     "granite": TextCase(text("GraniteForCausalLM", "granite")),
@@ -85,4 +118,24 @@ CASES: Final[dict[str, TextCase]] = {
     "jais-2": TextCase(text("Jais2ForCausalLM", "jais2")),
     "mimo": TextCase(text("MiMoForCausalLM", "qwen2")),
     "hunyuan-dense": TextCase(text("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense")),
+    "step-1": TextCase(
+        text("Step1ForCausalLM", "llama", num_attention_heads=4, hidden_size=256, tie_word_embeddings=True),
+        engine=TRITON,
+    ),
+    "rnj-1": TextCase(text("Rnj1ForCausalLM", "gemma3_text", head_dim=64), engine=TRITON),
+    "muse-glimmer": TextCase(text("MuseGlimmerForCausalLM", "muse_glimmer_text")),
+    "nemotron-nas": TextCase(
+        text("DeciLMForCausalLM", "nemotron-nas", num_key_value_heads=None),
+        {"auto_map": {"AutoConfig": "configuration_nas.NasConfig"}, "num_key_value_heads": 4},
+        {"trust_remote_code": True},
+        files={"configuration_nas.py": NAS},
+    ),
+    "mimo's draft": TextCase(
+        text("MiMoForCausalLM", "mimo", num_nextn_predict_layers=1),
+        {"auto_map": {"AutoConfig": "configuration_mimo.MiMoConfig"}},
+        {"trust_remote_code": True},
+        WHOLE + CUT[1:],
+        drafts=True,
+        files={"configuration_mimo.py": MIMO},
+    ),
 }

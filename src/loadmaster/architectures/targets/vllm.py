@@ -76,10 +76,11 @@ class Described:
     stages hold, by native name. ``keep`` are parameters of a block with a fixed dtype, by vLLM's name; ``computed`` are those
     that vLLM computes while it loads. ``placements`` are those of logical tensors that vLLM divides otherwise. ``params``,
     with vLLM's names, replace the native ones of the same parts, where vLLM fuses or places others. ``within`` is the prefix
-    of the language model in a model around it, ``model`` that of what is not the head, and ``layers`` the list of layers. Without
-    ``has_head`` the embedding is used where others have a head. ``formats`` are the quantised formats that are described, and
-    ``methods`` vLLM's names for methods of config.json where they differ. ``sends`` is what a stage passes to the next
-    (``make_empty_intermediate_tensors``). ``obstacle`` returns why a config is not described; None if it is.
+    of the language model in a model around it (the head is outside that if ``head_outside``), ``model`` that of what is not the
+    head, and ``layers`` the list of layers. Without ``has_head`` the embedding is used where others have a head. ``formats`` are
+    the quantised formats that are described, and ``methods`` vLLM's names for methods of config.json where they differ.
+    ``sends`` is what a stage passes to the next (``make_empty_intermediate_tensors``). ``obstacle`` returns why a config is not
+    described; None if it is.
     """
 
     classes: tuple[str, ...]
@@ -96,6 +97,7 @@ class Described:
     within: str = ""
     model: str = "model."
     layers: str = "layers"
+    head_outside: bool = False
     has_head: bool = True
     formats: Mapping[str, tuple[Held, ...]] = field(default_factory=lambda: FP8_BLOCK)
     methods: Mapping[str, str] = field(default_factory=dict)
@@ -112,11 +114,12 @@ class Described:
 class Around:
     """How vLLM has a model around any language model that is described: its class, and the prefix of the language model.
 
-    Its drafts are not described.
+    ``is_bare``: that has no head, which is beside it, and no module ``model``. Drafts are not described.
     """
 
     name: str
     within: str = "language_model."
+    is_bare: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ class Version:
         if known is None and around is not None and isinstance(family, WrappedFamily):
             language = self.described.get(family.language)
             known = language and replace(language.inside(around.name, around.within), drafts=())
+            if known and around.is_bare:
+                known = replace(known, model=known.model.removeprefix("model."), head_outside=True)
         return known
 
     def target(self, family: Family, config: Config) -> Target:
@@ -195,8 +200,9 @@ def _is_of_draft(param: Param) -> bool:
 
 
 def _of_model(name: str, known: Described) -> str:
-    within = known.within if name.startswith(_HEAD) else known.within + known.model
-    return within + _moved(name, known.top)
+    if name.startswith(_HEAD):
+        return name if known.head_outside else known.within + name
+    return known.within + known.model + _moved(name, known.top)
 
 
 def _moved(name: str, modules: Iterable[tuple[str, str]]) -> str:

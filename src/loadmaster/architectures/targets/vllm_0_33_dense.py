@@ -13,6 +13,7 @@ from typing import Final
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.schema import Param
 from loadmaster.architectures.targets.vllm import EMBEDDING, HEAD, NORM, Described
+from loadmaster.architectures.targets.vllm_0_32 import untied
 
 EVERYTHING: Final = (EMBEDDING, NORM, HEAD)
 WITH_BIAS: Final = (*EVERYTHING, "norm.bias")
@@ -40,6 +41,20 @@ _HUNYUAN: Final = replace(
     OF_TRANSFORMERS,
     modules=(("self_attn.q_norm.", "self_attn.query_layernorm."), ("self_attn.k_norm.", "self_attn.key_layernorm.")),
 )
+_MTP: Final = "model.mtp_layers.{layer}."
+_MIMO: Final = Described(
+    ("MiMoForCausalLM",),
+    drafts=("MiMoMTP",),
+    draft_names=(
+        ("eh_proj.", f"{_MTP}input_proj."),
+        ("enorm.", f"{_MTP}token_layernorm."),
+        ("hnorm.", f"{_MTP}hidden_layernorm."),
+        ("shared_head.norm.", f"{_MTP}final_layernorm."),
+        ("embed_tokens.", "model.embed_tokens."),
+        ("", _MTP),
+    ),
+)
+
 DESCRIBED: Final[Mapping[str, Described]] = {
     **dict.fromkeys(("ArceeForCausalLM", "CwmForCausalLM", "OlmoForCausalLM", "SeedOssForCausalLM"), OF_TRANSFORMERS),
     **dict.fromkeys(("Jais2ForCausalLM", "SmolLM3ForCausalLM", "VaultGemmaForCausalLM"), OF_TRANSFORMERS),
@@ -47,13 +62,14 @@ DESCRIBED: Final[Mapping[str, Described]] = {
     **{
         name: Described((name,))
         for name in (
+            "DeciLMForCausalLM",
             "Exaone4ForCausalLM",
             "Glm4ForCausalLM",
             "HyperCLOVAXForCausalLM",
-            "MiMoForCausalLM",
             "NemotronForCausalLM",
             "PanguEmbeddedForCausalLM",
             "SolarForCausalLM",
+            "Step1ForCausalLM",
             "TeleChat2ForCausalLM",
             "TeleFLMForCausalLM",
         )
@@ -75,6 +91,7 @@ DESCRIBED: Final[Mapping[str, Described]] = {
     ),
     "Gemma2ForCausalLM": replace(_COHERE, classes=("Gemma2ForCausalLM",), obstacle=_tied()),
     "InternLM3ForCausalLM": Described(("LlamaForCausalLM",), obstacle=_without("bias")),
+    "MiMoForCausalLM": _MIMO,
     "MiniCPMForCausalLM": Described(("MiniCPMForCausalLM",), on_every_stage=EVERYTHING),
     "MiniCPM3ForCausalLM": Described(
         ("MiniCPM3ForCausalLM",),
@@ -84,6 +101,13 @@ DESCRIBED: Final[Mapping[str, Described]] = {
             Param("{block}.self_attn.kv_a_proj_with_mqa.weight", ("attn.kv_a",)),
         ),
     ),
+    "MuseGlimmerForCausalLM": Described(
+        ("MuseGlimmerForCausalLM",),
+        modules=(("self_attn.gate_proj.", "self_attn.output_gate_proj."),),
+        on_every_stage=EVERYTHING,
+        obstacle=untied,
+    ),
     "OrionForCausalLM": Described(("OrionForCausalLM",), on_every_stage=WITH_BIAS, sends=("hidden_states",)),
+    "Rnj1ForCausalLM": Described(("Rnj1ForCausalLM",), on_every_stage=EVERYTHING),
     "StableLmForCausalLM": Described(("StablelmForCausalLM",), on_every_stage=WITH_BIAS, sends=("hidden_states",)),
 }

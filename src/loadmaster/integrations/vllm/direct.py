@@ -73,17 +73,17 @@ class Planned:
             return tuple((s, s.name) for s in self.derived.specs)
         held = [s for s in self.derived.specs if s.alias is None]
         return tuple(
-            (s, self._called(s.name.removeprefix(within), number) or s.name)
+            (s, self._called(s.name.removeprefix(within), number, layer) or s.name)
             for number, layer in enumerate(self.derived.draft_layers)
             for within in (self.plan.named("{draft}.", layer),)
             for s in held
             if s.name.startswith(within)
         )
 
-    def _called(self, inside: str, number: int) -> str | None:
-        """Return the name in the draft model of a parameter of its layer ``number``; None: the planned one."""
+    def _called(self, inside: str, number: int, layer: int) -> str | None:
+        """Return the name in the draft model of a parameter of draft ``number``, stored as ``layer``; None: the planned one."""
         renamed = self.plan.target.draft_names
-        begins = ((old, new.format(number=number)) for old, new in renamed if inside.startswith(old))
+        begins = ((old, new.format(number=number, layer=layer)) for old, new in renamed if inside.startswith(old))
         return next((new + inside.removeprefix(old) for old, new in begins), None)
 
     @property
@@ -117,7 +117,8 @@ class Planned:
         """
         derived, plan = self.derived, self.plan
         computed = [b for b in derived.groups if derived.specs[b.params[0]].name in self.computed]
-        has_more = any(not name.startswith(self.within) for name, _ in model.named_parameters())
+        names = {name for _, name in self.params}
+        has_more = any(not (n.startswith(self.within) or n in names) for n, _ in model.named_parameters())
         beside = ids_outside(plan.family, plan.checkpoint.table) if has_more else ()
         return sorted({*_ascending(computed), *beside})
 
