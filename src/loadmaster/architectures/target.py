@@ -44,10 +44,9 @@ class Target:
     (``layer``), or counted from 0 (``{}``). Where an MTP layer contains a block, ``{draft}`` is the name of the whole
     layer, in the form of a decoder layer's name. An engine without ``draft`` is not described with MTP layers. Where they are a
     model of their own in the engine, ``draft_names`` are its names of parameters: (beginning in the layer, beginning in that
-    model, with the ``{number}`` of the draft or of the stored ``{layer}``), the first that matches, and what matches none has
-    the planned name. ``formats``
-    are the quantised formats whose parameters are described, each with its components, the values first (None: all formats, held
-    as they are stored).
+    model, with the ``{number}`` of the draft or the stored one of the ``{layer}``); the first that matches, and what matches none
+    has the planned name. ``formats`` are the quantised formats whose parameters are described, each with its components, the
+    values first (None: all formats, held as they are stored).
 
     ``fixed``: the formats of the engine's parameters do not follow the checkpoint. Plain weights are always in the model's
     dtype (``dtypes`` gives the one used instead of the config's), vocabularies are always padded, and a quantised

@@ -29,7 +29,10 @@ WHOLE, STAGES, CUT = (Rank(),), (Rank((0, 2)), Rank((1, 2))), (Rank(tp=(0, 2)), 
 SPREAD = (Rank((1, 2), (0, 2), ep=True), Rank((1, 2), (1, 2), ep=True))
 ONE_OF_EACH = STAGES[:1] + CUT[1:] + SPREAD[1:]
 SPREAD_ALONE = (Rank(tp=(1, 2), ep=True),)
-WITH_DRAFTS = ("qwen3.8", "qwen3.5-moe", "nemotron-3-super", "step-3.7-flash", "hy4-preview")
+WITH_DRAFTS = (
+    *("qwen3.8", "qwen3.5-moe", "nemotron-3-super", "step-3.7-flash", "hy4-preview"),
+    *("glm-5.3-flash", "ling-3.0-flash", "qwen3.8-flash-next"),
+)
 DRAFT, PLAIN = " mtp", " plain"
 """How the keys of a preset's draft model, and of its model without a quantised format, end."""
 

@@ -69,6 +69,9 @@ def test_a_draft_of_two_blocks_is_two_layers_of_one_model(tiny: Tiny) -> None:
         ("step-3.7-flash", {"model.embed_tokens.weight"}),
         ("nemotron-3-super", set()),
         ("hy4-preview", {"model.embed_tokens.weight", "model.layers.6.shared_head.head.weight"}),
+        ("ling-3.0-flash", {"model.embed_tokens.weight", "model.layers.4.shared_head.head.weight"}),
+        ("glm-5.3-flash", set()),
+        ("qwen3.8-flash-next", {"model.embed_tokens.weight", "lm_head.weight"}),
     ],
 )
 def test_a_draft_with_names_of_its_own_is_that_of_vllms_own_loader(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
+from loadmaster.audit.accepted import CODE
 from loadmaster.audit.case import ACCEPTED
 from loadmaster.synth import PRESETS
 from tests.integrations.vllm.golden import CUT, SPREAD, SPREAD_ALONE, STAGES, WHOLE
@@ -81,7 +82,28 @@ HY3: Final = of(
         **{"num_shared_experts": 1, "router_scaling_factor": 1.0},
     },
 )
+LING_2: Final = of("BailingMoeV2ForCausalLM", "qwen2", BAILING | ROPE, num_nextn_predict_layers=0, **SHARED)
 GLM_LITE: Final = of("Glm4MoeLiteForCausalLM", "glm4_moe_lite")
+
+
+def in_fp8(case: TextCase, **sizes: int | None) -> TextCase:
+    """Return a case whose weights are FP8 with blocks of 128, with sizes of whole blocks."""
+    stored = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [128, 128]}
+    config = {**case.config, **sizes, "quantization_config": stored}
+    more = case.more | {"quantization_config": stored | {"modules_to_not_convert": ["lm_head"]}}
+    return replace(case, config=config, more=more, ranks=SOME)
+
+
+LATENT: Final = {
+    **{"hidden_size": 384, "moe_intermediate_size": 256, "kv_lora_rank": 256, "q_lora_rank": 256},
+    **{"qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 32},
+}
+WIDE: Final = {"moe_intermediate_size": 256, "moe_shared_expert_intermediate_size": 256}
+LING_3: Final = TextCase(
+    preset("ling-3.0-flash", num_attention_heads=8, head_dim=32),
+    engine={"trust_remote_code": True},
+    files=CODE["ling-3.0-flash"],
+)
 
 CASES: Final[dict[str, TextCase]] = {
     "mimo-v2-flash": MIMO,
@@ -98,15 +120,21 @@ CASES: Final[dict[str, TextCase]] = {
     "dots.llm1": of("Dots1ForCausalLM", "dots1", GROUPED),
     "glm-4.7-flash": GLM_LITE,
     "glm-4.7-flash, mtp": drafted(GLM_LITE),
+    "glm-4.7-flash, fp8": in_fp8(GLM_LITE, intermediate_size=512, **LATENT),
     "ling": of(
         "BailingMoeForCausalLM",
         "qwen2",
         BAILING | ROPE | {"score_function": None, "router_dtype": None, "first_k_dense_replace": 0},
         **SHARED,
     ),
-    "ling-2": of("BailingMoeV2ForCausalLM", "qwen2", BAILING | ROPE, num_nextn_predict_layers=0, **SHARED),
+    "ling-2": LING_2,
+    "ling-2, fp8": in_fp8(LING_2, hidden_size=256, intermediate_size=512, head_dim=32, num_key_value_heads=8, **WIDE),
     "ling-2.5": LING_25,
     "ling-2.5, mtp": drafted(LING_25),
+    "ling-3, fp8": replace(
+        in_fp8(LING_3, **{**LATENT, **WIDE, "hidden_size": 256, "intermediate_size": 512, "q_lora_rank": None}),
+        ranks=WHOLE + STAGES,
+    ),
     "sarvam-30b": of("SarvamMoEForCausalLM", "qwen2", BAILING | ROPE | CORRECTED, **SHARED),
     "sarvam-105b": of(
         "SarvamMLAForCausalLM",

@@ -71,6 +71,7 @@ DESCRIBED: Final[Mapping[str, Described]] = {
         drafts=("MiMoV2MTP",),
         draft_block="",
         draft_names=(
+            ("embed_tokens.", "model.embed_tokens."),
             ("shared_head.norm.", "model.mtp.layers.{number}.final_layernorm."),
             ("post_attention_layernorm.", "model.mtp.layers.{number}.pre_mlp_layernorm."),
             ("", "model.mtp.layers.{number}."),

@@ -13,7 +13,7 @@ from typing import Final
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.schema import Param
 from loadmaster.architectures.target import Held
-from loadmaster.architectures.targets.vllm import EXPERTS, Described
+from loadmaster.architectures.targets.vllm import CORRECTION, EXPERTS, F32_ROUTER, Described
 from loadmaster.architectures.targets.vllm_0_32 import untied
 
 
@@ -125,6 +125,8 @@ def _glm5_next(c: Config) -> str | None:
 
 _GLM5_NEXT = Described(
     ("Glm5NextForConditionalGeneration",),
+    drafts=("Glm5NextMTP",),
+    draft_names=(("embed_tokens.", "model.embed_tokens."), ("", "model.layers.{layer}.")),
     keep=(
         *((f"hc_{of}_fn", "F32") for of in ("attn", "ffn")),
         ("self_attn.indexer.index_kpool_compress_ape", "F32"),
@@ -159,9 +161,11 @@ def _ling_3(c: Config) -> str | None:
 
 _LING_3 = Described(
     ("BailingMoeV3ForCausalLM",),
-    modules=(EXPERTS, ("mlp.gate.e_score_correction_bias", "mlp.gate.expert_bias")),
+    drafts=("BailingMoeV3MTPModel",),
+    draft_block="",
+    modules=(EXPERTS, (CORRECTION, "mlp.gate.expert_bias"), ("shared_head.norm.", "final_layernorm.")),
     top=(("embed_tokens.", "word_embeddings."),),
-    keep=(("mlp.gate.weight", "F32"),),
+    keep=F32_ROUTER,
     params=(
         Param("{block}.self_attn.qkvb_proj.weight", ("linear.q", "linear.k", "linear.v", "linear.b")),
         *(
@@ -171,7 +175,6 @@ _LING_3 = Described(
         Param("{block}.self_attn.A_log", ("linear.a_log",), ones=(2, 1)),
         Param("{block}.self_attn.dense.weight", ("attn.o",)),
     ),
-    formats={},
     obstacle=_ling_3,
 )
 

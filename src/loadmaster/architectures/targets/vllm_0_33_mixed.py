@@ -129,7 +129,15 @@ _QKV: Final = "{block}.self_attn.qkv_proj.weight"
 _QWEN4_EXP = replace(
     _QWEN3_5,
     classes=("Qwen4ExpForCausalLM",),
-    drafts=(),
+    drafts=("Qwen4ExpMTP",),
+    placements={"mtp.fc_embedding": by_rows(), "mtp.fc_hidden": by_rows()},
+    draft_names=(
+        *(
+            (part, f"model.{part}")
+            for part in ("fc_embedding.", "fc_hidden.", "hyper_connection_mixer.", "pre_fc_norm_", "embed_tokens.")
+        ),
+        ("", "model.layers.{number}."),
+    ),
     on_every_stage=(EMBEDDING, HEAD),
     params=(
         Param(_QKV, ("attn.q", "attn.k", "attn.v"), unless="indexer.qk"),
