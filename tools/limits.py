@@ -17,7 +17,7 @@ def parts() -> Iterator[str]:
         "describes), never cut short."
     )
     yield (
-        "Within the limits `inspect` and `plan` take up to 5 seconds of computing and 500 MiB. Only regular files are read, "
+        "Within the limits `inspect` and `plan` take up to 10 seconds of computing and 1 GiB. Only regular files are read, "
         "and links to them: a folder, a FIFO, a device or a socket under the name of a shard, of the index or of the config "
         "is an error. Names of files must be UTF-8 without control characters. `python -m tools.hostile` tries all of it."
     )

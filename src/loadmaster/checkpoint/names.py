@@ -152,7 +152,14 @@ class Names(Sequence[str]):
         return len(self.begins)
 
     def __iter__(self) -> Iterator[str]:
-        return starmap(self._string, zip(self.begins.tolist(), self.ends.tolist(), strict=True))
+        """Yield the names, many of them made at once: one by one each takes three times as long."""
+        lengths = self.ends - self.begins
+        for c in _chunks(lengths):
+            if (self.text[self.ends[c][lengths[c] > 0] - 1] == 0).any():  # zeros at the end would be taken for room
+                yield from starmap(self._string, zip(self.begins[c].tolist(), self.ends[c].tolist(), strict=True))
+            else:
+                matrix = self._rows(c)
+                yield from map(bytes.decode, matrix.view(f"S{matrix.shape[1]}").reshape(-1).tolist())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)

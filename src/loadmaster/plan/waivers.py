@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import translate
+from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -122,11 +123,14 @@ def waive_spare(classes: Sequence[LayerClass]) -> list[Waiver]:
 def waive_names(table: TensorTable, used: npt.NDArray[np.bool_], patterns: Sequence[tuple[str, str]]) -> list[Waiver]:
     """Waive unused tensors whose whole name matches one of (pattern, reason); they are marked as used."""
     waivers: list[Waiver] = []
+    unused = np.flatnonzero(~used)
+    names = list(table.names.take(unused)) if patterns else []
     for pattern, reason in patterns:
-        matches = re.compile(pattern).fullmatch
-        ids = np.array([i for i in np.flatnonzero(~used) if matches(table.names[i])], dtype=np.int64)
-        used[ids] = True
-        waivers += waive_ids(table, reason, [ids])
+        matched = np.fromiter(map(bool, map(re.compile(pattern).fullmatch, names)), dtype=np.bool_, count=len(names))
+        if matched.any():
+            used[unused[matched]] = True
+            waivers += waive_ids(table, reason, [unused[matched]])
+            unused, names = unused[~matched], list(compress(names, ~matched))
     return waivers
 
 

@@ -44,7 +44,7 @@ def diagnose(
     requested: list[Waiver] = []
     about_requests: list[Finding] = []
     if waive or binding.missing or not binding.used.all():
-        names = Names(table, np.flatnonzero(~binding.used).tolist())
+        names = Names(table, np.flatnonzero(~binding.used))
         explained, unasked = explain(
             binding.missing, names, checkpoint.causes, binding.items, binding.suffixes, num_layers
         )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
 
 from loadmaster.checkpoint import TensorTable
 
@@ -53,9 +56,9 @@ def rename(old: str, new: str) -> Rename:
 class Names:
     """The names of a checkpoint, to search for the one nearest to a missing name. ``strays`` are those that nothing needs."""
 
-    def __init__(self, table: TensorTable, unused: Iterable[int]) -> None:
+    def __init__(self, table: TensorTable, unused: npt.NDArray[np.int64]) -> None:
         self.table = table
-        self.strays: dict[str, int] = {table.names[i]: int(i) for i in unused}
+        self.strays: dict[str, int] = dict(zip(table.names.take(unused), unused.tolist(), strict=True))
         self._renames: list[Rename] = []
         self._searched = len(self.strays) <= SEARCHED
         self._left = 2 * COMPARISONS if self._searched else 0

@@ -18,7 +18,8 @@ SINGLY = 10_000
 def unexpected(names: Names, checkpoint: Checkpoint, num_layers: int) -> Iterator[Defect]:
     """Report what is left of the strays, without the renamed tensors."""
     strays, table = names.strays, checkpoint.table
-    groups = list(_groups(sorted(strays), sorted(table.names))) if len(strays) > 1 else [(None, [*strays])]
+    others = sorted(name for name in table.names if name not in strays)
+    groups = list(_groups(sorted(strays), others)) if len(strays) > 1 else [(None, [*strays])]
     firsts = sorted(
         (min(map(strays.__getitem__, inside)), number) for number, (_, inside) in enumerate(groups) if inside
     )
@@ -39,7 +40,7 @@ def unexpected(names: Names, checkpoint: Checkpoint, num_layers: int) -> Iterato
             yield _defect(tensor, what, checkpoint, first, num_layers, layers)
 
 
-def _groups(strays: Sequence[str], every: Sequence[str]) -> Iterator[tuple[str | None, Sequence[str]]]:
+def _groups(strays: Sequence[str], others: Sequence[str]) -> Iterator[tuple[str | None, Sequence[str]]]:
     """Yield each outermost module of at least two tensors that is stray whole, and each stray in none (module None).
 
     Both sequences are sorted, so that the tensors of a module lie together; a module is looked at once.
@@ -52,8 +53,8 @@ def _groups(strays: Sequence[str], every: Sequence[str]) -> Iterator[tuple[str |
         dot = name.find(".", len(open_modules[-1][0]) + 1)
         while dot >= 0 and at + 1 < len(strays) and strays[at + 1].startswith(name[: dot + 1]):
             module = name[:dot]
-            first, end = _range(strays, module)
-            if end - first == _number(every, module):
+            end = bisect_left(strays, module + "/")  # "/" follows "."
+            if not _has(others, module):
                 stop = end
                 break
             open_modules.append((module, end))
@@ -62,13 +63,10 @@ def _groups(strays: Sequence[str], every: Sequence[str]) -> Iterator[tuple[str |
         at = stop
 
 
-def _range(ordered: Sequence[str], module: str) -> tuple[int, int]:
-    return bisect_left(ordered, module + "."), bisect_left(ordered, module + "/")  # "/" follows "."
-
-
-def _number(ordered: Sequence[str], module: str) -> int:
-    first, end = _range(ordered, module)
-    return end - first
+def _has(ordered: Sequence[str], module: str) -> bool:
+    """Whether a module has a tensor among these."""
+    at = bisect_left(ordered, module + ".")
+    return at < len(ordered) and ordered[at].startswith(module + ".")
 
 
 def _defect(
