@@ -1,4 +1,4 @@
-"""Dense models that vLLM 0.33 has otherwise than their config says: they are not described."""
+"""Models that vLLM 0.33 has otherwise than their config says: they are not described."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from tests.architectures.test_text_models import MODELS
         ("CohereForCausalLM", {"attention_bias": True}, "attention_bias is true"),
         ("Ernie4_5ForCausalLM", {"use_bias": True}, "use_bias is true"),
         ("FalconForCausalLM", {"multi_query": False}, "each head of queries has its own keys"),
+        ("DeepseekV3ForCausalLM", {"topk_method": "greedy"}, "topk_method is 'greedy', not 'noaux_tc'"),
+        ("DeepseekV2ForCausalLM", {"tie_word_embeddings": True}, "the head is tied to the embedding"),
         ("InternLM3ForCausalLM", {"bias": True}, "bias is true"),
     ],
 )
 def test_what_vllm_has_otherwise_is_not_described(architecture: str, change: dict[str, Any], said: str) -> None:
     plain = {k: v for k, v in MODELS[architecture].items() if "bias" not in k}
-    config = {"architectures": [architecture], **plain}
+    config = {"architectures": [architecture], **plain, "topk_method": "noaux_tc"}
     family = find_family(config)
     assert find_target("vllm-0.33", family, family.describe(config)).params
     with pytest.raises(UnsupportedError, match=rf"{architecture} is not described for vllm-0\.33: {said}"):

@@ -22,7 +22,7 @@ from loadmaster.integrations.vllm.direct import Planned
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
-from tests.integrations.vllm import text_around, text_dense, text_experts, text_recurrent, text_remote
+from tests.integrations.vllm import text_around, text_deepseek, text_dense, text_experts, text_recurrent, text_remote
 from tests.integrations.vllm.golden import held
 from tests.integrations.vllm.text_case import TextCase
 
@@ -30,6 +30,7 @@ TARGET: Final = "vllm-0.33"
 FILE: Final = Path(__file__).with_name("vllm_0_33_text.json")
 CASES: Final[Mapping[str, TextCase]] = {
     **text_around.CASES,
+    **text_deepseek.CASES,
     **text_dense.CASES,
     **text_experts.CASES,
     **text_recurrent.CASES,

@@ -10,6 +10,7 @@ from typing import Final
 from loadmaster.architectures.targets import (
     vllm_0_32,
     vllm_0_33_around,
+    vllm_0_33_deepseek,
     vllm_0_33_dense,
     vllm_0_33_experts,
     vllm_0_33_experts_latent,
@@ -26,6 +27,7 @@ VERSION: Final = Version(
     "vllm-0.33",
     {
         **vllm_0_32.VERSION.described,
+        **vllm_0_33_deepseek.DESCRIBED,
         **vllm_0_33_dense.DESCRIBED,
         **vllm_0_33_experts.DESCRIBED,
         **vllm_0_33_experts_latent.DESCRIBED,

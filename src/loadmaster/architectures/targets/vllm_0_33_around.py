@@ -19,6 +19,8 @@ _AUDIO: Final = (
 )
 _VISION: Final = (
     "Cohere2VisionForConditionalGeneration",
+    "DeepseekOCR2ForCausalLM",
+    "DeepseekOCRForCausalLM",
     "DotsOCRForCausalLM",
     "Eagle2_5_VLForConditionalGeneration",
     "Exaone4_5_ForConditionalGeneration",
