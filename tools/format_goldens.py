@@ -93,7 +93,9 @@ def _write(out: Path, decoded: dict[str, bytes]) -> None:
     (out / "decoded.json").write_text(json.dumps(digests, indent=1) + "\n")
 
 
-def write_mlx(out: Path, config: dict[str, Any], predicate: Callable[..., Any] | None, group: int, mode: str) -> None:
+def write_mlx(
+    out: Path, config: dict[str, Any], predicate: Callable[..., Any] | None, group: int, mode: str, bits: int = 4
+) -> None:
     """Write a checkpoint as ``mlx_lm.convert`` does, and the digests of its F32 values."""
     import mlx.core as mx
     from mlx_lm.utils import quantize_model, save_config, save_model
@@ -103,7 +105,7 @@ def write_mlx(out: Path, config: dict[str, Any], predicate: Callable[..., Any] |
     model = module.Model(module.ModelArgs.from_dict(config))
     model.set_dtype(mx.float32)
     model, config = quantize_model(
-        model, {**config, "torch_dtype": "float32"}, group, 4, mode, quant_predicate=predicate
+        model, {**config, "torch_dtype": "float32"}, group, bits, mode, quant_predicate=predicate
     )
     out.mkdir(parents=True)
     save_model(out, model)
@@ -175,6 +177,8 @@ def main(out: Path) -> None:
     write_mlx(out / "mlx-mixed", LLAMA, _mixed, 64, "affine")
     write_mlx(out / "mlx-moe", QWEN3_MOE, _router, 64, "affine")
     write_mlx(out / "mlx-mxfp4", LLAMA, None, 32, "mxfp4")
+    write_mlx(out / "mlx-mxfp8", LLAMA, None, 32, "mxfp8", bits=8)
+    write_mlx(out / "mlx-nvfp4", LLAMA, None, 16, "nvfp4")
     four = {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.bfloat16}
     long = {**LLAMA, "intermediate_size": 384}  # more than one nested block
     nested = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}

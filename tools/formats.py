@@ -8,7 +8,7 @@ from loadmaster.formats import (
     FP8_CHANNEL,
     FP8_TENSOR,
     INT8_CHANNEL,
-    MLX_MXFP4,
+    MLX_FLOATS,
     MXFP4,
     MXFP4_LINEAR,
     MXFP4_PACKED,
@@ -45,7 +45,7 @@ FORMATS: dict[str, Format] = {
     "GPTQ with desc_act": gptq(128, act_order=True),
     "MLX (affine, 4 bits in groups of 64 here)": mlx(4, 64),
     "MLX (affine, 3 bits: 32 codes in three words)": mlx(3, 64),
-    "MLX (mxfp4)": MLX_MXFP4,
+    **{f"MLX ({mode})": format_ for (mode, _, _), format_ in MLX_FLOATS.items()},
     "bitsandbytes, 4 bits (nf4, nested factors)": bitsandbytes("nf4", nested=True),
     "bitsandbytes, 8 bits (LLM.int8)": BITSANDBYTES_INT8,
 }

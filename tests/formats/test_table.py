@@ -9,7 +9,7 @@ from loadmaster.formats import (
     FP8_CHANNEL,
     FP8_TENSOR,
     INT8_CHANNEL,
-    MLX_MXFP4,
+    MLX_FLOATS,
     MXFP4,
     MXFP4_LINEAR,
     NVFP4,
@@ -32,7 +32,9 @@ SCALAR = (1,)
 SHAPES = [
     (mlx(4, 64), {"weight": (200, 43), "scales": (200, 6), "biases": (200, 6)}),
     (mlx(6, 128), {"weight": (200, 66), "scales": (200, 3), "biases": (200, 3)}),  # 22 runs of three words
-    (MLX_MXFP4, {"weight": (200, 43), "scales": (200, 11)}),
+    (MLX_FLOATS["mxfp4", 4, 32], {"weight": (200, 43), "scales": (200, 11)}),
+    (MLX_FLOATS["mxfp8", 8, 32], {"weight": (200, 85), "scales": (200, 11)}),
+    (MLX_FLOATS["nvfp4", 4, 16], {"weight": (200, 43), "scales": (200, 22)}),
     (BITSANDBYTES_INT8, {"weight": (200, 340), "SCB": (200,), "weight_format": SCALAR}),
     (MXFP4_LINEAR, {"weight": (200, 170), "weight_scale": (200, 11)}),
     (mxfp8(), {"weight": (200, 340), "weight_scale": (200, 11)}),

@@ -33,7 +33,16 @@ from tests.loader.reference import Arrays, Reference, differences, read_all
 from tests.payload.inject import findings as verified
 
 GOLDEN = Path(__file__).parent / "golden"
-CASES = ("mlx-mixed", "mlx-moe", "mlx-mxfp4", "bitsandbytes-nf4", "bitsandbytes-fp4", "bitsandbytes-int8")
+CASES = (
+    "mlx-mixed",
+    "mlx-moe",
+    "mlx-mxfp4",
+    "mlx-mxfp8",
+    "mlx-nvfp4",
+    "bitsandbytes-nf4",
+    "bitsandbytes-fp4",
+    "bitsandbytes-int8",
+)
 LAYOUTS = {
     "pp 2 tp 2": ParallelLayout(2, 2),
     "tp 4": ParallelLayout(1, 4),
@@ -131,7 +140,7 @@ def test_every_rank_holds_its_part_of_the_decoded_values(case: str, layout: str,
         assert differences(load_rank(proof.require_proven(), rank, num_readers=1).tensors, expected.params) == []
 
 
-@pytest.mark.parametrize("case", ["mlx-mixed", "mlx-moe", "mlx-mxfp4", "bitsandbytes-int8"])
+@pytest.mark.parametrize("case", ["mlx-mixed", "mlx-moe", "mlx-mxfp4", "mlx-mxfp8", "mlx-nvfp4", "bitsandbytes-int8"])
 def test_what_stays_encoded_is_cut_as_its_table_says(case: str) -> None:
     proof = prove(plan_of(GOLDEN / case, ParallelLayout(2, 2), "native"))
     assert proof.proven
@@ -202,6 +211,13 @@ def test_factors_that_are_missing(damaged: Any) -> None:
     checkpoint.drop(r"layers\.1\.self_attn\.k_proj\.scales")
     [finding] = found(checkpoint.path)
     assert (finding.code, finding.tensor) == ("scale-missing", K_PROJ + "scales")
+
+
+def test_factors_in_another_number_format_than_the_mode_has(damaged: Any) -> None:
+    checkpoint = damaged("mlx-nvfp4")
+    checkpoint.change(r"layers\.1\.self_attn\.k_proj\.scales", lambda t: t.view(torch.float8_e4m3fn).float())
+    [finding] = found(checkpoint.path)
+    assert (finding.code, finding.tensor) == ("dtype-inadmissible", K_PROJ + "scales")
 
 
 def test_groups_of_another_size_than_the_config_says(damaged: Any) -> None:

@@ -5,7 +5,7 @@ tensors are used (`loadmaster.kernels` for dequantisation, `loadmaster.layers` f
 """
 
 from loadmaster.formats.bitsandbytes import BITSANDBYTES_INT8, bitsandbytes
-from loadmaster.formats.mlx import MLX_BITS, MLX_GROUPS, MLX_MXFP4, mlx
+from loadmaster.formats.mlx import MLX_BITS, MLX_FLOATS, MLX_GROUPS, mlx
 from loadmaster.formats.table import (
     FP4,
     FP8_CHANNEL,
@@ -36,8 +36,8 @@ __all__ = [
     "FP8_TENSOR_OTHERS",
     "INT8_CHANNEL",
     "MLX_BITS",
+    "MLX_FLOATS",
     "MLX_GROUPS",
-    "MLX_MXFP4",
     "MXFP4",
     "MXFP4_LINEAR",
     "MXFP4_LINEAR_INV",

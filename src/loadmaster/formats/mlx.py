@@ -38,12 +38,16 @@ def mlx(bits: int, group: int) -> Format:
     return Format(f"mlx{bits}", (values, *factors), zero_filled=True, everywhere=True)
 
 
-MLX_MXFP4: Final = Format(
-    "mlx_mxfp4",
-    (
-        Component("weight", ("U32",), (OUT, Grain(1, 8))),
-        Component("scales", ("U8",), (OUT, Grain(1, 32, "cover"))),
-    ),
-    everywhere=True,
-)
-"""MXFP4 as MLX stores it (``mode: mxfp4``): eight E2M1 values in each U32, and a biased exponent for each 32 values."""
+def _floats(mode: str, bits: int, group: int, *, free: bool = False) -> Format:
+    """Return a format of floats of ``bits`` in U32 words, with a byte for each ``group`` of them."""
+    words, scales = Grain(1, 32 // bits), Grain(1, group, "cover")
+    components = (Component("weight", ("U32",), (OUT, words)), Component("scales", ("U8",), (OUT, scales), free=free))
+    return Format(f"mlx_{mode}", components, everywhere=True)
+
+
+MLX_FLOATS: Final = {
+    ("mxfp4", 4, 32): _floats("mxfp4", 4, 32),
+    ("mxfp8", 8, 32): _floats("mxfp8", 8, 32),
+    ("nvfp4", 4, 16): _floats("nvfp4", 4, 16, free=True),
+}
+"""Mode, bits and group → format: E2M1 or E4M3 with a biased exponent for each group, and E2M1 with a factor in E4M3."""

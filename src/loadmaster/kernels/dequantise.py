@@ -200,6 +200,18 @@ def _mlx_mxfp4(format_: Format, c: Components, shape: Pair, origin: Pair) -> Ten
     return _fp4(format_, {**c, "weight": c["weight"].contiguous().view(torch.uint8)}, shape, origin)
 
 
+def _mlx_mxfp8(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
+    values = c["weight"].contiguous().view(torch.float8_e4m3fn)[..., : shape[1]]
+    return _by_powers(format_, values.to(torch.float32), c, origin[1])
+
+
+def _mlx_nvfp4(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
+    values = _e2m1(_nibbles(c["weight"].contiguous().view(torch.uint8))[..., : shape[1]])
+    groups = _groups(format_, "scales", shape[1], origin[1], values.device)
+    factors: Tensor = c["scales"].view(torch.float8_e4m3fn).to(torch.float32).index_select(-1, groups)
+    return values.mul_(factors)
+
+
 def _bitsandbytes(format_: Format, c: Components, shape: Pair, origin: Pair) -> Tensor:
     """4-bit codes with a factor for each block; which nested block a factor is in depends on its place in the whole weight."""
     factors, block, suffix = c["weight.absmax"], format_.block[1], state_of(format_)
@@ -239,6 +251,8 @@ ARITHMETIC: dict[str, Callable[[Format, Components, Pair, Pair], Tensor]] = {
     "gptq8": _gptq,
     **{f"mlx{bits}": _mlx for bits in MLX_BITS},
     "mlx_mxfp4": _mlx_mxfp4,
+    "mlx_mxfp8": _mlx_mxfp8,
+    "mlx_nvfp4": _mlx_nvfp4,
     "bitsandbytes_nf4": _bitsandbytes,
     "bitsandbytes_fp4": _bitsandbytes,
     "bitsandbytes_int8": _bitsandbytes_int8,

@@ -21,8 +21,8 @@ from loadmaster.formats import (
     FP8_TENSOR_OTHERS,
     INT8_CHANNEL,
     MLX_BITS,
+    MLX_FLOATS,
     MLX_GROUPS,
-    MLX_MXFP4,
     MXFP4,
     MXFP4_LINEAR,
     MXFP4_LINEAR_INV,
@@ -156,12 +156,12 @@ def _mlx_format(q: Mapping[str, Any], where: str) -> Format:
     mode, bits, group = q.get("mode", "affine"), q.get("bits", 4), q.get("group_size", 64)
     if mode == "affine" and type(bits) is int and bits in MLX_BITS and type(group) is int and group in MLX_GROUPS:
         return mlx(bits, group)
-    if (mode, bits, group) == ("mxfp4", 4, 32):
-        return MLX_MXFP4
+    if (found := MLX_FLOATS.get((mode, bits, group))) is not None and type(bits) is type(group) is int:
+        return found
     raise UnsupportedError(
         f"{where}: MLX's mode {mode!r} with {bits!r} bits in groups of {group!r} is not supported",
-        hint=f"supported: affine with {', '.join(map(str, MLX_BITS))} bits in groups of {', '.join(map(str, MLX_GROUPS))}, and "
-        "mxfp4",
+        hint=f"supported: affine with {', '.join(map(str, MLX_BITS))} bits in groups of {', '.join(map(str, MLX_GROUPS))}, "
+        + ", ".join(f"{m} with {b} bits in groups of {g}" for m, b, g in MLX_FLOATS),
     )
 
 
