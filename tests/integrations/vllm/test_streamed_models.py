@@ -74,15 +74,6 @@ CASES = {
         DRAFT,
         otherwise=("model.fc.weight",),
     ),
-    "aria": Case(
-        of(
-            "AriaForConditionalGeneration",
-            "aria",
-            text_config=MODELS["AriaTextForCausalLM"]
-            | {"model_type": "aria_text", "attention_bias": False, "mlp_bias": False, "rope_parameters": ROPE},
-        ),
-        engine=LANGUAGE_ONLY,
-    ),
     "bagel": Case(
         of("BagelForConditionalGeneration", "bagel", llm_config={**PLAIN, "qk_norm": True, "model_type": "qwen2"}),
         {"vit_config": {"hidden_size": 96, "num_hidden_layers": 1}},

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-from loadmaster.audit.accepted import CODE
+from loadmaster.audit.accepted import CODE, WRAPPED
 from loadmaster.audit.case import ACCEPTED
 from loadmaster.synth import PRESETS
+from loadmaster.synth.presets import merged
+from tests.architectures.test_text_models import MODELS
 from tests.integrations.vllm.golden import CUT, SPREAD, SPREAD_ALONE, STAGES, WHOLE
 from tests.integrations.vllm.text_case import WITH_EXPERTS, TextCase, text
 
@@ -32,6 +34,41 @@ class RemoteConfig(PretrainedConfig):
     model_type = "{model_type}"
 """
 
+WITH_SECTIONS: Final = """from transformers import PretrainedConfig
+
+
+class Section(PretrainedConfig):
+    model_type = "interns1_pro_section"
+
+
+class RemoteConfig(PretrainedConfig):
+    model_type = "interns1_pro"
+    sub_configs = {"text_config": Section, "vision_config": Section}
+
+    def __init__(self, text_config=None, vision_config=None, **more):
+        self.text_config = Section(**(text_config or {}))
+        self.vision_config = Section(**(vision_config or {}))
+        super().__init__(**more)
+"""
+FOPE: Final = {
+    "rope_type": "default",
+    "rope_theta": 1e4,
+    "num_inv_freq": 6,
+    "fope_sep_head": True,
+    "fope_init_factor": 0.1,
+}
+ROPED: Final = {"rope_parameters": FOPE, "rope_scaling": None, "max_position_embeddings": 512}
+TEXT: Final = {
+    **{"norm_topk_prob": True, "rms_norm_eps": 1e-6, "hidden_act": "silu", "decoder_sparse_step": 1},
+    **{"mlp_only_layers": [], "attention_bias": False, "tie_word_embeddings": False},
+}
+VISION: Final = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+QWEN_VISION: Final = {
+    **{"depth": 1, "num_heads": 4, "intermediate_size": 64, "in_channels": 3, "patch_size": 14, "hidden_act": "gelu"},
+    **{"spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 128, "num_position_embeddings": 64},
+    "deepstack_visual_indexes": [],
+}
+
 SOME: Final = (*STAGES[1:], *CUT[1:], *SPREAD[1:])
 DRAFT: Final = (*WHOLE, *SPREAD_ALONE)
 
@@ -40,6 +77,14 @@ def preset(name: str, **changes: Any) -> dict[str, Any]:
     """Return the tiny config of a preset with changes; None removes a value."""
     own = PRESETS[name].config_of(tiny=True) | ACCEPTED.get(name, {}) | changes
     return {key: value for key, value in own.items() if value is not None}
+
+
+def alone(name: str, architecture: str, model_type: str, **changes: Any) -> dict[str, Any]:
+    """Return the tiny config of a preset's language model; None removes a value."""
+    whole = merged(PRESETS[name].config_of(tiny=True), WRAPPED[name])
+    of_all = {key: whole[key] for key in ("dtype", "quantization_config") if key in whole}
+    named = {"architectures": [architecture], "model_type": model_type}
+    return {key: value for key, value in (whole["text_config"] | of_all | named | changes).items() if value is not None}
 
 
 def of(architecture: str, model_type: str, more: dict[str, Any] | None = None, **changes: Any) -> TextCase:
@@ -182,6 +227,51 @@ CASES: Final[dict[str, TextCase]] = {
     "mellum-2": of("MellumForCausalLM", "mellum"),
     "beam": of("BeamForCausalLM", "beam", {**TWO, "mlp_layer_types": [*["dense"] * 3, "sparse"]}),
     "step-3": of("Step3TextForCausalLM", "step3_text", {"moe_top_k": 2, "tie_word_embeddings": False}),
+    "aria": TextCase(
+        text(
+            "AriaForConditionalGeneration",
+            "aria",
+            text_config=MODELS["AriaTextForCausalLM"]
+            | {"model_type": "aria_text", "attention_bias": False, "mlp_bias": False, **ROPE},
+        ),
+        engine={"language_model_only": True},
+        ranks=SOME,
+    ),
+    "minimax-m3, alone": remote(
+        TextCase(
+            alone("minimax-m3-mxfp8", "MiniMaxM3SparseForCausalLM", "minimax_m3_text"),
+            {"swiglu_beta": 1.0, "tie_word_embeddings": False},
+            ranks=SOME,
+        )
+    ),
+    "glm-5.3-flash, alone": TextCase(
+        alone("glm-5.3-flash", "Glm5NextForCausalLM", "glm5_next_text", quantization_config=None),
+        ranks=(*WHOLE, *CUT[1:], *SPREAD_ALONE),
+    ),
+    "step-3-vl": TextCase(
+        text(
+            "Step3VLForConditionalGeneration",
+            "step3_vl",
+            text_config={
+                **{"model_type": "step3_text", "architectures": ["Step3TextForCausalLM"], "moe_top_k": 2},
+                **{"tie_word_embeddings": False, **MODELS["Step3TextForCausalLM"]},
+            },
+        ),
+        {"vision_config": VISION | {"output_hidden_size": 96}},
+        engine={"language_model_only": True},
+        ranks=SOME,
+    ),
+    "intern-s1-pro": TextCase(
+        text(
+            "InternS1ProForConditionalGeneration",
+            "interns1_pro",
+            text_config=MODELS["InternS1ProForCausalLM"] | TEXT | TWO | ROPED,
+        ),
+        {"auto_map": {"AutoConfig": "remote.RemoteConfig"}, "vision_config": VISION | QWEN_VISION},
+        engine={"language_model_only": True, "trust_remote_code": True},
+        ranks=(*WHOLE, *CUT[1:], *SPREAD_ALONE),
+        files={"remote.py": WITH_SECTIONS},
+    ),
     "k2-horizon": of(
         "K2HorizonForCausalLM",
         "qwen2",

@@ -18,6 +18,7 @@ _AUDIO: Final = (
     "Qwen3ASRForConditionalGeneration",
 )
 _VISION: Final = (
+    "Step3VLForConditionalGeneration",
     "Cohere2VisionForConditionalGeneration",
     "DeepseekOCR2ForCausalLM",
     "DeepseekOCRForCausalLM",

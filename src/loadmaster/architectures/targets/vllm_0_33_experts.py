@@ -6,7 +6,6 @@ Sources: the files of the classes in ``vllm/model_executor/models`` and ``vllm/m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Final
 
 from loadmaster.architectures.config import Config
@@ -50,21 +49,6 @@ def _mimo_v2(c: Config) -> str | None:
 _EVERYTHING: Final = (EMBEDDING, NORM, HEAD)
 _QKV: Final = "{block}.self_attn.qkv_proj"
 
-_BAILING = Described(
-    ("BailingMoeForCausalLM",),
-    modules=(
-        (CORRECTION, "mlp.gate.expert_bias"),
-        EXPERTS,
-        ("self_attn.qkv_proj.", "attention.query_key_value."),
-        ("self_attn.q_norm.", "attention.query_layernorm."),
-        ("self_attn.k_norm.", "attention.key_layernorm."),
-        ("self_attn.o_proj.", "attention.dense."),
-    ),
-    top=(("embed_tokens.", "word_embeddings."),),
-    keep=F32_ROUTER,
-    obstacle=without("norm_head"),
-)
-
 DESCRIBED: Final[Mapping[str, Described]] = {
     "MiMoV2FlashForCausalLM": Described(
         ("MiMoV2FlashForCausalLM",),
@@ -84,20 +68,6 @@ DESCRIBED: Final[Mapping[str, Described]] = {
         ("Ernie4_5_MoeForCausalLM",),
         keep=F32_ROUTER,
         params=(Param("{block}." + CORRECTION, ("moe.statics",), ones=(0, 0)),),
-        obstacle=without("use_bias"),
-    ),
-    "BailingMoeForCausalLM": replace(_BAILING, keep=()),
-    "BailingMoeV2ForCausalLM": replace(_BAILING, classes=("BailingMoeV2ForCausalLM",)),
-    "SarvamMoEForCausalLM": replace(_BAILING, classes=("SarvamMoEForCausalLM",)),
-    "Param2MoEForCausalLM": Described(
-        ("Param2MoEForCausalLM",),
-        modules=(
-            EXPERTS,
-            ("self_attn.q_norm.", "self_attn.q_layernorm."),
-            ("self_attn.k_norm.", "self_attn.k_layernorm."),
-        ),
-        keep=F32_ROUTER,
-        computed=(CORRECTION,),  # less their mean
         obstacle=without("use_bias"),
     ),
     "OlmoeForCausalLM": Described(
@@ -179,6 +149,20 @@ DESCRIBED: Final[Mapping[str, Described]] = {
             Param("{block}.self_attn.qk_proj.bias", ("attn.q_bias", "attn.k_bias"), unless="attn.v_bias"),
         ),
         obstacle=_k2_horizon,
+    ),
+    "AriaForConditionalGeneration": Described(
+        ("AriaForConditionalGeneration",),
+        modules=(EXPERTS, ("mlp.gate.weight", "mlp.router_weight")),
+        params=(Param("lm_head.weight", ("head",), stage="last"),),  # outside the language model
+        within="language_model.",
+        model="",
+        obstacle=without(TIED),
+    ),
+    "InternS1ProForConditionalGeneration": Described(
+        ("InternS1ProForConditionalGeneration",),
+        top=(("rotary_emb.", "layers.0.self_attn.rotary_emb."),),  # on other stages the name of their first layer
+        within="language_model.",
+        sends=(),
     ),
     "LagunaForCausalLM": Described(
         ("LagunaForCausalLM",),

@@ -1,6 +1,6 @@
 """vLLM 0.33's further mixtures of experts with latent attention: architecture in config.json → how vLLM implements it (`vllm`).
 
-Sources: ``longcat_flash``, ``glm4_moe_lite``, ``bailing_moe_linear``, ``AXK1``, ``sarvam`` and ``openpangu`` in
+Sources: ``longcat_flash``, ``glm4_moe_lite``, ``AXK1``, ``sarvam`` and ``openpangu`` in
 ``vllm/model_executor/models``, of 0.33.0, and the files of their MTP layers.
 """
 
@@ -20,19 +20,6 @@ DESCRIBED: Final[Mapping[str, Described]] = {
     ),
     "Glm4MoeLiteForCausalLM": Described(
         ("Glm4MoeLiteForCausalLM",), drafts=("Glm4MoeLiteMTP",), keep=F32_ROUTER, obstacle=without(TIED)
-    ),
-    "BailingMoeV2_5ForCausalLM": Described(
-        ("BailingMoeV25ForCausalLM",),
-        drafts=("BailingMoeV25MTPModel",),
-        draft_block="",
-        modules=(
-            EXPERTS,
-            (CORRECTION, "mlp.gate.expert_bias"),
-            ("shared_head.norm.", "final_layernorm."),
-        ),
-        top=(("embed_tokens.", "word_embeddings."),),
-        keep=F32_ROUTER,
-        obstacle=without(TIED),
     ),
     "AXK1ForCausalLM": Described(("AXK1ForCausalLM",), obstacle=without(TIED)),
     "SarvamMLAForCausalLM": Described(("SarvamMLAForCausalLM",), computed=(CORRECTION,)),  # less their mean

@@ -124,7 +124,7 @@ def _glm5_next(c: Config) -> str | None:
 
 
 _GLM5_NEXT = Described(
-    ("Glm5NextForConditionalGeneration",),
+    ("Glm5NextForCausalLM",),
     drafts=("Glm5NextMTP",),
     draft_names=(("embed_tokens.", "model.embed_tokens."), ("", "model.layers.{layer}.")),
     keep=(
@@ -148,7 +148,6 @@ _GLM5_NEXT = Described(
         Param("{block}.self_attn.q_b_proj.weight", ("attn.q_b",), "decoded"),
         Param("{block}.self_attn.o_proj.weight", ("attn.o",), "decoded"),
     ),
-    within="language_model.",
     sends=(),  # vLLM does not divide it into stages
     obstacle=_glm5_next,
 )
@@ -209,5 +208,6 @@ DESCRIBED: Final[Mapping[str, Described]] = {
     "KimiK3ForConditionalGeneration": _KIMI_K3,
     "HYV4ForCausalLM": _HY_V4,
     "BailingMoeV3ForCausalLM": _LING_3,
-    "Glm5NextForConditionalGeneration": _GLM5_NEXT,
+    "Glm5NextForConditionalGeneration": _GLM5_NEXT.inside("Glm5NextForConditionalGeneration"),
+    "Glm5NextForCausalLM": _GLM5_NEXT,
 }

@@ -24,24 +24,26 @@ def _minimax_m3(c: Config) -> str | None:
 
 _QKV: Final = "{block}.self_attn.qkv_proj.weight"
 
-DESCRIBED: Final[Mapping[str, Described]] = {
-    "MiniMaxM3SparseForConditionalGeneration": Described(
-        ("MiniMaxM3SparseForConditionalGeneration",),
-        modules=(
-            ("mlp.experts.", "block_sparse_moe.experts.routed_experts."),
-            ("mlp.gate.e_score_correction_bias", "block_sparse_moe.e_score_correction_bias"),
-            ("mlp.gate.", "block_sparse_moe.gate."),
-            ("mlp.shared_experts.", "block_sparse_moe.shared_experts."),
-        ),
-        keep=(("block_sparse_moe.gate.weight", "F32"),),
-        params=(
-            Param(_QKV, ("attn.q", "attn.k", "attn.v"), unless="indexer.q_proj"),
-            Param(_QKV, ("attn.q", "attn.k", "attn.v", "indexer.q_proj", "indexer.k_proj")),
-        ),
-        within="language_model.",
-        formats={"mxfp8": (Held("weight", "F8_E4M3"), Held("weight_scale_inv", "U8", named="weight_scale"))},
-        obstacle=_minimax_m3,
+_MINIMAX_M3 = Described(
+    ("MiniMaxM3SparseForCausalLM",),
+    modules=(
+        ("mlp.experts.", "block_sparse_moe.experts.routed_experts."),
+        ("mlp.gate.e_score_correction_bias", "block_sparse_moe.e_score_correction_bias"),
+        ("mlp.gate.", "block_sparse_moe.gate."),
+        ("mlp.shared_experts.", "block_sparse_moe.shared_experts."),
     ),
+    keep=(("block_sparse_moe.gate.weight", "F32"),),
+    params=(
+        Param(_QKV, ("attn.q", "attn.k", "attn.v"), unless="indexer.q_proj"),
+        Param(_QKV, ("attn.q", "attn.k", "attn.v", "indexer.q_proj", "indexer.k_proj")),
+    ),
+    formats={"mxfp8": (Held("weight", "F8_E4M3"), Held("weight_scale_inv", "U8", named="weight_scale"))},
+    obstacle=_minimax_m3,
+)
+
+DESCRIBED: Final[Mapping[str, Described]] = {
+    "MiniMaxM3SparseForCausalLM": _MINIMAX_M3,
+    "MiniMaxM3SparseForConditionalGeneration": _MINIMAX_M3.inside("MiniMaxM3SparseForConditionalGeneration"),
     "MuseSparkForConditionalGeneration": Described(
         ("MuseSparkForConditionalGeneration",),
         modules=(
