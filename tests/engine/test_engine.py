@@ -1,4 +1,4 @@
-"""The engine over real processes, with the toy model of `tests.workers.toy`."""
+"""The engine over real processes, most of them forked, with the toy model of `tests.workers.toy`."""
 
 import os
 import re
@@ -34,6 +34,7 @@ from tests.workers.toy import BUILDER, BYTES_A_STAGE, REFUSED_SLOTS, VOCAB, ToyP
 if TYPE_CHECKING:
     from loadmaster.plan import Plan
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
 GREEDY = SamplingParams(max_tokens=4, temperature=0)
 LIMIT_S = 200
 """Within which everything must be over when a worker is lost: on a busy machine too, and before what hangs ends."""
@@ -52,7 +53,7 @@ def nothing_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
+def engine(forked_workers: None) -> Iterator[Engine]:
     with nothing_left(), start(ToyPlan(3, eos=50), capacity=Capacity(max_num_batched_tokens=4, block_size=4)) as engine:
         engine.wait_ready()
         yield engine
@@ -61,6 +62,7 @@ def engine() -> Iterator[Engine]:
 # What a running engine does ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("started_workers")
 def test_one_stage_needs_no_group() -> None:
     with nothing_left(), start(ToyPlan(1)) as engine:
         assert list(engine.generate([3, 4, 5], GREEDY)) == continuation([3, 4, 5], 1, 4) == [6, 7, 8, 9]
@@ -367,6 +369,7 @@ def test_a_worker_that_is_stopped_for_a_moment_goes_on(engine: Engine) -> None:
     assert list(engine.generate([3], GREEDY)) == continuation([3], 3, 4)
 
 
+@pytest.mark.usefixtures("started_workers")
 def test_close_does_not_wait_for_a_worker_that_never_reads_its_job() -> None:
     plan = ToyPlan(1, disagree="x" * 10**7)  # more than a pipe holds
     with ThreadPoolExecutor(1) as thread:

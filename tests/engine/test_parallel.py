@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from loadmaster.plan import Plan
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
 PROMPTS = [[7, 250, 31, 99, 14, 3, 200, 180, 66, 45, 12, 301, 77, 5, 5, 41, 260, 19, 130, 8], [3, 17, 5], [9] * 11]
 
 

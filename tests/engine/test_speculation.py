@@ -18,6 +18,7 @@ from loadmaster.plan import ProvenPlan, build_plan, prove
 from loadmaster.workers import SamplingParams
 from tests.models.planted import expected_counts, planted
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
 PROMPTS = [[1, 2, 3], list(range(20)), [5, 11]]
 
 

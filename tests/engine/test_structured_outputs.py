@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from loadmaster.engine import Stream
     from loadmaster.plan import ProvenPlan
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
 GREEDY = SamplingParams(max_tokens=4, temperature=0)
 
 WANTED = [

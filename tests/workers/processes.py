@@ -6,11 +6,13 @@ from contextlib import suppress
 
 import psutil
 
+from tests.workers import forked
+
 
 def is_worker(process: psutil.Process) -> bool:
     """Whether a child runs the worker already: one stopped between fork and exec holds up the thread that starts it."""
     with suppress(psutil.Error):
-        return "loadmaster.workers.worker" in process.cmdline()
+        return process.pid in forked.PIDS or "loadmaster.workers.worker" in process.cmdline()
     return False
 
 
