@@ -166,6 +166,13 @@ def test_a_config_without_the_section_describes_the_language_model_itself() -> N
     assert family.schema(family.describe(config)) == family.schema(family.describe(nested))
 
 
+def test_a_paddleocr_has_a_head_unless_its_config_says_that_it_is_the_embedding() -> None:
+    for change, is_tied in (({}, False), ({"tie_word_embeddings": True}, True)):
+        config = config_of("PaddleOCRVLForConditionalGeneration") | change
+        family = find_family(config)
+        assert family.schema(family.describe(config)).tied is is_tied
+
+
 def test_what_a_section_leaves_out_is_the_configuration_classs_default() -> None:
     section = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32064}
     config = {"architectures": ["LlavaForConditionalGeneration"], "text_config": section}

@@ -102,7 +102,7 @@ WRAPPERS: Final[tuple[Wrapper, ...]] = (
         "Ernie4_5ForCausalLM",
         (BESIDE, WITHIN),
         outside("visual", "mlp_AR"),
-        fixed={"tie_word_embeddings": False},
+        defaults={"tie_word_embeddings": False},
     ),
     Wrapper(
         ("OpenPanguVLForConditionalGeneration",),

@@ -162,4 +162,22 @@ CASES: Final[dict[str, TextCase]] = {
         {"language_model_only": True},
         SOME,
     ),
+    "granite-speech-plus": around(
+        "GraniteSpeechPlusForConditionalGeneration", "granite_speech_plus", architectures=["GraniteForCausalLM"]
+    ),
+    "moss-transcribe": around(
+        "MossTranscribeDiarizeForConditionalGeneration",
+        "moss_transcribe_diarize",
+        **{**DENSE, **QWEN3},
+        tie_word_embeddings=True,
+    ),
+    "qwen3-asr-realtime": thinker(
+        "Qwen3ASRRealtimeGeneration", "qwen3_asr", **{**DENSE, **QWEN3}, rope_parameters=ROPE
+    ),
+    "ultravox": around(
+        "UltravoxModel",
+        "ultravox",
+        more={"audio_config": {"model_type": "whisper"}, "vocab_size": 320},
+        **{**NO_HEAD, **LLAMA},
+    ),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from tests.architectures.test_wrappers import DENSE, NO_HEAD
+from tests.architectures.test_wrappers import DENSE, NEMOTRON, NO_HEAD
 from tests.integrations.vllm.text_around import QWEN2, ROPE, SOME
 from tests.integrations.vllm.text_case import TextCase
 
@@ -39,6 +39,17 @@ MINICPM: Final = {"query_num": 64, "image_size": 448, "patch_size": 14, "drop_vi
 PHI: Final = {
     "img_processor": {"image_dim_out": 1024, "num_img_tokens": 4, "name": "clip_vision_model"},
     "embd_layer": {"hd_transform_order": "sub_glb", "use_hd_transform": True, "with_learnable_separator": True},
+}
+RADIO: Final = {
+    **TOWER,
+    "args": {"model": "vit_huge_patch16_224", "teachers": [], "register_multiple": 8},
+    "max_resolution": 224,
+}
+NEMOTRONS: Final = {
+    **{"force_image_size": 224, "patch_size": 16, "vit_hidden_size": 1280, "projector_hidden_size": 64},
+    **{"template": "", "image_tag_type": "internvl", "img_context_token_id": 5, "img_context_token": "<image>"},
+    **{"norm_mean": [0.5] * 3, "norm_std": [0.5] * 3, "video_pruning_rate": 0.0, "use_thumbnail": True},
+    "max_num_tiles": 1,
 }
 
 
@@ -115,4 +126,19 @@ CASES: Final[dict[str, TextCase]] = {
         "HCXVisionV2ForCausalLM", "vlm", more={"vision_config": AS_QWENS}, text_config={**QWEN2, **NO_HEAD}
     ),
     "phi-3-vision": remote("Phi3VForCausalLM", "phi3_v", "Phi3Config", more=PHI, pad_token_id=0, **NO_HEAD),
+    "opencua": remote(
+        "OpenCUAForConditionalGeneration",
+        "opencua",
+        more={"vision_config": AS_QWENS},
+        text_config={**QWEN2, **NO_HEAD},
+    ),
+    "skywork-r1v": intern("SkyworkR1VChatModel", "skywork_chat"),
+    "nemotron-nano-vl": remote(
+        "NemotronH_Nano_VL_V2",
+        "NemotronH_Nano_VL_V2",
+        section="llm_config",
+        more={"vision_config": RADIO, **INTERN, **NEMOTRONS},
+        has_tokenizer=True,
+        llm_config={**NEMOTRON, "model_type": "nemotron_h"},
+    ),
 }

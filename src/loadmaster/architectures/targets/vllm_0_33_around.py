@@ -14,11 +14,14 @@ _AUDIO: Final = (
     "AudioFlamingo3ForConditionalGeneration",
     "GlmAsrForConditionalGeneration",
     "GraniteSpeechForConditionalGeneration",
+    "GraniteSpeechPlusForConditionalGeneration",
+    "MossTranscribeDiarizeForConditionalGeneration",
     "Qwen2AudioForConditionalGeneration",
     "Qwen3ASRForConditionalGeneration",
+    "Qwen3ASRRealtimeGeneration",
+    "UltravoxModel",
 )
 _VISION: Final = (
-    "Step3VLForConditionalGeneration",
     "Cohere2VisionForConditionalGeneration",
     "DeepseekOCR2ForCausalLM",
     "DeepseekOCRForCausalLM",
@@ -42,6 +45,7 @@ _VISION: Final = (
     "LlavaOnevisionForConditionalGeneration",
     "MiniCPMV4_6ForConditionalGeneration",
     "Mistral3ForConditionalGeneration",
+    "OpenCUAForConditionalGeneration",
     "PaddleOCRVLForConditionalGeneration",
     "PaliGemmaForConditionalGeneration",
     "Phi3VForCausalLM",
@@ -50,12 +54,21 @@ _VISION: Final = (
     "Qwen2VLForConditionalGeneration",
     "Qwen3VLForConditionalGeneration",
     "Qwen3VLMoeForConditionalGeneration",
+    "SkyworkR1VChatModel",
+    "Step3VLForConditionalGeneration",
 )
 _INTERN: Final = Around("InternS1ForConditionalGeneration")
+_NEMOTRON: Final = (
+    "NemotronH_Nano_Omni_Reasoning_V3",
+    "NemotronH_Nano_VL_V2",
+    "NemotronH_Omni_Reasoning_V3",
+    "NemotronH_Super_Omni_Reasoning_V3",
+)
 _QWEN_OMNI: Final = Around("Qwen2_5OmniThinkerForConditionalGeneration")
 
 AROUND: Final[Mapping[str, Around]] = {
     **{name: Around(name) for name in (*_VISION, *_AUDIO)},
+    **dict.fromkeys(_NEMOTRON, Around("NemotronH_Nano_VL_V2")),
     "InternVLForConditionalGeneration": _INTERN,
     "InternS1ForConditionalGeneration": _INTERN,
     "Qwen2_5OmniForConditionalGeneration": _QWEN_OMNI,
