@@ -54,6 +54,8 @@ TARGETS = {
     "loadmaster.plan.towers": ["tests/plan/test_towers.py"],
     "loadmaster.plan.filling": ["tests/plan/test_filling.py"],
     "loadmaster.plan.needed": ["tests/plan/test_needed.py"],
+    "loadmaster.plan.composition": ["tests/plan/test_filling.py", "tests/plan/test_towers.py", *LAWS],
+    "loadmaster.integrations.vllm.box_copies": ["tests/integrations/vllm/test_box_copies.py"],
     "loadmaster.plan.laws": LAWS,
     "loadmaster.plan.proof": (*LAWS, "tests/failures/test_memory.py"),
 }

@@ -20,7 +20,10 @@ CUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "columns of a stack": lambda t: t[:, :, :256],
     "rows of a stack": lambda t: t[:, 64:],
     "every other row": lambda t: t[0][::2],
-    "one column of a matrix of rows": lambda t: t.view(6 * 128, 1, 512)[:, :, 100:],
+    "columns beside a dim of one": lambda t: t.view(6 * 128, 1, 512)[:, :, 100:],
+    "columns of a stack of one": lambda t: t[:1, :, 256:],
+    "halves of two long rows": lambda t: t.view(2, -1)[:, 3 * 128 * 256 :],
+    "as few bytes as a box has": lambda t: t[0][:64, 256:],
 }
 UNLIKE = ("rows of a stack", True)
 """Long runs that are to become many short ones: no box."""
@@ -71,12 +74,53 @@ def test_what_is_no_box_is_left_to_torch(to: torch.Tensor, source: torch.Tensor)
     assert box_between(to, source) is None
 
 
-def test_only_copies_from_the_host_to_the_device_of_this_thread_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boxes, "Driver", lambda: None)
-    source, to = SOURCE[0][:, 256:], torch.empty(128, 256, dtype=torch.int32)
+class Recorder:
+    """A driver and its stream, which copies when it is waited for."""
+
+    cuda_stream = 7
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[Box, int, int]] = []
+        self.num_boxes = 0
+
+    def box(self, to: int, to_pitch: int, source: int, from_pitch: int, width: int, height: int, stream: int) -> None:
+        assert stream == self.cuda_stream
+        self.begun.append((Box(width, height, to_pitch, from_pitch), to, source))
+
+    def synchronize(self) -> None:
+        self.num_boxes += len(self.begun)
+        for box, to, source in self.begun:
+            for row in range(box.height):
+                ctypes.memmove(to + row * box.to_pitch, source + row * box.from_pitch, box.width)
+        self.begun.clear()
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    made = Recorder()
+    monkeypatch.setattr(boxes, "Driver", lambda: made)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: made)
+    return made
+
+
+def test_a_copy_of_columns_is_done_when_it_returns(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boxes, "_is_between", lambda to, source: True)
+    to = torch.zeros(128, 256, dtype=torch.int32)
     with boxes.box_copies():
-        assert to.copy_(source) is to
-        assert torch.equal(to, source)
+        assert to.copy_(SOURCE[0][:, 256:]) is to
+    assert torch.equal(to, SOURCE[0][:, 256:])
+    assert recorder.num_boxes == 1
+
+
+def test_other_calls_and_copies_are_torch_s(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    to, columns = torch.zeros(128, 256, dtype=torch.int32), SOURCE[0][:, 256:]
+    with boxes.box_copies():
+        assert to.copy_(columns) is to  # both are on the host
+        monkeypatch.setattr(boxes, "_is_between", lambda to, source: True)
+        to.copy_(columns, non_blocking=True)
+        torch.zeros(128, 512, dtype=torch.int32).copy_(SOURCE[0])
+        assert torch.equal(to + 0, columns)
+    assert recorder.num_boxes == 0
 
 
 @pytest.mark.gpu

@@ -45,7 +45,7 @@ class box_copies(TorchFunctionMode):  # noqa: N801  # a context manager
         """Call ``func``, or copy a box in its place."""
         if func is torch.Tensor.copy_ and len(args) == 2 and not kwargs:
             to, source = args
-            if _is_between(to, source) and (box := box_between(to, source)) is not None and source.is_pinned():
+            if _is_between(to, source) and (box := box_between(to, source)) is not None:
                 stream = torch.cuda.current_stream(to.device)
                 pitches = (box.to_pitch, source.data_ptr(), box.from_pitch)
                 self._driver.box(to.data_ptr(), *pitches, box.width, box.height, stream.cuda_stream)
@@ -55,12 +55,13 @@ class box_copies(TorchFunctionMode):  # noqa: N801  # a context manager
 
 
 def _is_between(to: Any, source: Any) -> bool:
-    """Whether a copy goes from the host to the GPU that this thread uses."""
+    """Whether a copy goes from page-locked memory to the GPU that this thread uses."""
     return (
         isinstance(source, torch.Tensor)
-        and source.device.type == "cpu"
         and to.is_cuda
         and to.device.index == torch.cuda.current_device()
+        and source.device.type == "cpu"
+        and source.is_pinned()
     )
 
 
