@@ -169,11 +169,15 @@ case("1e400", commands=PLANNING)(lambda folder: (folder / CONFIG).write_text('{"
 case("NaN", commands=PLANNING)(lambda folder: (folder / CONFIG).write_text('{"num_hidden_layers": NaN}'))
 
 
-def ignoring(*patterns: str, method: str = "fp8", key: str = "modules_to_not_convert") -> Make:
-    """Return the damage that leaves modules out of a quantisation by patterns."""
-    return by_key(
-        {"quantization_config": {"quant_method": method, "weight_block_size": [128, 128], key: list(patterns)}}
-    )
+def ignoring(pattern: str, count: int = 1) -> Make:
+    """Return the damage that leaves modules out of a quantisation by ``count`` patterns, with their numbers for ``{}``."""
+
+    def damage(folder: Path) -> None:
+        patterns = [pattern.replace("{}", str(i)) for i in range(count)]
+        quantised = {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": patterns}
+        reconfigure(folder, {"quantization_config": quantised})
+
+    return damage
 
 
 MAY = ()
@@ -182,9 +186,9 @@ case("a regular expression bomb of alternatives", "glm-5.1-fp8", MAY)(ignoring("
 case("a glob bomb", "glm-5.1-fp8", MAY)(ignoring("*a*e*o*l*a*e*.*r*" * 4 + "!"))
 case("a pattern that compiles to gigabytes", "glm-5.1-fp8", MAY)(ignoring("re:((((a{99}){99}){99}){99}){99}"))
 case("a back-reference", "glm-5.1-fp8", PLANNING)(ignoring(r"re:(.*)\1"))
-case("a million patterns", "glm-5.1-fp8", PLANNING)(ignoring(*(f"re:.*{i}.*" for i in range(200_000))))
-case("a million globs", "glm-5.1-fp8", PLANNING)(ignoring(*(f"*{i}*" for i in range(500_000))))
-case("half a million names", "glm-5.1-fp8", MAY)(ignoring(*(f"module.{i}" for i in range(300_000))))
+case("a million patterns", "glm-5.1-fp8", PLANNING)(ignoring("re:.*{}.*", 200_000))
+case("a million globs", "glm-5.1-fp8", PLANNING)(ignoring("*{}*", 500_000))
+case("half a million names", "glm-5.1-fp8", MAY)(ignoring("module.{}", 300_000))
 
 
 def mistral(values: Mapping[str, Any]) -> Make:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from loadmaster.parallel import ParallelLayout
 from loadmaster.synth import PRESETS
@@ -40,8 +39,10 @@ DIVIDED = [name for name in MODELS if name != "smollm2"]  # three key heads do n
 
 @pytest.fixture(scope="module", params=DIVIDED)
 def model(request: pytest.FixtureRequest) -> torch.nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM  # a second, which other test processes need not wait
+
     torch.manual_seed(3)
-    config: PretrainedConfig = AutoConfig.for_model(**config_of(request.param, tiny=True))
+    config = AutoConfig.for_model(**config_of(request.param, tiny=True))
     made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     with torch.no_grad():
         for tensor in made.state_dict().values():  # norms are ones and biases zeros as they are made

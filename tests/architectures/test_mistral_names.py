@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import MistralConfig, MistralForCausalLM
-from transformers.core_model_loading import PermuteForRope
 
 from loadmaster.architectures.llama import FAMILY, read_model
 from loadmaster.architectures.registry import find_family
@@ -69,7 +67,7 @@ NAMES = {
 
 
 class Heads:
-    """What `PermuteForRope` reads of a config."""
+    """What transformers' ``PermuteForRope`` reads of a config."""
 
     def __init__(self, num_heads: int) -> None:
         self.num_attention_heads = num_heads
@@ -78,6 +76,9 @@ class Heads:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny Mistral as transformers saves it, and the same in Mistral's own form, permuted by transformers."""
+    from transformers import MistralConfig, MistralForCausalLM  # seconds, which other test processes need not wait
+    from transformers.core_model_loading import PermuteForRope
+
     folder = tmp_path_factory.mktemp("mistral")
     torch.manual_seed(7)
     MistralForCausalLM(MistralConfig(**CONFIG)).to(torch.bfloat16).save_pretrained(folder / "hf")
@@ -161,6 +162,8 @@ def dequantised(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 def expected(stored: Any, name: str, heads: int, head: int) -> torch.Tensor:
     """A stored weight decoded, then permuted by transformers."""
+    from transformers.core_model_loading import PermuteForRope
+
     module = f"layers.0.attention.{name}"
     plain = dequantised(stored[f"{module}.weight"], stored[f"{module}.weight_scale_inv"])
     return PermuteForRope()._permute_for_rope(plain, Heads(heads))

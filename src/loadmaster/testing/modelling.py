@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from difflib import get_close_matches
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -46,13 +47,15 @@ def compare_with_transformers(family: Family, config: Mapping[str, Any]) -> None
 
 def has_model(config: Mapping[str, Any]) -> bool:
     """Return whether transformers is installed and has the class that ``config`` names."""
-    if find_spec("transformers") is None:
-        return False
-    try:
-        class_of(config)
-    except ImportError:
-        return False
-    return True
+    return find_spec("transformers") is not None and config["architectures"][0] in _classes()
+
+
+@cache
+def _classes() -> frozenset[str]:
+    """Return the names that transformers has, without importing what they name."""
+    import transformers
+
+    return frozenset(dir(transformers))
 
 
 def published_shapes(config: Mapping[str, Any]) -> Shapes:
