@@ -266,7 +266,8 @@ class Param:
     each rank, its first dim is filled up with ``filler`` to the next of these, or to a multiple of the last. ``ones``:
     how many dims of one element it has before and after its others (None: those of its part). ``rotary`` is the order in which
     an engine holds the rows of each head (`Tensor.head`) where the family has the other one: ``pairs``, as rotary embeddings
-    turn them, or ``halves``, the first rows of all pairs before the second ones.
+    turn them, or ``halves``, the first rows of all pairs before the second ones. ``laid`` is how an engine holds what is in one
+    tensor: rows that alternate ``apart``, those of gate before those of up, or the matrices of a stack ``beside`` one another.
     """
 
     name: str
@@ -280,6 +281,7 @@ class Param:
     filler: float = 0.0
     ones: tuple[int, int] | None = None
     rotary: Literal["pairs", "halves"] | None = None
+    laid: Literal["apart", "beside"] | None = None
 
     def is_on(self, stage: int, num_stages: int) -> bool:
         """Return whether a parameter of the model itself is on a stage."""

@@ -3,7 +3,8 @@
 What a fused parameter becomes follows from the forms of its parts:
 
     all quantised alike, form "stored"    the encoded components, each a parameter: values, scales …, with the grids; not for
-                                          tensors that only `Format.everywhere` quantises, nor in a `Format.transient`
+                                          tensors that only `Format.everywhere` quantises, nor in a `Format.transient`, nor for
+                                          what an engine lays out otherwise (`Param.laid`)
     none quantised, form not "decoded"    one parameter in the format stored (or in --dtype); mixed parts widen
     otherwise                             decoded, in the model's dtype
 """
@@ -42,7 +43,7 @@ from loadmaster.plan.division import divide, first_copies
 from loadmaster.plan.filling import ExpertSizes, next_size, with_room, with_zeros
 from loadmaster.plan.forms import StoredForm
 from loadmaster.plan.grids import scale_grids
-from loadmaster.plan.held import held_by, in_dims
+from loadmaster.plan.held import held_by, in_dims, laid
 from loadmaster.plan.logical import pairs_of, view
 from loadmaster.plan.moves import Move, move_of
 from loadmaster.plan.specs import ParamSpec
@@ -137,7 +138,8 @@ def compose(param: Param, bound: LayerClass, numerics: Numerics, layout: Paralle
         return None
     every = {f for part in parts for f in part.forms}
     quantised = {f.quantised for f in every}
-    if param.form == "stored" and quantised == {True} and len(every) == 1 and all(map(stays_encoded, parts)):
+    can_stay = param.form == "stored" and param.laid is None and all(map(stays_encoded, parts))
+    if can_stay and quantised == {True} and len(every) == 1:
         dtype = None
     elif param.form != "decoded" and quantised == {False}:
         keep = param.keep or parts[0].tensor.keep
@@ -181,6 +183,7 @@ class UnplacedParam:
         name, parts = self.param.name, self.param.parts
         division = divide(self.expression, len(parts), self.experts, coordinates)
         if not self.is_encoded:
+            e = laid(e, self.param.laid)
             e = next_size(in_dims(e, self.expression.shape, self.param.ones), self.param)
             yield PlannedParam(ParamSpec(name, e.shape, e.dtype, division=division, host=self.host), parts, pieces(e))
             return

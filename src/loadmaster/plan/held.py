@@ -1,11 +1,12 @@
-"""How an engine holds what is stored: under which names, in which dtypes, with which dims of one element."""
+"""How an engine holds what is stored: under which names, in which dtypes, with which dims of one element, in which order."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from loadmaster.architectures.algebra import Cast, Concat, Each, Expression, Stored
+from loadmaster.architectures.algebra import Cast, Concat, Each, Expression, Stored, concat, reorder
 from loadmaster.architectures.target import Held
 from loadmaster.architectures.views import pick, with_ones
 from loadmaster.formats import Format
@@ -41,6 +42,25 @@ def in_dims(e: Expression, shape: tuple[int, ...], ones: tuple[int, int] | None)
     for dim in reversed(range(len(shape))):
         e = pick(e, dim, 0) if shape[dim] == 1 else e
     return with_ones(e, *ones)
+
+
+def laid(e: Expression, how: Literal["apart", "beside"] | None) -> Expression:
+    """Return what a rank holds of plain tensors as an engine lays it out (`Param.laid`).
+
+    Rows that alternate are ``[…, 2 × rows, columns]``, of which a rank has whole pairs. A stack ``[n, rows, columns]`` becomes
+    ``[rows, n × columns]``.
+    """
+    match how:
+        case "apart":
+            dim = len(e.shape) - 2
+            return reorder(e, dim, (e.shape[dim] // 2, 2))
+        case "beside" if isinstance(e, Cast):
+            return replace(e, operand=laid(e.operand, how))
+        case "beside":
+            assert isinstance(e, Stored), "only a stack that is stored as one tensor is laid out"
+            return concat(1, tuple(pick(e, 0, n) for n in range(e.shape[0])))
+        case None:
+            return e
 
 
 def _bare(e: Expression) -> Expression:

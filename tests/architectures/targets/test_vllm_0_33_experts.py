@@ -13,6 +13,7 @@ from loadmaster.checkpoint import open_checkpoint
 from loadmaster.errors import UnsupportedError
 from loadmaster.parallel import ParallelLayout
 from loadmaster.plan import build_plan, prove
+from loadmaster.synth import PRESETS, write_tiny
 from loadmaster.testing.damaged import DamagedCheckpoint
 from loadmaster.testing.plans import write_checkpoint
 from tests.integrations.vllm.text_experts import CASES
@@ -69,3 +70,13 @@ def test_a_norm_that_releases_of_a_x_k1_store_in_dense_layers_is_read(tmp_path: 
     for layer in (0, 1):
         stored.copy(r"\.2\.post_mlp_layernorm", f".{layer}.post_mlp_layernorm")
     assert shapes_of(stored.path, ParallelLayout(), 0)[name.format(1)] == (320,)
+
+
+def test_shared_experts_of_an_inkling_are_beside_one_another(tmp_path: Path) -> None:
+    """Two of 96 by 48, over two ranks; the router's 8 + 2 rows are filled up to 16, and convolutions are divided."""
+    write_tiny(PRESETS["inkling"], tmp_path)
+    shapes = {n.removeprefix("model.layers.2."): s for n, s in shapes_of(tmp_path, ParallelLayout(1, 2), 1).items()}
+    assert shapes["mlp.sink_experts.w2_weight"] == (96, 2 * 24)
+    assert shapes["mlp.sink_experts.w13_weight"] == (2, 48, 96)
+    assert shapes["mlp.gate.weight"] == (16, 96)
+    assert shapes["attn_sconv.weight"] == (48, 1, 4)

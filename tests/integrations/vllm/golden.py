@@ -54,7 +54,7 @@ SINCE: Mapping[str, Mapping[str, tuple[Rank, ...]]] = {
         "deepseek-v4-pro-0813": STAGES[1:] + SPREAD[1:],
         "glm-5.3-flash": WHOLE + CUT[1:] + (Rank(tp=(1, 2), ep=True),),  # vLLM does not divide it into stages
         **dict.fromkeys(("muse-spark-nvfp4", "muse-spark-nvfp4 plain"), STAGES + CUT[1:] + SPREAD[1:]),
-        "hy4-preview": STAGES + CUT[1:] + SPREAD[1:],
+        **dict.fromkeys(("hy4-preview", "inkling"), STAGES + CUT[1:] + SPREAD[1:]),
         "minimax-m3-mxfp8": STAGES + CUT[1:] + SPREAD[1:],
         "kimi-linear": WHOLE + STAGES + CUT[1:] + SPREAD[1:] + (Rank(tp=(1, 4)),),
         **dict.fromkeys(("qwen3.8-flash-next", "ling-3.0-flash"), STAGES + CUT[1:] + SPREAD[1:]),

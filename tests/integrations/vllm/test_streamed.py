@@ -27,9 +27,7 @@ pytestmark = [
 ]
 
 SPREAD = Rank(tp=(1, 2), ep=True)
-CASES = [
-    (p, r) for p in ("mimo-v2.5-pro", "mimo-v2.6-pro", "mistral-large-3", "inkling") for r in (Rank((1, 2)), SPREAD)
-]
+CASES = [(p, r) for p in ("mimo-v2.5-pro", "mimo-v2.6-pro", "mistral-large-3") for r in (Rank((1, 2)), SPREAD)]
 CASES += [("deepseek-v4.1-flash", r) for r in (Rank((0, 2)), Rank((1, 2)), Rank(tp=(1, 2)), SPREAD)]
 
 
@@ -47,15 +45,6 @@ def raw(tensor: torch.Tensor) -> torch.Tensor:
 def test_what_is_streamed_is_what_vllms_own_loader_makes(preset: str, rank: Rank, tmp_path: Path) -> None:
     path = write(preset, tmp_path)
     own, streamed = (held(path, preset, rank, load_format=way) for way in ("auto", "loadmaster"))
-    assert own.keys() == streamed.keys()
-    assert [name for name in own if not torch.equal(raw(own[name]), raw(streamed[name]))] == []
-
-
-@pytest.mark.parametrize("rank", [Rank(), SPREAD], ids=str)
-def test_a_draft_of_glm_53_is_streamed_as_vllms_own_loader_loads_it(rank: Rank, tmp_path: Path) -> None:
-    path = write("glm-5.3-flash", tmp_path)
-    own, streamed = (held(path, "glm-5.3-flash", rank, load_format=way, draft="mtp") for way in ("auto", "loadmaster"))
-    assert "model.layers.5.mtp_block.mlp.experts.routed_experts.w13_weight" in own
     assert own.keys() == streamed.keys()
     assert [name for name in own if not torch.equal(raw(own[name]), raw(streamed[name]))] == []
 
