@@ -29,7 +29,7 @@ def shapes_of(path: Path, layout: ParallelLayout, rank: int) -> dict[str, tuple[
     ("case", "changes", "said"),
     [
         ("mimo-v2-flash", {"attention_projection_layout": "fused_qkv"}, "attention_projection_layout is 'fused_qkv'"),
-        ("ernie-4.5", {"use_bias": True}, "use_bias is true"),
+        ("ernie-4.5-moe", {"use_bias": True}, "use_bias is true"),
         ("ling", {"norm_head": True}, "norm_head is true"),
         ("olmoe", {"attention_bias": True}, "attention_bias is true"),
         ("phi-3.5-moe", {"lm_head_bias": True}, "lm_head_bias is true"),

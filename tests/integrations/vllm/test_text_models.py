@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from loadmaster.integrations.vllm.installed import find_vllm
-from tests.integrations.vllm.text_models import CASES, TARGET, joined, kept, of_vllm, planned, raw, told
+from tests.integrations.vllm.text_models import CASES, TABLES, TARGET, joined, kept, of_vllm, planned, raw, told
 
 INSTALLED = find_vllm()
 
@@ -16,6 +16,7 @@ INSTALLED = find_vllm()
 def test_every_case_has_digests_and_no_other() -> None:
     ranks = {name: {len(digests.split()) for digests in params.values()} for name, params in kept().items()}
     assert ranks == {name: {len(case.ranks)} for name, case in CASES.items()}
+    assert len(CASES) == sum(map(len, TABLES)), "two cases have one name"
 
 
 @pytest.mark.parametrize("name", CASES)

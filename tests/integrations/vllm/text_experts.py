@@ -155,7 +155,7 @@ CASES: Final[dict[str, TextCase]] = {
     "mimo-v2-flash, fp8": MIMO_FP8,
     "mimo-v2-flash, mtp": drafted(MIMO_FP8),
     "longcat-flash": TextCase(preset("longcat-flash"), ranks=WITH_EXPERTS),
-    "ernie-4.5": of(
+    "ernie-4.5-moe": of(
         "Ernie4_5_MoeForCausalLM",
         "ernie4_5_moe",
         {"moe_k": 2, "rope_theta": 1e4},

@@ -28,14 +28,15 @@ from tests.integrations.vllm.text_case import TextCase
 
 TARGET: Final = "vllm-0.33"
 FILE: Final = Path(__file__).with_name("vllm_0_33_text.json")
-CASES: Final[Mapping[str, TextCase]] = {
-    **text_around.CASES,
-    **text_deepseek.CASES,
-    **text_dense.CASES,
-    **text_experts.CASES,
-    **text_recurrent.CASES,
-    **text_remote.CASES,
-}
+TABLES: Final = (
+    text_around.CASES,
+    text_deepseek.CASES,
+    text_dense.CASES,
+    text_experts.CASES,
+    text_recurrent.CASES,
+    text_remote.CASES,
+)
+CASES: Final[Mapping[str, TextCase]] = {name: case for table in TABLES for name, case in table.items()}
 
 Digests = dict[str, str]
 Params = dict[str, torch.Tensor]
