@@ -59,6 +59,8 @@ class Target:
     are parameters that the engine computes from what is planned for them: their shapes and formats are those of the plan, their
     values are not. ``placements`` are those of logical tensors that the engine places otherwise than the family.
 
+    ``ungrouped``: rows that are packed by group (`Packed.by_group`) stay as they are stored, and are cut as if they were not.
+
     ``has_tables``: the engine can read tables (`Tensor.table`) in the memory of the host; others have all on the device.
     """
 
@@ -74,6 +76,7 @@ class Target:
     within: str = ""
     computed: tuple[str, ...] = ()
     placements: Mapping[str, Placement | None] = field(default_factory=dict)
+    ungrouped: bool = False
     has_tables: bool = False
 
     def block(self, layer: int, num_layers: int) -> str:
@@ -96,6 +99,7 @@ class Target:
 
         def placed(t: Tensor) -> Tensor:
             t = replace(t, placement=self.placements.get(t.name, t.placement))
+            t = replace(t, groups=1) if self.ungrouped else t
             p = t.placement
             if t.table is not None and not self.has_tables:
                 t = replace(t, table=None)

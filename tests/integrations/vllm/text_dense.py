@@ -138,4 +138,8 @@ CASES: Final[dict[str, TextCase]] = {
         drafts=True,
         files={"configuration_mimo.py": MIMO},
     ),
+    "internlm-2": TextCase(text("InternLM2ForCausalLM", "llama", bias=None)),
+    "internlm-2, one head of keys": TextCase(
+        text("InternLM2ForCausalLM", "llama", bias=None, num_key_value_heads=1), ranks=CUT
+    ),
 }

@@ -76,15 +76,15 @@ def remote(
     )
 
 
-def intern(architecture: str, model_type: str) -> TextCase:
-    """Return a case that is built as an InternVL."""
+def intern(architecture: str, whole: str, **language: Any) -> TextCase:
+    """Return a case that is built as an InternVL, around a Qwen2 unless ``language`` says otherwise."""
     return remote(
         architecture,
-        model_type,
+        whole,
         section="llm_config",
         more={"vision_config": TOWER, **INTERN},
         has_tokenizer=True,
-        llm_config={**QWEN2, **NO_HEAD},
+        llm_config={**QWEN2, **NO_HEAD, **language},
     )
 
 
@@ -96,6 +96,9 @@ def minicpm(version: float, base: str, config: dict[str, Any]) -> TextCase:
 
 CASES: Final[dict[str, TextCase]] = {
     "internvl-chat": intern("InternVLChatModel", "internvl_chat"),
+    "internvl-2.5": intern(
+        "InternVLChatModel", "internvl_chat", architectures=["InternLM2ForCausalLM"], model_type="llama"
+    ),
     "nvlm-d": intern("NVLM_D", "NVLM_D"),
     "h2ovl": intern("H2OVLChatModel", "h2ovl_chat"),
     "eagle-2.5-vl": remote(

@@ -76,11 +76,11 @@ class Described:
     stages hold, by native name. ``keep`` are parameters of a block with a fixed dtype, by vLLM's name; ``computed`` are those
     that vLLM computes while it loads. ``placements`` are those of logical tensors that vLLM divides otherwise. ``params``,
     with vLLM's names, replace the native ones of the same parts, where vLLM fuses or places others. ``within`` is the prefix
-    of the language model in a model around it (the head is outside that if ``head_outside``), ``model`` that of what is not the
-    head, and ``layers`` the list of layers. Without ``has_head`` the embedding is used where others have a head. ``formats`` are
-    the quantised formats that are described, and ``methods`` vLLM's names for methods of config.json where they differ.
-    ``sends`` is what a stage passes to the next (``make_empty_intermediate_tensors``). ``obstacle`` returns why a config is not
-    described; None if it is.
+    of the language model in a model around it (the head is outside that if ``head_outside``), ``model`` that of what is not
+    the head, and ``layers`` the list of layers. ``head`` begins the head's name; None: the embedding is it. ``ungrouped`` is
+    that of `Target`. ``formats`` are the quantised formats that are described, and ``methods`` vLLM's names for methods of
+    config.json where they differ. ``sends`` is what a stage passes to the next (``make_empty_intermediate_tensors``).
+    ``obstacle`` returns why a config is not described; None if it is.
     """
 
     classes: tuple[str, ...]
@@ -98,7 +98,8 @@ class Described:
     model: str = "model."
     layers: str = "layers"
     head_outside: bool = False
-    has_head: bool = True
+    head: str | None = "lm_head."
+    ungrouped: bool = False
     formats: Mapping[str, tuple[Held, ...]] = field(default_factory=lambda: FP8_BLOCK)
     methods: Mapping[str, str] = field(default_factory=dict)
     sends: tuple[str, ...] = ("hidden_states", "residual")
@@ -161,7 +162,7 @@ class Version:
             raise UnsupportedError(f"{architecture} is not described for {self.name}: {obstacle}")
         has_drafts = bool(known.drafts) and known.drafted(config)
         replaced = {part for p in known.params for part in p.parts}
-        left = (p for p in family.native if known.has_head or not p.name.startswith(_HEAD))
+        left = (p for p in family.native if known.head or not p.name.startswith(_HEAD))
         native = (_renamed(p, known) for p in left if not replaced.issuperset(p.parts))
         return Target(
             self.name,
@@ -176,6 +177,7 @@ class Version:
             within=known.within,
             computed=tuple(f"{{block}}.{name}" for name in known.computed),
             placements=known.placements,
+            ungrouped=known.ungrouped,
         )
 
     def _why(self, family: Family, architecture: str) -> str:
@@ -201,7 +203,8 @@ def _is_of_draft(param: Param) -> bool:
 
 def _of_model(name: str, known: Described) -> str:
     if name.startswith(_HEAD):
-        return name if known.head_outside else known.within + name
+        own = f"{known.head}{name.removeprefix(_HEAD)}"
+        return own if known.head_outside else known.within + own
     return known.within + known.model + _moved(name, known.top)
 
 

@@ -12,21 +12,16 @@ from typing import Final
 
 from loadmaster.architectures.config import Config
 from loadmaster.architectures.schema import Param
-from loadmaster.architectures.targets.vllm import EMBEDDING, HEAD, NORM, Described
+from loadmaster.architectures.targets.vllm import EMBEDDING, HEAD, NORM, Described, without
 from loadmaster.architectures.targets.vllm_0_32 import untied
 
 EVERYTHING: Final = (EMBEDDING, NORM, HEAD)
 WITH_BIAS: Final = (*EVERYTHING, "norm.bias")
 
 
-def _without(*keys: str) -> Callable[[Config], str | None]:
-    """Return the obstacle of models to which vLLM gives no biases, whatever these keys say."""
-    return lambda c: next((f"{key} is true" for key in keys if c.flag(key)), None)
-
-
 def _tied(*keys: str) -> Callable[[Config], str | None]:
     """Return the obstacle of models whose head vLLM takes for the embedding, and which have no biases."""
-    return lambda c: _without(*keys)(c) if c.flag("tie_word_embeddings", True) else "the head is not the embedding"
+    return lambda c: without(*keys)(c) if c.flag("tie_word_embeddings", True) else "the head is not the embedding"
 
 
 _GRANITE: Final = Described(("GraniteForCausalLM",), sends=("hidden_states",))
@@ -34,7 +29,7 @@ OF_TRANSFORMERS: Final = Described(("TransformersForCausalLM",), sends=("hidden_
 """Models of which vLLM has no class: it fuses the linear layers of transformers' class."""
 
 _COHERE: Final = Described(
-    ("CohereForCausalLM",), on_every_stage=(EMBEDDING, NORM), has_head=False, obstacle=_tied("attention_bias")
+    ("CohereForCausalLM",), on_every_stage=(EMBEDDING, NORM), head=None, obstacle=_tied("attention_bias")
 )
 
 _HUNYUAN: Final = replace(
@@ -85,12 +80,10 @@ DESCRIBED: Final[Mapping[str, Described]] = {
     ),
     "CohereForCausalLM": _COHERE,
     "Cohere2ForCausalLM": _COHERE,
-    "Ernie4_5ForCausalLM": Described(("Ernie4_5ForCausalLM",), obstacle=_without("use_bias")),
-    "GemmaForCausalLM": Described(
-        ("GemmaForCausalLM",), on_every_stage=EVERYTHING, obstacle=_without("attention_bias")
-    ),
+    "Ernie4_5ForCausalLM": Described(("Ernie4_5ForCausalLM",), obstacle=without("use_bias")),
+    "GemmaForCausalLM": Described(("GemmaForCausalLM",), on_every_stage=EVERYTHING, obstacle=without("attention_bias")),
     "Gemma2ForCausalLM": replace(_COHERE, classes=("Gemma2ForCausalLM",), obstacle=_tied()),
-    "InternLM3ForCausalLM": Described(("LlamaForCausalLM",), obstacle=_without("bias")),
+    "InternLM3ForCausalLM": Described(("LlamaForCausalLM",), obstacle=without("bias")),
     "MiMoForCausalLM": _MIMO,
     "MiniCPMForCausalLM": Described(("MiniCPMForCausalLM",), on_every_stage=EVERYTHING),
     "MiniCPM3ForCausalLM": Described(

@@ -1,8 +1,8 @@
 """vLLM 0.33's models of the years before 2024 with names of their own: architecture in config.json → how it implements them.
 
-Sources: ``falcon``, ``gpt2``, ``gpt_j``, ``opt``, ``chatglm``, ``exaone`` and ``transformers`` in ``vllm/model_executor/models``,
-of 0.33.0. Not described are Bloom, whose packed q, k and v it takes apart; InternLM2, whose packed rows it cuts in the order in
-which they are stored; and Phi-1 and 2, the bias of whose head it does not have.
+Sources: ``falcon``, ``gpt2``, ``gpt_j``, ``opt``, ``chatglm``, ``exaone``, ``internlm2`` and ``transformers`` in
+``vllm/model_executor/models``, of 0.33.0. Not described are Bloom, whose packed q, k and v it takes apart; and Phi-1 and 2, the
+bias of whose head it does not have.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from loadmaster.architectures.config import Config
-from loadmaster.architectures.targets.vllm import Described
+from loadmaster.architectures.targets.vllm import Described, without
 from loadmaster.architectures.targets.vllm_0_33_dense import EVERYTHING, OF_TRANSFORMERS, WITH_BIAS
 
 
@@ -113,6 +113,23 @@ _EXAONE: Final = Described(
     layers="h",
 )
 
+_INTERNLM2: Final = Described(
+    ("InternLM2ForCausalLM",),
+    modules=(
+        ("self_attn.qkv_proj.", "attention.wqkv."),
+        ("self_attn.o_proj.", "attention.wo."),
+        ("mlp.gate_up_proj.", "feed_forward.gate_up_proj."),
+        ("mlp.down_proj.", "feed_forward.w2."),
+        ("input_layernorm.", "attention_norm."),
+        ("post_attention_layernorm.", "ffn_norm."),
+    ),
+    top=(("embed_tokens.", "tok_embeddings."),),
+    on_every_stage=EVERYTHING,
+    head="output.",
+    ungrouped=True,
+    obstacle=without("bias"),
+)
+
 DESCRIBED: Final[Mapping[str, Described]] = {
     **dict.fromkeys(("ChatGLMModel", "ChatGLMForConditionalGeneration"), _CHATGLM),
     "ExaoneForCausalLM": _EXAONE,
@@ -121,4 +138,5 @@ DESCRIBED: Final[Mapping[str, Described]] = {
     "GPTJForCausalLM": _GPTJ,
     "GPTNeoXForCausalLM": _NEOX,
     "OPTForCausalLM": _OPT,
+    "InternLM2ForCausalLM": _INTERNLM2,
 }
