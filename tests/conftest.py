@@ -14,9 +14,11 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 import gc
 import importlib.util
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,3 +79,24 @@ def tiny_copy(tiny: Tiny, tmp_path: Path) -> Tiny:
         return Path(shutil.copytree(tiny(family), tmp_path / family))
 
     return path
+
+
+@pytest.fixture(scope="module")
+def forked_workers() -> Iterator[None]:
+    """Let the engines of a module fork their workers (`tests.workers.forked`); how a worker starts is tested elsewhere."""
+    from loadmaster.workers import process
+    from tests.workers.forked import Forked
+
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.platform == "linux":
+            forks = SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
+            patch.setattr(process, "subprocess", forks)
+        yield
+
+
+@pytest.fixture
+def started_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the engines of a test start their workers as a user's engine does, in a module with `forked_workers`."""
+    from loadmaster.workers import process
+
+    monkeypatch.setattr(process, "subprocess", subprocess)

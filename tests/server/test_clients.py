@@ -23,6 +23,7 @@ from tests.server.fake import client_of, eventually, serving
 from tests.workers.processes import newest_worker
 from tests.workers.toy import BUILDER, ToyPlan, continuation
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
 ENDLESS = {"max_tokens": 5000, "temperature": 0, "ignore_eos": True}
 
 
@@ -111,7 +112,7 @@ def reference(tiny: Tiny) -> Any:
 
 
 @pytest.fixture(scope="module")
-def llama(tiny: Tiny) -> Iterator[str]:
+def llama(tiny: Tiny, forked_workers: None) -> Iterator[str]:
     path = tiny("llama")
     layout = ParallelLayout(pipeline_parallel_size=2)
     plan = prove(build_plan(open_checkpoint(path), layout, dtype="F32")).require_proven()

@@ -128,6 +128,7 @@ def test_a_schema_that_is_nested_too_deep_is_refused_as_text(client: openai.Open
     assert refused.value.param == "text"
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_model_with_random_weights_answers_with_an_object_that_the_client_parses(tiny: Tiny) -> None:
     path = tiny("llama")
     plan = prove(build_plan(open_checkpoint(path), ParallelLayout(), dtype="F32")).require_proven()
