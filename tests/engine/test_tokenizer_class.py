@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from loadmaster.engine.tokenizer_class import ANY, KNOWN, OTHERWISE, is_for_any, load
 from tests.conftest import Tiny
 from tests.versions import TRANSFORMERS
