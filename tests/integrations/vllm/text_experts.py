@@ -261,6 +261,16 @@ CASES: Final[dict[str, TextCase]] = {
         engine={"language_model_only": True},
         ranks=SOME,
     ),
+    "ling-3-vl": TextCase(
+        text(
+            "BailingMoeV3VLForConditionalGeneration",
+            "bailing_moe_v3_vl",
+            text_config=preset("ling-3.0-flash", architectures=None, auto_map=None),
+        ),
+        {"mrope_section": [2, 1, 1], "vision_config": VISION | QWEN_VISION | {"out_hidden_size": 96}},
+        engine={"language_model_only": True},
+        ranks=SOME,
+    ),
     "intern-s1-pro": TextCase(
         text(
             "InternS1ProForConditionalGeneration",

@@ -22,6 +22,7 @@ _AUDIO: Final = (
     "UltravoxModel",
 )
 _VISION: Final = (
+    "BailingMoeV3VLForConditionalGeneration",
     "Cohere2VisionForConditionalGeneration",
     "DeepseekOCR2ForCausalLM",
     "DeepseekOCRForCausalLM",
