@@ -50,6 +50,7 @@ _VISION: Final = (
     "PaddleOCRVLForConditionalGeneration",
     "PaliGemmaForConditionalGeneration",
     "Phi3VForCausalLM",
+    "PixtralForConditionalGeneration",
     "QianfanOCRForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration",
     "Qwen2VLForConditionalGeneration",
