@@ -11,6 +11,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,7 @@ from loadmaster.checkpoint import open_checkpoint
 from loadmaster.integrations.vllm.direct import Planned
 from loadmaster.loader import load_rank
 from loadmaster.parallel import ParallelLayout
-from loadmaster.plan import build_plan, prove
+from loadmaster.plan import ProvenPlan, build_plan, prove
 from tests.integrations.vllm import text_around, text_deepseek, text_dense, text_experts, text_recurrent, text_remote
 from tests.integrations.vllm.golden import held
 from tests.integrations.vllm.text_case import TextCase
@@ -71,15 +72,21 @@ def planned(case: TextCase, path: Path, rank: Rank) -> tuple[Params, set[str]]:
     """Return what a plan makes of a rank's parameters, and the names of those that are other ones in vLLM."""
     (pp, stages), (tp, cuts) = rank.pp, rank.tp
     layout = ParallelLayout(stages, cuts, enable_expert_parallel=rank.ep, num_draft_layers=int(case.drafts))
-    plan = build_plan(open_checkpoint(path), layout, target=TARGET, expert_sizes=case.room.get(str(rank)))
-    proven, number = prove(plan).require_proven(), pp * cuts + tp
-    loaded, here = load_rank(proven, number), Planned(proven, number, is_draft=case.drafts)
+    proven, number = _proven(path, layout, case.room.get(str(rank))), pp * cuts + tp
+    loaded, here = load_rank(proven, number, num_readers=1), Planned(proven, number, is_draft=case.drafts)
     names: dict[str, list[str]] = defaultdict(list)
     for spec, name in here.params:
         if not (case.drafts and is_shared(name)):
             names[spec.alias or spec.name].append(name)
     made = {min(sorted(same), key=len): loaded.tensors[owner] for owner, same in names.items()}
     return made, {*here.computed, *(name for name in made if case.lost and name.endswith(case.lost))}
+
+
+@lru_cache(maxsize=1)
+def _proven(path: Path, layout: ParallelLayout, expert_sizes: tuple[int, int] | None) -> ProvenPlan:
+    """Return the plan of a layout, which ranks that follow one another share."""
+    plan = build_plan(open_checkpoint(path), layout, target=TARGET, expert_sizes=expert_sizes)
+    return prove(plan).require_proven()
 
 
 def told(params: Params, computed: set[str] | frozenset[str] = frozenset()) -> Digests:
