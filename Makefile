@@ -42,7 +42,7 @@ help:  ## this list
 demo: $(VENV)/.demo  ## SmolLM2 over two stages answers a question; then a small trained GLM-5.1-FP8 over four continues a verse
 	$(BIN)/python -m demo.run
 
-test: $(VENV)/.test  ## the CPU tier, docstrings and documents included: about 12 minutes on 2 cores
+test: $(VENV)/.test  ## the CPU tier, docstrings and documents included: about 11 minutes on 2 cores
 	$(PYTEST) -n $(JOBS) --dist worksteal -m "not slow and not gpu"
 
 test-all: $(VENV)/.test  ## every test; those marked gpu skip themselves where there is no GPU
