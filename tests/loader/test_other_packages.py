@@ -304,6 +304,7 @@ def test_a_layout_other_than_rows_of_int8(damaged: Any) -> None:
     ("case", "changes", "says"),
     [
         ("mlx-mixed", {"mode": "nvfp4"}, "MLX's mode 'nvfp4' with 4 bits in groups of 64 is not supported"),
+        ("mlx-mixed", {"mode": ["nvfp4"]}, "MLX's mode ['nvfp4'] with 4 bits in groups of 64 is not supported"),
         ("mlx-mixed", {"bits": 7}, "with 7 bits in groups of 64 is not supported"),
         ("mlx-mixed", {"lm_head": {"bits": True}}, "lm_head: MLX's mode 'affine' with True bits"),
         ("bitsandbytes-nf4", {"bnb_4bit_quant_storage": "bfloat16"}, "stored as 'bfloat16', is not supported"),

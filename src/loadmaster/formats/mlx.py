@@ -39,7 +39,10 @@ def mlx(bits: int, group: int) -> Format:
 
 
 def _floats(mode: str, bits: int, group: int, *, free: bool = False) -> Format:
-    """Return a format of floats of ``bits`` in U32 words, with a byte for each ``group`` of them."""
+    """Return a format of floats of ``bits`` in U32 words, with a byte for each ``group`` of them.
+
+    ``free``: the byte is a code, not a biased exponent (`Component.free`).
+    """
     words, scales = Grain(1, 32 // bits), Grain(1, group, "cover")
     components = (Component("weight", ("U32",), (OUT, words)), Component("scales", ("U8",), (OUT, scales), free=free))
     return Format(f"mlx_{mode}", components, everywhere=True)

@@ -154,10 +154,11 @@ def _mlx(dtype: str, q: Mapping[str, Any], where: str) -> Claims:
 def _mlx_format(q: Mapping[str, Any], where: str) -> Format:
     """Return the format of one module's settings; what they leave out is as in ``mlx.nn.Linear.to_quantized``."""
     mode, bits, group = q.get("mode", "affine"), q.get("bits", 4), q.get("group_size", 64)
-    if mode == "affine" and type(bits) is int and bits in MLX_BITS and type(group) is int and group in MLX_GROUPS:
-        return mlx(bits, group)
-    if (found := MLX_FLOATS.get((mode, bits, group))) is not None and type(bits) is type(group) is int:
-        return found
+    if type(mode) is str and type(bits) is type(group) is int:
+        if mode == "affine" and bits in MLX_BITS and group in MLX_GROUPS:
+            return mlx(bits, group)
+        if (found := MLX_FLOATS.get((mode, bits, group))) is not None:
+            return found
     raise UnsupportedError(
         f"{where}: MLX's mode {mode!r} with {bits!r} bits in groups of {group!r} is not supported",
         hint=f"supported: affine with {', '.join(map(str, MLX_BITS))} bits in groups of {', '.join(map(str, MLX_GROUPS))}, "
