@@ -50,13 +50,13 @@ _REWRITINGS: Final = (
 
 def expected_params(plan: Plan, rank: int, spelling: Spelling, *, draft: bool = False) -> Expected:
     """Return the parameters of one rank of a sound checkpoint's plan; with ``draft`` those of the draft alone."""
-    excluded = (*UNHELD, *_held_otherwise(plan))
+    excluded, reordered = (*UNHELD, *_held_otherwise(plan)), _reordered(plan)
     specs = {s.name: s for s in plan.rank(rank).specs if s.alias is None and not s.name.endswith(excluded)}
     copies = testing.Expected(plan, rank, spelling).arrays()
     expected = {
         n: torch.from_numpy(a.copy()).view(torch.uint8).view(TORCH[specs[n].dtype]).reshape(a.shape)
         for n, a in copies.items()
-        if n in specs and a.size * a.itemsize == specs[n].num_bytes and not n.endswith(_reordered(plan))
+        if n in specs and a.size * a.itemsize == specs[n].num_bytes and not n.endswith(reordered)
     }
     expected = {n: t.reshape(specs[n].shape) for n, t in expected.items()}
     computed = [n for n in specs if n not in expected]

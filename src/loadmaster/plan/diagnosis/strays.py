@@ -18,8 +18,9 @@ SINGLY = 10_000
 def unexpected(names: Names, checkpoint: Checkpoint, num_layers: int) -> Iterator[Defect]:
     """Report what is left of the strays, without the renamed tensors."""
     strays, table = names.strays, checkpoint.table
-    others = sorted(name for name in table.names if name not in strays)
-    groups = list(_groups(sorted(strays), others)) if len(strays) > 1 else [(None, [*strays])]
+    groups: list[tuple[str | None, Sequence[str]]] = [(None, [*strays])]
+    if len(strays) > 1:
+        groups = list(_groups(sorted(strays), sorted(name for name in table.names if name not in strays)))
     firsts = sorted(
         (min(map(strays.__getitem__, inside)), number) for number, (_, inside) in enumerate(groups) if inside
     )
