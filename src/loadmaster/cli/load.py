@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-readers",
         type=positive,
         metavar="N",
-        help="reading threads (default: twice the cores, at most 16; onto GPUs 12 each, at most the cores less two)",
+        help="reading threads (default: twice the cores, at most 16; onto GPUs 12 for each, at most the cores less two)",
     )
     parser.add_argument(
         "--staging",

@@ -156,7 +156,7 @@ class Version:
         if known is None:
             raise UnsupportedError(
                 f"{architecture} is not described for {self.name}{self._why(family, architecture)}",
-                hint=f"described: {', '.join((*self.described, *self.around))}",
+                hint="docs/guides/vllm.md lists those that are; vLLM's own loader loads the others, which --engine native proves",
             )
         if obstacle := known.obstacle(config):
             raise UnsupportedError(f"{architecture} is not described for {self.name}: {obstacle}")

@@ -2,10 +2,9 @@
 
 The pattern is a NaN in every floating-point format of two or four bytes. No weight is NaN, so an element that still has the
 pattern was not written. It is also the largest integer of two bytes, so that a GPU finds it in one pass. In formats of one byte,
-and in integers, 64 bytes in a row must have it. Memory has the pattern from
-its allocation (`patterned`), which distinguishes what the model initialised (a padding of zeros, the default of a cache's
-scale) from memory that nothing wrote. Small initialised parameters get the pattern too, and get their default back if they
-may keep it. Nothing here depends on vLLM.
+and in integers, 64 bytes in a row must have it. Memory has the pattern from its allocation (`patterned`), which distinguishes
+what the model initialised (a padding of zeros, the default of a cache's scale) from memory that nothing wrote. Small initialised
+parameters get the pattern too, and get their default back if they may keep it. Nothing here depends on vLLM.
 """
 
 from __future__ import annotations
